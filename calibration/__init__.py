@@ -1,0 +1,1 @@
+"""Images to ranges to scales: image sets, observers, thresholds and calibration tables."""

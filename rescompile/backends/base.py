@@ -1,0 +1,109 @@
+"""What a backend is: something that turns the deployable graph into an engine, and an engine into answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescompile.manifest import Batch, Manifest, Precision
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) during long work."""
+
+RestType = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class Availability:
+    """What a backend can do on this machine; ``reason`` says why not, or how it would."""
+
+    build: bool
+    run: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What ``Backend.build`` is asked for.
+
+    ``target`` is a compute capability such as ``sm_89``, or None for "this machine".
+    """
+
+    model: Path
+    """The deployable graph, ``model.onnx``."""
+    precision: Precision
+    batch: Batch
+    image_shape: tuple[int, int, int]
+    """Input without its batch dimension, in the graph's own layout."""
+    target: str | None = None
+    timing_cache: Path | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """What ``Backend.build`` wrote into the engine directory."""
+
+    files: tuple[str, ...]
+    target: str | None = None
+    """The target that the engine was really built for."""
+    fused_adds: int | None = None
+    """Residual adds that the engine computes inside a convolution; None where it cannot be inspected."""
+    notes: tuple[str, ...] = field(default=())
+
+
+class Runner(Protocol):
+    """An engine in memory. Not thread-safe unless the backend's docstring says so."""
+
+    def __call__(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Logits [N, classes] of ``images`` [N, ...] in the manifest's input layout and dtype."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory and device handles; calling it twice is harmless."""
+        ...
+
+
+class Backend(Protocol):
+    """One kind of engine. Implementations live one per module and are listed in ``rescompile.backends``."""
+
+    name: str
+
+    def availability(self) -> Availability:
+        """What can be done here, found without building anything."""
+        ...
+
+    def rest_type(self, precision: Precision) -> RestType:
+        """The type of every layer of the deployable graph that is not quantized."""
+        ...
+
+    def check(self, request: BuildRequest) -> None:
+        """Refuse what this backend cannot build (target, precision) before any long work starts.
+
+        Raises:
+            UsageError: the target or precision does not exist for this backend.
+            BackendUnavailable: the backend cannot build on this machine.
+        """
+        ...
+
+    def build(self, request: BuildRequest, directory: Path) -> Payload:
+        """Build the engine into ``directory``.
+
+        Raises:
+            BackendError: the library refused the graph; its own words are in the message.
+        """
+        ...
+
+    def load(self, directory: Path, manifest: Manifest) -> Runner:
+        """Load the payload in ``directory`` (hashes already checked).
+
+        Raises:
+            BackendUnavailable: the engine cannot run on this machine.
+            BackendError: the payload was refused.
+        """
+        ...

@@ -1,0 +1,135 @@
+"""``manifest.json``: what an engine directory is, what goes in, what comes out, and the hash of every file.
+
+The manifest carries a digest of itself (field ``sha256``), so that a flipped byte in it is found like
+one in any other file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from calibration.preprocess import Preprocess
+from rescompile.errors import EngineError
+
+FORMAT = 1
+"""Version of the engine directory; raised when a reader of the old one would misunderstand the new one."""
+
+NAME = "manifest.json"
+
+Precision = Literal["fp32", "fp16", "int8"]
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Batch sizes that the engine takes; ``opt`` is the one it was tuned for."""
+
+    min: Count
+    opt: Count
+    max: Count
+
+    def __str__(self) -> str:
+        return str(self.opt) if self.min == self.max else f"{self.min}:{self.opt}:{self.max}"
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output; the batch dimension is -1 where the engine takes a range."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "uint8"]
+    layout: Literal["NCHW", "NHWC", "NC"]
+
+
+class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Hash and size of one file of the directory."""
+
+    sha256: Sha256
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class CheckpointRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the weights came from: ``source`` is a file name, ``pretrained`` or ``random``."""
+
+    sha256: Sha256
+    source: str
+
+
+class CalibrationRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The calibration table inside the directory and the image set behind it."""
+
+    sha256: Sha256
+    source: str
+    images: int
+    method: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The contract of an engine directory; see the module docstring."""
+
+    format: int
+    model: str
+    depth: int | None
+    precision: Precision
+    backend: str
+    target: str | None
+    batch: Batch
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    checkpoint: CheckpointRef
+    calibration: CalibrationRef | None
+    golden_relative_rms: float
+    files: dict[str, FileDigest]
+    environment: dict[str, str]
+    sha256: str = ""
+
+    def digest(self) -> str:
+        """SHA-256 of this manifest with its own ``sha256`` left empty."""
+        return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, sha256=""))).hexdigest()
+
+    def write(self, directory: Path) -> None:
+        """Write ``manifest.json`` into ``directory``, with the digest filled in."""
+        sealed = msgspec.structs.replace(self, sha256=self.digest())
+        (directory / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check ``manifest.json``: format version, field types, own digest and plain file names.
+
+    Raises:
+        EngineError: the directory or manifest is missing, of another format, or changed since the build.
+    """
+    path = directory / NAME
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        where = "has no manifest.json" if directory.is_dir() else "does not exist"
+        raise EngineError(f"{directory} is no engine directory: it {where}; pass the --output of a build") from None
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
+    try:
+        found = msgspec.json.decode(text, type=_Version).format
+        if found != FORMAT:
+            raise EngineError(
+                f"{path} has format {found}, this rescompile reads format {FORMAT}: "
+                "build the engine again with this version, or install the version that built it"
+            )
+        manifest = msgspec.json.decode(text, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path} is damaged ({error}); build the engine again or copy it again") from error
+    if manifest.sha256 != manifest.digest():
+        raise EngineError(f"{path} was changed after the build (its digest differs); build or copy the engine again")
+    for name in manifest.files:
+        if not name or "/" in name or "\\" in name or name in {".", "..", NAME}:
+            raise EngineError(f"{path} lists a file '{name}' outside of its directory; do not use this engine")
+    return manifest
+
+
+class _Version(msgspec.Struct):
+    format: int

@@ -1,0 +1,49 @@
+"""The one door through which optional and heavy packages are imported, at the time of their use."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+from rescompile.errors import BackendUnavailable
+
+EXTRA_OF = {
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "pycuda": "tensorrt",
+    "pycuda.driver": "tensorrt",
+    "triton": "triton",
+}
+"""Module name to the extra of this project that installs it; whatever is not here is always installed."""
+
+
+def installed(module: str) -> bool:
+    """Whether ``module`` could be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def how_to_install(module: str) -> str:
+    """The install line for ``module``: its extra, or the package itself."""
+    extra = EXTRA_OF.get(module)
+    return f"pip install 'rescompile[{extra}]'" if extra else "pip install --force-reinstall rescompile"
+
+
+def require(module: str, purpose: str) -> Any:
+    """Import ``module``; where it is missing say what it is needed for and how to install it.
+
+    Raises:
+        BackendUnavailable: the module is not installed, or its shared libraries do not load.
+    """
+    try:
+        loaded: ModuleType = importlib.import_module(module)
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"{purpose} needs the package '{module}', which cannot be imported here ({error}): "
+            f"run {how_to_install(module)}"
+        ) from error
+    return loaded

@@ -1,0 +1,122 @@
+"""``report.json``: what was asked, what was measured, and the verdict. Terminal and HTML are views of it."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine must keep to pass; None means "not asked". Fractions, not percent."""
+
+    min_agreement: float | None = None
+    """Share of images whose top-1 class equals the fp32 reference's."""
+    max_top1_drop: float | None = None
+    """Largest allowed loss of top-1 accuracy in percentage points; needs labels."""
+    max_relative_rms: float | None = None
+    """Largest allowed RMS of the logit error over RMS of the reference logits."""
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One line of the verdict: asked beside measured."""
+
+    name: str
+    asked: str
+    measured: str
+    passed: bool
+
+
+class StageRecord(msgspec.Struct, frozen=True):
+    """Wall time and peak resident memory of one stage."""
+
+    name: str
+    seconds: float
+    peak_rss_bytes: int
+
+
+class LintResult(msgspec.Struct, frozen=True):
+    """Names of the rules that were checked, and the sentences of those broken."""
+
+    rules: tuple[str, ...]
+    violations: tuple[str, ...]
+
+
+class FusedAdds(msgspec.Struct, frozen=True):
+    """Residual adds that fuse into a convolution, ``of`` how many; ``seen_in`` is "graph" or "engine"."""
+
+    fused: int
+    of: int
+    seen_in: str
+
+
+class BlockError(msgspec.Struct, frozen=True):
+    """Error of one block's output against fp32: signal-to-quantization-noise ratio in dB and cosine."""
+
+    block: str
+    sqnr_db: float
+    cosine: float
+
+
+class ActivationRange(msgspec.Struct, frozen=True):
+    """Largest magnitude seen at a quantized tensor and the threshold chosen for it."""
+
+    tensor: str
+    amax: float
+    threshold: float
+
+
+class Parity(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine (or its deployable graph) against the fp32 reference on one image set.
+
+    ``top1_reference`` and ``top1_engine`` are None for images without labels.
+    """
+
+    images: int
+    image_source: str
+    image_fingerprint: str
+    top1_reference: float | None
+    top1_engine: float | None
+    top1_agreement: float
+    relative_rms: float
+    cosine: float
+    max_abs: float
+
+
+class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict on one engine. ``bool(report)`` is ``report.passed``."""
+
+    passed: bool
+    engine_executed: bool
+    measured_on: str
+    """What produced the logits: the backend's name, or "deployable graph (onnxruntime)"."""
+    model: str
+    precision: str
+    backend: str
+    target: str | None
+    engine_directory: str
+    images: int
+    image_source: str
+    image_fingerprint: str
+    top1_reference: float | None
+    top1_engine: float | None
+    top1_agreement: float | None
+    relative_rms: float | None
+    cosine: float | None
+    max_abs: float | None
+    limits: Limits
+    checks: tuple[Check, ...]
+    lint: LintResult
+    fused: FusedAdds | None
+    stages: tuple[StageRecord, ...]
+    environment: dict[str, str]
+    notes: tuple[str, ...] = ()
+    blocks: tuple[BlockError, ...] = ()
+    ranges: tuple[ActivationRange, ...] = ()
+    logits: tuple[tuple[float, float], ...] = ()
+    """Pairs (fp32, engine), a sample for the plot."""
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def to_json(self) -> bytes:
+        """The report as indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
