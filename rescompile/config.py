@@ -1,0 +1,170 @@
+"""What a user can ask for, as frozen dataclasses that are validated once, when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from calibration.preprocess import IMAGENET, Preprocess
+from rescompile.errors import UsageError, did_you_mean
+from rescompile.manifest import Batch, Precision
+from rescompile.report import Limits
+
+InputFormat = Literal["float32-nchw", "uint8-nhwc"]
+
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
+DEFAULT_CALIBRATION_IMAGES = 512
+DEFAULT_METHOD = "mse"
+
+
+def parse_batch(text: str) -> Batch:
+    """``"8"`` is one fixed batch size, ``"1:8:32"`` a range and the size to tune for.
+
+    Raises:
+        UsageError: not of this form, not positive, or not in ascending order.
+    """
+    parts = text.split(":")
+    if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(f"--batch {text} is not understood; write one size (8) or MIN:OPT:MAX (1:8:32)")
+    sizes = [int(part) for part in parts] * (3 if len(parts) == 1 else 1)
+    low, best, high = sizes
+    if not 1 <= low <= best <= high <= 65536:
+        raise UsageError(f"--batch {text} must satisfy 1 <= MIN <= OPT <= MAX <= 65536")
+    return Batch(low, best, high)
+
+
+def one_of(value: str, known: tuple[str, ...], option: str) -> str:
+    """``value`` if it is known.
+
+    Raises:
+        UsageError: names the option, the value and everything known.
+    """
+    if value not in known:
+        hint = did_you_mean(value, list(known))
+        raise UsageError(f"{option} {value} is unknown; choose one of {', '.join(known)}.{hint}")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessOptions:
+    """Changes to a model's own preprocessing; None keeps what the model has. ``resize=0`` means no resizing."""
+
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    color: Literal["RGB", "BGR"] | None = None
+
+    def apply(self, default: Preprocess = IMAGENET) -> Preprocess:
+        """``default`` with these changes.
+
+        Raises:
+            UsageError: sizes or deviations that cannot be.
+        """
+        crop = self.crop or default.crop
+        resize = default.resize if self.resize is None else (self.resize or None)
+        if self.resize is None and resize is not None and self.crop is not None:
+            # keep the model's own proportion between resize and crop
+            resize = round(resize * crop / default.crop)
+        try:
+            return Preprocess(
+                resize=resize,
+                crop=crop,
+                interpolation=self.interpolation or default.interpolation,
+                mean=self.mean or default.mean,
+                std=self.std or default.std,
+                color=self.color or default.color,
+            )
+        except ValueError as error:
+            raise UsageError(f"the preprocessing options do not fit together: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network, which weights, which images it expects."""
+
+    depth: int | None = None
+    model: str | None = None
+    onnx: Path | None = None
+    weights: str = "pretrained"
+    """``pretrained``, ``pretrained-v2``, ``random``, or the path of a checkpoint."""
+    shortcut: Literal["A", "B"] | None = None
+    stride_on: Literal["1x1", "3x3"] | None = None
+    classes: Path | None = None
+    """Text file with one class name a line."""
+    preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        named = [flag for flag, value in self._sources() if value is not None]
+        if len(named) > 1:
+            raise UsageError(f"{' and '.join(named)} both name the network; pass one of them")
+        if not named and self.weights in ("pretrained", "pretrained-v2", "random"):
+            raise UsageError(
+                "no network was named; pass --depth 101, --model resnet56-cifar, --onnx FILE or --weights FILE"
+            )
+        if self.onnx is not None and self.weights not in ("pretrained", str(self.onnx)):
+            raise UsageError("--onnx brings its own weights; leave --weights out")
+        if self.onnx is not None and (self.shortcut or self.stride_on):
+            raise UsageError("--onnx brings its own structure; leave --shortcut and --stride-on out")
+
+    def _sources(self) -> list[tuple[str, object]]:
+        return [("--depth", self.depth), ("--model", self.model), ("--onnx", self.onnx)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """Where INT8 scales come from: an image set, a table made earlier, or the built-in photographs."""
+
+    images: Path | None = None
+    table: Path | None = None
+    method: str = DEFAULT_METHOD
+    limit: int = DEFAULT_CALIBRATION_IMAGES
+    seed: int = 0
+    skip_unreadable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.images is not None and self.table is not None:
+            raise UsageError(
+                "--calibration-set and --calibration both say where scales come from; pass one of them"
+            )
+        if self.limit < 1:
+            raise UsageError(f"--calibration-images {self.limit} leaves no image; pass 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """Everything that ``rescompile build`` needs."""
+
+    model: ModelConfig
+    precision: Precision = "int8"
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    validation_set: Path | None = None
+    validation_images: int | None = None
+    limits: Limits | None = None
+    """None takes ``verify.default_limits`` for the precision."""
+    backend: str = "auto"
+    target: str | None = None
+    batch: Batch = field(default_factory=lambda: Batch(1, 1, 32))
+    input_format: InputFormat = "float32-nchw"
+    output: Path | None = None
+    force: bool = False
+    keep_reference: bool = True
+    """Keep the fp32 graph in the engine directory, so that ``verify`` needs nothing else."""
+
+    def __post_init__(self) -> None:
+        one_of(self.precision, PRECISIONS, "--precision")
+        one_of(self.input_format, INPUT_FORMATS, "--input")
+        if self.precision != "int8" and (self.calibration.images or self.calibration.table):
+            raise UsageError(
+                f"a calibration was passed, but --precision {self.precision} needs none; leave it out"
+            )
+        if self.validation_images is not None and self.validation_images < 1:
+            raise UsageError(f"--validation-images {self.validation_images} leaves no image; pass 1 or more")
+
+    def with_output(self, output: Path) -> BuildConfig:
+        """The same build into another directory."""
+        return replace(self, output=output)

@@ -1,0 +1,90 @@
+"""Batch norm folded into the convolution before it, in float64.
+
+    y = gamma * (conv(x) + b - mean) / sqrt(var + eps) + beta
+      = conv(x; W * f) + (b - mean) * f + beta,      f = gamma / sqrt(var + eps)   per output channel
+
+INT8 scales are taken from the folded weights, because those are what the engine multiplies with.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from rescompile.errors import GraphError
+from rescompile.graph.surgeon import read, write
+
+
+def fold(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` without BatchNormalization nodes; every convolution has a bias and makes the tensor of its name.
+
+    Raises:
+        GraphError: a batch norm that does not follow a convolution, or whose parameters are no constants.
+    """
+    graph = read(model)
+    for norm in [node for node in graph.nodes if node.op == "BatchNormalization"]:
+        _fold_one(norm)
+    graph.cleanup()
+    for conv in (node for node in graph.nodes if node.op == "Conv"):
+        _give_bias(conv)
+        conv.outputs[0].name = conv.name
+    return write(graph)
+
+
+def _fold_one(norm: gs.Node) -> None:
+    source = norm.inputs[0]
+    conv = source.inputs[0] if source.inputs else None
+    if conv is None or conv.op != "Conv" or len(source.outputs) != 1:
+        raise GraphError(
+            f"batch norm '{norm.name}' does not directly follow a convolution of its own, so it cannot be folded: "
+            "rescompile takes post-activation ResNets (conv, batch norm, ReLU)"
+        )
+    gamma, beta, mean, var = (_constant(tensor, norm) for tensor in norm.inputs[1:5])
+    variance = var + float(norm.attrs.get("epsilon", 1e-5))
+    if not np.all(variance > 0):
+        channel = int(np.argmin(variance))
+        raise GraphError(
+            f"batch norm '{norm.name}' has variance + epsilon = {variance[channel]:g} in channel {channel}; "
+            "it must be positive: the checkpoint is damaged"
+        )
+    factor = gamma / np.sqrt(variance)
+    weight = _constant(conv.inputs[1], conv)
+    bias = _constant(conv.inputs[2], conv) if len(conv.inputs) > 2 else np.zeros(len(factor))
+    folded_weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    _set_parameters(conv, folded_weight, (bias - mean) * factor + beta)
+    output = norm.outputs[0]
+    norm.outputs.clear()
+    conv.outputs = [output]
+
+
+def _give_bias(conv: gs.Node) -> None:
+    if len(conv.inputs) == 2:
+        conv.inputs.append(gs.Constant(f"{conv.name}.bias", np.zeros(conv.inputs[1].shape[0], np.float32)))
+
+
+def _set_parameters(conv: gs.Node, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
+    for kind, values in (("weight", weight), ("bias", bias)):
+        # a folded number can overflow fp32 although no parameter did: refuse it here, with its name
+        with np.errstate(over="ignore"):
+            rounded = values.astype(np.float32)
+        if not np.isfinite(rounded).all():
+            raise GraphError(
+                f"the {kind} of '{conv.name}' is not finite after folding its batch norm: check the checkpoint"
+            )
+        constant = gs.Constant(f"{conv.name}.{kind}", rounded)
+        position = 1 if kind == "weight" else 2
+        if position < len(conv.inputs):
+            conv.inputs[position] = constant
+        else:
+            conv.inputs.append(constant)
+
+
+def _constant(tensor: gs.Tensor, owner: gs.Node) -> NDArray[np.float64]:
+    if not isinstance(tensor, gs.Constant):
+        raise GraphError(
+            f"'{owner.name}' takes '{tensor.name}', which is computed in the graph; parameters must be constants: "
+            "export the model in eval mode with constant folding"
+        )
+    return np.asarray(tensor.values, dtype=np.float64)

@@ -1,0 +1,41 @@
+"""Preprocessing inside the engine: uint8 NHWC pixels in, normalization and layout done by the graph.
+
+    x = (pixel / 255 - mean[c]) / std[c] = pixel * a[c] + b[c],   a = 1 / (255 std),  b = -mean / std
+
+It stays a multiply and an add in front of the stem: folding ``b`` into the convolution's bias would be wrong at
+the border, where the padding is zero after normalization and not before it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from calibration.preprocess import Preprocess
+from rescompile.graph.surgeon import read, write
+
+
+def take_uint8(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
+    """``model`` with input [N, H, W, 3] uint8 (in ``preprocess.color`` order) instead of [N, 3, H, W] float32."""
+    graph = read(model)
+    x = graph.inputs[0]
+    batch, channels, height, width = x.shape
+    mean, std = (np.asarray(v, np.float64).reshape(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
+    factor = gs.Constant("preprocess.factor", (1.0 / (255.0 * std)).astype(np.float32))
+    offset = gs.Constant("preprocess.offset", (-mean / std).astype(np.float32))
+    pixels = gs.Variable(x.name, np.uint8, [batch, height, width, channels])
+    # the network's own tensor needs another name now that the pixels have taken the input's
+    x.name = "preprocess"
+    shape = x.shape
+    numbers = gs.Variable("preprocess.cast", np.float32, pixels.shape)
+    planar = gs.Variable("preprocess.transpose", np.float32, shape)
+    scaled = gs.Variable("preprocess.scale", np.float32, shape)
+    graph.nodes += [
+        gs.Node("Cast", numbers.name, {"to": onnx.TensorProto.FLOAT}, [pixels], [numbers]),
+        gs.Node("Transpose", planar.name, {"perm": [0, 3, 1, 2]}, [numbers], [planar]),
+        gs.Node("Mul", scaled.name, {}, [planar, factor], [scaled]),
+        gs.Node("Add", "preprocess", {}, [scaled, offset], [x]),
+    ]
+    graph.inputs = [pixels]
+    return write(graph)

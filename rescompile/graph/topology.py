@@ -1,0 +1,109 @@
+"""Reading a folded, canonically named graph: its residual blocks, and which tensors get a quantizer.
+
+Shared by the stages, which do not know each other. Everything here only looks; nothing changes the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from rescompile.errors import GraphError
+from rescompile.graph.surgeon import read
+from rescompile.graph.vocabulary import DEQUANTIZE_SUFFIX, INPUT, QUANTIZE_SUFFIX
+
+WEIGHTED_OPS = ("Conv", "Gemm")
+MOVEMENT_OPS = ("Slice", "Pad")
+"""Ops of the option A shortcut: they move values without arithmetic, so they commute with Q and DQ."""
+QUANTIZER_OPS = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True)
+class ResidualAdd:
+    """The end of one block: ``relu(branch + skip)``."""
+
+    block: str
+    branch: str
+    """Tensor of the block's last convolution."""
+    skip: str
+    """Tensor that is added to it: the block's input, the downsample convolution's output, or the padded slice."""
+    source: str
+    """Tensor whose quantizer the skip uses: the block's input, except behind a downsample convolution."""
+
+
+def residual_adds(graph: gs.Graph) -> list[ResidualAdd]:
+    """All residual adds of a graph without Q/DQ, in the order of execution.
+
+    Raises:
+        GraphError: an Add that is not the end of a named residual block.
+    """
+    return [_residual_add(node) for node in graph.nodes if node.op == "Add"]
+
+
+def _residual_add(add: gs.Node) -> ResidualAdd:
+    block = add.name.removesuffix(".add")
+    by_role: dict[str, gs.Tensor] = {}
+    for tensor in add.inputs:
+        role = "branch" if _ends_branch(tensor, block) else "skip"
+        by_role[role] = tensor
+    if len(by_role) != 2:
+        raise GraphError(f"'{add.name}' is not the sum of a convolution branch and a shortcut of one block")
+    skip = by_role["skip"]
+    source = skip
+    while source.inputs and source.inputs[0].op in MOVEMENT_OPS:
+        source = source.inputs[0].inputs[0]
+    return ResidualAdd(block, by_role["branch"].name, skip.name, source.name)
+
+
+def _ends_branch(tensor: gs.Tensor, block: str) -> bool:
+    return bool(tensor.inputs) and tensor.inputs[0].op == "Conv" and tensor.name.startswith(f"{block}.conv")
+
+
+def quantized_tensors(model: onnx.ModelProto) -> list[str]:
+    """The activations of a folded fp32 graph that get a quantizer of their own, in the order of execution.
+
+    Inputs of convolutions and of the classifier, the input of the global average pool (so that the last block's
+    output has the type of its residual), and outputs of downsample convolutions. A max pool has none: it
+    commutes with Q and DQ. An identity skip shares the quantizer of the block's input.
+    """
+    graph = read(model)
+    wanted = {node.inputs[0].name for node in graph.nodes if node.op in (*WEIGHTED_OPS, "GlobalAveragePool")}
+    wanted |= {add.source for add in residual_adds(graph)}
+    made = [INPUT, *(tensor.name for node in graph.nodes for tensor in node.outputs)]
+    return [name for name in made if name in wanted]
+
+
+def block_outputs(model: onnx.ModelProto) -> dict[str, str]:
+    """Block name to the tensor at its end, in the order of execution: stem, every residual block, logits."""
+    names = {node.name: node for node in model.graph.node}
+    stem = "maxpool" if "maxpool" in names else "relu1"
+    blocks = {
+        name.removesuffix(".add"): f"{name.removesuffix('.add')}.relu"
+        for name in names
+        if name.endswith(".add")
+    }
+    return {"stem": stem, **blocks, "fc": model.graph.output[0].name}
+
+
+def behind_quantizers(tensor: gs.Tensor) -> gs.Tensor:
+    """The tensor whose values ``tensor`` carries, with Q/DQ nodes above it stepped over."""
+    while tensor.inputs and tensor.inputs[0].op in QUANTIZER_OPS:
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor
+
+
+def consumers(tensor: gs.Tensor) -> Iterator[gs.Node]:
+    """Nodes that use ``tensor``, each once."""
+    seen: set[int] = set()
+    for node in tensor.outputs:
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node
+
+
+def quantizer_names(tensor: str) -> tuple[str, str]:
+    """Names of the QuantizeLinear and DequantizeLinear nodes of ``tensor``."""
+    return tensor + QUANTIZE_SUFFIX, tensor + DEQUANTIZE_SUFFIX

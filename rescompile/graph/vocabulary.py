@@ -1,0 +1,19 @@
+"""Names that all stages of the graph agree on, and the ONNX version that they write.
+
+A tensor is named after the node that makes it: ``layer3.22.conv2``, ``layer3.22.add``, ``layer3.22.relu``
+(the block's output), ``conv1``, ``relu1``, ``maxpool``, ``avgpool``, ``flatten``. So the same name means the
+same values in a calibration table, a lint message, a plot and an engine's layer list.
+"""
+
+from __future__ import annotations
+
+INPUT = "input"
+OUTPUT = "logits"
+
+OPSET = 19
+"""First opset whose QuantizeLinear takes FP16 scales; TensorRT 10.12, OpenVINO and ONNX Runtime all read it."""
+IR_VERSION = 9
+"""The IR version that came with opset 19."""
+
+QUANTIZE_SUFFIX = ".quantize"
+DEQUANTIZE_SUFFIX = ".dequantize"
