@@ -105,13 +105,20 @@ def _no_quantizer_in_float(subject: Subject) -> Findings:
 @_rule("int8-only")
 def _int8_only(subject: Subject) -> Findings:
     for node in subject.nodes("QuantizeLinear"):
-        if node.outputs[0].dtype != np.int8:
-            kind = np.dtype(node.outputs[0].dtype).name
+        if (kind := _integer_type(node)) not in (None, "int8"):
             yield f"'{node.name}' makes {kind}: use int8, because TensorRT reads uint8 as int8 and clips at 127"
     for node in subject.nodes("DequantizeLinear"):
-        if node.inputs[0].dtype != np.int8:
-            kind = np.dtype(node.inputs[0].dtype).name
+        if (kind := _integer_type(node)) not in (None, "int8"):
             yield f"'{node.name}' reads {kind}: only int8 may be dequantized (a bias stays floating point)"
+
+
+def _integer_type(node: gs.Node) -> str | None:
+    """The zero point decides the type; without one a DQ has its input's, and a Q is for rule zero-point-zero."""
+    for tensor in (*node.inputs[2:3], node.inputs[0]):
+        values = _values(tensor)
+        if values is not None:
+            return values.dtype.name
+    return None
 
 
 @_rule("zero-point-zero")
@@ -135,7 +142,7 @@ def _scale_constant_positive(subject: Subject) -> Findings:
         if values is None:
             yield f"the scale of '{node.name}' is computed: make it a constant"
             continue
-        wrong = ~(np.isfinite(values) & (values > 0))
+        wrong = ~(np.isfinite(values) & (values.astype(np.float64) > 0))
         if np.any(wrong):
             channel = f" in channel {int(np.argmax(wrong))}" if values.ndim else ""
             yield f"'{node.name}' has a scale that is not positive{channel}: give dead channels the smallest scale"
@@ -238,14 +245,16 @@ def _residual_skip_only(subject: Subject) -> Findings:
         quantized = [tensor for tensor in add.inputs if _made_by(tensor) == "DequantizeLinear"]
         if len(quantized) != 1:
             yield f"'{add.name}' has {len(quantized)} quantized inputs: put Q/DQ on the skip and nothing on the branch"
-        elif _depth_to_add(quantized[0]) > 1:
-            yield f"'{add.name}' has its Q/DQ on the convolution branch: move it to the skip"
+        else:
+            (branch,) = (tensor for tensor in add.inputs if tensor is not quantized[0])
+            if _convolutions_above(quantized[0]) >= _convolutions_above(branch):
+                yield f"'{add.name}' has its Q/DQ on the convolution branch: move it to the skip"
 
 
-def _depth_to_add(tensor: gs.Tensor) -> int:
-    """Convolutions on the way up from ``tensor`` to the block's input (the previous add, or the stem's pool)."""
+def _convolutions_above(tensor: gs.Tensor) -> int:
+    """Convolutions between ``tensor`` and the previous residual add or the graph's input."""
     count = 0
-    while tensor.inputs and tensor.inputs[0].op not in ("Add", "MaxPool"):
+    while tensor.inputs and tensor.inputs[0].op != "Add":
         count += tensor.inputs[0].op == "Conv"
         tensor = tensor.inputs[0].inputs[0]
     return count

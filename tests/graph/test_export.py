@@ -1,0 +1,57 @@
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from rescompile.graph.surgeon import read
+from rescompile.graph.topology import block_outputs, residual_adds
+from tests.graph.conftest import exported, folded, images, network, run
+
+NETWORKS = [("resnet18", None), ("resnet50", None), ("resnet20-cifar", "A"), ("resnet20-cifar", "B"),
+            ("resnet20-cifar-bottleneck", None)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "shortcut"), NETWORKS)
+def test_graphs_compute_what_pytorch_computes(name: str, shortcut: str | None) -> None:
+    _, model = network(name, shortcut)
+    x = images(name)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(x)).numpy()
+    for graph in (exported(name, shortcut), folded(name, shortcut)):
+        found = run(graph, x)["logits"]
+        assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(("name", "shortcut"), NETWORKS)
+def test_graphs_are_valid_onnx_and_take_any_batch(name: str, shortcut: str | None) -> None:
+    onnx.checker.check_model(folded(name, shortcut), full_check=True)
+    assert folded(name, shortcut).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+def test_every_tensor_is_named_after_the_node_that_makes_it() -> None:
+    nodes = folded("resnet50").graph.node
+    assert all(list(node.output) == [node.name] for node in nodes if node.name != "fc")
+    assert {"conv1", "maxpool", "layer3.5.conv2", "layer1.0.downsample", "layer4.2.add", "layer4.2.relu"} <= {
+        node.name for node in nodes
+    }
+
+
+@pytest.mark.parametrize(("name", "adds"), [("resnet18", 8), ("resnet50", 16), ("resnet20-cifar", 9)])
+def test_blocks_are_found_with_their_skips(name: str, adds: int) -> None:
+    found = residual_adds(read(folded(name)))
+    assert len(found) == adds
+    assert found[1].skip == "layer1.0.relu"
+    assert list(block_outputs(folded(name)))[-2:] == [found[-1].block, "fc"]
+
+
+def test_a_projection_skip_is_the_downsample_convolution_and_option_a_the_padded_slice() -> None:
+    by_block = {add.block: add for add in residual_adds(read(folded("resnet18")))}
+    assert by_block["layer2.0"].source == "layer2.0.downsample"
+    by_block = {add.block: add for add in residual_adds(read(folded("resnet20-cifar", "A")))}
+    assert by_block["layer2.0"].skip == "layer2.0.shortcut"
+    assert by_block["layer2.0"].source == "layer1.2.relu"
+
+
+@pytest.mark.slow
+def test_resnet_1202_exports_and_folds() -> None:
+    assert len(residual_adds(read(folded("resnet1202-cifar")))) == 600

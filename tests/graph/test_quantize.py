@@ -1,0 +1,79 @@
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from rescompile.errors import GraphError
+from rescompile.graph.quantize import quantize
+from rescompile.graph.topology import quantized_tensors
+from tests.graph.conftest import folded, images, int8, run
+
+
+def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20-cifar", "resnet20-cifar-bottleneck"])
+def test_int8_graphs_stay_close_to_fp32(name: str) -> None:
+    onnx.checker.check_model(int8(name), full_check=True)
+    expected, found = run(folded(name), images(name))["logits"], run(int8(name), images(name))["logits"]
+    error = np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean())
+    assert 0 < error < 0.1
+
+
+def test_an_identity_skip_reads_the_same_quantizer_as_conv1() -> None:
+    by_name = {node.name: node for node in int8("resnet18").graph.node}
+    assert by_name["layer1.1.conv1"].input[0] == "layer1.0.relu.dequantize"
+    assert "layer1.0.relu.dequantize" in by_name["layer1.1.add"].input
+
+
+def test_a_downsample_shares_the_block_input_and_its_output_has_a_quantizer_of_its_own() -> None:
+    by_name = {node.name: node for node in int8("resnet18").graph.node}
+    assert by_name["layer2.0.downsample"].input[0] == by_name["layer2.0.conv1"].input[0]
+    assert sorted(by_name["layer2.0.add"].input) == ["layer2.0.conv2", "layer2.0.downsample.dequantize"]
+
+
+def test_an_option_a_skip_takes_the_scale_of_the_block_input() -> None:
+    model = int8("resnet20-cifar", "A")
+    values = constants(model)
+    assert values["layer2.0.shortcut.scale"] == values["layer1.2.relu.scale"]
+    by_name = {node.name: node for node in model.graph.node}
+    assert by_name["layer2.0.slice1"].input[0] == "layer1.2.relu.dequantize"
+
+
+def test_requantizing_behind_slice_and_pad_changes_no_value() -> None:
+    names = ["layer2.0.shortcut", "layer2.0.shortcut.dequantize"]
+    seen = run(int8("resnet20-cifar", "A"), images("resnet20-cifar"), outputs=names)
+    assert np.array_equal(seen[names[0]], seen[names[1]])
+    assert np.any(seen[names[0]])
+
+
+def test_weights_are_int8_per_output_channel_within_half_a_step() -> None:
+    weights, values = constants(folded("resnet18")), constants(int8("resnet18"))
+    for name in ("conv1.weight", "layer3.0.downsample.weight", "fc.weight"):
+        step = values[f"{name}.scale"].reshape(-1, *[1] * (weights[name].ndim - 1))
+        held = values[f"{name}.int8"]
+        assert held.dtype == np.int8
+        assert len(step) == len(held)
+        assert np.all(np.abs(held * step - weights[name]) <= step * 0.5000001)
+
+
+def test_biases_stay_float() -> None:
+    made = producers(int8("resnet50"))
+    values = constants(int8("resnet50"))
+    for node in int8("resnet50").graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            assert values[node.input[2]].dtype == np.float32
+            assert made[node.input[0]].op_type == made[node.input[1]].op_type == "DequantizeLinear"
+
+
+def test_a_missing_scale_is_named() -> None:
+    graph = folded("resnet18")
+    scales = dict.fromkeys(quantized_tensors(graph), 0.1)
+    del scales["layer2.0.downsample"]
+    with pytest.raises(GraphError, match=r"no scale for 'layer2.0.downsample' \(1 of 22"):
+        quantize(graph, scales)

@@ -1,0 +1,203 @@
+"""Graphs that other exporters wrote become ours: same names, same numbers, or a sentence that says why not."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from rescompile.errors import GraphError
+from rescompile.graph.fold import fold
+from rescompile.graph.recognise import Structure, recognise
+from rescompile.graph.simplify import simplify
+from tests.graph.conftest import SIZES, exported, folded, images, network, run
+
+
+def foreign(folder: Path, name: str, shortcut: str | None = None, **options: Any) -> onnx.ModelProto:
+    """The network as torch.onnx writes it."""
+    spec, model = network(name, shortcut)
+    size, path = SIZES[spec.family], folder / "foreign.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (torch.zeros(1, 3, size, size),), path, verbose=False, **options)
+    model.eval()
+    return onnx.load(path)
+
+
+def ours(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Structure]:
+    named, structure = recognise(simplify(model))
+    return fold(named), structure
+
+
+def signature(model: onnx.ModelProto) -> dict[str, tuple[str, int]]:
+    """Arithmetic nodes by name, with operator and number of inputs; slices may be spelled differently."""
+    return {n.name: (n.op_type, len(n.input)) for n in model.graph.node if n.op_type not in ("Slice", "Pad")}
+
+
+def test_the_torchscript_exporter_with_batch_norm_kept(tmp_path: Path) -> None:
+    model = foreign(tmp_path, "resnet50", dynamo=False, training=torch.onnx.TrainingMode.PRESERVE,
+                    do_constant_folding=False)  # fmt: skip
+    assert any(node.op_type == "BatchNormalization" for node in model.graph.node)
+    graph, structure = ours(model)
+    assert structure == Structure(
+        (3, 4, 6, 3), 3, has_maxpool=True, option_a=False, image_size=64, classes=10
+    )
+    assert structure.depth == 50
+    assert signature(graph) == signature(folded("resnet50"))
+    assert np.allclose(run(graph, images("resnet50"))["logits"], run(folded("resnet50"), images("resnet50"))["logits"],
+                       atol=1e-4)  # fmt: skip
+
+
+def test_the_dynamo_exporter_with_batch_norm_folded_and_option_a(tmp_path: Path) -> None:
+    model = foreign(tmp_path, "resnet20-cifar", "A", dynamo=True)
+    assert {"ReduceMean", "Reshape", "Pad"} <= {node.op_type for node in model.graph.node}
+    graph, structure = ours(model)
+    assert structure == Structure((3, 3, 3), 2, has_maxpool=False, option_a=True, image_size=32, classes=10)
+    assert signature(graph) == signature(folded("resnet20-cifar", "A"))
+    x = images("resnet20-cifar", count=3)
+    assert np.allclose(run(graph, x)["logits"], run(folded("resnet20-cifar", "A"), x)["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_torchscript_exporter_with_option_a(tmp_path: Path, kept: bool) -> None:
+    options: dict[str, Any] = {"dynamo": False}
+    if kept:
+        options |= {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
+    graph, structure = ours(foreign(tmp_path, "resnet20-cifar", "A", **options))
+    assert structure.option_a
+    x = images("resnet20-cifar", count=3)
+    assert np.allclose(run(graph, x)["logits"], run(folded("resnet20-cifar", "A"), x)["logits"], atol=1e-4)
+
+
+def test_our_own_graph_is_recognised_as_itself() -> None:
+    for name in ("resnet18", "resnet20-cifar-bottleneck"):
+        assert signature(ours(exported(name))[0]) == signature(folded(name))
+        assert signature(ours(folded(name))[0]) == signature(folded(name))
+
+
+def changed(name: str = "resnet18") -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    model.CopyFrom(folded(name))
+    return model
+
+
+def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.name == name)
+
+
+def test_fp16_weights_between_casts_become_fp32() -> None:
+    from rescompile.graph.half import half
+
+    graph, _ = ours(half(folded("resnet18")))
+    assert all(t.data_type != onnx.TensorProto.FLOAT16 for t in graph.graph.initializer)
+    x = images("resnet18")
+    expected = run(folded("resnet18"), x)["logits"]
+    assert np.linalg.norm(run(graph, x)["logits"] - expected) < 1e-2 * np.linalg.norm(expected)
+
+
+def test_a_classifier_of_matmul_and_add_and_a_pad_before_the_stem_are_understood() -> None:
+    model = changed()
+    fc, conv1 = node(model, "fc"), node(model, "conv1")
+    weight = next(t for t in model.graph.initializer if t.name == fc.input[1])
+    transposed = numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(weight).T), weight.name)
+    weight.CopyFrom(transposed)
+    model.graph.node.remove(fc)
+    model.graph.node.extend([
+        helper.make_node("MatMul", [fc.input[0], fc.input[1]], ["product"], name="mm"),
+        helper.make_node("Add", [fc.input[2], "product"], ["logits"], name="plus"),
+    ])  # fmt: skip
+    pads = numpy_helper.from_array(np.array([0, 0, 3, 3, 0, 0, 3, 3], np.int64), "pads")
+    model.graph.initializer.append(pads)
+    model.graph.node.insert(0, helper.make_node("Pad", ["input", "pads"], ["padded"], name="pad"))
+    conv1.input[0] = "padded"
+    next(a for a in conv1.attribute if a.name == "pads").ints[:] = [0] * 4
+    graph, _ = ours(model)
+    assert signature(graph) == signature(folded("resnet18"))
+    x = images("resnet18")
+    assert np.allclose(run(graph, x)["logits"], run(folded("resnet18"), x)["logits"], atol=1e-5)
+
+
+def test_a_softmax_at_the_end_is_refused() -> None:
+    model = changed()
+    node(model, "fc").output[0] = "raw"
+    model.graph.node.append(helper.make_node("Softmax", ["raw"], ["logits"], name="prob"))
+    with pytest.raises(GraphError, match=r"'prob' is Softmax.*export the logits"):
+        simplify(model)
+
+
+def test_an_unknown_activation_is_named() -> None:
+    model = changed()
+    node(model, "layer2.0.relu1").op_type = "Sigmoid"
+    with pytest.raises(GraphError, match=r"'layer2.0.relu1' is Sigmoid"):
+        simplify(model)
+
+
+def test_a_quantized_graph_is_refused() -> None:
+    from tests.graph.conftest import int8
+
+    with pytest.raises(GraphError, match="quantized already.*pass the float model"):
+        simplify(int8("resnet18"))
+
+
+def test_an_old_opset_is_refused() -> None:
+    model = changed()
+    model.opset_import[0].version = 9
+    with pytest.raises(GraphError, match="opset 9, rescompile reads 11 and newer"):
+        simplify(model)
+
+
+def test_a_flexible_image_size_is_refused() -> None:
+    model = changed()
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
+    with pytest.raises(GraphError, match=r"fixed square size"):
+        simplify(model)
+
+
+def test_two_outputs_are_refused() -> None:
+    model = changed()
+    model.graph.output.append(helper.make_tensor_value_info("avgpool", 1, None))
+    with pytest.raises(GraphError, match="1 inputs and 2 outputs"):
+        simplify(model)
+
+
+def test_grouped_convolutions_are_refused() -> None:
+    model = changed()
+    next(a for a in node(model, "layer1.0.conv1").attribute if a.name == "group").i = 32
+    with pytest.raises(GraphError, match=r"'layer1.0.conv1' \(Conv\) has group=32 \(ResNeXt\)"):
+        simplify(model)
+
+
+def test_a_missing_relu_inside_a_block_is_located() -> None:
+    model = changed()
+    relu = node(model, "layer1.0.relu1")
+    node(model, "layer1.0.conv2").input[0] = relu.input[0]
+    model.graph.node.remove(relu)
+    with pytest.raises(
+        GraphError, match=r"a chain into 'layer1.0.add' reads Conv Conv, a ResNet block has Conv Relu"
+    ):
+        recognise(simplify(model))
+
+
+def test_an_add_without_relu_is_refused() -> None:
+    model = changed()
+    relu = node(model, "layer4.1.relu")
+    node(model, "avgpool").input[0] = relu.input[0]
+    model.graph.node.remove(relu)
+    with pytest.raises(GraphError, match=r"'layer4.1.add' is not followed by a ReLU alone"):
+        recognise(simplify(model))
+
+
+def test_a_plain_network_is_no_resnet() -> None:
+    model = changed()
+    for add in [n for n in model.graph.node if n.op_type == "Add"]:
+        relu = next(n for n in model.graph.node if add.output[0] in n.input)
+        relu.input[0] = add.input[0]
+        model.graph.node.remove(add)
+    with pytest.raises(GraphError, match="no residual add"):
+        recognise(simplify(model))
