@@ -110,9 +110,13 @@ def read_manifest(directory: Path) -> Manifest:
         text = path.read_bytes()
     except FileNotFoundError:
         where = "has no manifest.json" if directory.is_dir() else "does not exist"
-        raise EngineError(f"{directory} is no engine directory: it {where}; pass the --output of a build") from None
+        raise EngineError(
+            f"{directory} is no engine directory: it {where}; pass the --output of a build"
+        ) from None
     except OSError as error:
-        raise EngineError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
+        raise EngineError(
+            f"{path} cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
     try:
         found = msgspec.json.decode(text, type=_Version).format
         if found != FORMAT:
@@ -124,10 +128,14 @@ def read_manifest(directory: Path) -> Manifest:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EngineError(f"{path} is damaged ({error}); build the engine again or copy it again") from error
     if manifest.sha256 != manifest.digest():
-        raise EngineError(f"{path} was changed after the build (its digest differs); build or copy the engine again")
+        raise EngineError(
+            f"{path} was changed after the build (its digest differs); build or copy the engine again"
+        )
     for name in manifest.files:
         if not name or "/" in name or "\\" in name or name in {".", "..", NAME}:
-            raise EngineError(f"{path} lists a file '{name}' outside of its directory; do not use this engine")
+            raise EngineError(
+                f"{path} lists a file '{name}' outside of its directory; do not use this engine"
+            )
     return manifest
 
 

@@ -12,8 +12,8 @@ from rescompile.errors import BackendUnavailable
 EXTRA_OF = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
-    "pycuda": "tensorrt",
-    "pycuda.driver": "tensorrt",
+    "pycuda": "cuda",
+    "pycuda.driver": "cuda",
     "triton": "triton",
 }
 """Module name to the extra of this project that installs it; whatever is not here is always installed."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from rescompile.manifest import CalibrationRef, CheckpointRef
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine must keep to pass; None means "not asked". Fractions, not percent."""
@@ -113,6 +115,22 @@ class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
     ranges: tuple[ActivationRange, ...] = ()
     logits: tuple[tuple[float, float], ...] = ()
     """Pairs (fp32, engine), a sample for the plot."""
+    checkpoint: CheckpointRef | None = None
+    calibration: CalibrationRef | None = None
+
+    @property
+    def judged(self) -> bool:
+        """Whether anything was measured, and anything asked of it."""
+        return self.images > 0 and self.limits != Limits()
+
+    @property
+    def verdict(self) -> str:
+        """The headline; only an engine that was executed, and of which something was asked, is "verified"."""
+        if not self.passed:
+            return "failed"
+        if not self.engine_executed:
+            return "built, not executed here"
+        return "verified" if self.judged else "built, not judged"
 
     def __bool__(self) -> bool:
         return self.passed

@@ -57,6 +57,19 @@ class Payload:
     notes: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How an engine is run here; nothing of it changes an answer. A backend ignores what it has no use for."""
+
+    threads: int | None = None
+    """CPU threads; None leaves the choice to the library."""
+    cache: Path | None = None
+    """Directory for what the library compiles at load time, so that the next load is faster."""
+
+
+RUN_DEFAULTS = RunOptions()
+
+
 class Runner(Protocol):
     """An engine in memory. Not thread-safe unless the backend's docstring says so."""
 
@@ -74,8 +87,8 @@ class Backend(Protocol):
 
     name: str
 
-    def availability(self) -> Availability:
-        """What can be done here, found without building anything."""
+    def availability(self, target: str | None = None) -> Availability:
+        """What can be done here, found without building anything; ``run`` is about an engine for ``target``."""
         ...
 
     def rest_type(self, precision: Precision) -> RestType:
@@ -99,7 +112,7 @@ class Backend(Protocol):
         """
         ...
 
-    def load(self, directory: Path, manifest: Manifest) -> Runner:
+    def load(self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> Runner:
         """Load the payload in ``directory`` (hashes already checked).
 
         Raises:

@@ -1,0 +1,127 @@
+"""From ranges to scales, and from numbers to 8-bit integers: symmetric, zero point 0.
+
+    q = clamp(round_half_even(x / scale), -128, 127),   scale = amax / 127,   x ~ q * scale
+
+A scale is rounded up to a number that FP16 holds exactly, so that an FP32 graph and a graph typed FP16 mean the
+same grid; up, because rounding down would clip amax. The smallest is 2**-24, FP16's smallest positive number,
+so a dead tensor or channel keeps a valid, positive scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from calibration.errors import CalibrationError
+
+LEVELS = 127
+"""Largest integer of the symmetric grid; -128 is reached by saturation only."""
+
+MIN_SCALE = 2.0**-24
+MAX_SCALE = 65504.0
+
+_COARSE = tuple(2.0 ** (-step / 8) for step in range(20))
+_FINE = tuple(2.0 ** (step / 32) for step in (-2, -1, 1, 2))
+_CHUNK = 1 << 16  # weights whose temporaries stay in the second-level cache
+_THREADS = 2
+
+
+def scales_of(amax: ArrayLike) -> NDArray[np.float32]:
+    """Scale of each largest magnitude; same shape, every value exact in FP16.
+
+    Raises:
+        CalibrationError: a magnitude is negative, NaN, or too large for an FP16 scale.
+    """
+    exact = np.asarray(amax, np.float64) / LEVELS
+    if not np.all((exact >= 0) & (exact <= MAX_SCALE)):
+        bad = exact[~((exact >= 0) & (exact <= MAX_SCALE))].flat[0] * LEVELS
+        raise CalibrationError(
+            f"a range of {bad:g} has no 8-bit scale that FP16 can hold (largest range {MAX_SCALE * LEVELS:.0f}): "
+            "check the weights, or calibrate with a clipping method such as mse"
+        )
+    half = exact.astype(np.float16)
+    rounded_up = np.where(half < exact, np.nextafter(half, np.float16(np.inf)), half)
+    return np.maximum(rounded_up.astype(np.float32), np.float32(MIN_SCALE))
+
+
+def scale_of(amax: float) -> float:
+    """Scale of one largest magnitude, as ``scales_of``."""
+    return float(scales_of(amax))
+
+
+def quantize(x: ArrayLike, scale: ArrayLike) -> NDArray[np.int8]:
+    """Integers of ``x``; ``scale`` is a number, or [K] for the first axis of ``x``.
+
+    Raises:
+        CalibrationError: ``x`` holds NaN.
+    """
+    values = np.asarray(x, np.float32)
+    steps = values / _along_first_axis(scale, values.ndim)
+    if np.isnan(steps).any():
+        raise CalibrationError("NaN cannot be quantized: check the weights for NaN")
+    integers: NDArray[np.int8] = np.clip(np.rint(steps), -128, 127).astype(np.int8)
+    return integers
+
+
+def dequantize(q: NDArray[np.int8], scale: ArrayLike) -> NDArray[np.float32]:
+    """float32 values of the integers ``q``; ``scale`` as in ``quantize``."""
+    return q.astype(np.float32) * _along_first_axis(scale, q.ndim)
+
+
+def weight_scales(
+    weight: NDArray[np.float32], method: Literal["max", "mse"] = "max"
+) -> NDArray[np.float32]:
+    """Scale [K] of each output channel of ``weight`` [K, ...].
+
+    ``mse`` searches the clipping threshold of least squared error between 0.19 and 1.09 of each channel's amax.
+
+    Raises:
+        CalibrationError: the weights hold NaN or infinity, or a channel is too large for an FP16 scale.
+    """
+    rows = np.ascontiguousarray(weight, np.float32).reshape(weight.shape[0], -1)
+    amax = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    if not np.isfinite(amax).all():
+        channel = int(np.flatnonzero(~np.isfinite(amax))[0])
+        raise CalibrationError(f"output channel {channel} of a weight holds NaN or infinity: check the checkpoint")
+    if method == "max":
+        return scales_of(amax)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(lambda part: _least_squares(rows[part], amax[part]), _channel_slices(rows.shape))
+        return np.concatenate(list(found))
+
+
+def _along_first_axis(scale: ArrayLike, ndim: int) -> NDArray[np.float32]:
+    array = np.asarray(scale, np.float32)
+    return array.reshape(-1, *[1] * (ndim - 1)) if array.ndim else array
+
+
+def _channel_slices(shape: tuple[int, int]) -> Iterator[slice]:
+    channels, size = shape
+    step = max(1, _CHUNK // max(1, size))
+    return (slice(start, start + step) for start in range(0, channels, step))
+
+
+def _least_squares(rows: NDArray[np.float32], amax: NDArray[np.float32]) -> NDArray[np.float32]:
+    best = scales_of(amax)
+    least = _squared_error(rows, best)
+    for factors in (_COARSE[1:], _FINE):
+        centre = amax if factors is not _FINE else best * LEVELS
+        for factor in factors:
+            candidate = scales_of(centre * np.float32(factor))
+            error = _squared_error(rows, candidate)
+            better = error < least
+            best, least = np.where(better, candidate, best), np.where(better, error, least)
+    return best
+
+
+def _squared_error(rows: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    steps = rows / scales[:, None]
+    rounded = np.rint(steps)
+    np.clip(rounded, -LEVELS, LEVELS, out=rounded)
+    np.subtract(steps, rounded, out=steps)
+    squares: NDArray[np.float32] = np.einsum("ij,ij->i", steps, steps)
+    return squares * scales * scales

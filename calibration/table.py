@@ -1,0 +1,217 @@
+"""``calibration.json``: the range of every observed tensor, every method's threshold, and where the numbers come from.
+
+All thresholds are stored, so that another method can be chosen later without images. The table carries a digest of
+itself (field ``sha256``) and is refused when it was edited, or belongs to another checkpoint or preprocessing.
+Floats are written in their shortest form that reads back to the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from calibration.errors import CalibrationError, TableError
+from calibration.images import ImageSet
+from calibration.observers import Histogram
+from calibration.preprocess import Preprocess
+from calibration.scales import scale_of
+from calibration.thresholds import METHODS, parse_method
+from calibration.version import VERSION
+
+FORMAT = 1
+"""Version of the file; raised when a reader of the old one would misunderstand the new one."""
+
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Magnitude = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class ImagesRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The images behind a table: name of the set, how many were used, their fingerprint, and the seed of the choice."""
+
+    source: str
+    count: Annotated[int, msgspec.Meta(ge=1)]
+    fingerprint: Sha256
+    seed: int
+
+
+class TensorRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Range of one tensor. ``scale`` is that of ``threshold``, which is the table's method's of ``thresholds``."""
+
+    amax: Magnitude
+    minimum: float
+    maximum: float
+    threshold: Magnitude
+    scale: Annotated[float, msgspec.Meta(gt=0)]
+    thresholds: dict[str, Magnitude]
+
+
+class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Ranges and provenance; see the module docstring. ``make_table`` and ``with_method`` fill in ``sha256``."""
+
+    format: int
+    method: str
+    model: str
+    checkpoint_sha256: Sha256
+    images: ImagesRef
+    preprocess: Preprocess
+    version: str
+    """Version of the arithmetic that made the numbers, ``calibration.version``."""
+    tensors: dict[str, TensorRange]
+    sha256: str = ""
+
+    def digest(self) -> str:
+        """SHA-256 of this table with its own ``sha256`` left empty."""
+        return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, sha256=""))).hexdigest()
+
+    def scales(self) -> dict[str, float]:
+        """Scale of every tensor."""
+        return {name: tensor.scale for name, tensor in self.tensors.items()}
+
+    def with_method(self, method: str) -> CalibrationTable:
+        """The same table with the thresholds of ``method``; no images are needed.
+
+        Raises:
+            CalibrationError: no such method.
+            TableError: its thresholds are not in the table (a percentage other than the ones stored).
+        """
+        parse_method(method)
+        if any(method not in tensor.thresholds for tensor in self.tensors.values()):
+            stored = ", ".join(next(iter(self.tensors.values())).thresholds)
+            raise TableError(
+                f"the calibration table holds no thresholds for {method}, only {stored}: "
+                "choose one of these, or calibrate again from the images"
+            )
+        tensors = {name: _choose(tensor, method) for name, tensor in self.tensors.items()}
+        return _sealed(msgspec.structs.replace(self, method=method, tensors=tensors))
+
+    def check(self, *, checkpoint_sha256: str, preprocess: Preprocess, tensors: Sequence[str]) -> None:
+        """Refuse this table for anything but the checkpoint, preprocessing and tensors it was made for.
+
+        Raises:
+            TableError: one of them differs; the message says which, and both values.
+        """
+        remedy = "calibrate again, or pass the table that was made for this model"
+        if self.checkpoint_sha256 != checkpoint_sha256:
+            raise TableError(
+                f"the calibration table belongs to another checkpoint: it was made for {self.model} with SHA-256 "
+                f"{self.checkpoint_sha256[:12]}, this one has {checkpoint_sha256[:12]}; {remedy}"
+            )
+        for field in preprocess.__struct_fields__:
+            made_with, asked = getattr(self.preprocess, field), getattr(preprocess, field)
+            if made_with != asked:
+                raise TableError(
+                    f"the calibration table was made with other preprocessing: {field} was {made_with}, "
+                    f"here it is {asked}; {remedy}"
+                )
+        missing = [name for name in tensors if name not in self.tensors]
+        if missing:
+            raise TableError(
+                f"the calibration table has no range for tensor '{missing[0]}' ({len(missing)} of {len(tensors)} are "
+                f"missing): it was made for another graph; {remedy}"
+            )
+
+    def write(self, path: Path) -> None:
+        """Write the table to ``path``; the file appears whole or not at all.
+
+        Raises:
+            TableError: it cannot be written.
+        """
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise TableError(
+                f"the calibration table cannot be written to {path} ({error.strerror}): check the folder and its space"
+            ) from error
+
+
+def make_table(
+    histograms: Mapping[str, Histogram],
+    method: str,
+    *,
+    model: str,
+    checkpoint_sha256: str,
+    images: ImageSet,
+    preprocess: Preprocess,
+) -> CalibrationTable:
+    """Table of ``histograms`` with the thresholds of all methods; those of ``method`` are the chosen ones.
+
+    Raises:
+        CalibrationError: no such method, nothing observed, or a range too large for an 8-bit scale.
+    """
+    if not histograms:
+        raise CalibrationError("nothing was observed: name at least one tensor to calibrate")
+    methods = {**METHODS, method: parse_method(method)}
+    tensors = {}
+    for name, histogram in histograms.items():
+        thresholds = {key: compute(histogram) for key, compute in methods.items()}
+        try:
+            scale = scale_of(thresholds[method])
+        except CalibrationError as error:
+            raise CalibrationError(f"tensor '{name}': {error}") from None
+        tensors[name] = TensorRange(
+            amax=histogram.amax,
+            minimum=histogram.minimum,
+            maximum=histogram.maximum,
+            threshold=thresholds[method],
+            scale=scale,
+            thresholds=thresholds,
+        )
+    return _sealed(
+        CalibrationTable(
+            format=FORMAT,
+            method=method,
+            model=model,
+            checkpoint_sha256=checkpoint_sha256,
+            images=ImagesRef(images.source, len(images), images.fingerprint, images.seed),
+            preprocess=preprocess,
+            version=VERSION,
+            tensors=tensors,
+        )
+    )
+
+
+def read_table(path: Path) -> CalibrationTable:
+    """Read and check a calibration table: format version, field types and own digest.
+
+    Raises:
+        TableError: it is missing, no calibration table, of another format, or changed since it was made.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise TableError(f"{path} does not exist: pass the calibration.json of an earlier calibration") from None
+    except OSError as error:
+        raise TableError(f"{path} cannot be read ({error.strerror}): pass a calibration.json") from None
+    try:
+        found = msgspec.json.decode(text, type=_Version).format
+        if found != FORMAT:
+            raise TableError(
+                f"{path} has format {found}, this version reads format {FORMAT}: calibrate again with this version"
+            )
+        table = msgspec.json.decode(text, type=CalibrationTable)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TableError(f"{path} is no calibration table, or a damaged one ({error}): calibrate again") from None
+    if table.sha256 != table.digest():
+        raise TableError(f"{path} was changed after it was made (its digest differs): calibrate again")
+    return table
+
+
+class _Version(msgspec.Struct):
+    format: int
+
+
+def _choose(tensor: TensorRange, method: str) -> TensorRange:
+    threshold = tensor.thresholds[method]
+    return msgspec.structs.replace(tensor, threshold=threshold, scale=scale_of(threshold))
+
+
+def _sealed(table: CalibrationTable) -> CalibrationTable:
+    return msgspec.structs.replace(table, sha256=table.digest())

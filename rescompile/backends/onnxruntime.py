@@ -1,0 +1,168 @@
+"""ONNX Runtime on the CPU: the reference.
+
+With optimizations off it executes a deployable graph node by node, Q/DQ in floating point: the graph's own
+semantics. FP16 tensors are computed in FP32 and rounded to FP16 after each node, because the CPU has no FP16
+kernels. FP32 graphs run optimized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescompile.backends.base import (
+    RUN_DEFAULTS,
+    Availability,
+    BuildRequest,
+    Payload,
+    RestType,
+    RunOptions,
+)
+from rescompile.errors import BackendError, UsageError
+from rescompile.manifest import Manifest, Precision
+
+MODEL = "model.onnx"
+
+
+class ReferenceSession:
+    """An ONNX graph with one input, in memory. Safe to call from several threads."""
+
+    def __init__(self, session: Any, names: Sequence[str]) -> None:
+        self._session: Any = session
+        self._input: str = session.get_inputs()[0].name
+        self._names = list(names)
+
+    def __call__(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Logits [N, classes] of ``images`` [N, ...] in the graph's own layout and dtype."""
+        logits = next(iter(self.tensors(images).values()))
+        return logits.astype(np.float32, copy=False)
+
+    def tensors(self, images: NDArray[np.generic]) -> dict[str, NDArray[Any]]:
+        """Every output that the session was opened for, by name.
+
+        Raises:
+            BackendError: the session is closed, or ONNX Runtime refused the images.
+        """
+        if self._session is None:
+            raise BackendError("this ONNX Runtime session is closed; load the engine again")
+        with _in_our_words("ONNX Runtime cannot run the graph on these images"):
+            values = self._session.run(self._names, {self._input: images})
+        return dict(zip(self._names, values, strict=True))
+
+    def close(self) -> None:
+        """Drop the session; calling it twice is harmless."""
+        self._session = None
+
+
+def reference_session(
+    model: Path | bytes,
+    *,
+    optimize: bool,
+    outputs: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> ReferenceSession:
+    """Open ``model`` (a path, or the serialized graph).
+
+    Args:
+        model: fp32 graph, or deployable graph.
+        optimize: True for fp32 graphs; False executes the graph as it is written.
+        outputs: tensors to return, inner ones too; None takes the graph's own outputs.
+        threads: CPU threads; None leaves the choice to ONNX Runtime.
+
+    Raises:
+        BackendError: ONNX Runtime refuses the graph; its own words are in the message.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    if outputs is not None:
+        model = _with_outputs(model, outputs)
+    source = str(model) if isinstance(model, Path) else model
+    with _in_our_words(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
+        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    names = outputs if outputs is not None else [output.name for output in session.get_outputs()]
+    return ReferenceSession(session, names)
+
+
+class OnnxRuntime:
+    """The reference as a backend: its engine is the deployable graph itself. Runners are thread-safe."""
+
+    name = "onnxruntime"
+
+    def availability(self, target: str | None = None) -> Availability:
+        """Always there: ONNX Runtime is a dependency of the project."""
+        return Availability(
+            build=True, run=True, reason="runs on every CPU; the reference, not built for speed"
+        )
+
+    def rest_type(self, precision: Precision) -> RestType:
+        """FP16 only where it was asked for: the CPU computes in FP32."""
+        return "float16" if precision == "fp16" else "float32"
+
+    def check(self, request: BuildRequest) -> None:
+        """Refuse a target: see ``Backend.check``."""
+        refuse_target(self.name, request.target)
+
+    def build(self, request: BuildRequest, directory: Path) -> Payload:
+        """Name the deployable graph as payload, once ONNX Runtime has accepted it."""
+        reference_session(request.model, optimize=False).close()
+        if request.model.resolve() != (directory / MODEL).resolve():
+            raise ValueError(f"the onnxruntime engine is {MODEL} of its own directory, not {request.model}")
+        return Payload(files=(MODEL,))
+
+    def load(
+        self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS
+    ) -> ReferenceSession:
+        """Open ``model.onnx``, optimizations off."""
+        return reference_session(directory / MODEL, optimize=False, threads=options.threads)
+
+
+def refuse_target(name: str, target: str | None) -> None:
+    """A CPU backend has no GPU target.
+
+    Raises:
+        UsageError: ``target`` was given.
+    """
+    if target is not None:
+        raise UsageError(
+            f"--target {target} does not go with --backend {name}, which builds for the CPU; leave it out, "
+            "or pass --backend tensorrt-rtx"
+        )
+
+
+def _with_outputs(model: Path | bytes, outputs: Sequence[str]) -> bytes:
+    """The serialized graph with ``outputs`` in place of its own."""
+    import onnx
+
+    proto = onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model)
+    known = {name for node in proto.graph.node for name in node.output}
+    missing = [name for name in outputs if name not in known]
+    if missing:
+        raise BackendError(f"the graph has no tensor '{missing[0]}', so it cannot be returned")
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    serialized: bytes = proto.SerializeToString()
+    return serialized
+
+
+@contextmanager
+def _in_our_words(what: str) -> Iterator[None]:
+    """ONNX Runtime's errors have no base class of their own but ``Exception``, only a module."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime") and not isinstance(
+            error, (RuntimeError, ValueError)
+        ):
+            raise
+        words = str(error).rpartition("[ONNXRuntimeError] : ")[2].splitlines() or [type(error).__name__]
+        raise BackendError(f"{what}: {words[0].strip()}") from error

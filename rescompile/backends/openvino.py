@@ -1,0 +1,196 @@
+"""OpenVINO on the CPU.
+
+Precision stays what the graph says. OpenVINO would compute FP32 layers in BF16 on CPUs that have it, so it is told
+to infer in f32; INT8 layers stay INT8. The INT8 graph is lowered first (``openvino_lowering``).
+
+One compilation serves every batch size of the engine: with ResNet-50 it was as fast as a compilation for one fixed
+size, at batch 1 and at batch 8, and took the same 0.4 seconds to load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescompile.backends.base import (
+    RUN_DEFAULTS,
+    Availability,
+    BuildRequest,
+    Payload,
+    RestType,
+    RunOptions,
+)
+from rescompile.backends.onnxruntime import refuse_target
+from rescompile.errors import BackendError
+from rescompile.files import check_room
+from rescompile.manifest import Batch, Manifest, Precision
+
+if TYPE_CHECKING:
+    import onnx
+
+MODEL, WEIGHTS = "model.xml", "model.bin"
+
+_TUNING = {"SNIPPETS_MODE": "DISABLE"}
+"""Not in OpenVINO's manual: with its fusion of elementwise chains on, an identity block's add is no longer fused
+into the convolution before it. The numbers are the same to the bit."""
+
+
+class OpenVino:
+    """The CPU engine. A runner serves one thread at a time."""
+
+    name = "openvino"
+
+    def availability(self, target: str | None = None) -> Availability:
+        """Always there: OpenVINO is a dependency of the project."""
+        return Availability(build=True, run=True, reason="OpenVINO runs on every x86-64 and Arm CPU")
+
+    def rest_type(self, precision: Precision) -> RestType:
+        """FP16 only where it was asked for: the CPU computes in FP32."""
+        return "float16" if precision == "fp16" else "float32"
+
+    def check(self, request: BuildRequest) -> None:
+        """Refuse a target: see ``Backend.check``."""
+        refuse_target(self.name, request.target)
+
+    def build(self, request: BuildRequest, directory: Path) -> Payload:
+        """Write ``model.xml`` and ``model.bin``, then compile them here and look what became of the graph.
+
+        Raises:
+            BackendError: OpenVINO refuses the graph; its own words are in the message.
+            OutputError: the disk is full.
+        """
+        import onnx
+
+        from rescompile.backends.openvino_lowering import lower
+
+        graph = lower(onnx.load(request.model))
+        _save(graph, request, directory)
+        compiled, hidden = _compile(directory / MODEL, RUN_DEFAULTS)
+        return _inspect(graph, compiled, request.precision, notes=hidden)
+
+    def load(self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> OpenVinoRunner:
+        """Compile the payload for this CPU; ``options`` give threads and a cache for what is compiled."""
+        compiled, _ = _compile(directory / MODEL, options)
+        return OpenVinoRunner(compiled, manifest.batch)
+
+
+class OpenVinoRunner:
+    """A compiled model with one inference request; serves one thread at a time."""
+
+    def __init__(self, compiled: Any, batch: Batch) -> None:
+        self._request: Any = compiled.create_infer_request()
+        self._batch = batch
+
+    def __call__(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Logits [N, classes] of ``images`` [N, ...] in the manifest's layout and dtype.
+
+        Raises:
+            BackendError: N is outside of the engine's batch range, or the runner is closed.
+        """
+        if self._request is None:
+            raise BackendError("this engine is closed; load it again")
+        if not self._batch.min <= len(images) <= self._batch.max:
+            raise BackendError(
+                f"{len(images)} images at once, but this engine takes {self._batch.min} to {self._batch.max}; "
+                "pass another number, or build with another --batch"
+            )
+        with _in_our_words("OpenVINO cannot run this engine"):
+            result = self._request.infer([images], share_inputs=True, share_outputs=True)
+        return np.array(result[0], np.float32)
+
+    def close(self) -> None:
+        """Drop the request and the compiled model; calling it twice is harmless."""
+        self._request = None
+
+
+def _save(graph: onnx.ModelProto, request: BuildRequest, directory: Path) -> None:
+    """Write the graph as OpenVINO's own format, for the batch sizes of ``request``."""
+    import openvino as ov
+
+    serialized = graph.SerializeToString()
+    with _in_our_words("OpenVINO cannot read the deployable graph"):
+        model = ov.Core().read_model(serialized)
+        low, high = request.batch.min, request.batch.max
+        batch = ov.Dimension(low) if low == high else ov.Dimension(low, high)
+        model.reshape(ov.PartialShape([batch, *request.image_shape]))
+    try:
+        # the constants keep their types: compressing them would round FP32 weights that the user asked for
+        ov.save_model(model, directory / MODEL, compress_to_fp16=False)
+    except RuntimeError as error:
+        # C++ streams do not say why they failed
+        check_room(directory, len(serialized))
+        raise BackendError(f"OpenVINO cannot write {directory / MODEL}: {_last_words(error)}") from error
+
+
+def _compile(path: Path, options: RunOptions) -> tuple[Any, tuple[str, ...]]:
+    """The model at ``path`` compiled for this CPU, and notes on what could not be set."""
+    import openvino as ov
+
+    core = ov.Core()
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if options.threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = options.threads
+    if options.cache is not None:
+        settings["CACHE_DIR"] = str(options.cache)
+    with _in_our_words(f"OpenVINO cannot load {path}"):
+        # read here and not by path: a cached model would otherwise skip the check that its weights are whole
+        model = core.read_model(path)
+        try:
+            return core.compile_model(model, "CPU", settings | _TUNING), ()
+        except RuntimeError as error:
+            if not any(key in str(error) for key in _TUNING):
+                raise
+        return core.compile_model(model, "CPU", settings), (
+            f"OpenVINO {ov.__version__} does not know {', '.join(_TUNING)}: fewer residual adds are fused",
+        )
+
+
+def _inspect(
+    graph: onnx.ModelProto, compiled: Any, precision: Precision, *, notes: tuple[str, ...]
+) -> Payload:
+    """What the compiled model executes: residual adds inside convolutions, INT8 layers, notes on the rest."""
+    layers = [
+        {key: str(value.value) for key, value in node.get_rt_info().items()}
+        for node in compiled.get_runtime_model().get_ordered_ops()
+    ]
+    weighted = [layer for layer in layers if layer["layerType"] in {"Convolution", "FullyConnected"}]
+    fused = {name for layer in weighted for name in layer["originalLayersNames"].split(",")}
+    adds = residual_adds(graph)
+    if precision == "fp16":
+        notes += (
+            "FP16 weights, computed in FP32: OpenVINO's CPU engine is told not to round between layers",
+        )
+    integer = sum(layer["runtimePrecision"] in {"u8", "i8"} for layer in weighted)
+    if precision == "int8" and integer < len(weighted):
+        notes += (
+            f"{len(weighted) - integer} of {len(weighted)} weighted layers do not run as INT8 on this CPU",
+        )
+    return Payload(files=(MODEL, WEIGHTS), fused_adds=len(adds & fused), notes=notes)
+
+
+def residual_adds(graph: onnx.ModelProto) -> set[str]:
+    """Output names of the Adds of two computed tensors."""
+    constants = {tensor.name for tensor in graph.graph.initializer}
+    adds = (node for node in graph.graph.node if node.op_type == "Add")
+    return {node.output[0] for node in adds if not constants & set(node.input)}
+
+
+@contextmanager
+def _in_our_words(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise BackendError(f"{what}: {_last_words(error)}") from error
+
+
+def _last_words(error: RuntimeError) -> str:
+    """The reason in OpenVINO's message, behind the lines that say where in its source it was raised."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    where = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't", "Summary")
+    said = [line for line in lines if line and not line.startswith(where)]
+    return said[0] if said else (lines[0] if lines else "no reason given")

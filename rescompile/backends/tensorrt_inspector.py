@@ -1,0 +1,63 @@
+"""What an engine inspector's JSON says about residual adds, in the form of TensorRT 10 and that of 11.
+
+10.x   {"Layers": [{"Name": "a + b", "Metadata": "[ONNX Layer: a]\\x1e[ONNX Layer: b]",
+                    "Inputs": [{"Format/Datatype": "Int8 NC/32HW32", ...}], ...}], "Bindings": [...]}
+11.x   the same with "I/O Tensors" for "Bindings", and "Format/Datatype" split into two keys
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+_ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+
+
+def fused_adds(information: str, model: Path, *, integer: bool) -> int | None:
+    """Residual adds that a layer of the engine computes together with a convolution; None where it cannot be seen.
+
+    Args:
+        information: ``EngineInspector.get_engine_information`` as JSON, of an engine with detailed verbosity.
+        model: the deployable graph that the engine was built from.
+        integer: count only layers that read INT8.
+    """
+    import onnx
+
+    graph = onnx.load(model, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    adds = {node.name for node in graph.node if node.op_type == "Add" and not constants & set(node.input)}
+    convolutions = {node.name for node in graph.node if node.op_type == "Conv"}
+    return count_fused(information, adds, convolutions, integer=integer)
+
+
+def count_fused(information: str, adds: set[str], convolutions: set[str], *, integer: bool) -> int | None:
+    """As ``fused_adds``, with the names of the graph's residual adds and convolutions."""
+    layers = json.loads(information).get("Layers", [])
+    detailed = [layer for layer in layers if isinstance(layer, dict)]
+    named = [(layer, onnx_names(layer)) for layer in detailed]
+    if not any(adds & names for _, names in named):
+        return None
+    fused = [
+        adds & names for layer, names in named if convolutions & names and (reads_int8(layer) or not integer)
+    ]
+    return len(set().union(*fused))
+
+
+def onnx_names(layer: dict[str, Any]) -> set[str]:
+    """Names of the ONNX nodes that ``layer`` computes."""
+    parts = re.split(r"\s*\+\s*", layer.get("Name", ""))
+    return {part.strip() for part in parts} | set(_ONNX_LAYER.findall(layer.get("Metadata", "")))
+
+
+def reads_int8(layer: dict[str, Any]) -> bool:
+    """Whether an input of ``layer`` is INT8."""
+    types = (
+        str(value)
+        for tensor in layer.get("Inputs", [])
+        if isinstance(tensor, dict)
+        for key, value in tensor.items()
+        if "type" in key.lower()
+    )
+    return any("int8" in text.lower().replace("uint8", "") for text in types)

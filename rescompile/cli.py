@@ -1,0 +1,255 @@
+"""Commands and exit codes; no work. 0: done and passed, 1: failed or user error, 2: usage."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from rescompile.errors import USER_ERRORS
+from rescompile.option_groups import takes_groups
+from rescompile.options import (
+    CalibrationOptions,
+    Directory,
+    EngineOptions,
+    Json,
+    NetworkOptions,
+    PreprocessingOptions,
+    VerdictOptions,
+    model_config,
+)
+
+app = typer.Typer(
+    name="rescompile",
+    help="Takes a ResNet checkpoint to the fastest engine that still gives the right answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> NoReturn:
+    """Run the command line; errors that a user can mend become one sentence on stderr."""
+    try:
+        app()
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(getattr(error, "exit_code", 1)) from None
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
+    raise SystemExit(0)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from rescompile.version import VERSION
+
+        typer.echo(f"rescompile {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@takes_groups
+def build(
+    network: NetworkOptions,
+    engine: EngineOptions,
+    calibration_options: CalibrationOptions,
+    verdict: VerdictOptions,
+    preprocessing: PreprocessingOptions,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="A calibration.json made earlier, instead of images.", rich_help_panel="Calibration"
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Build an engine from a checkpoint and decide whether it may ship.
+
+    Examples:
+
+    - `rescompile build --depth 101 --precision int8`
+
+    - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --validation-set val/ --max-top1-drop 0.3`
+
+    - `rescompile build --model resnet56-cifar --weights resnet56.th --calibration-set train.npz`
+
+    - `rescompile build --onnx mine.onnx --precision fp16 --backend tensorrt-rtx --target sm_89 --batch 1:8:32`
+    """
+    from rescompile.config import BuildConfig, parse_batch
+    from rescompile.pipeline import build as run
+    from rescompile.terminal import TerminalProgress, print_summary
+
+    config = BuildConfig(
+        model=model_config(network, preprocessing),
+        precision=engine.precision,
+        calibration=calibration_options.config(table=calibration, seed=network.seed),
+        validation_set=verdict.validation_set,
+        validation_images=verdict.validation_images,
+        limits=verdict.limits(),
+        backend=engine.backend,
+        target=engine.target,
+        batch=parse_batch(engine.batch),
+        input_format=engine.input_format,
+        output=engine.output,
+        force=engine.force,
+        keep_reference=not engine.no_reference,
+    )
+    with TerminalProgress() as progress:
+        report = run(config, progress)
+    if json:
+        sys.stdout.write(report.to_json().decode())
+    else:
+        print_summary(report)
+    raise typer.Exit(0 if report else 1)
+
+
+@app.command()
+@takes_groups
+def calibrate(
+    network: NetworkOptions,
+    calibration_options: CalibrationOptions,
+    preprocessing: PreprocessingOptions,
+    output: Annotated[Path, typer.Option(help="File to write.")] = Path("calibration.json"),
+    json: Json = False,
+) -> None:
+    """Choose INT8 scales for a network and write them, with their origin, into a calibration table.
+
+    Examples:
+
+    - `rescompile calibrate --depth 50 --weights my.pth --calibration-set photos/ --output my.json`
+
+    - `rescompile build --depth 50 --weights my.pth --calibration my.json`
+    """
+    from rescompile.commands import calibrate as run
+    from rescompile.terminal import TerminalProgress
+    from rescompile.views import print_table
+
+    with TerminalProgress() as progress:
+        table = run(
+            model_config(network, preprocessing),
+            calibration_options.config(seed=network.seed),
+            output,
+            progress,
+        )
+    print(output.read_text() if json else "", end="")
+    if not json:
+        print_table(table, output)
+
+
+@app.command()
+@takes_groups
+def verify(
+    directory: Directory,
+    verdict: VerdictOptions,
+    reference: Annotated[
+        Path | None, typer.Option(help="fp32 ONNX graph, for an engine that was built with --no-reference.")
+    ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave damaged images out instead of stopping.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Judge an engine again: asked beside measured, exit 0 if it passes and 1 if not.
+
+    Example:
+
+    - `rescompile verify resnet50-int8-openvino --validation-set val/ --min-agreement 0.97 --max-top1-drop 0.3`
+    """
+    from rescompile.commands import verify as run
+    from rescompile.terminal import TerminalProgress, print_summary
+
+    with TerminalProgress() as progress:
+        report = run(
+            directory,
+            validation_set=verdict.validation_set,
+            validation_images=verdict.validation_images,
+            limits=verdict.limits(),
+            reference=reference,
+            skip_unreadable=skip_unreadable,
+            progress=progress,
+        )
+    if json:
+        sys.stdout.write(report.to_json().decode())
+    else:
+        print_summary(report)
+    raise typer.Exit(0 if report else 1)
+
+
+@app.command()
+def run(
+    directory: Directory,
+    photos: Annotated[list[Path], typer.Argument(help="Image files.", metavar="PHOTO...")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to print for each photo.")] = 5,
+    json: Json = False,
+) -> None:
+    """Classify photographs with an engine.
+
+    Example:
+
+    - `rescompile run resnet50-int8-openvino photo.jpg`
+    """
+    from rescompile.commands import classify
+    from rescompile.views import print_classes
+
+    answers = classify(directory, photos, top=top)
+    if json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.encode(answers).decode() + "\n")
+    else:
+        print_classes(answers)
+
+
+@app.command()
+def inspect(directory: Directory, json: Json = False) -> None:
+    """Show what is inside an engine directory, and whether its files are what they were.
+
+    Example:
+
+    - `rescompile inspect resnet50-int8-openvino`
+    """
+    from rescompile.commands import inspect as run
+    from rescompile.views import print_inspection
+
+    inspection = run(directory)
+    if json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(inspection), indent=2).decode() + "\n")
+    else:
+        print_inspection(inspection)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Say what this machine can build and run, and which extra is missing for what.
+
+    Example:
+
+    - `rescompile doctor`
+    """
+    from rescompile.environment import diagnose
+    from rescompile.views import print_findings
+
+    findings = diagnose()
+    if json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode() + "\n")
+    else:
+        print_findings(findings)

@@ -1,0 +1,163 @@
+"""The work behind the smaller commands: calibrate, verify, run, inspect. Building is in ``pipeline``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from calibration.table import CalibrationTable, read_table
+from rescompile.assembly import CALIBRATION, REFERENCE, REPORT_JSON
+from rescompile.backends.onnxruntime import reference_session
+from rescompile.calibrate import calibrate as make_table
+from rescompile.config import CalibrationConfig, ModelConfig
+from rescompile.engine import check_files, load
+from rescompile.environment import describe
+from rescompile.errors import EngineError, UsageError
+from rescompile.manifest import Manifest, read_manifest
+from rescompile.parity import compare, open_validation_set
+from rescompile.report import BuildReport, FusedAdds, Limits
+from rescompile.source import open_source
+from rescompile.stages import Progress, StageClock
+from rescompile.verify import judge
+
+
+def calibrate(
+    model: ModelConfig, calibration: CalibrationConfig, output: Path, progress: Progress
+) -> CalibrationTable:
+    """Calibrate the network and write the table to ``output``."""
+    clock = StageClock(progress)
+    with clock.stage("load"):
+        source = open_source(model, progress)
+    with clock.stage("calibrate"):
+        table = make_table(source, calibration, progress)
+    table.write(output)
+    return table
+
+
+def verify(
+    directory: Path,
+    *,
+    validation_set: Path | None,
+    validation_images: int | None,
+    limits: Limits | None,
+    reference: Path | None,
+    skip_unreadable: bool,
+    progress: Progress,
+) -> BuildReport:
+    """Measure an engine again and judge it by ``limits``, or by those of its build where None.
+
+    Raises:
+        UsageError: no validation set.
+        EngineError: the engine is damaged, does not reproduce its golden answers, or has no reference.
+        BackendUnavailable: the engine cannot run on this machine.
+    """
+    if validation_set is None:
+        raise UsageError("verify needs images to judge by; pass --validation-set PATH")
+    clock = StageClock(progress)
+    with clock.stage("load"):
+        engine = load(directory)
+        manifest = engine.manifest
+        built = read_report(directory)
+        limits = limits or built.limits
+        trusted = _reference_of(directory, reference)
+    with engine, clock.stage("verify"):
+        images = open_validation_set(
+            validation_set,
+            limit=validation_images,
+            need_labels=limits.max_top1_drop is not None,
+            skip_unreadable=skip_unreadable,
+        )
+        measured = compare(
+            reference_session(trusted, optimize=True),
+            engine,
+            images=images,
+            preprocess=manifest.preprocess,
+            fed=manifest.inputs[0],
+            progress=progress,
+        )
+    checks = judge(measured.parity, limits)
+    return msgspec.structs.replace(
+        built,
+        **msgspec.structs.asdict(measured.parity),
+        passed=all(check.passed for check in checks),
+        engine_executed=True,
+        measured_on=manifest.backend,
+        engine_directory=str(directory),
+        limits=limits,
+        checks=checks,
+        stages=clock.records,
+        environment=describe(),
+        logits=measured.logits,
+        notes=(),
+    )
+
+
+def _reference_of(directory: Path, given: Path | None) -> Path:
+    path = given or directory / REFERENCE
+    if not path.is_file():
+        reason = "does not exist" if given else "is not there, because the engine was built with --no-reference"
+        raise EngineError(f"the fp32 reference {path} {reason}; pass --reference FILE.onnx")
+    return path
+
+
+def read_report(directory: Path) -> BuildReport:
+    """``report.json`` of an engine directory.
+
+    Raises:
+        EngineError: it is missing or damaged.
+    """
+    path = directory / REPORT_JSON
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=BuildReport)
+    except (OSError, msgspec.DecodeError) as error:
+        raise EngineError(f"{path} cannot be read ({error}); build the engine again") from None
+
+
+class Classified(msgspec.Struct, frozen=True):
+    """The classes that an engine sees in one photograph, likeliest first."""
+
+    file: str
+    classes: tuple[tuple[str, float], ...]
+    """Class name and probability."""
+
+
+def classify(directory: Path, photos: list[Path], *, top: int) -> tuple[Classified, ...]:
+    """The ``top`` classes of each photograph.
+
+    Raises:
+        EngineError, BackendUnavailable: the engine cannot be loaded.
+        ImageSetError: a photograph cannot be read.
+    """
+    with load(directory) as engine:
+        return tuple(Classified(str(photo), tuple(engine.classify(photo, top))) for photo in photos)
+
+
+class Inspection(msgspec.Struct, frozen=True):
+    """What is in an engine directory."""
+
+    manifest: Manifest
+    verdict: str
+    fused: FusedAdds | None
+    calibration_method: str | None
+    calibrated_tensors: int
+
+
+def inspect(directory: Path) -> Inspection:
+    """Read an engine directory without loading the engine; every hash is checked.
+
+    Raises:
+        EngineError: it is no engine directory, or a file was changed.
+    """
+    manifest = read_manifest(directory)
+    check_files(directory, manifest)
+    report = read_report(directory)
+    path = directory / CALIBRATION
+    table = read_table(path) if path.is_file() else None
+    return Inspection(
+        manifest=manifest,
+        verdict=report.verdict,
+        fused=report.fused,
+        calibration_method=table.method if table else None,
+        calibrated_tensors=len(table.tensors) if table else 0,
+    )

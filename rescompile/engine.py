@@ -1,0 +1,284 @@
+"""The engine directory: sealed with a manifest when it is built, checked and tested when it is loaded.
+
+Loading needs neither torch nor onnx, only the library of the engine's own backend.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import threading
+import zipfile
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from rescompile import manifest as manifests
+from rescompile.backends import BACKENDS, get_backend
+from rescompile.backends.base import RUN_DEFAULTS, Runner, RunOptions
+from rescompile.errors import EngineError, UsageError
+from rescompile.files import sha256_of, writing
+from rescompile.manifest import FileDigest, Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+GOLDEN = "golden.npz"
+
+
+class Engine:
+    """An engine in memory: images in, logits out. Use it in a ``with`` statement, or ``close`` it.
+
+    Several threads may call one engine; a lock lets them in one at a time.
+    """
+
+    def __init__(self, manifest: Manifest, runner: Runner) -> None:
+        self.manifest = manifest
+        self._runner: Runner | None = runner
+        self._lock = threading.Lock()
+
+    def __call__(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits [N, classes] of ``images`` [N, ...] in the manifest's input layout and dtype, N >= 1.
+
+        More images than the engine takes at once are run in several parts, fewer are filled up; the logits are
+        those of the given images alone.
+
+        Raises:
+            UsageError: another shape, layout or dtype than the engine was built for, or no image at all.
+            EngineError: the engine is closed.
+            BackendError: the library could not run the engine.
+        """
+        self._check(images)
+        batch = self.manifest.batch
+        parts = [images[start : start + batch.max] for start in range(0, len(images), batch.max)]
+        with self._lock:
+            if self._runner is None:
+                raise EngineError("this engine is closed; load it again")
+            return np.concatenate([self._run(self._runner, part) for part in parts])
+
+    def preprocess(self, image: Path | str | Image | NDArray[np.uint8]) -> NDArray[Any]:
+        """One photograph (path, PIL image or uint8 [H, W, 3] in RGB) as input batch of one image.
+
+        Raises:
+            ImageSetError: the image cannot be read or is too small.
+        """
+        from calibration.image_files import decode
+        from calibration.preprocess import normalize, to_uint8
+
+        steps = self.manifest.preprocess
+        pixels = decode(Path(image), steps) if isinstance(image, (str, Path)) else to_uint8(image, steps)
+        return pixels[None] if self.manifest.inputs[0].dtype == "uint8" else normalize(pixels[None], steps)
+
+    def classify(self, image: Path | str | Image | NDArray[np.uint8], k: int = 5) -> list[tuple[str, float]]:
+        """The ``k`` most probable classes of one photograph, best first, with their softmax probability.
+
+        All classes where there are fewer than ``k``.
+
+        Raises:
+            UsageError: ``k`` is less than 1.
+            ImageSetError: the image cannot be read or is too small.
+        """
+        if k < 1:
+            raise UsageError(f"the {k} most probable classes are none; ask for 1 or more")
+        logits = self(self.preprocess(image))[0].astype(np.float64)
+        powers = np.exp(logits - logits.max())
+        probabilities = powers / powers.sum()
+        best = np.argsort(-probabilities, kind="stable")[:k]
+        return [(self.manifest.classes[index], float(probabilities[index])) for index in best]
+
+    def close(self) -> None:
+        """Give back memory and devices; calling it twice is harmless."""
+        with self._lock:
+            runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, runner: Runner, images: NDArray[Any]) -> NDArray[np.float32]:
+        missing = max(0, self.manifest.batch.min - len(images))
+        filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
+        return runner(np.ascontiguousarray(filled))[: len(images)]
+
+    def _check(self, images: object) -> None:
+        expected = self.manifest.inputs[0]
+        wanted = f"{expected.dtype} [N, {', '.join(map(str, expected.shape[1:]))}] ({expected.layout})"
+        if not isinstance(images, np.ndarray):
+            kind = f"{type(images).__module__}.{type(images).__name__}"
+            raise UsageError(f"the images are a {kind}; pass a NumPy array {wanted}")
+        found = f"{images.dtype} {list(images.shape)}"
+        if images.dtype != expected.dtype:
+            raise UsageError(
+                f"the images are {found}, but this engine takes {wanted}; convert them with "
+                f"images.astype(np.{expected.dtype}), or make them with engine.preprocess"
+            )
+        if images.shape[1:] != expected.shape[1:]:
+            raise UsageError(
+                f"the images are {found}, but this engine takes {wanted}{_hint(images, expected.shape)}"
+            )
+        if len(images) == 0:
+            raise UsageError(f"there are no images in {found}; pass one or more")
+
+
+def load(directory: Path | str, *, verify: bool = True, options: RunOptions = RUN_DEFAULTS) -> Engine:
+    """Load the engine in ``directory`` and let it prove itself on its golden inputs.
+
+    ``verify=False`` skips the hashes and the golden self-test: a faster start, for directories that were loaded
+    before.
+
+    Raises:
+        EngineError: the directory is damaged or incomplete, or the engine does not reproduce its golden answers.
+        BackendUnavailable: the engine cannot run on this machine.
+        BackendError: the backend's library refused the payload.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    _check_manifest(directory, manifest)
+    check_files(directory, manifest, hashes=verify)
+    engine = Engine(manifest, get_backend(manifest.backend).load(directory, manifest, options))
+    if verify:
+        try:
+            _self_test(directory, engine)
+        except BaseException:
+            engine.close()
+            raise
+    return engine
+
+
+def check_files(directory: Path, manifest: Manifest, *, hashes: bool = True) -> None:
+    """Check that every file of the manifest is there, a plain file, of its size and (``hashes``) of its hash.
+
+    Raises:
+        EngineError: names the first file that is not.
+    """
+    for name, digest in manifest.files.items():
+        path = directory / name
+        advice = "copy or build the engine again"
+        try:
+            found = path.lstat()
+            if not stat.S_ISREG(found.st_mode):
+                raise EngineError(f"{path} is no plain file (a symbolic link, perhaps); {advice}")
+            if found.st_size != digest.bytes:
+                raise EngineError(f"{path} has {found.st_size:,} bytes instead of {digest.bytes:,}; {advice}")
+            if hashes and sha256_of(path) != digest.sha256:
+                raise EngineError(f"{path} was changed after the build (its hash differs); {advice}")
+        except FileNotFoundError:
+            raise EngineError(f"{path} is missing, although the manifest lists it; {advice}") from None
+        except OSError as error:
+            raise EngineError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def write_engine(directory: Path, manifest: Manifest) -> Manifest:
+    """Write ``manifest.json`` over all files that are in ``directory`` now; returns the manifest with hashes.
+
+    Raises:
+        ValueError: ``directory`` holds something else than plain files.
+        OutputError: the disk is full.
+    """
+    paths = sorted(path for path in directory.iterdir() if path.name != manifests.NAME)
+    strange = [path.name for path in paths if path.is_symlink() or not path.is_file()]
+    if strange:
+        raise ValueError(f"an engine directory holds plain files only, not '{strange[0]}'")
+    files = {path.name: FileDigest(sha256_of(path), path.stat().st_size) for path in paths}
+    sealed = msgspec.structs.replace(manifest, files=files)
+    with writing(directory):
+        sealed.write(directory)
+    return read_manifest(directory)
+
+
+def golden_bytes(images: NDArray[Any], logits: NDArray[np.float32]) -> bytes:
+    """The contents of ``golden.npz``; the same arrays give the same bytes.
+
+    Args:
+        images: [N, ...], in the engine's input layout and dtype.
+        logits: [N, classes] float32, what the deployable graph's reference execution makes of them.
+    """
+    stream = io.BytesIO()
+    np.savez(stream, images=images, logits=logits)
+    return stream.getvalue()
+
+
+def relative_rms(expected: NDArray[np.floating], found: NDArray[np.floating]) -> float:
+    """RMS of the difference over RMS of ``expected``; NaN where ``found`` is not finite."""
+    if not np.isfinite(found).all():
+        return float("nan")
+    wanted = expected.astype(np.float64)
+    error, energy = np.square(found - wanted).sum(), np.square(wanted).sum()
+    return float(np.sqrt(error / energy)) if energy else (0.0 if error == 0 else float("inf"))
+
+
+def _check_manifest(directory: Path, manifest: Manifest) -> None:
+    """What the types of the manifest cannot say.
+
+    Raises:
+        EngineError: the manifest describes no engine that this version can run.
+    """
+    path = directory / manifests.NAME
+    if manifest.backend not in BACKENDS:
+        raise EngineError(
+            f"{path} names the backend '{manifest.backend}', this rescompile has {', '.join(BACKENDS)}; "
+            "install the version that built the engine"
+        )
+    if len(manifest.inputs) != 1 or len(manifest.outputs) != 1 or len(manifest.inputs[0].shape) != 4:
+        raise EngineError(
+            f"{path} describes no network with one image input and one output; build the engine again"
+        )
+    if manifest.outputs[0].shape[1:] != (len(manifest.classes),):
+        raise EngineError(
+            f"{path} names {len(manifest.classes)} classes for an output of shape "
+            f"{list(manifest.outputs[0].shape)}; build the engine again"
+        )
+    if GOLDEN not in manifest.files:
+        raise EngineError(f"{path} lists no {GOLDEN}, so the engine cannot be tested; build it again")
+
+
+def _self_test(directory: Path, engine: Engine) -> None:
+    """Run the golden inputs.
+
+    Raises:
+        EngineError: the answers are not the golden ones.
+    """
+    images, expected = _read_golden(directory / GOLDEN, engine.manifest)
+    error = relative_rms(expected, engine(images))
+    allowed = engine.manifest.golden_relative_rms
+    if not error <= allowed:
+        raise EngineError(
+            f"the engine in {directory} does not reproduce its golden answers on this machine (relative RMS "
+            f"{error:.3g}, allowed {allowed:g}); build it again here"
+        )
+
+
+def _read_golden(path: Path, manifest: Manifest) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, logits = arrays["images"], arrays["logits"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise EngineError(
+            f"{path} holds no golden images and logits ({error}); build the engine again"
+        ) from error
+    fits = (
+        len(images) > 0 and logits.shape == (len(images), len(manifest.classes)) and np.isfinite(logits).all()
+    )
+    if not fits:
+        raise EngineError(f"{path} does not fit the manifest; build the engine again")
+    return images, logits
+
+
+def _hint(images: NDArray[Any], expected: tuple[int, ...]) -> str:
+    """The likeliest mistake about a shape, as the end of a sentence."""
+    if images.shape == expected[1:]:
+        return "; add the batch dimension with images[None]"
+    for axes in ((0, 3, 1, 2), (0, 2, 3, 1)):
+        if images.ndim == 4 and tuple(images.shape[axis] for axis in axes)[1:] == expected[1:]:
+            return f"; change the layout with images.transpose{axes}"
+    return "; make them with engine.preprocess"

@@ -1,0 +1,165 @@
+"""What machine this is and what it can do: ``describe`` for manifests and reports, ``diagnose`` for ``doctor``.
+
+Nothing heavy is imported: versions come from package metadata, GPUs from the driver.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from rescompile.backends import BACKENDS, choose_backend, get_backend
+from rescompile.backends.cuda import gpus
+from rescompile.facts import size
+from rescompile.models.pretrained import cache_directory
+from rescompile.optional import how_to_install, installed
+from rescompile.version import VERSION
+
+PACKAGES = (
+    "numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "openvino", "torch", "pillow", "safetensors", "msgspec",
+    "tensorrt", "tensorrt-rtx", "pycuda", "triton",
+)  # fmt: skip
+
+_ISA = {
+    "avx2": "avx2",
+    "avx512f": "avx512f",
+    "avx_vnni": "avx_vnni",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "amx_int8": "amx_int8",
+    "amx_bf16": "amx_bf16",
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "i8mm": "i8mm",
+}
+"""Flag in /proc/cpuinfo to the name by which the instruction set is known; those that matter to an engine."""
+
+_OPTIONAL = {
+    "tensorrt": "engines for this machine's NVIDIA GPU, the fastest",
+    "tensorrt_rtx": "engines for GeForce and RTX GPUs, built without a GPU",
+    "pycuda": "running TensorRT engines",
+    "triton": "the Triton kernels",
+}
+"""Optional module to what it is for."""
+
+_LOW_DISK = 2 * 10**9
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line of ``rescompile doctor``; ``advice`` is what to do, where something can be done."""
+
+    subject: str
+    status: Literal["ok", "limited", "missing"]
+    text: str
+    advice: str = ""
+
+
+def describe() -> dict[str, str]:
+    """This machine and its software as text by name; what is not there has no entry, but for ``gpu``."""
+    features = cpu_features()
+    packages = {name: version for name in PACKAGES if (version := _version(name)) is not None}
+    return {
+        "rescompile": VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": str(_cores()),
+        "isa": " ".join(features) or "none of interest",
+        "memory": size(_memory_bytes()),
+        "gpu": "; ".join(f"{gpu.name} ({gpu.capability}, CUDA {gpu.driver})" for gpu in gpus()) or "none",
+        **packages,
+    }
+
+
+def diagnose() -> list[Finding]:
+    """What each backend can build and run here, which extra is missing for what, and room for outputs."""
+    name, reason = choose_backend()
+    return [
+        _machine(),
+        *(_backend(backend) for backend in BACKENDS),
+        Finding("--backend auto", "ok", f"takes {name}: {reason}"),
+        *(_optional(module, purpose) for module, purpose in _OPTIONAL.items()),
+        _room("working directory", Path.cwd()),
+        _room("cache", cache_directory()),
+    ]
+
+
+def cpu_features() -> tuple[str, ...]:
+    """The instruction sets of this CPU that decide how fast an engine is; empty where the system hides them."""
+    flags = {flag for key in ("flags", "Features") for flag in _cpuinfo(key).split()}
+    return tuple(name for flag, name in _ISA.items() if flag in flags)
+
+
+def _machine() -> Finding:
+    found = describe()
+    text = f"{found['cpu']}, {found['cores']} cores, {found['memory']}, {found['isa']}; GPU: {found['gpu']}"
+    fast = {"avx_vnni", "avx512_vnni", "amx_int8", "dotprod", "i8mm"}
+    if fast & set(cpu_features()):
+        return Finding("machine", "ok", text)
+    return Finding("machine", "limited", text, "INT8 is slower here than on a CPU with VNNI or AMX")
+
+
+def _backend(name: str) -> Finding:
+    found = get_backend(name).availability()
+    verbs = [verb for verb, can in (("build", found.build), ("run", found.run)) if can]
+    text = f"can {' and '.join(verbs) or 'neither build nor run'} here: {found.reason}"
+    status: dict[int, Literal["ok", "limited", "missing"]] = {2: "ok", 1: "limited", 0: "missing"}
+    return Finding(name, status[len(verbs)], text)
+
+
+def _optional(module: str, purpose: str) -> Finding:
+    if installed(module):
+        version = _version(module.replace("_", "-"))
+        return Finding(f"package {module}", "ok", f"{version or 'installed'}: {purpose}")
+    return Finding(f"package {module}", "missing", f"not installed: {purpose}", how_to_install(module))
+
+
+def _room(what: str, path: Path) -> Finding:
+    existing = next(parent for parent in (path, *path.parents) if parent.is_dir())
+    free, writable = shutil.disk_usage(existing).free, os.access(existing, os.W_OK)
+    text = f"{path}: {size(free)} free" + ("" if writable else ", not writable")
+    if not writable:
+        return Finding(what, "missing", text, "work in a directory that you may write")
+    advice = (
+        "" if free >= _LOW_DISK else "an engine of ResNet-152 with its graphs takes up to 1 GB; make room"
+    )
+    return Finding(what, "limited" if advice else "ok", text, advice)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cores() -> int:
+    """Cores that this process may use, which a container may have limited."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
+
+
+def _cpu_model() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
+    """The first value of ``key`` in /proc/cpuinfo; empty on other systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == key), "")
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0

@@ -1,0 +1,135 @@
+"""A report as lines of (label, value): the words that terminal and page share."""
+
+from __future__ import annotations
+
+from rescompile.report import BuildReport, StageRecord
+
+Line = tuple[str, str]
+
+
+def plain(text: str) -> str:
+    """``text`` with control characters (terminal escapes, line breaks) made visible instead of obeyed."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def percent(fraction: float) -> str:
+    """0.97333 as ``97.333 %``: three decimals tell one image in a hundred thousand, zeros are dropped."""
+    return f"{_trimmed(100 * fraction)} %"
+
+
+def points(difference: float) -> str:
+    """Percentage points, ``0.2`` as ``0.2 points``."""
+    text = _trimmed(difference)
+    return f"{text} point" if text in {"1", "-1"} else f"{text} points"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units: ``1.25 GB``, ``640 MB``."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """``0.42 s``, ``12.3 s``, ``3 min 05 s``."""
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def stage_value(stage: StageRecord) -> str:
+    """Seconds and peak memory of one stage."""
+    return f"{duration(stage.seconds)}, peak {size(stage.peak_rss_bytes)}"
+
+
+def identity(report: BuildReport) -> tuple[Line, ...]:
+    """What was built."""
+    return (
+        ("model", report.model),
+        ("precision", report.precision),
+        ("backend", report.backend),
+        ("target", report.target or "this machine"),
+    )
+
+
+def subject(report: BuildReport) -> str:
+    """What the figures speak of."""
+    return "engine" if report.engine_executed else "deployable graph"
+
+
+def measurements(report: BuildReport) -> tuple[Line, ...]:
+    """Every measured figure of the report, whether or not something was asked of it."""
+    if report.top1_agreement is None or not report.images:
+        return ()
+    lines = [("images", f"{report.images}"), ("agreement with fp32", percent(report.top1_agreement))]
+    if report.top1_reference is not None:
+        lines.append(("top-1 of the fp32 reference", percent(report.top1_reference)))
+    if report.top1_engine is not None:
+        lines.append((f"top-1 of the {subject(report)}", percent(report.top1_engine)))
+    errors = {"relative RMS": report.relative_rms, "cosine": report.cosine, "largest error": report.max_abs}
+    lines.extend((label, f"{value:.5g}") for label, value in errors.items() if value is not None)
+    return tuple(lines)
+
+
+def lint(report: BuildReport) -> str:
+    """One line on the fusion contract."""
+    if not report.lint.rules:
+        return "not checked"
+    return f"{_count(len(report.lint.rules), 'rule')} checked, {len(report.lint.violations) or 'none'} broken"
+
+
+def fused(report: BuildReport) -> str:
+    """One line on the residual adds."""
+    if report.fused is None:
+        return "not counted"
+    return f"{report.fused.fused} of {report.fused.of} (seen in the {report.fused.seen_in})"
+
+
+def provenance(report: BuildReport) -> tuple[Line, ...]:
+    """Where weights, ranges and images came from, each with its hash."""
+    lines: list[Line] = []
+    if report.checkpoint is not None:
+        lines.append(("checkpoint", report.checkpoint.source))
+        lines.append(("checkpoint sha256", report.checkpoint.sha256))
+    if report.calibration is not None:
+        table = report.calibration
+        lines.append(
+            ("calibration", f"{table.source}: {_count(table.images, 'image')}, thresholds by {table.method}")
+        )
+        lines.append(("calibration table sha256", table.sha256))
+    if report.images:
+        lines.append(("measured on", f"{report.image_source}: {_count(report.images, 'image')}"))
+        lines.append(("image set fingerprint", report.image_fingerprint))
+    return tuple(lines)
+
+
+def explanation(report: BuildReport) -> str:
+    """A sentence below the verdict: why this word; and a second one where the engine itself was not measured."""
+    if report.engine_executed or not report.images:
+        return _reason(report)
+    return f"{_reason(report)} All figures come from the {report.measured_on}."
+
+
+def _reason(report: BuildReport) -> str:
+    images = _count(report.images, "image")
+    failed = [check.name for check in report.checks if not check.passed]
+    if failed:
+        checks = _count(len(report.checks), "check")
+        return f"{len(failed)} of {checks} failed on {images}: {', '.join(failed)}."
+    if not report.passed:
+        return f"{_count(len(report.lint.violations), 'rule')} of the fusion contract broken."
+    if not report.engine_executed:
+        return "The engine could not be executed on this machine, so it is not verified."
+    if not report.judged:
+        return "Nothing was asked of its answers, so nothing is claimed about them."
+    return f"The engine keeps every limit that was asked of it, measured on {images}."
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _trimmed(value: float) -> str:
+    text = f"{value:.3f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text

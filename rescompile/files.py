@@ -1,0 +1,289 @@
+"""Files that are complete or not there: hashes, atomic files and directories, and full disks in one sentence.
+
+A directory is written under a hidden name beside its target (``.NAME.partial-PID-RANDOM``), flushed and renamed.
+Its writer holds a lock on it, so the leftovers of a killed process are told from the work of a live one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rescompile.errors import OutputError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "read-only disk",
+    errno.ENOTDIR: "part of the path is a file",
+    errno.EEXIST: "part of the path is a file",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its symbolic links lead in a circle",
+    errno.ENOENT: "its folder does not exist",
+}
+_MANIFEST = "manifest.json"
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<pid>\d+)-[0-9a-f]{8}")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def writing(path: Path, *, needed: int | None = None) -> Iterator[None]:
+    """Turn the operating system's refusal to write into a sentence about ``path``.
+
+    ``needed`` is the number of bytes to be written, where it is known.
+
+    Raises:
+        OutputError: the disk is full, or ``path`` may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        sentence = _refusal(path, error, needed)
+        if sentence is None:
+            raise
+        raise OutputError(sentence) from error
+
+
+def atomic_write(path: Path, data: bytes | memoryview) -> None:
+    """Write ``data`` to ``path`` completely or not at all.
+
+    Raises:
+        OutputError: the disk is full, or ``path`` may not be written.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with writing(path, needed=memoryview(data).nbytes):
+        try:
+            with partial.open("xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+def check_room(directory: Path, needed: int) -> None:
+    """Write ``needed`` bytes into ``directory`` and remove them: for libraries that hide why a write failed.
+
+    Raises:
+        OutputError: they do not fit, or may not be written.
+    """
+    probe = directory / f".room-{secrets.token_hex(4)}"
+    with writing(directory, needed=needed):
+        try:
+            with probe.open("xb") as stream:
+                for start in range(0, needed, 1 << 20):
+                    stream.write(bytes(min(1 << 20, needed - start)))
+                stream.flush()
+                os.fsync(stream.fileno())
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+
+@dataclass
+class Staging:
+    """A directory being filled, and where it goes when it is complete."""
+
+    folder: Path
+    target: Path
+
+    def divert(self, suffix: str) -> None:
+        """Send the result beside its target, replacing an earlier one there: what was asked for stays absent.
+
+        Raises:
+            OutputError: something else than an engine directory is in the way.
+        """
+        self.target = self.target.with_name(self.target.name + suffix)
+        _refuse_existing(self.target, force=True)
+
+
+@contextmanager
+def atomic_directory(target: Path, *, force: bool = False) -> Iterator[Staging]:
+    """A directory to fill, which becomes ``target`` when the body ends well and vanishes when it does not.
+
+    With ``force`` an engine directory or an empty directory at ``target`` is replaced; it stays until the new one
+    is complete. SIGTERM during the body ends the process by ``SystemExit``, so that it cleans up too.
+
+    Raises:
+        OutputError: ``target`` exists (without ``force``), is something else than an engine directory, or cannot
+            be written, disk full included.
+    """
+    target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow a link at the target
+    with _terminable(), writing(target):
+        _clean_up(target)
+        _refuse_existing(target, force=force)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = _sibling(target, "partial")
+        partial.mkdir()
+        lock = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            staging = Staging(partial, target)
+            with writing(partial):
+                yield staging
+            _flush(partial)
+            _refuse_existing(staging.target, force=force or staging.target != target)
+            _put(partial, staging.target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            os.close(lock)
+
+
+def _refusal(path: Path, error: OSError, needed: int | None) -> str | None:
+    """The sentence for the user, or None where ``error`` is no refusal to write."""
+    if error.errno in _FULL:
+        limit = (
+            "the file size limit of this process is reached" if error.errno == errno.EFBIG else "disk full"
+        )
+        wanted = f", {needed:,} bytes needed" if needed is not None else ""
+        return f"{limit} at {path}: {_free_bytes(path):,} bytes free{wanted}; make room or write to another place"
+    place = path if error.filename is None else Path(os.fsdecode(error.filename))
+    reason = _REFUSED.get(error.errno or 0)
+    if reason is None or not _belongs(place, path):
+        return None
+    return f"{place} cannot be written ({reason}); write to another place or change that"
+
+
+def _belongs(place: Path, path: Path) -> bool:
+    """Whether an error at ``place`` is about writing ``path``, and not about something else read meanwhile."""
+    return (
+        place == path
+        or path in place.parents
+        or place in path.parents
+        or (place.parent == path.parent and place.name.startswith(f".{path.name}."))
+    )
+
+
+def _free_bytes(path: Path) -> int:
+    existing = next((parent for parent in (path, *path.parents) if parent.exists()), Path("/"))
+    return shutil.disk_usage(existing).free
+
+
+def _refuse_existing(target: Path, *, force: bool) -> None:
+    """Raise where ``target`` must not be replaced."""
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink() or not target.is_dir() or target.parent == target:
+        raise OutputError(f"{target} is no directory that can be replaced; choose another --output")
+    ours = (target / _MANIFEST).is_file() or not any(target.iterdir())
+    if not ours:
+        raise OutputError(
+            f"{target} holds something else than an engine (no manifest.json); choose another --output"
+        )
+    if not force:
+        raise OutputError(f"{target} exists already; pass --force to replace it, or another --output")
+
+
+def _sibling(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _flush(directory: Path) -> None:
+    """Force everything in ``directory`` to the disk, so that a rename never outruns the data."""
+    for path in [*directory.rglob("*"), directory]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _put(partial: Path, target: Path) -> None:
+    """Rename ``partial`` to ``target``; what was there goes last, and comes back if the rename fails."""
+    replaced = _sibling(target, "replaced") if target.exists() else None
+    if replaced is not None:
+        target.rename(replaced)
+    try:
+        partial.rename(target)
+    except BaseException:
+        if replaced is not None:
+            replaced.rename(target)
+        raise
+    _sync(target.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _clean_up(target: Path) -> None:
+    """Remove what dead processes left of earlier builds of ``target``; bring back what they had moved away."""
+    if not target.parent.is_dir():
+        return
+    for path in sorted(target.parent.iterdir()):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or match["name"] != target.name or _alive(int(match["pid"])) or _locked(path):
+            continue
+        if match["kind"] == "replaced" and not os.path.lexists(target):
+            path.rename(target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _locked(path: Path) -> bool:
+    """Whether some process, perhaps in another container with its own process numbers, is writing ``path``."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM raise in the main thread, where nobody else handles it, so that ``finally`` blocks run."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -1,0 +1,154 @@
+"""From measurements to the report: what runs in the engine's place, the verdict, and the two files of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from calibration.preprocess import normalize
+from calibration.table import CalibrationTable
+from rescompile.assembly import REPORT_HTML, REPORT_JSON, Contents
+from rescompile.backends.base import Payload
+from rescompile.backends.onnxruntime import reference_session
+from rescompile.blockwise import block_errors
+from rescompile.deployable import Deployable
+from rescompile.engine import load
+from rescompile.files import atomic_write
+from rescompile.graph.topology import block_outputs
+from rescompile.html_report import render
+from rescompile.manifest import Manifest
+from rescompile.parity import Judges, compare
+from rescompile.report import ActivationRange, BlockError, BuildReport, Check, FusedAdds, Limits, StageRecord
+from rescompile.source import Source
+from rescompile.stages import Progress
+from rescompile.verify import Measurement, default_limits, judge
+
+BLOCK_IMAGES = 4
+"""Images on which the error of every block is taken."""
+MOST_BLOCKS = 128
+"""Deeper networks are compared at this many blocks, evenly chosen, and at both ends."""
+
+
+def measure(
+    folder: Path,
+    manifest: Manifest,
+    source: Source,
+    deployable: Deployable,
+    judges: Judges,
+    progress: Progress,
+) -> Measurement:
+    """The engine in ``folder`` (after its golden self-test), or its graph where it cannot run, against fp32.
+
+    Raises:
+        EngineError: the engine does not reproduce its golden answers.
+    """
+    reference = reference_session(source.graph.SerializeToString(), optimize=True)
+    against = partial(
+        compare,
+        reference,
+        images=judges.images,
+        preprocess=source.preprocess,
+        fed=manifest.inputs[0],
+        progress=progress,
+    )
+    if not judges.executed:
+        return against(reference_session(deployable.graph.SerializeToString(), optimize=False))
+    with load(folder) as engine:
+        return against(engine)
+
+
+def errors_by_block(
+    source: Source, deployable: Deployable, judges: Judges, manifest: Manifest
+) -> tuple[BlockError, ...]:
+    """Error of the deployable graph at the end of every residual block, on a few of the judges' images."""
+    pixels = next(judges.images.batches(source.preprocess, BLOCK_IMAGES)).images
+    normalized = normalize(pixels, source.preprocess)
+    return block_errors(
+        source.graph.SerializeToString(),
+        deployable.graph.SerializeToString(),
+        normalized,
+        _sample(block_outputs(source.graph)),
+        deployable_images=pixels if manifest.inputs[0].dtype == "uint8" else None,
+    )
+
+
+def _sample(blocks: dict[str, str]) -> dict[str, str]:
+    names = list(blocks)
+    chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), MOST_BLOCKS)).round().astype(int))
+    return {names[index]: blocks[names[index]] for index in chosen}
+
+
+def checks_of(measured: Measurement, contents: Contents) -> tuple[Limits, tuple[Check, ...]]:
+    """What was asked (the precision's defaults where nothing was), and each limit beside its measurement."""
+    config = contents.config
+    limits = config.limits or default_limits(config.precision, random_weights=contents.source.random)
+    return limits, judge(measured.parity, limits)
+
+
+def make_report(
+    *,
+    manifest: Manifest,
+    contents: Contents,
+    deployable: Deployable,
+    judges: Judges,
+    measured: Measurement,
+    blocks: tuple[BlockError, ...],
+    stages: tuple[StageRecord, ...],
+    notes: tuple[str, ...],
+    directory: Path,
+) -> BuildReport:
+    """The verdict, and everything that led to it."""
+    limits, checks = checks_of(measured, contents)
+    parity = measured.parity
+    return BuildReport(
+        passed=all(check.passed for check in checks),
+        engine_executed=judges.executed,
+        measured_on=manifest.backend if judges.executed else "deployable graph (onnxruntime)",
+        model=manifest.model,
+        precision=manifest.precision,
+        backend=manifest.backend,
+        target=manifest.target,
+        engine_directory=str(directory),
+        images=parity.images,
+        image_source=parity.image_source,
+        image_fingerprint=parity.image_fingerprint,
+        top1_reference=parity.top1_reference,
+        top1_engine=parity.top1_engine,
+        top1_agreement=parity.top1_agreement,
+        relative_rms=parity.relative_rms,
+        cosine=parity.cosine,
+        max_abs=parity.max_abs,
+        limits=limits,
+        checks=checks,
+        lint=deployable.lint,
+        fused=_fused(deployable, contents.payload),
+        stages=stages,
+        environment=manifest.environment,
+        notes=notes,
+        blocks=blocks,
+        ranges=_ranges(contents.table),
+        logits=measured.logits,
+        checkpoint=manifest.checkpoint,
+        calibration=manifest.calibration,
+    )
+
+
+def _fused(deployable: Deployable, payload: Payload) -> FusedAdds | None:
+    """What the engine's inspector saw, or what the graph promises where the engine cannot be inspected."""
+    if payload.fused_adds is None or deployable.fused is None:
+        return deployable.fused
+    return FusedAdds(payload.fused_adds, deployable.fused.of, "engine")
+
+
+def _ranges(table: CalibrationTable | None) -> tuple[ActivationRange, ...]:
+    if table is None:
+        return ()
+    return tuple(ActivationRange(name, entry.amax, entry.threshold) for name, entry in table.tensors.items())
+
+
+def write_report(folder: Path, report: BuildReport) -> None:
+    """Write ``report.json`` and ``report.html``."""
+    atomic_write(folder / REPORT_JSON, report.to_json())
+    atomic_write(folder / REPORT_HTML, render(report).encode())

@@ -1,0 +1,164 @@
+"""How far an engine's logits are from the reference's, one batch at a time. NumPy only.
+
+    relative RMS = sqrt( sum (e - r)^2 / sum r^2 )            over all logits of all images
+    cosine       = mean over images of  <e, r> / (|e| |r|)
+    SQNR         = 10 log10( sum r^2 / sum (o - r)^2 )  dB
+
+Sums are float64, so the order of the images changes results by rounding only.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.errors import ImageSetError
+from rescompile.errors import BackendError, CheckpointError
+from rescompile.report import Parity
+
+Logits = NDArray[np.floating]
+Labels = NDArray[np.integer]
+
+
+class ParityMeter:
+    """Accumulates the comparison of two sets of logits [N, classes] over the batches of one image set."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._agreeing = 0
+        self._labelled: bool | None = None
+        self._correct_reference = 0
+        self._correct_engine = 0
+        self._reference_energy = 0.0
+        self._error_energy = 0.0
+        self._cosine = 0.0
+        self._max_abs = 0.0
+
+    def update(self, reference: Logits, engine: Logits, labels: Labels | None = None) -> None:
+        """Add one batch: logits [N, classes] of both sides and, where the set has them, class indices [N].
+
+        Raises:
+            BackendError: the engine's logits have another shape than the reference's, or are not finite.
+            CheckpointError: the reference's logits are not finite.
+            ImageSetError: a label names no class of the network.
+        """
+        if reference.ndim != 2 or reference.shape != engine.shape:
+            raise BackendError(
+                f"the engine returned logits of shape {list(engine.shape)}, the reference "
+                f"{list(reference.shape)}, both must be [images, classes]: compare an engine with the network "
+                "that it was built from"
+            )
+        r, e = reference.astype(np.float64), engine.astype(np.float64)
+        self._refuse_non_finite(r, e)
+        chosen_reference, chosen_engine = r.argmax(axis=1), e.argmax(axis=1)
+        self._count_correct(labels, chosen_reference, chosen_engine, r.shape)
+        error = e - r
+        self._images += len(r)
+        self._agreeing += int((chosen_reference == chosen_engine).sum())
+        self._reference_energy += float(np.square(r).sum())
+        self._error_energy += float(np.square(error).sum())
+        self._cosine += float(_cosines(r, e).sum())
+        self._max_abs = max(self._max_abs, float(np.abs(error).max(initial=0.0)))
+
+    def result(self, *, image_source: str, image_fingerprint: str) -> Parity:
+        """The comparison so far; ``relative_rms`` is infinite where only the reference is all zero.
+
+        Raises:
+            ImageSetError: no image was compared.
+        """
+        if not self._images:
+            raise ImageSetError(f"{image_source} has no images, so nothing was compared: pass a set that has")
+        return Parity(
+            images=self._images,
+            image_source=image_source,
+            image_fingerprint=image_fingerprint,
+            top1_reference=self._correct_reference / self._images if self._labelled else None,
+            top1_engine=self._correct_engine / self._images if self._labelled else None,
+            top1_agreement=self._agreeing / self._images,
+            relative_rms=_relative_rms(self._reference_energy, self._error_energy),
+            cosine=self._cosine / self._images,
+            max_abs=self._max_abs,
+        )
+
+    def _refuse_non_finite(self, reference: Logits, engine: Logits) -> None:
+        # argmax takes the position of a NaN on both sides, which would look like agreement
+        if (row := _first_non_finite(reference)) is not None:
+            raise CheckpointError(
+                f"the fp32 reference returned NaN or infinite logits for image {self._images + row} (counted "
+                "from 0): its weights are unusable, take another checkpoint"
+            )
+        if (row := _first_non_finite(engine)) is not None:
+            raise BackendError(
+                f"the engine returned NaN or infinite logits for image {self._images + row} (counted from 0), "
+                "the fp32 reference finite ones: do not use this engine; fp16 overflows above 65504, so try "
+                "--precision fp32"
+            )
+
+    def _count_correct(
+        self, labels: Labels | None, reference: Labels, engine: Labels, shape: tuple[int, ...]
+    ) -> None:
+        labelled = labels is not None
+        if self._labelled is not None and labelled != self._labelled:
+            raise ValueError("either every batch carries labels or none does")
+        self._labelled = labelled
+        if labels is None:
+            return
+        count, classes = shape
+        if labels.shape != (count,):
+            raise ValueError(f"labels of shape {labels.shape} for {count} images")
+        wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+        if wrong.size:
+            raise ImageSetError(
+                f"image {self._images + wrong[0]} (counted from 0) has label {labels[wrong[0]]}, but the network "
+                f"has classes 0 to {classes - 1}: correct the label, or pass the image set that belongs to this "
+                "network"
+            )
+        self._correct_reference += int((reference == labels).sum())
+        self._correct_engine += int((engine == labels).sum())
+
+
+def relative_rms(reference: Logits, other: Logits) -> float:
+    """RMS of the difference over RMS of ``reference``; both of any one shape and finite.
+
+    0 where both are equal, infinite where only ``reference`` is all zero.
+    """
+    r, o = reference.astype(np.float64), other.astype(np.float64)
+    return _relative_rms(float(np.square(r).sum()), float(np.square(o - r).sum()))
+
+
+def sqnr_db(reference: Logits, other: Logits) -> float:
+    """Signal-to-quantization-noise ratio of ``other`` in dB; both of any one shape and finite.
+
+    Infinite where both are equal, minus infinite where only ``reference`` is all zero.
+    """
+    r, o = reference.astype(np.float64), other.astype(np.float64)
+    return decibels(float(np.square(r).sum()), float(np.square(o - r).sum()))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10 of the ratio of two energies, with the limits that ``sqnr_db`` documents."""
+    if noise == 0.0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0.0 else -math.inf
+
+
+def _relative_rms(reference_energy: float, error_energy: float) -> float:
+    if error_energy == 0.0:
+        return 0.0
+    return math.sqrt(error_energy / reference_energy) if reference_energy > 0.0 else math.inf
+
+
+def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cosine of each row [N]; two zero rows point the same way, a zero and another row do not."""
+    norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    norms = norm_a * norm_b
+    cosines = np.where((norm_a == 0) & (norm_b == 0), 1.0, 0.0)
+    np.divide((a * b).sum(axis=1), norms, out=cosines, where=norms > 0)
+    return np.clip(cosines, -1.0, 1.0)
+
+
+def _first_non_finite(logits: Logits) -> int | None:
+    rows = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    return int(rows[0]) if rows.size else None

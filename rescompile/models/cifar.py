@@ -1,0 +1,33 @@
+"""CIFAR ResNets: a 3x3 stem without max pool and three stages of 16, 32 and 64 channels.
+
+basic blocks:        n per stage, 6n+2 layers, shortcut option A (or B)
+bottleneck blocks:   n per stage, 9n+2 layers, outputs of 64, 128 and 256 channels, option B
+"""
+
+from __future__ import annotations
+
+from rescompile.models.registry import ShortcutOption, StrideOn
+from rescompile.models.resnet import BasicBlock, Bottleneck, ResNet, Stem
+
+CIFAR_STEM = Stem(kernel=3, stride=1, maxpool=False)
+CIFAR_WIDTHS = (16, 32, 64)
+
+
+def cifar_resnet(
+    block: type[BasicBlock] | type[Bottleneck],
+    blocks_per_stage: int,
+    *,
+    classes: int = 10,
+    shortcut: ShortcutOption = "A",
+    stride_on: StrideOn = "3x3",
+) -> ResNet:
+    """A CIFAR network for images [N, 3, 32, 32]; its parameters are named as torchvision names them."""
+    return ResNet(
+        block,
+        (blocks_per_stage,) * len(CIFAR_WIDTHS),
+        classes=classes,
+        widths=CIFAR_WIDTHS,
+        stem=CIFAR_STEM,
+        shortcut=shortcut,
+        stride_on=stride_on,
+    )

@@ -1,0 +1,101 @@
+"""Networks with random weights, for timing and tests: any depth, finite logits, the same bits for the same seed.
+
+Convolutions are He-initialized, so that a convolution after a ReLU keeps the variance; batch-norm statistics are
+drawn around those that He weights would give, and the last batch norm of a block is scaled by 1 / sqrt(blocks), so
+that a hundred blocks add up to what a single one would:
+
+    var(x_{k+1}) ~ var(x_k) (1 + c / n),    var(x_n) ~ var(x_0) (1 + c / n)^n <= var(x_0) e^c
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rescompile.errors import UsageError
+from rescompile.models.registry import ModelSpec, create
+from rescompile.models.resnet import Projection, ResNet
+
+_RELU_GAIN = 2.0
+_SHIFT_STD = 0.1
+
+
+def random_model(spec: ModelSpec, classes: int, seed: int) -> tuple[ResNet, str]:
+    """The network of ``spec`` in eval mode, and the SHA-256 over its names and weights.
+
+    Normalized images in, logits of standard deviation about 1 out, at every depth.
+
+    Raises:
+        UsageError: ``classes`` is below 1 or ``seed`` is negative.
+    """
+    if seed < 0:
+        raise UsageError(f"a seed cannot be negative ({seed}): pass 0 or more")
+    with torch.device("meta"):
+        model = create(spec, classes)
+    model.to_empty(device="cpu")
+    _fill(model, _Draw(seed), last_scale=1 / math.sqrt(spec.residual_adds))
+    return model.eval(), weights_sha256(model.state_dict())
+
+
+def weights_sha256(state_dict: dict[str, Tensor]) -> str:
+    """SHA-256 over the names, shapes and values of a state_dict of CPU tensors, in its order."""
+    digest = hashlib.sha256()
+    for name, tensor in state_dict.items():
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _Draw:
+    """Random numbers from NumPy, whose streams do not depend on vector width or threads."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.Generator(np.random.PCG64(seed))
+
+    def normal(self, into: Tensor, std: float) -> None:
+        """Fill with values of mean 0."""
+        values: NDArray[np.float32] = into.detach().numpy()
+        self._generator.standard_normal(dtype=np.float32, out=values)
+        values *= np.float32(std)
+
+    def uniform(self, into: Tensor, low: float, high: float) -> None:
+        """Fill with values in [low, high)."""
+        values: NDArray[np.float32] = into.detach().numpy()
+        self._generator.random(dtype=np.float32, out=values)
+        values *= np.float32(high - low)
+        values += np.float32(low)
+
+
+def _fill(model: ResNet, draw: _Draw, *, last_scale: float) -> None:
+    _convolution(model.conv1, draw, gain=1.0)
+    _batch_norm(model.bn1, draw, scale=1.0)
+    for _, block in model.blocks():
+        for conv, bn in block.convs():
+            _convolution(conv, draw, gain=_RELU_GAIN)
+            _batch_norm(bn, draw, scale=last_scale if bn is block.convs()[-1][1] else 1.0)
+        if isinstance(block.shortcut, Projection):
+            # no ReLU between this convolution and the block's input: its mean square passes unchanged
+            _convolution(block.shortcut.conv, draw, gain=1.0)
+            _batch_norm(block.shortcut.bn, draw, scale=1.0)
+    draw.normal(model.fc.weight, 1 / math.sqrt(model.fc.in_features))
+    draw.normal(model.fc.bias, _SHIFT_STD)
+
+
+def _convolution(conv: nn.Conv2d, draw: _Draw, *, gain: float) -> None:
+    draw.normal(conv.weight, math.sqrt(gain / conv.weight[0].numel()))
+
+
+def _batch_norm(bn: nn.BatchNorm2d, draw: _Draw, *, scale: float) -> None:
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    assert bn.num_batches_tracked is not None
+    draw.uniform(bn.weight, 0.5 * scale, 1.5 * scale)
+    draw.normal(bn.bias, _SHIFT_STD * scale)
+    draw.normal(bn.running_mean, _SHIFT_STD)
+    draw.uniform(bn.running_var, 0.5, 1.5)
+    bn.num_batches_tracked.zero_()

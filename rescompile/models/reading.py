@@ -1,0 +1,152 @@
+"""Bytes to tensors: what a checkpoint file holds, read without ever running code that it may contain.
+
+The format is found by content, not by suffix: torch.save's zip archives and older pickles, and safetensors.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import stat
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from rescompile.errors import CheckpointError
+
+_HOW_TO_SAVE = (
+    "in the program that made it, save the weights alone with torch.save(model.state_dict(), 'weights.pth'), "
+    "and pass that file"
+)
+_AGAIN = "download or copy it again"
+_COMPRESSED = {
+    b"\xfd7zXZ\x00": "xz -d",
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\x28\xb5\x2f\xfd": "zstd -d",
+}
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)")
+_HEAD = 128
+
+
+def read_payload(path: Path) -> object:
+    """Whatever the checkpoint file holds, tensors on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, empty, damaged, of another format, or would run code.
+    """
+    head = _head(path)
+    if head.startswith(b"PK"):
+        _check_archive(path)
+        return _torch_payload(path)
+    if head.startswith(b"\x80"):
+        return _torch_payload(path)
+    if head[8:9] == b"{" and head[:1] != b"{":
+        return _safetensors(path)
+    raise CheckpointError(_what_it_is(path, head))
+
+
+def _head(path: Path) -> bytes:
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise CheckpointError(f"{path} is a directory, not a checkpoint: pass the file in it")
+        if not stat.S_ISREG(mode):
+            raise CheckpointError(
+                f"{path} is a pipe or a device, not a checkpoint file: write it to disk first"
+            )
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist: check the path of the weights") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}): check the path and its permissions"
+        ) from error
+    if not head:
+        raise CheckpointError(f"{path} is empty (0 bytes): {_AGAIN}")
+    return head
+
+
+def _what_it_is(path: Path, head: bytes) -> str:
+    """One sentence on a file that is no checkpoint."""
+    if path.suffix == ".onnx":
+        return f"{path} is an ONNX graph, not a checkpoint: pass it with --onnx"
+    for magic, command in _COMPRESSED.items():
+        if head.startswith(magic):
+            return f"{path} is compressed: unpack it first with '{command}'"
+    if head.startswith(b"version https://git-lfs"):
+        return f"{path} is a Git LFS pointer, not the checkpoint itself: fetch the file with 'git lfs pull'"
+    if path.suffix == ".safetensors":
+        return f"{path} is damaged or no safetensors file (its header does not begin with '{{'): {_AGAIN}"
+    text = head.decode("utf-8", errors="ignore").strip()
+    if (
+        text
+        and all(character.isprintable() or character.isspace() for character in text)
+        and b"\x00" not in head
+    ):
+        return f"{path} is a text file, not a checkpoint (it begins with {text.splitlines()[0][:40]!r}): {_AGAIN}"
+    return f"{path} is neither a torch.save file (.pth, .th, .pt) nor safetensors: pass a checkpoint of one of these"
+
+
+def _check_archive(path: Path) -> None:
+    """Tell archives of torch.save from other zip files and from TorchScript."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {Path(name).name for name in archive.namelist()}
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or incomplete ({error}): {_AGAIN}") from None
+    if "constants.pkl" in members:
+        raise CheckpointError(f"{path} is a TorchScript program, not a checkpoint: {_HOW_TO_SAVE}")
+    if "data.pkl" not in members:
+        raise CheckpointError(
+            f"{path} is a zip archive that torch.save did not write: pass the checkpoint itself"
+        )
+
+
+def _torch_payload(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            # torch warns of unusual pickle protocols just before it refuses or reads them
+            warnings.simplefilter("ignore")
+            payload: object = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_why_refused(path, str(error))) from None
+    except Exception as error:
+        # a damaged pickle can make the unpickler fail in any way: all of them mean the same to the user
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise CheckpointError(f"{path} is damaged or incomplete ({reason}): {_AGAIN}") from None
+    return payload
+
+
+def _why_refused(path: Path, message: str) -> str:
+    """One sentence on a pickle that the safe unpickler did not take."""
+    found = _REFUSED.search(message)
+    if found is None:
+        return (
+            f"{path} is damaged, or a pickle that the safe loader does not take and that was therefore "
+            f"not loaded: {_HOW_TO_SAVE}"
+        )
+    name = found[1]
+    package, last = name.partition(".")[0], name.rpartition(".")[2]
+    if last[:1].isupper() and (package == "__main__" or package not in sys.stdlib_module_names):
+        return (
+            f"{path} is a whole pickled model (it needs the class {name}), not a state_dict: {_HOW_TO_SAVE}"
+        )
+    return (
+        f"{path} holds the Python object {name} beside or instead of tensors; unpickling that can run any code, "
+        f"so nothing was loaded: {_HOW_TO_SAVE}"
+    )
+
+
+def _safetensors(path: Path) -> object:
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} is damaged or incomplete ({reason}): {_AGAIN}") from None

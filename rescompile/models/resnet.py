@@ -1,0 +1,222 @@
+"""ResNet with torchvision's parameter names, written so that an exporter can walk it.
+
+    x -> conv1 -> bn1 -> relu -> [maxpool] -> blocks of layer1 … layerS -> global average pool -> fc
+    block:  y = relu(bnK(convK(… relu(bn1(conv1(x))))) + shortcut(x))
+
+The state_dict is torchvision's, name for name (``conv1``, ``bn1``, ``layer3.22.conv2``, ``layer2.0.downsample.0``,
+``fc``). The CIFAR networks in ``cifar.py`` are the same class with another stem and other widths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rescompile.models.registry import ShortcutOption, StrideOn
+
+ConvBN = tuple[nn.Conv2d, nn.BatchNorm2d]
+
+
+@dataclass(frozen=True)
+class Stem:
+    """What comes before the first block."""
+
+    kernel: int
+    stride: int
+    maxpool: bool
+
+
+IMAGENET_STEM = Stem(kernel=7, stride=2, maxpool=True)
+
+
+class Projection(nn.Sequential):
+    """Shortcut option B: a 1x1 convolution and batch norm, called ``0`` and ``1`` in the state_dict."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+        )
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The convolution."""
+        return cast(nn.Conv2d, self[0])
+
+    @property
+    def bn(self) -> nn.BatchNorm2d:
+        """The batch norm after it."""
+        return cast(nn.BatchNorm2d, self[1])
+
+
+class OptionA(nn.Module):
+    """Shortcut option A: every ``stride``-th pixel, then zero channels before and after. No parameters."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        extra = out_channels - in_channels
+        self.stride = stride
+        self.pad_channels = (extra // 2, extra - extra // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, before + C + after, ceil(H / stride), ceil(W / stride)]."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.pad_channels))
+
+
+def _shortcut(
+    option: ShortcutOption, in_channels: int, out_channels: int, stride: int
+) -> Projection | OptionA | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return (Projection if option == "B" else OptionA)(in_channels, out_channels, stride)
+
+
+class Block(nn.Module):
+    """A chain of convolutions with batch norm, and a shortcut around it."""
+
+    expansion: ClassVar[int]
+    """Output channels over ``width``."""
+    downsample: Projection | OptionA | None
+
+    def convs(self) -> list[ConvBN]:
+        """The chain in order: a ReLU after each pair but the last, the residual add and a ReLU after that."""
+        raise NotImplementedError
+
+    @property
+    def shortcut(self) -> Projection | OptionA | None:
+        """None where the block's input is added unchanged."""
+        return self.downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, width * expansion, H / stride, W / stride]."""
+        *inner, (last_conv, last_bn) = self.convs()
+        y = x
+        for conv, bn in inner:
+            y = F.relu(bn(conv(y)))
+        y = last_bn(last_conv(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions, the stride on the first (so ``stride_on`` has nothing to choose)."""
+
+    expansion = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        stride: int,
+        shortcut: ShortcutOption,
+        stride_on: StrideOn = "3x3",
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(shortcut, in_channels, width, stride)
+
+    def convs(self) -> list[ConvBN]:
+        """See ``Block.convs``."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2)]
+
+
+class Bottleneck(Block):
+    """1x1 down, 3x3, 1x1 up to four times the width."""
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        stride: int,
+        shortcut: ShortcutOption,
+        stride_on: StrideOn = "3x3",
+    ) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        first, second = (1, stride) if stride_on == "3x3" else (stride, 1)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, stride=first, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=second, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample = _shortcut(shortcut, in_channels, out_channels, stride)
+
+    def convs(self) -> list[ConvBN]:
+        """See ``Block.convs``."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
+
+
+class ResNet(nn.Module):
+    """Stem, stages ``layer1`` … ``layerS``, global average pool and classifier; ImageNet's form by default."""
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        stage_sizes: tuple[int, ...],
+        *,
+        classes: int = 1000,
+        widths: tuple[int, ...] = (64, 128, 256, 512),
+        stem: Stem = IMAGENET_STEM,
+        shortcut: ShortcutOption = "B",
+        stride_on: StrideOn = "3x3",
+    ) -> None:
+        super().__init__()
+        channels = widths[0]
+        self.conv1 = nn.Conv2d(
+            3, channels, stem.kernel, stride=stem.stride, padding=stem.kernel // 2, bias=False
+        )
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem.maxpool else None
+        self.stage_names = tuple(f"layer{stage}" for stage in range(1, len(stage_sizes) + 1))
+        for name, width, size in zip(self.stage_names, widths, stage_sizes, strict=True):
+            blocks = []
+            for index in range(size):
+                stride = 2 if index == 0 and name != "layer1" else 1
+                blocks.append(block(channels, width, stride=stride, shortcut=shortcut, stride_on=stride_on))
+                channels = width * block.expansion
+            self.add_module(name, nn.Sequential(*blocks))
+        self.fc = nn.Linear(channels, classes)
+        if not self.conv1.weight.is_meta:
+            # on the meta device there is nothing to fill, and torch takes milliseconds a layer to do so
+            self._initialize()
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def has_maxpool(self) -> bool:
+        """Whether a 3x3 max pool of stride 2 and padding 1 follows the stem."""
+        return self.maxpool is not None
+
+    def stages(self) -> list[tuple[str, nn.Sequential]]:
+        """The stages in order, each a sequence of ``Block`` under its state_dict name."""
+        return [(name, cast(nn.Sequential, self.get_submodule(name))) for name in self.stage_names]
+
+    def blocks(self) -> list[tuple[str, Block]]:
+        """Every block in order under its state_dict name, such as ``layer3.22``."""
+        return [
+            (f"{stage}.{index}", cast(Block, block))
+            for stage, blocks in self.stages()
+            for index, block in enumerate(blocks)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalized float32 images [N, 3, H, W] to logits [N, classes]."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        if self.maxpool is not None:
+            x = self.maxpool(x)
+        for _, stage in self.stages():
+            x = stage(x)
+        return cast(Tensor, self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)))

@@ -1,0 +1,66 @@
+"""The order of the stages, and nothing else."""
+
+from __future__ import annotations
+
+from rescompile import assembly, judgement
+from rescompile.calibrate import calibrate, notes_on
+from rescompile.config import BuildConfig
+from rescompile.deployable import make_deployable
+from rescompile.files import atomic_directory
+from rescompile.golden import make_golden
+from rescompile.parity import choose_images
+from rescompile.report import BuildReport
+from rescompile.source import open_source
+from rescompile.stages import Progress, Silent, StageClock
+
+
+def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
+    """Checkpoint to engine directory and verdict; ``bool(report)`` tells whether the engine may ship.
+
+    An engine that fails its limits is kept beside the output, as ``OUTPUT.failed``, with its report.
+
+    Raises:
+        RescompileError, CalibrationError: what a user can mend; the output then does not exist.
+    """
+    progress = progress or Silent()
+    clock = StageClock(progress)
+    chosen = assembly.backend_for(config)
+    backend = chosen.backend
+    with clock.stage("load"):
+        source = open_source(config.model, progress)
+    with atomic_directory(assembly.output_of(source, config, backend), force=config.force) as staging:
+        folder = staging.folder
+        request = assembly.request(folder, source, config, progress)
+        backend.check(request)
+        judges = choose_images(config, source, executed=backend.availability().run)
+        table = None
+        if config.precision == "int8":
+            with clock.stage("calibrate"):
+                table = calibrate(source, config.calibration, progress)
+        with clock.stage("quantize"):
+            deployable = make_deployable(source, table, config, backend.rest_type(config.precision))
+            assembly.write_graphs(folder, source, deployable, table, keep_reference=config.keep_reference)
+        with clock.stage("build"):
+            payload = backend.build(request, folder)
+        contents = assembly.Contents(
+            source=source, config=config, backend=backend, payload=payload, table=table,
+            class_names=judges.images.class_names,
+        )  # fmt: skip
+        with clock.stage("golden"):
+            golden = make_golden(deployable.graph.SerializeToString(), source.preprocess, config.input_format)
+            assembly.write_golden(folder, golden)
+            manifest = assembly.seal(folder, contents)
+        with clock.stage("verify"):
+            measured = judgement.measure(folder, manifest, source, deployable, judges, progress)
+        with clock.stage("report"):
+            blocks = judgement.errors_by_block(source, deployable, judges, manifest)
+        if not all(check.passed for check in judgement.checks_of(measured, contents)[1]):
+            staging.divert(".failed")
+        report = judgement.make_report(
+            manifest=manifest, contents=contents, deployable=deployable, judges=judges, measured=measured,
+            blocks=blocks, stages=clock.records, directory=staging.target,
+            notes=(*chosen.notes, *notes_on(config, source), *judges.notes, *payload.notes),
+        )  # fmt: skip
+        judgement.write_report(folder, report)
+        assembly.seal(folder, contents)
+    return report

@@ -1,0 +1,125 @@
+"""Wall time and peak memory of each stage of a build, and the hook for showing progress while it runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from rescompile.report import StageRecord
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+class Progress(Protocol):
+    """Told what a pipeline is doing."""
+
+    def stage_started(self, name: str) -> None:
+        """Stage ``name`` begins; the one before has ended."""
+
+    def advanced(self, done: int, total: int) -> None:
+        """The running stage has done ``done`` of ``total`` steps; ``total`` is 0 where the end is not known.
+
+        May be called from another thread than the other methods.
+        """
+
+    def stage_finished(self, record: StageRecord) -> None:
+        """The running stage ended well."""
+
+    def stage_failed(self, name: str) -> None:
+        """The running stage raised; the exception itself goes on to the caller."""
+
+
+class Silent:
+    """The progress display that shows nothing."""
+
+    def stage_started(self, name: str) -> None:
+        """Show nothing."""
+
+    def advanced(self, done: int, total: int) -> None:
+        """Show nothing."""
+
+    def stage_finished(self, record: StageRecord) -> None:
+        """Show nothing."""
+
+    def stage_failed(self, name: str) -> None:
+        """Show nothing."""
+
+
+class StageClock:
+    """Records the stages of one build, one after the other, each at most once."""
+
+    def __init__(self, observer: Progress | None = None) -> None:
+        self._observer: Progress = observer or Silent()
+        self._records: list[StageRecord] = []
+        self._running: str | None = None
+
+    @property
+    def records(self) -> tuple[StageRecord, ...]:
+        """The finished stages in the order of their running; a stage that raised is not among them."""
+        return tuple(self._records)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure the body as stage ``name``.
+
+        Raises:
+            RuntimeError: another stage is running (peak memory is measured for one at a time), or ``name``
+                was used before.
+        """
+        if self._running is not None:
+            raise RuntimeError(f"stage '{name}' was started inside '{self._running}': stages do not nest")
+        if name in {record.name for record in self._records}:
+            raise RuntimeError(f"stage '{name}' ran already: every stage has its own name")
+        self._running = name
+        self._observer.stage_started(name)
+        reset_peak_memory()
+        start = time.perf_counter()
+        try:
+            yield
+        except BaseException:
+            self._running = None
+            self._observer.stage_failed(name)
+            raise
+        record = StageRecord(name, time.perf_counter() - start, peak_memory_bytes())
+        self._running = None
+        self._records.append(record)
+        self._observer.stage_finished(record)
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement of the peak, where the system can (Linux); harmless elsewhere."""
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set of this process since ``reset_peak_memory``, in bytes, without child processes.
+
+    Where the system has no VmHWM in /proc, or does not let a process reset it, this is the peak since the
+    process began: an upper bound that never falls from stage to stage. 0 where the system tells nothing
+    (Windows).
+    """
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return _peak_of_process()
+
+
+def _peak_of_process() -> int:
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,105 @@
+"""What the smaller commands print: aligned lines, one fact each, on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from calibration.table import CalibrationTable
+    from rescompile.commands import Classified, Inspection
+    from rescompile.environment import Finding
+
+
+def columns(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> list[str]:
+    """``rows`` as lines with aligned columns; those in ``right`` are aligned to the right."""
+    if not rows:
+        return []
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    ragged = set(right)
+    return [
+        "  ".join(
+            cell.rjust(width) if index in ragged else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def print_table(table: CalibrationTable, path: Path) -> None:
+    """Every tensor with its range and the threshold of each method."""
+    methods = list(next(iter(table.tensors.values())).thresholds)
+    header = ["tensor", "amax", *(f"{name}*" if name == table.method else name for name in methods), "scale"]
+    rows = [
+        [
+            name,
+            f"{entry.amax:.5g}",
+            *(f"{entry.thresholds[key]:.5g}" for key in methods),
+            f"{entry.scale:.5g}",
+        ]
+        for name, entry in table.tensors.items()
+    ]
+    print(*columns([header, *rows], right=range(1, len(header))), sep="\n")
+    images = f"{table.images.count} images of {table.images.source}"
+    print(f"{path}: {len(rows)} scales by {table.method} (*) from {images}")
+
+
+def print_classes(answers: Sequence[Classified]) -> None:
+    """The classes of each photograph with their probabilities."""
+    for answer in answers:
+        print(answer.file)
+        rows = [["", f"{100 * probability:.2f} %", name] for name, probability in answer.classes]
+        print(*columns(rows, right=(1,)), sep="\n")
+
+
+def print_inspection(inspection: Inspection) -> None:
+    """The manifest and the verdict of the build, as lines."""
+    manifest = inspection.manifest
+    rows = [
+        ["model", manifest.model],
+        ["precision", manifest.precision],
+        ["backend", manifest.backend],
+        ["target", manifest.target or "this machine's kind"],
+        ["batch", str(manifest.batch)],
+        *(["input", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}"] for t in manifest.inputs),
+        *(["output", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}"] for t in manifest.outputs),
+        ["preprocess", _preprocess(inspection)],
+        ["classes", f"{len(manifest.classes)}: {', '.join(manifest.classes[:3])}, …"],
+        ["weights", f"{manifest.checkpoint.source} ({manifest.checkpoint.sha256[:12]}…)"],
+        *_calibration(inspection),
+        *_fused(inspection),
+        ["verdict at build", inspection.verdict],
+        *(
+            ["file", f"{name}, {digest.bytes:,} bytes, hash as built"]
+            for name, digest in manifest.files.items()
+        ),
+        *([f"built with {key}", value] for key, value in manifest.environment.items()),
+    ]
+    print(*columns(rows), sep="\n")
+
+
+def _preprocess(inspection: Inspection) -> str:
+    steps = inspection.manifest.preprocess
+    resize = f"resize {steps.resize} {steps.interpolation}, " if steps.resize else ""
+    return f"{resize}crop {steps.crop}, {steps.color}, mean {list(steps.mean)}, std {list(steps.std)}"
+
+
+def _calibration(inspection: Inspection) -> list[list[str]]:
+    calibration = inspection.manifest.calibration
+    if calibration is None:
+        return []
+    count = f"{inspection.calibrated_tensors} scales by {calibration.method}"
+    return [["calibration", f"{count} from {calibration.images} images of {calibration.source}"]]
+
+
+def _fused(inspection: Inspection) -> list[list[str]]:
+    fused = inspection.fused
+    return (
+        [] if fused is None else [["fused adds", f"{fused.fused} of {fused.of}, seen in the {fused.seen_in}"]]
+    )
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """One line per finding of ``doctor``."""
+    print(*columns([[f.status, f.subject, f"{f.text}{f'; {f.advice}' if f.advice else ''}"] for f in findings]), sep="\n")

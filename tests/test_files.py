@@ -1,0 +1,296 @@
+"""Outputs are complete or not there, whatever ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rescompile.errors import OutputError
+from rescompile.files import atomic_directory, atomic_write, check_room, sha256_of, writing
+
+
+def child(code: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def engine_at(target: Path, content: str) -> None:
+    with atomic_directory(target, force=True) as partial:
+        (partial / "manifest.json").write_text(content)
+
+
+def test_hash_is_sha256_across_block_boundaries(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "large").write_bytes(b"\0" * ((1 << 20) + 1))
+    assert sha256_of(tmp_path / "empty").startswith("e3b0c442")
+    assert sha256_of(tmp_path / "large").startswith("2cb74edba754")
+
+
+def test_atomic_write_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for content in (b"old", b"new"):
+        atomic_write(path, content)
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_atomic_write_into_a_missing_folder_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="its folder does not exist"):
+        atomic_write(tmp_path / "no" / "a.json", b"")
+
+
+def test_directory_appears_complete_and_only_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "engine"
+    with atomic_directory(target) as partial:
+        (partial / "file").write_text("x")
+        assert partial.parent == target.parent
+        assert partial.name.startswith(f".engine.partial-{os.getpid()}-")
+        assert not target.exists()
+    assert (target / "file").read_text() == "x"
+    assert names(target.parent) == ["engine"]
+
+
+def test_directory_has_ordinary_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    with atomic_directory(tmp_path / "engine"):
+        pass
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "engine")}
+    assert len(modes) == 1
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
+def test_failure_leaves_nothing_and_the_old_engine_intact(
+    tmp_path: Path, failure: type[BaseException]
+) -> None:
+    target = tmp_path / "engine"
+    engine_at(target, "old")
+
+    def build() -> None:
+        with atomic_directory(target, force=True) as partial:
+            (partial / "manifest.json").write_text("new")
+            raise failure
+
+    with pytest.raises(failure):
+        build()
+    assert (target / "manifest.json").read_text() == "old"
+    assert names(tmp_path) == ["engine"]
+
+
+def test_existing_engine_needs_force(tmp_path: Path) -> None:
+    target = tmp_path / "engine"
+    engine_at(target, "old")
+    with pytest.raises(OutputError, match="exists already; pass --force"), atomic_directory(target):
+        pytest.fail("the body ran")
+    engine_at(target, "new")
+    assert (target / "manifest.json").read_text() == "new"
+    assert names(tmp_path) == ["engine"]
+
+
+def test_force_replaces_an_empty_directory(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    engine_at(tmp_path / "engine", "new")
+    assert (tmp_path / "engine" / "manifest.json").exists()
+
+
+def test_force_never_replaces_what_is_no_engine(tmp_path: Path) -> None:
+    home, file, link = tmp_path / "home", tmp_path / "file", tmp_path / "link"
+    home.mkdir()
+    (home / "thesis.tex").write_text("years of work")
+    file.write_text("x")
+    engine_at(tmp_path / "engine", "old")
+    link.symlink_to(tmp_path / "engine")
+    with pytest.raises(OutputError, match="something else than an engine"):
+        engine_at(home, "new")
+    for target in (file, link, Path("/")):
+        with pytest.raises(OutputError, match="no directory that can be replaced"):
+            engine_at(target, "new")
+    assert (home / "thesis.tex").exists()
+
+
+def test_target_that_appears_during_the_build_is_not_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "engine"
+
+    def build() -> None:
+        with atomic_directory(target, force=True):
+            target.mkdir()
+            (target / "precious").write_text("x")
+
+    with pytest.raises(OutputError, match="something else"):
+        build()
+    assert names(tmp_path) == ["engine"]
+    assert names(target) == ["precious"]
+
+
+def test_a_file_in_the_path_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(OutputError, match="part of the path is a file"),
+        atomic_directory(tmp_path / "file" / "e"),
+    ):
+        pytest.fail("the body ran")
+
+
+def test_too_long_a_name_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="name is too long"), atomic_directory(tmp_path / ("e" * 250)):
+        pytest.fail("the body ran")
+
+
+def test_errors_of_other_files_keep_their_own_kind(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_directory(tmp_path / "engine"):
+        (tmp_path / "elsewhere" / "image.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (13, r"engine cannot be written \(permission denied\)"),
+        (30, r"engine cannot be written \(read-only disk\)"),
+        (28, r"disk full at .*engine: [\d,]+ bytes free, 1,234 bytes needed; make room"),
+        (122, "disk full"),
+    ],
+)
+def test_refusals_of_the_system_become_sentences(tmp_path: Path, number: int, words: str) -> None:
+    path = tmp_path / "engine"
+    with pytest.raises(OutputError, match=words), writing(path, needed=1234):
+        raise OSError(number, "as the system says it", str(path))
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from rescompile.errors import OutputError
+from rescompile.files import atomic_directory, atomic_write, check_room
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    with atomic_directory(Path(sys.argv[1])) as partial:
+        atomic_write(partial / "small", bytes(1000))
+        {write}
+except OutputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    "write", ["atomic_write(partial / 'large', bytes(1001))", "check_room(partial, 1001)"]
+)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, write: str) -> None:
+    process = child(LIMITED.format(write=write), tmp_path / "engine")
+    said, complaints = process.communicate(timeout=60)
+    assert complaints == ""
+    assert "file size limit" in said
+    assert "1,001 bytes needed" in said
+    assert names(tmp_path) == []
+
+
+def test_room_that_is_there_is_found_and_left_empty(tmp_path: Path) -> None:
+    check_room(tmp_path, (1 << 20) + 1)
+    assert names(tmp_path) == []
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from rescompile.files import atomic_directory
+with atomic_directory(Path(sys.argv[1]), force=True) as partial:
+    (partial / "manifest.json").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def started(target: Path) -> subprocess.Popen[str]:
+    process = child(SLOW, target)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_sigterm_during_a_build_cleans_up(tmp_path: Path) -> None:
+    process = started(tmp_path / "engine")
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert names(tmp_path) == []
+
+
+def test_kill_leaves_the_old_engine_and_the_next_build_sweeps(tmp_path: Path) -> None:
+    target = tmp_path / "engine"
+    engine_at(target, "old")
+    process = started(target)
+    process.kill()
+    process.communicate(timeout=30)
+    assert (target / "manifest.json").read_text() == "old"
+    assert len(names(tmp_path)) == 2
+    engine_at(target, "new")
+    assert (target / "manifest.json").read_text() == "new"
+    assert names(tmp_path) == ["engine"]
+
+
+def test_work_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    process = started(tmp_path / "engine")
+    engine_at(tmp_path / "engine", "mine")
+    assert len(names(tmp_path)) == 2
+    process.kill()
+    process.communicate(timeout=30)
+
+
+def dead_process() -> int:
+    process = child("")
+    process.communicate(timeout=30)
+    return process.pid
+
+
+def test_an_engine_moved_away_by_a_killed_replacement_comes_back(tmp_path: Path) -> None:
+    target = tmp_path / "engine"
+    engine_at(target, "old")
+    target.rename(tmp_path / f".engine.replaced-{dead_process()}-0123abcd")
+    with pytest.raises(OutputError, match="exists already"), atomic_directory(target):
+        pytest.fail("the body ran")
+    assert (target / "manifest.json").read_text() == "old"
+
+
+def test_sweeping_touches_only_its_own_leftovers(tmp_path: Path) -> None:
+    dead = dead_process()
+    others = [f".engine2.partial-{dead}-0123abcd", f".engine.partial-{dead}-short", ".engine.cache"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    (tmp_path / f".engine.partial-{dead}-0123abcd").mkdir()
+    engine_at(tmp_path / "engine", "new")
+    assert names(tmp_path) == sorted([*others, "engine"])
+
+
+def test_a_failed_last_rename_brings_the_old_engine_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename = tmp_path / "engine", Path.rename
+    engine_at(target, "old")
+
+    def broken(self: Path, other: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError(5, "input/output error")
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    with pytest.raises(OSError, match="input/output"):
+        engine_at(target, "new")
+    assert (target / "manifest.json").read_text() == "old"
+
+
+def test_sigterm_handler_is_put_back(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "engine"):
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

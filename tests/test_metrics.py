@@ -1,0 +1,158 @@
+"""What is promised of the comparison of logits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calibration.errors import ImageSetError
+from rescompile.errors import BackendError, CheckpointError
+from rescompile.metrics import ParityMeter, relative_rms, sqnr_db
+from rescompile.report import Parity
+
+
+def parity(reference, engine, labels=None) -> Parity:
+    meter = ParityMeter()
+    to_labels = None if labels is None else np.asarray(labels)
+    meter.update(np.asarray(reference, np.float32), np.asarray(engine, np.float32), to_labels)
+    return meter.result(image_source="set", image_fingerprint="f")
+
+
+def test_equal_logits_agree_completely() -> None:
+    logits = np.random.default_rng(0).normal(size=(5, 10))
+    result = parity(logits, logits)
+    assert (result.images, result.top1_agreement, result.relative_rms, result.max_abs) == (5, 1.0, 0.0, 0.0)
+    assert result.cosine == pytest.approx(1.0)
+
+
+def test_figures_of_a_case_computed_by_hand() -> None:
+    result = parity([[3.0, 4.0], [0.0, 5.0]], [[4.0, 3.0], [0.0, 5.0]], labels=[1, 1])
+    assert result.top1_agreement == 0.5
+    assert (result.top1_reference, result.top1_engine) == (1.0, 0.5)
+    assert result.relative_rms == pytest.approx(math.sqrt(2 / 50))
+    assert result.cosine == pytest.approx((24 / 25 + 1) / 2)
+    assert result.max_abs == 1.0
+
+
+def test_relative_rms_is_over_all_images_and_not_a_mean_of_images() -> None:
+    result = parity([[10.0, 0.0], [1.0, 0.0]], [[10.0, 0.0], [2.0, 0.0]])
+    assert result.relative_rms == pytest.approx(math.sqrt(1 / 101))
+
+
+def test_source_and_fingerprint_are_kept() -> None:
+    meter = ParityMeter()
+    meter.update(np.ones((1, 2)), np.ones((1, 2)))
+    result = meter.result(image_source="validation", image_fingerprint="abc")
+    assert (result.image_source, result.image_fingerprint) == ("validation", "abc")
+
+
+def test_top1_is_none_without_labels() -> None:
+    result = parity([[1.0, 2.0]], [[1.0, 2.0]])
+    assert result.top1_reference is None
+    assert result.top1_engine is None
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_engine_with_logits_that_are_not_finite_is_refused_and_the_image_named(bad: float) -> None:
+    meter = ParityMeter()
+    meter.update(np.ones((3, 2)), np.ones((3, 2)))
+    engine = np.ones((2, 2))
+    engine[1, 0] = bad
+    with pytest.raises(
+        BackendError, match=r"engine returned NaN or infinite logits for image 4.*--precision"
+    ):
+        meter.update(np.ones((2, 2)), engine)
+
+
+def test_nan_on_both_sides_is_never_agreement() -> None:
+    both = np.array([[np.nan, 1.0]])
+    with pytest.raises(CheckpointError, match=r"reference returned NaN or infinite.*image 0.*weights"):
+        parity(both, both)
+
+
+@pytest.mark.parametrize("engine", [np.ones((1, 3)), np.ones((2, 2)), np.ones((1, 2, 1))])
+def test_another_shape_is_refused(engine) -> None:
+    with pytest.raises(
+        BackendError, match=r"shape .*the reference \[1, 2\].*the network that it was built from"
+    ):
+        parity(np.ones((1, 2)), engine)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_outside_of_the_classes_is_named(label: int) -> None:
+    with pytest.raises(ImageSetError, match=rf"image 1 .*has label {label}.*classes 0 to 1"):
+        parity(np.ones((2, 2)), np.ones((2, 2)), labels=[0, label])
+
+
+def test_labels_for_some_batches_only_are_a_defect() -> None:
+    meter = ParityMeter()
+    meter.update(np.ones((1, 2)), np.ones((1, 2)), np.array([0]))
+    with pytest.raises(ValueError, match="every batch"):
+        meter.update(np.ones((1, 2)), np.ones((1, 2)))
+
+
+def test_a_wrong_number_of_labels_is_a_defect() -> None:
+    with pytest.raises(ValueError, match="labels of shape"):
+        parity(np.ones((2, 2)), np.ones((2, 2)), labels=[0])
+
+
+def test_no_images_is_no_result() -> None:
+    with pytest.raises(ImageSetError, match="validation has no images"):
+        ParityMeter().result(image_source="validation", image_fingerprint="")
+
+
+def test_an_all_zero_reference_equalled_by_the_engine_has_no_error() -> None:
+    result = parity(np.zeros((2, 3)), np.zeros((2, 3)))
+    assert (result.relative_rms, result.cosine) == (0.0, 1.0)
+
+
+def test_an_all_zero_reference_missed_by_the_engine_has_infinite_error() -> None:
+    result = parity(np.zeros((2, 3)), np.ones((2, 3)))
+    assert (result.relative_rms, result.cosine) == (math.inf, 0.0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12))
+def test_order_and_batch_size_change_the_result_by_rounding_only(seed: int, size: int) -> None:
+    random = np.random.default_rng(seed)
+    reference = random.normal(size=(12, 5)).astype(np.float32)
+    engine = reference + random.normal(size=(12, 5)).astype(np.float32)
+    whole = parity(reference, engine)
+    order, meter = random.permutation(12), ParityMeter()
+    for start in range(0, 12, size):
+        rows = order[start : start + size]
+        meter.update(reference[rows], engine[rows])
+    split = meter.result(image_source="set", image_fingerprint="f")
+    assert split.relative_rms == pytest.approx(whole.relative_rms, rel=1e-12)
+    assert split.cosine == pytest.approx(whole.cosine, rel=1e-12)
+    assert (split.top1_agreement, split.max_abs) == (whole.top1_agreement, whole.max_abs)
+
+
+def test_half_precision_logits_are_summed_in_double() -> None:
+    large = np.full((1, 1000), 60000.0, np.float16)
+    meter = ParityMeter()
+    meter.update(large, large)
+    assert meter.result(image_source="s", image_fingerprint="f").cosine == pytest.approx(1.0)
+
+
+def test_sqnr_of_a_tenth_of_noise_is_20_db() -> None:
+    reference = np.full((2, 3), 10.0, np.float32)
+    assert sqnr_db(reference, reference + 1) == pytest.approx(20.0)
+
+
+def test_sqnr_at_its_ends() -> None:
+    zero, one = np.zeros(3), np.ones(3)
+    assert sqnr_db(one, one) == math.inf
+    assert sqnr_db(zero, zero) == math.inf
+    assert sqnr_db(zero, one) == -math.inf
+
+
+def test_relative_rms_of_arrays_is_that_of_the_meter() -> None:
+    random = np.random.default_rng(0)
+    r, e = random.normal(size=(2, 4, 3)).astype(np.float32)
+    assert relative_rms(r, e) == pytest.approx(parity(r, e).relative_rms)
+    assert relative_rms(np.zeros(2), np.ones(2)) == math.inf
