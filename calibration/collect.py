@@ -73,7 +73,7 @@ def _finish(observing: list[Future[None]]) -> None:
 
 def _load(model: bytes | Path) -> onnx.ModelProto:
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     name = str(model) if isinstance(model, Path) else "the given model"
     try:
@@ -90,7 +90,9 @@ def _load(model: bytes | Path) -> onnx.ModelProto:
 def _check_names(graph: onnx.ModelProto, wanted: Iterable[str], input_name: str) -> None:
     inputs = [entry.name for entry in graph.graph.input]
     if input_name not in inputs:
-        raise CalibrationError(f"the model has no input '{input_name}', only {', '.join(inputs)}: name that one")
+        raise CalibrationError(
+            f"the model has no input '{input_name}', only {', '.join(inputs)}: name that one"
+        )
     known = {input_name, *(name for node in graph.graph.node for name in node.output)}
     missing = [name for name in wanted if name not in known]
     if missing:

@@ -47,7 +47,9 @@ class ArchiveImages:
     def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8]]]:
         """One function per image, in order."""
         for index, data in zip(self.indices, self._stream(), strict=True):
-            yield partial(_decode, np.frombuffer(data, np.uint8).reshape(self.shape), f"{self.path} images[{index}]")
+            yield partial(
+                _decode, np.frombuffer(data, np.uint8).reshape(self.shape), f"{self.path} images[{index}]"
+            )
 
     def contents(self) -> Iterator[Iterator[bytes]]:
         """The bytes of each image, in order."""
@@ -77,7 +79,9 @@ def list_archive(path: Path) -> tuple[int, tuple[int, ...], NDArray[np.int64] | 
     except _DAMAGE as error:
         raise ImageSetError(f"{path} is no .npz archive ({error}): write it with numpy.savez") from None
     if "images.npy" not in members:
-        raise ImageSetError(f"{path} has no array 'images': save it with numpy.savez(file, images=..., labels=...)")
+        raise ImageSetError(
+            f"{path} has no array 'images': save it with numpy.savez(file, images=..., labels=...)"
+        )
     with _member(path, "images") as file:
         shape, fortran_order, dtype = _header(file)
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not all(shape[1:]) or fortran_order:
@@ -96,7 +100,9 @@ def _labels(path: Path, count: int) -> NDArray[np.int64]:
             f"{path}: labels are {labels.dtype} {list(labels.shape)}: save one integer for each of the {count} images"
         )
     if count and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):
-        raise ImageSetError(f"{path}: labels lie in {labels.min()}..{labels.max()}: save class indices counted from 0")
+        raise ImageSetError(
+            f"{path}: labels lie in {labels.min()}..{labels.max()}: save class indices counted from 0"
+        )
     return labels.astype(np.int64)
 
 
@@ -106,7 +112,9 @@ def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
             yield file
     except _DAMAGE as error:
-        raise ImageSetError(f"{path}: the array '{name}' cannot be read ({error}): write the archive again") from None
+        raise ImageSetError(
+            f"{path}: the array '{name}' cannot be read ({error}): write the archive again"
+        ) from None
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:

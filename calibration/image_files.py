@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _BLOCK = 1 << 20
-_warning_filters = threading.Lock()  # Python's warning filters belong to the process, decoding to many threads
+_warning_filters = (
+    threading.Lock()
+)  # Python's warning filters belong to the process, decoding to many threads
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ def list_folder(folder: Path) -> Listing:
         ImageSetError: it has none of these forms, mixes them, holds no image or cannot be read.
     """
     try:
-        entries = sorted((entry for entry in folder.iterdir() if _visible(entry)), key=lambda entry: entry.name)
+        entries = sorted(
+            (entry for entry in folder.iterdir() if _visible(entry)), key=lambda entry: entry.name
+        )
     except OSError as error:
         raise ImageSetError(f"{folder} cannot be read ({error.strerror}): check its permissions") from None
     if (folder / "labels.csv").is_file():
@@ -54,7 +56,9 @@ def list_folder(folder: Path) -> Listing:
         raise ImageSetError(f"{folder} holds no images: pass a folder with files of the kinds {known}")
     if loose:
         return Listing(folder, loose)
-    labelled = sorted((name, label) for label, label_name in enumerate(classes) for name in nested[label_name])
+    labelled = sorted(
+        (name, label) for label, label_name in enumerate(classes) for name in nested[label_name]
+    )
     names, labels = zip(*labelled, strict=True)
     return Listing(folder, names, labels, tuple(classes))
 
@@ -65,7 +69,9 @@ def _list_csv(path: Path, images: Path) -> Listing:
     for where, row in _csv_rows(path):
         name, label = _checked(row, where, images)
         if rows.setdefault(name, label) != label:
-            raise ImageSetError(f"{where} gives '{name}' class {label}, an earlier line {rows[name]}: keep one of them")
+            raise ImageSetError(
+                f"{where} gives '{name}' class {label}, an earlier line {rows[name]}: keep one of them"
+            )
         called = row.get("name") or ""
         if classes.setdefault(label, called) != called:
             raise ImageSetError(
@@ -92,7 +98,9 @@ def _csv_rows(path: Path) -> list[tuple[str, dict[str, str | None]]]:
                 )
             return [(f"{path} line {reader.line_num}", row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ImageSetError(f"{path} is no UTF-8 table of comma-separated values ({error}): save it as one") from None
+        raise ImageSetError(
+            f"{path} is no UTF-8 table of comma-separated values ({error}): save it as one"
+        ) from None
     except OSError as error:
         raise ImageSetError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
 
@@ -103,11 +111,15 @@ def _checked(row: dict[str, str | None], where: str, images: Path) -> tuple[str,
         raise ImageSetError(f"{where} is incomplete: give a file and its class_index")
     label = int(index) if index.strip().isascii() and index.strip().isdigit() and len(index) < 12 else -1
     if not 0 <= label < MAX_CLASSES:
-        raise ImageSetError(f"{where} has class_index '{index}': write the number of the class, counted from 0")
+        raise ImageSetError(
+            f"{where} has class_index '{index}': write the number of the class, counted from 0"
+        )
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ImageSetError(f"{where} names '{name}': files must lie inside {images}")
     if not (images / name).is_file():
-        raise ImageSetError(f"{where} names '{name}', which is not in {images}: add the file or remove the line")
+        raise ImageSetError(
+            f"{where} names '{name}', which is not in {images}: add the file or remove the line"
+        )
     return name, label
 
 

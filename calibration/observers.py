@@ -75,7 +75,9 @@ class RangeObserver:
             CalibrationError: nothing was observed yet.
         """
         if self._minimum > self._maximum:
-            raise CalibrationError(f"tensor '{self.name}' was never observed: pass at least one calibration image")
+            raise CalibrationError(
+                f"tensor '{self.name}' was never observed: pass at least one calibration image"
+            )
         width = math.ldexp(1.0, self._exponent)
         return Histogram(self._counts.copy(), width, self._minimum, self._maximum)
 

@@ -47,7 +47,9 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         if not all(abs(value) < float("inf") for value in self.mean):
             raise ValueError(f"mean is {self.mean}: each channel's must be a finite number")
         if self.resize is not None and self.resize < self.crop:
-            raise ValueError(f"resize {self.resize} is smaller than crop {self.crop}: resize to at least the crop")
+            raise ValueError(
+                f"resize {self.resize} is smaller than crop {self.crop}: resize to at least the crop"
+            )
 
 
 IMAGENET = Preprocess(
@@ -148,6 +150,8 @@ def _resize(image: Image, preprocess: Preprocess) -> Image:
         return image
     longer = int(preprocess.resize * long / short)
     if longer * preprocess.resize > MAX_PIXELS:
-        raise ImageSetError(f"the image is {image.width}x{image.height}, too elongated to be resized: crop it")
+        raise ImageSetError(
+            f"the image is {image.width}x{image.height}, too elongated to be resized: crop it"
+        )
     size = (preprocess.resize, longer) if image.width <= image.height else (longer, preprocess.resize)
     return image.resize(size, Resampling[preprocess.interpolation.upper()])

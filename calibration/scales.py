@@ -24,8 +24,8 @@ LEVELS = 127
 MIN_SCALE = 2.0**-24
 MAX_SCALE = 65504.0
 
-_COARSE = tuple(2.0 ** (-step / 8) for step in range(20))
-_FINE = tuple(2.0 ** (step / 32) for step in (-2, -1, 1, 2))
+_COARSE = tuple(2.0 ** (-step / 24) for step in range(1, 24))
+_FINE = tuple(2.0 ** (step / 72) for step in (-2, -1, 1, 2))
 _CHUNK = 1 << 16  # weights whose temporaries stay in the second-level cache
 _THREADS = 2
 
@@ -44,7 +44,8 @@ def scales_of(amax: ArrayLike) -> NDArray[np.float32]:
             "check the weights, or calibrate with a clipping method such as mse"
         )
     half = exact.astype(np.float16)
-    rounded_up = np.where(half < exact, np.nextafter(half, np.float16(np.inf)), half)
+    with np.errstate(over="ignore"):  # the successor of the largest scale is computed, and not taken
+        rounded_up = np.where(half < exact, np.nextafter(half, np.float16(np.inf)), half)
     return np.maximum(rounded_up.astype(np.float32), np.float32(MIN_SCALE))
 
 
@@ -72,12 +73,11 @@ def dequantize(q: NDArray[np.int8], scale: ArrayLike) -> NDArray[np.float32]:
     return q.astype(np.float32) * _along_first_axis(scale, q.ndim)
 
 
-def weight_scales(
-    weight: NDArray[np.float32], method: Literal["max", "mse"] = "max"
-) -> NDArray[np.float32]:
+def weight_scales(weight: NDArray[np.float32], method: Literal["max", "mse"] = "max") -> NDArray[np.float32]:
     """Scale [K] of each output channel of ``weight`` [K, ...].
 
-    ``mse`` searches the clipping threshold of least squared error between 0.19 and 1.09 of each channel's amax.
+    ``mse`` searches the clipping threshold of least squared error between half of each channel's amax and a little
+    more than all of it: with n weights and one outlier a the best one is about a * (1 - n / 193548).
 
     Raises:
         CalibrationError: the weights hold NaN or infinity, or a channel is too large for an FP16 scale.
@@ -86,7 +86,9 @@ def weight_scales(
     amax = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     if not np.isfinite(amax).all():
         channel = int(np.flatnonzero(~np.isfinite(amax))[0])
-        raise CalibrationError(f"output channel {channel} of a weight holds NaN or infinity: check the checkpoint")
+        raise CalibrationError(
+            f"output channel {channel} of a weight holds NaN or infinity: check the checkpoint"
+        )
     if method == "max":
         return scales_of(amax)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -108,7 +110,7 @@ def _channel_slices(shape: tuple[int, int]) -> Iterator[slice]:
 def _least_squares(rows: NDArray[np.float32], amax: NDArray[np.float32]) -> NDArray[np.float32]:
     best = scales_of(amax)
     least = _squared_error(rows, best)
-    for factors in (_COARSE[1:], _FINE):
+    for factors in (_COARSE, _FINE):
         centre = amax if factors is not _FINE else best * LEVELS
         for factor in factors:
             candidate = scales_of(centre * np.float32(factor))

@@ -187,7 +187,9 @@ def read_table(path: Path) -> CalibrationTable:
     try:
         text = path.read_bytes()
     except FileNotFoundError:
-        raise TableError(f"{path} does not exist: pass the calibration.json of an earlier calibration") from None
+        raise TableError(
+            f"{path} does not exist: pass the calibration.json of an earlier calibration"
+        ) from None
     except OSError as error:
         raise TableError(f"{path} cannot be read ({error.strerror}): pass a calibration.json") from None
     try:
@@ -198,7 +200,9 @@ def read_table(path: Path) -> CalibrationTable:
             )
         table = msgspec.json.decode(text, type=CalibrationTable)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TableError(f"{path} is no calibration table, or a damaged one ({error}): calibrate again") from None
+        raise TableError(
+            f"{path} is no calibration table, or a damaged one ({error}): calibrate again"
+        ) from None
     if table.sha256 != table.digest():
         raise TableError(f"{path} was changed after it was made (its digest differs): calibrate again")
     return table

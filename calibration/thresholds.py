@@ -108,7 +108,9 @@ def _percent(text: str) -> float:
     except ValueError:
         percent = 0.0
     if not 0.0 < percent <= 100.0:
-        raise CalibrationError(f"percentile:{text} is no percentage: write a number up to 100, such as percentile:99.9")
+        raise CalibrationError(
+            f"percentile:{text} is no percentage: write a number up to 100, such as percentile:99.9"
+        )
     return percent
 
 

@@ -118,6 +118,7 @@ class Staging:
             OutputError: something else than an engine directory is in the way.
         """
         self.target = self.target.with_name(self.target.name + suffix)
+        _clean_up(self.target)
         _refuse_existing(self.target, force=True)
 
 

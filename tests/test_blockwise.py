@@ -101,6 +101,20 @@ def test_sqnr_is_that_of_all_images_together() -> None:
     assert found.sqnr_db == pytest.approx(expected, abs=1e-3)
 
 
+def test_the_deployable_graph_is_executed_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime as ort
+
+    levels, make = [], ort.InferenceSession
+
+    def session(model, options, **rest):
+        levels.append(options.graph_optimization_level)
+        return make(model, options, **rest)
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    block_errors(tiny(), tiny(scale=0.1), IMAGES, BLOCKS)
+    assert levels[1] == ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+
 @pytest.mark.parametrize("scale", [None, 0.05])
 def test_graphs_typed_fp16_are_compared_too(scale: float | None) -> None:
     errors = block_errors(tiny(), tiny(half=True, scale=scale), IMAGES, BLOCKS)

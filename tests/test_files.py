@@ -29,8 +29,8 @@ def names(folder: Path) -> list[str]:
 
 
 def engine_at(target: Path, content: str) -> None:
-    with atomic_directory(target, force=True) as partial:
-        (partial / "manifest.json").write_text(content)
+    with atomic_directory(target, force=True) as staging:
+        (staging.folder / "manifest.json").write_text(content)
 
 
 def test_hash_is_sha256_across_block_boundaries(tmp_path: Path) -> None:
@@ -55,10 +55,10 @@ def test_atomic_write_into_a_missing_folder_is_explained(tmp_path: Path) -> None
 
 def test_directory_appears_complete_and_only_at_the_end(tmp_path: Path) -> None:
     target = tmp_path / "new" / "engine"
-    with atomic_directory(target) as partial:
-        (partial / "file").write_text("x")
-        assert partial.parent == target.parent
-        assert partial.name.startswith(f".engine.partial-{os.getpid()}-")
+    with atomic_directory(target) as staging:
+        (staging.folder / "file").write_text("x")
+        assert staging.folder.parent == target.parent
+        assert staging.folder.name.startswith(f".engine.partial-{os.getpid()}-")
         assert not target.exists()
     assert (target / "file").read_text() == "x"
     assert names(target.parent) == ["engine"]
@@ -80,8 +80,8 @@ def test_failure_leaves_nothing_and_the_old_engine_intact(
     engine_at(target, "old")
 
     def build() -> None:
-        with atomic_directory(target, force=True) as partial:
-            (partial / "manifest.json").write_text("new")
+        with atomic_directory(target, force=True) as staging:
+            (staging.folder / "manifest.json").write_text("new")
             raise failure
 
     with pytest.raises(failure):
@@ -135,6 +135,43 @@ def test_target_that_appears_during_the_build_is_not_overwritten(tmp_path: Path)
     assert names(target) == ["precious"]
 
 
+def failed_at(target: Path, content: str) -> None:
+    with atomic_directory(target) as staging:
+        (staging.folder / "manifest.json").write_text(content)
+        staging.divert(".failed")
+
+
+def test_a_result_that_may_not_ship_goes_beside_its_target(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        failed_at(tmp_path / "engine", content)
+        assert names(tmp_path) == ["engine.failed"]
+        assert (tmp_path / "engine.failed" / "manifest.json").read_text() == content
+
+
+def test_a_diverted_result_leaves_an_earlier_engine_in_place(tmp_path: Path) -> None:
+    engine_at(tmp_path / "engine", "good")
+    with atomic_directory(tmp_path / "engine", force=True) as staging:
+        (staging.folder / "manifest.json").write_text("bad")
+        staging.divert(".failed")
+    assert (tmp_path / "engine" / "manifest.json").read_text() == "good"
+    assert names(tmp_path) == ["engine", "engine.failed"]
+
+
+def test_a_diverted_result_never_replaces_what_is_no_engine(tmp_path: Path) -> None:
+    (tmp_path / "engine.failed").mkdir()
+    (tmp_path / "engine.failed" / "precious").write_text("x")
+    with pytest.raises(OutputError, match="something else than an engine"):
+        failed_at(tmp_path / "engine", "bad")
+    assert names(tmp_path) == ["engine.failed"]
+
+
+def test_a_diverted_engine_moved_away_by_a_killed_replacement_is_swept(tmp_path: Path) -> None:
+    failed_at(tmp_path / "engine", "first")
+    (tmp_path / f".engine.failed.replaced-{dead_process()}-0123abcd").mkdir()
+    failed_at(tmp_path / "engine", "second")
+    assert names(tmp_path) == ["engine.failed"]
+
+
 def test_a_file_in_the_path_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with (
@@ -176,8 +213,8 @@ from rescompile.errors import OutputError
 from rescompile.files import atomic_directory, atomic_write, check_room
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    with atomic_directory(Path(sys.argv[1])) as partial:
-        atomic_write(partial / "small", bytes(1000))
+    with atomic_directory(Path(sys.argv[1])) as staging:
+        atomic_write(staging.folder / "small", bytes(1000))
         {write}
 except OutputError as error:
     print(error)
@@ -185,7 +222,7 @@ except OutputError as error:
 
 
 @pytest.mark.parametrize(
-    "write", ["atomic_write(partial / 'large', bytes(1001))", "check_room(partial, 1001)"]
+    "write", ["atomic_write(staging.folder / 'large', bytes(1001))", "check_room(staging.folder, 1001)"]
 )
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, write: str) -> None:
     process = child(LIMITED.format(write=write), tmp_path / "engine")
@@ -205,8 +242,8 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from rescompile.files import atomic_directory
-with atomic_directory(Path(sys.argv[1]), force=True) as partial:
-    (partial / "manifest.json").write_text("half")
+with atomic_directory(Path(sys.argv[1]), force=True) as staging:
+    (staging.folder / "manifest.json").write_text("half")
     print("writing", flush=True)
     time.sleep(60)
 """

@@ -72,9 +72,9 @@ def test_without_proc_the_peak_of_the_whole_process_is_reported(
 
 def test_stages_do_not_nest() -> None:
     clock = StageClock()
-    with pytest.raises(RuntimeError, match="'inner' was started inside 'outer'"):
-        with clock.stage("outer"), clock.stage("inner"):
-            pass
+    error = pytest.raises(RuntimeError, match="'inner' was started inside 'outer'")
+    with error, clock.stage("outer"), clock.stage("inner"):
+        pass
     assert clock.records == ()
 
 

@@ -71,7 +71,7 @@ class _Lowering:
             for each in (*self.before.get(node.output[0], []), node)
             if each.output[0] not in self.dropped
         ]
-        del self.graph.node[:]
+        del self.graph.node[:], self.graph.value_info[:]  # the types that were noted are no longer right
         self.graph.node.extend(ordered)
 
     def _cannot_be_negative(self, tensor: str) -> bool:

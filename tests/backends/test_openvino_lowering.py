@@ -44,6 +44,12 @@ def test_logits_stay_the_same(rest: Rest, amax_factor: float) -> None:
     )
 
 
+def test_types_noted_in_the_graph_do_not_contradict_the_new_ones() -> None:
+    lowered = lower(onnx.shape_inference.infer_shapes(residual_net("int8")))
+    onnx.checker.check_model(lowered, full_check=True)
+    assert run(lowered, sample_images(1)).shape == (1, 10)
+
+
 def test_the_given_graph_is_not_changed() -> None:
     model = residual_net("int8")
     before = model.SerializeToString(deterministic=True)

@@ -1,0 +1,22 @@
+PYTHON ?= python3
+
+.PHONY: quickstart test lint
+
+# A fresh environment, a small network trained on real digits, and its INT8 engine with a verdict.
+quickstart:
+	$(PYTHON) -m venv .venv-quickstart
+	.venv-quickstart/bin/python -m pip install --quiet --constraint constraints.txt . scikit-learn
+	PATH="$(CURDIR)/.venv-quickstart/bin:$$PATH" sh examples/digits/quickstart.sh quickstart
+
+# What continuous integration runs: lint, types and all tests, in a fresh environment.
+test:
+	$(PYTHON) -m venv --clear .venv-test
+	.venv-test/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tensorrt-rtx]'
+	$(MAKE) lint BIN=.venv-test/bin/
+	.venv-test/bin/python -m pytest -n 2 --dist loadgroup
+
+# In an environment where the project is installed with its extra dev.
+lint:
+	$(BIN)ruff check .
+	$(BIN)ruff format --check .
+	$(BIN)mypy

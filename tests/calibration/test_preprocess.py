@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from calibration.errors import ImageSetError
+from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize, to_rgb, to_uint8
+
+
+def steps(**changes: object) -> Preprocess:
+    return msgspec.structs.replace(IMAGENET, **changes)
+
+
+def noise(height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [((500, 333), (384, 256)), ((333, 500), (256, 384)), ((256, 300), (256, 300)), ((100, 100), (256, 256))],
+)
+def test_shorter_side_is_resized_and_the_longer_is_truncated(
+    size: tuple[int, int], resized: tuple[int, int]
+) -> None:
+    image = Image.fromarray(noise(size[1], size[0]))
+    left, top = round((resized[0] - 224) / 2), round((resized[1] - 224) / 2)
+    expected = image.resize(resized, Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224))
+    assert np.array_equal(to_uint8(image, IMAGENET), np.asarray(expected))
+
+
+@pytest.mark.parametrize(("excess", "offset"), [(0, 0), (1, 0), (2, 1), (3, 2), (5, 2), (7, 4)])
+def test_centre_crop_rounds_half_offsets_to_even(excess: int, offset: int) -> None:
+    pixels = noise(32, 32 + excess)
+    assert np.array_equal(to_uint8(pixels, CIFAR), pixels[:, offset : offset + 32])
+
+
+@pytest.mark.parametrize("name", ["nearest", "bilinear", "bicubic"])
+def test_interpolation_is_the_one_asked_for(name: str) -> None:
+    image = Image.fromarray(noise(50, 40))
+    expected = image.resize((24, 30), Image.Resampling[name.upper()]).crop((0, 3, 24, 27))
+    assert np.array_equal(
+        to_uint8(image, steps(resize=24, crop=24, interpolation=name)), np.asarray(expected)
+    )
+
+
+def test_bgr_reverses_the_channels() -> None:
+    pixels = noise(32, 32)
+    found = to_uint8(pixels, msgspec.structs.replace(CIFAR, color="BGR"))
+    assert np.array_equal(found, pixels[..., ::-1])
+    assert found.flags.c_contiguous
+
+
+def test_image_smaller_than_the_crop_is_refused() -> None:
+    with pytest.raises(
+        ImageSetError, match="the image is 300x31, smaller than the 32x32 crop: use larger images"
+    ):
+        to_uint8(noise(31, 300), CIFAR)
+
+
+def test_image_of_one_row_is_refused_before_it_is_stretched_over_all_memory() -> None:
+    with pytest.raises(ImageSetError, match="9000x1, too elongated to be resized: crop it"):
+        to_uint8(noise(1, 9000), steps(resize=256))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(orientation: int) -> None:
+    image = Image.fromarray(noise(2, 3))
+    image.getexif()[0x0112] = orientation
+    turns = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+        7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+        8: lambda a: a.swapaxes(0, 1)[::-1],
+    }
+    assert np.array_equal(np.asarray(to_rgb(image)), turns[orientation](noise(2, 3)))
+
+
+def one_pixel(image: Image.Image) -> list[int]:
+    pixel = to_uint8(image, msgspec.structs.replace(CIFAR, crop=1))
+    return list(pixel[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("1", 1, [255, 255, 255]),
+        ("L", 77, [77, 77, 77]),
+        ("LA", (77, 255), [77, 77, 77]),
+        ("LA", (77, 0), [255, 255, 255]),
+        ("RGBA", (10, 20, 30, 255), [10, 20, 30]),
+        ("RGBA", (10, 20, 30, 0), [255, 255, 255]),
+        ("RGBA", (0, 0, 0, 51), [204, 204, 204]),
+        ("CMYK", (0, 255, 255, 0), [255, 0, 0]),
+        ("I", 65535, [255, 255, 255]),
+        ("I", 32768, [128, 128, 128]),
+        ("I;16", 257, [1, 1, 1]),
+        ("I;16B", 65535, [255, 255, 255]),
+    ],
+)
+def test_every_mode_becomes_rgb(mode: str, color: object, expected: list[int]) -> None:
+    assert one_pixel(Image.new(mode, (1, 1), color)) == expected  # type: ignore[arg-type]
+
+
+def test_palette_with_and_without_transparency_becomes_rgb() -> None:
+    image = Image.new("P", (1, 1), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    assert one_pixel(image) == [200, 100, 50]
+    image.info["transparency"] = bytes([255, 0])
+    assert one_pixel(image) == [255, 255, 255]
+
+
+def test_rgb_with_a_transparent_colour_is_laid_over_white() -> None:
+    image = Image.new("RGB", (1, 1), (1, 2, 3))
+    image.info["transparency"] = (1, 2, 3)
+    assert one_pixel(image) == [255, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (Image.new("F", (40, 40), 0.5), "floating-point pixels"),
+        (Image.new("I", (40, 40), 70_000), "more than 16 bits"),
+        (np.zeros((40, 40, 3), np.float32), "array float32"),
+        (np.zeros((3, 40, 40), np.uint8), r"array uint8 \[3, 40, 40\]: pass uint8 \[H, W, 3\]"),
+        (np.zeros((1, 40, 40, 3), np.uint8), r"array uint8 \[1, 40, 40, 3\]"),
+    ],
+)
+def test_pixels_without_8_bit_meaning_are_refused(image: object, words: str) -> None:
+    with pytest.raises(ImageSetError, match=words):
+        to_uint8(image, CIFAR)  # type: ignore[arg-type]
+
+
+def test_grey_arrays_become_rgb() -> None:
+    assert np.array_equal(to_uint8(np.full((32, 32), 9, np.uint8), CIFAR), np.full((32, 32, 3), 9))
+
+
+def test_normalization_is_the_formula_in_fp32_channel_by_channel() -> None:
+    images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    found = normalize(images, IMAGENET)
+    assert (found.dtype, found.shape) == (np.float32, (1, 3, 16, 16))
+    for channel in range(3):
+        x = np.arange(256, dtype=np.float32) / np.float32(255)
+        expected = (x - np.float32(IMAGENET.mean[channel])) / np.float32(IMAGENET.std[channel])
+        assert np.array_equal(found[0, channel].ravel(), expected)
+
+
+def test_normalization_keeps_pixels_in_their_places() -> None:
+    images = np.stack([noise(5, 5), noise(6, 5)[:5]])
+    found = normalize(images, steps(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+    assert np.array_equal(np.rint(found * 255).astype(np.uint8).transpose(0, 2, 3, 1), images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"std": (0.2, 0.0, 0.2)}, "std is .*must be positive"),
+        ({"std": (0.2, float("nan"), 0.2)}, "std is"),
+        ({"mean": (0.2, float("inf"), 0.2)}, "mean is .*finite"),
+        ({"resize": 200}, "resize 200 is smaller than crop 224"),
+    ],
+)
+def test_impossible_preprocessing_is_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        steps(**changes)
+
+
+def test_impossible_preprocessing_is_refused_in_json_too() -> None:
+    text = msgspec.json.encode(IMAGENET).replace(b'"resize":256', b'"resize":223')
+    with pytest.raises(msgspec.ValidationError, match="resize 223 is smaller than crop 224"):
+        msgspec.json.decode(text, type=Preprocess)

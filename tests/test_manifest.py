@@ -1,0 +1,134 @@
+"""A manifest that was changed, cut or written by another version is found out, in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rescompile.errors import EngineError
+from rescompile.manifest import NAME, Batch, FileDigest, Manifest, read_manifest
+from tests.backends.engines import manifest
+
+FILES = {"model.xml": FileDigest("a" * 64, 10), "golden.npz": FileDigest("b" * 64, 20)}
+
+
+def sealed(directory: Path, **changes: Any) -> Manifest:
+    made = msgspec.structs.replace(manifest("int8", "openvino"), files=FILES, **changes)
+    made.write(directory)
+    return made
+
+
+def rewritten(directory: Path, **changes: Any) -> None:
+    """The manifest with fields changed as text, its digest left as it was."""
+    fields = json.loads((directory / NAME).read_bytes())
+    (directory / NAME).write_text(json.dumps(fields | changes))
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    made = sealed(tmp_path)
+    found = read_manifest(tmp_path)
+    assert msgspec.structs.replace(found, sha256="") == made
+    assert found.sha256 == made.digest()
+
+
+def test_the_same_manifest_has_the_same_bytes(tmp_path: Path) -> None:
+    sealed(tmp_path)
+    first = (tmp_path / NAME).read_bytes()
+    sealed(tmp_path)
+    assert (tmp_path / NAME).read_bytes() == first
+
+
+@pytest.mark.parametrize(("batch", "text"), [(Batch(8, 8, 8), "8"), (Batch(1, 8, 32), "1:8:32")])
+def test_a_batch_reads_as_it_was_asked(batch: Batch, text: str) -> None:
+    assert str(batch) == text
+
+
+def test_a_directory_that_is_not_there_is_told_from_one_that_is_no_engine(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="it does not exist"):
+        read_manifest(tmp_path / "nowhere")
+    with pytest.raises(EngineError, match=r"it has no manifest\.json; pass the --output of a build"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(EngineError, match="cannot be read"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"model": "other"}, {"golden_relative_rms": 1e9}, {"classes": ["a"]}])
+def test_a_changed_field_breaks_the_digest(tmp_path: Path, changes: dict[str, Any]) -> None:
+    sealed(tmp_path)
+    rewritten(tmp_path, **changes)
+    with pytest.raises(EngineError, match="was changed after the build"):
+        read_manifest(tmp_path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_every_flipped_bit_is_found_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, place: int, bit: int
+) -> None:
+    folder = tmp_path_factory.mktemp("engine", numbered=True)
+    made = sealed(folder)
+    content = bytearray((folder / NAME).read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    (folder / NAME).write_bytes(content)
+    try:
+        found = read_manifest(folder)
+    except EngineError:
+        return
+    # white space between fields carries no meaning
+    assert msgspec.structs.replace(found, sha256="") == made
+
+
+def test_another_format_names_both_versions(tmp_path: Path) -> None:
+    sealed(tmp_path)
+    rewritten(tmp_path, format=2, something_new=1)
+    with pytest.raises(EngineError, match="has format 2, this rescompile reads format 1"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch": {"min": 0, "opt": 1, "max": 1}},
+        {"precision": "int4"},
+        {"unknown": 1},
+        {"files": {"model.xml": {"sha256": "short", "bytes": 1}}},
+        {"files": {"model.xml": {"sha256": "a" * 64, "bytes": -1}}},
+        {"format": "one"},
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_damage(tmp_path: Path, changes: dict[str, Any]) -> None:
+    sealed(tmp_path)
+    rewritten(tmp_path, **changes)
+    with pytest.raises(EngineError, match=r"manifest\.json is damaged \("):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null"])
+def test_a_cut_manifest_is_damage(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / NAME).write_bytes(content)
+    with pytest.raises(EngineError, match="is damaged"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "a\\b", ".", "..", "", NAME])
+def test_a_file_outside_of_the_directory_is_refused(tmp_path: Path, name: str) -> None:
+    made = msgspec.structs.replace(manifest("int8", "openvino"), files={name: FileDigest("a" * 64, 1)})
+    made.write(tmp_path)
+    with pytest.raises(EngineError, match="outside of its directory; do not use this engine"):
+        read_manifest(tmp_path)
+
+
+def test_only_the_manifest_is_written(tmp_path: Path) -> None:
+    sealed(tmp_path)
+    assert os.listdir(tmp_path) == [NAME]  # noqa: PTH208
