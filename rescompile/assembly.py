@@ -17,10 +17,13 @@ from rescompile.environment import describe
 from rescompile.files import atomic_write
 from rescompile.golden import TOLERANCE
 from rescompile.manifest import CalibrationRef, Manifest, TensorSpec
+from rescompile.models.pretrained import cache_directory
 from rescompile.source import Source
 from rescompile.stages import Progress
 
 MODEL, REFERENCE, CALIBRATION = "model.onnx", "reference.onnx", "calibration.json"
+TIMING_CACHE = "tensorrt.timing"
+"""In the cache directory: TensorRT's timings of kernels, which make later builds for the same GPU quicker."""
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 INPUT_TYPES: dict[InputFormat, tuple[Literal["float32", "uint8"], Literal["NCHW", "NHWC"]]] = {
     "float32-nchw": ("float32", "NCHW"),
@@ -75,6 +78,7 @@ def request(folder: Path, source: Source, config: BuildConfig, progress: Progres
         batch=config.batch,
         image_shape=image_shape(source, config),
         target=config.target,
+        timing_cache=cache_directory() / TIMING_CACHE,
         progress=progress.advanced,
     )
 

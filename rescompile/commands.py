@@ -96,7 +96,9 @@ def verify(
 def _reference_of(directory: Path, given: Path | None) -> Path:
     path = given or directory / REFERENCE
     if not path.is_file():
-        reason = "does not exist" if given else "is not there, because the engine was built with --no-reference"
+        reason = (
+            "does not exist" if given else "is not there, because the engine was built with --no-reference"
+        )
         raise EngineError(f"the fp32 reference {path} {reason}; pass --reference FILE.onnx")
     return path
 

@@ -23,6 +23,7 @@ from rescompile.backends.base import RUN_DEFAULTS, Runner, RunOptions
 from rescompile.errors import EngineError, UsageError
 from rescompile.files import sha256_of, writing
 from rescompile.manifest import FileDigest, Manifest, read_manifest
+from rescompile.metrics import relative_rms
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -208,15 +209,6 @@ def golden_bytes(images: NDArray[Any], logits: NDArray[np.float32]) -> bytes:
     return stream.getvalue()
 
 
-def relative_rms(expected: NDArray[np.floating], found: NDArray[np.floating]) -> float:
-    """RMS of the difference over RMS of ``expected``; NaN where ``found`` is not finite."""
-    if not np.isfinite(found).all():
-        return float("nan")
-    wanted = expected.astype(np.float64)
-    error, energy = np.square(found - wanted).sum(), np.square(wanted).sum()
-    return float(np.sqrt(error / energy)) if energy else (0.0 if error == 0 else float("inf"))
-
-
 def _check_manifest(directory: Path, manifest: Manifest) -> None:
     """What the types of the manifest cannot say.
 
@@ -251,7 +243,7 @@ def _self_test(directory: Path, engine: Engine) -> None:
     images, expected = _read_golden(directory / GOLDEN, engine.manifest)
     error = relative_rms(expected, engine(images))
     allowed = engine.manifest.golden_relative_rms
-    if not error <= allowed:
+    if not error <= allowed:  # NaN, too
         raise EngineError(
             f"the engine in {directory} does not reproduce its golden answers on this machine (relative RMS "
             f"{error:.3g}, allowed {allowed:g}); build it again here"

@@ -32,7 +32,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
         folder = staging.folder
         request = assembly.request(folder, source, config, progress)
         backend.check(request)
-        judges = choose_images(config, source, executed=backend.availability().run)
+        judges = choose_images(config, source, executed=backend.availability(config.target).run)
         table = None
         if config.precision == "int8":
             with clock.stage("calibrate"):

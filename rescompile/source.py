@@ -120,7 +120,7 @@ def _check_export(model: ResNet, graph: onnx.ModelProto, size: int) -> None:
     import torch
 
     from rescompile.backends.onnxruntime import reference_session
-    from rescompile.engine import relative_rms
+    from rescompile.metrics import relative_rms
 
     images = np.random.default_rng(0).standard_normal((2, 3, size, size), dtype=np.float32)
     with torch.inference_mode():

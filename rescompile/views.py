@@ -102,4 +102,5 @@ def _fused(inspection: Inspection) -> list[list[str]]:
 
 def print_findings(findings: Sequence[Finding]) -> None:
     """One line per finding of ``doctor``."""
-    print(*columns([[f.status, f.subject, f"{f.text}{f'; {f.advice}' if f.advice else ''}"] for f in findings]), sep="\n")
+    rows = [[f.status, f.subject, "; ".join(filter(None, (f.text, f.advice)))] for f in findings]
+    print(*columns(rows), sep="\n")

@@ -19,7 +19,10 @@ ELSEWHERE = {
     "make quickstart": (".ci/run", "make quickstart"),
     "make test": (".ci/run", "make test"),
     "pip install .": ("Makefile", "pip install --quiet --constraint constraints.txt . scikit-learn"),
-    "rescompile build --depth 101 --precision int8": ("tests/test_published_weights.py", "--depth 101 --precision int8"),
+    "rescompile build --depth 101 --precision int8": (
+        "tests/test_published_weights.py",
+        "build --depth 101 --precision int8",
+    ),
 }
 """Commands that are run by something else than this file, and where."""
 
@@ -38,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory in which ``quickstart/`` is what ``make quickstart`` leaves, from a shorter training."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn, of the extra dev")
     folder = tmp_path_factory.mktemp("reader")
-    train = [sys.executable, ROOT / "examples/digits/train.py", "--output", "quickstart", "--epochs", "4"]
+    train = [sys.executable, ROOT / "examples/digits/train.py", "--output", "quickstart", "--epochs", "3"]
     subprocess.run(train, cwd=folder, check=True, capture_output=True)
     return folder
 
@@ -85,7 +88,8 @@ def test_links_in_the_documentation_lead_somewhere() -> None:
 def test_every_lint_rule_is_documented() -> None:
     from rescompile.graph.lint import RULES
 
-    documented = re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs/fusion-contract.md").read_text("utf-8"), re.MULTILINE)
+    page = (ROOT / "docs/fusion-contract.md").read_text("utf-8")
+    documented = re.findall(r"^\| `([a-z0-9-]+)` \|", page, re.MULTILINE)
     assert documented == list(RULES)
 
 

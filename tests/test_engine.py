@@ -21,9 +21,10 @@ from calibration.errors import ImageSetError
 from calibration.preprocess import normalize, to_uint8
 from rescompile.backends.base import RunOptions
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.engine import Engine, check_files, golden_bytes, load, relative_rms, write_engine
+from rescompile.engine import Engine, check_files, golden_bytes, load, write_engine
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Batch, Manifest, TensorSpec, read_manifest
+from rescompile.metrics import relative_rms
 from tests.backends.engines import make_engine, manifest
 from tests.backends.graphs import CLASSES, IMAGE_SHAPE, sample_images
 
@@ -341,16 +342,6 @@ def test_sealing_again_takes_new_files_in(folder: Path) -> None:
     assert isinstance(write_engine(folder, before), Manifest)
     assert set(read_manifest(folder).files) == {*before.files, "report.json"}
     load(folder).close()
-
-
-@pytest.mark.parametrize(
-    ("expected", "found", "error"),
-    [([3.0, 4.0], [3.0, 4.5], 0.1), ([0.0], [0.0], 0.0), ([0.0], [1.0], np.inf), ([1.0], [np.nan], np.nan)],
-)
-def test_relative_rms_is_error_over_reference(
-    expected: list[float], found: list[float], error: float
-) -> None:
-    assert relative_rms(np.array(expected), np.array(found)) == pytest.approx(error, nan_ok=True)
 
 
 LIGHT = """

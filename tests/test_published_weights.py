@@ -75,7 +75,9 @@ def test_the_users_own_words_work_as_they_stand(publisher: Path, monkeypatch: py
     assert len(manifest.classes) == 1000
 
 
-def test_weights_that_are_not_the_published_ones_are_refused(publisher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_the_published_ones_are_refused(
+    publisher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(publisher, 18, monkeypatch)
     (file,) = publisher.iterdir()
     file.write_bytes(file.read_bytes()[:-1] + b"x")

@@ -36,7 +36,9 @@ def load_images() -> tuple[np.ndarray, np.ndarray]:
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.images))
     grey = (digits.images[order] * (255 / 16)).round().astype(np.uint8)
-    large = [Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB") for image in grey]
+    large = [
+        Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB") for image in grey
+    ]
     return np.stack([np.asarray(image) for image in large]), digits.target[order]
 
 
@@ -58,7 +60,9 @@ def train(images: np.ndarray, labels: np.ndarray, epochs: int, seed: int = 0) ->
 
 def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
     with torch.inference_mode():
-        return float((model(torch.from_numpy(normalize(images, PREPROCESS))).argmax(1).numpy() == labels).mean())
+        return float(
+            (model(torch.from_numpy(normalize(images, PREPROCESS))).argmax(1).numpy() == labels).mean()
+        )
 
 
 def write_validation(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
@@ -68,16 +72,19 @@ def write_validation(folder: Path, images: np.ndarray, labels: np.ndarray) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder to write into")
-    parser.add_argument("--epochs", type=int, default=10, help="passes over the training digits")
+    parser.add_argument("--epochs", type=int, default=6, help="passes over the training digits")
     arguments = parser.parse_args()
     folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
     images, labels = load_images()
     known, held_out = slice(HELD_OUT, None), slice(0, HELD_OUT)
     model = train(images[known], labels[known], arguments.epochs)
-    print(f"held-out accuracy in PyTorch: {accuracy(model, images[held_out], labels[held_out]):.2%} of {HELD_OUT} digits")
+    found = accuracy(model, images[held_out], labels[held_out])
+    print(f"held-out accuracy in PyTorch: {found:.2%} of {HELD_OUT} digits")
     save_file(model.state_dict(), folder / "digits.safetensors")
     np.savez_compressed(folder / "calibration.npz", images=images[known][:256], labels=labels[known][:256])
     write_validation(folder / "validation", images[held_out], labels[held_out])

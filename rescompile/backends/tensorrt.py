@@ -22,7 +22,7 @@ from rescompile.backends.cuda import Gpu, gpus
 from rescompile.backends.tensorrt_callbacks import joined, make_logger, make_monitor
 from rescompile.backends.tensorrt_inspector import fused_adds
 from rescompile.errors import BackendError, BackendUnavailable, UsageError, did_you_mean
-from rescompile.files import atomic_write
+from rescompile.files import atomic_write, writing
 from rescompile.manifest import Manifest, Precision
 from rescompile.optional import require
 
@@ -113,6 +113,8 @@ class TensorRt:
             raise BackendError(f"{self.name} cannot build the engine: {joined(logger.errors)}")
         atomic_write(directory / MODEL, memoryview(engine))
         if not self.is_rtx and request.timing_cache is not None:
+            with writing(request.timing_cache):
+                request.timing_cache.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(request.timing_cache, memoryview(config.get_timing_cache().serialize()))
         target = request.target if self.is_rtx else gpus()[0].capability
         return Payload(

@@ -14,9 +14,9 @@ from rescompile.backends import openvino
 from rescompile.backends.base import BuildRequest, RunOptions
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.openvino import OpenVino, residual_adds
-from rescompile.engine import relative_rms
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch, Precision
+from rescompile.metrics import relative_rms
 from tests.backends.engines import RANGE, build, manifest, request, taking_pixels
 from tests.backends.graphs import IMAGE_SHAPE, RESIDUAL_ADDS, residual_net, sample_images, saved
 

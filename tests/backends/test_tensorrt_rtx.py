@@ -11,9 +11,9 @@ import pytest
 from rescompile.backends.cuda import gpus
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.tensorrt import full, rtx
-from rescompile.engine import relative_rms
 from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import Batch, Precision
+from rescompile.metrics import relative_rms
 from rescompile.optional import installed
 from tests.backends.engines import manifest, request
 from tests.backends.graphs import RESIDUAL_ADDS, residual_net, sample_images, saved

@@ -141,7 +141,7 @@ def test_an_unknown_activation_is_named() -> None:
 def test_a_quantized_graph_is_refused() -> None:
     from tests.graph.conftest import int8
 
-    with pytest.raises(GraphError, match="quantized already.*pass the float model"):
+    with pytest.raises(GraphError, match=r"quantized already.*pass the float model"):
         simplify(int8("resnet18"))
 
 
