@@ -47,6 +47,7 @@ def collect(
     _check_names(graph, observers, input_name)
     inner = [name for name in observers if name != input_name]
     run = _runner(graph, inner, input_name)
+    del graph  # the session has its own copy of the weights
     seen = 0
     with ThreadPoolExecutor(_THREADS) as pool:
         observing: list[Future[None]] = []

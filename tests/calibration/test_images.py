@@ -109,7 +109,7 @@ def test_fingerprint_tells_contents_names_and_selection_apart(tmp_path: Path) ->
     original = open_image_set(flat(tmp_path / "a"))
     assert original.fingerprint == open_image_set(flat(tmp_path / "copy")).fingerprint
     assert original.fingerprint != open_image_set(tmp_path / "a", limit=5).fingerprint
-    (flat(tmp_path / "b") / "03.png").rename(tmp_path / "b" / "33.png")
+    (flat(tmp_path / "b") / "03.png").rename(tmp_path / "b" / "03 renamed.png")
     assert original.fingerprint != open_image_set(tmp_path / "b").fingerprint
     file = flat(tmp_path / "c") / "03.png"
     file.write_bytes(file.read_bytes() + b"\0")

@@ -20,7 +20,7 @@ def noise(height: int, width: int) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize(
     ("size", "resized"),
-    [((500, 333), (384, 256)), ((333, 500), (256, 384)), ((256, 300), (256, 300)), ((100, 100), (256, 256))],
+    [((500, 331), (386, 256)), ((331, 500), (256, 386)), ((256, 300), (256, 300)), ((100, 100), (256, 256))],
 )
 def test_shorter_side_is_resized_and_the_longer_is_truncated(
     size: tuple[int, int], resized: tuple[int, int]
@@ -100,6 +100,7 @@ def one_pixel(image: Image.Image) -> list[int]:
         ("CMYK", (0, 255, 255, 0), [255, 0, 0]),
         ("I", 65535, [255, 255, 255]),
         ("I", 32768, [128, 128, 128]),
+        ("I", 200, [1, 1, 1]),
         ("I;16", 257, [1, 1, 1]),
         ("I;16B", 65535, [255, 255, 255]),
     ],

@@ -174,13 +174,15 @@ def test_edited_table_is_refused(tmp_path: Path, old: str, new: str, words: str)
         read_table(edited(written(tmp_path), old, new))
 
 
-def test_every_flipped_digit_is_noticed(tmp_path: Path) -> None:
+def test_every_flipped_digit_that_changes_a_number_is_noticed(tmp_path: Path) -> None:
     path = written(tmp_path)
     text = path.read_text()
     digits = [index for index, letter in enumerate(text) if letter.isdigit()]
-    for index in digits[:: max(1, len(digits) // 60)]:
-        other = "7" if text[index] != "7" else "3"
-        path.write_text(text[:index] + other + text[index + 1 :])
+    for index in digits[:: len(digits) // 60]:
+        flipped = text[:index] + ("7" if text[index] != "7" else "3") + text[index + 1 :]
+        if json.loads(flipped) == json.loads(text):  # the seventeenth digit of a float may name the same bits
+            continue
+        path.write_text(flipped)
         with pytest.raises(TableError, match=r"was changed|damaged|has format"):
             read_table(path)
 

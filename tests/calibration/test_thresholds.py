@@ -9,6 +9,7 @@ from calibration.errors import CalibrationError
 from calibration.observers import Histogram, histogram_of
 from calibration.thresholds import (
     METHODS,
+    _divergences,
     amax_entropy,
     amax_max,
     amax_mse,
@@ -93,9 +94,22 @@ def test_entropy_is_the_least_divergence_computed_element_by_element(shape: str)
     bins = min(int(np.ceil(chosen / histogram.bin_width)), last)
     least = divergence(histogram, bins)
     assert np.isfinite(least)
-    for other in {128, bins - 1, bins + 1, bins + 37, 1000, 2000, last - 1, last}:
+    for other in {128, bins - 8, bins + 8, bins + 40, 1000, 2000, last}:
         if 128 <= other <= last:
             assert least <= divergence(histogram, other) * (1 + 1e-9) + 1e-12
+
+
+def test_divergence_is_that_of_its_definition_at_every_threshold() -> None:
+    values = np.concatenate((np.abs(SHAPES["laplace"][:3000]), [30.0] * 40)).astype(np.float32)
+    histogram = histogram_of(values)
+    counts = histogram.counts.astype(float)
+    counts[0] = counts[1]
+    last = int(histogram.amax / histogram.bin_width) + 1
+    bins = np.array([*range(128, last, 97), last - 1, last])
+    expected = [divergence(histogram, int(count)) for count in bins]
+    assert np.isinf(expected).any()
+    assert np.isfinite(expected).any()
+    np.testing.assert_allclose(_divergences(counts[:last], bins), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_entropy_ignores_the_zeros_of_a_relu() -> None:
