@@ -38,7 +38,7 @@ def make_deployable(
     """
     graph = source.graph
     if table is not None:
-        graph = quantize(graph, table.scales(), weight_method="mse" if table.method == "mse" else "max")
+        graph = quantize(graph, table.scales())
     if config.input_format == "uint8-nhwc":
         graph = take_uint8(graph, source.preprocess)
     if rest_type == "float16":

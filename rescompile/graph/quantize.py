@@ -36,7 +36,8 @@ def quantize(
     Args:
         model: folded fp32 graph, canonically named.
         scales: activation scale by tensor, one for each of ``topology.quantized_tensors(model)``.
-        weight_method: how ``calibration.scales.weight_scales`` chooses the weights' scales.
+        weight_method: how ``calibration.scales.weight_scales`` chooses the weights' scales. Clipping them by ``mse``
+            was no better on real checkpoints (docs/accuracy.md), whatever it does to the weights themselves.
 
     Raises:
         GraphError: a tensor that needs a scale has none.
