@@ -7,8 +7,7 @@ from calibration.collect import collect
 from calibration.images import ImageSet, open_image_set
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable, make_table, read_table
-from calibration.thresholds import parse_method
-from rescompile.config import BuildConfig, CalibrationConfig
+from rescompile.config import DEFAULT_METHOD, BuildConfig, CalibrationConfig
 from rescompile.errors import UsageError
 from rescompile.graph.topology import quantized_tensors
 from rescompile.source import Source
@@ -48,14 +47,13 @@ def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> 
     Raises:
         TableError: the table is damaged or was made for another checkpoint, preprocessing or graph.
         UsageError, ImageSetError: as ``calibration_images``.
-        CalibrationError: unknown method, or activations that are not finite.
+        CalibrationError: activations that are not finite.
     """
-    parse_method(config.method)  # an unknown method is refused before the images are run
     tensors = quantized_tensors(source.graph)
     if config.table is not None:
         table = read_table(config.table)
         table.check(checkpoint_sha256=source.checkpoint.sha256, preprocess=source.preprocess, tensors=tensors)
-        return table.with_method(config.method)
+        return table if config.method is None else table.with_method(config.method)
     images = calibration_images(config, source)
     histograms = collect(
         source.graph.SerializeToString(),
@@ -65,7 +63,7 @@ def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> 
     )
     return make_table(
         histograms,
-        config.method,
+        config.method or DEFAULT_METHOD,
         model=source.name,
         checkpoint_sha256=source.checkpoint.sha256,
         images=images,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from calibration.errors import CalibrationError
 from calibration.preprocess import IMAGENET, Preprocess
+from calibration.thresholds import parse_method
 from rescompile.errors import UsageError, did_you_mean
 from rescompile.manifest import Batch, Precision
 from rescompile.report import Limits
@@ -17,6 +19,8 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
 DEFAULT_CALIBRATION_IMAGES = 512
 DEFAULT_METHOD = "mse"
+MAX_SIDE = 8192
+"""Pixels; ``Preprocess`` in a manifest or a table reads back no more."""
 
 
 def parse_batch(text: str) -> Batch:
@@ -47,6 +51,26 @@ def one_of(value: str, known: tuple[str, ...], option: str) -> str:
     return value
 
 
+def positive(count: int | None, option: str) -> None:
+    """Refuse a number of images that leaves none; None is not asked.
+
+    Raises:
+        UsageError: ``count`` is less than 1.
+    """
+    if count is not None and count < 1:
+        raise UsageError(f"{option} {count} leaves no image; pass 1 or more")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes.
+
+    Raises:
+        UsageError: ``seed`` is negative.
+    """
+    if seed < 0:
+        raise UsageError(f"--seed {seed} is negative; pass 0 or more")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreprocessOptions:
     """Changes to a model's own preprocessing; None keeps what the model has. ``resize=0`` means no resizing."""
@@ -58,17 +82,26 @@ class PreprocessOptions:
     std: tuple[float, float, float] | None = None
     color: Literal["RGB", "BGR"] | None = None
 
+    def __post_init__(self) -> None:
+        if self.crop is not None and not 1 <= self.crop <= MAX_SIDE:
+            raise UsageError(f"--crop {self.crop} is not between 1 and {MAX_SIDE}; it is a side in pixels, 224")
+        if self.resize is not None and not 0 <= self.resize <= MAX_SIDE:
+            raise UsageError(
+                f"--resize {self.resize} is not between 0 and {MAX_SIDE}; it is a side in pixels, 256, or 0 for no "
+                "resizing"
+            )
+
     def apply(self, default: Preprocess = IMAGENET) -> Preprocess:
         """``default`` with these changes.
 
         Raises:
-            UsageError: sizes or deviations that cannot be.
+            UsageError: sizes or deviations that do not fit together.
         """
         crop = self.crop or default.crop
         resize = default.resize if self.resize is None else (self.resize or None)
         if self.resize is None and resize is not None and self.crop is not None:
             # keep the model's own proportion between resize and crop
-            resize = round(resize * crop / default.crop)
+            resize = min(round(resize * crop / default.crop), MAX_SIDE)
         try:
             return Preprocess(
                 resize=resize,
@@ -110,6 +143,7 @@ class ModelConfig:
             raise UsageError("--onnx brings its own weights; leave --weights out")
         if self.onnx is not None and (self.shortcut or self.stride_on):
             raise UsageError("--onnx brings its own structure; leave --shortcut and --stride-on out")
+        check_seed(self.seed)
 
     def _sources(self) -> list[tuple[str, object]]:
         return [("--depth", self.depth), ("--model", self.model), ("--onnx", self.onnx)]
@@ -121,7 +155,8 @@ class CalibrationConfig:
 
     images: Path | None = None
     table: Path | None = None
-    method: str = DEFAULT_METHOD
+    method: str | None = None
+    """None is the method that a table was made with, or ``DEFAULT_METHOD`` for images."""
     limit: int = DEFAULT_CALIBRATION_IMAGES
     seed: int = 0
     skip_unreadable: bool = False
@@ -131,8 +166,13 @@ class CalibrationConfig:
             raise UsageError(
                 "--calibration-set and --calibration both say where scales come from; pass one of them"
             )
-        if self.limit < 1:
-            raise UsageError(f"--calibration-images {self.limit} leaves no image; pass 1 or more")
+        positive(self.limit, "--calibration-images")
+        check_seed(self.seed)
+        if self.method is not None:
+            try:
+                parse_method(self.method)
+            except CalibrationError as error:
+                raise UsageError(f"--calibration-method: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +202,4 @@ class BuildConfig:
             raise UsageError(
                 f"a calibration was passed, but --precision {self.precision} needs none; leave it out"
             )
-        if self.validation_images is not None and self.validation_images < 1:
-            raise UsageError(f"--validation-images {self.validation_images} leaves no image; pass 1 or more")
-
-    def with_output(self, output: Path) -> BuildConfig:
-        """The same build into another directory."""
-        return replace(self, output=output)
+        positive(self.validation_images, "--validation-images")

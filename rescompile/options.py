@@ -92,9 +92,10 @@ class CalibrationOptions:
     calibration_images: Annotated[
         int, _option("Calibration", "Most images to use of the calibration set.")
     ] = 512
-    calibration_method: Annotated[str, _option("Calibration", "max, percentile[:99.99], mse or entropy.")] = (
-        "mse"
-    )
+    calibration_method: Annotated[
+        str | None,
+        _option("Calibration", "max, percentile[:99.99], mse or entropy; mse unless told, or a table's own."),
+    ] = None
     skip_unreadable: Annotated[
         bool, _option("Calibration", "Leave damaged images out instead of stopping.", "--skip-unreadable")
     ] = False

@@ -1,11 +1,16 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use: real data where it is, and small data of our own."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from rescompile.models.checkpoint import random_model
+from rescompile.models.registry import find
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +20,16 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("RESCOMPILE_DATA is not set: no real checkpoints and images here")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``net.pth`` (a CIFAR ResNet-20 with random weights) and ``images.npz`` (24 labelled images), read-only."""
+    folder = tmp_path_factory.mktemp("small")
+    model, _ = random_model(find(depth=None, name="resnet20-cifar"), 10, seed=0)
+    torch.save(model.state_dict(), folder / "net.pth")
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    images = coarse.repeat(4, axis=1).repeat(4, axis=2)  # patches, so that neighbouring pixels are alike
+    np.savez(folder / "images.npz", images=images, labels=rng.integers(0, 10, 24))
+    return folder
