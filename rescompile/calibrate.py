@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from calibration.builtin import builtin_image_set
 from calibration.collect import collect
 from calibration.images import ImageSet, open_image_set
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable, make_table, read_table
-from rescompile.config import DEFAULT_METHOD, BuildConfig, CalibrationConfig
+from rescompile.config import DEFAULT_METHOD, CalibrationConfig
 from rescompile.errors import UsageError
 from rescompile.graph.topology import quantized_tensors
 from rescompile.source import Source
@@ -20,6 +22,14 @@ BUILT_IN_ADVICE = (
     "INT8 scales come from the built-in photographs; pass --calibration-set with a few hundred of your own images for "
     "the best accuracy"
 )
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The table, and what the user must be told about where its scales come from."""
+
+    table: CalibrationTable
+    notes: tuple[str, ...] = ()
 
 
 def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
@@ -41,7 +51,7 @@ def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
     return builtin_image_set(seed=config.seed)
 
 
-def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> CalibrationTable:
+def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> Calibrated:
     """The table of ``config``: read from its file and checked, or measured on its images.
 
     Raises:
@@ -53,7 +63,7 @@ def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> 
     if config.table is not None:
         table = read_table(config.table)
         table.check(checkpoint_sha256=source.checkpoint.sha256, preprocess=source.preprocess, tensors=tensors)
-        return table if config.method is None else table.with_method(config.method)
+        return Calibrated(table if config.method is None else table.with_method(config.method))
     images = calibration_images(config, source)
     histograms = collect(
         source.graph.SerializeToString(),
@@ -61,7 +71,7 @@ def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> 
         (normalize(batch.images, source.preprocess) for batch in images.batches(source.preprocess, BATCH)),
         progress=lambda done: progress.advanced(done, len(images)),
     )
-    return make_table(
+    table = make_table(
         histograms,
         config.method or DEFAULT_METHOD,
         model=source.name,
@@ -69,13 +79,13 @@ def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> 
         images=images,
         preprocess=source.preprocess,
     )
+    advice = (BUILT_IN_ADVICE,) if config.images is None else ()
+    return Calibrated(table, (*advice, *notes_on_skipped(images)))
 
 
-def notes_on(config: BuildConfig, source: Source) -> tuple[str, ...]:
-    """What the user must be told about the numbers of this build."""
-    notes = []
-    if config.precision == "int8" and config.calibration.images is None and config.calibration.table is None:
-        notes.append(BUILT_IN_ADVICE)
-    if source.random:
-        notes.append("the weights are random: this engine is for timing, and its accuracy means nothing")
-    return tuple(notes)
+def notes_on_skipped(images: ImageSet) -> tuple[str, ...]:
+    """The names of unreadable images that were left out, where there are any."""
+    if not images.skipped:
+        return ()
+    named = ", ".join(images.skipped[:5]) + (", …" if len(images.skipped) > 5 else "")
+    return (f"{len(images.skipped)} unreadable images of {images.source} were left out: {named}",)

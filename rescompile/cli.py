@@ -140,7 +140,7 @@ def calibrate(
     from rescompile.views import print_table
 
     with TerminalProgress() as progress:
-        table = run(
+        calibrated = run(
             model_config(network, preprocessing),
             calibration_options.config(seed=network.seed),
             output,
@@ -148,7 +148,7 @@ def calibrate(
         )
     print(output.read_text() if json else "", end="")
     if not json:
-        print_table(table, output)
+        print_table(calibrated, output)
 
 
 @app.command()

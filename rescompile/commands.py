@@ -6,10 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from calibration.table import CalibrationTable, read_table
+from calibration.table import read_table
 from rescompile.assembly import CALIBRATION, REFERENCE, REPORT_JSON
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.calibrate import calibrate as make_table
+from rescompile.calibrate import Calibrated
+from rescompile.calibrate import calibrate as calibrate_source
 from rescompile.config import CalibrationConfig, ModelConfig
 from rescompile.engine import check_files, load
 from rescompile.environment import describe
@@ -24,15 +25,15 @@ from rescompile.verify import judge
 
 def calibrate(
     model: ModelConfig, calibration: CalibrationConfig, output: Path, progress: Progress
-) -> CalibrationTable:
+) -> Calibrated:
     """Calibrate the network and write the table to ``output``."""
     clock = StageClock(progress)
     with clock.stage("load"):
         source = open_source(model, progress)
     with clock.stage("calibrate"):
-        table = make_table(source, calibration, progress)
-    table.write(output)
-    return table
+        calibrated = calibrate_source(source, calibration, progress)
+    calibrated.table.write(output)
+    return calibrated
 
 
 def verify(

@@ -84,7 +84,9 @@ class PreprocessOptions:
 
     def __post_init__(self) -> None:
         if self.crop is not None and not 1 <= self.crop <= MAX_SIDE:
-            raise UsageError(f"--crop {self.crop} is not between 1 and {MAX_SIDE}; it is a side in pixels, 224")
+            raise UsageError(
+                f"--crop {self.crop} is not between 1 and {MAX_SIDE}; it is a side in pixels, 224"
+            )
         if self.resize is not None and not 0 <= self.resize <= MAX_SIDE:
             raise UsageError(
                 f"--resize {self.resize} is not between 0 and {MAX_SIDE}; it is a side in pixels, 256, or 0 for no "

@@ -10,6 +10,7 @@ from typing import Any
 from calibration.builtin import builtin_image_set
 from calibration.images import ImageSet, open_image_set
 from calibration.preprocess import Preprocess, normalize
+from rescompile.calibrate import notes_on_skipped
 from rescompile.config import BuildConfig
 from rescompile.manifest import TensorSpec
 from rescompile.source import Source
@@ -58,6 +59,7 @@ def choose_images(config: BuildConfig, source: Source, *, executed: bool) -> Jud
             need_labels=asked,
             skip_unreadable=config.calibration.skip_unreadable,
         )
+        notes += notes_on_skipped(images)
     else:
         images = _stand_in(config, source, min(limit or FALLBACK_IMAGES, FALLBACK_IMAGES))
         notes.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rescompile import assembly, judgement
-from rescompile.calibrate import calibrate, notes_on
+from rescompile.calibrate import calibrate
 from rescompile.config import BuildConfig
 from rescompile.deployable import make_deployable
 from rescompile.files import atomic_directory
@@ -33,10 +33,11 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
         request = assembly.request(folder, source, config, progress)
         backend.check(request)
         judges = choose_images(config, source, executed=backend.availability(config.target).run)
-        table = None
+        table, notes = None, (*chosen.notes, *source.notes)
         if config.precision == "int8":
             with clock.stage("calibrate"):
-                table = calibrate(source, config.calibration, progress)
+                calibrated = calibrate(source, config.calibration, progress)
+            table, notes = calibrated.table, (*notes, *calibrated.notes)
         with clock.stage("quantize"):
             deployable = make_deployable(source, table, config, backend.rest_type(config.precision))
             assembly.write_graphs(folder, source, deployable, table, keep_reference=config.keep_reference)
@@ -59,7 +60,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
         report = judgement.make_report(
             manifest=manifest, contents=contents, deployable=deployable, judges=judges, measured=measured,
             blocks=blocks, stages=clock.records, directory=staging.target,
-            notes=(*chosen.notes, *notes_on(config, source), *judges.notes, *payload.notes),
+            notes=(*notes, *judges.notes, *payload.notes),
         )  # fmt: skip
         judgement.write_report(folder, report)
         assembly.seal(folder, contents)

@@ -53,6 +53,13 @@ class Source:
     random: bool
     """Random weights: good for timing, no use for accuracy."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user must be told about these weights."""
+        return (
+            "the weights are random: this engine is for timing, and its accuracy means nothing",
+        ) * self.random
+
 
 def open_source(config: ModelConfig, progress: Progress) -> Source:
     """Load, export and fold the network of ``config``.

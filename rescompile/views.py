@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from calibration.table import CalibrationTable
+    from rescompile.calibrate import Calibrated
     from rescompile.commands import Classified, Inspection
     from rescompile.environment import Finding
 
@@ -27,8 +27,9 @@ def columns(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> list
     ]
 
 
-def print_table(table: CalibrationTable, path: Path) -> None:
+def print_table(calibrated: Calibrated, path: Path) -> None:
     """Every tensor with its range and the threshold of each method."""
+    table = calibrated.table
     methods = list(next(iter(table.tensors.values())).thresholds)
     header = ["tensor", "amax", *(f"{name}*" if name == table.method else name for name in methods), "scale"]
     rows = [
@@ -43,6 +44,8 @@ def print_table(table: CalibrationTable, path: Path) -> None:
     print(*columns([header, *rows], right=range(1, len(header))), sep="\n")
     images = f"{table.images.count} images of {table.images.source}"
     print(f"{path}: {len(rows)} scales by {table.method} (*) from {images}")
+    for note in calibrated.notes:
+        print(f"note: {note}")
 
 
 def print_classes(answers: Sequence[Classified]) -> None:

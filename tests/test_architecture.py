@@ -1,0 +1,123 @@
+"""Who may import whom, checked on the source: the house in docs/adr and CONTRIBUTING.md, as a test."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import calibration
+import rescompile
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([*(ROOT / "rescompile").rglob("*.py"), *(ROOT / "calibration").rglob("*.py")])
+OPTIONAL = {"tensorrt", "tensorrt_rtx", "pycuda", "triton"}
+HEAVY = {"torch", "onnx", "onnx_graphsurgeon", "onnxruntime", "openvino", "matplotlib", "google"}
+GRAPH_HELPERS = {"surgeon", "topology", "vocabulary"}
+
+
+def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+    """Modules that ``path`` imports when it runs; type checking does not count."""
+    tree = ast.parse(path.read_text("utf-8"))
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            skipped |= set(ast.walk(node))
+        if top_level and isinstance(node, ast.FunctionDef):
+            skipped |= set(ast.walk(node))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_calibration_stands_alone() -> None:
+    for path in (ROOT / "calibration").rglob("*.py"):
+        for name in imports(path):
+            assert name.split(".")[0] not in {"rescompile", "fused_kernels"}, f"{path.name} imports {name}"
+
+
+def test_stages_of_the_graph_do_not_know_each_other() -> None:
+    for path in (ROOT / "rescompile/graph").glob("*.py"):
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[:2] == ["rescompile", "graph"] and len(parts) > 2:
+                assert parts[2] in GRAPH_HELPERS, f"{path.name} imports {name}"
+
+
+def test_only_the_pipeline_and_the_commands_know_the_order() -> None:
+    for path in SOURCES:
+        for name in imports(path):
+            if name == "rescompile.pipeline":
+                assert path.name in {"cli.py", "__init__.py"}, f"{path.name} imports the pipeline"
+    assert len((ROOT / "rescompile/pipeline.py").read_text().splitlines()) <= 80
+
+
+def test_the_bottom_knows_nothing_above_it() -> None:
+    for name in ("errors", "version", "manifest", "report", "optional"):
+        found = {
+            module for module in imports(ROOT / f"rescompile/{name}.py") if module.startswith("rescompile.")
+        }
+        above = {module for module in found if module.split(".")[1] not in {"errors", "version", "manifest"}}
+        assert not above, f"{name}.py imports {above}"
+
+
+def test_optional_packages_come_through_one_door() -> None:
+    for path in SOURCES:
+        for name in imports(path):
+            assert name.split(".")[0] not in OPTIONAL, (
+                f"{path.name} imports {name}; use rescompile.optional.require"
+            )
+
+
+@pytest.mark.parametrize(
+    "path", ["errors", "config", "manifest", "engine", "cli", "options", "report", "backends/openvino"]
+)
+def test_light_modules_import_nothing_heavy_at_the_top(path: str) -> None:
+    names = {name.split(".")[0] for name in imports(ROOT / f"rescompile/{path}.py", top_level=True)}
+    assert not names & HEAVY
+
+
+@pytest.mark.parametrize("code", ["import rescompile", "import rescompile.engine", "import rescompile.cli"])
+def test_starting_loads_nothing_heavy(code: str) -> None:
+    program = f"import sys; {code}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not set(loaded) & HEAVY
+
+
+def test_every_module_imports_and_has_a_docstring() -> None:
+    for package in (rescompile, calibration):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                assert importlib.import_module(module.name).__doc__, module.name
+
+
+def test_the_public_names_are_complete_and_sorted() -> None:
+    assert rescompile.__all__ == sorted(rescompile.__all__)
+    for name in rescompile.__all__:
+        assert getattr(rescompile, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = rescompile.nothing
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    for name in tracked:
+        if name.endswith((".py", ".md", ".toml", ".sh", "Makefile")) and name != "tests/test_architecture.py":
+            text = (ROOT / name).read_text("utf-8")
+            for word in ("/work/", "/root/", "/home/", "pypi.org", "pythonhosted"):
+                assert word not in text, f"{name} names {word}"

@@ -1,0 +1,113 @@
+"""Real checkpoints and real images: the figures that the project promises."""
+
+from __future__ import annotations
+
+import lzma
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rescompile
+from calibration.images import open_image_set
+from calibration.preprocess import normalize
+from rescompile.backends.onnxruntime import reference_session
+from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
+from rescompile.report import BuildReport, Limits
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real-data")]
+
+CIFAR = {20: ("resnet20-12fca82f.th", 0.9173), 56: ("resnet56-4bfd9763.th", 0.9339)}
+Build = Callable[..., tuple[Path, BuildReport]]
+
+
+@pytest.fixture(scope="module")
+def resnet50(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Builds ResNet-50 for OpenVINO, judged on the 300 validation images."""
+    folder = tmp_path_factory.mktemp("resnet50")
+    (folder / "resnet50.pth").write_bytes(
+        lzma.decompress((real_data / "weights/resnet50-pqf.pth.xz").read_bytes())
+    )
+
+    def build(name: str, **changes: object) -> tuple[Path, BuildReport]:
+        config = BuildConfig(
+            model=ModelConfig(depth=50, weights=str(folder / "resnet50.pth")),
+            validation_set=real_data / "imagenet/validation",
+            backend="openvino",
+            output=folder / name,
+        )
+        return folder / name, rescompile.build(replace(config, **changes))  # type: ignore[arg-type]
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def int8(resnet50: Build, real_data: Path) -> tuple[Path, BuildReport]:
+    return resnet50("int8", calibration=CalibrationConfig(images=real_data / "imagenet/calibration"))
+
+
+@pytest.mark.parametrize("depth", [20, 56])
+def test_cifar_networks_keep_their_accuracy(depth: int, real_data: Path, tmp_path: Path) -> None:
+    weights, published = CIFAR[depth]
+    report = rescompile.build(
+        BuildConfig(
+            model=ModelConfig(model=f"resnet{depth}-cifar", weights=str(real_data / "weights" / weights)),
+            calibration=CalibrationConfig(images=real_data / "cifar10/train_10k.npz"),
+            validation_set=real_data / "cifar10/test.npz",
+            limits=Limits(max_top1_drop=0.2, min_agreement=0.985),
+            backend="openvino",
+            output=tmp_path / "e",
+        )
+    )
+    assert report.images == 10_000
+    assert report.top1_reference == pytest.approx(published, abs=2e-4)
+    assert report, report.checks
+
+
+def test_resnet50_int8_agrees_with_fp32(int8: tuple[Path, BuildReport]) -> None:
+    report = int8[1]
+    assert report.images == 300
+    assert report.top1_agreement is not None
+    assert report.relative_rms is not None
+    assert report.top1_agreement >= 0.96
+    assert report.relative_rms <= 0.040
+    assert report.fused is not None
+    assert (report.fused.fused, report.fused.seen_in) == (16, "engine")
+
+
+def test_the_built_in_photographs_lose_at_most_a_point_and_a_half(
+    int8: tuple[Path, BuildReport], resnet50: Build
+) -> None:
+    _, report = resnet50("built-in")
+    assert int8[1].top1_agreement is not None
+    assert report.top1_agreement is not None
+    assert report.top1_agreement >= int8[1].top1_agreement - 0.015
+    assert any("built-in photographs" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_float_engines_agree_with_fp32(resnet50: Build, precision: str) -> None:
+    _, report = resnet50(precision, precision=precision, validation_images=100)
+    assert report.top1_agreement is not None
+    assert report.top1_agreement >= 0.995
+
+
+def test_openvino_executes_what_the_graph_says(int8: tuple[Path, BuildReport], real_data: Path) -> None:
+    """Against ONNX Runtime without optimizations.
+
+    Neither is exact: sums in float32 fall on the other side of a rounding now and then, and every layer behind
+    spreads such a step. Changing one bias by three parts in a million moves ONNX Runtime itself as far.
+    """
+    reference = reference_session(int8[0] / "model.onnx", optimize=False)
+    images = open_image_set(real_data / "imagenet/validation", limit=100)
+    expected, found = [], []
+    with rescompile.load(int8[0]) as engine:
+        for batch in images.batches(engine.manifest.preprocess, 10):
+            x = normalize(batch.images, engine.manifest.preprocess)
+            expected.append(reference(x))
+            found.append(engine(x))
+    a, b = np.concatenate(expected), np.concatenate(found)
+    assert (a.argmax(1) == b.argmax(1)).mean() >= 0.97
+    assert np.linalg.norm(a - b) <= 0.02 * np.linalg.norm(a)
