@@ -1,8 +1,8 @@
 """Errors of image sets and calibration tables; each message says what is wrong, where and what to do.
 
-    CalibrationError
-    ├── ImageSetError   a folder, archive or image that cannot be used
-    └── TableError      a calibration table that is damaged or belongs to something else
+CalibrationError
+├── ImageSetError   a folder, archive or image that cannot be used
+└── TableError      a calibration table that is damaged or belongs to something else
 """
 
 from __future__ import annotations
