@@ -5,6 +5,7 @@ The format is found by content, not by suffix: torch.save's zip archives and old
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import stat
@@ -12,7 +13,9 @@ import sys
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -114,7 +117,8 @@ def _torch_payload(path: Path) -> object:
         with warnings.catch_warnings():
             # torch warns of unusual pickle protocols just before it refuses or reads them
             warnings.simplefilter("ignore")
-            payload: object = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_plain_data()):
+                payload: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_why_refused(path, str(error))) from None
     except Exception as error:
@@ -122,6 +126,17 @@ def _torch_payload(path: Path) -> object:
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or incomplete ({reason}): {_AGAIN}") from None
     return payload
+
+
+def _plain_data() -> list[Any]:
+    """What training programs store beside weights (their options, the best accuracy) and what only holds data.
+
+    NumPy scalars carry the name of the module that NumPy 1 or 2 has them in.
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    kinds = [type(np.dtype(code)) for code in ("f8", "f4", "i8", "i4", "?")]
+    return [argparse.Namespace, np.dtype, *names, *kinds]
 
 
 def _why_refused(path: Path, message: str) -> str:

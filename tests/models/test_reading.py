@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import gzip
 import lzma
 import os
@@ -9,6 +10,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -79,6 +81,21 @@ def test_code_in_a_plain_pickle_is_not_run(tmp_path, protocol):
     ):
         read_payload(path)
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_options_and_scores_beside_the_weights_do_no_harm(save, zipped):
+    """As timm and many training scripts save them: an options object and NumPy numbers."""
+    extras = {
+        "args": argparse.Namespace(lr=0.1),
+        "best": np.float64(93.2),
+        "epoch": np.int64(3),
+        "loss": np.float32(1),
+    }
+    payload = read_payload(save({"state_dict": TENSORS, **extras}, _use_new_zipfile_serialization=zipped))
+    assert torch.equal(payload["state_dict"]["a"], TENSORS["a"])
+    assert payload["args"].lr == 0.1
+    assert payload["best"] == 93.2
 
 
 def test_a_whole_pickled_model_is_told_how_to_be_saved(save):
