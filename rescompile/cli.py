@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -20,6 +20,9 @@ from rescompile.options import (
     VerdictOptions,
     model_config,
 )
+
+if TYPE_CHECKING:
+    from rescompile.report import BuildReport
 
 app = typer.Typer(
     name="rescompile",
@@ -62,6 +65,17 @@ def _common(
     pass
 
 
+def _print_verdict(report: BuildReport, *, json: bool) -> NoReturn:
+    """Print the report and end with the exit code that it means."""
+    from rescompile.terminal import print_summary
+
+    if json:
+        sys.stdout.write(report.to_json().decode())
+    else:
+        print_summary(report)
+    raise typer.Exit(0 if report else 1)
+
+
 @app.command()
 @takes_groups
 def build(
@@ -92,7 +106,7 @@ def build(
     """
     from rescompile.config import BuildConfig, parse_batch
     from rescompile.pipeline import build as run
-    from rescompile.terminal import TerminalProgress, print_summary
+    from rescompile.terminal import TerminalProgress
 
     config = BuildConfig(
         model=model_config(network, preprocessing),
@@ -111,11 +125,7 @@ def build(
     )
     with TerminalProgress() as progress:
         report = run(config, progress)
-    if json:
-        sys.stdout.write(report.to_json().decode())
-    else:
-        print_summary(report)
-    raise typer.Exit(0 if report else 1)
+    _print_verdict(report, json=json)
 
 
 @app.command()
@@ -171,7 +181,7 @@ def verify(
     - `rescompile verify resnet50-int8-openvino --validation-set val/ --min-agreement 0.97 --max-top1-drop 0.3`
     """
     from rescompile.commands import verify as run
-    from rescompile.terminal import TerminalProgress, print_summary
+    from rescompile.terminal import TerminalProgress
 
     with TerminalProgress() as progress:
         report = run(
@@ -183,11 +193,7 @@ def verify(
             skip_unreadable=skip_unreadable,
             progress=progress,
         )
-    if json:
-        sys.stdout.write(report.to_json().decode())
-    else:
-        print_summary(report)
-    raise typer.Exit(0 if report else 1)
+    _print_verdict(report, json=json)
 
 
 @app.command()

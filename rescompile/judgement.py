@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from calibration.preprocess import normalize
@@ -101,7 +102,6 @@ def make_report(
 ) -> BuildReport:
     """The verdict, and everything that led to it."""
     limits, checks = checks_of(measured, contents)
-    parity = measured.parity
     return BuildReport(
         passed=all(check.passed for check in checks),
         engine_executed=judges.executed,
@@ -111,15 +111,7 @@ def make_report(
         backend=manifest.backend,
         target=manifest.target,
         engine_directory=str(directory),
-        images=parity.images,
-        image_source=parity.image_source,
-        image_fingerprint=parity.image_fingerprint,
-        top1_reference=parity.top1_reference,
-        top1_engine=parity.top1_engine,
-        top1_agreement=parity.top1_agreement,
-        relative_rms=parity.relative_rms,
-        cosine=parity.cosine,
-        max_abs=parity.max_abs,
+        **msgspec.structs.asdict(measured.parity),
         limits=limits,
         checks=checks,
         lint=deployable.lint,

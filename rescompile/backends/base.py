@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rescompile.errors import BackendError
 from rescompile.manifest import Batch, Manifest, Precision
 
 Progress = Callable[[int, int], None]
@@ -68,6 +69,19 @@ class RunOptions:
 
 
 RUN_DEFAULTS = RunOptions()
+
+
+def check_batch(count: int, batch: Batch) -> None:
+    """Refuse a number of images that an engine does not take at once.
+
+    Raises:
+        BackendError: ``count`` is outside of the engine's range.
+    """
+    if not batch.min <= count <= batch.max:
+        raise BackendError(
+            f"{count} images at once, but this engine takes {batch.min} to {batch.max}; "
+            "pass another number, or build with another --batch"
+        )
 
 
 class Runner(Protocol):

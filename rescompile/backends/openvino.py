@@ -24,6 +24,7 @@ from rescompile.backends.base import (
     Payload,
     RestType,
     RunOptions,
+    check_batch,
 )
 from rescompile.backends.onnxruntime import refuse_target
 from rescompile.errors import BackendError
@@ -94,11 +95,7 @@ class OpenVinoRunner:
         """
         if self._request is None:
             raise BackendError("this engine is closed; load it again")
-        if not self._batch.min <= len(images) <= self._batch.max:
-            raise BackendError(
-                f"{len(images)} images at once, but this engine takes {self._batch.min} to {self._batch.max}; "
-                "pass another number, or build with another --batch"
-            )
+        check_batch(len(images), self._batch)
         with _in_our_words("OpenVINO cannot run this engine"):
             result = self._request.infer([images], share_inputs=True, share_outputs=True)
         return np.array(result[0], np.float32)

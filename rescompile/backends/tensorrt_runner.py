@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rescompile.backends.base import check_batch
 from rescompile.backends.tensorrt_callbacks import joined, make_logger
 from rescompile.errors import BackendError
 from rescompile.manifest import Manifest
@@ -50,11 +51,7 @@ class TensorRtRunner:
         """
         if self._device is None:
             raise BackendError("this engine is closed; load it again")
-        if not self._batch.min <= len(images) <= self._batch.max:
-            raise BackendError(
-                f"{len(images)} images at once, but this engine takes {self._batch.min} to {self._batch.max}; "
-                "pass another number, or build with another --batch"
-            )
+        check_batch(len(images), self._batch)
         logits = np.empty((len(images), *self._output.shape[1:]), np.float32)
         with self._current():
             if not self._context.set_input_shape(self._input.name, images.shape):
