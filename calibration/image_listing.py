@@ -22,6 +22,8 @@ class Listing:
     names: tuple[str, ...]
     labels: tuple[int, ...] | None = None
     class_names: tuple[str, ...] | None = None
+    by_folder: bool = False
+    """Whether a label is the position of a class folder, which means a class only if every class has its folder."""
 
 
 def list_folder(folder: Path) -> Listing:
@@ -60,7 +62,7 @@ def list_folder(folder: Path) -> Listing:
         (name, label) for label, label_name in enumerate(classes) for name in nested[label_name]
     )
     names, labels = zip(*labelled, strict=True)
-    return Listing(folder, names, labels, tuple(classes))
+    return Listing(folder, names, labels, tuple(classes), by_folder=True)
 
 
 def _list_csv(path: Path, images: Path) -> Listing:

@@ -69,6 +69,8 @@ class ImageSet:
     """[len], or None."""
     class_names: tuple[str, ...] | None = None
     """Indexed by label, where the set names its classes."""
+    by_folder: bool = False
+    """See ``image_listing.Listing``."""
     seed: int = 0
     """Seed of the choice of images."""
     skipped: tuple[str, ...] = ()
@@ -76,6 +78,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images.names)
+
+    def labels_fit(self, classes: int) -> bool:
+        """Whether the labels can be those of a network with ``classes`` classes; without labels they cannot."""
+        named = len(self.class_names or ())
+        return self.labels is not None and (not self.by_folder or named == classes)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -154,6 +161,7 @@ def _open_folder(folder: Path, limit: int | None, seed: int, *, skip_unreadable:
         images=ImageFiles(listing.root, tuple(listing.names[index] for index in chosen)),
         labels=labels,
         class_names=listing.class_names,
+        by_folder=listing.by_folder,
         seed=seed,
         skipped=tuple(listing.names[index] for index in skipped),
     )

@@ -65,6 +65,7 @@ def verify(
     with engine, clock.stage("verify"):
         images = open_validation_set(
             validation_set,
+            classes=len(manifest.classes),
             limit=validation_images,
             need_labels=limits.max_top1_drop is not None,
             skip_unreadable=skip_unreadable,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from calibration.builtin import builtin_image_set
+from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
 from calibration.preprocess import Preprocess, normalize
 from rescompile.calibrate import notes_on_skipped
@@ -35,10 +36,21 @@ class Judges:
 
 
 def open_validation_set(
-    path: Path, *, limit: int | None, need_labels: bool, skip_unreadable: bool
+    path: Path, *, classes: int, limit: int | None, need_labels: bool, skip_unreadable: bool
 ) -> ImageSet:
-    """The user's validation set, in a seeded order of its own."""
-    return open_image_set(path, limit=limit, need_labels=need_labels, skip_unreadable=skip_unreadable)
+    """The user's validation set for a network with ``classes`` classes.
+
+    Raises:
+        ImageSetError: it cannot be used, has no labels although they are needed, or has class folders that do not
+            match the network's classes.
+    """
+    images = open_image_set(path, limit=limit, need_labels=need_labels, skip_unreadable=skip_unreadable)
+    if images.labels is not None and not images.labels_fit(classes):
+        raise ImageSetError(
+            f"{path} has {len(images.class_names or ())} class folders, the network has {classes} classes, so the "
+            "position of a folder is not its class: add the missing folders (they may be empty), or write a labels.csv"
+        )
+    return images
 
 
 def choose_images(config: BuildConfig, source: Source, *, executed: bool) -> Judges:
@@ -55,6 +67,7 @@ def choose_images(config: BuildConfig, source: Source, *, executed: bool) -> Jud
         asked = config.limits is not None and config.limits.max_top1_drop is not None
         images = open_validation_set(
             config.validation_set,
+            classes=source.class_count,
             limit=limit,
             need_labels=asked,
             skip_unreadable=config.calibration.skip_unreadable,
@@ -77,12 +90,14 @@ def choose_images(config: BuildConfig, source: Source, *, executed: bool) -> Jud
 def _stand_in(config: BuildConfig, source: Source, count: int) -> ImageSet:
     calibration = config.calibration
     if calibration.images is not None:
-        return open_image_set(
+        images = open_image_set(
             calibration.images,
             limit=count,
             seed=calibration.seed,
             skip_unreadable=calibration.skip_unreadable,
         )
+        # class folders of another data set do no harm to calibration, which needs no labels; here they would
+        return images if images.labels_fit(source.class_count) else replace(images, labels=None)
     return builtin_image_set(count=count, seed=calibration.seed)
 
 

@@ -255,6 +255,27 @@ def test_labels_beyond_the_classes(refuses: Answer, small: Path, tmp_path: Path)
     assert "label" in said
 
 
+def test_class_folders_that_are_not_the_classes(refuses: Answer, small: Path, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        pictures(tmp_path / name)
+    (tmp_path / "val").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / name).rename(tmp_path / "val" / name)
+    said = refuses(f"{BUILD} {small / 'net.pth'} --precision fp32 --validation-set", tmp_path / "val")
+    assert "2 class folders, the network has 10 classes" in said
+
+
+def test_class_folders_of_another_data_set_may_calibrate(small: Path, tmp_path: Path) -> None:
+    pictures(tmp_path / "cat")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "cat").rename(tmp_path / "set" / "cat")
+    words = (
+        calibrating(small, tmp_path / "set").replace("--output engine", f"--output {tmp_path / 'e'}").split()
+    )
+    succeeds(*words, "--max-relative-rms", "1")
+    assert read_report(tmp_path / "e").top1_engine is None
+
+
 def test_class_names_that_do_not_fit(refuses: Answer, small: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     said = refuses(f"{BUILD} {small / 'net.pth'} --precision fp32 --classes", tmp_path / "names.txt", code=2)
