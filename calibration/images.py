@@ -24,6 +24,7 @@ from calibration.errors import ImageSetError
 from calibration.image_archive import ArchiveImages, list_archive
 from calibration.image_files import ImageFiles, open_image
 from calibration.image_listing import SUFFIXES, Listing, list_folder
+from calibration.names import text_of
 from calibration.preprocess import Preprocess
 
 _THREADS = 2
@@ -157,13 +158,13 @@ def _open_folder(folder: Path, limit: int | None, seed: int, *, skip_unreadable:
         chosen = sorted(set(chosen) - set(skipped))
     labels = None if listing.labels is None else np.array(listing.labels, np.int64)[chosen]
     return ImageSet(
-        source=folder.resolve().name,
+        source=text_of(folder.resolve().name),
         images=ImageFiles(listing.root, tuple(listing.names[index] for index in chosen)),
         labels=labels,
         class_names=listing.class_names,
         by_folder=listing.by_folder,
         seed=seed,
-        skipped=tuple(listing.names[index] for index in skipped),
+        skipped=tuple(text_of(listing.names[index]) for index in skipped),
     )
 
 
@@ -173,7 +174,7 @@ def _open_archive(path: Path, limit: int | None, seed: int) -> ImageSet:
         raise ImageSetError(f"{path} holds no images: its array 'images' is empty")
     chosen = _choose(count, limit, seed)
     return ImageSet(
-        source=path.name,
+        source=text_of(path.name),
         images=ArchiveImages(path, shape, tuple(chosen)),
         labels=None if labels is None else labels[chosen],
         seed=seed,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from calibration.names import text_of
 from calibration.table import read_table
 from rescompile.assembly import CALIBRATION, REFERENCE, REPORT_JSON
 from rescompile.backends.onnxruntime import reference_session
@@ -85,7 +86,7 @@ def verify(
         passed=all(check.passed for check in checks),
         engine_executed=True,
         measured_on=manifest.backend,
-        engine_directory=str(directory),
+        engine_directory=text_of(directory),
         limits=limits,
         checks=checks,
         stages=clock.records,
@@ -134,7 +135,7 @@ def classify(directory: Path, photos: list[Path], *, top: int) -> tuple[Classifi
         ImageSetError: a photograph cannot be read.
     """
     with load(directory) as engine:
-        return tuple(Classified(str(photo), tuple(engine.classify(photo, top))) for photo in photos)
+        return tuple(Classified(text_of(photo), tuple(engine.classify(photo, top))) for photo in photos)
 
 
 class Inspection(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from calibration.names import text_of
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable
 from rescompile.assembly import REPORT_HTML, REPORT_JSON, Contents
@@ -110,7 +111,7 @@ def make_report(
         precision=manifest.precision,
         backend=manifest.backend,
         target=manifest.target,
-        engine_directory=str(directory),
+        engine_directory=text_of(directory),
         **msgspec.structs.asdict(measured.parity),
         limits=limits,
         checks=checks,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from calibration.names import text_of
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess
 from rescompile.config import ModelConfig
 from rescompile.errors import CheckpointError, GraphError, UsageError
@@ -168,7 +169,7 @@ def _from_onnx(config: ModelConfig, path: Path) -> Source:
         residual_adds=sum(structure.blocks_per_stage),
         class_count=structure.classes,
         class_names=_class_names(config.classes, structure.classes, is_imagenet=is_imagenet),
-        checkpoint=CheckpointRef(_sha256(path), path.name),
+        checkpoint=CheckpointRef(_sha256(path), text_of(path.name)),
         preprocess=preprocess,
         is_imagenet=is_imagenet,
         random=False,

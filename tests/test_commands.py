@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -125,3 +126,21 @@ def test_calibrate_writes_a_table_and_prints_every_method(
 def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: Say) -> None:
     assert call(monkeypatch, "--version") == 0
     assert capsys.readouterr().out.startswith("rescompile 0.")
+
+
+def test_names_that_are_no_utf8_go_through_every_command(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/na\xffme"))
+    strange.mkdir()
+    images, weights = strange / "images.npz", strange / "net.pth"
+    images.write_bytes((small / "images.npz").read_bytes())
+    weights.write_bytes((small / "net.pth").read_bytes())
+    monkeypatch.chdir(strange)
+    words = ("build", "--weights", weights, "--precision", "fp32", "--validation-set", images)
+    assert call(monkeypatch, *words, "--output", strange / "e") == 0
+    assert "\ufffd" in json.loads((strange / "e/report.json").read_text())["engine_directory"]
+    assert call(monkeypatch, "verify", strange / "e", "--validation-set", images) == 0
+    Image.new("RGB", (32, 32)).save(strange / "a.png")
+    assert call(monkeypatch, "run", strange / "e", strange / "a.png", "--json") == 0
+    assert "\ufffd" in capsys.readouterr().out

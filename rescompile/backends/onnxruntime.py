@@ -84,9 +84,10 @@ def reference_session(
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
+    # read here, because ONNX Runtime opens no file whose name is not UTF-8
+    source = model.read_bytes() if isinstance(model, Path) else model
     if outputs is not None:
-        model = _with_outputs(model, outputs)
-    source = str(model) if isinstance(model, Path) else model
+        source = _with_outputs(source, outputs)
     with _in_our_words(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = outputs if outputs is not None else [output.name for output in session.get_outputs()]
@@ -139,11 +140,11 @@ def refuse_target(name: str, target: str | None) -> None:
         )
 
 
-def _with_outputs(model: Path | bytes, outputs: Sequence[str]) -> bytes:
+def _with_outputs(model: bytes, outputs: Sequence[str]) -> bytes:
     """The serialized graph with ``outputs`` in place of its own."""
     import onnx
 
-    proto = onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model)
+    proto = onnx.load_from_string(model)
     known = {name for node in proto.graph.node for name in node.output}
     missing = [name for name in outputs if name not in known]
     if missing:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from calibration.names import text_of
 from rescompile.errors import CheckpointError
 from rescompile.models.anatomy import describe, identify, variant
 from rescompile.models.digest import file_sha256
@@ -60,7 +61,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     classifier = state_dict["fc.weight"]
     if classifier.ndim != 2 or classifier.shape[0] < 1:
         raise CheckpointError(f"{path}: fc.weight has shape {_shape(classifier)}, not [classes, features]")
-    return Checkpoint(state_dict, _hash(path), path.name, classifier.shape[0])
+    return Checkpoint(state_dict, _hash(path), text_of(path.name), classifier.shape[0])
 
 
 def spec_of(checkpoint: Checkpoint) -> ModelSpec:
