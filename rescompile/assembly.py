@@ -59,10 +59,13 @@ def backend_for(config: BuildConfig) -> ChosenBackend:
         UsageError: the target does not exist for the backend.
         BackendUnavailable: it cannot build here.
     """
-    if config.backend != "auto":
-        return ChosenBackend(get_backend(config.backend), ())
-    name, reason = choose_backend()
-    return ChosenBackend(get_backend(name), (f"--backend auto chose {name}: {reason}",))
+    name, notes = config.backend, tuple[str, ...]()
+    if name == "auto":
+        name, reason = choose_backend()
+        notes = (f"--backend auto chose {name}: {reason}",)
+    backend = get_backend(name)
+    backend.check(config.target)
+    return ChosenBackend(backend, notes)
 
 
 def output_of(source: Source, config: BuildConfig, backend: Backend) -> Path:

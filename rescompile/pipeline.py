@@ -31,7 +31,6 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     with atomic_directory(assembly.output_of(source, config, backend), force=config.force) as staging:
         folder = staging.folder
         request = assembly.request(folder, source, config, progress)
-        backend.check(request)
         judges = choose_images(config, source, executed=backend.availability(config.target).run)
         table, notes = None, (*chosen.notes, *source.notes)
         if config.precision == "int8":

@@ -233,6 +233,15 @@ def test_targets_that_do_not_exist(refuses: Answer, small: Path) -> None:
     assert "H100" in refuses(f"build {weights} --backend tensorrt-rtx --target sm_90", code=2)
 
 
+def test_a_target_is_refused_before_anything_is_downloaded(
+    refuses: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rescompile.models import pretrained
+
+    monkeypatch.setattr(pretrained, "fetch_pretrained", None)
+    assert "--target" in refuses("build --depth 101 --backend openvino --target sm_89", code=2)
+
+
 def test_a_backend_that_is_not_there_names_its_extra(refuses: Answer, small: Path) -> None:
     import importlib.util
 

@@ -109,11 +109,11 @@ class Backend(Protocol):
         """The type of every layer of the deployable graph that is not quantized."""
         ...
 
-    def check(self, request: BuildRequest) -> None:
-        """Refuse what this backend cannot build (target, precision) before any long work starts.
+    def check(self, target: str | None) -> None:
+        """Refuse what this backend cannot build here, before any long work starts.
 
         Raises:
-            UsageError: the target or precision does not exist for this backend.
+            UsageError: the target does not exist for this backend.
             BackendUnavailable: the backend cannot build on this machine.
         """
         ...

@@ -109,9 +109,9 @@ class OnnxRuntime:
         """FP16 only where it was asked for: the CPU computes in FP32."""
         return "float16" if precision == "fp16" else "float32"
 
-    def check(self, request: BuildRequest) -> None:
+    def check(self, target: str | None) -> None:
         """Refuse a target: see ``Backend.check``."""
-        refuse_target(self.name, request.target)
+        refuse_target(self.name, target)
 
     def build(self, request: BuildRequest, directory: Path) -> Payload:
         """Name the deployable graph as payload, once ONNX Runtime has accepted it."""

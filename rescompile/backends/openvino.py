@@ -54,9 +54,9 @@ class OpenVino:
         """FP16 only where it was asked for: the CPU computes in FP32."""
         return "float16" if precision == "fp16" else "float32"
 
-    def check(self, request: BuildRequest) -> None:
+    def check(self, target: str | None) -> None:
         """Refuse a target: see ``Backend.check``."""
-        refuse_target(self.name, request.target)
+        refuse_target(self.name, target)
 
     def build(self, request: BuildRequest, directory: Path) -> Payload:
         """Write ``model.xml`` and ``model.bin``, then compile them here and look what became of the graph.

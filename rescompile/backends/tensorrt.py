@@ -78,16 +78,16 @@ class TensorRt:
         """FP16 around INT8: the GPU's tensor cores compute FP32 several times slower."""
         return "float32" if precision == "fp32" else "float16"
 
-    def check(self, request: BuildRequest) -> None:
+    def check(self, target: str | None) -> None:
         """Refuse a target that this library or machine cannot build for: see ``Backend.check``."""
         trt = self._library()
         if self.is_rtx:
-            _check_rtx_target(trt, request.target)
+            _check_rtx_target(trt, target)
             return
         gpu = _only_gpu("building a TensorRT engine")
-        if request.target not in (None, gpu.capability):
+        if target not in (None, gpu.capability):
             raise UsageError(
-                f"--target {request.target} is not the GPU of this machine ({gpu.name}, {gpu.capability}), and "
+                f"--target {target} is not the GPU of this machine ({gpu.name}, {gpu.capability}), and "
                 "TensorRT builds for that only; leave --target out, or pass --backend tensorrt-rtx"
             )
 
@@ -98,7 +98,7 @@ class TensorRt:
             BackendError: the parser or the builder refuses the graph; their words are in the message.
             OutputError: the disk is full.
         """
-        self.check(request)
+        self.check(request.target)
         trt = self._library()
         logger = make_logger(trt)
         builder = trt.Builder(logger)

@@ -221,37 +221,35 @@ def test_targets_are_listed_in_order() -> None:
     ],
 )
 def test_an_unknown_rtx_target_is_a_usage_error(
-    monkeypatch: pytest.MonkeyPatch, asked: BuildRequest, target: str, words: str
+    monkeypatch: pytest.MonkeyPatch, target: str, words: str
 ) -> None:
     pretend(monkeypatch, FakeTrt("1.7.1", "tensorrt_rtx"))
     with pytest.raises(UsageError, match=words):
-        rtx().check(replace(asked, target=target))
+        rtx().check(target)
 
 
-def test_full_tensorrt_builds_for_the_present_gpu_only(trt: FakeTrt, asked: BuildRequest) -> None:
-    full().check(replace(asked, target="sm_89"))
+def test_full_tensorrt_builds_for_the_present_gpu_only(trt: FakeTrt) -> None:
+    full().check("sm_89")
     with pytest.raises(
         UsageError, match=r"--target sm_86 is not the GPU of this machine \(NVIDIA L4, sm_89\)"
     ):
-        full().check(replace(asked, target="sm_86"))
+        full().check("sm_86")
 
 
-def test_full_tensorrt_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch, asked: BuildRequest) -> None:
+def test_full_tensorrt_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, FakeTrt())
     with pytest.raises(BackendUnavailable, match=r"needs a CUDA GPU.*--backend openvino"):
-        full().check(asked)
+        full().check(None)
     found = full().availability()
     assert (found.build, found.run) == (False, False)
     assert "there is none" in found.reason
 
 
 @pytest.mark.parametrize("version", ["10.11.0", "8.6.1"])
-def test_an_old_tensorrt_is_refused(
-    monkeypatch: pytest.MonkeyPatch, asked: BuildRequest, version: str
-) -> None:
+def test_an_old_tensorrt_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     pretend(monkeypatch, FakeTrt(version), L4)
     with pytest.raises(BackendUnavailable, match=r"too old.*10\.12"):
-        full().check(asked)
+        full().check(None)
 
 
 def test_a_missing_library_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
