@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _BLOCK = 1 << 20
+_LEAVE_OUT = "remove it, or pass --skip-unreadable to go on without it"
 _warning_filters = (
     threading.Lock()
 )  # Python's warning filters belong to the process, decoding to many threads
@@ -41,8 +42,8 @@ class ImageFiles:
         return (_blocks(self.root / name) for name in self.names)
 
 
-def open_image(path: Path) -> Image:
-    """The whole image at ``path``, decoded, upright and RGB.
+def open_image(path: Path, *, remedy: str = _LEAVE_OUT) -> Image:
+    """The whole image at ``path``, decoded, upright and RGB; ``remedy`` ends the sentence where it cannot be had.
 
     Raises:
         ImageSetError: it cannot be read, is damaged or is too large to decode.
@@ -50,14 +51,12 @@ def open_image(path: Path) -> Image:
     try:
         return _load_rgb(path)
     except Exception as error:  # image plugins raise whatever a damaged file makes them stumble over
-        raise ImageSetError(
-            f"image {path} cannot be read ({_reason(error)}): remove it, or pass --skip-unreadable to go on without it"
-        ) from error
+        raise ImageSetError(f"image {path} cannot be read ({_reason(error)}): {remedy}") from error
 
 
-def decode(path: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Pixels [crop, crop, 3] of the image at ``path``; raises ImageSetError with its name."""
-    image = open_image(path)
+def decode(path: Path, preprocess: Preprocess, *, remedy: str = _LEAVE_OUT) -> NDArray[np.uint8]:
+    """Pixels [crop, crop, 3] of the image at ``path``; raises ImageSetError with its name and ``remedy``."""
+    image = open_image(path, remedy=remedy)
     try:
         return to_uint8(image, preprocess)
     except ImageSetError as error:

@@ -82,8 +82,10 @@ class ImageSet:
 
     def labels_fit(self, classes: int) -> bool:
         """Whether the labels can be those of a network with ``classes`` classes; without labels they cannot."""
+        if self.labels is None:
+            return False
         named = len(self.class_names or ())
-        return self.labels is not None and (not self.by_folder or named == classes)
+        return named == classes if self.by_folder else bool((self.labels < classes).all())
 
     @cached_property
     def fingerprint(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -24,6 +26,10 @@ from rescompile.options import (
 if TYPE_CHECKING:
     from rescompile.report import BuildReport
 
+_STOPPED: dict[object, str] = {130: "interrupted", 143: "terminated"}
+"""Exit codes after SIGINT and SIGTERM."""
+_OUTPUT_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EPIPE}
+
 app = typer.Typer(
     name="rescompile",
     help="Takes a ResNet checkpoint to the fastest engine that still gives the right answers.",
@@ -38,14 +44,28 @@ app = typer.Typer(
 def main() -> NoReturn:
     """Run the command line; errors that a user can mend become one sentence on stderr."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(getattr(error, "exit_code", 1)) from None
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written", file=sys.stderr)
-        raise SystemExit(130) from None
+        _fail(str(error), getattr(error, "exit_code", 1))
+    except SystemExit as stop:
+        if stop.code in _STOPPED:
+            _fail(f"{_STOPPED[stop.code]}; no unfinished result is left", stop.code)
+        raise
+    except OSError as error:
+        if error.errno not in _OUTPUT_REFUSED:
+            raise
+        # whatever is still in the buffer would be tried again, and fail, when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(f"the output cannot be written ({error.strerror}); send it to another place", 1)
     raise SystemExit(0)
+
+
+def _fail(sentence: str, code: str | int | None) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 def _print_version(asked: bool) -> None:

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from calibration.names import text_of
 from calibration.table import read_table
 from rescompile.assembly import CALIBRATION, REFERENCE, REPORT_JSON
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.calibrate import Calibrated
+from rescompile.calibrate import Calibrated, notes_on_skipped
 from rescompile.calibrate import calibrate as calibrate_source
-from rescompile.config import CalibrationConfig, ModelConfig
+from rescompile.config import CalibrationConfig, ModelConfig, positive
 from rescompile.engine import check_files, load
 from rescompile.environment import describe
-from rescompile.errors import EngineError, UsageError
+from rescompile.errors import BackendError, EngineError, OutputError, UsageError
 from rescompile.manifest import Manifest, read_manifest
 from rescompile.parity import compare, open_validation_set
 from rescompile.report import BuildReport, FusedAdds, Limits
 from rescompile.source import open_source
 from rescompile.stages import Progress, StageClock
-from rescompile.verify import judge
+from rescompile.verify import Network, judge
 
 
 def calibrate(
     model: ModelConfig, calibration: CalibrationConfig, output: Path, progress: Progress
 ) -> Calibrated:
-    """Calibrate the network and write the table to ``output``."""
+    """Calibrate the network and write the table to ``output``.
+
+    Raises:
+        OutputError: there is no folder for ``output``; found before any work.
+    """
+    if not output.absolute().parent.is_dir():
+        raise OutputError(f"{output.parent} is no folder; make it, or choose another --output")
     clock = StageClock(progress)
     with clock.stage("load"):
         source = open_source(model, progress)
@@ -50,20 +59,21 @@ def verify(
     """Measure an engine again and judge it by ``limits``, or by those of its build where None.
 
     Raises:
-        UsageError: no validation set.
+        UsageError: no validation set, or no image of it.
         EngineError: the engine is damaged, does not reproduce its golden answers, or has no reference.
         BackendUnavailable: the engine cannot run on this machine.
     """
     if validation_set is None:
         raise UsageError("verify needs images to judge by; pass --validation-set PATH")
+    positive(validation_images, "--validation-images")
     clock = StageClock(progress)
     with clock.stage("load"):
         engine = load(directory)
+    with engine, clock.stage("verify"):
         manifest = engine.manifest
         built = read_report(directory)
         limits = limits or built.limits
         trusted = _reference_of(directory, reference)
-    with engine, clock.stage("verify"):
         images = open_validation_set(
             validation_set,
             classes=len(manifest.classes),
@@ -72,7 +82,7 @@ def verify(
             skip_unreadable=skip_unreadable,
         )
         measured = compare(
-            reference_session(trusted, optimize=True),
+            trusted,
             engine,
             images=images,
             preprocess=manifest.preprocess,
@@ -92,18 +102,28 @@ def verify(
         stages=clock.records,
         environment=describe(),
         logits=measured.logits,
-        notes=(),
+        notes=notes_on_skipped(images),
     )
 
 
-def _reference_of(directory: Path, given: Path | None) -> Path:
+def _reference_of(directory: Path, given: Path | None) -> Network:
     path = given or directory / REFERENCE
     if not path.is_file():
         reason = (
             "does not exist" if given else "is not there, because the engine was built with --no-reference"
         )
         raise EngineError(f"the fp32 reference {path} {reason}; pass --reference FILE.onnx")
-    return path
+    session = reference_session(path, optimize=True)
+
+    def run(images: NDArray[Any]) -> NDArray[np.float32]:
+        try:
+            return session(images)
+        except BackendError as error:
+            raise EngineError(
+                f"{path} is no reference of this engine ({error}); pass the reference.onnx of its build"
+            ) from None
+
+    return run
 
 
 def read_report(directory: Path) -> BuildReport:

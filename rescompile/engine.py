@@ -71,7 +71,10 @@ class Engine:
         from calibration.preprocess import normalize, to_uint8
 
         steps = self.manifest.preprocess
-        pixels = decode(Path(image), steps) if isinstance(image, (str, Path)) else to_uint8(image, steps)
+        if isinstance(image, (str, Path)):
+            pixels = decode(Path(image), steps, remedy="pass an image file")
+        else:
+            pixels = to_uint8(image, steps)
         return pixels[None] if self.manifest.inputs[0].dtype == "uint8" else normalize(pixels[None], steps)
 
     def classify(self, image: Path | str | Image | NDArray[np.uint8], k: int = 5) -> list[tuple[str, float]]:

@@ -13,6 +13,7 @@ from calibration.images import ImageSet, open_image_set
 from calibration.preprocess import Preprocess, normalize
 from rescompile.calibrate import notes_on_skipped
 from rescompile.config import BuildConfig
+from rescompile.errors import UsageError
 from rescompile.manifest import TensorSpec
 from rescompile.source import Source
 from rescompile.stages import Progress
@@ -41,30 +42,37 @@ def open_validation_set(
     """The user's validation set for a network with ``classes`` classes.
 
     Raises:
-        ImageSetError: it cannot be used, has no labels although they are needed, or has class folders that do not
-            match the network's classes.
+        ImageSetError: it cannot be used, has no labels although they are needed, or has labels or class folders
+            that do not match the network's classes.
     """
     images = open_image_set(path, limit=limit, need_labels=need_labels, skip_unreadable=skip_unreadable)
-    if images.labels is not None and not images.labels_fit(classes):
+    if images.labels is None or images.labels_fit(classes):
+        return images
+    if images.by_folder:
         raise ImageSetError(
             f"{path} has {len(images.class_names or ())} class folders, the network has {classes} classes, so the "
             "position of a folder is not its class: add the missing folders (they may be empty), or write a labels.csv"
         )
-    return images
+    wrong = int(images.labels.argmax())
+    raise ImageSetError(
+        f"{path}: {images.images.names[wrong]} has label {images.labels[wrong]}, the network has classes 0 to "
+        f"{classes - 1}: correct the label, or pass the image set that belongs to this network"
+    )
 
 
 def choose_images(config: BuildConfig, source: Source, *, executed: bool) -> Judges:
     """The validation set; without one, calibration images; without these, the built-in photographs.
 
     Raises:
-        ImageSetError: a set cannot be used, or has no labels although a top-1 drop was asked.
+        ImageSetError: a set cannot be used.
+        UsageError: a top-1 drop was asked, but there are no labels.
     """
     notes: list[str] = []
+    asked = config.limits is not None and config.limits.max_top1_drop is not None
     limit = config.validation_images
     if not executed:
         limit = min(limit or SIMULATED_IMAGES, SIMULATED_IMAGES)
     if config.validation_set is not None:
-        asked = config.limits is not None and config.limits.max_top1_drop is not None
         images = open_validation_set(
             config.validation_set,
             classes=source.class_count,
@@ -75,6 +83,10 @@ def choose_images(config: BuildConfig, source: Source, *, executed: bool) -> Jud
         notes += notes_on_skipped(images)
     else:
         images = _stand_in(config, source, min(limit or FALLBACK_IMAGES, FALLBACK_IMAGES))
+        if asked and images.labels is None:
+            raise UsageError(
+                f"--max-top1-drop needs labels, which {images.source} does not have; pass a labelled --validation-set"
+            )
         notes.append(
             f"no validation set was passed, so parity was measured on {images.source}; pass --validation-set for "
             "figures on images that the calibration has not seen"

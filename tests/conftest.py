@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from rescompile.config import ModelConfig
 from rescompile.models.checkpoint import random_model
 from rescompile.models.registry import find
+from rescompile.source import Source, open_source
+from rescompile.stages import Silent
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +36,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = coarse.repeat(4, axis=1).repeat(4, axis=2)  # patches, so that neighbouring pixels are alike
     np.savez(folder / "images.npz", images=images, labels=rng.integers(0, 10, 24))
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_source(small: Path) -> Source:
+    """The network of ``net.pth``, loaded, exported and folded."""
+    return open_source(ModelConfig(weights=str(small / "net.pth")), Silent())

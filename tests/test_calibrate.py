@@ -1,0 +1,130 @@
+"""Scales come from the user's images, a table that fits, or the built-in photographs; never from anything else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from calibration.errors import ImageSetError, TableError
+from calibration.table import CalibrationTable, read_table
+from rescompile.calibrate import Calibrated, calibrate, calibration_images
+from rescompile.config import CalibrationConfig
+from rescompile.errors import UsageError
+from rescompile.graph.topology import quantized_tensors
+from rescompile.source import Source
+from rescompile.stages import Silent
+
+
+def made(source: Source, **fields: Any) -> Calibrated:
+    return calibrate(source, CalibrationConfig(**fields), Silent())
+
+
+@pytest.fixture(scope="module")
+def table(small: Path, small_source: Source) -> CalibrationTable:
+    return made(small_source, images=small / "images.npz", method="entropy").table
+
+
+@pytest.fixture
+def saved(table: CalibrationTable, tmp_path: Path) -> Path:
+    table.write(tmp_path / "table.json")
+    return tmp_path / "table.json"
+
+
+def test_a_table_says_where_its_numbers_come_from(small_source: Source, table: CalibrationTable) -> None:
+    assert (table.model, table.checkpoint_sha256) == ("resnet20-cifar", small_source.checkpoint.sha256)
+    assert (table.images.source, table.images.count, table.preprocess) == (
+        "images.npz",
+        24,
+        small_source.preprocess,
+    )
+    assert list(table.tensors) == quantized_tensors(small_source.graph)
+    assert all(scale > 0 for scale in table.scales().values())
+
+
+def test_the_method_is_mse_unless_told(small: Path, small_source: Source) -> None:
+    assert made(small_source, images=small / "images.npz", limit=4).table.method == "mse"
+
+
+def test_progress_reaches_the_number_of_images(small: Path, small_source: Source) -> None:
+    steps: list[tuple[int, int]] = []
+
+    class Seen(Silent):
+        def advanced(self, done: int, total: int) -> None:
+            steps.append((done, total))
+
+    calibrate(small_source, CalibrationConfig(images=small / "images.npz", limit=10), Seen())
+    assert steps == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_a_table_keeps_its_own_method_unless_told(
+    small_source: Source, saved: Path, table: CalibrationTable
+) -> None:
+    assert made(small_source, table=saved) == Calibrated(table)
+    assert made(small_source, table=saved, method="max").table == table.with_method("max")
+    with pytest.raises(TableError, match="holds no thresholds for percentile:98"):
+        made(small_source, table=saved, method="percentile:98")
+
+
+def test_a_table_of_something_else_is_refused(small_source: Source, saved: Path) -> None:
+    checkpoint = msgspec.structs.replace(small_source.checkpoint, sha256="0" * 64)
+    with pytest.raises(TableError, match="belongs to another checkpoint"):
+        made(replace(small_source, checkpoint=checkpoint), table=saved)
+    preprocess = msgspec.structs.replace(small_source.preprocess, color="BGR")
+    with pytest.raises(TableError, match="color was RGB, here it is BGR"):
+        made(replace(small_source, preprocess=preprocess), table=saved)
+
+
+def test_a_table_without_a_tensor_is_refused(
+    small_source: Source, table: CalibrationTable, tmp_path: Path
+) -> None:
+    rest = {name: entry for name, entry in table.tensors.items() if name != "layer2.0.relu"}
+    cut = msgspec.structs.replace(table, tensors=rest)
+    msgspec.structs.replace(cut, sha256=cut.digest()).write(tmp_path / "cut.json")
+    assert read_table(tmp_path / "cut.json").tensors == rest
+    with pytest.raises(TableError, match=r"no range for tensor 'layer2\.0\.relu' \(1 of 21"):
+        made(small_source, table=tmp_path / "cut.json")
+
+
+def test_photographs_stand_in_for_imagenet_only(small_source: Source) -> None:
+    with pytest.raises(
+        UsageError, match="this resnet20-cifar with 10 classes will see.*--calibration-set FOLDER"
+    ):
+        calibration_images(CalibrationConfig(), small_source)
+    found = calibration_images(CalibrationConfig(), replace(small_source, is_imagenet=True))
+    assert found.source == "built-in photographs"
+
+
+def test_the_built_in_photographs_come_with_advice(small_source: Source) -> None:
+    (advice,) = made(replace(small_source, is_imagenet=True)).notes
+    assert "built-in photographs; pass --calibration-set" in advice
+
+
+def pictures(folder: Path, broken: int) -> Path:
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    for index in range(broken):
+        (folder / f"broken{index}.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.mark.parametrize(("broken", "words"), [(1, r"broken0\.png$"), (7, r"broken4\.png, …$")])
+def test_images_that_were_left_out_are_named(
+    small_source: Source, tmp_path: Path, broken: int, words: str
+) -> None:
+    folder = pictures(tmp_path / "set", broken)
+    with pytest.raises(ImageSetError, match=r"broken0\.png cannot be read"):
+        made(small_source, images=folder)
+    found = made(small_source, images=folder, skip_unreadable=True)
+    assert found.table.images.count == 3
+    (note,) = found.notes
+    assert re.search(words, note)
+    assert f"{broken} unreadable image" in note

@@ -1,0 +1,136 @@
+"""Every wish that makes no sense is refused when it is written down, with the option's name and what to write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from calibration.preprocess import CIFAR, IMAGENET, Preprocess
+from rescompile.config import (
+    MAX_SIDE,
+    BuildConfig,
+    CalibrationConfig,
+    ModelConfig,
+    PreprocessOptions,
+    parse_batch,
+)
+from rescompile.errors import UsageError
+from rescompile.manifest import Batch
+
+MODEL = ModelConfig(depth=50)
+
+
+@pytest.mark.parametrize(
+    ("text", "batch"),
+    [("1", (1, 1, 1)), ("8", (8, 8, 8)), ("1:8:32", (1, 8, 32)), ("65536", (65536, 65536, 65536))],
+)
+def test_a_batch_is_one_size_or_a_range(text: str, batch: tuple[int, int, int]) -> None:
+    assert parse_batch(text) == Batch(*batch)
+
+
+@pytest.mark.parametrize("text", ["", "a", "1:2", "1:2:3:4", "-1", "1.5", "²", " 8", "1:2:"])
+def test_what_is_no_batch_is_not_understood(text: str) -> None:
+    with pytest.raises(UsageError, match="is not understood; write one size"):
+        parse_batch(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0:1:2", "2:1:3", "1:3:2", "65537"])
+def test_a_batch_ascends_from_one(text: str) -> None:
+    with pytest.raises(UsageError, match="1 <= MIN <= OPT <= MAX <= 65536"):
+        parse_batch(text)
+
+
+REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
+    (ModelConfig, {}, "no network was named"),
+    (ModelConfig, {"weights": "random"}, "no network was named"),
+    (ModelConfig, {"depth": 50, "model": "resnet50"}, "--depth and --model both name"),
+    (ModelConfig, {"model": "resnet50", "onnx": Path("a")}, "--model and --onnx both name"),
+    (ModelConfig, {"onnx": Path("a"), "weights": "b.pth"}, "brings its own weights"),
+    (ModelConfig, {"onnx": Path("a"), "shortcut": "A"}, "brings its own structure"),
+    (ModelConfig, {"onnx": Path("a"), "stride_on": "1x1"}, "brings its own structure"),
+    (ModelConfig, {"depth": 50, "seed": -1}, "--seed -1 is negative"),
+    (PreprocessOptions, {"crop": 0}, "--crop 0 is not between 1 and"),
+    (PreprocessOptions, {"crop": -5}, "--crop -5 is not between"),
+    (PreprocessOptions, {"crop": MAX_SIDE + 1}, "--crop 8193 is not between"),
+    (PreprocessOptions, {"resize": -1}, "--resize -1 is not between 0 and"),
+    (PreprocessOptions, {"resize": MAX_SIDE + 1}, "--resize 8193 is not between"),
+    (CalibrationConfig, {"images": Path("a"), "table": Path("b")}, "pass one of them"),
+    (CalibrationConfig, {"limit": 0}, "--calibration-images 0 leaves no image"),
+    (CalibrationConfig, {"seed": -1}, "--seed -1 is negative"),
+    (CalibrationConfig, {"method": "median"}, "--calibration-method: 'median' is no calibration method"),
+    (CalibrationConfig, {"method": "percentile:101"}, "--calibration-method: .*101"),
+    (BuildConfig, {"model": MODEL, "precision": "int4"}, "--precision int4 is unknown; choose one of fp32"),
+    (BuildConfig, {"model": MODEL, "precision": "fp23"}, r"Did you mean 'fp\d\d'"),
+    (BuildConfig, {"model": MODEL, "input_format": "uint8"}, "--input uint8 is unknown"),
+    (BuildConfig, {"model": MODEL, "validation_images": 0}, "--validation-images 0 leaves no image"),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "words"), REFUSED)
+def test_contradictions_are_refused(kind: Callable[..., object], fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        kind(**fields)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("source", ["images", "table"])
+def test_float_engines_take_no_calibration(precision: Any, source: str) -> None:
+    calibration = CalibrationConfig(**{source: Path("a")})
+    with pytest.raises(UsageError, match=f"--precision {precision} needs none"):
+        BuildConfig(model=MODEL, precision=precision, calibration=calibration)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"depth": 50}, {"model": "resnet50"}, {"onnx": Path("a")}, {"weights": "net.pth"}]
+)
+def test_one_name_of_the_network_is_enough(fields: dict[str, Any]) -> None:
+    assert ModelConfig(**fields).seed == 0
+
+
+def test_nothing_asked_keeps_the_models_preprocessing() -> None:
+    assert PreprocessOptions().apply(IMAGENET) == IMAGENET
+    assert PreprocessOptions().apply(CIFAR) == CIFAR
+
+
+@pytest.mark.parametrize(
+    ("options", "default", "resize", "crop"),
+    [
+        ({"crop": 112}, IMAGENET, 128, 112),
+        ({"crop": 64}, CIFAR, None, 64),
+        ({"crop": 288, "resize": 288}, IMAGENET, 288, 288),
+        ({"resize": 0}, IMAGENET, None, 224),
+        ({"resize": 40}, CIFAR, 40, 32),
+        ({"crop": MAX_SIDE}, IMAGENET, MAX_SIDE, MAX_SIDE),
+    ],
+)
+def test_sizes_change_together(
+    options: dict[str, int], default: Preprocess, resize: int | None, crop: int
+) -> None:
+    made = PreprocessOptions(**options).apply(default)
+    assert (made.resize, made.crop) == (resize, crop)
+    # what a manifest says is read back under the same bounds
+    assert msgspec.json.decode(msgspec.json.encode(made), type=Preprocess) == made
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"resize": 100}, "resize 100 is smaller than crop 224"),
+        ({"std": (0.0, 1.0, 1.0)}, "must be positive"),
+        ({"std": (1.0, 1.0, float("nan"))}, "must be positive"),
+        ({"mean": (float("inf"), 0.0, 0.0)}, "must be a finite number"),
+    ],
+)
+def test_preprocessing_that_does_not_fit_together(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=f"do not fit together: .*{words}"):
+        PreprocessOptions(**options).apply(IMAGENET)
+
+
+def test_each_step_of_preprocessing_can_be_changed() -> None:
+    asked = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 2.0, 3.0), "color": "BGR", "interpolation": "bicubic"}
+    made = PreprocessOptions(**asked).apply(IMAGENET)  # type: ignore[arg-type]
+    assert {name: getattr(made, name) for name in asked} == asked
