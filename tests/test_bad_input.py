@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from PIL import Image
 from rescompile import cli, load
 from rescompile.commands import read_report
 from rescompile.manifest import read_manifest
+from tests.backends.graphs import residual_net, saved
 
 Answer = Callable[..., str]
 
@@ -39,17 +42,22 @@ def refuses(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         assert stop.value.code == code, printed.err
         assert "Traceback" not in printed.err
         assert not list(work.iterdir()), "something was left behind"
-        return [line for line in printed.err.splitlines() if line.startswith("error: ")][-1]
+        assert not printed.out
+        (said,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+        return said
 
     return run
 
 
 def succeeds(*words: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "rescompile", *map(str, words)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What a command prints that must end well."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["rescompile", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert stop.value.code == 0, err.getvalue()
+    return out.getvalue()
 
 
 BUILD = "build --backend openvino --output engine --weights"
@@ -202,6 +210,10 @@ USAGE = {
     "build --depth 50 --precision fp16 --calibration-set a": "needs none",
     "build --depth 50 --calibration-images 0": "leaves no image",
     "build --depth 50 --crop 0": "side in pixels",
+    "build --depth 50 --crop -5": "--crop -5 is not between 1 and",
+    "build --depth 50 --crop 100000": "--crop 100000 is not between 1 and",
+    "build --depth 50 --resize -1": "--resize -1 is not between 0 and",
+    "build --depth 50 --seed -1": "--seed -1 is negative",
     "build --depth 50 --shortcut A": "no shortcut option A",
     "build --depth 18 --stride-on 1x1": "no 1x1 convolution",
     "build --depth 18 --weights pretrained-v2": "resnet18",
@@ -257,11 +269,20 @@ def test_a_top1_drop_needs_labels(refuses: Answer, small: Path, tmp_path: Path) 
     assert "labels" in said
 
 
+def test_a_top1_drop_without_any_labels_is_refused_before_the_work(
+    refuses: Answer, small: Path, tmp_path: Path
+) -> None:
+    folder = pictures(tmp_path / "flat")
+    said = refuses(calibrating(small, folder, "--max-top1-drop", "1"), code=2)
+    assert "flat does not have; pass a labelled --validation-set" in said
+
+
 def test_labels_beyond_the_classes(refuses: Answer, small: Path, tmp_path: Path) -> None:
     with np.load(small / "images.npz") as arrays:
         np.savez(tmp_path / "far.npz", images=arrays["images"], labels=arrays["labels"] + 5)
     said = refuses(calibrating(small, small / "images.npz", "--validation-set", str(tmp_path / "far.npz")))
-    assert "label" in said
+    assert "far.npz: images[" in said
+    assert "the network has classes 0 to 9" in said
 
 
 def test_class_folders_that_are_not_the_classes(refuses: Answer, small: Path, tmp_path: Path) -> None:
@@ -322,7 +343,10 @@ def test_a_directory_that_is_no_engine(refuses: Answer, tmp_path: Path) -> None:
 
 def test_a_text_file_as_photograph(refuses: Answer, engine: Path, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_text("smile")
-    assert "photo.jpg" in refuses("run", engine, tmp_path / "photo.jpg")
+    said = refuses("run", engine, tmp_path / "photo.jpg")
+    assert "photo.jpg cannot be read" in said
+    assert "--skip-unreadable" not in said  # an option of other commands
+    assert "no.jpg cannot be read (No such file" in refuses("run", engine, tmp_path / "no.jpg")
 
 
 def test_verifying_without_the_reference(refuses: Answer, engine: Path, small: Path, tmp_path: Path) -> None:
@@ -330,6 +354,34 @@ def test_verifying_without_the_reference(refuses: Answer, engine: Path, small: P
         f"verify {engine} --validation-set {small / 'images.npz'} --reference", tmp_path / "no.onnx"
     )
     assert "no.onnx does not exist; pass --reference" in said
+
+
+def test_verifying_against_another_network(
+    refuses: Answer, engine: Path, small: Path, tmp_path: Path
+) -> None:
+    other = saved(residual_net("fp32"), tmp_path)
+    said = refuses(f"verify {engine} --validation-set {small / 'images.npz'} --reference", other)
+    assert "is no reference of this engine" in said
+    assert "pass the reference.onnx of its build" in said
+
+
+def test_verifying_on_no_image(refuses: Answer, engine: Path, small: Path) -> None:
+    words = f"verify {engine} --validation-set {small / 'images.npz'} --validation-images 0"
+    assert "--validation-images 0 leaves no image" in refuses(words, code=2)
+
+
+def test_verifying_tells_the_images_that_were_left_out(engine: Path, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pictures")
+    (folder / "bad.png").write_bytes(b"no picture")
+    out = succeeds(
+        "verify", engine, "--validation-set", folder, "--skip-unreadable", "--max-relative-rms", "1"
+    )
+    assert "bad.png" in out
+
+
+def test_a_table_without_a_folder_to_lie_in(refuses: Answer, small: Path, tmp_path: Path) -> None:
+    words = f"calibrate --weights {small / 'net.pth'} --calibration-set {small / 'images.npz'} --output"
+    assert "nowhere is no folder; make it" in refuses(words, tmp_path / "nowhere/t.json")
 
 
 def test_a_file_that_is_no_onnx(refuses: Answer, tmp_path: Path) -> None:
@@ -358,6 +410,37 @@ def test_a_disk_without_room_leaves_nothing(small: Path, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB, which only root can make: enough for the deployable graph, not for the engine."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here (needs root)")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_leaves_nothing(refuses: Answer, small: Path, tiny_disk: Path) -> None:
+    words = calibrating(small, small / "images.npz").replace("--output engine", f"--output {tiny_disk / 'e'}")
+    said = refuses(words)
+    assert "disk full" in said
+    assert "bytes needed; make room" in said
+    assert not list(tiny_disk.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("more", ["", "--json"])
+def test_standard_output_that_takes_nothing(engine: Path, more: str) -> None:
+    command = [sys.executable, "-m", "rescompile", "inspect", engine, *more.split()]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("error: the output cannot be written (No space left on device)")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_build_that_is_stopped_leaves_no_engine_and_the_next_one_cleans_up(
     small: Path, tmp_path: Path, number: signal.Signals
@@ -376,6 +459,7 @@ def test_a_build_that_is_stopped_leaves_no_engine_and_the_next_one_cleans_up(
         said = running.stderr.read()
     assert running.returncode != 0
     assert "Traceback" not in said
+    assert said.count("error: ") == (number != signal.SIGKILL)
     assert not (tmp_path / "e").exists()
     if number != signal.SIGKILL:
         assert not list(tmp_path.iterdir())

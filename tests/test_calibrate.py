@@ -93,9 +93,7 @@ def test_a_table_without_a_tensor_is_refused(
 
 
 def test_photographs_stand_in_for_imagenet_only(small_source: Source) -> None:
-    with pytest.raises(
-        UsageError, match="this resnet20-cifar with 10 classes will see.*--calibration-set FOLDER"
-    ):
+    with pytest.raises(UsageError, match=r"this resnet20-cifar with 10 classes will see.*--calibration-set"):
         calibration_images(CalibrationConfig(), small_source)
     found = calibration_images(CalibrationConfig(), replace(small_source, is_imagenet=True))
     assert found.source == "built-in photographs"

@@ -111,7 +111,13 @@ def test_int8_on_onnx_runtime_equals_int8_on_openvino(
     small: Path, tmp_path: Path, built: tuple[Path, BuildReport]
 ) -> None:
     rescompile.build(config(small, tmp_path / "e", backend="onnxruntime"))
-    assert (tmp_path / "e/model.onnx").read_bytes() == (built[0] / "model.onnx").read_bytes()
+    for name in (
+        "model.onnx",
+        "golden.npz",
+        "calibration.json",
+        "reference.onnx",
+    ):  # the same inputs, the same bytes
+        assert (tmp_path / "e" / name).read_bytes() == (built[0] / name).read_bytes(), name
     x = np.random.default_rng(0).standard_normal((8, 3, 32, 32), dtype=np.float32)
     with rescompile.load(tmp_path / "e") as reference, rescompile.load(built[0]) as engine:
         expected, found = reference(x), engine(x)
