@@ -1,0 +1,42 @@
+"""fprop and dgrad: one kernel, two walks over the taps, any prologue and epilogue.
+
+    out[i, n] = EPILOGUE(sum over taps t and depth d of PROLOGUE(x)[pixel(i, t), d] * w[n, t, d])
+
+Rows i are output pixels (fprop) or input pixels of one parity (dgrad); columns and depth are K and C, or C and K.
+"""
+
+import triton
+import triton.language as tl
+
+from fused_kernels.kernels.gemm import accumulate, tile_of
+
+
+@triton.jit
+def conv_kernel(
+    x_ptr, w_ptr, out_ptr, prologue_args, epilogue_args,
+    M, H, W, P, Q, OUT_H, OUT_W, COLS, COL_STRIDE, TAP_STRIDE, DEPTH_STRIDE,
+    DEPTH: tl.constexpr, PITCH: tl.constexpr, WINDOW: tl.constexpr,
+    TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, FIRST_H: tl.constexpr, FIRST_W: tl.constexpr,
+    BASE_H: tl.constexpr, BASE_W: tl.constexpr, OUT_BASE_H: tl.constexpr, OUT_BASE_W: tl.constexpr,
+    IN_STRIDE: tl.constexpr, STEP: tl.constexpr, EVERY: tl.constexpr, OUT_STRIDE: tl.constexpr,
+    PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, FLAT: tl.constexpr,
+):  # fmt: skip
+    """x [N, H, W, PITCH], out [N, OUT_H, OUT_W, COLS]; the rows are the M = N*P*Q points of a grid over ``out``."""
+    row_tile, col_tile = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(COLS, BLOCK_N), GROUP)
+    rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    ok_m = rows < M
+    ok_n = cols < COLS
+    n = rows // (P * Q)
+    p = rows // Q % P
+    q = rows % Q
+    acc = accumulate(
+        tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC), x_ptr, w_ptr + cols[None, :] * COL_STRIDE, prologue_args,
+        n, p * IN_STRIDE + BASE_H, q * IN_STRIDE + BASE_W, ok_m, ok_n, H, W, TAP_STRIDE, DEPTH_STRIDE,
+        DEPTH, PITCH, WINDOW, TAPS_H, TAPS_W, FIRST_H, FIRST_W, STEP, EVERY, PROLOGUE, PRECISION, BLOCK_K, FLAT,
+    )  # fmt: skip
+    out_h = p * OUT_STRIDE + OUT_BASE_H
+    pixels = (n * OUT_H + out_h).to(tl.int64) * OUT_W + q * OUT_STRIDE + OUT_BASE_W
+    EPILOGUE(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, epilogue_args)

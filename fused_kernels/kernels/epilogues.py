@@ -1,0 +1,165 @@
+"""What happens to an accumulator tile between the matrix product and memory.
+
+An epilogue is called as ``EPILOGUE(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args)``. ``acc`` is
+[pixels, cols]; pixel ``i`` of the output starts at ``out_ptr + i * COLS``; ``ok_m`` and ``ok_n`` mark what exists.
+
+Partial sums go to ``partials`` [kinds, tiles, COLS] in fp32, one row for each row tile and no atomics, so the same
+input gives the same bits. They are sums of the values as stored, so that the backward pass, which reads those, finds
+the statistics that fit them.
+"""
+
+import triton
+import triton.language as tl
+
+from fused_kernels.kernels.numerics import batch_norm, centred, relu, rounded, to_int8
+
+
+@triton.jit
+def put(v, out_ptr, pixels, ok_m, cols, ok_n, COLS):
+    """Store ``v`` as the output's type."""
+    at = pixels[:, None] * COLS + cols[None, :]
+    tl.store(out_ptr + at, v.to(out_ptr.dtype.element_ty), mask=ok_m[:, None] & ok_n[None, :])
+
+
+@triton.jit
+def get(ptr, pixels, ok_m, cols, ok_n, COLS):
+    """A tile of another tensor of the output's shape, zero where there is none."""
+    at = pixels[:, None] * COLS + cols[None, :]
+    return tl.load(ptr + at, mask=ok_m[:, None] & ok_n[None, :], other=0.0)
+
+
+@triton.jit
+def put_sum(v, ok_m, partials_ptr, kind, tiles, row_tile, cols, ok_n, COLS):
+    """Column sums of ``v`` over the rows that exist, to row ``row_tile`` of ``partials[kind]``."""
+    total = tl.sum(tl.where(ok_m[:, None], v, 0.0), axis=0)
+    row = (kind * tiles + row_tile).to(tl.int64)
+    tl.store(partials_ptr + row * COLS + cols, total, mask=ok_n)
+
+
+@triton.jit
+def store(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """The product as it is."""
+    put(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS)
+
+
+@triton.jit
+def moments(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """Store, and the tile's mean and M2 (sum of squares about that mean) by column; ``args`` = (partials, tiles)."""
+    partials_ptr, tiles = args
+    v = rounded(acc, out_ptr.dtype.element_ty)
+    put(v, out_ptr, pixels, ok_m, cols, ok_n, COLS)
+    count = tl.sum(ok_m.to(tl.float32), axis=0)
+    mean = tl.sum(tl.where(ok_m[:, None], v, 0.0), axis=0) / count
+    deviation = tl.where(ok_m[:, None], v - mean[None, :], 0.0)
+    row = row_tile.to(tl.int64)
+    tl.store(partials_ptr + row * COLS + cols, mean, mask=ok_n)
+    tl.store(partials_ptr + (row + tiles) * COLS + cols, tl.sum(deviation * deviation, axis=0), mask=ok_n)
+
+
+@triton.jit
+def add_shortcut(acc, pixels, ok_m, cols, ok_n, COLS, shortcut_ptr, height, width, stride):
+    """acc + the shortcut's gradient. ``stride`` is None, or it reaches every ``stride``-th pixel of [height, width]."""
+    if stride is None:
+        return acc + get(shortcut_ptr, pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
+    else:
+        w = pixels % width
+        h = pixels // width % height
+        meets = ok_m & (h % stride == 0) & (w % stride == 0)
+        row = pixels // width // height * ((height + stride - 1) // stride) + h // stride
+        source = row * ((width + stride - 1) // stride) + w // stride
+        return acc + get(shortcut_ptr, source, meets, cols, ok_n, COLS).to(tl.float32)
+
+
+@triton.jit
+def shortcut(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """Gradient of a block's input: main path + shortcut; ``args`` = (shortcut, height, width, stride)."""
+    shortcut_ptr, height, width, stride = args
+    put(
+        add_shortcut(acc, pixels, ok_m, cols, ok_n, COLS, shortcut_ptr, height, width, stride),
+        out_ptr, pixels, ok_m, cols, ok_n, COLS,
+    )  # fmt: skip
+
+
+@triton.jit
+def drelu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """g = acc where relu(bn(y)) let y through; sums of g and g * (y - mean).
+
+    ``args`` = (y, vectors, partials, tiles, first_tile).
+    """
+    y_ptr, vectors_ptr, partials_ptr, tiles, first_tile = args
+    y = get(y_ptr, pixels, ok_m, cols, ok_n, COLS)
+    open_ = batch_norm(y, vectors_ptr, cols, ok_n, COLS) > 0
+    g = rounded(tl.where(open_, acc, 0.0), out_ptr.dtype.element_ty)
+    put(g, out_ptr, pixels, ok_m, cols, ok_n, COLS)
+    put_sum(g, ok_m, partials_ptr, 0, tiles, row_tile + first_tile, cols, ok_n, COLS)
+    gy = g * centred(y, vectors_ptr, cols, ok_n)
+    put_sum(gy, ok_m, partials_ptr, 1, tiles, row_tile + first_tile, cols, ok_n, COLS)
+
+
+@triton.jit
+def block_gradient(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """The step from one block's input gradient to what the block before it starts from.
+
+    g = (acc + shortcut) where z > 0; sums of g, g * (y - mean) and, if that block has a projection, g * (d - mean_d).
+    ``args`` = (shortcut, height, width, stride, z, y, vectors, d, vectors_d, partials, tiles, first_tile);
+    d is None where there is no projection.
+    """
+    shortcut_ptr, height, width, stride, z_ptr, y_ptr, vectors_ptr, d_ptr, d_vectors_ptr, partials_ptr, tiles, first_tile = args
+    v = add_shortcut(acc, pixels, ok_m, cols, ok_n, COLS, shortcut_ptr, height, width, stride)
+    z = get(z_ptr, pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
+    g = rounded(tl.where(z > 0, v, 0.0), out_ptr.dtype.element_ty)
+    put(g, out_ptr, pixels, ok_m, cols, ok_n, COLS)
+    row = row_tile + first_tile
+    put_sum(g, ok_m, partials_ptr, 0, tiles, row, cols, ok_n, COLS)
+    y = get(y_ptr, pixels, ok_m, cols, ok_n, COLS)
+    put_sum(g * centred(y, vectors_ptr, cols, ok_n), ok_m, partials_ptr, 1, tiles, row, cols, ok_n, COLS)
+    if d_ptr is not None:
+        d = get(d_ptr, pixels, ok_m, cols, ok_n, COLS)
+        put_sum(g * centred(d, d_vectors_ptr, cols, ok_n), ok_m, partials_ptr, 2, tiles, row, cols, ok_n, COLS)
+
+
+@triton.jit
+def load_vector(ptr, cols, ok_n):
+    """One fp32 number for each column, as a row."""
+    return tl.load(ptr + cols, mask=ok_n, other=0.0)[None, :]
+
+
+@triton.jit
+def bias(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """acc + bias; ``args`` = (bias,)."""
+    put(acc + load_vector(args[0], cols, ok_n), out_ptr, pixels, ok_m, cols, ok_n, COLS)
+
+
+@triton.jit
+def bias_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """relu(acc + bias); ``args`` = (bias,)."""
+    put(relu(acc + load_vector(args[0], cols, ok_n)), out_ptr, pixels, ok_m, cols, ok_n, COLS)
+
+
+@triton.jit
+def bias_residual_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """relu(acc + bias + residual); ``args`` = (bias, residual)."""
+    residual = get(args[1], pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
+    put(relu(acc + load_vector(args[0], cols, ok_n) + residual), out_ptr, pixels, ok_m, cols, ok_n, COLS)
+
+
+@triton.jit
+def requantize(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """int8(acc * scale + bias), scale and bias in units of the output's scale; ``args`` = (scale, bias)."""
+    v = acc.to(tl.float32) * load_vector(args[0], cols, ok_n) + load_vector(args[1], cols, ok_n)
+    put(to_int8(v, -128.0), out_ptr, pixels, ok_m, cols, ok_n, COLS)
+
+
+@triton.jit
+def requantize_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """As ``requantize``, saturated to [0, 127]."""
+    v = acc.to(tl.float32) * load_vector(args[0], cols, ok_n) + load_vector(args[1], cols, ok_n)
+    put(to_int8(v, 0.0), out_ptr, pixels, ok_m, cols, ok_n, COLS)
+
+
+@triton.jit
+def requantize_residual_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """int8(acc * scale + bias + residual * residual_scale) in [0, 127]; ``args`` = (scale, bias, residual, scale)."""
+    v = acc.to(tl.float32) * load_vector(args[0], cols, ok_n) + load_vector(args[1], cols, ok_n)
+    residual = get(args[2], pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
+    put(to_int8(v + residual * args[3], 0.0), out_ptr, pixels, ok_m, cols, ok_n, COLS)

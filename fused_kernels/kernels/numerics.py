@@ -1,0 +1,61 @@
+"""Arithmetic that every kernel shares: fp32 inside, the stored type outside."""
+
+import os
+
+import triton
+import triton.language as tl
+
+# The interpreter computes bf16 on raw bit patterns (triton #11584), so it gets fp32 operands instead.
+INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0").lower() in {"1", "true", "yes", "on", "y"})
+
+float32 = tl.float32
+int32 = tl.int32
+
+ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it leaves no fraction bits, rounding half to even
+
+
+@triton.jit
+def relu(v):
+    """max(v, 0); a NaN stays a NaN, as in torch."""
+    return tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def mma(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b with the accumulator's type: fp32, or int32 for int8 operands."""
+    if acc.dtype == tl.int32:
+        return tl.dot(a, b, acc, out_dtype=tl.int32)
+    elif INTERPRET:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def to_int8(v, LOW: tl.constexpr):
+    """Round half to even, then saturate to [LOW, 127]."""
+    # clamped first: beyond 2**22 the addition would no longer round to whole numbers
+    v = tl.minimum(tl.maximum(v, -256.0), 256.0)
+    v = (v + ROUND) - ROUND
+    return tl.minimum(tl.maximum(v, LOW), 127.0).to(tl.int8)
+
+
+@triton.jit
+def batch_norm(v, vectors_ptr, channels, channel_ok, C):
+    """v * scale + shift in fp32 for ``v`` [rows, channels]; ``vectors`` is [4, C]: mean, invstd, scale, shift."""
+    scale = tl.load(vectors_ptr + 2 * C + channels, mask=channel_ok, other=0.0)
+    shift = tl.load(vectors_ptr + 3 * C + channels, mask=channel_ok, other=0.0)
+    return v.to(tl.float32) * scale[None, :] + shift[None, :]
+
+
+@triton.jit
+def centred(v, vectors_ptr, channels, channel_ok):
+    """v - mean in fp32; see ``batch_norm`` for ``vectors``."""
+    mean = tl.load(vectors_ptr + channels, mask=channel_ok, other=0.0)
+    return v.to(tl.float32) - mean[None, :]
+
+
+@triton.jit
+def rounded(v, DTYPE: tl.constexpr):
+    """``v`` as it will be read back once stored as ``DTYPE``."""
+    return v.to(DTYPE).to(tl.float32)

@@ -1,0 +1,23 @@
+"""What happens to an input tile between its load and the matrix product.
+
+A prologue is called as ``PROLOGUE(tile, ok, args, channels, channel_ok, C)``: ``tile`` is [pixels, channels], ``ok``
+(broadcast to it) is false where the convolution reads padding or past the last channel.
+"""
+
+import triton
+import triton.language as tl
+
+from fused_kernels.kernels.numerics import batch_norm, relu
+
+
+@triton.jit
+def identity(tile, ok, args, channels, channel_ok, C):
+    """The stored values."""
+    return tile
+
+
+@triton.jit
+def bn_relu(tile, ok, args, channels, channel_ok, C):
+    """relu(x * scale + shift), ``args`` = (vectors,). Padding is zeroed afterwards: relu(0 * scale + shift) is not 0."""
+    v = relu(batch_norm(tile, args[0], channels, channel_ok, C))
+    return tl.where(ok, v, 0.0).to(tile.dtype)

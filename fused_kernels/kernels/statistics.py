@@ -1,0 +1,139 @@
+"""Batch statistics from the row tiles' partial sums, forward and backward. Derivation: docs/math/batch-norm.md.
+
+Partials are [kinds, tiles, C] in fp32. They meet in fp64, in a fixed order: at mean/std = 1000 the variance keeps
+seven digits. One program takes BLOCK_C channels; a [tiles, C] row is read once.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def as_fp64(count):
+    """[1] in fp64 of a whole number; Triton makes an argument that is 1 a constant, which has no ``to``."""
+    return (tl.zeros((1,), dtype=tl.int64) + count).to(tl.float64)
+
+
+@triton.jit
+def column_sum(ptr, tiles, c, ok_c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum of [tiles, C] over tiles, in fp64."""
+    total = tl.zeros((c.shape[0],), dtype=tl.float64)
+    for step in range(0, STEPS):
+        t = step * BLOCK + tl.arange(0, BLOCK)
+        ok = (t < tiles)[:, None] & ok_c[None, :]
+        total += tl.sum(tl.load(ptr + t[:, None] * C + c[None, :], mask=ok, other=0.0).to(tl.float64), axis=0)
+    return total
+
+
+@triton.jit
+def merged_moments(
+    partials_ptr, counts_ptr, tiles, count, rows, c, ok_c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Mean and M2 of all rows from those of the tiles (Chan, Golub, LeVeque 1979), in fp64.
+
+    A tile stands for ``rows`` rows, the last one for what is left of ``count``; or for ``counts[tile]``.
+    """
+    total = tl.zeros((c.shape[0],), dtype=tl.float64)
+    squares = tl.zeros((c.shape[0],), dtype=tl.float64)
+    within = tl.zeros((c.shape[0],), dtype=tl.float64)
+    for step in range(0, STEPS):
+        t = step * BLOCK + tl.arange(0, BLOCK)
+        ok = (t < tiles)[:, None] & ok_c[None, :]
+        at = t[:, None] * C + c[None, :]
+        mean = tl.load(partials_ptr + at, mask=ok, other=0.0).to(tl.float64)
+        m2 = tl.load(partials_ptr + tiles * C + at, mask=ok, other=0.0).to(tl.float64)
+        if counts_ptr is None:
+            size = tl.minimum(count - t * rows, rows).to(tl.float64)[:, None]
+        else:
+            size = tl.load(counts_ptr + t, mask=t < tiles, other=0.0).to(tl.float64)[:, None]
+        total += tl.sum(size * mean, axis=0)
+        squares += tl.sum(size * mean * mean, axis=0)
+        within += tl.sum(m2, axis=0)
+    n = as_fp64(count)
+    mean = total / n
+    # the sum of squares cancels at large means; fp64 has the digits to spare that fp32 has not
+    return mean, tl.maximum(within + (squares - n * mean * mean), 0.0)
+
+
+@triton.jit
+def merge_kernel(partials_ptr, out_ptr, tiles, count, rows, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+    """out [2, C]: mean and M2 of this process's rows, to be gathered from all of them."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mean, m2 = merged_moments(partials_ptr, None, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
+    tl.store(out_ptr + c, mean.to(tl.float32), mask=c < C)
+    tl.store(out_ptr + C + c, m2.to(tl.float32), mask=c < C)
+
+
+@triton.jit
+def affine(vectors_ptr, mean, variance, eps, gamma_ptr, beta_ptr, c, C):
+    """Write vectors [4, C]: mean, invstd, scale = gamma * invstd, shift = beta - mean * scale."""
+    ok_c = c < C
+    invstd = 1.0 / tl.sqrt(variance + eps)
+    scale = tl.load(gamma_ptr + c, mask=ok_c, other=0.0).to(tl.float64) * invstd
+    shift = tl.load(beta_ptr + c, mask=ok_c, other=0.0).to(tl.float64) - mean * scale
+    tl.store(vectors_ptr + c, mean.to(tl.float32), mask=ok_c)
+    tl.store(vectors_ptr + C + c, invstd.to(tl.float32), mask=ok_c)
+    tl.store(vectors_ptr + 2 * C + c, scale.to(tl.float32), mask=ok_c)
+    tl.store(vectors_ptr + 3 * C + c, shift.to(tl.float32), mask=ok_c)
+
+
+@triton.jit
+def finalize_kernel(
+    partials_ptr, counts_ptr, gamma_ptr, beta_ptr, running_mean_ptr, running_var_ptr, vectors_ptr, new_running_ptr,
+    tiles, count, rows, momentum, eps, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Batch statistics to the vectors of ``affine``, and the running statistics' next values [2, C] as torch has them."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mean, m2 = merged_moments(partials_ptr, counts_ptr, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
+    n = as_fp64(count)
+    affine(vectors_ptr, mean, m2 / n, eps, gamma_ptr, beta_ptr, c, C)
+    if running_mean_ptr is not None:
+        old_mean = tl.load(running_mean_ptr + c, mask=c < C, other=0.0).to(tl.float64)
+        old_var = tl.load(running_var_ptr + c, mask=c < C, other=0.0).to(tl.float64)
+        unbiased = m2 / tl.maximum(n - 1.0, 1.0)
+        new_mean = old_mean + momentum * (mean - old_mean)
+        new_var = old_var + momentum * (unbiased - old_var)
+        tl.store(new_running_ptr + c, new_mean.to(tl.float32), mask=c < C)
+        tl.store(new_running_ptr + C + c, new_var.to(tl.float32), mask=c < C)
+
+
+@triton.jit
+def frozen_kernel(running_mean_ptr, running_var_ptr, gamma_ptr, beta_ptr, vectors_ptr, eps, C, BLOCK_C: tl.constexpr):
+    """The vectors of ``affine`` from running statistics."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mean = tl.load(running_mean_ptr + c, mask=c < C, other=0.0).to(tl.float64)
+    variance = tl.load(running_var_ptr + c, mask=c < C, other=1.0).to(tl.float64)
+    affine(vectors_ptr, mean, variance, eps, gamma_ptr, beta_ptr, c, C)
+
+
+@triton.jit
+def sums_kernel(partials_ptr, sums_ptr, tiles, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):
+    """sums [kinds, C] of partials [kinds, tiles, C]; the second grid axis is the kind."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    kind = tl.program_id(1).to(tl.int64)
+    total = column_sum(partials_ptr + kind * tiles * C, tiles, c, c < C, C, STEPS, BLOCK)
+    tl.store(sums_ptr + kind * C + c, total.to(tl.float32), mask=c < C)
+
+
+@triton.jit
+def coefficients_kernel(
+    sum_g_ptr, sum_gy_ptr, vectors_ptr, out_ptr, count, C, FROZEN: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """out [3, C]: dy = a * g + b * (y - mean) + c, from sum(g) and sum(g * (y - mean)) over ``count`` rows.
+
+    a = scale; b = -scale * invstd**2 * sum(g * (y - mean)) / count; c = -scale * sum(g) / count. Frozen statistics do
+    not depend on y: b = c = 0.
+    """
+    k = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    ok = k < C
+    scale = tl.load(vectors_ptr + 2 * C + k, mask=ok, other=0.0).to(tl.float64)
+    b = tl.zeros((BLOCK_C,), dtype=tl.float64)
+    c = tl.zeros((BLOCK_C,), dtype=tl.float64)
+    if not FROZEN:
+        n = as_fp64(count)
+        invstd = tl.load(vectors_ptr + C + k, mask=ok, other=0.0).to(tl.float64)
+        b = -scale * invstd * invstd * tl.load(sum_gy_ptr + k, mask=ok, other=0.0).to(tl.float64) / n
+        c = -scale * tl.load(sum_g_ptr + k, mask=ok, other=0.0).to(tl.float64) / n
+    tl.store(out_ptr + k, scale.to(tl.float32), mask=ok)
+    tl.store(out_ptr + C + k, b.to(tl.float32), mask=ok)
+    tl.store(out_ptr + 2 * C + k, c.to(tl.float32), mask=ok)

@@ -1,0 +1,33 @@
+"""Which numbers a kernel multiplies, and in which it adds up."""
+
+from __future__ import annotations
+
+import torch
+
+from fused_kernels.errors import Unsupported
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How ``tl.dot`` multiplies: TF32 for fp32 exactly where torch lets cuDNN use it, full precision otherwise."""
+    if dtype == torch.float32 and torch.cuda.is_available() and _cudnn_uses_tf32():
+        return "tf32"
+    return "ieee"
+
+
+def _cudnn_uses_tf32() -> bool:
+    conv = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 and newer
+    if conv is None:
+        return bool(torch.backends.cudnn.allow_tf32)
+    return bool(conv.fp32_precision == "tf32")
+
+
+def require_float(dtype: torch.dtype, *, what: str) -> None:
+    """Refuse what the training and floating-point kernels do not compute.
+
+    Raises:
+        Unsupported: ``dtype`` is none of fp32, fp16, bf16 and fp64 (which plain PyTorch computes).
+    """
+    if dtype not in FLOATS and dtype != torch.float64:
+        raise Unsupported(f"{what} takes float32, float16 or bfloat16, not {str(dtype).removeprefix('torch.')}")
