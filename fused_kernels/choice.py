@@ -43,8 +43,14 @@ def default_tile(problem: Problem) -> Tile:
         return _wgrad_tile(problem)
     if problem.dtype == torch.float32:
         # no tensor cores in full precision: small tiles keep the accumulator in registers
-        return Tile(_fit(problem.rows, 64), _fit(problem.cols, 64), _fit(problem.depth, 32), warps=4, stages=2)
-    k = _fit(problem.depth, 128 if problem.dtype == torch.int8 else 64, low=32 if problem.dtype == torch.int8 else 16)
+        return Tile(
+            _fit(problem.rows, 64), _fit(problem.cols, 64), _fit(problem.depth, 32), warps=4, stages=2
+        )
+    k = _fit(
+        problem.depth,
+        128 if problem.dtype == torch.int8 else 64,
+        low=32 if problem.dtype == torch.int8 else 16,
+    )
     n = _fit(problem.cols, 128)
     m = 256 if n <= 64 and problem.rows >= 256 * 132 else _fit(problem.rows, 128)
     warps = 8 if m * n >= 128 * 128 else 4

@@ -1,10 +1,10 @@
 """What can go wrong, as one tree.
 
-    FusedKernelError
-    ├── ShapeError         tensors that do not fit one another, or a kernel
-    ├── Unsupported        a dtype, device or layer that no kernel here computes
-    ├── MissingPackage     an optional package that this call needs
-    └── TuningError        a tuning table that cannot be read, or no configuration that is right
+FusedKernelError
+├── ShapeError         tensors that do not fit one another, or a kernel
+├── Unsupported        a dtype, device or layer that no kernel here computes
+├── MissingPackage     an optional package that this call needs
+└── TuningError        a tuning table that cannot be read, or no configuration that is right
 """
 
 from __future__ import annotations

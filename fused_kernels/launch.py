@@ -61,7 +61,9 @@ class Launch:
     @property
     def bytes_read(self) -> int:
         """Bytes of all tensors read, each once."""
-        return sum(tensor.numel() * tensor.element_size() for tensor, written in self.tensors() if not written)
+        return sum(
+            tensor.numel() * tensor.element_size() for tensor, written in self.tensors() if not written
+        )
 
     @property
     def bytes_written(self) -> int:
@@ -130,9 +132,7 @@ def kernel_function(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
-        raise MissingPackage(
-            "the fused kernels need Triton: pip install 'rescompile[triton]'"
-        ) from None
+        raise MissingPackage("the fused kernels need Triton: pip install 'rescompile[triton]'") from None
 
 
 def interpreted() -> bool:

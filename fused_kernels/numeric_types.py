@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from fused_kernels.errors import Unsupported
+from fused_kernels.errors import ShapeError, Unsupported
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -30,4 +31,26 @@ def require_float(dtype: torch.dtype, *, what: str) -> None:
         Unsupported: ``dtype`` is none of fp32, fp16, bf16 and fp64 (which plain PyTorch computes).
     """
     if dtype not in FLOATS and dtype != torch.float64:
-        raise Unsupported(f"{what} takes float32, float16 or bfloat16, not {str(dtype).removeprefix('torch.')}")
+        raise Unsupported(
+            f"{what} takes float32, float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
+        )
+
+
+def compute_dtype(x: Tensor, weight: Tensor, *, what: str) -> torch.dtype:
+    """Autocast's dtype where autocast is on for the device of ``x``, otherwise that of both operands.
+
+    Raises:
+        ShapeError: the two differ and autocast is off.
+    """
+    device = x.device.type
+    if (
+        x.dtype != torch.float64
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    ):
+        return torch.get_autocast_dtype(device)
+    if x.dtype != weight.dtype:
+        raise ShapeError(
+            f"the {what} is {x.dtype} and the weights are {weight.dtype}: convert one, or use autocast"
+        )
+    return weight.dtype

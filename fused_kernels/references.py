@@ -6,6 +6,8 @@ whatever ``ops`` stores is rounded to the activation's dtype at the same place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,9 +51,15 @@ def conv_moments(x: Tensor, w: Tensor, conv: Conv, vectors: Tensor | None = None
     return y, Partials(torch.stack([mean, m2])[:, None], count, count)
 
 
-def dgrad(dy: Tensor, w: Tensor, conv: Conv, like: Tensor) -> Tensor:
-    """Gradient of the convolution's input, wide."""
-    grad = torch.nn.grad.conv2d_input(list(like.shape), w, dy, stride=conv.stride, padding=conv.padding)
+def conv_plain(x: Tensor, w: Tensor, conv: Conv, vectors: Tensor | None = None) -> Tensor:
+    """See ``ops.convolution.conv_plain``."""
+    return nhwc(F.conv2d(activated(x, vectors), w, stride=conv.stride, padding=conv.padding))
+
+
+def dgrad(dy: Tensor, w: Tensor, conv: Conv, size: Sequence[int]) -> Tensor:
+    """Gradient of the convolution's input [N, C, H, W], wide."""
+    w, dy = _summable(w), _summable(dy)
+    grad = torch.nn.grad.conv2d_input(list(size), w, dy, stride=conv.stride, padding=conv.padding)
     return wide(grad)
 
 
@@ -65,16 +73,16 @@ def gradient_sums(g: Tensor, *outputs: tuple[Tensor, Tensor]) -> Partials:
 
 def dgrad_drelu(dy: Tensor, w: Tensor, conv: Conv, y: Tensor, vectors: Tensor) -> tuple[Tensor, Partials]:
     """See ``ops.convolution.dgrad_drelu``."""
-    g = torch.where(batch_norm(y, vectors) > 0, dgrad(dy, w, conv, y), 0.0).to(y.dtype)
+    g = torch.where(batch_norm(y, vectors) > 0, dgrad(dy, w, conv, y.shape), 0.0).to(y.dtype)
     g = nhwc(g)
     return g, gradient_sums(g, (y, vectors))
 
 
-def spread(shortcut: Tensor, like: Tensor, stride: int) -> Tensor:
-    """A strided shortcut's gradient at every ``stride``-th pixel of the shape of ``like``, wide."""
+def spread(shortcut: Tensor, size: Sequence[int], stride: int) -> Tensor:
+    """A strided shortcut's gradient at every ``stride``-th pixel of the shape ``size``, wide."""
     if stride == 1:
         return wide(shortcut)
-    full = torch.zeros(like.shape, dtype=wide(shortcut).dtype, device=like.device)
+    full = torch.zeros(tuple(size), dtype=wide(shortcut).dtype, device=shortcut.device)
     full[:, :, ::stride, ::stride] = wide(shortcut)
     return full
 
@@ -92,28 +100,27 @@ def dgrad_block(
     d_vectors: Tensor | None = None,
 ) -> tuple[Tensor, Partials]:
     """See ``ops.convolution.dgrad_block``."""
-    full = dgrad(dy, w, conv, z) + spread(shortcut, z, stride)
+    full = dgrad(dy, w, conv, z.shape) + spread(shortcut, z.shape, stride)
     g = nhwc(torch.where(z > 0, full, 0.0).to(z.dtype))
     projection = () if d is None or d_vectors is None else ((d, d_vectors),)
     return g, gradient_sums(g, (y, vectors), *projection)
 
 
-def dgrad_shortcut(dy: Tensor, w: Tensor, conv: Conv, like: Tensor, shortcut: Tensor | None, stride: int = 1) -> Tensor:
+def dgrad_shortcut(
+    dy: Tensor, w: Tensor, conv: Conv, size: Sequence[int], shortcut: Tensor | None, stride: int = 1
+) -> Tensor:
     """See ``ops.convolution.dgrad_shortcut``."""
-    dx = dgrad(dy, w, conv, like)
+    dx = dgrad(dy, w, conv, size)
     if shortcut is not None:
-        dx = dx + spread(shortcut, like, stride)
+        dx = dx + spread(shortcut, size, stride)
     return nhwc(dx.to(dy.dtype))
 
 
 def wgrad(x: Tensor, dy: Tensor, conv: Conv, vectors: Tensor | None = None) -> Tensor:
     """See ``ops.convolution.wgrad``."""
     size = (dy.shape[1], x.shape[1], conv.r, conv.s)
-    operands = activated(x, vectors), dy
-    if x.device.type == "cpu":  # 16-bit convolutions on a CPU also add up in 16 bits
-        operands = wide(operands[0]), wide(operands[1])
-    dw = torch.nn.grad.conv2d_weight(operands[0], size, operands[1], stride=conv.stride, padding=conv.padding)
-    return wide(dw)
+    a, dy = _summable(activated(x, vectors)), _summable(dy)
+    return wide(torch.nn.grad.conv2d_weight(a, size, dy, stride=conv.stride, padding=conv.padding))
 
 
 def join(y: Tensor, vectors: Tensor, shortcut: Tensor, shortcut_vectors: Tensor | None = None) -> Tensor:
@@ -123,7 +130,12 @@ def join(y: Tensor, vectors: Tensor, shortcut: Tensor, shortcut_vectors: Tensor 
 
 
 def entry(
-    dz: Tensor, z: Tensor, y: Tensor, vectors: Tensor, d: Tensor | None = None, d_vectors: Tensor | None = None
+    dz: Tensor,
+    z: Tensor,
+    y: Tensor,
+    vectors: Tensor,
+    d: Tensor | None = None,
+    d_vectors: Tensor | None = None,
 ) -> tuple[Tensor, Partials]:
     """See ``ops.passes.entry``."""
     g = nhwc(torch.where(z > 0, dz, 0.0).to(z.dtype))
@@ -141,7 +153,7 @@ def merge(partials: Partials) -> Tensor:
     """See ``ops.statistics.merge``."""
     mean, m2 = partials.rows.double()
     sizes = _sizes(partials)[:, None]
-    total = (sizes * mean).sum(0) / partials.count
+    total = (sizes * mean).sum(0) / sizes.sum()
     within = m2.sum(0) + (sizes * (mean - total).square()).sum(0)
     return torch.stack([total, within]).to(partials.rows.dtype)
 
@@ -156,11 +168,14 @@ def finalize(
 ) -> tuple[Tensor, Tensor | None]:
     """See ``ops.statistics.finalize``."""
     mean, m2 = merge(partials).double()
-    vectors = _affine(mean, m2 / partials.count, gamma, beta, eps).to(partials.rows.dtype)
+    count = _sizes(partials).sum()
+    vectors = _affine(mean, m2 / count, gamma, beta, eps).to(partials.rows.dtype)
     if running is None:
         return vectors, None
-    unbiased = m2 / max(partials.count - 1, 1)
-    new = torch.stack([running[0].double().lerp(mean, momentum), running[1].double().lerp(unbiased, momentum)])
+    unbiased = m2 / (count - 1).clamp(min=1)
+    new = torch.stack(
+        [running[0].double().lerp(mean, momentum), running[1].double().lerp(unbiased, momentum)]
+    )
     return vectors, new.to(running[0].dtype)
 
 
@@ -189,6 +204,11 @@ def coefficients(sum_g: Tensor, sum_gy: Tensor, vectors: Tensor, count: int, *, 
         return torch.stack([scale, zero, zero]).to(vectors.dtype)
     b = -scale * invstd.square() * sum_gy.double() / count
     return torch.stack([scale, b, -scale * sum_g.double() / count]).to(vectors.dtype)
+
+
+def _summable(x: Tensor) -> Tensor:
+    """``x``, or ``x`` wide on a CPU, where gradients of 16-bit convolutions also add up in 16 bits."""
+    return wide(x) if x.device.type == "cpu" else x
 
 
 def _sizes(partials: Partials) -> Tensor:

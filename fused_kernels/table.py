@@ -40,7 +40,9 @@ def read_table(path: Path) -> Entries:
         entries: dict[str, Any] = data["entries"]
         return {key: CUDNN if value == CUDNN else Tile.from_json(value) for key, value in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TuningError(f"{path} is no tuning table ({error}): make it again with python -m fused_kernels.tune") from None
+        raise TuningError(
+            f"{path} is no tuning table ({error}): make it again with python -m fused_kernels.tune"
+        ) from None
 
 
 def write_table(path: Path, device_name: str, entries: Entries) -> None:

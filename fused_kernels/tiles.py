@@ -41,7 +41,9 @@ class Tile:
         """
         known = {field.name for field in fields(Tile)}
         if unknown := set(data) - known:
-            raise TuningError(f"a tile has no field {sorted(unknown)[0]!r}: its fields are {', '.join(sorted(known))}")
+            raise TuningError(
+                f"a tile has no field {sorted(unknown)[0]!r}: its fields are {', '.join(sorted(known))}"
+            )
         if not all(isinstance(value, int) for value in data.values()) or not {"m", "n"} <= set(data):
             raise TuningError(f"{data} is no tile: m and n are required, and every field is a whole number")
         return Tile(**data)

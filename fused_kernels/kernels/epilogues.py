@@ -125,41 +125,74 @@ def load_vector(ptr, cols, ok_n):
 
 
 @triton.jit
+def affine(acc, scale_ptr, bias_ptr, cols, ok_n):
+    """acc + bias in fp32; of int32 sums, acc * scale + bias. A ``scale_ptr`` of None says that there is no scale."""
+    if scale_ptr is None:
+        return acc + load_vector(bias_ptr, cols, ok_n)
+    else:
+        return acc.to(tl.float32) * load_vector(scale_ptr, cols, ok_n) + load_vector(bias_ptr, cols, ok_n)
+
+
+@triton.jit
+def with_residual(v, ptr, scale, pixels, ok_m, cols, ok_n, COLS):
+    """v + residual, or v + residual * scale where ``scale`` is not None."""
+    residual = get(ptr, pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
+    if scale is None:
+        return v + residual
+    else:
+        return v + residual * scale
+
+
+@triton.jit
+def activation(v, DTYPE: tl.constexpr):
+    """relu(v) as ``DTYPE``; as int8, rounded half to even and saturated to [0, 127]."""
+    if DTYPE == tl.int8:
+        return to_int8(v, 0.0)
+    else:
+        return relu(v).to(DTYPE)
+
+
+@triton.jit
 def bias(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
     """acc + bias; ``args`` = (bias,)."""
-    put(acc + load_vector(args[0], cols, ok_n), out_ptr, pixels, ok_m, cols, ok_n, COLS)
+    put(affine(acc, None, args[0], cols, ok_n), out_ptr, pixels, ok_m, cols, ok_n, COLS)
 
 
 @triton.jit
 def bias_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
     """relu(acc + bias); ``args`` = (bias,)."""
-    put(relu(acc + load_vector(args[0], cols, ok_n)), out_ptr, pixels, ok_m, cols, ok_n, COLS)
+    v = affine(acc, None, args[0], cols, ok_n)
+    put(activation(v, out_ptr.dtype.element_ty), out_ptr, pixels, ok_m, cols, ok_n, COLS)
 
 
 @triton.jit
 def bias_residual_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
     """relu(acc + bias + residual); ``args`` = (bias, residual)."""
-    residual = get(args[1], pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
-    put(relu(acc + load_vector(args[0], cols, ok_n) + residual), out_ptr, pixels, ok_m, cols, ok_n, COLS)
+    v = affine(acc, None, args[0], cols, ok_n)
+    v = with_residual(v, args[1], None, pixels, ok_m, cols, ok_n, COLS)
+    put(activation(v, out_ptr.dtype.element_ty), out_ptr, pixels, ok_m, cols, ok_n, COLS)
 
 
 @triton.jit
 def requantize(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
     """int8(acc * scale + bias), scale and bias in units of the output's scale; ``args`` = (scale, bias)."""
-    v = acc.to(tl.float32) * load_vector(args[0], cols, ok_n) + load_vector(args[1], cols, ok_n)
+    v = affine(acc, args[0], args[1], cols, ok_n)
     put(to_int8(v, -128.0), out_ptr, pixels, ok_m, cols, ok_n, COLS)
 
 
 @triton.jit
 def requantize_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
     """As ``requantize``, saturated to [0, 127]."""
-    v = acc.to(tl.float32) * load_vector(args[0], cols, ok_n) + load_vector(args[1], cols, ok_n)
-    put(to_int8(v, 0.0), out_ptr, pixels, ok_m, cols, ok_n, COLS)
+    v = affine(acc, args[0], args[1], cols, ok_n)
+    put(activation(v, out_ptr.dtype.element_ty), out_ptr, pixels, ok_m, cols, ok_n, COLS)
 
 
 @triton.jit
 def requantize_residual_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
-    """int8(acc * scale + bias + residual * residual_scale) in [0, 127]; ``args`` = (scale, bias, residual, scale)."""
-    v = acc.to(tl.float32) * load_vector(args[0], cols, ok_n) + load_vector(args[1], cols, ok_n)
-    residual = get(args[2], pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
-    put(to_int8(v + residual * args[3], 0.0), out_ptr, pixels, ok_m, cols, ok_n, COLS)
+    """int8(acc * scale + bias + residual * residual_scale) in [0, 127].
+
+    ``args`` = (scale, bias, residual, residual_scale).
+    """
+    v = affine(acc, args[0], args[1], cols, ok_n)
+    v = with_residual(v, args[2], args[3], pixels, ok_m, cols, ok_n, COLS)
+    put(activation(v, out_ptr.dtype.element_ty), out_ptr, pixels, ok_m, cols, ok_n, COLS)

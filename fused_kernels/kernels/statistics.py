@@ -29,10 +29,11 @@ def column_sum(ptr, tiles, c, ok_c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr)
 def merged_moments(
     partials_ptr, counts_ptr, tiles, count, rows, c, ok_c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Mean and M2 of all rows from those of the tiles (Chan, Golub, LeVeque 1979), in fp64.
+    """Number, mean and M2 of all rows from those of the tiles (Chan, Golub, LeVeque 1979), in fp64.
 
     A tile stands for ``rows`` rows, the last one for what is left of ``count``; or for ``counts[tile]``.
     """
+    n = tl.zeros((1,), dtype=tl.float64)
     total = tl.zeros((c.shape[0],), dtype=tl.float64)
     squares = tl.zeros((c.shape[0],), dtype=tl.float64)
     within = tl.zeros((c.shape[0],), dtype=tl.float64)
@@ -43,23 +44,23 @@ def merged_moments(
         mean = tl.load(partials_ptr + at, mask=ok, other=0.0).to(tl.float64)
         m2 = tl.load(partials_ptr + tiles * C + at, mask=ok, other=0.0).to(tl.float64)
         if counts_ptr is None:
-            size = tl.minimum(count - t * rows, rows).to(tl.float64)[:, None]
+            size = tl.maximum(tl.minimum(count - t * rows, rows), 0).to(tl.float64)
         else:
-            size = tl.load(counts_ptr + t, mask=t < tiles, other=0.0).to(tl.float64)[:, None]
-        total += tl.sum(size * mean, axis=0)
-        squares += tl.sum(size * mean * mean, axis=0)
+            size = tl.load(counts_ptr + t, mask=t < tiles, other=0.0).to(tl.float64)
+        n += tl.sum(size, axis=0)
+        total += tl.sum(size[:, None] * mean, axis=0)
+        squares += tl.sum(size[:, None] * mean * mean, axis=0)
         within += tl.sum(m2, axis=0)
-    n = as_fp64(count)
     mean = total / n
     # the sum of squares cancels at large means; fp64 has the digits to spare that fp32 has not
-    return mean, tl.maximum(within + (squares - n * mean * mean), 0.0)
+    return n, mean, tl.maximum(within + (squares - n * mean * mean), 0.0)
 
 
 @triton.jit
 def merge_kernel(partials_ptr, out_ptr, tiles, count, rows, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
     """out [2, C]: mean and M2 of this process's rows, to be gathered from all of them."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mean, m2 = merged_moments(partials_ptr, None, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
+    _, mean, m2 = merged_moments(partials_ptr, None, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
     tl.store(out_ptr + c, mean.to(tl.float32), mask=c < C)
     tl.store(out_ptr + C + c, m2.to(tl.float32), mask=c < C)
 
@@ -84,8 +85,7 @@ def finalize_kernel(
 ):  # fmt: skip
     """Batch statistics to the vectors of ``affine``, and the running statistics' next values [2, C] as torch has them."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mean, m2 = merged_moments(partials_ptr, counts_ptr, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
-    n = as_fp64(count)
+    n, mean, m2 = merged_moments(partials_ptr, counts_ptr, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
     affine(vectors_ptr, mean, m2 / n, eps, gamma_ptr, beta_ptr, c, C)
     if running_mean_ptr is not None:
         old_mean = tl.load(running_mean_ptr + c, mask=c < C, other=0.0).to(tl.float64)

@@ -1,6 +1,7 @@
 """Convolutions with their neighbours fused in, for training; every tensor is [N, C, H, W] in NHWC memory.
 
     conv_moments     y = conv(relu(bn(x))) or conv(x)          + mean and M2 of y by channel
+    conv_plain       y, where the batch norm after it is frozen
     dgrad_drelu      g = dgrad(dy) where relu(bn(y)) is open   + sums for that batch norm's backward
     dgrad_block      g = (dgrad(dy) + shortcut) where z > 0    + sums for the block before
     dgrad_shortcut   dx = dgrad(dy) + shortcut
@@ -9,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,13 +61,28 @@ def conv_moments(x: Tensor, w: Tensor, conv: Conv, vectors: Vectors | None = Non
     return y, Partials(partials, tile.m, n * p * q)
 
 
+def conv_plain(x: Tensor, w: Tensor, conv: Conv, vectors: Vectors | None = None) -> Tensor:
+    """As ``conv_moments`` without the moments, for a batch norm whose statistics are constants."""
+    _check(x, w, conv)
+    prologue = "identity" if vectors is None else "bn_relu"
+    problem = _fprop_problem(x, w, conv, prologue, "store")
+    tile = choose(problem, x.device) if uses_kernels(x) else CUDNN
+    if tile == CUDNN:
+        return references.conv_plain(x, w, conv, vectors)
+    x = nhwc(x)
+    n, _, h, wd = x.shape
+    y = empty_nhwc(x, n, w.shape[0], *conv.output_size(h, wd))
+    fprop(x, w, y, conv, tile, prologue, _tuple(vectors), "store", ())
+    return y
+
+
 def dgrad_drelu(dy: Tensor, w: Tensor, conv: Conv, y: Tensor, vectors: Vectors) -> tuple[Tensor, Partials]:
     """Gradient of conv(relu(bn(y))) by bn(y), from ``dy`` [N, K, P, Q].
 
     Returns:
         g in the shape of ``y``, and partials of kinds (sum g, sum g * (y - mean)).
     """
-    problem = _dgrad_problem(dy, w, conv, y, "drelu")
+    problem = _dgrad_problem(dy, w, conv, y.shape, "drelu")
     tile = choose(problem, dy.device) if uses_kernels(dy) else CUDNN
     if tile == CUDNN:
         return references.dgrad_drelu(dy, w, conv, y, vectors)
@@ -105,26 +122,26 @@ def dgrad_block(
     Returns:
         g in the shape of z, and partials of kinds (sum g, sum g * (y - mean)[, sum g * (d - mean_d)]).
     """
-    problem = _dgrad_problem(dy, w, conv, z, "block_gradient")
+    problem = _dgrad_problem(dy, w, conv, z.shape, "block_gradient")
     tile = choose(problem, dy.device) if uses_kernels(dy) else CUDNN
     if tile == CUDNN:
         return references.dgrad_block(dy, w, conv, shortcut, stride, z, y, vectors, d, d_vectors)
     g = torch.empty_like(z)
     partials = _empty_partials(z, 2 if d is None else 3, _dgrad_tiles(z, conv, tile), z.shape[1])
-    args = (*_shortcut_args(shortcut, z, stride), z, y, vectors, d, d_vectors, Out(partials), partials.shape[1])
+    args = (*_shortcut_args(shortcut, z.shape, stride), z, y, vectors, d, d_vectors, Out(partials), partials.shape[1])
     dgrad(dy, w, g, conv, tile, "block_gradient", args)
     return g, Partials(partials, tile.m, z.numel() // z.shape[1])
 
 
-def dgrad_shortcut(dy: Tensor, w: Tensor, conv: Conv, like: Tensor, shortcut: Tensor | None, stride: int = 1) -> Tensor:
-    """dgrad(dy) in the shape of ``like``, plus a shortcut's gradient at every ``stride``-th pixel if there is one."""
+def dgrad_shortcut(dy: Tensor, w: Tensor, conv: Conv, size: Sequence[int], shortcut: Tensor | None, stride: int = 1) -> Tensor:
+    """dgrad(dy) of shape ``size`` [N, C, H, W], plus a shortcut's gradient at every ``stride``-th pixel if there is one."""
     epilogue = "store" if shortcut is None else "shortcut"
-    problem = _dgrad_problem(dy, w, conv, like, epilogue)
+    problem = _dgrad_problem(dy, w, conv, size, epilogue)
     tile = choose(problem, dy.device) if uses_kernels(dy) else CUDNN
     if tile == CUDNN:
-        return references.dgrad_shortcut(dy, w, conv, like, shortcut, stride)
-    dx = empty_nhwc(dy, *like.shape)
-    dgrad(dy, w, dx, conv, tile, epilogue, () if shortcut is None else _shortcut_args(shortcut, like, stride))
+        return references.dgrad_shortcut(dy, w, conv, size, shortcut, stride)
+    dx = empty_nhwc(dy, *size)
+    dgrad(dy, w, dx, conv, tile, epilogue, () if shortcut is None else _shortcut_args(shortcut, size, stride))
     return dx
 
 
@@ -249,10 +266,10 @@ def _compile_time(x: Tensor, tile: Tile, prologue: str, epilogue: str) -> dict[s
     }
 
 
-def _shortcut_args(shortcut: Tensor, like: Tensor, stride: int) -> tuple[Any, ...]:
+def _shortcut_args(shortcut: Tensor, size: Sequence[int], stride: int) -> tuple[Any, ...]:
     if stride == 1:
         return (nhwc(shortcut), None, None, None)
-    return (nhwc(shortcut), like.shape[2], like.shape[3], stride)
+    return (nhwc(shortcut), size[2], size[3], stride)
 
 
 def _dgrad_tiles(out: Tensor, conv: Conv, tile: Tile) -> int:
@@ -276,8 +293,8 @@ def _fprop_problem(x: Tensor, w: Tensor, conv: Conv, prologue: str, epilogue: st
     return Problem("fprop", x.dtype, n, h, wd, c, w.shape[0], conv, prologue, epilogue)
 
 
-def _dgrad_problem(dy: Tensor, w: Tensor, conv: Conv, out: Tensor, epilogue: str) -> Problem:
-    n, c, h, wd = out.shape
+def _dgrad_problem(dy: Tensor, w: Tensor, conv: Conv, size: Sequence[int], epilogue: str) -> Problem:
+    n, c, h, wd = size
     return Problem("dgrad", dy.dtype, n, h, wd, c, w.shape[0], conv, "identity", epilogue)
 
 

@@ -15,7 +15,7 @@ class Partials:
     per_tile: int
     """Rows of the activation that a tile stands for; the last one stands for what is left."""
     count: int
-    """Rows of the activation, N * H * W."""
+    """Rows of the activation, N * H * W; of this process's part where ``counts`` is given."""
     counts: Tensor | None = None
     """fp32 [tiles] where the tiles differ in size, as those gathered from several processes do."""
 

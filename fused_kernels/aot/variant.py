@@ -1,0 +1,141 @@
+"""What Triton's compiler is given for one launch, exactly as its just-in-time compiler would derive it.
+
+Two launches that derive the same variant run the same machine code. Values reach the code in three ways: constants
+(constexpr parameters, None, and whole numbers that are 1), types, and whether a number or an address is divisible by
+16, which is what makes wide loads possible.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Union
+
+import torch
+from torch import Tensor
+
+from fused_kernels.launch import Functor, Launch, Out, kernel_function
+
+Path = tuple[int, ...]
+"""Where an argument stands: its position and, within tuples, the positions there."""
+Type = Union[str, tuple["Type", ...]]
+
+CONSTANT = "constexpr"
+_TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.bool: "i1",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation, without its target: hashable, and it can go to another process."""
+
+    kernel: str
+    """``module.function`` of ``fused_kernels.kernels``."""
+    types: tuple[tuple[str, Type], ...]
+    """Every parameter in order."""
+    constants: tuple[tuple[Path, Any], ...]
+    divisible: tuple[Path, ...]
+    """Addresses and numbers that are multiples of 16."""
+    warps: int
+    stages: int
+
+    def constant(self, name: str) -> Any:
+        """The value of a constexpr parameter, or None where there is none of this name."""
+        names = [parameter for parameter, _ in self.types]
+        return dict(self.constants).get((names.index(name),)) if name in names else None
+
+    def tensor_types(self) -> list[str]:
+        """Element types of the tensors, in order."""
+        return [kind[1:] for _, item in self.types for kind in _leaves(item) if kind.startswith("*")]
+
+
+def variant_of(launch: Launch) -> Variant:
+    """What is compiled for ``launch``; its tensors may be on the meta device."""
+    parameters = kernel_function(launch.kernel).params
+    found = _Found()
+    types: list[tuple[str, Type]] = []
+    for index, parameter in enumerate(parameters):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr:
+            types.append((parameter.name, found.constant((index,), value)))
+        else:
+            types.append((parameter.name, found.specialize((index,), value)))
+    tile = launch.tile
+    return Variant(
+        launch.kernel, tuple(types), tuple(found.constants), tuple(found.divisible), tile.warps, tile.stages
+    )
+
+
+class _Found:
+    """Constants and divisible arguments met so far."""
+
+    def __init__(self) -> None:
+        self.constants: list[tuple[Path, Any]] = []
+        self.divisible: list[Path] = []
+
+    def constant(self, path: Path, value: Any) -> str:
+        self.constants.append((path, value))
+        return CONSTANT
+
+    def specialize(self, path: Path, value: Any) -> Type:
+        if isinstance(value, tuple):
+            return tuple(self.specialize((*path, index), item) for index, item in enumerate(value))
+        if isinstance(value, Out):
+            value = value.tensor
+        if isinstance(value, Tensor):
+            return self._divisible_if(aligned(value), path, "*" + _TYPES[value.dtype])
+        if value is None or isinstance(value, Functor):
+            return self.constant(path, value)
+        if isinstance(value, bool):
+            return "u1"
+        if isinstance(value, float):
+            return "fp32"
+        if value == 1:
+            return self.constant(path, value)
+        return self._divisible_if(value % 16 == 0, path, "i32" if -(2**31) <= value < 2**31 else "i64")
+
+    def _divisible_if(self, divisible: bool, path: Path, kind: str) -> str:
+        if divisible:
+            self.divisible.append(path)
+        return kind
+
+
+def aligned(tensor: Tensor) -> bool:
+    """Whether the first element lies at a multiple of 16 bytes, as every allocation does; a view may not."""
+    return tensor.storage_offset() * tensor.element_size() % 16 == 0
+
+
+def source_of(variant: Variant) -> Any:
+    """The ``triton.compiler.ASTSource`` of a variant.
+
+    Raises:
+        RuntimeError: Triton's interpreter is on, which compiles nothing.
+    """
+    from triton.compiler import ASTSource
+
+    function = kernel_function(variant.kernel)
+    if not hasattr(function, "arg_names") or os.environ.get("TRITON_INTERPRET", "0") == "1":
+        raise RuntimeError("TRITON_INTERPRET is on: kernels are interpreted, not compiled")
+    constants = {
+        path: kernel_function(value.name) if isinstance(value, Functor) else value
+        for path, value in variant.constants
+    }
+    return ASTSource(
+        fn=function,
+        signature=dict(variant.types),
+        constexprs=constants,
+        attrs={path: [["tt.divisibility", 16]] for path in variant.divisible},
+    )
+
+
+def _leaves(kind: Type) -> list[str]:
+    return [kind] if isinstance(kind, str) else [leaf for item in kind for leaf in _leaves(item)]

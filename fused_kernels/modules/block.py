@@ -1,0 +1,121 @@
+"""Residual blocks: torchvision's constructors, names and state_dict, one fused operator for the arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from fused_kernels.errors import Unsupported
+from fused_kernels.modules.running import Pair, run
+
+
+class FusedBlock(nn.Module):
+    """relu(main(x) + shortcut(x)), each convolution followed by a batch norm and, but for the last, a ReLU.
+
+    The convolutions and batch norms are ordinary modules under their usual names, and hold the parameters; hooks on
+    them are not called, because the block computes all of them at once.
+    """
+
+    depth: ClassVar[int] = 0
+    """How many convolutions the main path has."""
+    downsample: nn.Module | None
+
+    def main(self) -> list[Pair]:
+        """Convolutions and batch norms of the main path, in order."""
+        return [
+            (self.get_submodule(f"conv{index}"), self.get_submodule(f"bn{index}"))  # type: ignore[misc]
+            for index in range(1, self.depth + 1)
+        ]
+
+    def projection(self) -> Pair | None:
+        """The shortcut's 1x1 convolution and batch norm, if it has them."""
+        if isinstance(self.downsample, nn.Sequential):
+            return self.downsample[0], self.downsample[1]  # type: ignore[return-value]
+        return None
+
+    def layers(self) -> list[Pair]:
+        """The main path's pairs, then the projection's."""
+        projection = self.projection()
+        return self.main() if projection is None else [*self.main(), projection]
+
+    def shortcut_kind(self) -> tuple[str, int, tuple[int, int]]:
+        """Kind, stride and zero channels before and after, for ``specification.block_text``."""
+        projection = self.projection()
+        if projection is not None:
+            return "projection", projection[0].stride[0], (0, 0)
+        if self.downsample is None:
+            return "identity", 1, (0, 0)
+        before, after = self.downsample.pad_channels  # type: ignore[misc]
+        return "pad", self.downsample.stride, (before, after)  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, K, P, Q], in NHWC memory."""
+        return run([self], x)
+
+
+def _refuse(groups: int, base_width: int, dilation: int) -> None:
+    if groups != 1 or base_width != 64 or dilation != 1:
+        raise Unsupported(
+            f"fused blocks have no groups, other base width or dilation (got groups={groups},"
+            f" base_width={base_width}, dilation={dilation}): use torchvision's block for this layer"
+        )
+
+
+class FusedBasicBlock(FusedBlock):
+    """Two 3x3 convolutions, the stride on the first."""
+
+    expansion: ClassVar[int] = 1
+    depth = 2
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        _refuse(groups, base_width, dilation)
+        norm = norm_layer or nn.BatchNorm2d
+        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = norm(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = norm(planes)
+        self.downsample = downsample
+        self.stride = stride
+
+
+class FusedBottleneck(FusedBlock):
+    """1x1 down, 3x3 with the stride, 1x1 up to four times the width (torchvision's, "v1.5")."""
+
+    expansion: ClassVar[int] = 4
+    depth = 3
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        _refuse(groups, base_width, dilation)
+        norm = norm_layer or nn.BatchNorm2d
+        self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
+        self.bn1 = norm(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = norm(planes)
+        self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
+        self.bn3 = norm(planes * self.expansion)
+        self.downsample = downsample
+        self.stride = stride

@@ -1,0 +1,129 @@
+"""Batch norms as torch has them, read for the fused operators: modes, momentum, tracking, frozen and synchronized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fused_kernels.errors import ShapeError
+
+
+@dataclass
+class NormState:
+    """The tensors and flags of the batch norms of a chain, in the order of its layers."""
+
+    gammas: list[Tensor]
+    betas: list[Tensor]
+    running: list[Tensor]
+    """Mean and variance of each norm that tracks them."""
+    updated: list[Tensor]
+    """Those of ``running`` that this pass moves."""
+    momenta: list[float]
+    counters: list[Tensor]
+    """Numbers of batches tracked, of the norms that this pass moves."""
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm that the fused operators compute.
+
+    torchvision's and timm's frozen form is known by its buffers: weight, bias, running_mean and running_var.
+    """
+    if type(module) in {nn.BatchNorm2d, nn.SyncBatchNorm}:
+        return True
+    return set(dict(module.named_buffers(recurse=False))) >= {"weight", "bias", "running_mean", "running_var"}
+
+
+def uses_batch_statistics(norm: nn.Module) -> bool:
+    """As torch decides: in training mode, or where nothing is tracked. A frozen norm never does."""
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        return False
+    return norm.training or norm.running_mean is None
+
+
+def flags(norm: nn.Module) -> str:
+    """Initials for ``specification.layer_text``: b(atch statistics), t(racked), u(pdates)."""
+    text = "b" if uses_batch_statistics(norm) else ""
+    if norm.running_mean is not None:
+        text += "tu" if _updates(norm) else "t"
+    return text
+
+
+def group_name(norm: nn.Module) -> str | None:
+    """The process group that shares this norm's batch statistics, or None where it has them to itself."""
+    if not (
+        isinstance(norm, nn.SyncBatchNorm) and norm.training and dist.is_available() and dist.is_initialized()
+    ):
+        return None
+    group = norm.process_group or dist.group.WORLD
+    if dist.get_world_size(group) == 1:
+        return None
+    return str(group.group_name)
+
+
+def state_of(norms: Sequence[nn.Module]) -> NormState:
+    """Tensors for one pass; nothing is changed before ``install``."""
+    state = NormState([], [], [], [], [], [])
+    for norm in norms:
+        gamma, beta = affine(norm)
+        state.gammas.append(gamma)
+        state.betas.append(beta)
+        state.momenta.append(_momentum(norm))
+        if isinstance(norm.running_mean, Tensor) and isinstance(norm.running_var, Tensor):
+            state.running += [norm.running_mean, norm.running_var]
+            if _updates(norm):
+                state.updated += [norm.running_mean, norm.running_var]
+        if _updates(norm) and isinstance(norm.num_batches_tracked, Tensor):
+            state.counters.append(norm.num_batches_tracked)
+    return state
+
+
+def install(state: NormState, new: Sequence[Tensor]) -> None:
+    """Write the next running statistics [2, C] of each updating norm into its buffers, and count the batch.
+
+    This comes after the pass, so that a checkpoint which stops its second pass early moves them once, not twice.
+    """
+    with torch.no_grad():
+        if new:
+            torch._foreach_copy_(state.updated, [row for pair in new for row in pair])
+        if state.counters:
+            torch._foreach_add_(state.counters, 1)
+
+
+def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """gamma and beta, ones and zeros where the norm has none."""
+    if isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor):
+        return norm.weight, norm.bias
+    like = norm.running_mean
+    if isinstance(like, Tensor):
+        return torch.ones_like(like), torch.zeros_like(like)
+    # neither affine nor tracked: the module holds no tensor that could tell the device
+    raise ShapeError(
+        "a batch norm with affine=False and track_running_stats=False cannot be fused: give it one of them"
+    )
+
+
+def require_rows(norm: nn.Module, rows: int) -> None:
+    """Refuse one value per channel in training, as torch does: its variance says nothing.
+
+    Raises:
+        ValueError: ``rows`` is 1 and the norm normalizes by its batch.
+    """
+    if rows == 1 and uses_batch_statistics(norm) and group_name(norm) is None:
+        raise ValueError(
+            "Expected more than 1 value per channel when training: use a larger batch or image, or eval()"
+        )
+
+
+def _updates(norm: nn.Module) -> bool:
+    return bool(norm.training and getattr(norm, "track_running_stats", False))
+
+
+def _momentum(norm: nn.Module) -> float:
+    momentum = getattr(norm, "momentum", 0.0)
+    if momentum is None:  # torch's cumulative average
+        return 1.0 / (float(norm.num_batches_tracked) + 1.0) if _updates(norm) else 0.0  # type: ignore[arg-type]
+    return float(momentum)

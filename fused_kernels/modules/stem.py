@@ -1,0 +1,51 @@
+"""A network's first layers as one module: convolution, batch norm, ReLU and, on large images, max pool."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fused_kernels import library
+from fused_kernels.errors import ShapeError
+from fused_kernels.modules import norm as norms
+from fused_kernels.modules.folding import folded
+from fused_kernels.modules.running import folds, window
+from fused_kernels.numeric_types import compute_dtype
+from fused_kernels.specification import layer_text
+
+
+class FusedStem(nn.Module):
+    """``conv1`` and ``bn1``, a ReLU, and a 3x3 max pool of stride 2 where ``pool``; ImageNet's 7x7 by default."""
+
+    def __init__(self, channels: int = 64, *, kernel: int = 7, stride: int = 2, pool: bool = True) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.bn1: nn.Module = nn.BatchNorm2d(channels)
+        self.pool = pool
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images [N, 3, H, W] in any memory to activations in NHWC memory."""
+        return run_stem(self.conv1, self.bn1, image, pool=self.pool)
+
+
+def run_stem(conv: nn.Conv2d, norm: nn.Module, image: Tensor, *, pool: bool) -> Tensor:
+    """maxpool(relu(norm(conv(image)))) as one operator, in the modules' modes.
+
+    Under autocast the image is converted as it is read, not before.
+
+    Raises:
+        ShapeError: the image does not fit, or its dtype is not the weight's outside of autocast.
+    """
+    if image.ndim != 4 or image.shape[1] != conv.in_channels:
+        raise ShapeError(f"expected images [N, {conv.in_channels}, H, W], got {list(image.shape)}")
+    dtype, geometry = compute_dtype(image, conv.weight, what="image"), window(conv)
+    if folds(image, [(conv, norm)]):
+        (weight,), (bias,) = folded([(conv, norm)], dtype)
+        return library.stem_inference(image, weight, bias, geometry.stride, geometry.padding, pool)
+    p, q = geometry.output_size(image.shape[2], image.shape[3])
+    norms.require_rows(norm, image.shape[0] * p * q)
+    state = norms.state_of([norm])
+    text = layer_text(geometry, float(norm.eps), norms.flags(norm), norms.group_name(norm))  # type: ignore[arg-type]
+    gamma, beta, momentum = state.gammas[0], state.betas[0], state.momenta[0]
+    out = library.stem(image, conv.weight, gamma, beta, state.running, momentum, text, pool, dtype)
+    norms.install(state, out[len(out) - len(state.updated) // 2 :])
+    return out[0]

@@ -1,0 +1,192 @@
+"""The chain for inference: a bottleneck's 3x3, its last 1x1 with the shortcut, and the next block's first 1x1.
+
+    h    = relu(conv2(x))                  3x3, stride 1 or 2
+    z    = relu(conv3(h) + residual)       1x1; the block's output
+    next = relu(conv1(z))                  1x1; where the next block's chain starts
+
+One kernel, ``kernels/chain.py``; a stage of bottlenecks is one chain for each block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fused_kernels import inference_references as references
+from fused_kernels.errors import ShapeError, Unsupported
+from fused_kernels.launch import Functor, Out, launch, uses_kernels
+from fused_kernels.layout import empty_nhwc, nhwc
+from fused_kernels.numeric_types import precision, require_float
+from fused_kernels.ops.inference import require_int32_sums, require_residual_scale, require_vector
+from fused_kernels.tiles import Tile
+
+WIDEST = 256
+WIDEST_NEXT = 512
+"""Channels of which a program keeps all sums in registers."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A convolution with its batch norm folded in."""
+
+    w: Tensor
+    """[K, C, R, S]."""
+    bias: Tensor
+    """fp32 [K]; for int8 in units of the result."""
+    scale: Tensor | None = None
+    """fp32 [K], for int8 alone; see ``ops.inference.requantization``."""
+
+
+def chain_fits(width: int, dtype: torch.dtype, next_width: int | None = None) -> bool:
+    """Whether a chain is worth choosing: its sums stay in registers and its weights do not outweigh its activations.
+
+    At 256 channels it computes, yet each program would read 2 MB of weights for 64 pixels.
+
+    Args:
+        width: channels of the 3x3.
+        dtype: of the activations.
+        next_width: channels of the next block's first convolution, or None where none follows.
+    """
+    if dtype not in {torch.float16, torch.bfloat16, torch.int8} or (next_width or 0) > 256:
+        return False
+    return _power_of_two(width) and _narrowest(dtype) <= width <= 128
+
+
+def chain_tile(width: int, dtype: torch.dtype, next_width: int | None = None) -> Tile:
+    """Pixels (m), columns of z at a time (n) and depth of a step of the 3x3 (k) that compile without spills.
+
+    Two steps or more for each tap, because only a loop is pipelined; z by 64 bytes of a pixel.
+    """
+    k = max(_narrowest(dtype), min(64, width // 2))
+    if dtype == torch.float32:
+        return Tile(32, 32, min(k, 32), warps=8, stages=2)
+    n = 64 if dtype == torch.int8 and width <= 128 and (next_width or 0) <= 128 else 32
+    return Tile(128, n, k, warps=8, stages=3) if width <= 128 else Tile(64, n, k, warps=8, stages=2)
+
+
+def chain(
+    x: Tensor,
+    conv2: Folded,
+    conv3: Folded,
+    residual: Tensor,
+    conv1: Folded | None = None,
+    *,
+    stride: int = 1,
+    residual_scale: float | None = None,
+    tile: Tile | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The rest of a bottleneck after its first convolution, and the first convolution of the next one.
+
+    Every value between two convolutions is rounded to the dtype of ``x``, and int8 saturated to [0, 127], exactly as
+    ``ops.inference`` stores it.
+
+    Args:
+        x: output of the block's first convolution, [N, width, H, W] in fp32, fp16, bf16 or int8; the width is a power
+            of two from 16 (int8: 32) to 256.
+        conv2: 3x3 with padding 1, [width, width, 3, 3].
+        conv3: 1x1, [expanded, width, 1, 1].
+        residual: the block's shortcut, [N, expanded, P, Q].
+        conv1: of the next block, 1x1, [next, expanded, 1, 1] with up to 512 channels; None where no block follows.
+        stride: of ``conv2``, 1 or 2.
+        residual_scale: of an int8 residual; see ``ops.inference.conv_int8``.
+        tile: instead of ``chain_tile``.
+
+    Returns:
+        z [N, expanded, P, Q], and [N, next, P, Q] or None.
+
+    Raises:
+        ShapeError, Unsupported: operands that do not fit, or a width or dtype without a kernel.
+    """
+    _require_chain(x, conv2, conv3, residual, conv1, stride, residual_scale)
+    if not uses_kernels(x):
+        return references.chain(x, conv2, conv3, residual, conv1, stride=stride, residual_scale=residual_scale)
+    n, width, h, wd = x.shape
+    p, q = residual.shape[2:]
+    z = empty_nhwc(x, n, conv3.w.shape[0], p, q)
+    following = None if conv1 is None else empty_nhwc(x, n, conv1.w.shape[0], p, q)
+    next_width = None if following is None else following.shape[1]
+    tile = tile or chain_tile(width, x.dtype, next_width)
+    launch(
+        "chain.chain_kernel",
+        (-(-n * p * q // tile.m),),
+        tile,
+        x_ptr=nhwc(x),
+        **_layer("2", conv2),
+        **_layer("3", conv3),
+        residual_ptr=nhwc(residual),
+        residual_scale=None if residual_scale is None else float(residual_scale),
+        z_ptr=Out(z),
+        **_layer("1", conv1),
+        next_ptr=None if following is None else Out(following),
+        **{"M": n * p * q, "H": h, "W": wd, "P": p, "Q": q},
+        **{"STRIDE": stride, "WIDTH": width, "EXPANDED": z.shape[1], "NEXT": next_width or 0},
+        PROLOGUE=Functor("prologues.identity"),
+        PRECISION=precision(x.dtype),
+        ACC=Functor("numerics.int32" if x.dtype == torch.int8 else "numerics.float32"),
+        **{"BLOCK_M": tile.m, "BLOCK_Z": tile.n, "BLOCK_K": tile.k, "FLAT": tile.flat},
+        BLOCK_NEXT=max(16, 1 << ((next_width or 1) - 1).bit_length()),
+    )
+    return z, following
+
+
+def _layer(name: str, layer: Folded | None) -> dict[str, Tensor | None]:
+    if layer is None:
+        return {f"w{name}_ptr": None, f"scale{name}_ptr": None, f"b{name}_ptr": None}
+    return {f"w{name}_ptr": nhwc(layer.w), f"scale{name}_ptr": layer.scale, f"b{name}_ptr": layer.bias}
+
+
+def _power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
+
+
+def _narrowest(dtype: torch.dtype) -> int:
+    return 32 if dtype == torch.int8 else 16  # a tensor core's shortest reduction
+
+
+def _require_chain(
+    x: Tensor,
+    conv2: Folded,
+    conv3: Folded,
+    residual: Tensor,
+    conv1: Folded | None,
+    stride: int,
+    residual_scale: float | None,
+) -> None:
+    if x.dtype != torch.int8:
+        require_float(x.dtype, what="the chain")
+    if x.ndim != 4:
+        raise ShapeError(f"x is {tuple(x.shape)}: the chain takes [N, width, H, W]")
+    n, width, h, w = x.shape
+    if not (_power_of_two(width) and _narrowest(x.dtype) <= width <= WIDEST):
+        raise Unsupported(
+            f"the chain computes widths that are powers of two from {_narrowest(x.dtype)} to {WIDEST}, not {width}"
+        )
+    if stride not in {1, 2}:
+        raise Unsupported(f"the chain's 3x3 has stride 1 or 2, not {stride}")
+    expanded = conv3.w.shape[0]
+    _require_layer("conv2", conv2, (width, width, 3, 3), x)
+    _require_layer("conv3", conv3, (expanded, width, 1, 1), x)
+    if conv1 is not None:
+        if conv1.w.shape[0] > WIDEST_NEXT:
+            raise Unsupported(f"the chain's next width is at most {WIDEST_NEXT}, not {conv1.w.shape[0]}")
+        _require_layer("conv1", conv1, (conv1.w.shape[0], expanded, 1, 1), x)
+    shape = (n, expanded, (h - 1) // stride + 1, (w - 1) // stride + 1)
+    if residual.shape != shape or residual.dtype != x.dtype:
+        raise ShapeError(f"the residual is {residual.dtype} {tuple(residual.shape)}, not {x.dtype} {shape}")
+    if x.dtype == torch.int8:
+        require_residual_scale(residual, residual_scale)
+    elif residual_scale is not None:
+        raise ShapeError("residual_scale belongs to an int8 residual")
+
+
+def _require_layer(name: str, layer: Folded, shape: tuple[int, ...], x: Tensor) -> None:
+    if layer.w.shape != shape or layer.w.dtype != x.dtype or 0 in shape:
+        raise ShapeError(f"{name}.w is {layer.w.dtype} {tuple(layer.w.shape)}, not {x.dtype} {shape}")
+    require_vector(f"{name}.bias", layer.bias, shape[0], x)
+    if (layer.scale is not None) != (x.dtype == torch.int8):
+        raise ShapeError(f"{name}.scale goes with int8 activations: give it for them and for no others")
+    if layer.scale is not None:
+        require_int32_sums(x, layer.w)
+        require_vector(f"{name}.scale", layer.scale, shape[0], x)

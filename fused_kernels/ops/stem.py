@@ -1,0 +1,385 @@
+"""A network's first layers: convolution of an image, batch norm, ReLU and, on large images, max pool 3x3/2.
+
+    stem_conv_moments   y = conv(image)             + mean and M2 of y by channel, and the image as packed for it
+    stem_pool           z = maxpool(relu(bn(y)))    + where each maximum was
+    stem_pool_backward  gradient of bn(y)           + sums for that batch norm's backward
+    stem_wgrad          dw from the packed image and dy
+    stem_inference      maxpool(relu(conv(image) + bias)), in floating point or int8
+
+Every activation is [N, C, H, W] in NHWC memory. The image may lie anyhow: ``pack`` reads it once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_kernels import stem_references
+from fused_kernels.choice import CUDNN, choose
+from fused_kernels.errors import ShapeError, Unsupported
+from fused_kernels.geometry import Axis, Conv
+from fused_kernels.launch import Functor, Out, launch, uses_kernels
+from fused_kernels.layout import empty_nhwc, nhwc
+from fused_kernels.numeric_types import FLOATS, precision, require_float
+from fused_kernels.ops.convolution import wgrad_into
+from fused_kernels.ops.inference import require_vector
+from fused_kernels.ops.partials import Partials
+from fused_kernels.ops.passes import pass_tile, rows_and_channels
+from fused_kernels.problem import Problem
+from fused_kernels.stem_layout import PIXEL, depth, pack_weight, packed_width, unpack_weight
+from fused_kernels.tiles import Tile
+
+POOL = Conv(3, 3, stride=2, padding=1)
+"""The max pool's window."""
+PACK_TILE = Tile(256, PIXEL, warps=4)
+LONGEST_STRIP = 8
+PROGRAMS = 264
+"""Two for each of a Hopper's 132 processors."""
+
+
+def pack(image: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:
+    """The image as ``stem_layout`` describes it, [N, H, WIDTH, 4] of ``dtype``.
+
+    Args:
+        image: [N, C, H, W] of 1 to 4 channels, in any memory; floating point, uint8 or int8.
+        conv: the window that will read it.
+        dtype: fp32, fp16 or bf16; int8 takes an int8 image as it is.
+
+    Raises:
+        ShapeError, Unsupported: no image, or a dtype that it cannot become.
+    """
+    _check_image(image, dtype)
+    n, c, h, w = image.shape
+    width = packed_width(conv, w, conv.output_size(h, w)[1])
+    if not uses_kernels(image) or dtype == torch.float64:
+        return stem_references.pack(image, conv, dtype)
+    packed = torch.empty((n, h, width, PIXEL), dtype=dtype, device=image.device)
+    stride_n, stride_c, stride_h, stride_w = image.stride()
+    launch(
+        "stem.pack_kernel",
+        (-(-n * h * width // PACK_TILE.m),),
+        PACK_TILE,
+        image_ptr=image,
+        out_ptr=Out(packed),
+        **{"M": n * h * width, "C": c, "H": h, "W": w, "WIDTH": width},
+        **{"STRIDE_N": stride_n, "STRIDE_C": stride_c, "STRIDE_H": stride_h, "STRIDE_W": stride_w},
+        **{"PADDING": conv.padding, "BLOCK": PACK_TILE.m},
+    )
+    return packed
+
+
+def stem_conv_moments(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Partials, Tensor]:
+    """Convolve an image and collect the output's moments.
+
+    Args:
+        image: as in ``pack``.
+        w: [K, C, R, S] in fp32, fp16 or bf16, which the image is converted to.
+        conv: the window.
+
+    Returns:
+        y [N, K, P, Q] in the dtype of ``w``; partials of kinds (mean, M2) of y as stored; the packed image, for
+        ``stem_wgrad``.
+
+    Raises:
+        ShapeError, Unsupported: operands that do not fit, or a dtype without a kernel.
+    """
+    tile = _fprop_tile(image, w, conv, "stem_moments")
+    if tile == CUDNN:
+        return stem_references.stem_conv_moments(image, w, conv)
+    packed, y = pack(image, conv, w.dtype), _empty_output(image, w, conv)
+    rows, channels = rows_and_channels(y)
+    partials = torch.empty((2, -(-rows // tile.m), channels), dtype=torch.float32, device=y.device)
+    _fprop(packed, w, y, conv, tile, "moments", (Out(partials), partials.shape[1]))
+    return y, Partials(partials, tile.m, rows), packed
+
+
+def stem_conv(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Tensor]:
+    """As ``stem_conv_moments`` without the moments, for a batch norm whose statistics are constants: (y, packed)."""
+    tile = _fprop_tile(image, w, conv, "stem_store")
+    if tile == CUDNN:
+        return stem_references.stem_conv(image, w, conv)
+    packed, y = pack(image, conv, w.dtype), _empty_output(image, w, conv)
+    _fprop(packed, w, y, conv, tile, "store", ())
+    return y, packed
+
+
+def stem_pool(y: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """maxpool3x3/2(relu(bn(y))), padding 1.
+
+    Args:
+        y: output of the convolution, [N, K, P, Q].
+        vectors: fp32 [4, K] of its batch norm: mean, invstd, scale, shift.
+
+    Returns:
+        z [N, K, ceil(P/2), ceil(Q/2)] in the dtype of ``y``, and uint8 of that shape: the place, 0 to 8 in reading
+        order, that each maximum has in its window. Of equal values the first wins, a NaN beats all, as in torch.
+    """
+    if not uses_kernels(y):
+        return stem_references.stem_pool(y, vectors)
+    y = nhwc(y)
+    n, k, p, q = y.shape
+    z = empty_nhwc(y, n, k, *POOL.output_size(p, q))
+    index = empty_nhwc(z, *z.shape, dtype=torch.uint8)
+    arguments = {
+        "y_ptr": y,
+        "vectors_ptr": vectors,
+        "z_ptr": Out(z),
+        "index_ptr": Out(index),
+        **_planes(y, z),
+    }
+    _launch_pass("stem.pool_kernel", _pool_tile(k), z, arguments)
+    return z, index
+
+
+def stem_pool_backward(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor) -> tuple[Tensor, Partials]:
+    """Gradient of ``stem_pool`` by bn(y).
+
+    Args:
+        dz: gradient of z, in its shape.
+        index: from ``stem_pool``.
+        y: what ``stem_pool`` took.
+        vectors: likewise.
+
+    Returns:
+        g in the shape and dtype of ``y``, and partials of kinds (sum g, sum g * (y - mean)).
+    """
+    if not uses_kernels(y):
+        return stem_references.stem_pool_backward(dz, index, y, vectors)
+    dz, index, y = nhwc(dz), nhwc(index), nhwc(y)
+    arguments = {"dz_ptr": dz, "index_ptr": index, **_planes(y, dz)}
+    return _gradient_pass("stem.pool_backward_kernel", _pool_tile(y.shape[1]), y, vectors, arguments)
+
+
+def stem_activate(y: Tensor, vectors: Tensor) -> Tensor:
+    """relu(bn(y)): ``stem_pool`` for a stem without max pool."""
+    if not uses_kernels(y):
+        return stem_references.stem_activate(y, vectors)
+    y = nhwc(y)
+    z = torch.empty_like(y)
+    arguments = {"y_ptr": y, "vectors_ptr": vectors, "z_ptr": Out(z)}
+    _launch_pass("stem.activate_kernel", pass_tile(y.shape[1]), z, arguments)
+    return z
+
+
+def stem_activate_backward(dz: Tensor, y: Tensor, vectors: Tensor) -> tuple[Tensor, Partials]:
+    """Gradient of ``stem_activate`` by bn(y); results as in ``stem_pool_backward``."""
+    if not uses_kernels(y):
+        return stem_references.stem_activate_backward(dz, y, vectors)
+    dz, y = nhwc(dz), nhwc(y)
+    return _gradient_pass("stem.activate_backward_kernel", pass_tile(y.shape[1]), y, vectors, {"dz_ptr": dz})
+
+
+def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
+    """Gradient of the weight.
+
+    Args:
+        packed: the image, from ``stem_conv_moments``.
+        dy: gradient of y, [N, K, P, Q], in the dtype of ``packed``.
+        conv: the window.
+        channels: of the image.
+
+    Returns:
+        dw fp32 [K, channels, R, S] in KRSC memory.
+    """
+    problem = _wgrad_problem(packed, dy, conv)
+    tile = choose(problem, packed.device) if uses_kernels(packed) else CUDNN
+    if tile == CUDNN:
+        return stem_references.stem_wgrad(packed, dy, conv, channels)
+    shape = (dy.shape[1], depth(conv), conv.r, 1)
+    dw = torch.empty(shape, dtype=torch.float32, device=dy.device, memory_format=torch.channels_last)
+    x = packed.permute(0, 3, 1, 2)
+    wgrad_into(dw, x, nhwc(dy), conv, (conv.padding, 0), PIXEL, tile, "identity", ())
+    return unpack_weight(dw.permute(0, 2, 3, 1).flatten(2), conv, channels)
+
+
+def stem_inference(
+    image: Tensor, w: Tensor, bias: Tensor, conv: Conv, *, pool: bool = True, scale: Tensor | None = None
+) -> Tensor:
+    """relu(conv(image) + bias), then max pool 3x3/2 with padding 1; in int8, requantized before the ReLU.
+
+    Args:
+        image: as in ``pack``; int8 where ``w`` is.
+        w: [K, C, R, S] in fp32, fp16 or bf16, which the image is converted to; or int8.
+        bias: fp32 [K]; in int8 in units of the output's scale.
+        conv: the window.
+        pool: whether there is a max pool.
+        scale: only in int8, fp32 [K] and positive: input scale * weight scale / output scale.
+
+    Returns:
+        [N, K, P', Q'] in the dtype of ``w``; in int8 round_half_even(conv * scale + bias) within [0, 127].
+
+    Raises:
+        ShapeError, Unsupported: operands that do not fit, or a dtype without a kernel.
+    """
+    if (scale is not None) != (w.dtype == torch.int8):
+        raise Unsupported(f"the stem takes a scale with int8 weights and with no others, not {w.dtype}")
+    for name, vector in (("bias", bias), ("scale", scale)):
+        if vector is not None:
+            require_vector(name, vector, w.shape[0], w)
+    tile = _fprop_tile(image, w, conv, "stem_pool" if pool else "stem_bias_relu")
+    if tile == CUDNN:
+        return stem_references.stem_inference(image, w, bias, conv, pool=pool, scale=scale)
+    packed, out = pack(image, conv, w.dtype), _empty_output(image, w, conv)
+    epilogue, args = ("bias_relu", (bias,)) if scale is None else ("requantize_relu", (scale, bias))
+    if not pool:
+        _fprop(packed, w, out, conv, tile, epilogue, args)
+        return out
+    n, k, p, q = out.shape
+    pooled = empty_nhwc(out, n, k, *POOL.output_size(p, q))
+    _conv_pool(packed, w, pooled, (p, q), conv, tile, epilogue, args)
+    return pooled
+
+
+def _fprop(
+    packed: Tensor, w: Tensor, out: Tensor, conv: Conv, tile: Tile, epilogue: str, args: tuple[Any, ...]
+) -> None:
+    """Launch the convolution of a packed image: R taps in h, one in w."""
+    n, height, width, _ = packed.shape
+    k, p, q = out.shape[1:]
+    launch(
+        "conv.conv_kernel",
+        (-(-n * p * q // tile.m) * -(-k // tile.n),),
+        tile,
+        x_ptr=packed,
+        w_ptr=pack_weight(w, conv),
+        out_ptr=Out(out),
+        prologue_args=(),
+        epilogue_args=args,
+        **{"M": n * p * q, "H": height, "W": width, "P": p, "Q": q, "OUT_H": p, "OUT_W": q},
+        **{"COLS": k, "COL_STRIDE": conv.r * depth(conv), "TAP_STRIDE": depth(conv), "DEPTH_STRIDE": 1},
+        **{"DEPTH": depth(conv), "PITCH": PIXEL, "WINDOW": 1},
+        **replace(conv.fprop(), w=Axis(1, 0, 0, 0)).constexprs(),
+        **_compile_time(packed, tile, epilogue),
+    )
+
+
+def _conv_pool(
+    packed: Tensor,
+    w: Tensor,
+    out: Tensor,
+    plane: tuple[int, int],
+    conv: Conv,
+    tile: Tile,
+    epilogue: str,
+    args: tuple[Any, ...],
+) -> None:
+    """Launch convolution and max pool in one; ``plane`` [P, Q] is what the convolution alone would give."""
+    n, height, width, _ = packed.shape
+    k, p, q = out.shape[1:]
+    strip = strip_length(n * p * q, p, k, tile)
+    strips = -(-p // strip)
+    launch(
+        "stem.conv_pool_kernel",
+        (-(-n * strips * q // tile.m) * -(-k // tile.n),),
+        tile,
+        x_ptr=packed,
+        w_ptr=pack_weight(w, conv),
+        out_ptr=Out(out),
+        epilogue_args=args,
+        **{"M": n * strips * q, "H": height, "W": width, "P": plane[0], "Q": plane[1]},
+        **{"POOLED_H": p, "POOLED_W": q, "STRIPS": strips},
+        **{"COLS": k, "COL_STRIDE": conv.r * depth(conv), "TAP_STRIDE": depth(conv)},
+        **{"STRIP": strip, "DEPTH": depth(conv), "TAPS": conv.r},
+        **{"STRIDE": conv.stride, "PADDING": conv.padding},
+        **_compile_time(packed, tile, epilogue),
+    )
+
+
+def strip_length(pixels: int, height: int, cols: int, tile: Tile) -> int:
+    """Pooled pixels that a row of ``conv_pool_kernel`` walks down: as many as leave work for every processor.
+
+    A power of two, because the loop's length is compiled in.
+    """
+    programs = -(-pixels // tile.m) * -(-cols // tile.n)
+    longest = max(1, min(LONGEST_STRIP, height, programs // PROGRAMS))
+    return 1 << (longest.bit_length() - 1)
+
+
+def _compile_time(packed: Tensor, tile: Tile, epilogue: str) -> dict[str, Any]:
+    return {
+        "PROLOGUE": Functor("prologues.identity"),
+        "EPILOGUE": Functor(f"epilogues.{epilogue}"),
+        "PRECISION": precision(packed.dtype),
+        "ACC": Functor("numerics.int32" if packed.dtype == torch.int8 else "numerics.float32"),
+        "BLOCK_M": tile.m,
+        "BLOCK_N": tile.n,
+        "BLOCK_K": tile.k,
+        "GROUP": tile.group,
+        "FLAT": tile.flat,
+    }
+
+
+def _launch_pass(kernel: str, tile: Tile, over: Tensor, arguments: dict[str, Any]) -> None:
+    """Launch a [rows, channels] pass over the elements of ``over``."""
+    rows, channels = rows_and_channels(over)
+    grid = (-(-rows // tile.m), -(-channels // tile.n))
+    sizes = {"M": rows, "C": channels, "BLOCK_M": tile.m, "BLOCK_C": tile.n}
+    launch(kernel, grid, tile, **arguments, **sizes)
+
+
+def _gradient_pass(
+    kernel: str, tile: Tile, y: Tensor, vectors: Tensor, arguments: dict[str, Any]
+) -> tuple[Tensor, Partials]:
+    g = torch.empty_like(y)
+    rows, channels = rows_and_channels(y)
+    partials = torch.empty((2, -(-rows // tile.m), channels), dtype=torch.float32, device=y.device)
+    outputs = {"g_ptr": Out(g), "partials_ptr": Out(partials), "tiles": partials.shape[1]}
+    _launch_pass(kernel, tile, y, {**arguments, "y_ptr": y, "vectors_ptr": vectors, **outputs})
+    return g, Partials(partials, tile.m, rows)
+
+
+def _pool_tile(channels: int) -> Tile:
+    """Half a pass's tile: every element of it lives through nine loads, or four pairs of them."""
+    tile = pass_tile(channels)
+    return replace(tile, m=tile.m // 2)
+
+
+def _planes(y: Tensor, z: Tensor) -> dict[str, int]:
+    return {"P": y.shape[2], "Q": y.shape[3], "POOLED_H": z.shape[2], "POOLED_W": z.shape[3]}
+
+
+def _empty_output(image: Tensor, w: Tensor, conv: Conv) -> Tensor:
+    n, _, height, width = image.shape
+    return empty_nhwc(w, n, w.shape[0], *conv.output_size(height, width))
+
+
+def _fprop_tile(image: Tensor, w: Tensor, conv: Conv, epilogue: str) -> Any:
+    """The tile that convolves this image, or "cudnn" where plain PyTorch does."""
+    _check(image, w, conv)
+    n, _, height, width = image.shape
+    problem = Problem("fprop", w.dtype, n, height, width, depth(conv), w.shape[0], conv, "identity", epilogue)
+    return choose(problem, w.device) if uses_kernels(w) else CUDNN
+
+
+def _wgrad_problem(packed: Tensor, dy: Tensor, conv: Conv) -> Problem:
+    """Named after the smallest image with such an output: how much of it the last window left over does not matter."""
+    n, k, p, q = dy.shape
+    h = (p - 1) * conv.stride + conv.r - 2 * conv.padding
+    w = (q - 1) * conv.stride + conv.s - 2 * conv.padding
+    return Problem("wgrad", packed.dtype, n, h, w, depth(conv), k, conv, "identity", "stem")
+
+
+def _check_image(image: Tensor, dtype: torch.dtype) -> None:
+    if image.ndim != 4 or not 1 <= image.shape[1] <= PIXEL:
+        raise ShapeError(
+            f"the stem takes an image [N, C, H, W] of 1 to {PIXEL} channels, not {tuple(image.shape)}"
+        )
+    from_, to = (str(name).removeprefix("torch.") for name in (image.dtype, dtype))
+    if dtype == torch.int8 and image.dtype != torch.int8:
+        raise Unsupported(f"an int8 stem takes an int8 image, not {from_}: quantize the image first")
+    if dtype != torch.int8:
+        require_float(dtype, what="the stem")
+    if image.dtype not in (*FLOATS, torch.float64, torch.uint8, torch.int8):
+        raise Unsupported(f"the stem takes no {from_} image: convert it to {to}")
+
+
+def _check(image: Tensor, w: Tensor, conv: Conv) -> None:
+    _check_image(image, w.dtype)
+    if w.ndim != 4 or image.shape[1] != w.shape[1] or w.shape[2:] != (conv.r, conv.s):
+        raise ShapeError(
+            f"image {tuple(image.shape)} and w {tuple(w.shape)} do not fit a {conv.r}x{conv.s} convolution:"
+            " an image is [N, C, H, W] and w [K, C, R, S]"
+        )

@@ -1,0 +1,98 @@
+"""The stem's operations in plain PyTorch; see ``references`` for what that is for.
+
+``pack`` alone knows the packed layout: the others take the image, or undo the packing with a slice.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_weight
+
+from fused_kernels.geometry import Conv
+from fused_kernels.inference_references import conv_bias, conv_int8
+from fused_kernels.layout import nhwc, per_channel
+from fused_kernels.ops.partials import Partials
+from fused_kernels.references import activated, batch_norm, channel_sum, gradient_sums, wide
+from fused_kernels.stem_layout import PIXEL, packed_width
+
+
+def pack(image: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:
+    """See ``ops.stem.pack``."""
+    n, c, h, w = image.shape
+    width = packed_width(conv, w, conv.output_size(h, w)[1])
+    packed = torch.zeros((n, h, width, PIXEL), dtype=dtype, device=image.device)
+    packed[:, :, conv.padding : conv.padding + w, :c] = image.permute(0, 2, 3, 1)
+    return packed
+
+
+def stem_conv_moments(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Partials, Tensor]:
+    """See ``ops.stem.stem_conv_moments``."""
+    y, packed = stem_conv(image, w, conv)
+    count = y.numel() // y.shape[1]
+    mean = channel_sum(wide(y)) / count
+    m2 = channel_sum((wide(y) - per_channel(mean)).square())
+    return y, Partials(torch.stack([mean, m2])[:, None], count, count), packed
+
+
+def stem_conv(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Tensor]:
+    """See ``ops.stem.stem_conv``."""
+    y = F.conv2d(image.to(w.dtype), w, stride=conv.stride, padding=conv.padding)
+    return nhwc(y), pack(image, conv, w.dtype)
+
+
+def stem_pool(y: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """See ``ops.stem.stem_pool``."""
+    z, flat = F.max_pool2d(F.relu(batch_norm(y, vectors)), 3, 2, 1, return_indices=True)
+    h, w = flat // y.shape[3], flat % y.shape[3]
+    p = torch.arange(z.shape[2], device=y.device)[:, None]
+    q = torch.arange(z.shape[3], device=y.device)
+    index = (h - (2 * p - 1)) * 3 + w - (2 * q - 1)
+    return nhwc(z.to(y.dtype)), nhwc(index.to(torch.uint8))
+
+
+def stem_pool_backward(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor) -> tuple[Tensor, Partials]:
+    """See ``ops.stem.stem_pool_backward``."""
+    n, c, h, w = y.shape
+    p, q = dz.shape[2:]
+    padded = torch.zeros((n, c, 2 * p + 1, 2 * q + 1), dtype=wide(dz).dtype, device=y.device)
+    for place in range(9):
+        i, j = divmod(place, 3)
+        padded[:, :, i : i + 2 * p : 2, j : j + 2 * q : 2] += torch.where(index == place, wide(dz), 0.0)
+    g = torch.where(batch_norm(y, vectors) > 0, padded[:, :, 1 : 1 + h, 1 : 1 + w], 0.0)
+    g = nhwc(g.to(y.dtype))
+    return g, gradient_sums(g, (y, vectors))
+
+
+def stem_activate(y: Tensor, vectors: Tensor) -> Tensor:
+    """See ``ops.stem.stem_activate``."""
+    return nhwc(activated(y, vectors))
+
+
+def stem_activate_backward(dz: Tensor, y: Tensor, vectors: Tensor) -> tuple[Tensor, Partials]:
+    """See ``ops.stem.stem_activate_backward``."""
+    g = nhwc(torch.where(batch_norm(y, vectors) > 0, wide(dz), 0.0).to(y.dtype))
+    return g, gradient_sums(g, (y, vectors))
+
+
+def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
+    """See ``ops.stem.stem_wgrad``."""
+    columns = (dy.shape[3] - 1) * conv.stride + conv.s
+    # the columns of ``packed`` are padded already, its rows are not
+    x, padding = packed[:, :, :columns, :channels].permute(0, 3, 1, 2), (conv.padding, 0)
+    if x.device.type == "cpu":  # 16-bit convolutions on a CPU also add up in 16 bits
+        x, dy = wide(x), wide(dy)
+    size = (dy.shape[1], channels, conv.r, conv.s)
+    return nhwc(wide(conv2d_weight(x, size, dy, stride=conv.stride, padding=padding)))
+
+
+def stem_inference(
+    image: Tensor, w: Tensor, bias: Tensor, conv: Conv, *, pool: bool, scale: Tensor | None
+) -> Tensor:
+    """See ``ops.stem.stem_inference``."""
+    if scale is None:
+        z = conv_bias(image.to(w.dtype), w, bias, conv, relu=True)
+    else:
+        z = conv_int8(image, w, scale, bias, conv, relu=True)
+    return nhwc(F.max_pool2d(wide(z), 3, 2, 1).to(z.dtype)) if pool else z

@@ -1,0 +1,168 @@
+"""fuse(model): what it replaces, what it leaves and why, and that nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fused_kernels.fuse import fuse
+from fused_kernels.launch import implementation
+from fused_kernels.modules import FusedBasicBlock, FusedBlock, FusedBottleneck, FusedStage
+from rescompile.models.cifar import cifar_resnet
+from rescompile.models.resnet import BasicBlock as OurBasicBlock
+from tests.fused_kernels.conftest import activation
+from tests.fused_kernels.plain_networks import BasicBlock, Bottleneck, ResNet, TimmBottleneck, projection
+from tests.fused_kernels.tolerances import assert_close
+
+
+def small(block: type[BasicBlock] | type[Bottleneck] = Bottleneck, **kwargs: bool) -> ResNet:
+    return ResNet(block, (2, 2), (8, 16), **kwargs)
+
+
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad(), implementation("reference"):
+        return model(x)
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck, TimmBottleneck])
+def test_every_block_of_a_resnet_is_replaced(block: type[Bottleneck]) -> None:
+    model = small(block)
+    report = fuse(model)
+    assert report.replaced == ["layer1.0", "layer1.1", "layer2.0", "layer2.1"]
+    assert report.left == {"conv1": "a convolution outside of a residual block"}
+    assert isinstance(model.layer1, FusedStage)
+    assert isinstance(model.layer2, FusedStage)
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck, TimmBottleneck])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_fused_model_answers_as_before(block: type[Bottleneck], training: bool) -> None:
+    model = small(block).double().train(training)
+    fused = copy.deepcopy(model)
+    fuse(fused)
+    assert fused.training == fused.layer1.training == fused.layer1[0].training == training
+    x = activation(2, 3, 19, 17).double()
+    assert_close("logits", outputs(fused, x), outputs(model, x))
+
+
+def test_parameters_stay_the_same_objects_under_the_same_names() -> None:
+    model = small()
+    before = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    fuse(model)
+    after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert list(before) == list(after)
+    assert all(before[name] is after[name] for name in before)
+
+
+def test_our_own_networks_are_fused() -> None:
+    model = cifar_resnet(OurBasicBlock, 2)
+    expected = copy.deepcopy(model).eval()
+    report = fuse(model)
+    assert len(report.replaced) == 6
+    x = activation(1, 3, 8, 8)
+    assert_close("logits", outputs(model.eval(), x), outputs(expected.double(), x.double()))
+
+
+def test_fusing_twice_changes_nothing() -> None:
+    model = small()
+    fuse(model)
+    blocks = list(model.layer1)
+    report = fuse(model)
+    assert not report.replaced
+    assert all(a is b for a, b in zip(model.layer1, blocks, strict=True))
+
+
+def test_a_mixed_sequence_keeps_its_own_kind() -> None:
+    model = nn.Sequential(nn.Sequential(BasicBlock(8, 8), nn.Conv2d(8, 8, 1)))
+    report = fuse(model)
+    assert report.replaced == ["0.0"]
+    assert type(model[0]) is nn.Sequential
+    assert isinstance(model[0][0], FusedBasicBlock)
+
+
+class PreActivation(BasicBlock):
+    """The same children, another order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(torch.relu(self.bn1(x)))
+        return x + self.conv2(torch.relu(self.bn2(out)))
+
+
+def altered(**changes: nn.Module) -> Bottleneck:
+    block = Bottleneck(32, 8)
+    for name, module in changes.items():
+        setattr(block, name, module)
+    return block
+
+
+def hooked() -> Bottleneck:
+    block = Bottleneck(32, 8)
+    block.conv2.register_forward_hook(lambda *_: None)
+    return block
+
+
+LEFT = {
+    "another forward pass": (PreActivation(8, 8), "computes something else"),
+    "attention": (TimmBottleneck(32, 8, attention=nn.Sequential(nn.Sigmoid())), "se is a Sequential"),
+    "grouped": (altered(conv2=nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)), "conv2 has groups 2"),
+    "dilated": (altered(conv2=nn.Conv2d(8, 8, 3, padding=2, dilation=2, bias=False)), "conv2 has dilation (2, 2)"),
+    "uneven stride": (altered(conv2=nn.Conv2d(8, 8, 3, (1, 2), padding=1, bias=False)), "conv2 has stride (1, 2)"),
+    "reflecting": (
+        altered(conv2=nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect", bias=False)),
+        "conv2 has padding (1, 1) of mode reflect",
+    ),
+    "same padding": (altered(conv2=nn.Conv2d(8, 8, 3, padding="same", bias=False)), "conv2 has padding same"),
+    "biased": (altered(conv2=nn.Conv2d(8, 8, 3, padding=1)), "conv2 has a bias"),
+    "other norm": (altered(bn2=nn.GroupNorm(2, 8)), "bn2 is a GroupNorm"),
+    "other activation": (altered(relu=nn.SiLU()), "relu is a SiLU"),
+    "other convolution": (
+        altered(conv2=nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1, bias=False))),
+        "conv2 is a ParametrizedConv2d",
+    ),
+    "pooling shortcut": (
+        altered(downsample=nn.Sequential(nn.AvgPool2d(1), *projection(32, 32, 1))),
+        "downsample is a Sequential of ['AvgPool2d', 'Conv2d', 'BatchNorm2d']",
+    ),
+    "3x3 shortcut": (
+        altered(downsample=nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32))),
+        "downsample.0 is 3x3 with padding (1, 1)",
+    ),
+    "hooked": (hooked(), "conv2 has hooks"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_a_block_that_the_kernels_do_not_compute_is_left_with_the_reason(name: str) -> None:
+    block, reason = LEFT[name]
+    model = nn.Sequential(block)
+    report = fuse(model)
+    assert model[0] is block
+    assert reason in report.left["0"]
+    assert f"left   0: {report.left['0']}" in str(report)
+
+
+def test_a_model_without_blocks_says_so() -> None:
+    assert str(fuse(nn.Sequential(nn.Linear(2, 2)))) == "nothing to fuse: the model has no residual blocks"
+
+
+def test_a_frozen_norm_as_torchvisions_is_fused() -> None:
+    class FrozenBatchNorm2d(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.eps = 1e-5
+            for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+                self.register_buffer(name, torch.full((channels,), value))
+
+        def forward(self, x: Tensor) -> Tensor:
+            scale = (self.weight / (self.running_var + self.eps).sqrt())[:, None, None]
+            return x * scale + (self.bias[:, None, None] - self.running_mean[:, None, None] * scale)
+
+    model = nn.Sequential(
+        Bottleneck(32, 8, norm=FrozenBatchNorm2d), BasicBlock(32, 32, norm=FrozenBatchNorm2d)
+    )
+    assert fuse(model).replaced == ["0", "1"]
+    assert all(isinstance(block, FusedBlock) for block in model)
+    assert isinstance(model[0], FusedBottleneck)

@@ -1,0 +1,44 @@
+"""Tiles as data."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from fused_kernels.errors import TuningError
+from fused_kernels.tiles import Tile
+
+
+@pytest.fixture(autouse=True)
+def needs_triton() -> None:
+    """A tile is a few numbers."""
+
+
+@pytest.mark.parametrize(
+    "tile", [Tile(64, 32), Tile(256, 128, 64, warps=8, stages=5, flat=True, group=1, splits=32)]
+)
+def test_a_tile_survives_json(tile: Tile) -> None:
+    assert Tile.from_json(json.loads(json.dumps(tile.to_json()))) == tile
+
+
+def test_an_older_table_may_leave_fields_out() -> None:
+    assert Tile.from_json({"m": 64, "n": 32}) == Tile(64, 32)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"m": 64, "n": 32, "warp": 4}, "a tile has no field 'warp'"),
+        ({"m": 64}, "m and n are required"),
+        ({"n": 64}, "m and n are required"),
+        ({}, "m and n are required"),
+        ({"m": "64", "n": 32}, "every field is a whole number"),
+        ({"m": 64.5, "n": 32}, "every field is a whole number"),
+        ({"m": 64, "n": None}, "every field is a whole number"),
+    ],
+)
+def test_what_is_no_tile_is_refused(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(TuningError, match=message):
+        Tile.from_json(data)
