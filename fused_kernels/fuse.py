@@ -192,7 +192,6 @@ def adopt(block: nn.Module) -> FusedBlock:
         fused.downsample = None
     else:
         fused.downsample = downsample if pad is None else PadShortcut(*pad)
-    fused.stride = getattr(block, "stride", 1)
     fused.training = block.training
     return fused
 
@@ -241,18 +240,18 @@ def whole(
     """The parts of a whole ResNet, its blocks fused: stem convolution and norm, max pool, stages, classifier.
 
     The model is left as it is; its own forward pass is not looked at here.
+
     Raises:
         Unsupported: something in the model is not what a FusedResNet computes; the message names it.
     """
-    parts = {name: getattr(model, name, None) for name in ("conv1", "bn1", "fc")}
-    for name, part in parts.items():
-        if part is None:
+    for name in ("conv1", "bn1", "fc"):
+        if not isinstance(getattr(model, name, None), nn.Module):
             raise Unsupported(
-                f"the model has no {name}: FusedResNet.adopt takes ResNets with torchvision's names"
+                f"the model has no {name}: FusedResNet.adopt takes ResNets of torchvision's names"
             )
-    conv1, bn1, fc = parts.values()
+    conv1, bn1, fc = (model.get_submodule(name) for name in ("conv1", "bn1", "fc"))
     reason = _layer_obstacle(conv1, bn1, "conv1", "bn1")
-    if reason or not isinstance(fc, nn.Linear):
+    if reason or not isinstance(conv1, nn.Conv2d) or not isinstance(fc, nn.Linear):
         raise Unsupported(f"{reason or f'fc is a {type(fc).__name__}'}: fuse(model) still takes its blocks")
     pool = getattr(model, "maxpool", None)
     if pool is not None and not _is_stem_pool(pool):
@@ -284,8 +283,9 @@ def _fused_sequence(name: str, sequence: nn.Module) -> FusedStage:
             fused = attempt(block) if _looks_like_a_block(block) else f"it is a {type(block).__name__}"
             if isinstance(fused, str):
                 raise Unsupported(f"{name}.{index}: {fused}; fuse(model) takes the blocks that it can")
-            block = fused
-        blocks.append(block)
+            blocks.append(fused)
+        else:
+            blocks.append(block)
     stage = FusedStage(*blocks)
     stage.training = sequence.training
     return stage

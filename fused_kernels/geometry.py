@@ -16,7 +16,10 @@ from fused_kernels.errors import ShapeError
 
 @dataclass(frozen=True)
 class Axis:
-    """One spatial axis of a gather: row ``o`` meets tap ``first + i * every`` at input ``o * in_stride + base + i * step``."""
+    """One spatial axis of a gather.
+
+    Row ``o`` meets tap ``first + i * every`` at input ``o * in_stride + base + i * step``.
+    """
 
     taps: int
     """Taps that take part; 0 where a parity meets none."""

@@ -34,7 +34,7 @@ class Out:
 
 @dataclass(frozen=True)
 class Functor:
-    """A ``triton.jit`` function handed to a kernel at compile time: ``module.function`` of ``fused_kernels.kernels``."""
+    """A ``triton.jit`` function given to a kernel at compile time: ``module.function`` of ``fused_kernels.kernels``."""
 
     name: str
 

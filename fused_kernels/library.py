@@ -15,8 +15,9 @@ from torch import Tensor
 from fused_kernels import blocks, blocks_inference, stem_pass
 from fused_kernels.geometry import Conv
 from fused_kernels.normalization import Affine
-from fused_kernels.packing import pack, packed_size, unpack
 from fused_kernels.ops import stem as stem_ops
+from fused_kernels.ops.head import pool_fc
+from fused_kernels.packing import pack, packed_size, unpack
 from fused_kernels.specification import Chain, decode, decode_layer
 
 NAMESPACE = "fused_kernels"
@@ -153,8 +154,6 @@ residual_blocks_inference.register_fake(residual_blocks_inference._init_fn)
 @torch.library.custom_op(f"{NAMESPACE}::pool_classifier", mutates_args=())
 def pool_classifier(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Global average pool and classifier: [N, C, H, W] to fp32 logits [N, classes]. Not differentiable."""
-    from fused_kernels.ops.head import pool_fc
-
     return pool_fc(x, weight, bias)
 
 

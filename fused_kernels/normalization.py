@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _resolve_process_group
+from torch.distributed import distributed_c10d
 
 from fused_kernels.ops import statistics
 from fused_kernels.ops.partials import Partials
@@ -77,7 +78,7 @@ def denormalize(
     dgamma, dbeta = sum_gy * vectors[1], sum_g.clone()
     if layer.group is not None and total is not None:
         shared = torch.stack([sum_g, sum_gy])
-        dist.all_reduce(shared, group=_resolve_process_group(layer.group))
+        dist.all_reduce(shared, group=_group(layer.group))
         sum_g, sum_gy = shared / total
         count = 1
     frozen = not layer.batch_statistics
@@ -88,7 +89,7 @@ def denormalize(
 
 def _gathered(partials: Partials, group_name: str) -> Partials:
     """One row of mean, M2 and count for each process of the group."""
-    group = _resolve_process_group(group_name)
+    group = _group(group_name)
     local = statistics.merge(partials)
     count = torch.full((1, partials.channels), float(partials.count), dtype=local.dtype, device=local.device)
     mine = torch.cat([local, count])
@@ -96,3 +97,8 @@ def _gathered(partials: Partials, group_name: str) -> Partials:
     dist.all_gather(everyone, mine, group=group)
     stacked = torch.stack(everyone, dim=1)  # [3, processes, C]
     return Partials(stacked[:2].contiguous(), 0, partials.count, stacked[2, :, 0].contiguous())
+
+
+def _group(name: str) -> dist.ProcessGroup:
+    # operators take strings and no groups; torch's own functional collectives look them up in the same way
+    return cast(dist.ProcessGroup, distributed_c10d._resolve_process_group(name))  # type: ignore

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from fused_kernels.geometry import Conv
 from fused_kernels.layout import nhwc, per_channel
@@ -59,7 +60,7 @@ def conv_plain(x: Tensor, w: Tensor, conv: Conv, vectors: Tensor | None = None) 
 def dgrad(dy: Tensor, w: Tensor, conv: Conv, size: Sequence[int]) -> Tensor:
     """Gradient of the convolution's input [N, C, H, W], wide."""
     w, dy = _summable(w), _summable(dy)
-    grad = torch.nn.grad.conv2d_input(list(size), w, dy, stride=conv.stride, padding=conv.padding)
+    grad = conv2d_input(list(size), w, dy, stride=conv.stride, padding=conv.padding)  # type: ignore[no-untyped-call]
     return wide(grad)
 
 
@@ -120,7 +121,7 @@ def wgrad(x: Tensor, dy: Tensor, conv: Conv, vectors: Tensor | None = None) -> T
     """See ``ops.convolution.wgrad``."""
     size = (dy.shape[1], x.shape[1], conv.r, conv.s)
     a, dy = _summable(activated(x, vectors)), _summable(dy)
-    return wide(torch.nn.grad.conv2d_weight(a, size, dy, stride=conv.stride, padding=conv.padding))
+    return wide(conv2d_weight(a, size, dy, stride=conv.stride, padding=conv.padding))
 
 
 def join(y: Tensor, vectors: Tensor, shortcut: Tensor, shortcut_vectors: Tensor | None = None) -> Tensor:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fused_kernels.normalization import denormalize, normalize
 from fused_kernels.blocks import LayerGradients, LayerTensors
+from fused_kernels.normalization import denormalize, normalize
 from fused_kernels.ops import convolution, passes, statistics, stem
 from fused_kernels.ops.partials import Partials
 from fused_kernels.specification import Layer

@@ -51,7 +51,9 @@ def chain_kernel(
     for start in range(0, EXPANDED, BLOCK_Z):
         k = start + tl.arange(0, BLOCK_Z)
         ok_k = k < EXPANDED
-        v = mma(h, weights(w3_ptr, k, ok_k, c, ok_c, WIDTH), tl.zeros((BLOCK_M, BLOCK_Z), dtype=ACC), PRECISION)
+        v = mma(
+            h, weights(w3_ptr, k, ok_k, c, ok_c, WIDTH), tl.zeros((BLOCK_M, BLOCK_Z), dtype=ACC), PRECISION
+        )
         v = affine(v, scale3_ptr, b3_ptr, k, ok_k)
         v = with_residual(v, residual_ptr, residual_scale, pixels, ok_m, k, ok_k, EXPANDED)
         z = activation(v, DTYPE)

@@ -51,6 +51,7 @@ def moments(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
     count = tl.sum(ok_m.to(tl.float32), axis=0)
     mean = tl.sum(tl.where(ok_m[:, None], v, 0.0), axis=0) / count
     deviation = tl.where(ok_m[:, None], v - mean[None, :], 0.0)
+    mean += tl.sum(deviation, axis=0) / count
     row = row_tile.to(tl.int64)
     tl.store(partials_ptr + row * COLS + cols, mean, mask=ok_n)
     tl.store(partials_ptr + (row + tiles) * COLS + cols, tl.sum(deviation * deviation, axis=0), mask=ok_n)
@@ -104,7 +105,8 @@ def block_gradient(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args)
     ``args`` = (shortcut, height, width, stride, z, y, vectors, d, vectors_d, partials, tiles, first_tile);
     d is None where there is no projection.
     """
-    shortcut_ptr, height, width, stride, z_ptr, y_ptr, vectors_ptr, d_ptr, d_vectors_ptr, partials_ptr, tiles, first_tile = args
+    (shortcut_ptr, height, width, stride, z_ptr, y_ptr, vectors_ptr, d_ptr, d_vectors_ptr,
+     partials_ptr, tiles, first_tile) = args  # fmt: skip
     v = add_shortcut(acc, pixels, ok_m, cols, ok_n, COLS, shortcut_ptr, height, width, stride)
     z = get(z_ptr, pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
     g = rounded(tl.where(z > 0, v, 0.0), out_ptr.dtype.element_ty)
@@ -115,7 +117,9 @@ def block_gradient(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args)
     put_sum(g * centred(y, vectors_ptr, cols, ok_n), ok_m, partials_ptr, 1, tiles, row, cols, ok_n, COLS)
     if d_ptr is not None:
         d = get(d_ptr, pixels, ok_m, cols, ok_n, COLS)
-        put_sum(g * centred(d, d_vectors_ptr, cols, ok_n), ok_m, partials_ptr, 2, tiles, row, cols, ok_n, COLS)
+        put_sum(
+            g * centred(d, d_vectors_ptr, cols, ok_n), ok_m, partials_ptr, 2, tiles, row, cols, ok_n, COLS
+        )
 
 
 @triton.jit
@@ -146,7 +150,7 @@ def with_residual(v, ptr, scale, pixels, ok_m, cols, ok_n, COLS):
 @triton.jit
 def activation(v, DTYPE: tl.constexpr):
     """relu(v) as ``DTYPE``; as int8, rounded half to even and saturated to [0, 127]."""
-    if DTYPE == tl.int8:
+    if tl.int8 == DTYPE:
         return to_int8(v, 0.0)
     else:
         return relu(v).to(DTYPE)

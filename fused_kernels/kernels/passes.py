@@ -1,8 +1,8 @@
 """The passes over memory that remain between convolutions; each reads and writes a tensor once. All are [M, C], NHWC.
 
-    join        z  = relu(bn(y) + shortcut)            shortcut: a tensor, or bn(d) of a projection
-    entry       g  = dz where z > 0                    with the sums that the backward of those batch norms needs
-    bn_backward dy = a * g + b * (y - mean) + c
+join        z  = relu(bn(y) + shortcut)            shortcut: a tensor, or bn(d) of a projection
+entry       g  = dz where z > 0                    with the sums that the backward of those batch norms needs
+bn_backward dy = a * g + b * (y - mean) + c
 """
 
 import triton

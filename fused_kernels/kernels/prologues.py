@@ -18,6 +18,6 @@ def identity(tile, ok, args, channels, channel_ok, C):
 
 @triton.jit
 def bn_relu(tile, ok, args, channels, channel_ok, C):
-    """relu(x * scale + shift), ``args`` = (vectors,). Padding is zeroed afterwards: relu(0 * scale + shift) is not 0."""
+    """relu(x * scale + shift); ``args`` = (vectors,). Padding is zeroed afterwards, for relu(0 + shift) is not 0."""
     v = relu(batch_norm(tile, args[0], channels, channel_ok, C))
     return tl.where(ok, v, 0.0).to(tile.dtype)

@@ -57,7 +57,9 @@ def merged_moments(
 
 
 @triton.jit
-def merge_kernel(partials_ptr, out_ptr, tiles, count, rows, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+def merge_kernel(
+    partials_ptr, out_ptr, tiles, count, rows, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
     """out [2, C]: mean and M2 of this process's rows, to be gathered from all of them."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     _, mean, m2 = merged_moments(partials_ptr, None, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
@@ -83,7 +85,7 @@ def finalize_kernel(
     partials_ptr, counts_ptr, gamma_ptr, beta_ptr, running_mean_ptr, running_var_ptr, vectors_ptr, new_running_ptr,
     tiles, count, rows, momentum, eps, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Batch statistics to the vectors of ``affine``, and the running statistics' next values [2, C] as torch has them."""
+    """Batch statistics to the vectors of ``affine``, and the running statistics' next values [2, C], as torch's."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     n, mean, m2 = merged_moments(partials_ptr, counts_ptr, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
     affine(vectors_ptr, mean, m2 / n, eps, gamma_ptr, beta_ptr, c, C)
@@ -98,7 +100,9 @@ def finalize_kernel(
 
 
 @triton.jit
-def frozen_kernel(running_mean_ptr, running_var_ptr, gamma_ptr, beta_ptr, vectors_ptr, eps, C, BLOCK_C: tl.constexpr):
+def frozen_kernel(
+    running_mean_ptr, running_var_ptr, gamma_ptr, beta_ptr, vectors_ptr, eps, C, BLOCK_C: tl.constexpr
+):
     """The vectors of ``affine`` from running statistics."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mean = tl.load(running_mean_ptr + c, mask=c < C, other=0.0).to(tl.float64)
@@ -107,7 +111,9 @@ def frozen_kernel(running_mean_ptr, running_var_ptr, gamma_ptr, beta_ptr, vector
 
 
 @triton.jit
-def sums_kernel(partials_ptr, sums_ptr, tiles, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):
+def sums_kernel(
+    partials_ptr, sums_ptr, tiles, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr
+):
     """sums [kinds, C] of partials [kinds, tiles, C]; the second grid axis is the kind."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     kind = tl.program_id(1).to(tl.int64)

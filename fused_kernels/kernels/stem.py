@@ -135,7 +135,7 @@ def activate_backward_kernel(
 @triton.jit
 def lowest(M: tl.constexpr, N: tl.constexpr, ACC: tl.constexpr):
     """[M, N] of what every accumulator exceeds or equals."""
-    if ACC == tl.int32:
+    if tl.int32 == ACC:
         return tl.full((M, N), -(2**31), tl.int32)
     else:
         return tl.full((M, N), float("-inf"), tl.float32)

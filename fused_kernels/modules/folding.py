@@ -37,7 +37,9 @@ def _folded(conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype) -> tuple[Tenso
 def _fold(conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     gamma, beta = affine(norm)
     mean, var, eps = norm.running_mean, norm.running_var, norm.eps
-    assert isinstance(mean, Tensor) and isinstance(var, Tensor) and isinstance(eps, float)
+    assert isinstance(mean, Tensor)
+    assert isinstance(var, Tensor)
+    assert isinstance(eps, float)
     with torch.no_grad():
         weight, bias = fold(conv.weight, gamma, beta, mean, var, eps)
         return weight.to(dtype, memory_format=torch.channels_last), bias

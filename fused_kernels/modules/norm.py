@@ -52,6 +52,11 @@ def flags(norm: nn.Module) -> str:
     return text
 
 
+def eps(norm: nn.Module) -> float:
+    """What is added to the variance."""
+    return float(norm.eps)  # type: ignore[arg-type]  # a float in torch's and in frozen norms
+
+
 def group_name(norm: nn.Module) -> str | None:
     """The process group that shares this norm's batch statistics, or None where it has them to itself."""
     if not (
@@ -61,7 +66,7 @@ def group_name(norm: nn.Module) -> str | None:
     group = norm.process_group or dist.group.WORLD
     if dist.get_world_size(group) == 1:
         return None
-    return str(group.group_name)
+    return None if group is None else str(group.group_name)
 
 
 def state_of(norms: Sequence[nn.Module]) -> NormState:

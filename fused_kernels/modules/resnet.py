@@ -101,7 +101,7 @@ def classify(fc: nn.Linear, x: Tensor) -> Tensor:
     wants_gradient = torch.is_grad_enabled() and (x.requires_grad or fc.weight.requires_grad)
     if wants_gradient or fc.bias is None:
         return cast(Tensor, fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)))
-    return pool_classifier(x, fc.weight.to(x.dtype), fc.bias.float()).to(x.dtype)
+    return cast(Tensor, pool_classifier(x, fc.weight.to(x.dtype), fc.bias.float())).to(x.dtype)
 
 
 def _downsample(channels: int, out: int, stride: int, shortcut: str) -> nn.Module | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ def run(blocks: Sequence[FusedBlock], x: Tensor) -> Tensor:
     text = ";".join(_text(block) for block in blocks)
     if folds(x, pairs):
         weights, biases = folded(pairs, x.dtype)
-        return residual_blocks_inference(x, weights, biases, text)
+        return cast(Tensor, residual_blocks_inference(x, weights, biases, text))
     _require_rows(blocks, x)
     state = norms.state_of([norm for _, norm in pairs])
     weights = [conv.weight for conv, _ in pairs]
@@ -45,7 +45,7 @@ def run(blocks: Sequence[FusedBlock], x: Tensor) -> Tensor:
     )
     updating = len(state.updated) // 2
     norms.install(state, out[len(out) - updating :])
-    return out[0]
+    return cast(Tensor, out[0])
 
 
 def prepared(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -74,9 +74,9 @@ def window(conv: nn.Conv2d) -> Conv:
 
 def _text(block: FusedBlock) -> str:
     layers = [
-        layer_text(window(conv), float(norm.eps), norms.flags(norm), norms.group_name(norm))
+        layer_text(window(conv), norms.eps(norm), norms.flags(norm), norms.group_name(norm))
         for conv, norm in block.layers()
-    ]  # type: ignore[arg-type]
+    ]
     kind, stride, pad = block.shortcut_kind()
     return block_text(layers, kind, stride, pad)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from fused_kernels import library
@@ -40,12 +42,14 @@ def run_stem(conv: nn.Conv2d, norm: nn.Module, image: Tensor, *, pool: bool) -> 
     dtype, geometry = compute_dtype(image, conv.weight, what="image"), window(conv)
     if folds(image, [(conv, norm)]):
         (weight,), (bias,) = folded([(conv, norm)], dtype)
-        return library.stem_inference(image, weight, bias, geometry.stride, geometry.padding, pool)
+        return cast(
+            Tensor, library.stem_inference(image, weight, bias, geometry.stride, geometry.padding, pool)
+        )
     p, q = geometry.output_size(image.shape[2], image.shape[3])
     norms.require_rows(norm, image.shape[0] * p * q)
     state = norms.state_of([norm])
-    text = layer_text(geometry, float(norm.eps), norms.flags(norm), norms.group_name(norm))  # type: ignore[arg-type]
+    text = layer_text(geometry, norms.eps(norm), norms.flags(norm), norms.group_name(norm))
     gamma, beta, momentum = state.gammas[0], state.betas[0], state.momenta[0]
     out = library.stem(image, conv.weight, gamma, beta, state.running, momentum, text, pool, dtype)
     norms.install(state, out[len(out) - len(state.updated) // 2 :])
-    return out[0]
+    return cast(Tensor, out[0])

@@ -1,11 +1,11 @@
 """Convolutions with their neighbours fused in, for training; every tensor is [N, C, H, W] in NHWC memory.
 
-    conv_moments     y = conv(relu(bn(x))) or conv(x)          + mean and M2 of y by channel
-    conv_plain       y, where the batch norm after it is frozen
-    dgrad_drelu      g = dgrad(dy) where relu(bn(y)) is open   + sums for that batch norm's backward
-    dgrad_block      g = (dgrad(dy) + shortcut) where z > 0    + sums for the block before
-    dgrad_shortcut   dx = dgrad(dy) + shortcut
-    wgrad            dw = wgrad(relu(bn(x)), dy), recomputing the activation
+conv_moments     y = conv(relu(bn(x))) or conv(x)          + mean and M2 of y by channel
+conv_plain       y, where the batch norm after it is frozen
+dgrad_drelu      g = dgrad(dy) where relu(bn(y)) is open   + sums for that batch norm's backward
+dgrad_block      g = (dgrad(dy) + shortcut) where z > 0    + sums for the block before
+dgrad_shortcut   dx = dgrad(dy) + shortcut
+wgrad            dw = wgrad(relu(bn(x)), dy), recomputing the activation
 """
 
 from __future__ import annotations
@@ -128,12 +128,23 @@ def dgrad_block(
         return references.dgrad_block(dy, w, conv, shortcut, stride, z, y, vectors, d, d_vectors)
     g = torch.empty_like(z)
     partials = _empty_partials(z, 2 if d is None else 3, _dgrad_tiles(z, conv, tile), z.shape[1])
-    args = (*_shortcut_args(shortcut, z.shape, stride), z, y, vectors, d, d_vectors, Out(partials), partials.shape[1])
+    args = (
+        *_shortcut_args(shortcut, z.shape, stride),
+        z,
+        y,
+        vectors,
+        d,
+        d_vectors,
+        Out(partials),
+        partials.shape[1],
+    )
     dgrad(dy, w, g, conv, tile, "block_gradient", args)
     return g, Partials(partials, tile.m, z.numel() // z.shape[1])
 
 
-def dgrad_shortcut(dy: Tensor, w: Tensor, conv: Conv, size: Sequence[int], shortcut: Tensor | None, stride: int = 1) -> Tensor:
+def dgrad_shortcut(
+    dy: Tensor, w: Tensor, conv: Conv, size: Sequence[int], shortcut: Tensor | None, stride: int = 1
+) -> Tensor:
     """dgrad(dy) of shape ``size`` [N, C, H, W], plus a shortcut's gradient at every ``stride``-th pixel if there is one."""
     epilogue = "store" if shortcut is None else "shortcut"
     problem = _dgrad_problem(dy, w, conv, size, epilogue)
@@ -155,13 +166,23 @@ def wgrad(x: Tensor, dy: Tensor, conv: Conv, vectors: Vectors | None = None) -> 
     if tile == CUDNN:
         return references.wgrad(x, dy, conv, vectors)
     x, dy = nhwc(x), nhwc(dy)
-    dw = torch.empty((k, c, conv.r, conv.s), dtype=torch.float32, device=x.device, memory_format=torch.channels_last)
+    dw = torch.empty(
+        (k, c, conv.r, conv.s), dtype=torch.float32, device=x.device, memory_format=torch.channels_last
+    )
     wgrad_into(dw, x, dy, conv, (conv.padding, conv.padding), c, tile, prologue, _tuple(vectors))
     return dw
 
 
 def fprop(
-    x: Tensor, w: Tensor, out: Tensor, conv: Conv, tile: Tile, prologue: str, prologue_args: Any, epilogue: str, epilogue_args: Any
+    x: Tensor,
+    w: Tensor,
+    out: Tensor,
+    conv: Conv,
+    tile: Tile,
+    prologue: str,
+    prologue_args: Any,
+    epilogue: str,
+    epilogue_args: Any,
 ) -> None:
     """Launch one fprop into ``out``; ``w`` is [K, C, R, S] in any memory."""
     n, c, h, wd = x.shape
@@ -183,7 +204,9 @@ def fprop(
     )
 
 
-def dgrad(dy: Tensor, w: Tensor, out: Tensor, conv: Conv, tile: Tile, epilogue: str, epilogue_args: tuple[Any, ...]) -> None:
+def dgrad(
+    dy: Tensor, w: Tensor, out: Tensor, conv: Conv, tile: Tile, epilogue: str, epilogue_args: tuple[Any, ...]
+) -> None:
     """Launch one product for each parity of ``out``'s pixels; an epilogue with partials also gets its first tile."""
     dy, w = nhwc(dy), nhwc(w)
     n, c, h, wd = out.shape
@@ -212,7 +235,15 @@ def dgrad(dy: Tensor, w: Tensor, out: Tensor, conv: Conv, tile: Tile, epilogue: 
 
 
 def wgrad_into(
-    dw: Tensor, x: Tensor, dy: Tensor, conv: Conv, padding: tuple[int, int], pitch: int, tile: Tile, prologue: str, args: Any
+    dw: Tensor,
+    x: Tensor,
+    dy: Tensor,
+    conv: Conv,
+    padding: tuple[int, int],
+    pitch: int,
+    tile: Tile,
+    prologue: str,
+    args: Any,
 ) -> None:
     """Launch wgrad and, where it is split, the sum of its parts; ``dw`` is [K, C, R, S] fp32 in KRSC memory."""
     n, _, h, w = x.shape
@@ -275,7 +306,12 @@ def _shortcut_args(shortcut: Tensor, size: Sequence[int], stride: int) -> tuple[
 def _dgrad_tiles(out: Tensor, conv: Conv, tile: Tile) -> int:
     n, _, h, w = out.shape
     return sum(
-        -(-n * rows_of_parity(h, g.h.out_base, conv.stride) * rows_of_parity(w, g.w.out_base, conv.stride) // tile.m)
+        -(
+            -n
+            * rows_of_parity(h, g.h.out_base, conv.stride)
+            * rows_of_parity(w, g.w.out_base, conv.stride)
+            // tile.m
+        )
         for g in conv.dgrad()
     )
 

@@ -42,7 +42,12 @@ def join(y: Tensor, vectors: Tensor, shortcut: Tensor, shortcut_vectors: Tensor 
 
 
 def entry(
-    dz: Tensor, z: Tensor, y: Tensor, vectors: Tensor, d: Tensor | None = None, d_vectors: Tensor | None = None
+    dz: Tensor,
+    z: Tensor,
+    y: Tensor,
+    vectors: Tensor,
+    d: Tensor | None = None,
+    d_vectors: Tensor | None = None,
 ) -> tuple[Tensor, Partials]:
     """Where a block's backward pass begins: dz through the last ReLU, with the sums for its batch norms.
 

@@ -66,7 +66,9 @@ def forgotten() -> Iterator[None]:
 
 def test_markers_are_resolved_also_inside_of_tuples(kernel: FakeKernel) -> None:
     x, y = torch.ones(2), torch.ones(3)
-    launch("passes.k", (4, 2), TILE, a=x, b=Out(y), c=Functor("m.f"), d=(Out(x), None, 7, Functor("m.g")), e=())
+    launch(
+        "passes.k", (4, 2), TILE, a=x, b=Out(y), c=Functor("m.f"), d=(Out(x), None, 7, Functor("m.g")), e=()
+    )
     assert kernel.grids == [(4, 2)]
     given = kernel.arguments
     assert given["a"] is x
@@ -107,7 +109,9 @@ def test_abstract_tensors_are_recorded_and_nothing_runs(kind: str, monkeypatch: 
         y, partials = convolution.conv_moments(
             x, torch.empty(k, c, 3, 3, dtype=torch.float16), conv, torch.empty(4, c)
         )
-        g, sums = convolution.dgrad_drelu(y, torch.empty(k, c, 3, 3, dtype=torch.float16), conv, x, torch.empty(4, c))
+        g, sums = convolution.dgrad_drelu(
+            y, torch.empty(k, c, 3, 3, dtype=torch.float16), conv, x, torch.empty(4, c)
+        )
     assert (y.shape, y.dtype) == ((n, k, 3, 4), torch.float16)
     assert partials.rows.shape == (2, 1, k)
     forward, *backward = launches
@@ -120,7 +124,9 @@ def test_abstract_tensors_are_recorded_and_nothing_runs(kind: str, monkeypatch: 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_what_is_recorded_does_not_depend_on_the_device(device: str) -> None:
     with tiles(TILE), kernels(), recording() as launches:
-        x, w, dy = (t.to(device) for t in (activation(2, 40, 5, 5), weight(24, 40, 3, 3), activation(2, 24, 5, 5)))
+        x, w, dy = (
+            t.to(device) for t in (activation(2, 40, 5, 5), weight(24, 40, 3, 3), activation(2, 24, 5, 5))
+        )
         convolution.wgrad(x, dy, Conv(3, 3, 1, 1), batch_norm_vectors(40).to(device))
         convolution.dgrad_shortcut(dy, w, Conv(3, 3, 1, 1), x.shape, x)
     assert [(made.kernel, made.grid) for made in launches] == [
