@@ -121,7 +121,8 @@ def wgrad(x: Tensor, dy: Tensor, conv: Conv, vectors: Tensor | None = None) -> T
     """See ``ops.convolution.wgrad``."""
     size = (dy.shape[1], x.shape[1], conv.r, conv.s)
     a, dy = _summable(activated(x, vectors)), _summable(dy)
-    return wide(conv2d_weight(a, size, dy, stride=conv.stride, padding=conv.padding))
+    dw = conv2d_weight(a, size, dy, stride=conv.stride, padding=conv.padding)  # type: ignore[no-untyped-call]
+    return wide(dw)
 
 
 def join(y: Tensor, vectors: Tensor, shortcut: Tensor, shortcut_vectors: Tensor | None = None) -> Tensor:

@@ -1,8 +1,14 @@
-"""How much shared memory a program may use."""
+"""How much shared memory a program has, and how much a tile needs."""
 
 from __future__ import annotations
 
-LIMITS = {
+from functools import cache
+
+import torch
+
+from fused_kernels.tiles import Tile
+
+_LIMITS = {
     80: 166_912,
     86: 101_376,
     87: 166_912,
@@ -10,9 +16,32 @@ LIMITS = {
     90: 232_448,
     100: 232_448,
     103: 232_448,
+    110: 232_448,
     120: 101_376,
+    121: 101_376,
 }
+"""Bytes that one program may use, by compute capability; 1 KB less than what the documentation gives a processor."""
+SMALLEST = 101_376
+HOPPER = _LIMITS[90]
+
+_SCRATCH = 2_560
+"""Bytes beside the operands: sums that cross warps, and alignment. An upper bound over everything compiled here."""
 
 
 def limit_of(capability: int) -> int:
-    return LIMITS[capability]
+    """Bytes of shared memory that a program may use on a GPU of ``capability`` (90 is 9.0)."""
+    return _LIMITS.get(capability, SMALLEST)
+
+
+@cache
+def limit_on(device: torch.device) -> int:
+    """``limit_of`` a device; a Hopper's where there is no GPU, as under the interpreter or on the meta device."""
+    if device.type != "cuda":
+        return HOPPER
+    major, minor = torch.cuda.get_device_capability(device)
+    return limit_of(10 * major + minor)
+
+
+def needed_by(tile: Tile, dtype: torch.dtype) -> int:
+    """An upper bound on what a convolution kernel uses: an operand tile of each kind for every stage."""
+    return tile.stages * (tile.m + tile.n) * tile.k * dtype.itemsize + _SCRATCH

@@ -84,7 +84,8 @@ def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
     if x.device.type == "cpu":  # 16-bit convolutions on a CPU also add up in 16 bits
         x, dy = wide(x), wide(dy)
     size = (dy.shape[1], channels, conv.r, conv.s)
-    return nhwc(wide(conv2d_weight(x, size, dy, stride=conv.stride, padding=padding)))
+    dw = conv2d_weight(x, size, dy, stride=conv.stride, padding=padding)  # type: ignore[no-untyped-call]
+    return nhwc(wide(dw))
 
 
 def stem_inference(

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from fused_kernels.shared_memory import limit_of
 
+TENSOR_MEMORY_COLUMNS = 512
+"""Of a Blackwell processor."""
+
 
 @dataclass(frozen=True)
 class Target:

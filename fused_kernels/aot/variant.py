@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from fused_kernels.launch import Functor, Launch, Out, kernel_function
 
 Path = tuple[int, ...]
 """Where an argument stands: its position and, within tuples, the positions there."""
-Type = Union[str, tuple["Type", ...]]
+Type = str | tuple[Any, ...]
+"""``*bf16``, ``i32``, ``constexpr``, or one for each element of a tuple."""
 
 CONSTANT = "constexpr"
 _TYPES = {
@@ -93,14 +94,10 @@ class _Found:
             value = value.tensor
         if isinstance(value, Tensor):
             return self._divisible_if(aligned(value), path, "*" + _TYPES[value.dtype])
-        if value is None or isinstance(value, Functor):
+        if value is None or isinstance(value, Functor) or (value == 1 and type(value) is int):
             return self.constant(path, value)
-        if isinstance(value, bool):
-            return "u1"
-        if isinstance(value, float):
-            return "fp32"
-        if value == 1:
-            return self.constant(path, value)
+        if isinstance(value, bool | float):
+            return "u1" if isinstance(value, bool) else "fp32"
         return self._divisible_if(value % 16 == 0, path, "i32" if -(2**31) <= value < 2**31 else "i64")
 
     def _divisible_if(self, divisible: bool, path: Path, kind: str) -> str:

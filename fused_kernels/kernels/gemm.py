@@ -62,8 +62,9 @@ def accumulate(
                 DEPTH, PITCH, WINDOW, FIRST_H, FIRST_W, STEP, EVERY, PROLOGUE, PRECISION,
             )  # fmt: skip
     else:
-        for i in tl.static_range(TAPS_H):
-            for j in tl.static_range(TAPS_W):
+        # not unrolled: nine copies of the pipelined loop spill registers and compile five times slower
+        for i in range(TAPS_H):
+            for j in range(TAPS_W):
                 for start in range(0, DEPTH, BLOCK_K):
                     acc = step(
                         acc, x_rows, w_cols, prologue_args, h, w, ok_m, ok_n, H, W, TAP_STRIDE, DEPTH_STRIDE,

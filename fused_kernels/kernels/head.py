@@ -39,9 +39,8 @@ def pool_fc_kernel(
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     ok_n = n < N
     ok_k = k < CLASSES
-    acc = tl.zeros(
-        (BLOCK_K, BLOCK_N), dtype=ACC
-    )  # classes by images: a Hopper tensor core takes 64 rows or more
+    # classes by images: a Hopper tensor core takes 64 rows or more
+    acc = tl.zeros((BLOCK_K, BLOCK_N), dtype=ACC)
     for start in range(0, C, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         total = pixel_sum(x_ptr, n, ok_n, c, c < C, ACC, PIXELS, C, BLOCK_P)

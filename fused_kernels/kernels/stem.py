@@ -4,6 +4,7 @@
     pool            z = maxpool3x3/2(relu(bn(y)))                       reads y once, writes z and a byte for each z
     pool_backward   g = the dz whose maximum lies here, where bn(y) > 0     reads dz and y once, writes g
     activate        z = relu(bn(y))                                     for a stem without max pool
+    stem_wgrad      dw = sum over output pixels of dy and the packed rows under them
     conv_pool       z = maxpool3x3/2(relu(conv(x) + bias))              the convolution's output stays on the chip
 
 The pool has padding 1: pixel (p, q) of z covers rows 2p - 1 to 2p + 1 and columns 2q - 1 to 2q + 1 of y.
@@ -14,7 +15,7 @@ import triton.language as tl
 
 from fused_kernels.kernels.epilogues import get, put, put_sum
 from fused_kernels.kernels.gemm import accumulate, tile_of
-from fused_kernels.kernels.numerics import batch_norm, centred, relu, rounded
+from fused_kernels.kernels.numerics import batch_norm, centred, mma, relu, rounded
 from fused_kernels.kernels.passes import tile_at
 
 
@@ -133,6 +134,37 @@ def activate_backward_kernel(
 
 
 @triton.jit
+def stem_wgrad_kernel(
+    x_ptr, dy_ptr, dw_ptr, M, H, W, P, Q, K,
+    TAPS: tl.constexpr, DEPTH: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+    STEPS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """x [N, H, W, 4], dy [M, K], dw [splits, K, TAPS, DEPTH] fp32; STEPS blocks of pixels for each split.
+
+    All taps are columns of one product (224 for 7x7), so dy, the larger operand by far, is read once and not per tap.
+    """
+    k_tiles = tl.cdiv(K, BLOCK_K)
+    c = tl.program_id(0) // k_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = tl.program_id(0) % k_tiles * BLOCK_K + tl.arange(0, BLOCK_K)
+    split = tl.program_id(1)
+    tap = c // DEPTH
+    acc = tl.zeros((BLOCK_C, BLOCK_K), dtype=tl.float32)
+    for step in range(0, STEPS):
+        m = (split * STEPS + step) * BLOCK_P + tl.arange(0, BLOCK_P)
+        first = m // Q % P * STRIDE - PADDING
+        pixel = (m // (P * Q) * H + first).to(tl.int64) * W + m % Q * STRIDE
+        h = first[:, None] + tap[None, :]
+        ok_x = (m < M)[:, None] & (h >= 0) & (h < H) & (c < TAPS * DEPTH)[None, :]
+        x = tl.load(x_ptr + pixel[:, None] * 4 + (tap * W * 4 + c % DEPTH)[None, :], mask=ok_x, other=0.0)
+        ok_dy = (m < M)[:, None] & (k < K)[None, :]
+        dy = tl.load(dy_ptr + m.to(tl.int64)[:, None] * K + k[None, :], mask=ok_dy, other=0.0)
+        acc = mma(tl.trans(x), dy, acc, PRECISION)
+    at = (split.to(tl.int64) * K + k)[None, :] * (TAPS * DEPTH) + c[:, None]
+    tl.store(dw_ptr + at, acc, mask=(c < TAPS * DEPTH)[:, None] & (k < K)[None, :])
+
+
+@triton.jit
 def lowest(M: tl.constexpr, N: tl.constexpr, ACC: tl.constexpr):
     """[M, N] of what every accumulator exceeds or equals."""
     if tl.int32 == ACC:
@@ -148,24 +180,6 @@ def larger(a, b):
 
 
 @triton.jit
-def across(
-    best, x_ptr, w_cols, n, p, q, ok_m, ok_n, H, W, P, Q, TAP_STRIDE,
-    DEPTH: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
-    PROLOGUE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, FLAT: tl.constexpr,
-):  # fmt: skip
-    """The largest of ``best`` and the convolution at (n, p, q), (n, p, q + 1), (n, p, q + 2), where those exist."""
-    for j in tl.static_range(3):
-        inside = ok_m & (p >= 0) & (p < P) & (q + j >= 0) & (q + j < Q)
-        acc = accumulate(
-            tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC), x_ptr, w_cols, (), n, p * STRIDE - PADDING, (q + j) * STRIDE,
-            inside, ok_n, H, W, TAP_STRIDE, 1, DEPTH, 4, 1, TAPS, 1, 0, 0, 1, 1, PROLOGUE, PRECISION, BLOCK_K, FLAT,
-        )  # fmt: skip
-        best = tl.where(inside[:, None], larger(best, acc), best)
-    return best
-
-
-@triton.jit
 def conv_pool_kernel(
     x_ptr, w_ptr, out_ptr, epilogue_args, M, H, W, P, Q, POOLED_H, POOLED_W, STRIPS, COLS, COL_STRIDE, TAP_STRIDE,
     STRIP: tl.constexpr, DEPTH: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
@@ -175,9 +189,9 @@ def conv_pool_kernel(
 ):  # fmt: skip
     """x [N, H, W, 4], out [N, POOLED_H, POOLED_W, COLS]; the rows are M = N*STRIPS*POOLED_W columns of STRIP pixels.
 
-    Each walks down its column and keeps the maximum of a window's last row, which is the next window's first: a pixel
-    costs 6 convolution outputs, and its strip 3 more, where it needs 9. Maxima come first, bias and ReLU after them
-    and once: both are monotonic, and so is the requantization, whose scale is positive.
+    Each walks down its column of the convolution's output, three pixels wide, and keeps the maximum of a window's last
+    row, which is the next window's first: a pixel costs 6 outputs, and its strip 3 more, where it needs 9. Bias and
+    ReLU come after the maximum, once: both are monotonic, and so is the requantization, whose scale is positive.
     """
     row_tile, col_tile = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(COLS, BLOCK_N), GROUP)
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -187,23 +201,24 @@ def conv_pool_kernel(
     n = rows // (STRIPS * POOLED_W)
     first = rows // POOLED_W % STRIPS * STRIP
     column = rows % POOLED_W
-    q = column * 2 - 1
     w_cols = w_ptr + cols[None, :] * COL_STRIDE
-    above = across(
-        lowest(BLOCK_M, BLOCK_N, ACC), x_ptr, w_cols, n, first * 2 - 1, q, ok_m, ok_n, H, W, P, Q, TAP_STRIDE,
-        DEPTH, TAPS, STRIDE, PADDING, PROLOGUE, PRECISION, ACC, BLOCK_M, BLOCK_N, BLOCK_K, FLAT,
-    )  # fmt: skip
-    for step in range(0, STRIP):
-        p = first + step
-        upper = across(
-            above, x_ptr, w_cols, n, p * 2, q, ok_m, ok_n, H, W, P, Q, TAP_STRIDE,
-            DEPTH, TAPS, STRIDE, PADDING, PROLOGUE, PRECISION, ACC, BLOCK_M, BLOCK_N, BLOCK_K, FLAT,
-        )  # fmt: skip
-        above = across(
-            lowest(BLOCK_M, BLOCK_N, ACC), x_ptr, w_cols, n, p * 2 + 1, q, ok_m, ok_n, H, W, P, Q, TAP_STRIDE,
-            DEPTH, TAPS, STRIDE, PADDING, PROLOGUE, PRECISION, ACC, BLOCK_M, BLOCK_N, BLOCK_K, FLAT,
-        )  # fmt: skip
-        pixels = (n * POOLED_H + p).to(tl.int64) * POOLED_W + column
-        EPILOGUE(
-            larger(upper, above), out_ptr, pixels, ok_m & (p < POOLED_H), cols, ok_n, COLS, row_tile, epilogue_args
-        )  # fmt: skip
+    window = lowest(BLOCK_M, BLOCK_N, ACC)
+    for i in range(0, 2 * STRIP + 1):
+        p = first * 2 - 1 + i
+        across = lowest(BLOCK_M, BLOCK_N, ACC)
+        for j in range(0, 3):
+            q = column * 2 - 1 + j
+            inside = ok_m & (p >= 0) & (p < P) & (q >= 0) & (q < Q)
+            acc = accumulate(
+                tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC), x_ptr, w_cols, (),
+                n, p * STRIDE - PADDING, q * STRIDE, inside, ok_n, H, W, TAP_STRIDE, 1,
+                DEPTH, 4, 1, TAPS, 1, 0, 0, 1, 1, PROLOGUE, PRECISION, BLOCK_K, FLAT,
+            )  # fmt: skip
+            across = tl.where(inside[:, None], larger(across, acc), across)
+        window = larger(window, across)
+        if i % 2 == 0:  # the last row of a window, but for i = 0
+            pooled = first + i // 2 - 1
+            pixels = (n * POOLED_H + pooled).to(tl.int64) * POOLED_W + column
+            ok = ok_m & (pooled >= first) & (pooled < POOLED_H)
+            EPILOGUE(window, out_ptr, pixels, ok, cols, ok_n, COLS, row_tile, epilogue_args)
+            window = across

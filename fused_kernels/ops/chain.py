@@ -57,13 +57,17 @@ def chain_fits(width: int, dtype: torch.dtype, next_width: int | None = None) ->
 def chain_tile(width: int, dtype: torch.dtype, next_width: int | None = None) -> Tile:
     """Pixels (m), columns of z at a time (n) and depth of a step of the 3x3 (k) that compile without spills.
 
-    Two steps or more for each tap, because only a loop is pipelined; z by 64 bytes of a pixel.
+    A step is 128 bytes deep: up to 64 channels in 16 bits are one step for each tap, and the loop over taps is then
+    the one that is pipelined. z goes by in 64 bytes of a pixel.
     """
-    k = max(_narrowest(dtype), min(64, width // 2))
     if dtype == torch.float32:
-        return Tile(32, 32, min(k, 32), warps=8, stages=2)
-    n = 64 if dtype == torch.int8 and width <= 128 and (next_width or 0) <= 128 else 32
-    return Tile(128, n, k, warps=8, stages=3) if width <= 128 else Tile(64, n, k, warps=8, stages=2)
+        return Tile(16, 32, min(width, 32), warps=8, stages=2)
+    k = min(width, 128 if dtype == torch.int8 else 64)
+    following = next_width or 0
+    if width > 128 or following > 256:
+        return Tile(64, 32, k, warps=8, stages=2)
+    n = 64 if dtype == torch.int8 and following <= 128 else 32
+    return Tile(128, n, k, warps=8, stages=3)
 
 
 def chain(
@@ -101,7 +105,9 @@ def chain(
     """
     _require_chain(x, conv2, conv3, residual, conv1, stride, residual_scale)
     if not uses_kernels(x):
-        return references.chain(x, conv2, conv3, residual, conv1, stride=stride, residual_scale=residual_scale)
+        return references.chain(
+            x, conv2, conv3, residual, conv1, stride=stride, residual_scale=residual_scale
+        )
     n, width, h, wd = x.shape
     p, q = residual.shape[2:]
     z = empty_nhwc(x, n, conv3.w.shape[0], p, q)

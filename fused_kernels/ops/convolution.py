@@ -252,7 +252,7 @@ def wgrad_into(
     steps = -(-n * p * q // tile.k)
     # a power of two, because the loop's length is compiled in: another batch size seldom needs another kernel
     per_split = 1 << (-(-steps // tile.splits) - 1).bit_length()
-    splits = -(-steps // per_split)
+    splits = max(1, -(-steps // per_split))  # an empty batch has no steps, and a gradient of zero
     parts = dw if splits == 1 else torch.empty((splits, dw.numel()), dtype=torch.float32, device=x.device)
     launch(
         "wgrad.wgrad_kernel",

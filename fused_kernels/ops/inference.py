@@ -184,7 +184,9 @@ def require_scales(**scales: float | Tensor | None) -> None:
         values = scale.tolist() if isinstance(scale, Tensor) else [scale]
         for value in values:
             if not (value > 0 and math.isfinite(value)):
-                raise Unsupported(f"{name} holds {value}, but a quantization scale is a positive, finite number")
+                raise Unsupported(
+                    f"{name} holds {value}, but a quantization scale is a positive, finite number"
+                )
 
 
 def require_vector(name: str, vector: Tensor, channels: int, x: Tensor) -> None:
@@ -241,7 +243,13 @@ def _launched(x: Tensor, w: Tensor, conv: Conv, epilogue: str, args: tuple[Any, 
 
 
 def _require_operands(x: Tensor, w: Tensor, conv: Conv, relu: bool, residual: Tensor | None) -> None:
-    if x.ndim != 4 or w.ndim != 4 or x.shape[1] != w.shape[1] or w.shape[2:] != (conv.r, conv.s) or 0 in w.shape:
+    if (
+        x.ndim != 4
+        or w.ndim != 4
+        or x.shape[1] != w.shape[1]
+        or w.shape[2:] != (conv.r, conv.s)
+        or 0 in w.shape
+    ):
         raise ShapeError(
             f"x {tuple(x.shape)} and w {tuple(w.shape)} do not fit a {conv.r}x{conv.s} convolution:"
             " x is [N, C, H, W] and w [K, C, R, S]"

@@ -20,24 +20,21 @@ from torch import Tensor
 from fused_kernels import stem_references
 from fused_kernels.choice import CUDNN, choose
 from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.geometry import Axis, Conv
-from fused_kernels.launch import Functor, Out, launch, uses_kernels
+from fused_kernels.geometry import Conv
+from fused_kernels.launch import Out, launch, uses_kernels
 from fused_kernels.layout import empty_nhwc, nhwc
-from fused_kernels.numeric_types import FLOATS, precision, require_float
-from fused_kernels.ops.convolution import wgrad_into
+from fused_kernels.numeric_types import FLOATS, require_float
+from fused_kernels.ops import stem_launch
 from fused_kernels.ops.inference import require_vector
 from fused_kernels.ops.partials import Partials
 from fused_kernels.ops.passes import pass_tile, rows_and_channels
 from fused_kernels.problem import Problem
-from fused_kernels.stem_layout import PIXEL, depth, pack_weight, packed_width, unpack_weight
+from fused_kernels.stem_layout import PIXEL, depth, packed_width, unpack_weight
 from fused_kernels.tiles import Tile
 
 POOL = Conv(3, 3, stride=2, padding=1)
 """The max pool's window."""
 PACK_TILE = Tile(256, PIXEL, warps=4)
-LONGEST_STRIP = 8
-PROGRAMS = 264
-"""Two for each of a Hopper's 132 processors."""
 
 
 def pack(image: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:
@@ -86,23 +83,25 @@ def stem_conv_moments(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Par
     Raises:
         ShapeError, Unsupported: operands that do not fit, or a dtype without a kernel.
     """
+    require_float(w.dtype, what="training a stem")
     tile = _fprop_tile(image, w, conv, "stem_moments")
     if tile == CUDNN:
         return stem_references.stem_conv_moments(image, w, conv)
     packed, y = pack(image, conv, w.dtype), _empty_output(image, w, conv)
     rows, channels = rows_and_channels(y)
     partials = torch.empty((2, -(-rows // tile.m), channels), dtype=torch.float32, device=y.device)
-    _fprop(packed, w, y, conv, tile, "moments", (Out(partials), partials.shape[1]))
+    stem_launch.fprop(packed, w, y, conv, tile, "moments", (Out(partials), partials.shape[1]))
     return y, Partials(partials, tile.m, rows), packed
 
 
 def stem_conv(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Tensor]:
     """As ``stem_conv_moments`` without the moments, for a batch norm whose statistics are constants: (y, packed)."""
+    require_float(w.dtype, what="training a stem")
     tile = _fprop_tile(image, w, conv, "stem_store")
     if tile == CUDNN:
         return stem_references.stem_conv(image, w, conv)
     packed, y = pack(image, conv, w.dtype), _empty_output(image, w, conv)
-    _fprop(packed, w, y, conv, tile, "store", ())
+    stem_launch.fprop(packed, w, y, conv, tile, "store", ())
     return y, packed
 
 
@@ -184,15 +183,16 @@ def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
     Returns:
         dw fp32 [K, channels, R, S] in KRSC memory.
     """
-    problem = _wgrad_problem(packed, dy, conv)
+    n, k, p, q = dy.shape
+    columns = conv.r * depth(conv)
+    # all taps at once: for the choice of a tile a 1x1 convolution of as many channels, on the output's plane
+    problem = Problem("wgrad", packed.dtype, n, p, q, columns, k, Conv(1, 1), "identity", "stem")
     tile = choose(problem, packed.device) if uses_kernels(packed) else CUDNN
     if tile == CUDNN:
         return stem_references.stem_wgrad(packed, dy, conv, channels)
-    shape = (dy.shape[1], depth(conv), conv.r, 1)
-    dw = torch.empty(shape, dtype=torch.float32, device=dy.device, memory_format=torch.channels_last)
-    x = packed.permute(0, 3, 1, 2)
-    wgrad_into(dw, x, nhwc(dy), conv, (conv.padding, 0), PIXEL, tile, "identity", ())
-    return unpack_weight(dw.permute(0, 2, 3, 1).flatten(2), conv, channels)
+    dw = torch.empty((k, conv.r, depth(conv)), dtype=torch.float32, device=dy.device)
+    stem_launch.wgrad(dw, packed, nhwc(dy), conv, tile)
+    return unpack_weight(dw, conv, channels)
 
 
 def stem_inference(
@@ -225,91 +225,12 @@ def stem_inference(
     packed, out = pack(image, conv, w.dtype), _empty_output(image, w, conv)
     epilogue, args = ("bias_relu", (bias,)) if scale is None else ("requantize_relu", (scale, bias))
     if not pool:
-        _fprop(packed, w, out, conv, tile, epilogue, args)
+        stem_launch.fprop(packed, w, out, conv, tile, epilogue, args)
         return out
     n, k, p, q = out.shape
     pooled = empty_nhwc(out, n, k, *POOL.output_size(p, q))
-    _conv_pool(packed, w, pooled, (p, q), conv, tile, epilogue, args)
+    stem_launch.conv_pool(packed, w, pooled, (p, q), conv, tile, epilogue, args)
     return pooled
-
-
-def _fprop(
-    packed: Tensor, w: Tensor, out: Tensor, conv: Conv, tile: Tile, epilogue: str, args: tuple[Any, ...]
-) -> None:
-    """Launch the convolution of a packed image: R taps in h, one in w."""
-    n, height, width, _ = packed.shape
-    k, p, q = out.shape[1:]
-    launch(
-        "conv.conv_kernel",
-        (-(-n * p * q // tile.m) * -(-k // tile.n),),
-        tile,
-        x_ptr=packed,
-        w_ptr=pack_weight(w, conv),
-        out_ptr=Out(out),
-        prologue_args=(),
-        epilogue_args=args,
-        **{"M": n * p * q, "H": height, "W": width, "P": p, "Q": q, "OUT_H": p, "OUT_W": q},
-        **{"COLS": k, "COL_STRIDE": conv.r * depth(conv), "TAP_STRIDE": depth(conv), "DEPTH_STRIDE": 1},
-        **{"DEPTH": depth(conv), "PITCH": PIXEL, "WINDOW": 1},
-        **replace(conv.fprop(), w=Axis(1, 0, 0, 0)).constexprs(),
-        **_compile_time(packed, tile, epilogue),
-    )
-
-
-def _conv_pool(
-    packed: Tensor,
-    w: Tensor,
-    out: Tensor,
-    plane: tuple[int, int],
-    conv: Conv,
-    tile: Tile,
-    epilogue: str,
-    args: tuple[Any, ...],
-) -> None:
-    """Launch convolution and max pool in one; ``plane`` [P, Q] is what the convolution alone would give."""
-    n, height, width, _ = packed.shape
-    k, p, q = out.shape[1:]
-    strip = strip_length(n * p * q, p, k, tile)
-    strips = -(-p // strip)
-    launch(
-        "stem.conv_pool_kernel",
-        (-(-n * strips * q // tile.m) * -(-k // tile.n),),
-        tile,
-        x_ptr=packed,
-        w_ptr=pack_weight(w, conv),
-        out_ptr=Out(out),
-        epilogue_args=args,
-        **{"M": n * strips * q, "H": height, "W": width, "P": plane[0], "Q": plane[1]},
-        **{"POOLED_H": p, "POOLED_W": q, "STRIPS": strips},
-        **{"COLS": k, "COL_STRIDE": conv.r * depth(conv), "TAP_STRIDE": depth(conv)},
-        **{"STRIP": strip, "DEPTH": depth(conv), "TAPS": conv.r},
-        **{"STRIDE": conv.stride, "PADDING": conv.padding},
-        **_compile_time(packed, tile, epilogue),
-    )
-
-
-def strip_length(pixels: int, height: int, cols: int, tile: Tile) -> int:
-    """Pooled pixels that a row of ``conv_pool_kernel`` walks down: as many as leave work for every processor.
-
-    A power of two, because the loop's length is compiled in.
-    """
-    programs = -(-pixels // tile.m) * -(-cols // tile.n)
-    longest = max(1, min(LONGEST_STRIP, height, programs // PROGRAMS))
-    return 1 << (longest.bit_length() - 1)
-
-
-def _compile_time(packed: Tensor, tile: Tile, epilogue: str) -> dict[str, Any]:
-    return {
-        "PROLOGUE": Functor("prologues.identity"),
-        "EPILOGUE": Functor(f"epilogues.{epilogue}"),
-        "PRECISION": precision(packed.dtype),
-        "ACC": Functor("numerics.int32" if packed.dtype == torch.int8 else "numerics.float32"),
-        "BLOCK_M": tile.m,
-        "BLOCK_N": tile.n,
-        "BLOCK_K": tile.k,
-        "GROUP": tile.group,
-        "FLAT": tile.flat,
-    }
 
 
 def _launch_pass(kernel: str, tile: Tile, over: Tensor, arguments: dict[str, Any]) -> None:
@@ -332,9 +253,9 @@ def _gradient_pass(
 
 
 def _pool_tile(channels: int) -> Tile:
-    """Half a pass's tile: every element of it lives through nine loads, or four pairs of them."""
+    """A quarter of a pass's tile: every element of it lives through nine loads, or four pairs of them."""
     tile = pass_tile(channels)
-    return replace(tile, m=tile.m // 2)
+    return replace(tile, m=tile.m // 4)
 
 
 def _planes(y: Tensor, z: Tensor) -> dict[str, int]:
@@ -352,14 +273,6 @@ def _fprop_tile(image: Tensor, w: Tensor, conv: Conv, epilogue: str) -> Any:
     n, _, height, width = image.shape
     problem = Problem("fprop", w.dtype, n, height, width, depth(conv), w.shape[0], conv, "identity", epilogue)
     return choose(problem, w.device) if uses_kernels(w) else CUDNN
-
-
-def _wgrad_problem(packed: Tensor, dy: Tensor, conv: Conv) -> Problem:
-    """Named after the smallest image with such an output: how much of it the last window left over does not matter."""
-    n, k, p, q = dy.shape
-    h = (p - 1) * conv.stride + conv.r - 2 * conv.padding
-    w = (q - 1) * conv.stride + conv.s - 2 * conv.padding
-    return Problem("wgrad", packed.dtype, n, h, w, depth(conv), k, conv, "identity", "stem")
 
 
 def _check_image(image: Tensor, dtype: torch.dtype) -> None:

@@ -125,6 +125,21 @@ def check_dgrad_drelu(case: Case) -> None:
     assert_sums(partials, g, (y, vectors))
 
 
+def check_closed_relu(case: Case) -> None:
+    """Where bn(y) or z is 0 exactly, as in dead channels, torch's ReLU lets no gradient through."""
+    zero, dy, w, vectors = torch.zeros_like(case.x()), case.dy(), case.weight(), case.vectors()
+    vectors[3] = 0.0
+    shortcut = torch.ones_like(zero)
+    for g, partials in (
+        convolution.dgrad_drelu(dy, w, case.conv, zero, vectors),
+        convolution.dgrad_drelu(dy, w, case.conv, -zero, vectors),
+        convolution.dgrad_block(dy, w, case.conv, shortcut, 1, zero, case.x(), vectors),
+        passes.entry(shortcut, zero, case.x(), vectors),
+    ):
+        assert g.count_nonzero() == 0, "gradient passes a closed ReLU"
+        assert partials.rows.count_nonzero() == 0
+
+
 def check_dgrad_block(case: Case, *, stride: int = 1, projection: bool = False) -> None:
     dy, w, shortcut = case.dy(), case.weight(), case.shortcut(stride)
     z, y, vectors = case.x().relu(), case.x(), case.vectors()
@@ -198,9 +213,9 @@ def check_batch_norm_backward(case: Case, *, frozen: bool = False, eps: float = 
     invstd = (variance + eps).rsqrt()
     scale = gamma.double() * invstd
     vectors = torch.stack([mean, invstd, scale, beta.double() - mean * scale]).to(case.wide)
-    sums, _ = ground_truth.gradient_sums(g, (y, mean))
+    sum_g, sum_gy = ground_truth.gradient_sums(g, (y, mean))[0].to(case.wide)
     count = case.n * case.h * case.w
-    coefficients = statistics.coefficients(*sums.to(case.wide), vectors, count, is_frozen=frozen)
+    coefficients = statistics.coefficients(sum_g, sum_gy, vectors, count, is_frozen=frozen)
     dy = passes.bn_backward(g, y, vectors, coefficients)
     running = (mean, variance) if frozen else None
     truth = ground_truth.gradients_of_batch_norm(g, y, gamma, beta, eps, running).y

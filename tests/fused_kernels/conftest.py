@@ -1,4 +1,4 @@
-"""What every test of the kernels stands on: Triton's interpreter, poisoned memory, small tiles, seeded tensors.
+"""What every test of the kernels stands on: Triton's interpreter, watched and poisoned memory, seeded tensors.
 
 The kernels read ``TRITON_INTERPRET`` when they are imported, so it is set here, before any test module of this
 package is. Nothing imports a kernel before one is launched.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
 import pytest
@@ -20,6 +20,7 @@ from fused_kernels.choice import choosing
 from fused_kernels.launch import implementation
 from fused_kernels.layout import nhwc
 from fused_kernels.tiles import Tile
+from tests.fused_kernels.sanitizer import sanitized
 
 HAS_TRITON = find_spec("triton") is not None
 if HAS_TRITON:
@@ -45,12 +46,19 @@ def poisoned() -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    filled = deterministic.fill_uninitialized_memory
+    filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
-    deterministic.fill_uninitialized_memory = True
+    deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     yield
     torch.use_deterministic_algorithms(was, warn_only=warned)
-    deterministic.fill_uninitialized_memory = filled
+    deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True)
+def watched() -> Iterator[None]:
+    """Every access of every kernel lies in its tensors, and writes only what its launch marks as written."""
+    with sanitized() if HAS_TRITON else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -55,8 +55,8 @@ def distance(result: Tensor, truth: Tensor, scale: Tensor | None = None) -> floa
     a, b = result.detach().double(), truth.detach().double()
     if not torch.equal(a.isfinite(), b.isfinite()):
         return float("inf")
-    difference = (a - b).nan_to_num(0.0, 0.0, 0.0).norm().item()
-    size = (b if scale is None else scale.double()).nan_to_num(0.0, 0.0, 0.0).norm().item()
+    difference = float((a - b).nan_to_num(0.0, 0.0, 0.0).norm())
+    size = float((b if scale is None else scale.double()).nan_to_num(0.0, 0.0, 0.0).norm())
     return difference / size if size > 0 else difference
 
 

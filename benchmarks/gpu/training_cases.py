@@ -1,0 +1,224 @@
+"""Every training operation of a bottleneck ResNet, at each of its distinct shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.gpu import torch_peers as peers
+from benchmarks.gpu.layers import Layer, distinct_layers
+from benchmarks.gpu.op_case import OpCase, Operands
+from benchmarks.gpu.plain_resnet import Scale
+from fused_kernels.geometry import Conv
+from fused_kernels.ops import convolution, passes, statistics, stem
+from fused_kernels.ops.partials import Partials
+
+STEM = Conv(7, 7, 2, 3)
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """An operation whose operands are made when they are needed."""
+
+    name: str
+    dtype: torch.dtype
+    make: Callable[[int, torch.device], OpCase]
+    """From a batch size and a device, which may be meta."""
+    count: int = 1
+    """How often the network's step has it."""
+
+    @property
+    def label(self) -> str:
+        """Name and dtype."""
+        return f"{self.name} {str(self.dtype).removeprefix('torch.')}"
+
+
+def training_specs(scale: Scale, dtype: torch.dtype) -> list[OpSpec]:
+    """fprop, dgrad and wgrad of every distinct convolution, the stem, then the passes between them."""
+    specs = []
+    for layer in distinct_layers(scale):
+        for kind, make in (("fprop", _fprop), ("dgrad", _dgrad), ("wgrad", _wgrad)):
+            specs.append(_spec(f"{layer.name} {kind}", layer, dtype, make))
+    return specs + _stem_specs(scale, dtype) + _pass_specs(scale, dtype)
+
+
+def _spec(
+    name: str, layer: Layer, dtype: torch.dtype, make: Callable[[Layer, int, Operands], OpCase]
+) -> OpSpec:
+    return OpSpec(name, dtype, lambda n, device: make(layer, n, Operands(device, dtype)), layer.count)
+
+
+def _has_prologue(layer: Layer) -> bool:
+    return layer.role in {"conv2", "conv3"}
+
+
+def _fprop(layer: Layer, n: int, new: Operands) -> OpCase:
+    x = new.activation(n, layer.c, layer.h)
+    w = new.weight(layer.k, layer.c, layer.conv.r, layer.conv.s)
+    vectors = new.vectors(layer.c) if _has_prologue(layer) else None
+    args = (x, w, layer.conv, vectors)
+    return OpCase(
+        convolution.conv_moments, args, flops=layer.flops(n), peers=lambda: peers.fprop_peers(*args)
+    )
+
+
+def _wgrad(layer: Layer, n: int, new: Operands) -> OpCase:
+    x, dy = new.activation(n, layer.c, layer.h), new.activation(n, layer.k, layer.p)
+    vectors = new.vectors(layer.c) if _has_prologue(layer) else None
+    args = (x, dy, layer.conv, vectors)
+    return OpCase(convolution.wgrad, args, flops=layer.flops(n), peers=lambda: peers.wgrad_peers(*args))
+
+
+def _dgrad(layer: Layer, n: int, new: Operands) -> OpCase:
+    if layer.role == "projection":
+        return _projection_dgrad(layer, n, new)
+    dy = new.activation(n, layer.k, layer.p)
+    w = new.weight(layer.k, layer.c, layer.conv.r, layer.conv.s)
+    if _has_prologue(layer):
+        y, vectors = new.activation(n, layer.c, layer.h), new.vectors(layer.c)
+        return OpCase(
+            convolution.dgrad_drelu,
+            (dy, w, layer.conv, y, vectors),
+            flops=layer.flops(n),
+            moments=False,
+            peers=lambda: peers.dgrad_peers(dy, w, layer.conv, y, vectors),
+        )
+    shortcut = new.activation(n, layer.c, -(-layer.h // layer.stride))
+    x = new.activation(n, layer.c, layer.h, relu=True)
+    if layer.first:
+        same = shortcut if layer.stride == 1 else None
+        return OpCase(
+            convolution.dgrad_shortcut,
+            (dy, w, layer.conv, tuple(x.shape), shortcut, layer.stride),
+            flops=layer.flops(n),
+            peers=lambda: peers.input_gradient_peers(dy, w, layer.conv, x, same),
+        )
+    y, vectors = new.activation(n, layer.c, layer.h), new.vectors(layer.c)
+    d, d_vectors = (y.flip(0), new.vectors(layer.c)) if layer.after_projection else (None, None)
+    return OpCase(
+        convolution.dgrad_block,
+        (dy, w, layer.conv, shortcut, 1, x, y, vectors, d, d_vectors),
+        flops=layer.flops(n),
+        moments=False,
+        peers=lambda: peers.dgrad_peers(dy, w, layer.conv, y, vectors, shortcut),
+    )
+
+
+def _projection_dgrad(layer: Layer, n: int, new: Operands) -> OpCase:
+    """A strided 1x1 reads every second pixel; its dgrad is dense on those, and spread by the next epilogue."""
+    dy, w = new.activation(n, layer.k, layer.p), new.weight(layer.k, layer.c, 1, 1)
+    dense, size = Conv(1, 1), (n, layer.c, layer.p, layer.p)
+    x = new.activation(n, layer.c, layer.p)
+    return OpCase(
+        convolution.dgrad_shortcut,
+        (dy, w, dense, size, None),
+        flops=layer.flops(n),
+        peers=lambda: peers.input_gradient_peers(dy, w, dense, x, None),
+    )
+
+
+def _stem_specs(scale: Scale, dtype: torch.dtype) -> list[OpSpec]:
+    k, image = scale.widths[0], scale.image
+    p = STEM.output_size(image, image)[0]
+
+    def conv(n: int, device: torch.device) -> OpCase:
+        new = Operands(device, dtype)
+        x, w = new.activation(n, 3, image), new.weight(k, 3, 7, 7)
+        flops = 2.0 * n * p * p * k * 147
+        return OpCase(_stem_conv, (x, w), flops=flops, peers=lambda: peers.fprop_peers(x, w, STEM, None))
+
+    def pool(n: int, device: torch.device) -> OpCase:
+        new = Operands(device, dtype)
+        y, vectors = new.activation(n, k, p), new.vectors(k)
+        return OpCase(_stem_pool, (y, vectors), peers=lambda: peers.stem_pool_peers(y, vectors))
+
+    def pool_backward(n: int, device: torch.device) -> OpCase:
+        new = Operands(device, dtype)
+        y, vectors = new.activation(n, k, p), new.vectors(k)
+        z, index = stem.stem_pool(y, vectors)
+        dz = new.activation(n, k, z.shape[2])
+        return OpCase(stem.stem_pool_backward, (dz, index, y, vectors), moments=False)
+
+    def wgrad(n: int, device: torch.device) -> OpCase:
+        new = Operands(device, dtype)
+        x, dy = new.activation(n, 3, image), new.activation(n, k, p)
+        packed = stem.pack(x, STEM, dtype)
+        flops = 2.0 * n * p * p * k * 147
+        return OpCase(
+            stem.stem_wgrad,
+            (packed, dy, STEM, 3),
+            flops=flops,
+            peers=lambda: peers.wgrad_peers(x, dy, STEM, None),
+        )
+
+    makers = {"conv": conv, "pool": pool, "pool backward": pool_backward, "wgrad": wgrad}
+    return [OpSpec(f"stem {name}", dtype, make) for name, make in makers.items()]
+
+
+def _stem_conv(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, Partials]:
+    y, partials, _ = stem.stem_conv_moments(x, w, STEM)
+    return y, partials
+
+
+def _stem_pool(y: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    # the places of equal values differ between dtypes, so only the values are compared; the backward pass checks places
+    return stem.stem_pool(y, vectors)[0]
+
+
+def _pass_specs(scale: Scale, dtype: torch.dtype) -> list[OpSpec]:
+    specs = []
+    h = scale.image // 4
+    for stage, (width, blocks) in enumerate(zip(scale.widths, scale.blocks, strict=True), start=1):
+        specs += _passes_of(f"layer{stage}", 4 * width, width, h, blocks, dtype)
+        h = -(-h // 2)
+    return specs
+
+
+def _passes_of(stage: str, c: int, width: int, h: int, blocks: int, dtype: torch.dtype) -> list[OpSpec]:
+    def join(n: int, device: torch.device) -> OpCase:
+        new = Operands(device, dtype)
+        args = (new.activation(n, c, h), new.vectors(c), new.activation(n, c, h), None)
+        return OpCase(passes.join, args, peers=lambda: peers.join_peers(*args))
+
+    def join_projection(n: int, device: torch.device) -> OpCase:
+        new = Operands(device, dtype)
+        args = (new.activation(n, c, h), new.vectors(c), new.activation(n, c, h), new.vectors(c))
+        return OpCase(passes.join, args, peers=lambda: peers.join_peers(*args))
+
+    def entry(n: int, device: torch.device) -> OpCase:
+        new = Operands(device, dtype)
+        dz, z, y = new.activation(n, c, h), new.activation(n, c, h, relu=True), new.activation(n, c, h)
+        args = (dz, z, y, new.vectors(c))
+        return OpCase(passes.entry, args, moments=False, peers=lambda: peers.entry_peers(*args))
+
+    def bn_backward(n: int, device: torch.device) -> OpCase:
+        new = Operands(device, dtype)
+        g, y, vectors = new.activation(n, c, h), new.activation(n, c, h), new.vectors(c)
+        args = (g, y, vectors, new.normal(3, c))
+        return OpCase(passes.bn_backward, args, peers=lambda: peers.bn_backward_peers(g, y, vectors))
+
+    def finalize(n: int, device: torch.device) -> OpCase:
+        new = Operands(device, torch.float32)
+        running = (new.normal(width), new.normal(width).abs())
+        args = (_partials(new, n, width, h), new.normal(width), new.normal(width), 1e-5, running, 0.1)
+        return OpCase(statistics.finalize, args)
+
+    def sums(n: int, device: torch.device) -> OpCase:
+        new = Operands(device, torch.float32)
+        return OpCase(statistics.sums, (_partials(new, n, width, h),))
+
+    makers = [(join, blocks - 1), (join_projection, 1), (entry, 1), (bn_backward, blocks)]
+    makers += [(finalize, 2 * blocks), (sums, 2 * blocks)]
+    return [
+        OpSpec(f"{stage} {make.__name__}", dtype, make, count) for make, count in makers if count
+    ]
+
+
+def _partials(new: Operands, n: int, c: int, h: int, per_tile: int = 128) -> Partials:
+    """Tile means near zero and tile M2s near what ``per_tile`` unit normal numbers have."""
+    count = n * h * h
+    tiles = -(-count // per_tile)
+    rows = torch.stack([0.1 * new.normal(tiles, c), per_tile + new.normal(tiles, c)])
+    return Partials(rows, per_tile, count)

@@ -1,0 +1,183 @@
+"""What was compiled, row by row: as text, JSON and Markdown, with whatever is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fused_kernels.aot.compiler import Compiled
+from fused_kernels.aot.targets import TENSOR_MEMORY_COLUMNS, Target
+from fused_kernels.aot.units import Unit
+from fused_kernels.tiles import Tile
+
+_PRODUCT_ROWS = {
+    "chain.chain_kernel": "BLOCK_M",
+    "conv.conv_kernel": "BLOCK_M",
+    "head.pool_fc_kernel": "BLOCK_K",
+    "stem.conv_pool_kernel": "BLOCK_M",
+    "stem.stem_wgrad_kernel": "BLOCK_C",
+    "wgrad.wgrad_kernel": "BLOCK_C",
+}
+"""Kernels that multiply matrices, and the constant that says how many rows a program's product has."""
+WGMMA_ROWS = 64
+"""What Hopper's and Blackwell's own tensor-core instructions take; fewer rows go the way of Ampere."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compilation and its verdict."""
+
+    unit: Unit
+    target: Target
+    compiled: Compiled
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong; nothing if the kernel is good."""
+        compiled, limit = self.compiled, self.target.shared_limit
+        if compiled.error is not None:
+            return [compiled.error]
+        found = []
+        if compiled.machine.spills and self.target.spills_fail:
+            found.append(f"{compiled.machine.spills} spill instructions")
+        if compiled.shared > limit:
+            found.append(f"{compiled.shared} bytes of shared memory, {limit} exist")
+        if compiled.tensor_memory > TENSOR_MEMORY_COLUMNS:
+            found.append(f"{compiled.tensor_memory} columns of tensor memory, {TENSOR_MEMORY_COLUMNS} exist")
+        expected = expected_instructions(self.unit, self.target)
+        if expected and not expected & compiled.machine.tensor_core.keys():
+            found.append(f"no {' or '.join(sorted(expected))} instruction")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in plain types."""
+        compiled, unit = self.compiled, self.unit
+        return {
+            "target": self.target.name,
+            "kernel": unit.kernel,
+            "operation": unit.entry,
+            "dtype": unit.dtype,
+            "tile": unit.tile.to_json(),
+            "registers": compiled.registers,
+            "spills": compiled.machine.spills,
+            "shared": compiled.shared,
+            "tensor_core": compiled.machine.tensor_core,
+            "expects_tensor_core": sorted(expected_instructions(unit, self.target)),
+            "async_copies": compiled.machine.async_copies,
+            "seconds": compiled.seconds,
+            "problems": self.problems,
+        }
+
+    def cells(self) -> list[str]:
+        """The columns of ``HEADER``."""
+        compiled, unit = self.compiled, self.unit
+        instructions = sorted(compiled.machine.tensor_core.items())
+        return [
+            self.target.name,
+            unit.kernel.split(".")[1].removesuffix("_kernel"),
+            unit.entry,
+            unit.dtype,
+            tile_name(unit.tile),
+            str(compiled.registers),
+            str(compiled.machine.spills),
+            f"{compiled.shared / 1024:.1f}",
+            " ".join(f"{count} {name}" for name, count in instructions) or "-",
+            str(compiled.machine.async_copies),
+            "; ".join(self.problems) or "ok",
+        ]
+
+
+HEADER = (
+    "target",
+    "kernel",
+    "operation",
+    "dtype",
+    "tile",
+    "registers",
+    "spills",
+    "shared KB",
+    "tensor core",
+    "16-byte copies",
+    "verdict",
+)
+_RIGHT = {"registers", "spills", "shared KB", "16-byte copies"}
+
+
+def expected_instructions(unit: Unit, target: Target) -> frozenset[str]:
+    """Tensor-core instructions of which one kind must be there; none where the kernel multiplies no matrices."""
+    if unit.kernel not in _PRODUCT_ROWS or unit.dtype == "float32":
+        return frozenset()
+    own = target.int8_instructions if unit.dtype == "int8" else target.float_instructions
+    few_rows = unit.variant.constant(_PRODUCT_ROWS[unit.kernel]) < WGMMA_ROWS
+    if few_rows or unit.dtype == "tf32":
+        # TF32 operands must lie along the reduction for the newer instructions, which a gradient's do not
+        return own | {"IMMA" if unit.dtype == "int8" else "HMMA"}
+    return own
+
+
+def tile_name(tile: Tile) -> str:
+    """``128x128x64 8w 3s``: m x n x k, warps, stages; whether it is flat."""
+    sizes = "x".join(str(size) for size in (tile.m, tile.n, tile.k) if size)
+    return f"{sizes} {tile.warps}w {tile.stages}s{' flat' if tile.flat else ''}"
+
+
+def ordered(rows: Iterable[Row]) -> list[Row]:
+    """By target, kernel, dtype, operation and tile."""
+    return sorted(
+        rows,
+        key=lambda row: (
+            row.target.capability,
+            row.unit.kernel,
+            row.unit.dtype,
+            row.unit.entry,
+            tile_name(row.unit.tile),
+        ),
+    )
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """An aligned table."""
+    lines = [list(HEADER), *(row.cells() for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if name in _RIGHT else cell.ljust(width)
+            for name, cell, width in zip(HEADER, line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def as_markdown(rows: Sequence[Row], triton_version: str, command: str) -> str:
+    """A page with one table for each target."""
+    parts = [
+        "# Kernels, compiled",
+        f"Written by `{command}` with Triton {triton_version}; no GPU took part. A tile is m x n x k of the"
+        " matrix product, warps and pipeline stages. Tensor-core instructions and 16-byte asynchronous copies are"
+        " counted in the machine code, registers are 32-bit ones a thread.",
+    ]
+    for target in dict.fromkeys(row.target for row in rows):
+        mine = [row for row in rows if row.target == target]
+        columns = [index for index, name in enumerate(HEADER) if name != "target"]
+        parts.append(f"## {target.name} ({target.example})\n\n{summary(mine)}")
+        table = [
+            [HEADER[index] for index in columns],
+            ["---:" if HEADER[index] in _RIGHT else "---" for index in columns],
+            *([row.cells()[index] for index in columns] for row in mine),
+        ]
+        parts.append("\n".join("| " + " | ".join(line) + " |" for line in table))
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """One sentence about rows of one target."""
+    target = rows[0].target
+    failed = sum(bool(row.problems) for row in rows)
+    spilled = sum(bool(row.compiled.machine.spills) for row in rows)
+    return (
+        f"{target.name}: {len(rows)} compiled, {failed} wrong, {spilled} with spills;"
+        f" at most {max(row.compiled.registers for row in rows)} registers"
+        f" and {max(row.compiled.shared for row in rows) / 1024:.0f} of {target.shared_limit / 1024:.0f} KB of shared"
+        " memory."
+    )

@@ -1,0 +1,142 @@
+"""Which tiles are worth timing for a problem: a short menu, cut to the problem and pruned.
+
+The tuner times these, the ahead-of-time command compiles them, and ``choice.default_tile`` takes the first. A tile is
+pruned where shared memory does not hold its operands, where registers do not hold its sums (found by compiling for
+sm_90; ``python -m fused_kernels.aot`` fails where one of these spills), where it is larger than the problem, and where
+it leaves processors idle that a smaller one would use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from fused_kernels.problem import Problem
+from fused_kernels.shared_memory import HOPPER, needed_by
+from fused_kernels.tiles import Tile
+
+PROCESSORS = 132
+"""Of an H100 or H200."""
+MOST = 12
+"""Candidates for one problem."""
+MOST_WINDOWED = 4
+"""Tiles of a convolution wider than 1x1, each of which is a candidate in both forms; see ``Tile.flat``."""
+STEP_BYTES = 128
+"""Depth of a step: the widest swizzle of shared memory, and 64 elements in 16 bits."""
+LEAST_STEPS = 8
+"""Of one part of a split reduction; fewer do not pay for the workspace."""
+
+# (m, n, warps, stages), those that read the least for each output first
+_TENSOR_CORES = (
+    (128, 128, 8, 3),
+    (128, 128, 8, 4),
+    (64, 128, 4, 3),
+    (256, 128, 8, 3),
+    (256, 64, 8, 3),
+    (128, 64, 4, 3),
+    (64, 256, 8, 3),
+    (64, 64, 4, 4),
+    (128, 64, 8, 4),
+    (64, 32, 4, 4),
+)
+# without tensor cores the operands pass through registers too
+_FLOAT32 = ((64, 64, 4, 3), (128, 64, 8, 3), (32, 32, 4, 3))
+_WGRAD = ((128, 128, 8, 3), (64, 128, 4, 3), (128, 64, 4, 3), (64, 64, 4, 4))
+_WGRAD_FLOAT32 = ((64, 64, 4, 3), (32, 32, 4, 3))
+
+_PLAIN_EPILOGUES = {"store", "bias", "bias_relu", "requantize", "requantize_relu"}
+"""Those that need no second tensor and no sums."""
+
+
+def candidates(problem: Problem, *, shared: int = HOPPER) -> list[Tile]:
+    """At most ``MOST`` tiles for ``problem`` where a program has ``shared`` bytes of shared memory, best guess first.
+
+    Nothing is ever pruned to an empty list: the smallest tile is right for every problem and every GPU.
+    """
+    menu = _menu(problem)
+    cut = list(dict.fromkeys(_cut(Tile(m, n, k, warps, stages), problem) for m, n, k, warps, stages in menu))
+    fitting = [
+        tile for tile in cut if needed_by(tile, problem.dtype) <= shared and registers_suffice(tile, problem)
+    ]
+    if problem.kind == "wgrad":
+        return [split for tile in fitting for split in _splits(tile, problem)][:MOST]
+    busy = _busy(fitting or cut[-1:], problem)
+    if not has_flat_form(problem):
+        return busy[:MOST]
+    return [replace(tile, flat=flat) for flat in (False, True) for tile in busy[:MOST_WINDOWED]]
+
+
+def registers_suffice(tile: Tile, problem: Problem) -> bool:
+    """Whether the kernel compiles for sm_90 without spilling registers to memory."""
+    sums = tile.m * tile.n // (32 * tile.warps)
+    if problem.dtype == torch.float32:
+        return sums <= 32
+    if sums > 64:
+        return problem.prologue == "identity" and problem.epilogue in _PLAIN_EPILOGUES
+    if problem.kind == "fprop" and problem.prologue != "identity" and _windowed(problem):
+        # the prologue holds its rows in registers, beside their place in the plane for every tap
+        return tile.m // tile.warps < 32 or tile.n < 64
+    return True
+
+
+def has_flat_form(problem: Problem) -> bool:
+    """Whether ``Tile.flat`` makes another kernel that is worth trying; a stem's, one tap wide, is flat anyhow."""
+    stem = problem.epilogue.startswith("stem")
+    return problem.kind != "wgrad" and _windowed(problem) and problem.dtype != torch.float32 and not stem
+
+
+def programs(tile: Tile, problem: Problem) -> int:
+    """Programs of the largest launch."""
+    tiles = -(-problem.rows // tile.m) * -(-problem.cols // tile.n)
+    return tiles * problem.conv.r * problem.conv.s * tile.splits if problem.kind == "wgrad" else tiles
+
+
+def fit(size: int, largest: int, *, low: int = 16) -> int:
+    """The smallest power of two that holds ``size``, from ``low`` to ``largest``."""
+    return max(low, min(largest, 1 << (size - 1).bit_length()))
+
+
+def _menu(problem: Problem) -> list[tuple[int, int, int, int, int]]:
+    float32 = problem.dtype == torch.float32
+    menu: tuple[tuple[int, int, int, int], ...]
+    if problem.kind == "wgrad":
+        menu = _WGRAD_FLOAT32 if float32 else _WGRAD
+    else:
+        menu = _FLOAT32 if float32 else _TENSOR_CORES
+    k = STEP_BYTES // problem.dtype.itemsize
+    # a tile of more than twice the columns would be cut to what a smaller one on the menu is already
+    widest = max(2 * fit(problem.cols, 256), min(n for _, n, _, _ in menu))
+    return [(m, n, k, warps, stages) for m, n, warps, stages in menu if n <= widest]
+
+
+def _cut(tile: Tile, problem: Problem) -> Tile:
+    """``tile``, no larger than the problem: never below what a tensor core takes, 64 rows of pixels or 16 channels."""
+    least_rows = 16 if problem.kind == "wgrad" or problem.dtype == torch.float32 else 64
+    least_depth = 32 if problem.dtype == torch.int8 else 16
+    m = fit(problem.rows, tile.m, low=min(tile.m, least_rows))
+    n = fit(problem.cols, tile.n)
+    warps = tile.warps if m * n >= 32 * 32 * tile.warps else 4
+    return replace(tile, m=m, n=n, k=fit(problem.depth, tile.k, low=least_depth), warps=warps)
+
+
+def _busy(tiles: list[Tile], problem: Problem) -> list[Tile]:
+    """Those with a program for every processor; where none has, the most programs first, down to half as many."""
+    most = max(programs(tile, problem) for tile in tiles)
+    if most < PROCESSORS:
+        tiles = sorted(tiles, key=lambda tile: -programs(tile, problem))
+    return [tile for tile in tiles if programs(tile, problem) >= min(PROCESSORS, most / 2)]
+
+
+def _splits(tile: Tile, problem: Problem) -> list[Tile]:
+    """``tile`` with its reduction in as many parts as give two programs a processor, in twice and in half as many."""
+    steps = -(-problem.depth // tile.k)
+    even = max(1, min(2 * PROCESSORS // programs(tile, problem), steps // LEAST_STEPS))
+    return [
+        replace(tile, splits=splits)
+        for splits in dict.fromkeys((even, min(2 * even, steps), max(1, even // 2)))
+    ]
+
+
+def _windowed(problem: Problem) -> bool:
+    return problem.conv.r * problem.conv.s > 1

@@ -1,0 +1,108 @@
+"""A memory checker for Triton's interpreter: what an out-of-bounds access on a GPU would be, seen on a CPU.
+
+While a kernel runs, every address that it reads must lie in one of its tensors, every address that it writes in one
+that its launch marks as ``Out``, and no two programs may write the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fused_kernels.launch import Launch, listening
+
+Addresses = NDArray[np.uint64]
+Ranges = list[tuple[int, int]]
+
+
+class Sanitizer:
+    """Stands in for the interpreter's memory; ``memory`` does what is asked for."""
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+        self.launch: Launch | None = None
+        self.readable: Ranges = []
+        self.writable: Ranges = []
+        self.stores: list[Addresses] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.memory, name)
+
+    def announced(self, launch: Launch) -> None:
+        """Remember a launch until its kernel runs."""
+        self.launch = launch
+
+    @contextmanager
+    def running(self, values: list[Any]) -> Iterator[None]:
+        """Watch one kernel with these arguments."""
+        tensors = list(tensors_of(values))
+        written = [t for t, out in self.launch.tensors() if out] if self.launch is not None else tensors
+        self.readable, self.writable, self.stores = ranges(tensors), ranges(written), []
+        try:
+            yield
+            addresses = np.concatenate(self.stores) if self.stores else np.empty(0, np.uint64)
+            twice = addresses.size - np.unique(addresses).size
+            assert twice == 0, f"{self.name} writes {twice} elements twice"
+        finally:
+            self.launch = None
+
+    @property
+    def name(self) -> str:
+        return "a kernel" if self.launch is None else self.launch.kernel
+
+    def load(self, pointers: Addresses, mask: NDArray[np.bool_], other: Any, dtype: Any) -> Any:
+        """Read where ``mask`` is true."""
+        self.check(pointers[mask.astype(bool)], self.readable, "reads")
+        return self.memory.load(pointers, mask, other, dtype)
+
+    def store(self, pointers: Addresses, value: Any, mask: NDArray[np.bool_]) -> Any:
+        """Write where ``mask`` is true."""
+        at = pointers[mask.astype(bool)]
+        self.check(at, self.writable, "writes")
+        self.stores.append(at.ravel())
+        return self.memory.store(pointers, value, mask)
+
+    def check(self, at: Addresses, allowed: Ranges, does: str) -> None:
+        inside = np.zeros(at.shape, dtype=bool)
+        for start, end in allowed:
+            inside |= (at >= start) & (at < end)
+        assert inside.all(), f"{self.name} {does} {(~inside).sum()} elements outside of its tensors"
+
+
+def ranges(tensors: list[Tensor]) -> Ranges:
+    """Where dense tensors lie."""
+    return [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in tensors]
+
+
+def tensors_of(values: Any) -> Iterator[Tensor]:
+    """The tensors among arguments and tuples of arguments."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, tuple):
+            yield from tensors_of(value)
+
+
+@contextmanager
+def sanitized() -> Iterator[None]:
+    """Check every access of every kernel that the interpreter runs in this context."""
+    from triton.runtime import interpreter
+
+    sanitizer = Sanitizer(interpreter._interpreter)
+    run = interpreter.GridExecutor.__call__
+
+    def watched(executor: Any, *arguments: Any, **named: Any) -> None:
+        with sanitizer.running([*arguments, *named.values()]):
+            run(executor, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch, listening(sanitizer.announced):
+        patch.setattr(interpreter, "_interpreter", sanitizer)
+        patch.setattr(interpreter.GridExecutor, "__call__", watched)
+        yield

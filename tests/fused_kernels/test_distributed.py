@@ -1,0 +1,107 @@
+"""Two processes: SyncBatchNorm statistics and DistributedDataParallel, against torch's own on the same batches."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fused_kernels import modules
+from fused_kernels.launch import implementation
+from fused_kernels.modules import FusedBottleneck, FusedResNet
+from fused_kernels.tiles import Tile
+from tests.fused_kernels.conftest import activation, reseed, tiles
+from tests.fused_kernels.tolerances import assert_close
+
+PROCESSES = 2
+BATCHES = (3, 2)
+"""Images of each process; unequal, so that a mean of means would be wrong."""
+
+
+def network() -> FusedResNet:
+    torch.manual_seed(0)
+    return FusedResNet(modules.FusedBasicBlock, (1, 1), 5, widths=(8, 12), stem_kernel=3)
+
+
+def whole_batch() -> tuple[Tensor, Tensor]:
+    reseed(3)
+    return activation(sum(BATCHES), 3, 6, 6, mean=1.0), torch.arange(sum(BATCHES)) % 5
+
+
+def part(rank: int) -> slice:
+    return slice(0, BATCHES[0]) if rank == 0 else slice(BATCHES[0], None)
+
+
+def meet(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
+
+
+def leave(rank: int, folder: str, model: nn.Module) -> None:
+    if rank == 0:
+        grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+        torch.save({"grads": grads, "state": model.state_dict()}, Path(folder) / "result.pth")
+    dist.destroy_process_group()
+
+
+def synchronized_norms(rank: int, folder: str, how: str) -> None:
+    meet(rank, folder)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(network())
+    images, classes = whole_batch()
+    with implementation(how), tiles(Tile(64, 32, 32)):
+        loss = F.cross_entropy(model(images[part(rank)]), classes[part(rank)], reduction="sum") / sum(BATCHES)
+        loss.backward()
+    for parameter in model.parameters():  # DistributedDataParallel refuses synchronized norms on CPUs
+        dist.all_reduce(parameter.grad)
+    leave(rank, folder, model)
+
+
+def data_parallel(rank: int, folder: str, how: str) -> None:
+    meet(rank, folder)
+    model = network()
+    images, classes = whole_batch()
+    ddp = DistributedDataParallel(model)
+    with implementation(how), tiles(Tile(64, 32, 32)):
+        F.cross_entropy(ddp(images[part(rank)]), classes[part(rank)]).backward()
+    leave(rank, folder, model)
+
+
+@pytest.mark.parametrize("how", ["reference", "kernels"])
+def test_synchronized_norms_give_what_one_process_has_with_the_whole_batch(how: str, tmp_path: Path) -> None:
+    mp.spawn(synchronized_norms, (str(tmp_path), how), nprocs=PROCESSES)
+    result = torch.load(tmp_path / "result.pth", weights_only=True)
+    alone = network().double()
+    images, classes = whole_batch()
+    with implementation("reference"):
+        F.cross_entropy(alone(images.double()), classes).backward()
+    for name, parameter in alone.named_parameters():
+        assert_close(name, result["grads"][name], parameter.grad)
+    for name, buffer in alone.named_buffers():
+        assert_close(name, result["state"][name].float(), buffer.double(), "sum")
+
+
+def test_data_parallel_training_averages_gradients(tmp_path: Path) -> None:
+    mp.spawn(data_parallel, (str(tmp_path), "reference"), nprocs=PROCESSES)
+    result = torch.load(tmp_path / "result.pth", weights_only=True)
+    images, classes = whole_batch()
+    replicas = [network().double() for _ in range(PROCESSES)]
+    with implementation("reference"):
+        for rank, replica in enumerate(replicas):
+            F.cross_entropy(replica(images[part(rank)].double()), classes[part(rank)]).backward()
+    for name, got in result["grads"].items():
+        both = torch.stack([dict(replica.named_parameters())[name].grad for replica in replicas])
+        assert_close(name, got, both.mean(0))
+
+
+def test_a_synchronized_norm_alone_is_a_plain_one() -> None:
+    block = FusedBottleneck(32, 8)
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(block))
+    x = activation(2, 32, 4, 4)
+    with implementation("reference"):
+        assert torch.equal(block(x), synchronized(x))
