@@ -42,6 +42,8 @@ _TENSOR_CORES = (
 )
 # without tensor cores the operands pass through registers too
 _FLOAT32 = ((64, 64, 4, 3), (128, 64, 8, 3), (32, 32, 4, 3))
+# 64 columns at most, and few taps deep: memory decides
+_STEM = ((128, 64, 8, 4), (64, 64, 4, 4), (256, 64, 8, 3))
 _WGRAD = ((128, 128, 8, 3), (64, 128, 4, 3), (128, 64, 4, 3), (64, 64, 4, 4))
 _WGRAD_FLOAT32 = ((64, 64, 4, 3), (32, 32, 4, 3))
 
@@ -82,8 +84,8 @@ def registers_suffice(tile: Tile, problem: Problem) -> bool:
 
 def has_flat_form(problem: Problem) -> bool:
     """Whether ``Tile.flat`` makes another kernel that is worth trying; a stem's, one tap wide, is flat anyhow."""
-    stem = problem.epilogue.startswith("stem")
-    return problem.kind != "wgrad" and _windowed(problem) and problem.dtype != torch.float32 and not stem
+    tensor_cores = problem.dtype != torch.float32
+    return problem.kind != "wgrad" and _windowed(problem) and tensor_cores and not _is_stem(problem)
 
 
 def programs(tile: Tile, problem: Problem) -> int:
@@ -102,8 +104,10 @@ def _menu(problem: Problem) -> list[tuple[int, int, int, int, int]]:
     menu: tuple[tuple[int, int, int, int], ...]
     if problem.kind == "wgrad":
         menu = _WGRAD_FLOAT32 if float32 else _WGRAD
+    elif float32:
+        menu = _FLOAT32
     else:
-        menu = _FLOAT32 if float32 else _TENSOR_CORES
+        menu = _STEM if _is_stem(problem) else _TENSOR_CORES
     k = STEP_BYTES // problem.dtype.itemsize
     # a tile of more than twice the columns would be cut to what a smaller one on the menu is already
     widest = max(2 * fit(problem.cols, 256), min(n for _, n, _, _ in menu))
@@ -140,3 +144,7 @@ def _splits(tile: Tile, problem: Problem) -> list[Tile]:
 
 def _windowed(problem: Problem) -> bool:
     return problem.conv.r * problem.conv.s > 1
+
+
+def _is_stem(problem: Problem) -> bool:
+    return problem.epilogue.startswith("stem")

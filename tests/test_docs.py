@@ -73,8 +73,10 @@ def test_every_command_of_the_readme_works(folder: Path) -> None:
         ran.append(words[1])
     assert {"doctor", "build", "inspect", "verify", "run", "calibrate"} <= set(ran)
     assert "verified" in run([sys.executable, "-m", "rescompile", "inspect", "digits-int8"], folder).stdout
-    (python,) = blocks("python")
-    assert "6" in run([sys.executable, "-c", python], folder).stdout
+    runtime, training = blocks("python")
+    assert "6" in run([sys.executable, "-c", runtime], folder).stdout
+    fused = run([sys.executable, "-c", training], folder).stdout
+    assert fused.count("fused  layer") == 9
 
 
 def test_links_in_the_documentation_lead_somewhere() -> None:

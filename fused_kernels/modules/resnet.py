@@ -67,7 +67,7 @@ class FusedResNet(nn.Module):
         Raises:
             Unsupported: some part of the model is not what a FusedResNet computes; the message names it.
         """
-        from fused_kernels.fuse import difference, whole  # fuse builds on these modules
+        from fused_kernels.fusing import difference, whole  # fuse builds on these modules
 
         conv1, bn1, maxpool, stages, fc = whole(model)
         network = cls.__new__(cls)

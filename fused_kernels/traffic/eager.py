@@ -68,7 +68,9 @@ def block(shape: BlockShape, n: int, dtype: torch.dtype, *, training: bool) -> B
 
     first = shape.main[0]
     x = meta(n, first.c, first.h, first.w, dtype=dtype).requires_grad_(training)
-    return _counted(forward, x, [parameter for layer in layers for parameter in layer.parameters], training=training)
+    return _counted(
+        forward, x, [parameter for layer in layers for parameter in layer.parameters], training=training
+    )
 
 
 def stem(network: NetworkShape, n: int, dtype: torch.dtype, *, training: bool) -> Bytes:

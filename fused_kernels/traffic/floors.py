@@ -22,6 +22,9 @@ inference ("pool": every convolution with its whole epilogue, stem and max pool 
 
     x~_l + y_l + w_l, and the shortcut once for each block; image + pooled; z + classifier + fp32 logits
 
+inference ("chain": as pool, but a bottleneck's 3x3, its last 1x1 and the next block's first 1x1 are one kernel wherever the
+3x3 has at most 256 channels): less 2 y_2 for each such block, and less z for each such block that another one follows
+
 Nothing is shared between kernels, and what one kernel reads again comes from the L2 cache.
 """
 
@@ -35,6 +38,10 @@ from fused_kernels.traffic.shapes import BlockShape, NetworkShape
 FP32 = 4
 UPDATE = 5 * FP32
 """Bytes a parameter of SGD with momentum: reads weight, momentum and gradient, writes weight and momentum."""
+
+
+CHAIN_WIDTH = 256
+"""Channels of the widest 3x3 that the chain floor takes into one kernel with its neighbours."""
 
 
 def block_training(block: BlockShape, before: BlockShape | None, n: int, dtype: torch.dtype) -> Bytes:
@@ -87,6 +94,16 @@ def block_inference(block: BlockShape, n: int, dtype: torch.dtype) -> Bytes:
     e = dtype.itemsize
     convolutions = sum(n * e * (layer.x_touched + layer.y) + e * layer.weight for layer in block.layers)
     return Bytes({"fprop": convolutions + n * e * block.main[-1].y})
+
+
+def chain_saves(network: NetworkShape, n: int, dtype: torch.dtype) -> int:
+    """Bytes that the chain floor is below the pool floor."""
+    e, saved, blocks = dtype.itemsize, 0, network.blocks
+    for index, block in enumerate(blocks):
+        if len(block.main) == 3 and block.main[1].k <= CHAIN_WIDTH:
+            saved += 2 * block.main[1].y
+            saved += block.main[-1].y if index + 1 < len(blocks) else 0
+    return n * e * saved
 
 
 def stem_inference(network: NetworkShape, n: int, dtype: torch.dtype) -> Bytes:

@@ -101,7 +101,9 @@ def _convolution(launch: Launch) -> Bytes:
     found = Bytes()
     for tensor, written in _tensors(a["epilogue_args"]):
         if written:  # partial sums: one row for each of this launch's tiles
-            found[STATISTICS] += tensor.shape[0] * -(-a["M"] // a["BLOCK_M"]) * a["COLS"] * tensor.element_size()
+            found[STATISTICS] += (
+                tensor.shape[0] * -(-a["M"] // a["BLOCK_M"]) * a["COLS"] * tensor.element_size()
+            )
         elif tensor.shape == out.shape:
             moved += a["M"] * a["COLS"] * tensor.element_size()
         elif tensor.ndim == 4:

@@ -73,6 +73,11 @@ def never(_: Launch) -> bool:
     return False
 
 
+def operators(network: NetworkShape) -> tuple[tuple[BlockShape, ...], ...]:
+    """Blocks by the operator that runs them: ``FusedStage`` makes one of each stage."""
+    return network.stages
+
+
 def stage_training(stage: tuple[BlockShape, ...], n: int, dtype: torch.dtype) -> list[Bytes]:
     """Forward and backward of one stage, by block."""
     chain, first = chain_of(stage), stage[0].main[0]

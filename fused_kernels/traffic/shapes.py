@@ -160,7 +160,9 @@ def resnet(name: str, size: int = 224) -> NetworkShape:
     return NetworkShape(name, stem, tuple(stages))
 
 
-def block_shape(name: str, channels: int, width: int, expansion: int, stride: int, h: int, w: int) -> BlockShape:
+def block_shape(
+    name: str, channels: int, width: int, expansion: int, stride: int, h: int, w: int
+) -> BlockShape:
     """A basic block (expansion 1) or a bottleneck on [n, channels, h, w], with a projection where the shape changes."""
     out = width * expansion
     p, q = Conv(3, 3, stride, 1).output_size(h, w)

@@ -53,7 +53,9 @@ def moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any)
     factors = {} if special is None else special(arguments)
     total = 0.0
     for name, value in arguments.items():
-        total += factors.get(name, 1) * sum(in_memory(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+        total += factors.get(name, 1) * sum(
+            in_memory(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)
+        )
     return round(total) + sum(in_memory(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
 
 
@@ -70,7 +72,11 @@ def _convolution(arguments: dict[str, Any]) -> dict[str, float]:
 def _convolution_backward(arguments: dict[str, Any]) -> dict[str, float]:
     results = sum(arguments["output_mask"])
     wants_weight = arguments["output_mask"][1]
-    return {"grad_output": results, "input": _met(arguments) if wants_weight else 0, "weight": arguments["output_mask"][0]}
+    return {
+        "grad_output": results,
+        "input": _met(arguments) if wants_weight else 0,
+        "weight": arguments["output_mask"][0],
+    }
 
 
 def _met(arguments: dict[str, Any]) -> float:
@@ -78,7 +84,12 @@ def _met(arguments: dict[str, Any]) -> float:
     x, w = arguments["input"], arguments["weight"]
     part = 1.0
     for axis in range(2):
-        size, taps, stride, pad = x.shape[2 + axis], w.shape[2 + axis], arguments["stride"][axis], arguments["padding"][axis]
+        size, taps, stride, pad = (
+            x.shape[2 + axis],
+            w.shape[2 + axis],
+            arguments["stride"][axis],
+            arguments["padding"][axis],
+        )
         points = (size + 2 * pad - taps) // stride + 1
         part *= touched(size, points, taps, stride=stride, base=-pad) / size
     return part

@@ -49,7 +49,8 @@ def convolved(x: Ints, w: Ints, stride: int, padding: int) -> Ints:
     """The sums of a convolution, [N, K, P, Q]."""
     padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, w.shape[2:], axis=(2, 3))
-    return np.einsum("nchwrs,kcrs->nkhw", windows[:, :, ::stride, ::stride], w)
+    sums: Ints = np.einsum("nchwrs,kcrs->nkhw", windows[:, :, ::stride, ::stride], w)
+    return sums
 
 
 def per_channel(vector: Tensor) -> Floats:

@@ -49,7 +49,9 @@ class Shapes(NamedTuple):
         return self.n, self.expanded, -(-self.h // self.stride), -(-self.w // self.stride)
 
 
-def convolved(x: Tensor, w: Tensor, bias: Tensor, dtype: torch.dtype, residual: Tensor | None = None, **window: int) -> Tensor:  # fmt: skip
+def convolved(
+    x: Tensor, w: Tensor, bias: Tensor, dtype: torch.dtype, residual: Tensor | None = None, **window: int
+) -> Tensor:
     """relu(conv + bias + residual) in float64, or as eager PyTorch stores it in ``dtype``."""
     v = stored(F.conv2d(x.double(), w.double(), bias.double(), **window), dtype)
     return (v if residual is None else stored(v + residual.double(), dtype)).relu()
@@ -133,7 +135,13 @@ SHAPES = st.builds(
     h=st.integers(1, 5),
     w=st.integers(2, 5),
 )
-TILES = st.builds(Tile, m=st.sampled_from([16, 32]), n=st.sampled_from([32, 128]), k=st.sampled_from([32, 64]), flat=st.booleans())  # fmt: skip
+TILES = st.builds(
+    Tile,
+    m=st.sampled_from([16, 32]),
+    n=st.sampled_from([32, 128]),
+    k=st.sampled_from([32, 64]),
+    flat=st.booleans(),
+)
 
 
 @FUZZ
@@ -198,7 +206,9 @@ def test_it_is_meant_for_tensor_cores_and_narrow_stages() -> None:
 
 
 @pytest.mark.parametrize("context", [kernels, reference])
-@pytest.mark.parametrize(("width", "dtype"), [(8, torch.float16), (48, torch.float32), (512, torch.float16), (16, torch.int8)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(8, torch.float16), (48, torch.float32), (512, torch.float16), (16, torch.int8)]
+)
 def test_other_widths_are_refused_everywhere(context: Any, width: int, dtype: torch.dtype) -> None:
     conv2, conv3 = folded(width, width, 3, dtype), folded(8, width, 1, dtype)
     x, residual = torch.zeros(1, width, 2, 2, dtype=dtype), torch.zeros(1, 8, 2, 2, dtype=dtype)

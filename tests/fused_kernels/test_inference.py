@@ -41,7 +41,10 @@ def truth_of(
 
 def check_conv_bias(case: Case, epilogue: str) -> None:
     x, w, bias = case.x(), case.weight(), normal(case.k).to(case.wide)
-    arguments = {"relu": epilogue != "bias", "residual": case.dy() if "residual" in epilogue else None}
+    arguments: dict[str, Any] = {
+        "relu": epilogue != "bias",
+        "residual": case.dy() if "residual" in epilogue else None,
+    }
     with recording() as launches:
         y = conv_bias(x, w, bias, case.conv, **arguments)
     truth, torchs = (

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fused_kernels import modules
 from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.fuse import fuse
+from fused_kernels.fusing import fuse
 from fused_kernels.launch import implementation, recording
 from fused_kernels.modules import FusedBottleneck, FusedResNet, FusedStage, FusedStem
 from fused_kernels.tiles import Tile

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -26,16 +26,16 @@ LAST_GAMMA = 0.1
 """Each block begins near the identity, as trainers do with zero; at 1 rounding grows tenfold with every step."""
 EXHAUSTIVE = os.environ.get("FUSED_KERNELS_EXHAUSTIVE") == "1"
 
-NETWORKS: dict[str, tuple[nn.Module, FusedResNet, int]] = {
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], FusedResNet], int]] = {
     # all 16 bottlenecks of ResNet-50, an eighth as wide
     "ResNet-50": (
-        ResNet(Bottleneck, (3, 4, 6, 3), (8, 16, 32, 64)),
-        FusedResNet(modules.FusedBottleneck, (3, 4, 6, 3), 10, widths=(8, 16, 32, 64)),
+        lambda: ResNet(Bottleneck, (3, 4, 6, 3), (8, 16, 32, 64)),
+        lambda: FusedResNet(modules.FusedBottleneck, (3, 4, 6, 3), 10, widths=(8, 16, 32, 64)),
         33,
     ),
     "CIFAR ResNet-20": (
-        ResNet(BasicBlock, (3, 3, 3), (16, 32, 64), imagenet=False, pad=True),
-        modules.cifar_resnet(20),
+        lambda: ResNet(BasicBlock, (3, 3, 3), (16, 32, 64), imagenet=False, pad=True),
+        lambda: modules.cifar_resnet(20),
         8,
     ),
 }
@@ -57,8 +57,8 @@ def losses(model: nn.Module, size: int, dtype: torch.dtype, steps: int) -> list[
 
 
 def compare(name: str, how: str, steps: int) -> None:
-    plain, fused, size = NETWORKS[name]
-    plain, fused = copy.deepcopy(plain), copy.deepcopy(fused)
+    make_plain, make_fused, size = NETWORKS[name]
+    plain, fused = make_plain(), make_fused()
     for block in plain.modules():
         if isinstance(block, BasicBlock | Bottleneck):
             nn.init.constant_(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fused_kernels.fuse import fuse
+from fused_kernels.fusing import fuse
 from fused_kernels.launch import implementation
 from fused_kernels.modules import FusedBasicBlock, FusedBlock, FusedBottleneck, FusedStage
 from rescompile.models.cifar import cifar_resnet
