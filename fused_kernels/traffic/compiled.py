@@ -5,9 +5,9 @@ Passes over a tensor, l any layer, L the last, d the projection's output:
 
     forward     fprop       x~_l + y_l          as in ``floors``
                 statistics  y_l                 one pass
-                apply       2 y_l    l < L      writes the activation, which the next convolution reads and wgrad saves
+                apply       2 y_l    l < L      writes the activation that the next convolution and wgrad read
                 join        3 y_L               reads y_L and x or d, writes z
-    backward    sums of L   5 y_L               reads the next block's two gradients, z and y_L; writes their masked sum g
+    backward    sums of L   5 y_L               reads the next block's two gradients, z, y_L; writes their masked sum g
                 dy_L        3 y_L               reads g and y_L
                 sums of d   2 y_d
                 dy_d        3 y_d
@@ -15,7 +15,7 @@ Passes over a tensor, l any layer, L the last, d the projection's output:
                 dy_l        4 y_l               the same, and writes
                 dgrad       y_l + x_l
                 wgrad       x~_l + y_l
-    stem        as a layer l < L; its max pool writes a byte of index for each element, its backward writes a full plane
+    stem        as a layer l < L; its max pool writes a byte of index for an element, its backward a full plane
     weights     read in fp32, written in 16 bits; dw written in 16 bits, read, written in fp32
 
 Inference: each convolution, then one pass over its output (read, write; the last one also reads the shortcut).

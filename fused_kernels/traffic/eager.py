@@ -1,7 +1,7 @@
 """What PyTorch's eager mode moves under AMP: torchvision's forward pass on meta tensors, counted by ``torch_ops``.
 
-Weights are fp32 and cast on the way in, as autocast does once a step; activations are in the given dtype throughout, and
-gradients of weights come back in fp32. In inference everything is in the given dtype (``model.half()``).
+Weights are fp32 and cast on the way in, as autocast does once a step; activations are in the given dtype throughout,
+and gradients of weights come back in fp32. In inference everything is in the given dtype (``model.half()``).
 """
 
 from __future__ import annotations

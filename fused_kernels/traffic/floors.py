@@ -22,8 +22,10 @@ inference ("pool": every convolution with its whole epilogue, stem and max pool 
 
     x~_l + y_l + w_l, and the shortcut once for each block; image + pooled; z + classifier + fp32 logits
 
-inference ("chain": as pool, but a bottleneck's 3x3, its last 1x1 and the next block's first 1x1 are one kernel wherever the
-3x3 has at most 256 channels): less 2 y_2 for each such block, and less z for each such block that another one follows
+inference ("chain": a bottleneck's 3x3, its last 1x1 and the next block's first 1x1 are one kernel where the 3x3 has at
+most 256 channels)
+
+    pool less 2 y_2, and less z where another block follows, for each such block
 
 Nothing is shared between kernels, and what one kernel reads again comes from the L2 cache.
 """

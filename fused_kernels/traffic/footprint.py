@@ -1,7 +1,7 @@
 """Bytes that one kernel launch moves between memory and chip, from the launch's own arguments.
 
 Every tensor counts once, and where a launch walks over a part of a tensor, that part alone: the pixels that a strided
-window covers, the quarter of the input gradient that one parity of a strided dgrad writes, and its rows of partial sums.
+window covers, the quarter of the input gradient that one parity of a strided dgrad writes, its rows of partial sums.
 What a launch reads twice is expected from the L2 cache, as in the floors; two launches share nothing.
 """
 
@@ -86,7 +86,7 @@ def _all(launch: Launch) -> Bytes:
 
 
 def _convolution(launch: Launch) -> Bytes:
-    """fprop and dgrad: x where taps meet it, the taps' weights, and of the output and tensors like it, this launch's rows."""
+    """x where taps meet it, the taps' weights, and this launch's rows of the output and of tensors like it."""
     a = launch.arguments
     x, w, out = a["x_ptr"], a["w_ptr"], a["out_ptr"].tensor
     rows = touched(a["H"], a["P"], a["TAPS_H"], stride=a["IN_STRIDE"], base=a["BASE_H"], step=a["STEP"])
@@ -117,13 +117,10 @@ def _convolution(launch: Launch) -> Bytes:
 def _met_by_shortcut(launch: Launch) -> int:
     """Pixels of one image of a compact shortcut that this launch's rows add."""
     a = launch.arguments
-    _, _, _, stride = a["epilogue_args"][:4]
-    counts = (
-        sum((at * a["OUT_STRIDE"] + base) % stride == 0 for at in range(points))
-        for points, base in ((a["P"], a["OUT_BASE_H"]), (a["Q"], a["OUT_BASE_W"]))
-    )
-    rows, cols = counts
-    return rows * cols
+    stride: int = a["epilogue_args"][3]
+    h = (at * a["OUT_STRIDE"] + a["OUT_BASE_H"] for at in range(a["P"]))
+    w = (at * a["OUT_STRIDE"] + a["OUT_BASE_W"] for at in range(a["Q"]))
+    return sum(at % stride == 0 for at in h) * sum(at % stride == 0 for at in w)
 
 
 def _wgrad(launch: Launch) -> Bytes:

@@ -17,6 +17,7 @@ from fused_kernels.layout import nhwc
 from fused_kernels.normalization import Affine
 from fused_kernels.ops.head import pool_fc
 from fused_kernels.ops.stem import stem_inference
+from fused_kernels.specification import Layer
 from fused_kernels.traffic.footprint import (
     Bytes,
     bytes_of,
@@ -26,7 +27,6 @@ from fused_kernels.traffic.footprint import (
 )
 from fused_kernels.traffic.shapes import EPS, BlockShape, ConvShape, NetworkShape, chain_of
 from fused_kernels.traffic.torch_ops import TorchOps
-from fused_kernels.specification import Layer
 
 T = TypeVar("T")
 TORCH = "torch"

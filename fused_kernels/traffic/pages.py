@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 import torch
 
-from fused_kernels.traffic import floors, ours
-from fused_kernels.traffic.footprint import Bytes
+from fused_kernels.traffic import floors
+from fused_kernels.traffic.differences import differences
+from fused_kernels.traffic.shapes import resnet
 from fused_kernels.traffic.tables import Row, Table, inference, training
 
 GB = 1e9
@@ -102,15 +104,15 @@ _INTRODUCTION = """\
 Made by `{command}`; a test fails where this page and the command disagree.
 
 GB (1e9 bytes) between memory and chip. Each tensor that a kernel touches counts once for each launch, and of a tensor
-that it walks over in part, that part: a second read inside of one launch is expected from the L2 cache, a second launch
-shares nothing. How each column is counted:
+that it walks over in part, that part: a second read inside of one launch is expected from the L2 cache, a second
+launch shares nothing. How each column is counted:
 
-- **eager**: `aten` calls of torchvision's blocks under AMP, from their arguments; two-pass operations by a table of passes
-  (`fused_kernels/traffic/torch_ops.py`).
-- **torch.compile**: a model of Inductor's passes around cuDNN's convolutions (`compiled.py`), not a trace. Inductor's own
-  schedule for a row of bottlenecks moves a little more: 20 passes over the widest tensor where the model has 16.
-- **ours**: the launches of the fused operators, recorded on meta tensors, from the kernels' own arguments, and the
-  operations of PyTorch around them (`footprint.py`, `ours.py`).
+- **eager**: the `aten` calls of torchvision's blocks under AMP, from their arguments; operations of two passes by a
+  table of passes (`fused_kernels/traffic/torch_ops.py`).
+- **torch.compile**: a model of Inductor's passes around cuDNN's convolutions (`compiled.py`), not a trace. Inductor's
+  own schedule for a row of bottlenecks moves a little more: 20 passes over the widest tensor where the model has 16.
+- **ours**: the launches of the fused operators, recorded on meta tensors and counted from the kernels' own arguments,
+  and the operations of PyTorch around them (`ours.py`, `footprint.py`).
 - **floor**: fusedA for training, pool for inference, by formula (`floors.py`)."""
 
 
@@ -123,50 +125,32 @@ def _table(table: Table) -> str:
 
 
 def _excess(table: Table) -> str:
-    """What the difference is made of, each item counted and not estimated."""
-    network, n, dtype = table.network, table.batch, table.dtype
-    e, first = dtype.itemsize, network.blocks[0]
-    inner = [block.main[0].x for block in network.blocks if block is not first]
-    masks = n * sum(inner) * e - n * sum(inner) / 8
-    written = n * sum(block.main[-1].y for block in network.blocks) / 8
-    parities = (
-        n
-        * e
-        * sum(
-            (layer.conv.stride**2 - 1) * layer.y
-            for block in network.blocks
-            for layer in block.main
-            if layer.conv.stride > 1
-        )
-    )
-    blocks, stem = table.blocks, table.row("stem")
-    one = Bytes()
-    for part in ours.stage_training(network.blocks, n, dtype):
-        one += part
-    gain = blocks.ours.total() - one.total()
-    over = table.total.ours.total() - table.total.floor.total()
-    whole = table.total.floor.total()
-    lines = [
-        f"The {_signed(over)} GB ({over / whole:+.1%} of the floor), in the order of their weight:",
-        "",
-        f"- **Masks, {_share(masks - written, whole)}.** Where a block's ReLU let gradients pass is read from z, which lies"
-        " there in 16 bits; the floor writes and reads one bit. Packing bits is the one item left for later by design.",
-        f"- **Ends of stages, {_share(gain, whole)}.** A stage is one operator, so the gradient that enters it is written by"
-        " one launch and read again by `entry`; inside of a stage one epilogue does both. As one operator, all blocks"
-        f" would move {one.total() / GB:.3f} GB.",
-        f"- **Stem, {_share(stem.ours.total() - stem.floor.total(), whole)}.** The image is repacked to four channels, and the"
-        " max pool's gradient is stored before the dy pass reads it; the floor gathers it twice instead.",
-        f"- **Split-K workspaces, {_share(blocks.ours['split-K workspace'], whole)}**, fp32 parts of dw that are written and"
-        " summed up in a fixed order, so that results do not depend on timing. They fit the L2 cache.",
-        f"- **Partial sums, {_share(blocks.ours['statistics'], whole)}**: a row for each tile instead of atomic additions,"
-        " written by the epilogues and read by `finalize` and `sums`.",
-        f"- **Strided dgrad, {_share(parities, whole)}.** Each parity of dx is a launch that reads dy again.",
-        f"- **Casts, {_share(blocks.ours[ours.TORCH], whole)}** in the blocks: PyTorch casts fp32 weights, once in each direction.",
-        "",
-        "A block's own ratio says less than the total: the floor counts the sums for a block with the block behind it, and so",
-        "do ours inside of a stage; `layerN.0` is below 1 in part and the last block of a stage above it, because of `entry`.",
+    """The differences, counted and not estimated."""
+    over, floor = table.total.ours.total() - table.total.floor.total(), table.total.floor.total()
+    lines = [f"The whole network's {_share(over, floor)}, by cause:", ""]
+    lines += [
+        paragraph(f"**{item.name}, {_share(item.bytes, floor)}**: {item.reason}", "- ")
+        for item in differences(table)
+        if abs(item.bytes) >= GB / 2000
     ]
-    return "\n".join(lines)
+    return "\n".join((*lines, "", _BLOCKS))
+
+
+_BLOCKS = """\
+A single block's ratio says less than the total. The floor counts the sums that one block's backward pass needs with the
+block behind it, and so do ours inside of a stage; at its end they move into `entry`, which makes the ratio of the last
+block large and that of the next one small."""
+
+
+def paragraph(text: str, indent: str = "") -> str:
+    """``text`` in lines of a readable length; ``indent`` opens the first one."""
+    return textwrap.fill(
+        " ".join(text.split()),
+        118,
+        initial_indent=indent,
+        subsequent_indent=" " * len(indent),
+        break_on_hyphens=False,
+    )
 
 
 def _share(value: float, whole: int) -> str:
@@ -174,20 +158,19 @@ def _share(value: float, whole: int) -> str:
 
 
 def _inference_remarks(table: Table) -> str:
-    network, n = table.network, table.batch
-    chain = table.total.floor.total() - floors.chain_saves(network, n, table.dtype)
-    return (
-        "The floor is one kernel for each convolution with its whole epilogue. Ours is below it where chain kernels run a"
-        " bottleneck's 3x3, its last 1x1 and the next block's first 1x1 in one launch"
-        f" ({table.blocks.ours['chain'] / GB:.3f} GB of the blocks' {table.blocks.ours.total() / GB:.3f}); what such a launch"
-        f" computes of the next block counts in its own. Chains up to 256 channels, across stages too, would need"
-        f" {chain / GB:.3f} GB. Weights are folded once, not for each pass."
+    blocks, total = table.blocks.ours, table.total.floor.total()
+    chain = total - floors.chain_saves(table.network, table.batch, table.dtype)
+    return paragraph(
+        f"""The floor is one kernel for each convolution with its whole epilogue. Ours is below it where chain kernels run
+        a bottleneck's 3x3, its last 1x1 and the next block's first 1x1 in one launch: they move
+        {blocks["chain"] / GB:.3f} GB of the blocks' {blocks.total() / GB:.3f}. What such a launch computes of the next
+        block counts in its own. With chains at every width up to {floors.CHAIN_WIDTH}, across stages too, the floor
+        would be {chain / GB:.3f} GB. Weights are folded once, before the pass. The stem's launch reads an image that
+        `pack` has written with four channels."""
     )
 
 
 def _published(training_dtype: torch.dtype, inference_dtype: torch.dtype) -> str:
-    from fused_kernels.traffic.shapes import resnet
-
     network, rows = resnet("resnet50"), []
     for n, (eager, compiled, floor, pool, chain) in PUBLISHED.items():
         step, run = training(network, n, training_dtype).total, inference(network, n, inference_dtype).total
@@ -205,9 +188,8 @@ def _published(training_dtype: torch.dtype, inference_dtype: torch.dtype) -> str
     header = (
         "batch", "eager GB", "torch.compile GB", "fusedA GB", "pool MB", "chain MB", "ours / fusedA", "ours / pool",
     )  # fmt: skip
-    text = (
-        "ResNet-50: this page's formulas / the analysis that set the goals. The floors agree to its last digit; eager and"
-        " torch.compile are up to 1 % above it, eager because dw comes back through a cast, torch.compile because of the"
-        " same casts and of kernels around the max pool.\n\n"
-    )
-    return text + markdown_table(header, rows)
+    text = """ResNet-50: what the columns above are at other batch sizes / what the analysis that set this project's
+        goals had. The floors agree to its last digit. Eager and torch.compile are up to 1 % above it, in part because
+        gradients of weights are written in 16 bits, read, and written in fp32. What does not shrink with the batch
+        weighs more in small ones: casts of weights and split-K workspaces."""
+    return f"{paragraph(text)}\n\n{markdown_table(header, rows)}"

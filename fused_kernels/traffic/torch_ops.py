@@ -14,6 +14,7 @@ An operation reads each tensor that it is given and writes each one that it retu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,11 +29,11 @@ UNWRITTEN = ("empty", "new_empty")
 """Operations that only allocate."""
 
 
-class TorchOps(TorchDispatchMode):
+class TorchOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the bytes of every ``aten`` operation in its context, by the operation's name."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = Bytes()
 
     def __torch_dispatch__(
@@ -49,7 +50,7 @@ class TorchOps(TorchDispatchMode):
 def moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     """Bytes that one operation reads and writes."""
     arguments = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
-    special = _SPECIAL.get(func.overloadpacket.__name__)
+    special = PASSES.get(func.overloadpacket.__name__)
     factors = {} if special is None else special(arguments)
     total = 0.0
     for name, value in arguments.items():
@@ -103,10 +104,11 @@ def _batch_norm_backward(arguments: dict[str, Any]) -> dict[str, float]:
     return {"grad_out": 2, "input": 2} if arguments["train"] else {}
 
 
-_SPECIAL = {
+PASSES: dict[str, Callable[[dict[str, Any]], dict[str, float]]] = {
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
     "native_batch_norm": _batch_norm,
     "native_batch_norm_backward": _batch_norm_backward,
     "max_pool2d_with_indices_backward": lambda _: {"self": 0},
 }
+"""How often an operation reads its arguments, where that is not once."""

@@ -1,0 +1,249 @@
+"""A problem as a call on random tensors: what is verified and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_kernels import references
+from fused_kernels.errors import Unsupported
+from fused_kernels.geometry import Conv
+from fused_kernels.launch import implementation
+from fused_kernels.layout import nhwc
+from fused_kernels.ops import convolution, inference, stem
+from fused_kernels.ops.partials import Partials
+from fused_kernels.problem import Problem
+from fused_kernels.stem_layout import depth
+
+_STEM_WINDOWS = {conv.r * depth(conv): conv for conv in (Conv(7, 7, stride=2, padding=3), Conv(3, 3, padding=1))}
+"""Windows of the stems, by the columns of their wgrad problem."""
+SEED = 20240607
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation on its operands; which tile computes it is for ``choice.choosing`` to say."""
+
+    function: Callable[..., Any]
+    operands: tuple[Tensor, ...]
+    moments: bool = False
+    """Partial sums among the results are means and M2, not plain sums."""
+
+    def run(self) -> list[Tensor]:
+        """The results, partial sums added up, so that they compare whatever the tile."""
+        return list(self._tensors(self.function(*self.operands)))
+
+    def launch(self) -> None:
+        """Run, and leave the results where they are."""
+        self.function(*self.operands)
+
+    def reference(self) -> list[Tensor]:
+        """The results of plain PyTorch in the same dtypes."""
+        with implementation("reference"):
+            return self.run()
+
+    def truth(self) -> list[Tensor]:
+        """The results of plain PyTorch in fp32 from the same 16-bit operands; in fp64 from others."""
+        wider = replace(self, operands=tuple(_wider(operand) for operand in self.operands))
+        with implementation("reference"), _full_precision():
+            return wider.run()
+
+    def without_values(self) -> Call:
+        """The same on the meta device, where nothing runs."""
+        return replace(self, operands=tuple(torch.empty_like(t, device="meta") for t in self.operands))
+
+    def _tensors(self, value: Any) -> Iterator[Tensor]:
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Partials):
+                with implementation("reference"):
+                    yield from references.merge(item) if self.moments else references.sums(item)
+            else:
+                yield item
+
+
+def call_of(problem: Problem, device: torch.device) -> Call:
+    """Random operands for ``problem`` and the operation that poses it.
+
+    A block's gradient is posed in its commonest form: a shortcut of stride 1, no projection.
+
+    Raises:
+        Unsupported: no operation poses such a problem.
+    """
+    draw = _Draw(problem, device)
+    build = _BUILDERS.get((problem.kind, problem.epilogue))
+    if build is None:
+        raise Unsupported(f"no operation poses the problem {problem.key}: the tuning table is for another version")
+    return build(problem, draw)
+
+
+class _Draw:
+    """Seeded random operands of a problem."""
+
+    def __init__(self, problem: Problem, device: torch.device) -> None:
+        self._problem, self._device = problem, device
+        self._generator = torch.Generator(device).manual_seed(SEED)
+
+    def normal(self, *shape: int) -> Tensor:
+        """fp32."""
+        return torch.randn(shape, generator=self._generator, device=self._device)
+
+    def activation(self, n: int, c: int, h: int, w: int) -> Tensor:
+        """[n, c, h, w] in NHWC memory; int8 over its whole range."""
+        if self._problem.dtype == torch.int8:
+            return nhwc(self._int8(n, c, h, w))
+        return nhwc(self.normal(n, c, h, w).to(self._problem.dtype))
+
+    def input(self) -> Tensor:
+        """The convolution's input."""
+        problem = self._problem
+        return self.activation(problem.n, problem.c, problem.h, problem.w)
+
+    def output(self) -> Tensor:
+        """A tensor of the shape of its output."""
+        problem = self._problem
+        return self.activation(problem.n, problem.k, *problem.conv.output_size(problem.h, problem.w))
+
+    def weight(self, channels: int | None = None) -> Tensor:
+        """[k, c, r, s] in KRSC memory, so sized that outputs are about 1."""
+        problem, conv = self._problem, self._problem.conv
+        c = problem.c if channels is None else channels
+        if problem.dtype == torch.int8:
+            return nhwc(self._int8(problem.k, c, conv.r, conv.s))
+        scale = (c * conv.r * conv.s) ** -0.5
+        return nhwc((self.normal(problem.k, c, conv.r, conv.s) * scale).to(problem.dtype))
+
+    def vectors(self, c: int) -> Tensor:
+        """fp32 [4, c] of some batch norm: mean, invstd, scale, shift; scales of both signs."""
+        mean, invstd, gamma, beta = self.normal(c), self.normal(c).abs() + 0.5, self.normal(c), self.normal(c)
+        return torch.stack([mean, invstd, gamma * invstd, beta - mean * gamma * invstd])
+
+    def requantization(self, products: int) -> tuple[Tensor, Tensor]:
+        """Scale and bias that spread sums of ``products`` over int8's range."""
+        k = self._problem.k
+        return (self.normal(k).abs() + 0.5) * 40 / (74**2 * products**0.5), self.normal(k) * 10
+
+    def _int8(self, *shape: int) -> Tensor:
+        return torch.randint(-127, 128, shape, generator=self._generator, device=self._device, dtype=torch.int8)
+
+
+def _fprop(problem: Problem, draw: _Draw) -> Call:
+    conv = problem.conv
+    function = convolution.conv_moments if problem.epilogue == "moments" else convolution.conv_plain
+    vectors = () if problem.prologue == "identity" else (draw.vectors(problem.c),)
+    operands = (draw.input(), draw.weight(), *vectors)
+    return Call(lambda x, w, *rest: function(x, w, conv, *rest), operands, problem.epilogue == "moments")
+
+
+def _inference(problem: Problem, draw: _Draw) -> Call:
+    conv, relu = problem.conv, problem.epilogue != "bias"
+    residual = (draw.output(),) if problem.epilogue == "bias_residual_relu" else ()
+
+    def function(x: Tensor, w: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
+        return inference.conv_bias(x, w, bias, conv, relu=relu, residual=residual)
+
+    return Call(function, (draw.input(), draw.weight(), draw.normal(problem.k), *residual))
+
+
+def _int8_inference(problem: Problem, draw: _Draw) -> Call:
+    conv, relu = problem.conv, problem.epilogue != "requantize"
+    residual = (draw.output(),) if problem.epilogue == "requantize_residual_relu" else ()
+
+    def function(x: Tensor, w: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
+        residual_scale = None if residual is None else 0.5
+        return inference.conv_int8(
+            x, w, scale, bias, conv, relu=relu, residual=residual, residual_scale=residual_scale
+        )
+
+    vectors = draw.requantization(problem.c * conv.r * conv.s)
+    return Call(function, (draw.input(), draw.weight(), *vectors, *residual))
+
+
+def _dgrad(problem: Problem, draw: _Draw) -> Call:
+    conv, size = problem.conv, (problem.n, problem.c, problem.h, problem.w)
+    dy, w, x = draw.output(), draw.weight(), draw.input()
+    if problem.epilogue == "drelu":
+        return Call(lambda *t: convolution.dgrad_drelu(*t[:2], conv, *t[2:]), (dy, w, x, draw.vectors(problem.c)))
+    if problem.epilogue == "block_gradient":
+        operands = (dy, w, x, draw.input().relu_(), draw.input(), draw.vectors(problem.c))
+        return Call(lambda *t: convolution.dgrad_block(*t[:2], conv, t[2], 1, *t[3:]), operands)
+    shortcut = (x,) if problem.epilogue == "shortcut" else ()
+
+    def function(dy: Tensor, w: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        return convolution.dgrad_shortcut(dy, w, conv, size, shortcut)
+
+    return Call(function, (dy, w, *shortcut))
+
+
+def _wgrad(problem: Problem, draw: _Draw) -> Call:
+    conv = problem.conv
+    vectors = () if problem.prologue == "identity" else (draw.vectors(problem.c),)
+    return Call(lambda x, dy, *rest: convolution.wgrad(x, dy, conv, *rest), (draw.input(), draw.output(), *vectors))
+
+
+def _stem(problem: Problem, draw: _Draw) -> Call:
+    conv, pool = problem.conv, problem.epilogue == "stem_pool"
+    image, w = draw.activation(problem.n, 3, problem.h, problem.w), draw.weight(3)
+    if problem.epilogue == "stem_moments":
+        return Call(lambda image, w: stem.stem_conv_moments(image, w, conv)[:2], (image, w), moments=True)
+    if problem.epilogue == "stem_store":
+        return Call(lambda image, w: stem.stem_conv(image, w, conv)[0], (image, w))
+    vectors = (draw.normal(problem.k),)
+    if problem.dtype == torch.int8:
+        vectors = draw.requantization(3 * conv.r * conv.s)[::-1]
+
+    def function(image: Tensor, w: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
+        return stem.stem_inference(image, w, bias, conv, pool=pool, scale=scale)
+
+    return Call(function, (image, w, *vectors))
+
+
+def _stem_wgrad(problem: Problem, draw: _Draw) -> Call:
+    conv = _STEM_WINDOWS[problem.c]
+    image = draw.activation(problem.n, 3, problem.h * conv.stride, problem.w * conv.stride)
+    with implementation("reference"):
+        packed = stem.pack(image, conv, problem.dtype)
+    return Call(lambda packed, dy: stem.stem_wgrad(packed, dy, conv, 3), (packed, draw.output()))
+
+
+_BUILDERS: dict[tuple[str, str], Callable[[Problem, _Draw], Call]] = {
+    ("fprop", "moments"): _fprop,
+    ("fprop", "store"): _fprop,
+    ("fprop", "bias"): _inference,
+    ("fprop", "bias_relu"): _inference,
+    ("fprop", "bias_residual_relu"): _inference,
+    ("fprop", "requantize"): _int8_inference,
+    ("fprop", "requantize_relu"): _int8_inference,
+    ("fprop", "requantize_residual_relu"): _int8_inference,
+    ("fprop", "stem_moments"): _stem,
+    ("fprop", "stem_store"): _stem,
+    ("fprop", "stem_bias_relu"): _stem,
+    ("fprop", "stem_pool"): _stem,
+    ("dgrad", "drelu"): _dgrad,
+    ("dgrad", "block_gradient"): _dgrad,
+    ("dgrad", "shortcut"): _dgrad,
+    ("dgrad", "store"): _dgrad,
+    ("wgrad", "store"): _wgrad,
+    ("wgrad", "stem"): _stem_wgrad,
+}
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """fp32 as it is, not as TF32."""
+    was = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = was
+
+
+def _wider(operand: Tensor) -> Tensor:
+    if not operand.is_floating_point():
+        return operand
+    return operand.double() if operand.dtype == torch.float32 else operand.float()

@@ -1,0 +1,61 @@
+"""The search: verify every candidate of a problem, time those that are right, keep the fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from fused_kernels.candidates import candidates
+from fused_kernels.choice import Chosen, choosing
+from fused_kernels.errors import TuningError
+from fused_kernels.launch import implementation
+from fused_kernels.problem import Problem
+from fused_kernels.shared_memory import HOPPER
+from fused_kernels.table import CUDNN
+from fused_kernels.tiles import Tile
+from fused_kernels.tune.call import Call
+from fused_kernels.tune.timing import Timer
+
+Check = Callable[[Tile], str | None]
+"""What is wrong with a tile's results, or None."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the search found for one problem."""
+
+    problem: Problem
+    milliseconds: dict[Tile | Literal["cudnn"], float]
+    """Of every right candidate and of plain PyTorch, which convolves with cuDNN."""
+    dropped: dict[Tile, str]
+    """Candidates that are not right, or do not run, with the reason."""
+
+    @property
+    def best(self) -> Chosen:
+        """The fastest."""
+        return min(self.milliseconds, key=lambda chosen: self.milliseconds[chosen])
+
+
+def search(problem: Problem, call: Call, check: Check, timer: Timer, *, shared: int = HOPPER) -> Outcome:
+    """Try every candidate of ``problem``, and plain PyTorch.
+
+    Args:
+        problem: what to search a tile for.
+        call: the operation that poses it.
+        check: judges a tile before it may be timed.
+        timer: milliseconds of functions that run the operation.
+        shared: bytes of shared memory that a program may use.
+    """
+    right: list[Tile] = []
+    dropped: dict[Tile, str] = {}
+    for tile in candidates(problem, shared=shared):
+        wrong = _checked(check, tile)
+        if wrong is None:
+            right.append(tile)
+        else:
+            dropped[tile] = wrong
+    names: list[Tile | Literal["cudnn"]] = [*right, CUDNN]
+    runs = [*(partial(_run, call, tile) for tile in right), partial(_run_reference, call)]
+    return Outcome(problem, dict(zip(names, timer(runs), strict=True)), dropped)
