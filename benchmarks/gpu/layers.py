@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.plain_resnet import PlainResNet, Scale
+from benchmarks.gpu.plain_resnet import Bottleneck, PlainResNet, Scale
 from fused_kernels.geometry import Conv
 
 Role = Literal["conv1", "conv2", "conv3", "projection"]
@@ -25,12 +26,12 @@ class Layer:
     k: int
     h: int
     conv: Conv
-    first: bool
-    """In its stage's first block, whose input is another operator's output."""
-    stride: int
-    """Of its block's shortcut."""
+    stride: int = 1
+    """Of its block's shortcut; conv1 alone."""
+    first: bool = False
+    """conv1 of the network's first block, before which there is no other."""
     after_projection: bool = False
-    """conv1 of a second block: the block before has a projection, whose sums its backward collects too."""
+    """conv1, where the block before has a projection, whose sums its backward collects too."""
     count: int = 1
     """How many of the network's convolutions are like this one."""
 
@@ -58,26 +59,31 @@ def _all_layers(scale: Scale) -> list[Layer]:
     network = PlainResNet(scale).to("meta")
     found: list[Layer] = []
 
-    def note(name: str, module: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
-        stage, index, part = name.split(".")[:3]
-        role: Role = "projection" if part == "downsample" else part  # type: ignore[assignment]
-        shortcut = network.get_submodule(f"{stage}.{index}").conv2.stride[0]  # type: ignore[union-attr, index]
-        padding = module.padding[0]
-        assert isinstance(padding, int)
-        conv = Conv(*module.kernel_size, module.stride[0], padding)  # type: ignore[arg-type]
-        in_first = index == "0" and role in {"conv1", "projection"}
-        follows = index == "1" and role == "conv1"
-        found.append(
-            Layer(
-                name, role, module.in_channels, module.out_channels, inputs[0].shape[2], conv, in_first,
-                shortcut if role == "conv1" else 1, follows,
-            )
-        )  # fmt: skip
+    def note(role: Role, before: Bottleneck | None, block: Bottleneck, name: str) -> Callable[..., None]:
+        def hook(module: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
+            (r, s), padding = module.kernel_size, module.padding[0]
+            assert isinstance(padding, int)
+            layer = Layer(
+                name, role, module.in_channels, module.out_channels, inputs[0].shape[2],
+                Conv(r, s, module.stride[0], padding),
+            )  # fmt: skip
+            if role == "conv1":
+                projected = before is not None and before.downsample is not None
+                stride = block.conv2.stride[0]
+                layer = replace(layer, stride=stride, first=before is None, after_projection=projected)
+            found.append(layer)
 
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d) and "." in name:
-            module.register_forward_pre_hook(
-                lambda module, inputs, name=name: note(name, module, inputs)  # type: ignore[misc]
-            )
+        return hook
+
+    before: Bottleneck | None = None
+    for name, block in network.named_modules():
+        if isinstance(block, Bottleneck):
+            for part in ("conv1", "conv2", "conv3"):
+                module = block.get_submodule(part)
+                module.register_forward_pre_hook(note(cast(Role, part), before, block, f"{name}.{part}"))
+            if block.downsample is not None:
+                hook = note("projection", before, block, f"{name}.downsample.0")
+                block.downsample[0].register_forward_pre_hook(hook)
+            before = block
     network(torch.empty(1, 3, scale.image, scale.image, device="meta"))
     return found

@@ -85,24 +85,24 @@ def _dgrad(layer: Layer, n: int, new: Operands) -> OpCase:
             moments=False,
             peers=lambda: peers.dgrad_peers(dy, w, layer.conv, y, vectors),
         )
+    # a strided projection's own dgrad is dense on the pixels that it meets; torch's is full of zeros between them
     shortcut = new.activation(n, layer.c, -(-layer.h // layer.stride))
     x = new.activation(n, layer.c, layer.h, relu=True)
     if layer.first:
-        same = shortcut if layer.stride == 1 else None
         return OpCase(
             convolution.dgrad_shortcut,
             (dy, w, layer.conv, tuple(x.shape), shortcut, layer.stride),
             flops=layer.flops(n),
-            peers=lambda: peers.input_gradient_peers(dy, w, layer.conv, x, same),
+            peers=lambda: peers.input_gradient_peers(dy, w, layer.conv, x, torch.zeros_like(x)),
         )
     y, vectors = new.activation(n, layer.c, layer.h), new.vectors(layer.c)
     d, d_vectors = (y.flip(0), new.vectors(layer.c)) if layer.after_projection else (None, None)
     return OpCase(
         convolution.dgrad_block,
-        (dy, w, layer.conv, shortcut, 1, x, y, vectors, d, d_vectors),
+        (dy, w, layer.conv, shortcut, layer.stride, x, y, vectors, d, d_vectors),
         flops=layer.flops(n),
         moments=False,
-        peers=lambda: peers.dgrad_peers(dy, w, layer.conv, y, vectors, shortcut),
+        peers=lambda: peers.dgrad_peers(dy, w, layer.conv, y, vectors, torch.zeros_like(x)),
     )
 
 

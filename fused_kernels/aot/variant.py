@@ -7,7 +7,7 @@ Two launches that derive the same variant run the same machine code. Values reac
 
 from __future__ import annotations
 
-import os
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +61,12 @@ class Variant:
 
 def variant_of(launch: Launch) -> Variant:
     """What is compiled for ``launch``; its tensors may be on the meta device."""
-    parameters = kernel_function(launch.kernel).params
+    parameters = inspect.signature(kernel_function(launch.kernel).fn).parameters.values()
     found = _Found()
     types: list[tuple[str, Type]] = []
     for index, parameter in enumerate(parameters):
         value = launch.arguments[parameter.name]
-        if parameter.is_constexpr:
+        if "constexpr" in str(parameter.annotation):
             types.append((parameter.name, found.constant((index,), value)))
         else:
             types.append((parameter.name, found.specialize((index,), value)))
@@ -114,20 +114,16 @@ def aligned(tensor: Tensor) -> bool:
 def source_of(variant: Variant) -> Any:
     """The ``triton.compiler.ASTSource`` of a variant.
 
-    Raises:
-        RuntimeError: Triton's interpreter is on, which compiles nothing.
+    Triton's interpreter must be off; it makes no compilable functions of the kernels.
     """
     from triton.compiler import ASTSource
 
-    function = kernel_function(variant.kernel)
-    if not hasattr(function, "arg_names") or os.environ.get("TRITON_INTERPRET", "0") == "1":
-        raise RuntimeError("TRITON_INTERPRET is on: kernels are interpreted, not compiled")
     constants = {
         path: kernel_function(value.name) if isinstance(value, Functor) else value
         for path, value in variant.constants
     }
     return ASTSource(
-        fn=function,
+        fn=kernel_function(variant.kernel),
         signature=dict(variant.types),
         constexprs=constants,
         attrs={path: [["tt.divisibility", 16]] for path in variant.divisible},

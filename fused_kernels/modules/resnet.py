@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fused_kernels.errors import Unsupported
 from fused_kernels.library import pool_classifier
-from fused_kernels.modules.block import FusedBasicBlock, FusedBottleneck
+from fused_kernels.modules.block import FusedBasicBlock, FusedBlock, FusedBottleneck
+from fused_kernels.modules.running import run
 from fused_kernels.modules.shortcut import PadShortcut
 from fused_kernels.modules.stage import FusedStage
 from fused_kernels.modules.stem import run_stem
@@ -21,7 +22,14 @@ CIFAR_WIDTHS = (16, 32, 64)
 
 
 class FusedResNet(nn.Module):
-    """Stem, stages ``layer1`` … ``layerS``, global average pool and classifier."""
+    """Stem, stages ``layer1`` … ``layerS``, global average pool and classifier.
+
+    All stages are computed by one operator, which saves a pass over the widest activation at the end of each. Set
+    ``linked`` to False for an operator a stage: where hooks on stages must be called, or where many processes train
+    and gradients should be sent while others are still computed.
+    """
+
+    linked: bool = True
 
     def __init__(
         self,
@@ -91,8 +99,11 @@ class FusedResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalized images [N, 3, H, W] to logits [N, classes]."""
         x = run_stem(self.conv1, self.bn1, x, pool=self.maxpool is not None)
-        for stage in self.stages():
-            x = stage(x)
+        if self.linked:
+            x = run([cast(FusedBlock, block) for stage in self.stages() for block in stage], x)
+        else:
+            for stage in self.stages():
+                x = stage(x)
         return classify(self.fc, x)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from rich.console import Console
+from rich.table import Table as RichTable
 
 from fused_kernels.errors import FusedKernelError
 from fused_kernels.traffic.pages import BAR, HEADER, as_page, as_text, cells, verdict
@@ -46,7 +48,7 @@ def _run(asked: argparse.Namespace, command: str) -> None:
     if asked.json:
         print(json.dumps([table.to_json() for table in tables], indent=1))
     else:
-        _show(tables)
+        show(tables, Console(highlight=False))
     if asked.markdown is not None:
         asked.markdown.parent.mkdir(parents=True, exist_ok=True)
         partial = asked.markdown.with_name(asked.markdown.name + ".partial")
@@ -54,23 +56,17 @@ def _run(asked: argparse.Namespace, command: str) -> None:
         partial.replace(asked.markdown)
 
 
-def _show(tables: Sequence[Table]) -> None:
+def show(tables: Sequence[Table], console: Console) -> None:
     """Coloured tables on a terminal, aligned text elsewhere."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
     for table in tables:
         if console.is_terminal:
-            _show_coloured(console, table)
+            console.print(_coloured(table))
+            console.print(verdict(table), soft_wrap=True)
         else:
             print(as_text(table), end="\n\n")
 
 
-def _show_coloured(console: object, table: Table) -> None:
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    assert isinstance(console, Console)
+def _coloured(table: Table) -> RichTable:
     shown = RichTable(title=f"{table.title}, GB", title_justify="left")
     for number, name in enumerate(HEADER):
         shown.add_column(name, justify="right" if number else "left")
@@ -78,8 +74,7 @@ def _show_coloured(console: object, table: Table) -> None:
         shown.add_row(*cells(row))
     shown.add_section()
     shown.add_row(*cells(table.total), style="bold green" if table.total.ratio <= BAR else "bold yellow")
-    console.print(shown)
-    console.print(verdict(table), soft_wrap=True)
+    return shown
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -117,10 +117,11 @@ def _convolution(launch: Launch) -> Bytes:
 def _met_by_shortcut(launch: Launch) -> int:
     """Pixels of one image of a compact shortcut that this launch's rows add."""
     a = launch.arguments
-    stride: int = a["epilogue_args"][3]
+    stride = int(a["epilogue_args"][3])
     h = (at * a["OUT_STRIDE"] + a["OUT_BASE_H"] for at in range(a["P"]))
     w = (at * a["OUT_STRIDE"] + a["OUT_BASE_W"] for at in range(a["Q"]))
-    return sum(at % stride == 0 for at in h) * sum(at % stride == 0 for at in w)
+    rows, cols = (sum(at % stride == 0 for at in axis) for axis in (h, w))
+    return int(rows * cols)
 
 
 def _wgrad(launch: Launch) -> Bytes:

@@ -22,6 +22,7 @@ PUBLISHED = {
 }
 """ResNet-50's figures of the analysis that set this project's goals; the formulas here are to reproduce them."""
 BAR = 1.10
+"""How far above the floor a pass may be; beyond it the page has to explain why."""
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -161,8 +162,8 @@ def _inference_remarks(table: Table) -> str:
     blocks, total = table.blocks.ours, table.total.floor.total()
     chain = total - floors.chain_saves(table.network, table.batch, table.dtype)
     return paragraph(
-        f"""The floor is one kernel for each convolution with its whole epilogue. Ours is below it where chain kernels run
-        a bottleneck's 3x3, its last 1x1 and the next block's first 1x1 in one launch: they move
+        f"""The floor is one kernel for each convolution with its whole epilogue. Ours is below it where chain kernels
+        run a bottleneck's 3x3, its last 1x1 and the next block's first 1x1 in one launch: they move
         {blocks["chain"] / GB:.3f} GB of the blocks' {blocks.total() / GB:.3f}. What such a launch computes of the next
         block counts in its own. With chains at every width up to {floors.CHAIN_WIDTH}, across stages too, the floor
         would be {chain / GB:.3f} GB. Weights are folded once, before the pass. The stem's launch reads an image that

@@ -20,7 +20,9 @@ from fused_kernels.ops.partials import Partials
 from fused_kernels.problem import Problem
 from fused_kernels.stem_layout import depth
 
-_STEM_WINDOWS = {conv.r * depth(conv): conv for conv in (Conv(7, 7, stride=2, padding=3), Conv(3, 3, padding=1))}
+_STEM_WINDOWS = {
+    conv.r * depth(conv): conv for conv in (Conv(7, 7, stride=2, padding=3), Conv(3, 3, padding=1))
+}
 """Windows of the stems, by the columns of their wgrad problem."""
 SEED = 20240607
 
@@ -48,14 +50,11 @@ class Call:
             return self.run()
 
     def truth(self) -> list[Tensor]:
-        """The results of plain PyTorch in fp32 from the same 16-bit operands; in fp64 from others."""
-        wider = replace(self, operands=tuple(_wider(operand) for operand in self.operands))
+        """The results of plain PyTorch in fp32 from the same 16-bit operands; in fp64 from fp32 ones."""
+        wide = torch.float64 if self.operands[0].dtype == torch.float32 else torch.float32
+        wider = replace(self, operands=tuple(operand.to(wide) for operand in self.operands))
         with implementation("reference"), _full_precision():
             return wider.run()
-
-    def without_values(self) -> Call:
-        """The same on the meta device, where nothing runs."""
-        return replace(self, operands=tuple(torch.empty_like(t, device="meta") for t in self.operands))
 
     def _tensors(self, value: Any) -> Iterator[Tensor]:
         for item in value if isinstance(value, tuple) else (value,):
@@ -77,7 +76,9 @@ def call_of(problem: Problem, device: torch.device) -> Call:
     draw = _Draw(problem, device)
     build = _BUILDERS.get((problem.kind, problem.epilogue))
     if build is None:
-        raise Unsupported(f"no operation poses the problem {problem.key}: the tuning table is for another version")
+        raise Unsupported(
+            f"no operation poses the problem {problem.key}: the tuning table is for another version"
+        )
     return build(problem, draw)
 
 
@@ -86,7 +87,7 @@ class _Draw:
 
     def __init__(self, problem: Problem, device: torch.device) -> None:
         self._problem, self._device = problem, device
-        self._generator = torch.Generator(device).manual_seed(SEED)
+        self._generator = None if device.type == "meta" else torch.Generator(device).manual_seed(SEED)
 
     def normal(self, *shape: int) -> Tensor:
         """fp32."""
@@ -128,7 +129,9 @@ class _Draw:
         return (self.normal(k).abs() + 0.5) * 40 / (74**2 * products**0.5), self.normal(k) * 10
 
     def _int8(self, *shape: int) -> Tensor:
-        return torch.randint(-127, 128, shape, generator=self._generator, device=self._device, dtype=torch.int8)
+        return torch.randint(
+            -127, 128, shape, generator=self._generator, device=self._device, dtype=torch.int8
+        )
 
 
 def _fprop(problem: Problem, draw: _Draw) -> Call:
@@ -165,24 +168,35 @@ def _int8_inference(problem: Problem, draw: _Draw) -> Call:
 
 def _dgrad(problem: Problem, draw: _Draw) -> Call:
     conv, size = problem.conv, (problem.n, problem.c, problem.h, problem.w)
-    dy, w, x = draw.output(), draw.weight(), draw.input()
-    if problem.epilogue == "drelu":
-        return Call(lambda *t: convolution.dgrad_drelu(*t[:2], conv, *t[2:]), (dy, w, x, draw.vectors(problem.c)))
-    if problem.epilogue == "block_gradient":
-        operands = (dy, w, x, draw.input().relu_(), draw.input(), draw.vectors(problem.c))
-        return Call(lambda *t: convolution.dgrad_block(*t[:2], conv, t[2], 1, *t[3:]), operands)
-    shortcut = (x,) if problem.epilogue == "shortcut" else ()
+    shortcut = (draw.input(),) if problem.epilogue == "shortcut" else ()
 
     def function(dy: Tensor, w: Tensor, shortcut: Tensor | None = None) -> Tensor:
         return convolution.dgrad_shortcut(dy, w, conv, size, shortcut)
 
-    return Call(function, (dy, w, *shortcut))
+    return Call(function, (draw.output(), draw.weight(), *shortcut))
+
+
+def _dgrad_drelu(problem: Problem, draw: _Draw) -> Call:
+    def function(dy: Tensor, w: Tensor, y: Tensor, vectors: Tensor) -> Any:
+        return convolution.dgrad_drelu(dy, w, problem.conv, y, vectors)
+
+    return Call(function, (draw.output(), draw.weight(), draw.input(), draw.vectors(problem.c)))
+
+
+def _dgrad_block(problem: Problem, draw: _Draw) -> Call:
+    def function(dy: Tensor, w: Tensor, shortcut: Tensor, z: Tensor, y: Tensor, vectors: Tensor) -> Any:
+        return convolution.dgrad_block(dy, w, problem.conv, shortcut, 1, z, y, vectors)
+
+    shortcut, z, y = draw.input(), draw.input().relu_(), draw.input()
+    return Call(function, (draw.output(), draw.weight(), shortcut, z, y, draw.vectors(problem.c)))
 
 
 def _wgrad(problem: Problem, draw: _Draw) -> Call:
     conv = problem.conv
     vectors = () if problem.prologue == "identity" else (draw.vectors(problem.c),)
-    return Call(lambda x, dy, *rest: convolution.wgrad(x, dy, conv, *rest), (draw.input(), draw.output(), *vectors))
+    return Call(
+        lambda x, dy, *rest: convolution.wgrad(x, dy, conv, *rest), (draw.input(), draw.output(), *vectors)
+    )
 
 
 def _stem(problem: Problem, draw: _Draw) -> Call:
@@ -192,7 +206,7 @@ def _stem(problem: Problem, draw: _Draw) -> Call:
         return Call(lambda image, w: stem.stem_conv_moments(image, w, conv)[:2], (image, w), moments=True)
     if problem.epilogue == "stem_store":
         return Call(lambda image, w: stem.stem_conv(image, w, conv)[0], (image, w))
-    vectors = (draw.normal(problem.k),)
+    vectors: tuple[Tensor, ...] = (draw.normal(problem.k),)
     if problem.dtype == torch.int8:
         vectors = draw.requantization(3 * conv.r * conv.s)[::-1]
 
@@ -223,8 +237,8 @@ _BUILDERS: dict[tuple[str, str], Callable[[Problem, _Draw], Call]] = {
     ("fprop", "stem_store"): _stem,
     ("fprop", "stem_bias_relu"): _stem,
     ("fprop", "stem_pool"): _stem,
-    ("dgrad", "drelu"): _dgrad,
-    ("dgrad", "block_gradient"): _dgrad,
+    ("dgrad", "drelu"): _dgrad_drelu,
+    ("dgrad", "block_gradient"): _dgrad_block,
     ("dgrad", "shortcut"): _dgrad,
     ("dgrad", "store"): _dgrad,
     ("wgrad", "store"): _wgrad,
@@ -241,9 +255,3 @@ def _full_precision() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = was
-
-
-def _wider(operand: Tensor) -> Tensor:
-    if not operand.is_floating_point():
-        return operand
-    return operand.double() if operand.dtype == torch.float32 else operand.float()

@@ -33,7 +33,9 @@ _INT8_EPILOGUES = {
 }
 
 
-def problems_of(name: str, *, batch: int, dtype: torch.dtype, training: bool, side: int | None = None) -> Counter[Problem]:
+def problems_of(
+    name: str, *, batch: int, dtype: torch.dtype, training: bool, side: int | None = None
+) -> Counter[Problem]:
     """Every problem of one training step or one inference pass, and how often it comes.
 
     Args:
@@ -90,4 +92,6 @@ def _network(name: str) -> nn.Module:
 
 def _in_int8(problem: Problem) -> Problem:
     """The int8 form of an fp16 inference problem; a stem keeps its epilogue's name."""
-    return replace(problem, dtype=torch.int8, epilogue=_INT8_EPILOGUES.get(problem.epilogue, problem.epilogue))
+    return replace(
+        problem, dtype=torch.int8, epilogue=_INT8_EPILOGUES.get(problem.epilogue, problem.epilogue)
+    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from fused_kernels.candidates import candidates
 from fused_kernels.choice import Chosen, choosing
-from fused_kernels.errors import TuningError
 from fused_kernels.launch import implementation
 from fused_kernels.problem import Problem
 from fused_kernels.shared_memory import HOPPER
@@ -59,3 +58,26 @@ def search(problem: Problem, call: Call, check: Check, timer: Timer, *, shared: 
     names: list[Tile | Literal["cudnn"]] = [*right, CUDNN]
     runs = [*(partial(_run, call, tile) for tile in right), partial(_run_reference, call)]
     return Outcome(problem, dict(zip(names, timer(runs), strict=True)), dropped)
+
+
+def always(tile: Tile) -> Callable[[Problem], Tile]:
+    """For ``choosing``: ``tile`` whatever the problem."""
+    return lambda _: tile
+
+
+def _checked(check: Check, tile: Tile) -> str | None:
+    try:
+        return check(tile)
+    except Exception as error:
+        # out of registers or shared memory on this GPU, or refused by this Triton: not a tile to choose
+        return f"does not run: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+
+def _run(call: Call, tile: Tile) -> None:
+    with choosing(always(tile)):
+        call.launch()
+
+
+def _run_reference(call: Call) -> None:
+    with implementation("reference"):
+        call.launch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ def on_gpu(functions: Sequence[Callable[[], None]]) -> list[float]:
         events = {}
         for index in order:
             flushed.zero_()
-            events[index] = start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            events[index] = start, end = _event(), _event()
             start.record()
             graphs[index].replay()
             end.record()
@@ -40,8 +41,12 @@ def on_gpu(functions: Sequence[Callable[[], None]]) -> list[float]:
     return [median(found) for found in times]
 
 
-def _captured(function: Callable[[], None], pool: object) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _captured(function: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fused_kernels.choice import choosing
-from fused_kernels.launch import Launch, Out, listening
+from fused_kernels.launch import Launch, listening
 from fused_kernels.tiles import Tile
 from fused_kernels.tune.call import Call
 
@@ -42,7 +42,11 @@ class Verifier:
             zip(results, self._reference, self._truth, strict=True)
         ):
             allowed = ALLOWANCE.get(self._dtype, 0.0)
-            wrong = _int8_difference(ours, truth) if ours.dtype == torch.int8 else _difference(ours, reference, truth, allowed)
+            wrong = (
+                _int8_difference(ours, truth)
+                if ours.dtype == torch.int8
+                else _difference(ours, reference, truth, allowed)
+            )
             if wrong:
                 return f"result {index} {wrong}"
         return None

@@ -133,6 +133,22 @@ def test_sums_beyond_the_digits_of_fp32_are_exact_until_they_are_scaled(implemen
 
 
 @IMPLEMENTATIONS
+def test_sums_that_pass_the_digits_of_fp32_on_their_way_are_exact(implementation: Any) -> None:
+    """They climb to d + 18,580,608 and return to d; kept in fp32, odd ones would come back even."""
+    d = torch.arange(64)
+    w = torch.full((64, 2305, 1, 1), 127)
+    w[:, 1153:] = -127
+    w[:, 0, 0, 0] = d
+    x = torch.full((1, 2305, 1, 1), 127)
+    x[0, 0] = 1
+    with implementation():
+        y = conv_int8(
+            x.to(torch.int8), w.to(torch.int8), torch.ones(64), torch.zeros(64), POINTWISE, relu=False
+        )
+    assert torch.equal(y.flatten(), d.to(torch.int8))
+
+
+@IMPLEMENTATIONS
 def test_the_largest_sum_that_is_taken_is_computed_exactly(implementation: Any) -> None:
     x = torch.full((1, INT32_PRODUCTS - 1, 1, 1), -128, dtype=torch.int8)
     with implementation(), tiles(Tile(16, 16, 2**15)):

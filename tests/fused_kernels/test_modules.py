@@ -235,6 +235,17 @@ PAIRS: dict[str, tuple[nn.Module, FusedResNet]] = {
 }
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_stages_linked_or_apart_compute_the_same(linked: bool) -> None:
+    plain, fused = (copy.deepcopy(model) for model in PAIRS["bottleneck"])
+    fused.load_state_dict(plain.state_dict())
+    fused.linked = linked
+    called: list[object] = []
+    fused.layer1.register_forward_hook(lambda *_: called.append(1))
+    compare(plain.double(), fused, activation(2, 3, 18, 22))
+    assert bool(called) is not linked
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_state_dicts_go_both_ways(name: str) -> None:
     plain, fused = (copy.deepcopy(model) for model in PAIRS[name])

@@ -82,8 +82,9 @@ def stems(draw: st.DrawFn) -> StemCase:
         h=draw(st.integers(max(1, r - 2 * padding), 9)),
         w=draw(st.integers(max(1, s - 2 * padding), 9)),
     )
-    # a batch norm over a few numbers divides by what may be next to nothing
-    assume(case.n * case.plane[0] * case.plane[1] >= 24)
+    # a batch norm over a few numbers divides by what may be next to nothing; it takes back what a weight does to the
+    # scale, so that of a weight with few elements little gradient is left
+    assume(case.n * case.plane[0] * case.plane[1] >= 24 and case.c * r * s >= 4)
     return case
 
 
