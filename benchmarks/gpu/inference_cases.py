@@ -88,29 +88,35 @@ def _folded(new: Operands, k: int, c: int, r: int) -> Folded:
 
 
 def _chain_specs(scale: Scale, dtype: torch.dtype) -> list[OpSpec]:
+    """A stage's first block, those in its middle, and its last one, whose chain runs no further convolution."""
     specs = []
     for stage, (width, blocks) in enumerate(zip(scale.widths, scale.blocks, strict=True), start=1):
-        # with the next block's first convolution, and as a stage's last block
-        for following in [width, None][0 if blocks > 1 else 1 :]:
+        h = -(-scale.image // (2 << stage))
+        forms = {"": (1, width), " end": (1, None)} if blocks > 1 else {" end": (1, None)}
+        if stage > 1:
+            forms[" /2"] = (2, width if blocks > 1 else None)
+        for form, (stride, following) in forms.items():
             if chain_fits(width, dtype, following):
-                h = -(-scale.image // (2 << stage))
-                specs.append(_chain_spec(f"layer{stage} chain", width, following, h, dtype))
+                name = f"layer{stage} chain{form}"
+                specs.append(_chain_spec(name, width, following, h, stride, dtype))
     return specs
 
 
-def _chain_spec(name: str, width: int, following: int | None, h: int, dtype: torch.dtype) -> OpSpec:
+def _chain_spec(
+    name: str, width: int, following: int | None, h: int, stride: int, dtype: torch.dtype
+) -> OpSpec:
     def make(n: int, device: torch.device) -> OpCase:
         new = Operands(device, dtype)
-        x = new.activation(n, width, h, relu=True)
+        x = new.activation(n, width, h * stride, relu=True)
         conv2, conv3 = _folded(new, width, width, 3), _folded(new, 4 * width, width, 1)
         conv1 = None if following is None else _folded(new, following, 4 * width, 1)
         residual = new.activation(n, 4 * width, h, relu=True)
-        keywords = {"residual_scale": 0.5 if dtype == torch.int8 else None}
+        keywords = {"stride": stride, "residual_scale": 0.5 if dtype == torch.int8 else None}
         products = 9 * width * width + 4 * width * width + 4 * width * (following or 0)
         flops = 2.0 * n * h * h * products
         return OpCase(chain, (x, conv2, conv3, residual, conv1), keywords, flops)
 
-    return OpSpec(f"{name}{'' if following else ' end'}", dtype, make)
+    return OpSpec(name, dtype, make)
 
 
 def _head_spec(scale: Scale, dtype: torch.dtype) -> OpSpec:

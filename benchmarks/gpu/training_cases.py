@@ -93,7 +93,7 @@ def _dgrad(layer: Layer, n: int, new: Operands) -> OpCase:
             convolution.dgrad_shortcut,
             (dy, w, layer.conv, tuple(x.shape), shortcut, layer.stride),
             flops=layer.flops(n),
-            peers=lambda: peers.input_gradient_peers(dy, w, layer.conv, x, torch.zeros_like(x)),
+            peers=lambda: peers.input_gradient_peers(dy, w, layer.conv, x, _like(shortcut, x)),
         )
     y, vectors = new.activation(n, layer.c, layer.h), new.vectors(layer.c)
     d, d_vectors = (y.flip(0), new.vectors(layer.c)) if layer.after_projection else (None, None)
@@ -102,8 +102,13 @@ def _dgrad(layer: Layer, n: int, new: Operands) -> OpCase:
         (dy, w, layer.conv, shortcut, layer.stride, x, y, vectors, d, d_vectors),
         flops=layer.flops(n),
         moments=False,
-        peers=lambda: peers.dgrad_peers(dy, w, layer.conv, y, vectors, torch.zeros_like(x)),
+        peers=lambda: peers.dgrad_peers(dy, w, layer.conv, y, vectors, _like(shortcut, x)),
     )
+
+
+def _like(shortcut: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The shortcut's gradient as torch would have it, in the shape of ``x``."""
+    return shortcut if shortcut.shape == x.shape else x.flip(0)
 
 
 def _projection_dgrad(layer: Layer, n: int, new: Operands) -> OpCase:

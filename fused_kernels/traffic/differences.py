@@ -22,7 +22,6 @@ def differences(table: Table) -> list[Difference]:
     """Every reason, the weightiest first; they add up to ours - floor of the whole network."""
     network, n, e = table.network, table.batch, table.dtype.itemsize
     blocks = table.blocks.ours
-    together = sum(part.total() for part in ours.stage_training(network.blocks, n, table.dtype))
     outputs = n * sum(block.main[-1].y for block in network.blocks)
     strided = [layer for block in network.blocks for layer in block.main if layer.conv.stride > 1]
     found = [
@@ -30,12 +29,6 @@ def differences(table: Table) -> list[Difference]:
             "masks",
             e * outputs - outputs // 4,
             "where a block's ReLU is open is read from z, in its own dtype; the floor writes and reads a bit",
-        ),
-        Difference(
-            "ends of stages",
-            blocks.total() - together,
-            "a stage is one operator: its last block's gradient is written by another one and read again by `entry`,"
-            " where inside of a stage one epilogue does both",
         ),
         Difference("stem", _over(table, "stem"), _STEM),
         Difference(

@@ -1,6 +1,6 @@
 """Bytes that the fused operators move: they run on meta tensors, where every launch is recorded and none happens.
 
-The operations of PyTorch around the launches (casts of weights, sums of small vectors) count too, as ``torch``.
+The operations of PyTorch around the launches (casts of weights, sums of small vectors) count too, as ``PyTorch``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from fused_kernels.traffic.footprint import (
     bytes_of,
     finishes_block_backward,
     finishes_block_inference,
-    size,
 )
 from fused_kernels.traffic.shapes import EPS, BlockShape, ConvShape, NetworkShape, chain_of
 from fused_kernels.traffic.torch_ops import TorchOps
 
 T = TypeVar("T")
-TORCH = "torch"
+TORCH = "PyTorch"
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -74,8 +73,8 @@ def never(_: Launch) -> bool:
 
 
 def operators(network: NetworkShape) -> tuple[tuple[BlockShape, ...], ...]:
-    """Blocks by the operator that runs them: ``FusedStage`` makes one of each stage."""
-    return network.stages
+    """Blocks by the operator that runs them: ``FusedResNet`` makes one of them all while it is ``linked``."""
+    return (network.blocks,)
 
 
 def stage_training(stage: tuple[BlockShape, ...], n: int, dtype: torch.dtype) -> list[Bytes]:
@@ -141,20 +140,6 @@ def head_forward(network: NetworkShape, n: int, dtype: torch.dtype) -> Bytes:
     recorder = Recorder(never)
     recorder.run(lambda: pool_fc(x, meta(network.classes, last.k, dtype=dtype), meta(network.classes)))
     return recorder.parts[0]
-
-
-def saved_bytes(network: NetworkShape, n: int, dtype: torch.dtype) -> int:
-    """Memory of the activations that the stages keep for backward."""
-    total = 0
-    for stage in network.stages:
-        first = stage[0].main[0]
-        x = meta(n, first.c, first.h, first.w, dtype=dtype)
-        layers = [tensors_of(layer) for block in stage for layer in block.layers]
-        saved, _ = blocks.forward(x, layers, chain_of(stage))
-        for block in saved:
-            kept = [layer.y for layer in (*block.main, *([block.projection] if block.projection else []))]
-            total += sum(size(y) for y in kept) + size(block.z)
-    return total
 
 
 def tensors_of(shape: ConvShape) -> blocks.LayerTensors:

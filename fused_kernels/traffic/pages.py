@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from fused_kernels.traffic import floors
+from fused_kernels.traffic import floors, ours
 from fused_kernels.traffic.differences import differences
+from fused_kernels.traffic.footprint import Bytes
 from fused_kernels.traffic.shapes import resnet
 from fused_kernels.traffic.tables import Row, Table, inference, training
 
@@ -134,13 +135,17 @@ def _excess(table: Table) -> str:
         for item in differences(table)
         if abs(item.bytes) >= GB / 2000
     ]
-    return "\n".join((*lines, "", _BLOCKS))
+    apart = Bytes()
+    for stage in table.network.stages:
+        apart += sum(ours.stage_training(stage, table.batch, table.dtype), Bytes())
+    more = apart.total() - table.blocks.ours.total()
+    lines += ["", paragraph(_APART.format(more=_share(more, floor)))]
+    return "\n".join(lines)
 
 
-_BLOCKS = """\
-A single block's ratio says less than the total. The floor counts the sums that one block's backward pass needs with the
-block behind it, and so do ours inside of a stage; at its end they move into `entry`, which makes the ratio of the last
-block large and that of the next one small."""
+_APART = """All blocks are one operator here, as in a `FusedResNet`: the epilogue that writes the gradient of a
+block's input also takes the ReLU's mask and the sums for the block before. Where each stage is an operator of its own
+(`fuse(model)`, or `linked = False`), its last block starts from a pass of its own, `entry`: {more} in all."""
 
 
 def paragraph(text: str, indent: str = "") -> str:

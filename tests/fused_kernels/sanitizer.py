@@ -77,8 +77,15 @@ class Sanitizer:
 
 
 def ranges(tensors: list[Tensor]) -> Ranges:
-    """Where dense tensors lie."""
-    return [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in tensors]
+    """Where tensors lie, each from its first element to its last: a view may leave some out between them."""
+    return [(t.data_ptr(), t.data_ptr() + extent(t) * t.element_size()) for t in tensors]
+
+
+def extent(tensor: Tensor) -> int:
+    """Elements from the first to the last in memory."""
+    if tensor.numel() == 0:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def tensors_of(values: Any) -> Iterator[Tensor]:

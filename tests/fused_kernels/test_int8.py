@@ -76,6 +76,13 @@ def test_a_table_may_send_a_shape_to_cudnn() -> None:
     assert not launches
 
 
+def test_operands_in_nchw_memory_are_taken_too(small_tiles: Tile) -> None:
+    x, layer, residual = random_int8(2, 20, 5, 4), random_layer(24, 20, 3, 3), random_int8(2, 24, 5, 4)
+    arguments: dict[str, Any] = {"relu": True, "residual": residual.contiguous(), "residual_scale": 0.5}
+    y = conv_int8(x.contiguous(), layer.w.contiguous(), layer.scale, layer.bias, Conv(3, 3, 1, 1), **arguments)
+    assert_same_bits("y", y, quantized.conv_int8(x, layer, (1, 1), **arguments))
+
+
 def every_int8() -> Tensor:
     """[1, 1, 1, 256]: -128 to 127."""
     return torch.arange(-128, 128).to(torch.int8).reshape(1, 1, 1, 256)
@@ -163,7 +170,7 @@ def test_vectors_of_requantization_are_the_real_arithmetic_rounded_once() -> Non
     exact = s_w.numpy().astype(np.longdouble) * np.longdouble(s_x) / np.longdouble(s_out)
     assert np.abs(made.scale.numpy() / exact - 1).max() <= 2.0**-24 * (1 + 1e-6)
     assert torch.equal(made.bias, (bias.double() / s_out).float())
-    assert made.residual_scale == np.float32(s_residual / s_out)
+    assert made.residual_scale == float(np.float32(s_residual / s_out)) != s_residual / s_out
     assert made.scale.dtype == made.bias.dtype == torch.float32
     assert requantization(s_x, s_w, s_out, bias).residual_scale is None
 

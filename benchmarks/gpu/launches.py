@@ -1,0 +1,74 @@
+"""What a fused network launches, found without running it; its bytes, its arithmetic and the time that these need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu.ceilings import Ceilings
+from benchmarks.gpu.plain_resnet import PlainResNet, Scale, fused
+from benchmarks.gpu.workloads import input_of
+from fused_kernels.launch import Launch, recording
+from fused_kernels.traffic.footprint import bytes_of
+
+
+def network_launches(
+    scale: Scale, batch: int, dtype: torch.dtype, *, training: bool, part: str = ""
+) -> list[Launch]:
+    """Every launch of one forward (and backward) pass of the network or one of its parts, on tensors without values.
+
+    As under autocast: convolutions have ``dtype``, batch norms fp32.
+    """
+    network: nn.Module = fused(scale, PlainResNet(scale).to("meta")).train(training)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
+    if part:
+        c, h = input_of(scale, part)
+        network, x = network.get_submodule(part), _meta(batch, c, h, dtype).requires_grad_(training)
+    else:
+        x = _meta(batch, 3, scale.image, dtype)
+    with recording() as launches:
+        if training:
+            out = network(x)
+            torch.autograd.backward(out, torch.empty_like(out))
+        else:
+            with torch.no_grad():
+                network.requires_grad_(False)(x)
+    return launches
+
+
+def _meta(n: int, c: int, h: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(n, h, h, c, dtype=dtype, device="meta").permute(0, 3, 1, 2)
+
+
+def flops_of(launch: Launch) -> float:
+    """Multiplications and additions of one launch's matrix products."""
+    a = launch.arguments
+    if launch.kernel == "conv.conv_kernel":
+        return 2.0 * a["M"] * a["COLS"] * a["DEPTH"] * a["TAPS_H"] * a["TAPS_W"]
+    if launch.kernel == "wgrad.wgrad_kernel":
+        return 2.0 * a["M"] * a["C"] * a["K"] * a["R"] * a["S"]
+    if launch.kernel == "stem.conv_pool_kernel":
+        images = a["M"] / (a["STRIPS"] * a["POOLED_W"])
+        return 2.0 * images * a["P"] * a["Q"] * a["COLS"] * a["DEPTH"] * a["TAPS"]
+    if launch.kernel == "chain.chain_kernel":
+        return 2.0 * a["M"] * (9 * a["WIDTH"] ** 2 + a["EXPANDED"] * (a["WIDTH"] + a["NEXT"]))
+    if launch.kernel == "head.pool_fc_kernel":
+        return 2.0 * a["N"] * a["CLASSES"] * a["C"]
+    return 0.0
+
+
+def is_int8(launch: Launch) -> bool:
+    """Whether a launch multiplies int8."""
+    return any(tensor.dtype == torch.int8 and not written for tensor, written in launch.tensors())
+
+
+def floor_ms(launches: Iterable[Launch], ceilings: Ceilings) -> float:
+    """The sum, over launches, of the time that arithmetic or memory needs at the measured ceilings."""
+    return sum(
+        ceilings.floor_ms(flops_of(launch), sum(bytes_of(launch).values()), int8=is_int8(launch))
+        for launch in launches
+    )

@@ -1,0 +1,128 @@
+"""Every kernel compiles, for every GPU, as well as it must: on sm_90 with every tile that the tuner may choose.
+
+On the other targets with the default tile of every kernel, functor and dtype, to stay within minutes; the command
+itself, ``python -m fused_kernels.aot --target ...``, compiles every tile for them too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# one worker compiles for all of these tests, on every core
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("aot")]
+
+OTHERS = ("sm_80", "sm_86", "sm_89", "sm_100", "sm_120")
+LIMITS = {
+    "sm_80": 166_912,
+    "sm_86": 101_376,
+    "sm_89": 101_376,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+    "sm_120": 101_376,
+}
+"""Bytes of shared memory that a program may use: 163, 99, 99, 227, 227 and 99 KB."""
+
+Kernels = list[dict[str, Any]]
+
+
+def compiled(folder: Path, *options: str) -> Kernels:
+    """What the command reports; a process of its own, for this one interprets the kernels."""
+    report = folder / "kernels.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "fused_kernels.aot", "--json", str(report), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+    )
+    assert report.exists(), done.stderr
+    body = json.loads(report.read_text("utf-8"))
+    assert done.returncode == (0 if body["passed"] else 1)
+    return list(body["kernels"])
+
+
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """Every kernel with every tile for sm_90."""
+    return compiled(tmp_path_factory.mktemp("hopper"), "--target", "sm_90", "--configs", "kernels")
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """Every kernel with its default tile for the other targets."""
+    targets = [option for target in OTHERS for option in ("--target", target)]
+    return compiled(tmp_path_factory.mktemp("others"), *targets, "--configs", "default")
+
+
+def wrong(kernels: Kernels) -> list[str]:
+    """Those with problems, for a failure that names them."""
+    return [
+        f"{k['target']} {k['operation']} {k['dtype']} {k['tile']}: {k['problems']}"
+        for k in kernels
+        if k["problems"]
+    ]
+
+
+def test_every_kernel_and_tile_compiles_for_hopper(hopper: Kernels) -> None:
+    assert len(hopper) > 400
+    assert not wrong(hopper)
+
+
+def test_nothing_spills_on_hopper(hopper: Kernels) -> None:
+    assert {kernel["operation"] for kernel in hopper if kernel["spills"]} == set()
+    assert max(kernel["registers"] for kernel in hopper) <= 255
+
+
+def test_hopper_has_the_shared_memory(hopper: Kernels) -> None:
+    assert max(kernel["shared"] for kernel in hopper) <= LIMITS["sm_90"]
+
+
+def test_every_product_runs_on_hoppers_own_tensor_cores(hopper: Kernels) -> None:
+    for dtype, instruction in (("bfloat16", "HGMMA"), ("int8", "IGMMA")):
+        products = [
+            k
+            for k in hopper
+            if k["dtype"] == dtype and k["kernel"].startswith(("conv.", "chain.", "stem.conv"))
+        ]
+        assert len(products) > 40
+        assert all(instruction in kernel["tensor_core"] for kernel in products)
+    wide = [
+        k
+        for k in hopper
+        if "wgrad_kernel" in k["kernel"] and k["dtype"] == "bfloat16" and k["tile"]["m"] >= 64
+    ]
+    assert wide
+    assert all("HGMMA" in kernel["tensor_core"] for kernel in wide)
+
+
+def test_operands_are_copied_16_bytes_at_a_time(hopper: Kernels) -> None:
+    products = [k for k in hopper if k["kernel"] == "conv.conv_kernel" and "stem" not in k["operation"]]
+    assert all(kernel["async_copies"] > 0 for kernel in products)
+
+
+@pytest.mark.parametrize("target", OTHERS)
+def test_every_kernel_compiles_for_other_gpus(target: str, others: Kernels) -> None:
+    mine = [kernel for kernel in others if kernel["target"] == target]
+    assert len(mine) > 100
+    assert not wrong(mine)
+    assert max(kernel["shared"] for kernel in mine) <= LIMITS[target]
+
+
+def test_a_tiles_need_of_shared_memory_is_never_underestimated(hopper: Kernels, others: Kernels) -> None:
+    import torch
+
+    from fused_kernels.shared_memory import needed_by
+    from fused_kernels.tiles import Tile
+
+    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+    for kernel in [*hopper, *others]:
+        if kernel["kernel"] in {"conv.conv_kernel", "wgrad.wgrad_kernel"}:
+            need = needed_by(Tile.from_json(kernel["tile"]), dtypes.get(kernel["dtype"], torch.float32))
+            assert kernel["shared"] <= need, f"{kernel['target']} {kernel['operation']} {kernel['tile']}"
