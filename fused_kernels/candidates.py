@@ -27,25 +27,30 @@ STEP_BYTES = 128
 LEAST_STEPS = 8
 """Of one part of a split reduction; fewer do not pay for the workspace."""
 
-# (m, n, warps, stages), those that read the least for each output first
+# k = 0: a step of STEP_BYTES. Those that read the least for each output come first
 _TENSOR_CORES = (
-    (128, 128, 8, 3),
-    (128, 128, 8, 4),
-    (64, 128, 4, 3),
-    (256, 128, 8, 3),
-    (256, 64, 8, 3),
-    (128, 64, 4, 3),
-    (64, 256, 8, 3),
-    (64, 64, 4, 4),
-    (128, 64, 8, 4),
-    (64, 32, 4, 4),
+    Tile(128, 128, warps=8, stages=3),
+    Tile(128, 128, warps=8, stages=4),
+    Tile(64, 128, warps=4, stages=3),
+    Tile(256, 128, warps=8, stages=3),
+    Tile(256, 64, warps=8, stages=3),
+    Tile(128, 64, warps=4, stages=3),
+    Tile(64, 256, warps=8, stages=3),
+    Tile(64, 64, warps=4, stages=4),
+    Tile(128, 64, warps=8, stages=4),
+    Tile(64, 32, warps=4, stages=4),
 )
-# without tensor cores the operands pass through registers too
-_FLOAT32 = ((64, 64, 4, 3), (128, 64, 8, 3), (32, 32, 4, 3))
+# without tensor cores the operands pass through registers too, and ptxas spills at most other sizes
+_FLOAT32 = (Tile(64, 64, warps=8, stages=3), Tile(32, 32, 16, warps=4, stages=3))
 # 64 columns at most, and few taps deep: memory decides
-_STEM = ((128, 64, 8, 4), (64, 64, 4, 4), (256, 64, 8, 3))
-_WGRAD = ((128, 128, 8, 3), (64, 128, 4, 3), (128, 64, 4, 3), (64, 64, 4, 4))
-_WGRAD_FLOAT32 = ((64, 64, 4, 3), (32, 32, 4, 3))
+_STEM = (Tile(128, 64, warps=8, stages=4), Tile(64, 64, warps=4, stages=4), Tile(256, 64, warps=8, stages=3))
+_WGRAD = (
+    Tile(128, 128, warps=8, stages=3),
+    Tile(64, 128, warps=4, stages=3),
+    Tile(128, 64, warps=4, stages=3),
+    Tile(64, 64, warps=4, stages=4),
+)
+_WGRAD_FLOAT32 = (Tile(64, 64, warps=4, stages=3), Tile(32, 32, warps=4, stages=3))
 
 _PLAIN_EPILOGUES = {"store", "bias", "bias_relu", "requantize", "requantize_relu"}
 """Those that need no second tensor and no sums."""
@@ -56,8 +61,7 @@ def candidates(problem: Problem, *, shared: int = HOPPER) -> list[Tile]:
 
     Nothing is ever pruned to an empty list: the smallest tile is right for every problem and every GPU.
     """
-    menu = _menu(problem)
-    cut = list(dict.fromkeys(_cut(Tile(m, n, k, warps, stages), problem) for m, n, k, warps, stages in menu))
+    cut = list(dict.fromkeys(_cut(tile, problem) for tile in _menu(problem)))
     fitting = [
         tile for tile in cut if needed_by(tile, problem.dtype) <= shared and registers_suffice(tile, problem)
     ]
@@ -72,10 +76,13 @@ def candidates(problem: Problem, *, shared: int = HOPPER) -> list[Tile]:
 def registers_suffice(tile: Tile, problem: Problem) -> bool:
     """Whether the kernel compiles for sm_90 without spilling registers to memory."""
     sums = tile.m * tile.n // (32 * tile.warps)
+    if problem.epilogue == "stem_pool":
+        sums *= 2  # the maximum so far stays beside them
     if problem.dtype == torch.float32:
         return sums <= 32
     if sums > 64:
-        return problem.prologue == "identity" and problem.epilogue in _PLAIN_EPILOGUES
+        int8_window = problem.dtype == torch.int8 and _windowed(problem)
+        return problem.prologue == "identity" and problem.epilogue in _PLAIN_EPILOGUES and not int8_window
     if problem.kind == "fprop" and problem.prologue != "identity" and _windowed(problem):
         # the prologue holds its rows in registers, beside their place in the plane for every tap
         return tile.m // tile.warps < 32 or tile.n < 64
@@ -99,9 +106,9 @@ def fit(size: int, largest: int, *, low: int = 16) -> int:
     return max(low, min(largest, 1 << (size - 1).bit_length()))
 
 
-def _menu(problem: Problem) -> list[tuple[int, int, int, int, int]]:
+def _menu(problem: Problem) -> list[Tile]:
     float32 = problem.dtype == torch.float32
-    menu: tuple[tuple[int, int, int, int], ...]
+    menu: tuple[Tile, ...]
     if problem.kind == "wgrad":
         menu = _WGRAD_FLOAT32 if float32 else _WGRAD
     elif float32:
@@ -110,8 +117,8 @@ def _menu(problem: Problem) -> list[tuple[int, int, int, int, int]]:
         menu = _STEM if _is_stem(problem) else _TENSOR_CORES
     k = STEP_BYTES // problem.dtype.itemsize
     # a tile of more than twice the columns would be cut to what a smaller one on the menu is already
-    widest = max(2 * fit(problem.cols, 256), min(n for _, n, _, _ in menu))
-    return [(m, n, k, warps, stages) for m, n, warps, stages in menu if n <= widest]
+    widest = max(2 * fit(problem.cols, 256), min(tile.n for tile in menu))
+    return [replace(tile, k=tile.k or k) for tile in menu if tile.n <= widest]
 
 
 def _cut(tile: Tile, problem: Problem) -> Tile:
@@ -120,7 +127,7 @@ def _cut(tile: Tile, problem: Problem) -> Tile:
     least_depth = 32 if problem.dtype == torch.int8 else 16
     m = fit(problem.rows, tile.m, low=min(tile.m, least_rows))
     n = fit(problem.cols, tile.n)
-    warps = tile.warps if m * n >= 32 * 32 * tile.warps else 4
+    warps = tile.warps if (m, n) == (tile.m, tile.n) or m * n >= 32 * 32 * tile.warps else 4
     return replace(tile, m=m, n=n, k=fit(problem.depth, tile.k, low=least_depth), warps=warps)
 
 

@@ -48,9 +48,11 @@ def _run(asked: argparse.Namespace, command: str) -> int:
 
     started = time.perf_counter()
     targets = [TARGETS[name] for name in dict.fromkeys(asked.target or ["sm_90"])]
-    units = {target: units_of(catalogue(), target, asked.configs, asked.kernels) for target in targets}
+    units = {
+        target: units_of(catalogue(), target, asked.configs, asked.kernels, asked.dtype) for target in targets
+    }
     if not any(units.values()):
-        print(f"error: no kernel or operation matches {asked.kernels!r}", file=sys.stderr)
+        print(f"error: no kernel or operation of such a dtype matches {asked.kernels!r}", file=sys.stderr)
         return 2
     rows = ordered(_compiled(units, asked.jobs))
     print(as_text(rows))
@@ -125,6 +127,13 @@ def _parser() -> argparse.ArgumentParser:
         default="*",
         metavar="PATTERN",
         help="only kernels or operations like this, as 'conv_*' or '*3x3*'",
+    )
+    parser.add_argument(
+        "--dtype",
+        action="append",
+        default=[],
+        choices=["bfloat16", "float16", "float32", "int8"],
+        help="of the activations, may be given several times; all if none is (fp32 also as TF32)",
     )
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes; default: one a core")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything here")

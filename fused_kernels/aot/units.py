@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -39,20 +39,40 @@ class Unit:
     variant: Variant
 
 
-def units_of(entries: Iterable[Entry], target: Target, configs: Configs, pattern: str = "*") -> list[Unit]:
-    """What to compile for ``target``; ``pattern`` is matched, as a file name is, with kernels and entries."""
+def units_of(
+    entries: Iterable[Entry],
+    target: Target,
+    configs: Configs,
+    pattern: str = "*",
+    dtypes: Collection[str] = (),
+) -> list[Unit]:
+    """What to compile for ``target``.
+
+    Args:
+        entries: the catalogue.
+        target: where; its shared memory decides on tiles.
+        configs: see ``CONFIGS``.
+        pattern: matched, as a file name is, with kernels and entries.
+        dtypes: names of dtypes that entries must have, or none for all.
+    """
     found: dict[object, Unit] = {}
     for entry in entries:
+        if dtypes and _name(entry.dtype) not in dtypes:
+            continue
         for launch in _launches(entry, target, configs):
             if fnmatchcase(launch.kernel, pattern) or fnmatchcase(entry.name, pattern):
                 unit = _unit(entry, launch)
-                found.setdefault(unit.variant if configs == "all" else _configuration(unit), unit)
+                found.setdefault(_identity(unit, configs), unit)
     return list(found.values())
 
 
 def _unit(entry: Entry, launch: Launch) -> Unit:
-    dtype = "tf32" if launch.arguments.get("PRECISION") == "tf32" else str(entry.dtype).removeprefix("torch.")
+    dtype = "tf32" if launch.arguments.get("PRECISION") == "tf32" else _name(entry.dtype)
     return Unit(entry.name, dtype, launch.kernel, launch.tile, variant_of(launch))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _launches(entry: Entry, target: Target, configs: Configs) -> Iterator[Launch]:
@@ -85,9 +105,15 @@ def _always(tile: Tile, _: Problem) -> Tile:
     return tile
 
 
-def _configuration(unit: Unit) -> tuple[object, ...]:
-    """What tells kernels apart: functors, types, which arguments are None, and the tile; not the sizes of tensors."""
+def _identity(unit: Unit, configs: Configs) -> object:
+    """What is compiled once only: a variant; or a kernel by functors, types and which arguments are None, and its tile.
+
+    The sizes of tensors do not tell kernels apart then, nor how a tile is grouped and split: no instruction depends on
+    them but for its numbers.
+    """
     variant = unit.variant
+    if configs == "all":
+        return variant
     names = [name for name, _ in variant.types]
     constants = tuple(
         (path, value)
@@ -95,5 +121,5 @@ def _configuration(unit: Unit) -> tuple[object, ...]:
         if not isinstance(value, int) or isinstance(value, bool) or names[path[0]] in _SHAPING
     )
     types = str(variant.types).replace("*fp16", "*bf16")
-    # how a tile is grouped and split are numbers that change no instruction
-    return variant.kernel, constants, types, replace(unit.tile, group=0, splits=0)
+    tile = None if configs == "default" else replace(unit.tile, group=0, splits=0)
+    return variant.kernel, constants, types, tile

@@ -248,10 +248,13 @@ _BUILDERS: dict[tuple[str, str], Callable[[Problem, _Draw], Call]] = {
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """fp32 as it is, not as TF32."""
-    was = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    """fp32 convolutions as they are, not in TF32."""
+    cudnn = torch.backends.cudnn
+    conv = getattr(cudnn, "conv", None)  # torch 2.9 and newer, which refuses to have both flags used
+    holder, flag, off = (cudnn, "allow_tf32", False) if conv is None else (conv, "fp32_precision", "ieee")
+    was = getattr(holder, flag)
+    setattr(holder, flag, off)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = was
+        setattr(holder, flag, was)

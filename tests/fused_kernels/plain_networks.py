@@ -1,4 +1,4 @@
-"""Residual networks in plain PyTorch, structured and named as torchvision's and timm's are, to fuse and to compare with."""
+"""Residual networks in plain PyTorch, built and named as torchvision's and timm's, to fuse and to compare with."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fused_kernels.launch import Launch, listening
+from fused_kernels.launch import Launch, is_abstract, listening
 
 Addresses = NDArray[np.uint64]
 Ranges = list[tuple[int, int]]
@@ -36,8 +36,8 @@ class Sanitizer:
         return getattr(self.memory, name)
 
     def announced(self, launch: Launch) -> None:
-        """Remember a launch until its kernel runs."""
-        self.launch = launch
+        """Remember a launch until its kernel runs, unless it is only recorded."""
+        self.launch = None if any(is_abstract(tensor) for tensor, _ in launch.tensors()) else launch
 
     @contextmanager
     def running(self, values: list[Any]) -> Iterator[None]:
@@ -77,14 +77,12 @@ class Sanitizer:
 
 
 def ranges(tensors: list[Tensor]) -> Ranges:
-    """Where tensors lie, each from its first element to its last: a view may leave some out between them."""
-    return [(t.data_ptr(), t.data_ptr() + extent(t) * t.element_size()) for t in tensors]
+    """From each tensor's first element to its last, however it lies."""
+    return [(t.data_ptr(), t.data_ptr() + extent(t) * t.element_size()) for t in tensors if t.numel()]
 
 
 def extent(tensor: Tensor) -> int:
-    """Elements from the first to the last in memory."""
-    if tensor.numel() == 0:
-        return 0
+    """Elements from the first to the last, with what lies between them."""
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 

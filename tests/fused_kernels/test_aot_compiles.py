@@ -1,7 +1,7 @@
 """Every kernel compiles, for every GPU, as well as it must: on sm_90 with every tile that the tuner may choose.
 
-On the other targets with the default tile of every kernel, functor and dtype, to stay within minutes; the command
-itself, ``python -m fused_kernels.aot --target ...``, compiles every tile for them too.
+On the other targets with the default tile of every kernel and functor in bf16 and int8, and in fp32 on one of them, to
+stay within minutes; the command itself, ``python -m fused_kernels.aot --target ...``, compiles every tile for them too.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ def hopper(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """Every kernel with its default tile for the other targets."""
+    folder = tmp_path_factory.mktemp("others")
     targets = [option for target in OTHERS for option in ("--target", target)]
-    return compiled(tmp_path_factory.mktemp("others"), *targets, "--configs", "default")
+    narrow = compiled(folder, *targets, "--configs", "default", "--dtype", "bfloat16", "--dtype", "int8")
+    return narrow + compiled(folder, "--target", "sm_80", "--configs", "default", "--dtype", "float32")
 
 
 def wrong(kernels: Kernels) -> list[str]:
@@ -110,7 +112,7 @@ def test_operands_are_copied_16_bytes_at_a_time(hopper: Kernels) -> None:
 @pytest.mark.parametrize("target", OTHERS)
 def test_every_kernel_compiles_for_other_gpus(target: str, others: Kernels) -> None:
     mine = [kernel for kernel in others if kernel["target"] == target]
-    assert len(mine) > 100
+    assert len(mine) > 40
     assert not wrong(mine)
     assert max(kernel["shared"] for kernel in mine) <= LIMITS[target]
 

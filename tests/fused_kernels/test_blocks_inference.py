@@ -53,7 +53,10 @@ CASES: dict[str, tuple[list[Block], list[tuple[int, int]], dict[str, int]]] = {
 def tensors(name: str, dtype: torch.dtype) -> tuple[Tensor, list[Tensor], list[Tensor], Chain]:
     blocks, channels, _ = CASES[name]
     chain = Chain(tuple(blocks))
-    weights = [weight(k, c, lay.conv.r, lay.conv.s, dtype) for (k, c), lay in zip(channels, chain.layers, strict=True)]
+    weights = [
+        weight(k, c, lay.conv.r, lay.conv.s, dtype)
+        for (k, c), lay in zip(channels, chain.layers, strict=True)
+    ]
     return activation(1, 32, 7, 5, dtype), weights, [normal(k) for k, _ in channels], chain
 
 

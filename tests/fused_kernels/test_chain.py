@@ -151,6 +151,15 @@ def test_any_shape_and_tile(shapes: Shapes, tile: Tile, dtype: torch.dtype, seed
     check_chain_int8(shapes, tile) if dtype == torch.int8 else check_chain(shapes, dtype, tile)
 
 
+def test_operands_in_nchw_memory_are_taken_too() -> None:
+    shapes = Shapes(stride=2)
+    x, residual = (random_int8(2, 32, 5, 4).contiguous(), random_int8(*shapes.output).contiguous())
+    layers = [random_layer(k, c, r, r) for k, c, r in shapes.layers]
+    conv2, conv3 = (Folded(layer.w.contiguous(), layer.bias, layer.scale) for layer in layers[:2])
+    z, _ = chain(x, conv2, conv3, residual, stride=2, residual_scale=0.37, tile=SMALL)
+    assert_same_bits("z", z, chained_int8(x, layers, residual, 2)[0])
+
+
 @pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 31), (4, 8), (3, 11)])
 def test_pixels_around_a_tile(h: int, w: int) -> None:
     check_chain_int8(Shapes(n=1, h=h, w=w))

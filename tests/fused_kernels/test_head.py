@@ -49,7 +49,7 @@ def check_pool_fc(shape: Shape, dtype: torch.dtype, tile: Tile | None = SMALL) -
 
 def check_pool_fc_int8(shape: Shape, tile: Tile | None = SMALL) -> None:
     n, c, h, width, classes = shape
-    x, w = random_int8(n, c, h, width, low=-40), random_int8(classes, c)
+    x, w = random_int8(n, c, h, width), random_int8(classes, c)
     layer, pool_scale = Layer(w, torch.rand(classes) + 0.5, normal(classes) * 10), 1.7 / (h * width)
     logits = pool_fc_int8(x, pool_scale, w, layer.scale, layer.bias, tile=tile)
     assert_same_bits("logits", logits, quantized.pool_fc_int8(x, pool_scale, layer))
@@ -91,6 +91,13 @@ def test_sizes_around_a_tile(n: int, c: int, classes: int) -> None:
 def test_default_tiles_with_any_count_of_pixels(dtype: torch.dtype, pixels: int) -> None:
     shape = (1, 16, 1, pixels, 10)
     check_pool_fc_int8(shape, None) if dtype == torch.int8 else check_pool_fc(shape, dtype, None)
+
+
+def test_operands_in_other_memory_are_taken_too() -> None:
+    x, w, b = normal(2, 20, 3, 4), normal(20, 10).T, normal(10)
+    assert not x.is_contiguous(memory_format=torch.channels_last)
+    logits = pool_fc(x, w, b, tile=SMALL)
+    assert_close("logits", logits, F.linear(x.double().mean(dim=(2, 3)), w.double(), b.double()))
 
 
 @IMPLEMENTATIONS

@@ -79,7 +79,9 @@ def test_a_table_may_send_a_shape_to_cudnn() -> None:
 def test_operands_in_nchw_memory_are_taken_too(small_tiles: Tile) -> None:
     x, layer, residual = random_int8(2, 20, 5, 4), random_layer(24, 20, 3, 3), random_int8(2, 24, 5, 4)
     arguments: dict[str, Any] = {"relu": True, "residual": residual.contiguous(), "residual_scale": 0.5}
-    y = conv_int8(x.contiguous(), layer.w.contiguous(), layer.scale, layer.bias, Conv(3, 3, 1, 1), **arguments)
+    y = conv_int8(
+        x.contiguous(), layer.w.contiguous(), layer.scale, layer.bias, Conv(3, 3, 1, 1), **arguments
+    )
     assert_same_bits("y", y, quantized.conv_int8(x, layer, (1, 1), **arguments))
 
 

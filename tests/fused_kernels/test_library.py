@@ -36,7 +36,9 @@ def test_stem(pool: bool) -> None:
     vectors = [normal(8).requires_grad_(), normal(8).requires_grad_()]
     running = [normal(8), normal(8).abs()]
     with implementation("reference"):
-        opcheck(library.stem, (image, w, *vectors, running, 0.1, text, pool, torch.float32), test_utils=CHECKS)
+        opcheck(
+            library.stem, (image, w, *vectors, running, 0.1, text, pool, torch.float32), test_utils=CHECKS
+        )
 
 
 def test_inference_operators() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -34,6 +35,33 @@ CPU = torch.device("cpu")
 SMALL = Problem("fprop", torch.float16, 2, 5, 5, 8, 24, Conv(3, 3, 1, 1), "bn_relu", "moments")
 """Three candidates, each in a flat form too."""
 SPOILT = candidates(SMALL)[1]
+
+# runs where the interpreter is off, on a driver of a GPU that is not there
+COMPILED_ONCE = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+from fused_kernels.geometry import Conv
+from fused_kernels.problem import Problem
+from fused_kernels.tune.precompile import launches_of, precompile
+
+class Driver:
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+    get_current_device = lambda self: 0
+    get_current_stream = lambda self, device: 0
+
+driver.set_active(Driver())
+problems = [Problem("fprop", torch.bfloat16, 1, 7, 7, 64, 32, Conv(1, 1), "identity", "bias_relu")]
+count = precompile(problems, shared=232448, jobs=2)
+assert count == len(list(launches_of(problems, shared=232448))) > 0
+
+def compile_again(*arguments):
+    raise AssertionError("compiled before")
+
+JITFunction._do_compile = compile_again
+assert precompile(problems, shared=232448, jobs=2) == count
+"""
 
 
 def clock(*milliseconds: float) -> Callable[[Sequence[Callable[[], None]]], list[float]]:
@@ -244,6 +272,15 @@ def test_every_problem_of_a_network_is_posed_and_launched(
     for problem in problems:
         asked = {launch.tile for launch in launches_of([problem], shared=HOPPER)}
         assert set(candidates(problem)) <= asked
+
+
+@pytest.mark.slow
+def test_what_was_compiled_ahead_is_not_compiled_again() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED_ONCE], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_network_asks_for_a_problem_as_often_as_it_has_it() -> None:
