@@ -145,7 +145,7 @@ def dgrad_block(
 def dgrad_shortcut(
     dy: Tensor, w: Tensor, conv: Conv, size: Sequence[int], shortcut: Tensor | None, stride: int = 1
 ) -> Tensor:
-    """dgrad(dy) of shape ``size`` [N, C, H, W], plus a shortcut's gradient at every ``stride``-th pixel if there is one."""
+    """dgrad(dy) of shape ``size`` [N, C, H, W], plus a shortcut's gradient at every ``stride``-th pixel, if any."""
     epilogue = "store" if shortcut is None else "shortcut"
     problem = _dgrad_problem(dy, w, conv, size, epilogue)
     tile = choose(problem, dy.device) if uses_kernels(dy) else CUDNN

@@ -19,7 +19,7 @@ from fused_kernels.ops.inference import conv_bias, fold
 from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.checks import Case, assert_activation
-from tests.fused_kernels.conftest import activation, normal, reference, reseed, tiles, weight
+from tests.fused_kernels.conftest import activation, kernels, normal, reference, reseed, tiles, weight
 from tests.fused_kernels.ground_truth import stored
 from tests.fused_kernels.strategies import FUZZ, tiled_cases
 from tests.fused_kernels.tolerances import SUM, assert_close
@@ -117,6 +117,16 @@ def test_operands_in_nchw_memory_are_taken_too(small_tiles: Tile) -> None:
     x, w, residual = normal(2, 20, 5, 4), normal(24, 20, 3, 3), normal(2, 24, 5, 4)
     y = conv_bias(x, w, torch.zeros(24), Conv(3, 3, 1, 1), relu=True, residual=residual)
     assert_close("y", y, F.relu(F.conv2d(x.double(), w.double(), padding=1) + residual.double()))
+
+
+@pytest.mark.parametrize("context", [kernels, reference])
+def test_sixteen_bits_are_rounded_once(context: Any, small_tiles: Tile) -> None:
+    """Sums near 1,000 lose their fraction in fp16; a bias that takes the 1,000 away must find it still there."""
+    x, w = torch.ones(1, 16, 2, 2).half(), torch.full((16, 16, 1, 1), 62.51).half()
+    truth = F.conv2d(x.double(), w.double()) - 1000.0
+    with context():
+        y = conv_bias(x, w, torch.full((16,), -1000.0), POINTWISE, relu=True)
+    assert torch.equal(y.double(), truth.half().double())
 
 
 def test_a_nan_stays_a_nan_through_the_relu(small_tiles: Tile) -> None:

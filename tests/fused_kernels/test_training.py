@@ -21,7 +21,7 @@ from tests.fused_kernels.plain_networks import BasicBlock, Bottleneck, ResNet
 
 STEPS = 20
 CURVE = 1e-4
-"""Each block begins near the identity, as trainers do with zero; at 1 rounding grows tenfold a step."""
+"""Largest relative difference of a loss, fp32 against float64; torch's own fp32 drifts by 1e-5 in twenty steps."""
 LAST_GAMMA = 0.1
 """Each block begins near the identity, as trainers do with zero; at 1 rounding grows tenfold with every step."""
 EXHAUSTIVE = os.environ.get("FUSED_KERNELS_EXHAUSTIVE") == "1"
