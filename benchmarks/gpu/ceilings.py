@@ -44,23 +44,33 @@ class Ceilings:
 def measure(device: torch.device, *, tiny: bool) -> Ceilings:
     """Copy bandwidth, matrix rates and the gap between launches."""
     notes: list[str] = []
-    numbers = 2**14 if tiny else 2**30
-    source = torch.randn(numbers, device=device, dtype=torch.float32 if tiny else torch.float16)
-    target = torch.empty_like(source)
-    moved = 2.0 * source.numel() * source.element_size()
-    bandwidth = moved / _seconds(lambda: target.copy_(source), device)
-    del source, target
     size = 64 if tiny else 8192
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    flops = 2.0 * size**3 / _seconds(lambda: a @ b, device)
+    bandwidth = _copy_rate(device, 2**14 if tiny else 2**30)
+    flops = _product_rate(device, size)
     try:
-        x = torch.randint(-128, 128, (size, size), device=device, dtype=torch.int8)
-        w = torch.randint(-128, 128, (size, size), device=device, dtype=torch.int8).t()
-        ops = 2.0 * size**3 / _seconds(lambda: torch._int_mm(x, w), device)
+        ops = _int8_rate(device, size)
     except RuntimeError as error:
         ops = 2 * flops
         notes.append(f"the int8 rate is assumed to be twice that of bf16: {first_line(error)}")
     return Ceilings(bandwidth, flops, ops, _launch_gap(device), tuple(notes))
+
+
+def _copy_rate(device: torch.device, numbers: int) -> float:
+    source = torch.randn(numbers, device=device).to(torch.bfloat16)
+    target = torch.empty_like(source)
+    moved = 2.0 * source.numel() * source.element_size()
+    return moved / _seconds(lambda: target.copy_(source), device)
+
+
+def _product_rate(device: torch.device, size: int) -> float:
+    a, b = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
+    return 2.0 * size**3 / _seconds(lambda: a @ b, device)
+
+
+def _int8_rate(device: torch.device, size: int) -> float:
+    x, w = (torch.randint(-128, 128, (size, size), device=device, dtype=torch.int8) for _ in range(2))
+    w = w.t()  # cuBLAS multiplies int8 by columns alone
+    return 2.0 * size**3 / _seconds(lambda: torch._int_mm(x, w), device)
 
 
 def _seconds(step: Callable[[], Any], device: torch.device) -> float:

@@ -28,8 +28,8 @@ def distance(result: Tensor, truth: Tensor) -> float:
     a, b = result.detach().double(), truth.detach().double()
     if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
         return float("inf")
-    difference = (a - b).nan_to_num(0.0, 0.0, 0.0).norm().item()
-    size = b.nan_to_num(0.0, 0.0, 0.0).norm().item()
+    difference = float((a - b).nan_to_num(0.0, 0.0, 0.0).norm())
+    size = float(b.nan_to_num(0.0, 0.0, 0.0).norm())
     return difference / size if size > 0 else difference
 
 
@@ -71,17 +71,15 @@ def check(case: OpCase) -> dict[str, Any]:
 def poisoned() -> Iterator[None]:
     """Every ``torch.empty`` in this context is full of NaN, or of 127 in int8."""
     was = torch.are_deterministic_algorithms_enabled()
-    warned, filled = (
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        deterministic.fill_uninitialized_memory,
-    )
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = True
+    deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was, warn_only=warned)
-        deterministic.fill_uninitialized_memory = filled
+        deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 @contextmanager

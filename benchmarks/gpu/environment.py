@@ -42,7 +42,7 @@ def environment(device: torch.device, commit: str | None) -> dict[str, Any]:
             "processors": properties.multi_processor_count,
             "memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             "cudnn_benchmark": True,
         } | clocks()
     return found
@@ -89,4 +89,6 @@ def slug(name: str) -> str:
 def default_output(found: dict[str, Any]) -> Path:
     """``benchmarks/results/<device>/<date>-<commit>.json``."""
     date = str(found["date"])[:16].replace(":", "")
-    return ROOT / "benchmarks" / "results" / slug(str(found["device_name"])) / f"{date}-{found['commit']}.json"
+    return (
+        ROOT / "benchmarks" / "results" / slug(str(found["device_name"])) / f"{date}-{found['commit']}.json"
+    )

@@ -92,7 +92,9 @@ def _chain_specs(scale: Scale, dtype: torch.dtype) -> list[OpSpec]:
     specs = []
     for stage, (width, blocks) in enumerate(zip(scale.widths, scale.blocks, strict=True), start=1):
         h = -(-scale.image // (2 << stage))
-        forms = {"": (1, width), " end": (1, None)} if blocks > 1 else {" end": (1, None)}
+        forms: dict[str, tuple[int, int | None]] = {" end": (1, None)}
+        if blocks > 1:
+            forms[""] = (1, width)
         if stage > 1:
             forms[" /2"] = (2, width if blocks > 1 else None)
         for form, (stride, following) in forms.items():

@@ -15,7 +15,13 @@ from fused_kernels.traffic.footprint import bytes_of
 
 
 def network_launches(
-    scale: Scale, batch: int, dtype: torch.dtype, *, training: bool, part: str = ""
+    scale: Scale,
+    batch: int,
+    dtype: torch.dtype,
+    *,
+    training: bool,
+    part: str = "",
+    backward: bool = True,
 ) -> list[Launch]:
     """Every launch of one forward (and backward) pass of the network or one of its parts, on tensors without values.
 
@@ -33,7 +39,8 @@ def network_launches(
     with recording() as launches:
         if training:
             out = network(x)
-            torch.autograd.backward(out, torch.empty_like(out))
+            if backward:
+                torch.autograd.backward(out, torch.empty_like(out))
         else:
             with torch.no_grad():
                 network.requires_grad_(False)(x)
@@ -48,16 +55,16 @@ def flops_of(launch: Launch) -> float:
     """Multiplications and additions of one launch's matrix products."""
     a = launch.arguments
     if launch.kernel == "conv.conv_kernel":
-        return 2.0 * a["M"] * a["COLS"] * a["DEPTH"] * a["TAPS_H"] * a["TAPS_W"]
+        return float(2.0 * a["M"] * a["COLS"] * a["DEPTH"] * a["TAPS_H"] * a["TAPS_W"])
     if launch.kernel == "wgrad.wgrad_kernel":
-        return 2.0 * a["M"] * a["C"] * a["K"] * a["R"] * a["S"]
+        return float(2.0 * a["M"] * a["C"] * a["K"] * a["R"] * a["S"])
     if launch.kernel == "stem.conv_pool_kernel":
         images = a["M"] / (a["STRIPS"] * a["POOLED_W"])
-        return 2.0 * images * a["P"] * a["Q"] * a["COLS"] * a["DEPTH"] * a["TAPS"]
+        return float(2.0 * images * a["P"] * a["Q"] * a["COLS"] * a["DEPTH"] * a["TAPS"])
     if launch.kernel == "chain.chain_kernel":
-        return 2.0 * a["M"] * (9 * a["WIDTH"] ** 2 + a["EXPANDED"] * (a["WIDTH"] + a["NEXT"]))
+        return float(2.0 * a["M"] * (9 * a["WIDTH"] ** 2 + a["EXPANDED"] * (a["WIDTH"] + a["NEXT"])))
     if launch.kernel == "head.pool_fc_kernel":
-        return 2.0 * a["N"] * a["CLASSES"] * a["C"]
+        return float(2.0 * a["N"] * a["CLASSES"] * a["C"])
     return 0.0
 
 

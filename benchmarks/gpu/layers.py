@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from benchmarks.gpu.plain_resnet import Bottleneck, PlainResNet, Scale
 from fused_kernels.geometry import Conv
 
 Role = Literal["conv1", "conv2", "conv3", "projection"]
+MAIN_PATH: tuple[Role, ...] = ("conv1", "conv2", "conv3")
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ def _all_layers(scale: Scale) -> list[Layer]:
     before: Bottleneck | None = None
     for name, block in network.named_modules():
         if isinstance(block, Bottleneck):
-            for part in ("conv1", "conv2", "conv3"):
+            for part in MAIN_PATH:
                 module = block.get_submodule(part)
-                module.register_forward_pre_hook(note(cast(Role, part), before, block, f"{name}.{part}"))
+                module.register_forward_pre_hook(note(part, before, block, f"{name}.{part}"))
             if block.downsample is not None:
                 hook = note("projection", before, block, f"{name}.downsample.0")
                 block.downsample[0].register_forward_pre_hook(hook)

@@ -86,7 +86,9 @@ class Peer:
     def status(self) -> dict[str, Any]:
         """``state`` is ``compiling`` (or not started yet), ``ready`` or ``failed``."""
         try:
-            found: dict[str, Any] = json.loads(status_path(self.folder, self.workload.name).read_text("utf-8"))
+            found: dict[str, Any] = json.loads(
+                status_path(self.folder, self.workload.name).read_text("utf-8")
+            )
         except FileNotFoundError:
             return {"state": "compiling"}
         return found

@@ -1,16 +1,18 @@
-"""A bottleneck ResNet in plain PyTorch with torchvision's structure and names: what the fused network is held against."""
+"""A bottleneck ResNet in plain PyTorch with torchvision's structure and names, to hold the fused network against."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fused_kernels.modules import FusedBottleneck, FusedResNet
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -99,19 +101,27 @@ def plain(scale: Scale, device: torch.device | str) -> PlainResNet:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.3, 0.3)
-    return network.to(device, memory_format=torch.channels_last)
+    return in_channels_last(network.to(device))
 
 
 def fused(scale: Scale, source: PlainResNet) -> FusedResNet:
     """The fused network with the parameters of ``source``, on its device and in its dtype."""
     network = FusedResNet(FusedBottleneck, scale.blocks, scale.classes, widths=scale.widths)
     parameter = source.fc.weight
-    network.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
+    in_channels_last(network.to(parameter.device, parameter.dtype))
     network.load_state_dict(source.state_dict())
     return network.train(source.training)
 
 
-def images(scale: Scale, batch: int, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
+def in_channels_last(network: Network) -> Network:
+    """``network``, its weights KRSC in memory."""
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def images(
+    scale: Scale, batch: int, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Seeded random images [batch, 3, H, W] in channels_last."""
     torch.manual_seed(1)
     x = torch.randn(batch, 3, scale.image, scale.image, device=device, dtype=torch.float32)
@@ -133,7 +143,7 @@ def settle(network: PlainResNet, x: Tensor) -> PlainResNet:
         network.train()(x)
     for norm in norms:
         norm.momentum = 0.1
-    return cast(PlainResNet, network.eval())
+    return network.eval()
 
 
 def folded(network: PlainResNet) -> PlainResNet:
@@ -143,12 +153,18 @@ def folded(network: PlainResNet) -> PlainResNet:
         for index in range(1, 4):
             if hasattr(parent, f"bn{index}"):
                 conv, norm = parent.get_submodule(f"conv{index}"), parent.get_submodule(f"bn{index}")
-                setattr(parent, f"conv{index}", fuse_conv_bn_eval(conv, norm))
+                setattr(parent, f"conv{index}", _fold(conv, norm))
                 setattr(parent, f"bn{index}", nn.Identity())
         if isinstance(parent, Bottleneck) and parent.downsample is not None:
             conv, norm = parent.downsample
-            parent.downsample = nn.Sequential(fuse_conv_bn_eval(conv, norm), nn.Identity())
+            parent.downsample = nn.Sequential(_fold(conv, norm), nn.Identity())
     return network
+
+
+def _fold(conv: nn.Module, norm: nn.Module) -> nn.Module:
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return fuse_conv_bn_eval(conv, norm)
 
 
 def flops(scale: Scale, batch: int) -> float:

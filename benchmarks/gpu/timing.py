@@ -57,7 +57,7 @@ class Replay:
     def __init__(self, step: Callable[[], Any], *, warmup: int = 2, flush: bool = False) -> None:
         self.notes: list[str] = []
         self.buffer = _flush_buffer() if flush else None
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.graph: torch.cuda.CUDAGraph | None = None
         self.step = step
         self._on_stream(lambda: [step() for _ in range(warmup)])
@@ -104,13 +104,17 @@ class Replay:
             for _ in range(count):
                 if self.buffer is not None:
                     self.buffer.zero_()
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start, end = _event(), _event()
                 start.record()
                 self.run()
                 end.record()
                 pairs.append((start, end))
         torch.cuda.synchronize()
         return [start.elapsed_time(end) for start, end in pairs]
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 @cache

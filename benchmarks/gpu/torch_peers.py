@@ -33,7 +33,8 @@ def conv_backward(dy: Tensor, x: Tensor, w: Tensor, window: Conv, *, weight: boo
         dy, x, w, None, (window.stride,) * 2, (window.padding,) * 2, (1, 1), False, (0, 0), 1,
         (not weight, weight, False),
     )  # fmt: skip
-    return dw if weight else dx
+    found: Tensor = dw if weight else dx
+    return found
 
 
 def statistics(y: Tensor) -> Any:
@@ -55,7 +56,8 @@ class Norm:
     def apply(self, y: Tensor) -> Tensor:
         """One pass that reads y and writes it normalized."""
         if y.device.type == "cuda":
-            return torch.batch_norm_elemt(y, self.gamma, self.beta, self.mean, self.invstd, EPS)
+            done: Tensor = torch.batch_norm_elemt(y, self.gamma, self.beta, self.mean, self.invstd, EPS)
+            return done
         scale = self.gamma * self.invstd
         return (centred(y, self.mean) * scale[:, None, None] + self.beta[:, None, None]).to(y.dtype)
 
@@ -70,9 +72,10 @@ class Norm:
     def backward(self, g: Tensor, y: Tensor) -> Tensor:
         """One pass that reads g and y and writes the gradient of y; what the sums are does not change its time."""
         if g.device.type == "cuda":
-            return torch.batch_norm_backward_elemt(
+            dy: Tensor = torch.batch_norm_backward_elemt(
                 g, y, self.mean, self.invstd, self.gamma, self.mean, self.invstd, self.count
             )
+            return dy
         return (g.float() + centred(y, self.mean)).to(g.dtype)
 
 

@@ -216,9 +216,7 @@ def _passes_of(stage: str, c: int, width: int, h: int, blocks: int, dtype: torch
 
     makers = [(join, blocks - 1), (join_projection, 1), (entry, 1), (bn_backward, blocks)]
     makers += [(finalize, 2 * blocks), (sums, 2 * blocks)]
-    return [
-        OpSpec(f"{stage} {make.__name__}", dtype, make, count) for make, count in makers if count
-    ]
+    return [OpSpec(f"{stage} {make.__name__}", dtype, make, count) for make, count in makers if count]
 
 
 def _partials(new: Operands, n: int, c: int, h: int, per_tile: int = 128) -> Partials:

@@ -68,8 +68,8 @@ def programs(workload: Workload, setting: Setting, implementation: Implementatio
 def network_for(setting: Setting, implementation: Implementation, *, training: bool) -> nn.Module:
     """The network in channels_last, for training in fp32 and for inference in 16 bits.
 
-    Ours folds its batch norms itself, from fp32, so it stays in fp32 and runs under autocast. What is compiled is folded
-    beforehand, as a careful user would; eager keeps its batch norms.
+    Ours folds its batch norms itself, from fp32, so it stays in fp32 and runs under autocast. What is compiled is
+    folded beforehand, as a careful user would; eager keeps its batch norms.
     """
     source = plain(setting.scale, setting.device)
     if training:
@@ -85,16 +85,14 @@ def network_for(setting: Setting, implementation: Implementation, *, training: b
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile`` at its best; a CPU has nothing to tune, so there the function itself stands in."""
-    return cast(Callable[..., Any], torch.compile(function, mode=COMPILE_MODE))
+    """``torch.compile`` at its best."""
+    return torch.compile(function, mode=COMPILE_MODE)
 
 
 def _maybe_compiled(
     function: Callable[..., Any], setting: Setting, implementation: Implementation
 ) -> Callable[..., Any]:
-    return (
-        compiled(function) if implementation == "compiled" and setting.device.type == "cuda" else function
-    )
+    return compiled(function) if implementation == "compiled" and setting.device.type == "cuda" else function
 
 
 def _inference(network: nn.Module, setting: Setting, implementation: Implementation) -> Callable[..., Any]:
@@ -156,12 +154,9 @@ def _block(workload: Workload, setting: Setting, implementation: Implementation)
         network_for(setting, implementation, training=mode).get_submodule(workload.part)
         for mode in (True, False)
     )
-    x = _block_input(workload, setting, setting.training_dtype).requires_grad_()
-    narrow = _block_input(
-        Workload("block", min(workload.batch, INFERENCE_BATCH_OF_BLOCKS), workload.part),
-        setting,
-        setting.inference_dtype,
-    )
+    x = block_input(setting, workload.part, workload.batch, setting.training_dtype).requires_grad_()
+    fewer = min(workload.batch, INFERENCE_BATCH_OF_BLOCKS)
+    narrow = block_input(setting, workload.part, fewer, setting.inference_dtype)
     parameters = [x, *train.parameters()]
 
     def forward_of(x: Tensor) -> Tensor:
@@ -184,10 +179,11 @@ def _block(workload: Workload, setting: Setting, implementation: Implementation)
     return Programs(steps, lambda: both()[0].float().norm())
 
 
-def _block_input(workload: Workload, setting: Setting, dtype: torch.dtype) -> Tensor:
-    c, h = input_of(setting.scale, workload.part)
+def block_input(setting: Setting, part: str, batch: int, dtype: torch.dtype) -> Tensor:
+    """A seeded activation that a block or stage takes, in NHWC memory."""
+    c, h = input_of(setting.scale, part)
     torch.manual_seed(3)
-    x = torch.randn(workload.batch, h, h, c, device=setting.device).relu_()
+    x = torch.randn(batch, h, h, c, device=setting.device).relu_()
     return x.to(dtype).permute(0, 3, 1, 2)
 
 

@@ -90,6 +90,7 @@ def assert_sums(partials: Partials, g: Tensor, *outputs: tuple[Tensor, Tensor]) 
     """All tiles together are the sums over ``g`` as stored."""
     truth, sizes = ground_truth.gradient_sums(g, *((y, vectors[0]) for y, vectors in outputs))
     assert partials.count == g.numel() // g.shape[1]
+    assert partials.rows.shape[0] == len(truth), f"{partials.rows.shape[0]} kinds of sums"
     for kind, total in enumerate(partials.rows.double().sum(1)):
         row = total.to(partials.rows.dtype)
         assert_close(f"sum {kind}", row, truth[kind], SUM, scale=sizes[kind])

@@ -1,0 +1,97 @@
+"""The fastest right tile for each problem of the timed steps, by ``fused_kernels.tune``, as far as time allows."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.launches import network_launches
+from fused_kernels.choice import choosing
+from fused_kernels.launch import Launch
+from fused_kernels.problem import Problem
+from fused_kernels.shared_memory import limit_on
+from fused_kernels.table import FOLDER_VARIABLE, Entries, current_table, read_table, table_name, write_table
+from fused_kernels.tiles import Tile
+from fused_kernels.tune.call import call_of
+from fused_kernels.tune.command import describe
+from fused_kernels.tune.precompile import launches_of
+from fused_kernels.tune.search import search
+from fused_kernels.tune.timing import on_gpu
+from fused_kernels.tune.verify import Verifier
+
+PATIENCE = 20.0
+"""Seconds to wait for a problem's candidates to be compiled before the search compiles the rest itself."""
+
+
+def use_tables(context: Context) -> None:
+    """Make every later launch read the table that this run writes."""
+    os.environ[FOLDER_VARIABLE] = str(context.options.tables)
+    current_table.cache_clear()
+
+
+def tuning(context: Context) -> None:
+    """Search problems of the training step and the inference pass of the bars, heaviest first."""
+    if not context.on_gpu:
+        context.skip("every problem", "tuning times kernels on a GPU, and there is none")
+        return
+    problems = problems_to_tune(context)
+    shared = limit_on(context.device)
+    for problem in problems:
+        if context.left() > 0:
+            variants = context.warmer.add(launches_of([problem], shared=shared))
+            context.warmer.wait(variants, min(context.deadline, time.monotonic() + PATIENCE))
+        context.run(problem.key, "tuning", partial(_tuned, problem, context, shared))
+    context.warmer.cancel()
+
+
+def candidate_launches(context: Context) -> Iterator[Launch]:
+    """Every launch of every candidate, on tensors without values, those of the heaviest problems first."""
+    return launches_of(problems_to_tune(context), shared=limit_on(context.device))
+
+
+def problems_to_tune(context: Context) -> list[Problem]:
+    """Problems by the arithmetic that the steps of the bars spend on them, most first."""
+    found: Counter[Problem] = Counter()
+
+    def listen(problem: Problem) -> Tile | None:
+        found[problem] += 1
+        return None
+
+    setting = context.setting
+    with choosing(listen):
+        network_launches(context.scale, context.largest, setting.training_dtype, training=True)
+        network_launches(context.scale, context.inference, setting.inference_dtype, training=False)
+
+    def weight(problem: Problem) -> float:
+        p, q = problem.conv.output_size(problem.h, problem.w)
+        taps = problem.conv.r * problem.conv.s
+        return -found[problem] * problem.n * p * q * problem.c * problem.k * taps
+
+    return sorted(found, key=weight)
+
+
+def _tuned(problem: Problem, context: Context, shared: int) -> dict[str, Any]:
+    call = call_of(problem, context.device)
+    outcome = search(problem, call, Verifier(call), on_gpu, shared=shared)
+    name = torch.cuda.get_device_name(context.device)
+    path = context.options.tables / table_name(name)
+    entries: Entries = read_table(path) if path.is_file() else {}
+    entries[problem.key] = outcome.best
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(path, name, entries)
+    current_table.cache_clear()
+    return {
+        "best": describe(outcome).splitlines()[0],
+        "candidates": [
+            {"tile": tile if isinstance(tile, str) else tile.to_json(), "ms": ms}
+            for tile, ms in outcome.milliseconds.items()
+        ],
+        "dropped": [{"tile": tile.to_json(), "reason": reason} for tile, reason in outcome.dropped.items()],
+    }
