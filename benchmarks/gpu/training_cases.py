@@ -16,6 +16,8 @@ from fused_kernels.ops import convolution, passes, statistics, stem
 from fused_kernels.ops.partials import Partials
 
 STEM = Conv(7, 7, 2, 3)
+STEM_BACKWARD_TILE = 32
+"""Rows of a tile of the max pool's backward pass, whose partial sums are the most there are."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def _stem_specs(scale: Scale, dtype: torch.dtype) -> list[OpSpec]:
         )
 
     makers = {"conv": conv, "pool": pool, "pool backward": pool_backward, "wgrad": wgrad}
-    return [OpSpec(f"stem {name}", dtype, make) for name, make in makers.items()]
+    specs = [OpSpec(f"stem {name}", dtype, make) for name, make in makers.items()]
+    return specs + _statistics_of("stem", k, p, 1, backward_tile=STEM_BACKWARD_TILE)
 
 
 def _stem_conv(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, Partials]:
@@ -204,24 +207,35 @@ def _passes_of(stage: str, c: int, width: int, h: int, blocks: int, dtype: torch
         args = (g, y, vectors, new.normal(3, c))
         return OpCase(passes.bn_backward, args, peers=lambda: peers.bn_backward_peers(g, y, vectors))
 
+    makers = [(join, blocks - 1), (join_projection, 1), (entry, 1), (bn_backward, blocks)]
+    specs = [OpSpec(f"{stage} {make.__name__}", dtype, make, count) for make, count in makers if count]
+    return [
+        *specs,
+        *_statistics_of(stage, width, h, 2 * blocks),
+        *_statistics_of(f"{stage} wide", c, h, blocks),
+    ]
+
+
+def _statistics_of(
+    name: str, c: int, h: int, count: int, *, forward_tile: int = 128, backward_tile: int = 128
+) -> list[OpSpec]:
+    """Partial sums to vectors: few bytes, yet one after the other where there are many tiles."""
+
     def finalize(n: int, device: torch.device) -> OpCase:
         new = Operands(device, torch.float32)
-        running = (new.normal(width), new.normal(width).abs())
-        args = (_partials(new, n, width, h), new.normal(width), new.normal(width), 1e-5, running, 0.1)
-        return OpCase(statistics.finalize, args)
+        running = (new.normal(c), new.normal(c).abs())
+        partials = _partials(new, n * h * h, c, forward_tile)
+        return OpCase(statistics.finalize, (partials, new.normal(c), new.normal(c), 1e-5, running, 0.1))
 
     def sums(n: int, device: torch.device) -> OpCase:
         new = Operands(device, torch.float32)
-        return OpCase(statistics.sums, (_partials(new, n, width, h),))
+        return OpCase(statistics.sums, (_partials(new, n * h * h, c, backward_tile),))
 
-    makers = [(join, blocks - 1), (join_projection, 1), (entry, 1), (bn_backward, blocks)]
-    makers += [(finalize, 2 * blocks), (sums, 2 * blocks)]
-    return [OpSpec(f"{stage} {make.__name__}", dtype, make, count) for make, count in makers if count]
+    return [OpSpec(f"{name} {make.__name__}", torch.float32, make, count) for make in (finalize, sums)]
 
 
-def _partials(new: Operands, n: int, c: int, h: int, per_tile: int = 128) -> Partials:
+def _partials(new: Operands, count: int, c: int, per_tile: int) -> Partials:
     """Tile means near zero and tile M2s near what ``per_tile`` unit normal numbers have."""
-    count = n * h * h
     tiles = -(-count // per_tile)
     rows = torch.stack([0.1 * new.normal(tiles, c), per_tile + new.normal(tiles, c)])
     return Partials(rows, per_tile, count)
