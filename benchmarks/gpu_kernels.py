@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -27,8 +27,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu import worker  # noqa: E402 - the path comes first
-from benchmarks.gpu.context import Options  # noqa: E402
 from benchmarks.gpu.environment import default_output  # noqa: E402
+from benchmarks.gpu.options import Options  # noqa: E402
 from benchmarks.gpu.peers import Farm, inference_batch, priorities  # noqa: E402
 from benchmarks.gpu.phase_blocks import compiled_blocks  # noqa: E402
 from benchmarks.gpu.plain_resnet import FULL, TINY  # noqa: E402
@@ -61,6 +61,8 @@ class Supervisor:
         self.lost = False
         """A worker said that its GPU answers no more."""
         self.restarts = 0
+        self.worker: Callable[..., None] = worker.main
+        """What a worker runs."""
 
     def run(self) -> None:
         """Start workers until one has done all that there is, or time is up."""
@@ -75,7 +77,7 @@ class Supervisor:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
         arguments = (theirs, self.options, self.finished, self.report.ceilings)
-        process = context.Process(target=worker.main, args=arguments, daemon=False)
+        process = context.Process(target=self.worker, args=arguments, daemon=False)
         process.start()
         theirs.close()
         self.heard = time.monotonic()

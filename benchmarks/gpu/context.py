@@ -8,38 +8,18 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.gpu_lock import GpuLock
+from benchmarks.gpu.options import Options
 from benchmarks.gpu.peers import inference_batch
 from benchmarks.gpu.plain_resnet import Scale
 from benchmarks.gpu.timing import first_line
 from benchmarks.gpu.warm import Warmer
 from benchmarks.gpu.workloads import Setting
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a worker is told; it may travel to another process."""
-
-    device: str
-    tiny: bool
-    batches: tuple[int, ...]
-    deadlines: dict[str, float]
-    """The end of each phase, by ``time.monotonic``, which all processes of a machine share; in order."""
-    folder: Path
-    """For the lock, the peers' sockets and logs."""
-    tables: Path
-    """Where the tuning table is written and read."""
-    commit: str | None = None
-    only: str = "*"
-    """Pattern of the cases to run."""
-    peers: tuple[str, ...] = ()
-    """Names of the workloads that somebody compiles."""
 
 
 class DeviceLost(RuntimeError):
@@ -91,6 +71,10 @@ class Context:
     def checked(self) -> int:
         """The batch of correctness checks: float64 is slow, and what can go wrong does at a few images."""
         return 2 if self.options.tiny else 8
+
+    def for_rounds(self, seconds: float) -> float:
+        """``seconds`` of timing; fewer where the times mean nothing."""
+        return seconds if self.on_gpu else seconds / 10
 
     def left(self) -> float:
         """Seconds of this phase."""

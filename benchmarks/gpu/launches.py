@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.plain_resnet import PlainResNet, Scale, fused
 from benchmarks.gpu.workloads import input_of
-from fused_kernels.launch import Launch, recording
+from fused_kernels.launch import Launch, implementation, recording
 from fused_kernels.traffic.footprint import bytes_of
 
 
@@ -36,7 +37,7 @@ def network_launches(
         network, x = network.get_submodule(part), _meta(batch, c, h, dtype).requires_grad_(training)
     else:
         x = _meta(batch, 3, scale.image, dtype)
-    with recording() as launches:
+    with implementation("kernels"), recording() as launches:
         if training:
             out = network(x)
             if backward:
@@ -51,21 +52,29 @@ def _meta(n: int, c: int, h: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(n, h, h, c, dtype=dtype, device="meta").permute(0, 3, 1, 2)
 
 
+def _of_chain(a: dict[str, Any]) -> float:
+    return float(2 * a["M"] * (9 * a["WIDTH"] ** 2 + a["EXPANDED"] * (a["WIDTH"] + a["NEXT"])))
+
+
+def _of_stem_with_pool(a: dict[str, Any]) -> float:
+    images = a["M"] / (a["STRIPS"] * a["POOLED_W"])
+    return float(2 * images * a["P"] * a["Q"] * a["COLS"] * a["DEPTH"] * a["TAPS"])
+
+
+_FLOPS: dict[str, Callable[[dict[str, Any]], float]] = {
+    "conv.conv_kernel": lambda a: 2.0 * a["M"] * a["COLS"] * a["DEPTH"] * a["TAPS_H"] * a["TAPS_W"],
+    "wgrad.wgrad_kernel": lambda a: 2.0 * a["M"] * a["C"] * a["K"] * a["R"] * a["S"],
+    "stem.stem_wgrad_kernel": lambda a: 2.0 * a["M"] * a["K"] * a["TAPS"] * a["DEPTH"],
+    "stem.conv_pool_kernel": _of_stem_with_pool,
+    "chain.chain_kernel": _of_chain,
+    "head.pool_fc_kernel": lambda a: 2.0 * a["N"] * a["CLASSES"] * a["C"],
+}
+
+
 def flops_of(launch: Launch) -> float:
-    """Multiplications and additions of one launch's matrix products."""
-    a = launch.arguments
-    if launch.kernel == "conv.conv_kernel":
-        return float(2.0 * a["M"] * a["COLS"] * a["DEPTH"] * a["TAPS_H"] * a["TAPS_W"])
-    if launch.kernel == "wgrad.wgrad_kernel":
-        return float(2.0 * a["M"] * a["C"] * a["K"] * a["R"] * a["S"])
-    if launch.kernel == "stem.conv_pool_kernel":
-        images = a["M"] / (a["STRIPS"] * a["POOLED_W"])
-        return float(2.0 * images * a["P"] * a["Q"] * a["COLS"] * a["DEPTH"] * a["TAPS"])
-    if launch.kernel == "chain.chain_kernel":
-        return float(2.0 * a["M"] * (9 * a["WIDTH"] ** 2 + a["EXPANDED"] * (a["WIDTH"] + a["NEXT"])))
-    if launch.kernel == "head.pool_fc_kernel":
-        return float(2.0 * a["N"] * a["CLASSES"] * a["C"])
-    return 0.0
+    """Multiplications and additions of one launch's matrix products; what a kernel computes twice counts once."""
+    count = _FLOPS.get(launch.kernel)
+    return 0.0 if count is None else count(launch.arguments)
 
 
 def is_int8(launch: Launch) -> bool:

@@ -73,7 +73,7 @@ def _block(part: str, context: Context) -> None:
         }
         if context.on_gpu and peer.status()["state"] == "ready":
             contenders[COMPILED] = Remote(peer, program)
-        measured[program] = race(contenders, seconds=SECONDS)
+        measured[program] = race(contenders, seconds=context.for_rounds(SECONDS))
         notes = notes_of(measured[program], contenders)
         _emit(context, part, program, measured[program], notes)
         del contenders

@@ -62,7 +62,7 @@ def timed(spec: OpSpec, batch: int, context: Context) -> dict[str, Any]:
     contenders, skipped = _contenders(case, context)
     for name, reason in skipped.items():
         context.skip(f"{spec.label} b{batch}: {name}", reason)
-    measured = race(contenders, seconds=SECONDS, rounds=ROUNDS)
+    measured = race(contenders, seconds=context.for_rounds(SECONDS), rounds=ROUNDS)
     ours = measured.pop(OURS)
     return result | {
         "ours_ms": ours.to_json(),

@@ -133,10 +133,12 @@ def _race(
         graphs[COMPILED] = Remote(peer, "step")
         launched[COMPILED] = Remote(peer, "step, launched")
     notes = [f"{name} answers otherwise than eager: {answers}" for name in disagreeing]
-    _emit(workload, context, race(graphs, seconds=SECONDS, each=EACH), graphs, extra, notes)
+    _emit(
+        workload, context, race(graphs, seconds=context.for_rounds(SECONDS), each=EACH), graphs, extra, notes
+    )
     del graphs
     free(context.device)  # a graph keeps all of its step's memory
-    without = race(launched, seconds=SECONDS / 4, rounds=5)
+    without = race(launched, seconds=context.for_rounds(SECONDS / 4), rounds=5)
     case = case_of(f"{workload.name} launched by Python", without, notes_of(without, launched))
     context.emit("result", "cases", case | {"batch": workload.batch})
     peer.close()

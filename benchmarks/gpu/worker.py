@@ -17,9 +17,10 @@ import torch
 
 from benchmarks.gpu import ceilings as ceilings_module
 from benchmarks.gpu.ceilings import Ceilings
-from benchmarks.gpu.context import Context, DeviceLost, Options
+from benchmarks.gpu.context import Context, DeviceLost
 from benchmarks.gpu.environment import environment
 from benchmarks.gpu.gpu_lock import GpuLock
+from benchmarks.gpu.options import Options
 from benchmarks.gpu.peer import LOCK
 from benchmarks.gpu.phase_blocks import block_launches, blocks
 from benchmarks.gpu.phase_correctness import correctness, correctness_launches

@@ -18,7 +18,9 @@ import pytest
 # one worker compiles for all of these tests, on every core
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("aot")]
 
-OTHERS = ("sm_80", "sm_86", "sm_89", "sm_100", "sm_120")
+EXHAUSTIVE = os.environ.get("FUSED_KERNELS_EXHAUSTIVE") == "1"
+OTHERS = ("sm_80", "sm_86", "sm_89", "sm_100", "sm_120") if EXHAUSTIVE else ("sm_80", "sm_100")
+"""One of each kind of tensor core (mma, tcgen05); all of them where FUSED_KERNELS_EXHAUSTIVE=1 asks."""
 LIMITS = {
     "sm_80": 166_912,
     "sm_86": 101_376,

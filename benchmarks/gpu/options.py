@@ -1,0 +1,26 @@
+"""What the command tells its worker; light, for it travels between processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """One run."""
+
+    device: str
+    tiny: bool
+    batches: tuple[int, ...]
+    deadlines: dict[str, float]
+    """The end of each phase, by ``time.monotonic``, which all processes of a machine share; in order."""
+    folder: Path
+    """For the lock, the peers' sockets and logs."""
+    tables: Path
+    """Where the tuning table is written and read."""
+    commit: str | None = None
+    only: str = "*"
+    """Pattern of the cases to run."""
+    peers: tuple[str, ...] = ()
+    """Names of the workloads that somebody compiles."""
