@@ -59,6 +59,14 @@ class Launch:
                     yield item, False
 
     @property
+    def fp_fusion(self) -> bool:
+        """Whether a multiplication and an addition may become one instruction, which rounds once.
+
+        Not in int8: requantized values have the reference's bits, and a value near a tie shows the second rounding.
+        """
+        return not any(tensor.dtype == torch.int8 for tensor, _ in self.tensors())
+
+    @property
     def bytes_read(self) -> int:
         """Bytes of all tensors read, each once."""
         return sum(
@@ -101,7 +109,8 @@ def launch(kernel: str, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> 
     if any(is_abstract(tensor) for tensor, _ in described.tensors()) or 0 in grid:
         return
     resolved = {name: _resolve(value) for name, value in arguments.items()}
-    kernel_function(kernel)[grid](**resolved, num_warps=tile.warps, num_stages=tile.stages)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": described.fp_fusion}
+    kernel_function(kernel)[grid](**resolved, **options)
 
 
 def is_abstract(tensor: Tensor) -> bool:

@@ -66,12 +66,15 @@ def _block(part: str, context: Context) -> None:
     workload = Workload("block", context.largest, part)
     steps = {name: programs(workload, context.setting, name).steps for name in HERE}
     peer = Peer(context.options.folder, workload)
+    compiled = context.on_gpu and peer.status()["state"] == "ready"
+    if context.on_gpu and not compiled:
+        context.skip(f"{part}: {COMPILED}", _why_no_peer(workload, peer, context))
     measured: dict[str, dict[str, Measured]] = {}
     for program in ("forward", "both", "inference"):
         contenders: dict[str, Contender] = {
             name: contender(found[program], context.device) for name, found in steps.items()
         }
-        if context.on_gpu and peer.status()["state"] == "ready":
+        if compiled:
             contenders[COMPILED] = Remote(peer, program)
         measured[program] = race(contenders, seconds=context.for_rounds(SECONDS))
         notes = notes_of(measured[program], contenders)
@@ -80,6 +83,17 @@ def _block(part: str, context: Context) -> None:
     peer.close()
     _emit_backward(context, part, measured)
     free(context.device)
+
+
+def _why_no_peer(workload: Workload, peer: Peer, context: Context) -> str:
+    if workload.name not in context.options.peers:
+        return "compiling takes half a minute a block, so not all are compiled"
+    status = peer.status()
+    return (
+        f"torch.compile failed: {status['reason']}"
+        if status["state"] == "failed"
+        else "it was not compiled in time"
+    )
 
 
 def _emit(context: Context, part: str, program: str, measured: dict[str, Measured], notes: list[str]) -> None:

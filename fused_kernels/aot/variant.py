@@ -48,6 +48,7 @@ class Variant:
     """Addresses and numbers that are multiples of 16."""
     warps: int
     stages: int
+    fp_fusion: bool
 
     def constant(self, name: str) -> Any:
         """The value of a constexpr parameter, or None where there is none of this name."""
@@ -72,7 +73,13 @@ def variant_of(launch: Launch) -> Variant:
             types.append((parameter.name, found.specialize((index,), value)))
     tile = launch.tile
     return Variant(
-        launch.kernel, tuple(types), tuple(found.constants), tuple(found.divisible), tile.warps, tile.stages
+        launch.kernel,
+        tuple(types),
+        tuple(found.constants),
+        tuple(found.divisible),
+        tile.warps,
+        tile.stages,
+        launch.fp_fusion,
     )
 
 

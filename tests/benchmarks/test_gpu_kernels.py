@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +175,7 @@ def test_a_case_without_an_answer_is_ended(tmp_path: Path, monkeypatch: pytest.M
 
 def test_time_that_runs_out_is_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_kernels, "GRACE", 0.0)
-    report = supervised(scripted.hanging, tmp_path, seconds=8.0)
+    report = supervised(scripted.hanging, tmp_path, seconds=3.0)
     assert report.failed == []
     assert report.skipped == [{"name": "slow", "reason": gpu_kernels.OUT_OF_TIME}]
 
@@ -354,6 +356,68 @@ def test_contenders_take_turns_and_unstable_ones_get_more_rounds() -> None:
     assert "c may be unstable because" in timing.notes_of(found, wild)[0]
 
 
+class PretendedGraph:
+    """A CUDA graph that notes what is done to it; ``refuses`` makes every capture fail."""
+
+    refuses = False
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def capture_begin(self) -> None:
+        assert not gc.isenabled()
+
+    def capture_end(self) -> None:
+        if self.refuses:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+class PretendedEvent:
+    def __init__(self, **_: bool) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, other: PretendedEvent) -> float:
+        return 1e3 * (other.at - self.at)
+
+
+@pytest.fixture
+def pretended_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", PretendedGraph)
+    monkeypatch.setattr(torch.cuda, "Event", PretendedEvent)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+
+
+@pytest.mark.usefixtures("pretended_cuda")
+def test_a_step_is_captured_once_and_replayed() -> None:
+    steps: list[int] = []
+    replay = timing.Replay(lambda: steps.append(1), warmup=2)
+    assert len(replay.times(5)) == 5
+    assert isinstance(replay.graph, PretendedGraph)
+    assert (len(steps), replay.graph.replays, replay.notes) == (3, 5, [])
+
+
+@pytest.mark.usefixtures("pretended_cuda")
+def test_a_step_that_cannot_be_captured_is_launched_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PretendedGraph, "refuses", True)
+    steps: list[int] = []
+    replay = timing.Replay(lambda: steps.append(1), warmup=2)
+    replay.times(5)
+    assert len(steps) == 8
+    assert replay.notes == [
+        "not in a CUDA graph: RuntimeError: operation not permitted when stream is capturing"
+    ]
+    assert gc.isenabled()
+
+
 @pytest.mark.parametrize(("ratio", "passed"), [(1.2, True), (1.1, False)])
 def test_bars_say_asked_measured_and_passed(ratio: float, passed: bool) -> None:
     report = Report({}, {"device": "cuda"}, bars=bars_for(256, 128))
@@ -414,7 +478,9 @@ if __name__ == "__main__":
 
     warmer = warm.Warmer(90, 1)
     wanted = warmer.add(launches("meta"))
-    assert len(wanted) == 1 and warmer.wait(wanted, time.monotonic() + 120) == 0 and not warmer.failures(), warmer.failures()
+    assert len(wanted) == 1
+    assert warmer.wait(wanted, time.monotonic() + 120) == 0
+    assert not warmer.failures(), warmer.failures()
     warmer.stop()
     warm._pretend(90)
     hits = []

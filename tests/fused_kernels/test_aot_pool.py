@@ -21,7 +21,7 @@ HOPPER, AMPERE = TARGETS["sm_90"], TARGETS["sm_80"]
 
 def variant(name: str) -> Variant:
     """One without parameters."""
-    return Variant(name, (), (), (), 4, 3)
+    return Variant(name, (), (), (), 4, 3, True)
 
 
 class PoolThatCrashes:

@@ -79,6 +79,14 @@ def test_markers_are_resolved_also_inside_of_tuples(kernel: FakeKernel) -> None:
     assert given["e"] == ()
 
 
+@pytest.mark.parametrize(("dtype", "fuses"), [(torch.float16, True), (torch.int8, False)])
+def test_int8_kernels_round_every_product_and_sum(
+    kernel: FakeKernel, dtype: torch.dtype, fuses: bool
+) -> None:
+    launch("passes.k", (1,), TILE, a=torch.ones(2), b=(Out(torch.ones(2, dtype=dtype)),))
+    assert kernel.arguments["enable_fp_fusion"] is fuses
+
+
 def test_warps_and_stages_are_those_of_the_tile(kernel: FakeKernel) -> None:
     launch("passes.k", (1,), TILE, x=torch.ones(1))
     assert (kernel.arguments["num_warps"], kernel.arguments["num_stages"]) == (2, 5)
