@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from benchmarks import gpu_kernels
 from benchmarks.gpu import correctness, phase_kernels, timing
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.context import Context, DeviceLost
-from benchmarks.gpu.gpu_lock import GpuLock
+from benchmarks.gpu.gpu_lock import GpuLock, hold_while_inductor_times
 from benchmarks.gpu.int8_network import Int8Network
 from benchmarks.gpu.launches import floor_ms, flops_of, network_launches
 from benchmarks.gpu.layers import distinct_layers
@@ -449,6 +450,24 @@ def test_two_processes_never_hold_the_gpu_together(tmp_path: Path) -> None:
     with lock.held(), lock.held():  # re-entrant
         assert time.monotonic() - started > 0.5
     process.join()
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_inductor_holds_the_lock_while_it_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newer: bool
+) -> None:
+    from torch._inductor.runtime import benchmarking
+
+    given: list[Any] = []
+    timer = SimpleNamespace(benchmark_gpu=lambda step: step())
+    monkeypatch.setattr(benchmarking, "benchmarker", timer)
+    monkeypatch.setattr(benchmarking, "set_gpu_benchmark_lock_context", given.append, raising=False)
+    if not newer:
+        monkeypatch.delattr(benchmarking, "set_gpu_benchmark_lock_context")
+    lock = GpuLock(tmp_path / "lock")
+    assert hold_while_inductor_times(lock) is None
+    assert given == ([lock.held] if newer else [])
+    assert timer.benchmark_gpu(lambda: lock.depth) == (0 if newer else 1)
 
 
 def test_a_peer_that_dies_without_a_word_has_failed(tmp_path: Path) -> None:

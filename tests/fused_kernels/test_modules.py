@@ -219,6 +219,24 @@ def test_kernels_of_inference_store_no_more_than_its_outputs() -> None:
     assert written <= 2 * pixels * (8 + 8 + 32)
 
 
+def varied(name: str) -> tuple[nn.Module, FusedResNet]:
+    """A plain and a fused network of the same weights, with norms whose ReLUs open for some pixels and not for others.
+
+    As made, nearly every maximum that the stem pools is positive, and the next norm takes a shift of all of them away:
+    the gradient of the stem's shift is then zero but for rounding, which nothing can be compared with.
+    """
+    plain, fused = (copy.deepcopy(model) for model in PAIRS[name])
+    generator = torch.Generator().manual_seed(5)
+    for module in plain.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, generator=generator)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            nn.init.uniform_(module.bias, -1.2, 0.8, generator=generator)
+    fused.load_state_dict(plain.state_dict())
+    return plain, fused
+
+
 PAIRS: dict[str, tuple[nn.Module, FusedResNet]] = {
     "bottleneck": (
         ResNet(Bottleneck, (2, 1), (8, 16)),
@@ -237,8 +255,7 @@ PAIRS: dict[str, tuple[nn.Module, FusedResNet]] = {
 
 @pytest.mark.parametrize("linked", [True, False])
 def test_stages_linked_or_apart_compute_the_same(linked: bool) -> None:
-    plain, fused = (copy.deepcopy(model) for model in PAIRS["bottleneck"])
-    fused.load_state_dict(plain.state_dict())
+    plain, fused = varied("bottleneck")
     fused.linked = linked
     called: list[object] = []
     fused.layer1.register_forward_hook(lambda *_: called.append(1))
@@ -256,17 +273,15 @@ def test_state_dicts_go_both_ways(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_kernels_train_whole_networks(name: str) -> None:
-    plain, fused = (copy.deepcopy(model) for model in PAIRS[name])
-    fused.load_state_dict(plain.state_dict())
+    plain, fused = varied(name)
     compare(plain.double(), fused, activation(2, 3, 10, 13, mean=0.3).contiguous())
 
 
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("training", [True, False])
 def test_whole_networks_compute_what_torch_computes(name: str, training: bool) -> None:
-    plain, fused = (copy.deepcopy(model).train(training) for model in PAIRS[name])
-    fused.load_state_dict(plain.state_dict())
-    compare(plain.double(), fused, activation(2, 3, 18, 22, mean=0.3).contiguous())
+    plain, fused = (model.train(training) for model in varied(name))
+    compare(plain.double(), fused, activation(4, 3, 26, 22, mean=0.3).contiguous())
 
 
 @pytest.mark.parametrize("name", PAIRS)
