@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.ceilings import Ceilings
-from benchmarks.gpu.plain_resnet import PlainResNet, Scale, fused
+from benchmarks.gpu.plain_resnet import Scale, fused, without_values
 from benchmarks.gpu.workloads import input_of
 from fused_kernels.launch import Launch, implementation, recording
 from fused_kernels.traffic.footprint import bytes_of
@@ -28,7 +28,7 @@ def network_launches(
 
     As under autocast: convolutions have ``dtype``, batch norms fp32.
     """
-    network: nn.Module = fused(scale, PlainResNet(scale).to("meta")).train(training)
+    network: nn.Module = fused(scale, without_values(scale)).train(training)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.plain_resnet import Bottleneck, PlainResNet, Scale
+from benchmarks.gpu.plain_resnet import Bottleneck, Scale, without_values
 from fused_kernels.geometry import Conv
 
 Role = Literal["conv1", "conv2", "conv3", "projection"]
@@ -46,18 +47,19 @@ class Layer:
         return 2.0 * batch * self.p**2 * self.k * self.c * self.conv.r * self.conv.s
 
 
-def distinct_layers(scale: Scale) -> list[Layer]:
+@cache
+def distinct_layers(scale: Scale) -> tuple[Layer, ...]:
     """Every convolution of the blocks, those that are alike counted as one, in the network's order."""
     found: dict[Layer, Layer] = {}
     for layer in _all_layers(scale):
         kind = replace(layer, name="", count=0)
         known = found.get(kind)
         found[kind] = layer if known is None else replace(known, count=known.count + 1)
-    return list(found.values())
+    return tuple(found.values())
 
 
 def _all_layers(scale: Scale) -> list[Layer]:
-    network = PlainResNet(scale).to("meta")
+    network = without_values(scale).eval()
     found: list[Layer] = []
 
     def note(role: Role, before: Bottleneck | None, block: Bottleneck, name: str) -> Callable[..., None]:

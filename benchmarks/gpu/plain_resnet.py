@@ -93,6 +93,12 @@ class PlainResNet(nn.Module):
         return cast(Tensor, self.fc(torch.flatten(self.avgpool(x), 1)))
 
 
+def without_values(scale: Scale) -> PlainResNet:
+    """A network of shapes alone, on the meta device; it costs nothing to make."""
+    with torch.device("meta"):
+        return PlainResNet(scale)
+
+
 def plain(scale: Scale, device: torch.device | str) -> PlainResNet:
     """A seeded network in channels_last, its batch norms with affines of their own."""
     torch.manual_seed(0)
@@ -106,9 +112,12 @@ def plain(scale: Scale, device: torch.device | str) -> PlainResNet:
 
 def fused(scale: Scale, source: PlainResNet) -> FusedResNet:
     """The fused network with the parameters of ``source``, on its device and in its dtype."""
-    network = FusedResNet(FusedBottleneck, scale.blocks, scale.classes, widths=scale.widths)
+    with torch.device("meta"):  # what is loaded next needs no random numbers first
+        network = FusedResNet(FusedBottleneck, scale.blocks, scale.classes, widths=scale.widths)
     parameter = source.fc.weight
-    in_channels_last(network.to(parameter.device, parameter.dtype))
+    if not parameter.is_meta:
+        network.to_empty(device=parameter.device)
+    in_channels_last(network.to(parameter.dtype))
     network.load_state_dict(source.state_dict())
     return network.train(source.training)
 
@@ -176,7 +185,7 @@ def flops(scale: Scale, batch: int) -> float:
         weight = cast(Tensor, module.weight)
         total += 2.0 * output.numel() * weight[0].numel()
 
-    network = PlainResNet(scale).to("meta")
+    network = without_values(scale)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(count)

@@ -58,8 +58,9 @@ class Norm:
         if y.device.type == "cuda":
             done: Tensor = torch.batch_norm_elemt(y, self.gamma, self.beta, self.mean, self.invstd, EPS)
             return done
-        scale = self.gamma * self.invstd
-        return (centred(y, self.mean) * scale[:, None, None] + self.beta[:, None, None]).to(y.dtype)
+        scale = (self.gamma * self.invstd)[:, None, None]
+        normalized: Tensor = centred(y, self.mean) * scale + self.beta[:, None, None]
+        return normalized.to(y.dtype)
 
     def sums(self, g: Tensor, y: Tensor) -> Any:
         """One pass that reads g and y."""

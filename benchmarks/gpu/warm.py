@@ -79,7 +79,7 @@ class Warmer:
                 jobs or os.cpu_count() or 1,
                 # not forked: torch and MLIR have threads, and the parent has a GPU
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=_pretend,
+                initializer=_begin,
                 initargs=(capability,),
             )
 
@@ -148,6 +148,12 @@ def _pretend(capability: int) -> None:
 
     torch.set_num_threads(1)
     driver.set_active(_Pretended(capability))
+
+
+def _begin(capability: int) -> None:
+    """A worker's start: it gives way to the processes whose time is scarcer."""
+    os.nice(5)
+    _pretend(capability)
 
 
 def _compile(recipe: Recipe) -> str | None:

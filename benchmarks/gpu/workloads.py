@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.gpu.plain_resnet import PlainResNet, Scale, folded, fused, images, labels, plain, settle
+from benchmarks.gpu.plain_resnet import Scale, folded, fused, images, labels, plain, settle, without_values
 
 Kind = Literal["train", "infer", "block"]
 Implementation = Literal["ours", "eager", "compiled"]
@@ -189,10 +190,22 @@ def block_input(setting: Setting, part: str, batch: int, dtype: torch.dtype) -> 
 
 def input_of(scale: Scale, part: str) -> tuple[int, int]:
     """Channels and height of what a block or stage takes."""
-    network = PlainResNet(scale).to("meta")
-    found: list[tuple[int, int]] = []
-    network.get_submodule(part).register_forward_pre_hook(
-        lambda _, inputs: found.append((inputs[0].shape[1], inputs[0].shape[2]))
-    )
+    return _inputs(scale)[part]
+
+
+@cache
+def _inputs(scale: Scale) -> dict[str, tuple[int, int]]:
+    network = without_values(scale).eval()
+    found: dict[str, tuple[int, int]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            found[name] = inputs[0].shape[1], inputs[0].shape[2]
+
+        return hook
+
+    for name, module in network.named_modules():
+        if name.startswith("layer"):
+            module.register_forward_pre_hook(note(name))
     network(torch.empty(1, 3, scale.image, scale.image, device="meta"))
-    return found[0]
+    return found
