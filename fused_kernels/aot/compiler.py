@@ -48,7 +48,11 @@ def compile_variant(variant: Variant, target: Target) -> Any:
         source_of(variant),
         target=GPUTarget("cuda", target.capability, 32),
         # fused multiply-add, on by default, is to be off from Triton 3.10 on
-        options={"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": variant.fp_fusion},
+        options={
+            "num_warps": variant.warps,
+            "num_stages": variant.stages,
+            "enable_fp_fusion": variant.fp_fusion,
+        },
     )
 
 
