@@ -7,38 +7,69 @@ lock when they time. It is a file's lock, which the system frees when its holder
 from __future__ import annotations
 
 import fcntl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 FAIRNESS = 0.002
 """Seconds that a holder waits after giving the lock back, or it would take it again before anyone else wakes up."""
+LINGER, LONGEST = 0.05, 1.0
 
 
 class GpuLock:
-    """A re-entrant lock between processes; ``path`` is any file that all of them may write."""
+    """A re-entrant lock between processes; ``path`` is any file that all of them may write.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Inductor times one candidate after the other, thousands of them. A peer that waited for somebody's whole case before
+    each would never be ready, so a peer's lock lingers: it is kept for ``linger`` seconds after its last use, for
+    ``longest`` seconds at most.
+    """
+
+    def __init__(self, path: Path, *, linger: float = 0.0, longest: float = 0.0) -> None:
+        self.path, self.linger, self.longest = path, linger, longest
         self.depth = 0
+        self._file: IO[str] | None = None
+        self._mutex = threading.Lock()
+        self._since = self._last = 0.0
+        if linger:
+            threading.Thread(target=self._watch, daemon=True).start()
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the lock in this context."""
-        self.depth += 1
-        try:
-            if self.depth > 1:
-                yield
-                return
-            with self.path.open("a") as file:
+        with self._mutex:
+            if self._file is None:
+                file = self.path.open("a")
                 fcntl.flock(file, fcntl.LOCK_EX)
-                yield
-            time.sleep(FAIRNESS)
+                self._file, self._since = file, time.monotonic()
+            self.depth += 1
+        try:
+            yield
         finally:
-            self.depth -= 1
+            with self._mutex:
+                self.depth -= 1
+                self._last = time.monotonic()
+                late = self._last - self._since > self.longest
+                released = self.depth == 0 and (late or not self.linger)
+                if released:
+                    self._release()
+            if released:
+                time.sleep(FAIRNESS)
+
+    def _release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(self.linger / 2)
+            with self._mutex:
+                if self.depth == 0 and time.monotonic() - self._last > self.linger:
+                    self._release()
 
 
 def hold_while_inductor_times(lock: GpuLock) -> str | None:

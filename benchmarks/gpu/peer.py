@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.gpu_lock import GpuLock, hold_while_inductor_times
+from benchmarks.gpu.gpu_lock import LINGER, LONGEST, GpuLock, hold_while_inductor_times
 from benchmarks.gpu.plain_resnet import FULL, TINY
 from benchmarks.gpu.timing import Call, Contender, contender, first_line, peak_memory
 from benchmarks.gpu.workloads import COMPILE_MODE, Programs, Setting, Workload, programs
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         device = torch.device(asked.device)
         torch.backends.cudnn.benchmark = True
-        lock = GpuLock(folder / LOCK)
+        lock = GpuLock(folder / LOCK, linger=LINGER, longest=LONGEST)
         note = hold_while_inductor_times(lock) if device.type == "cuda" else None
         setting = Setting(device, TINY if asked.tiny else FULL)
         ready = programs(workload, setting, "compiled")

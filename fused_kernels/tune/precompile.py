@@ -34,6 +34,7 @@ def precompile(problems: Iterable[Problem], *, shared: int, jobs: int | None = N
                 grid=launch.grid,
                 num_warps=launch.tile.warps,
                 num_stages=launch.tile.stages,
+                enable_fp_fusion=launch.fp_fusion,
                 **{name: _resolve(value) for name, value in launch.arguments.items()},
             )
             count += 1

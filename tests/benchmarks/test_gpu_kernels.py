@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import multiprocessing
@@ -450,6 +451,29 @@ def test_two_processes_never_hold_the_gpu_together(tmp_path: Path) -> None:
     with lock.held(), lock.held():  # re-entrant
         assert time.monotonic() - started > 0.5
     process.join()
+
+
+def test_a_lingering_lock_is_kept_between_uses_and_given_back_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    lock = GpuLock(path, linger=0.3, longest=60.0)
+    with lock.held():
+        pass
+    assert is_locked(path)
+    time.sleep(1.0)
+    assert not is_locked(path)
+    brief = GpuLock(path, linger=60.0, longest=0.0)
+    with brief.held():
+        assert is_locked(path)
+    assert not is_locked(path)
+
+
+def is_locked(path: Path) -> bool:
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 @pytest.mark.parametrize("newer", [True, False])
