@@ -40,15 +40,20 @@ class Recipe:
 
     kernel: str
     grid: tuple[int, ...]
-    warps: int
-    stages: int
+    options: dict[str, Any]
+    """What the compiler is told beside them, as ``launch`` tells it."""
     arguments: dict[str, Any]
 
 
 def recipe_of(launch: Launch) -> Recipe:
     """``launch`` without its tensors."""
     arguments = {name: _portable(value) for name, value in launch.arguments.items()}
-    return Recipe(launch.kernel, launch.grid, launch.tile.warps, launch.tile.stages, arguments)
+    options = {
+        "num_warps": launch.tile.warps,
+        "num_stages": launch.tile.stages,
+        "enable_fp_fusion": launch.fp_fusion,
+    }
+    return Recipe(launch.kernel, launch.grid, options, arguments)
 
 
 def _portable(value: Any) -> Any:
@@ -160,8 +165,7 @@ def _compile(recipe: Recipe) -> str | None:
     try:
         kernel_function(recipe.kernel).warmup(
             grid=recipe.grid,
-            num_warps=recipe.warps,
-            num_stages=recipe.stages,
+            **recipe.options,
             **{name: _usable(value) for name, value in recipe.arguments.items()},
         )
     except Exception as error:

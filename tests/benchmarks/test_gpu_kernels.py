@@ -531,7 +531,8 @@ if __name__ == "__main__":
     (launch,) = launches("meta")
     arguments = {name: _resolve(value) for name, value in launch.arguments.items()}
     kernel_function(launch.kernel).warmup(grid=launch.grid, num_warps=launch.tile.warps,
-                                          num_stages=launch.tile.stages, **arguments)
+                                          num_stages=launch.tile.stages, enable_fp_fusion=launch.fp_fusion,
+                                          **arguments)
     print("cache hits:", hits)
 """
 
