@@ -1,12 +1,15 @@
 """``manifest.json``: what an engine directory is, what goes in, what comes out, and the hash of every file.
 
-The manifest carries a digest of itself (field ``sha256``), so that a flipped byte in it is found like
-one in any other file.
+The manifest carries a digest of itself, so that a flipped byte in it is found like one in any other file: its last
+field is ``sha256``, and the file ends in ``"sha256": "<64 hexadecimal digits>"``, a newline, ``}`` and a newline.
+The digits are the SHA-256 of the file's bytes without those digits, which any language can recompute.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +22,9 @@ FORMAT = 1
 """Version of the engine directory; raised when a reader of the old one would misunderstand the new one."""
 
 NAME = "manifest.json"
+
+_SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"\n\}\n\Z')
+"""The end of every manifest. Inside of a JSON string each quote has a backslash, so this is always the field."""
 
 Precision = Literal["fp32", "fp16", "int8"]
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -90,13 +96,16 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     sha256: str = ""
 
     def digest(self) -> str:
-        """SHA-256 of this manifest with its own ``sha256`` left empty."""
-        return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, sha256=""))).hexdigest()
+        """SHA-256 of the file that ``write`` writes, but for the digest in it."""
+        return hashlib.sha256(msgspec.structs.replace(self, sha256="")._text()).hexdigest()
 
     def write(self, directory: Path) -> None:
         """Write ``manifest.json`` into ``directory``, with the digest filled in."""
         sealed = msgspec.structs.replace(self, sha256=self.digest())
-        (directory / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n")
+        (directory / NAME).write_bytes(sealed._text())
+
+    def _text(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -107,6 +116,10 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / NAME
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise EngineError(
+                f"{path} cannot be read (it is no plain file; a symbolic link, perhaps); copy the engine again"
+            )
         text = path.read_bytes()
     except FileNotFoundError:
         where = "has no manifest.json" if directory.is_dir() else "does not exist"
@@ -127,16 +140,25 @@ def read_manifest(directory: Path) -> Manifest:
         manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EngineError(f"{path} is damaged ({error}); build the engine again or copy it again") from error
-    if manifest.sha256 != manifest.digest():
+    if not _is_sealed(text):
         raise EngineError(
             f"{path} was changed after the build (its digest differs); build or copy the engine again"
         )
     for name in manifest.files:
-        if not name or "/" in name or "\\" in name or name in {".", "..", NAME}:
+        if not name or any(sign in name for sign in "/\\\0") or name in {".", "..", NAME}:
             raise EngineError(
-                f"{path} lists a file '{name}' outside of its directory; do not use this engine"
+                f"{path} lists a file {name!r} outside of its directory; do not use this engine"
             )
     return manifest
+
+
+def _is_sealed(text: bytes) -> bool:
+    """Whether ``text`` ends in the digest of the rest of it."""
+    seal = _SEAL.search(text)
+    if seal is None:
+        return False
+    rest = text[: seal.start(1)] + text[seal.end(1) :]
+    return hashlib.sha256(rest).hexdigest().encode() == seal[1]
 
 
 class _Version(msgspec.Struct):
