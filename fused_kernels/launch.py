@@ -167,12 +167,18 @@ def implementation(name: str) -> Iterator[None]:
 def uses_kernels(tensor: Tensor) -> bool:
     """Whether kernels compute on ``tensor``; plain PyTorch does where they cannot run.
 
-    Kernels run on CUDA tensors, on CPU tensors under the interpreter, and are recorded on meta tensors. CPU tensors
-    otherwise, and float64 always, are computed by ``references``.
+    An operation asks this of its activation, or of a parameter where it has none. What is in float64 is computed by
+    ``references``, unless kernels are forced.
+    """
+    return (tensor.dtype != torch.float64 or _forced.get() is not None) and kernels_run_on(tensor.device)
+
+
+def kernels_run_on(device: torch.device) -> bool:
+    """Whether ``device`` is one that kernels run on: a GPU, or a CPU under the interpreter.
+
+    On the meta device they are recorded. ``implementation`` overrules all of this.
     """
     forced = _forced.get()
     if forced is not None:
         return forced == "kernels"
-    if tensor.dtype == torch.float64:
-        return False
-    return tensor.device.type in {"cuda", "meta"} or interpreted()
+    return device.type in {"cuda", "meta"} or interpreted()

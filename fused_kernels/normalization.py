@@ -45,15 +45,13 @@ def normalize(layer: Layer, partials: Partials | None, affine: Affine) -> Normal
         assert affine.running is not None  # the module that wrote the specification saw to it
         return Normalized(statistics.frozen(affine.running, affine.gamma, affine.beta, layer.eps), None, None)
     assert partials is not None
-    total = None
     if layer.group is not None:
         partials = _gathered(partials, layer.group)
-        assert partials.counts is not None
-        total = partials.counts.sum().reshape(1)
     running = affine.running if layer.updates else None
     vectors, new = statistics.finalize(
         partials, affine.gamma, affine.beta, layer.eps, running, affine.momentum
     )
+    total = None if partials.counts is None else partials.counts.sum().reshape(1).to(vectors.dtype)
     return Normalized(vectors, new, total)
 
 
@@ -88,10 +86,10 @@ def denormalize(
 
 
 def _gathered(partials: Partials, group_name: str) -> Partials:
-    """One row of mean, M2 and count for each process of the group."""
+    """One row of mean, M2 and count for each process of the group, exchanged in fp64 as they are merged in it."""
     group = _group(group_name)
     local = statistics.merge(partials)
-    count = torch.full((1, partials.channels), float(partials.count), dtype=local.dtype, device=local.device)
+    count = torch.full((1, partials.channels), partials.count, dtype=local.dtype, device=local.device)
     mine = torch.cat([local, count])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group=group)

@@ -43,13 +43,20 @@ def channel_sum(v: Tensor) -> Tensor:
     return v.sum(dim=(0, 2, 3))
 
 
+def moments(y: Tensor) -> Partials:
+    """Mean and M2 of ``y`` [N, C, H, W] by channel: one tile, whose mean is corrected as the kernels' is."""
+    count = y.numel() // y.shape[1]
+    mean = channel_sum(wide(y)) / count
+    deviation = wide(y) - per_channel(mean)
+    exact = mean.double() + channel_sum(deviation).double() / count
+    m2 = channel_sum(deviation.square()).double()
+    return Partials(torch.stack([exact, m2])[:, None], count, count)
+
+
 def conv_moments(x: Tensor, w: Tensor, conv: Conv, vectors: Tensor | None = None) -> tuple[Tensor, Partials]:
     """See ``ops.convolution.conv_moments``."""
     y = nhwc(F.conv2d(activated(x, vectors), w, stride=conv.stride, padding=conv.padding))
-    count = y.numel() // y.shape[1]
-    mean = channel_sum(wide(y)) / count
-    m2 = channel_sum((wide(y) - per_channel(mean)).square())
-    return y, Partials(torch.stack([mean, m2])[:, None], count, count)
+    return y, moments(y)
 
 
 def conv_plain(x: Tensor, w: Tensor, conv: Conv, vectors: Tensor | None = None) -> Tensor:
@@ -157,7 +164,7 @@ def merge(partials: Partials) -> Tensor:
     sizes = _sizes(partials)[:, None]
     total = (sizes * mean).sum(0) / sizes.sum()
     within = m2.sum(0) + (sizes * (mean - total).square()).sum(0)
-    return torch.stack([total, within]).to(partials.rows.dtype)
+    return torch.stack([total, within])
 
 
 def finalize(
@@ -169,9 +176,9 @@ def finalize(
     momentum: float,
 ) -> tuple[Tensor, Tensor | None]:
     """See ``ops.statistics.finalize``."""
-    mean, m2 = merge(partials).double()
+    mean, m2 = merge(partials)
     count = _sizes(partials).sum()
-    vectors = _affine(mean, m2 / count, gamma, beta, eps).to(partials.rows.dtype)
+    vectors = _affine(mean, m2 / count, gamma, beta, eps).to(wide(gamma).dtype)
     if running is None:
         return vectors, None
     unbiased = m2 / (count - 1).clamp(min=1)

@@ -12,9 +12,9 @@ from torch.nn.grad import conv2d_weight
 
 from fused_kernels.geometry import Conv
 from fused_kernels.inference_references import conv_bias, conv_int8
-from fused_kernels.layout import nhwc, per_channel
+from fused_kernels.layout import nhwc
 from fused_kernels.ops.partials import Partials
-from fused_kernels.references import activated, batch_norm, channel_sum, gradient_sums, wide
+from fused_kernels.references import activated, batch_norm, gradient_sums, moments, wide
 from fused_kernels.stem_layout import PIXEL, packed_width
 
 
@@ -30,10 +30,7 @@ def pack(image: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:
 def stem_conv_moments(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Partials, Tensor]:
     """See ``ops.stem.stem_conv_moments``."""
     y, packed = stem_conv(image, w, conv)
-    count = y.numel() // y.shape[1]
-    mean = channel_sum(wide(y)) / count
-    m2 = channel_sum((wide(y) - per_channel(mean)).square())
-    return y, Partials(torch.stack([mean, m2])[:, None], count, count), packed
+    return y, moments(y), packed
 
 
 def stem_conv(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Tensor]:

@@ -222,21 +222,22 @@ def passes_over_memory(dtype: torch.dtype) -> Iterator[Entry]:
 def small_vectors() -> Iterator[Entry]:
     """Batch norm's statistics, which are fp32 whatever the activations are."""
     c, fp32 = 256, torch.float32
-    gathered = Partials(torch.empty((2, 4, c), device="meta"), 0, 64, vector(4))
+    affine, running = (vector(c), vector(c), 1e-5), (vector(c), vector(c))
     for tiles in (16, 4096):
-        partials = Partials(torch.empty((2, tiles, c), device="meta"), 128, tiles * 128)
-        forms: dict[str, Callable[[], object]] = {
-            "finalize": partial(
-                statistics.finalize, partials, vector(c), vector(c), 1e-5, (vector(c), vector(c)), 0.1
-            ),
-            "finalize, untracked": partial(
-                statistics.finalize, partials, vector(c), vector(c), 1e-5, None, 0.1
-            ),
-            "merge": partial(statistics.merge, partials),
-            "sums": partial(statistics.sums, partials),
-        }
-        yield from (Entry(f"{name} of {tiles} tiles", fp32, call) for name, call in forms.items())
-    shared = partial(statistics.finalize, gathered, vector(c), vector(c), 1e-5, (vector(c), vector(c)), 0.1)
+        for name, dtype in (("", torch.float32), (" of an fp32 activation", torch.float64)):
+            rows = torch.empty((2, tiles, c), dtype=dtype, device="meta")
+            partials = Partials(rows, 128, tiles * 128)
+            forms: dict[str, Callable[[], object]] = {
+                "finalize": partial(statistics.finalize, partials, *affine, running, 0.1),
+                "finalize, untracked,": partial(statistics.finalize, partials, *affine, None, 0.1),
+                "merge": partial(statistics.merge, partials),
+            }
+            yield from (Entry(f"{form} of {tiles} tiles{name}", fp32, call) for form, call in forms.items())
+        sums = Partials(torch.empty((2, tiles, c), device="meta"), 128, tiles * 128)
+        yield Entry(f"sums of {tiles} tiles", fp32, partial(statistics.sums, sums))
+    counts = torch.empty(4, dtype=torch.float64, device="meta")
+    gathered = Partials(torch.empty((2, 4, c), dtype=torch.float64, device="meta"), 0, 64, counts)
+    shared = partial(statistics.finalize, gathered, *affine, running, 0.1)
     yield Entry("finalize of several processes", fp32, shared)
     yield Entry(
         "frozen", fp32, partial(statistics.frozen, (vector(c), vector(c)), vector(c), vector(c), 1e-5)

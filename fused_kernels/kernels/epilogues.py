@@ -3,8 +3,8 @@
 An epilogue is called as ``EPILOGUE(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args)``. ``acc`` is
 [pixels, cols]; pixel ``i`` of the output starts at ``out_ptr + i * COLS``; ``ok_m`` and ``ok_n`` mark what exists.
 
-Partial sums go to ``partials`` [kinds, tiles, COLS] in fp32, one row for each row tile and no atomics, so the same
-input gives the same bits. They are sums of the values as stored, so that the backward pass, which reads those, finds
+Partial sums go to ``partials`` [kinds, tiles, COLS], one row for each row tile and no atomics, so the same input gives
+the same bits. They are sums of the values as stored, so that the backward pass, which reads those, finds
 the statistics that fit them.
 """
 
@@ -44,7 +44,10 @@ def store(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
 
 @triton.jit
 def moments(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
-    """Store, and the tile's mean and M2 (sum of squares about that mean) by column; ``args`` = (partials, tiles)."""
+    """Store, and the tile's mean and M2 (sum of squares about that mean) by column; ``args`` = (partials, tiles).
+
+    ``partials`` are fp32 or fp64; the sums over rows are fp32.
+    """
     partials_ptr, tiles = args
     v = rounded(acc, out_ptr.dtype.element_ty)
     put(v, out_ptr, pixels, ok_m, cols, ok_n, COLS)
@@ -52,10 +55,11 @@ def moments(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
     mean = tl.sum(tl.where(ok_m[:, None], v, 0.0), axis=0) / count
     deviation = tl.where(ok_m[:, None], v - mean[None, :], 0.0)
     # at mean/std = 1000 the first sum leaves the mean off by 1e-4 of std, and the spread of tile means would show it
-    mean += tl.sum(deviation, axis=0) / count
-    row = row_tile.to(tl.int64)
-    tl.store(partials_ptr + row * COLS + cols, mean, mask=ok_n)
-    tl.store(partials_ptr + (row + tiles) * COLS + cols, tl.sum(deviation * deviation, axis=0), mask=ok_n)
+    exact = mean.to(tl.float64) + (tl.sum(deviation, axis=0) / count).to(tl.float64)
+    m2 = tl.sum(deviation * deviation, axis=0)
+    at = row_tile.to(tl.int64) * COLS + cols
+    tl.store(partials_ptr + at, exact.to(partials_ptr.dtype.element_ty), mask=ok_n)
+    tl.store(partials_ptr + tiles * COLS + at, m2.to(partials_ptr.dtype.element_ty), mask=ok_n)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Batch statistics from the row tiles' partial sums, forward and backward. Derivation: docs/math/batch-norm.md.
 
-Partials are [kinds, tiles, C] in fp32. They meet in fp64, in a fixed order: at mean/std = 1000 the variance keeps
-seven digits. One program takes BLOCK_C channels; a [tiles, C] row is read once.
+Partials are [kinds, tiles, C] in fp32 or fp64. They meet in fp64, in a fixed order: at mean/std = 1000 the variance
+keeps what digits they have. One program takes BLOCK_C channels; a [tiles, C] row is read once.
 """
 
 import triton
@@ -46,7 +46,7 @@ def merged_moments(
         if counts_ptr is None:
             size = tl.maximum(tl.minimum(count - t * rows, rows), 0).to(tl.float64)
         else:
-            size = tl.load(counts_ptr + t, mask=t < tiles, other=0.0).to(tl.float64)
+            size = tl.load(counts_ptr + t, mask=t < tiles, other=0.0)
         n += tl.sum(size, axis=0)
         total += tl.sum(size[:, None] * mean, axis=0)
         squares += tl.sum(size[:, None] * mean * mean, axis=0)
@@ -60,11 +60,11 @@ def merged_moments(
 def merge_kernel(
     partials_ptr, out_ptr, tiles, count, rows, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """out [2, C]: mean and M2 of this process's rows, to be gathered from all of them."""
+    """out fp64 [2, C]: mean and M2 of this process's rows, to be gathered from all of them."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     _, mean, m2 = merged_moments(partials_ptr, None, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
-    tl.store(out_ptr + c, mean.to(tl.float32), mask=c < C)
-    tl.store(out_ptr + C + c, m2.to(tl.float32), mask=c < C)
+    tl.store(out_ptr + c, mean, mask=c < C)
+    tl.store(out_ptr + C + c, m2, mask=c < C)
 
 
 @triton.jit

@@ -23,7 +23,7 @@ from fused_kernels.geometry import Conv, rows_of_parity
 from fused_kernels.launch import Functor, Out, launch, uses_kernels
 from fused_kernels.layout import empty_nhwc, nhwc
 from fused_kernels.numeric_types import precision, require_float
-from fused_kernels.ops.partials import Partials
+from fused_kernels.ops.partials import Partials, empty_partials
 from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 
@@ -56,7 +56,7 @@ def conv_moments(x: Tensor, w: Tensor, conv: Conv, vectors: Vectors | None = Non
     n, _, h, wd = x.shape
     p, q = conv.output_size(h, wd)
     y = empty_nhwc(x, n, w.shape[0], p, q)
-    partials = _empty_partials(x, 2, -(-n * p * q // tile.m), w.shape[0])
+    partials = empty_partials(y, 2, -(-n * p * q // tile.m), moments=True)
     fprop(x, w, y, conv, tile, prologue, _tuple(vectors), "moments", (Out(partials), partials.shape[1]))
     return y, Partials(partials, tile.m, n * p * q)
 
@@ -88,7 +88,7 @@ def dgrad_drelu(dy: Tensor, w: Tensor, conv: Conv, y: Tensor, vectors: Vectors) 
         return references.dgrad_drelu(dy, w, conv, y, vectors)
     y = nhwc(y)
     g = torch.empty_like(y)
-    partials = _empty_partials(y, 2, _dgrad_tiles(y, conv, tile), y.shape[1])
+    partials = empty_partials(y, 2, _dgrad_tiles(y, conv, tile))
     dgrad(dy, w, g, conv, tile, "drelu", (y, vectors, Out(partials), partials.shape[1]))
     return g, Partials(partials, tile.m, y.numel() // y.shape[1])
 
@@ -127,7 +127,7 @@ def dgrad_block(
     if tile == CUDNN:
         return references.dgrad_block(dy, w, conv, shortcut, stride, z, y, vectors, d, d_vectors)
     g = torch.empty_like(z)
-    partials = _empty_partials(z, 2 if d is None else 3, _dgrad_tiles(z, conv, tile), z.shape[1])
+    partials = empty_partials(z, 2 if d is None else 3, _dgrad_tiles(z, conv, tile))
     args = (
         *_shortcut_args(shortcut, z.shape, stride),
         z,
@@ -314,10 +314,6 @@ def _dgrad_tiles(out: Tensor, conv: Conv, tile: Tile) -> int:
         )
         for g in conv.dgrad()
     )
-
-
-def _empty_partials(like: Tensor, kinds: int, tiles: int, channels: int) -> Tensor:
-    return torch.empty((kinds, tiles, channels), dtype=torch.float32, device=like.device)
 
 
 def _tuple(vectors: Vectors | None) -> tuple[Tensor, ...]:

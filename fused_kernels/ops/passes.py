@@ -8,7 +8,7 @@ from torch import Tensor
 from fused_kernels import references
 from fused_kernels.launch import Out, launch, uses_kernels
 from fused_kernels.layout import nhwc
-from fused_kernels.ops.partials import Partials
+from fused_kernels.ops.partials import Partials, empty_partials
 from fused_kernels.tiles import Tile
 
 PASS_TILE = Tile(64, 128, warps=4)
@@ -61,7 +61,7 @@ def entry(
     rows, channels = rows_and_channels(z)
     tile = pass_tile(channels)
     tiles = -(-rows // tile.m)
-    partials = torch.empty((2 if d is None else 3, tiles, channels), dtype=torch.float32, device=z.device)
+    partials = empty_partials(z, 2 if d is None else 3, tiles)
     launch(
         "passes.entry_kernel",
         (tiles, -(-channels // tile.n)),

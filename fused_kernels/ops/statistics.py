@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fused_kernels import references
-from fused_kernels.launch import Out, launch, uses_kernels
+from fused_kernels.launch import Out, kernels_run_on, launch, uses_kernels
 from fused_kernels.ops.partials import Partials
 from fused_kernels.tiles import Tile
 
@@ -39,17 +39,16 @@ def finalize(
         vectors fp32 [4, C] (mean, invstd, scale, shift), and the running statistics' next values [2, C] or None; the
         variance that normalizes is the biased one, the one that is tracked the unbiased one.
     """
-    rows = partials.rows
-    if not uses_kernels(rows):
+    if not uses_kernels(gamma):
         return references.finalize(partials, gamma, beta, eps, running, momentum)
     channels = partials.channels
-    vectors = torch.empty((4, channels), dtype=torch.float32, device=rows.device)
-    new = None if running is None else torch.empty((2, channels), dtype=torch.float32, device=rows.device)
+    vectors = torch.empty((4, channels), dtype=torch.float32, device=gamma.device)
+    new = None if running is None else torch.empty((2, channels), dtype=torch.float32, device=gamma.device)
     launch(
         "statistics.finalize_kernel",
         (-(-channels // CHANNELS),),
         TILE,
-        partials_ptr=rows,
+        partials_ptr=partials.rows,
         counts_ptr=partials.counts,
         gamma_ptr=gamma,
         beta_ptr=beta,
@@ -69,11 +68,11 @@ def finalize(
 
 
 def merge(partials: Partials) -> Tensor:
-    """Mean and M2 of all rows, fp32 [2, C]: what one process tells the others."""
+    """Mean and M2 of all rows, fp64 [2, C]: what one process tells the others."""
     rows = partials.rows
-    if not uses_kernels(rows):
+    if not kernels_run_on(rows.device):
         return references.merge(partials)
-    out = torch.empty((2, partials.channels), dtype=torch.float32, device=rows.device)
+    out = torch.empty((2, partials.channels), dtype=torch.float64, device=rows.device)
     launch(
         "statistics.merge_kernel",
         (-(-partials.channels // CHANNELS),),

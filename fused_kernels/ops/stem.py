@@ -26,7 +26,7 @@ from fused_kernels.layout import empty_nhwc, nhwc
 from fused_kernels.numeric_types import FLOATS, require_float
 from fused_kernels.ops import stem_launch
 from fused_kernels.ops.inference import require_vector
-from fused_kernels.ops.partials import Partials
+from fused_kernels.ops.partials import Partials, empty_partials
 from fused_kernels.ops.passes import pass_tile, rows_and_channels
 from fused_kernels.problem import Problem
 from fused_kernels.stem_layout import PIXEL, depth, packed_width, unpack_weight
@@ -88,8 +88,8 @@ def stem_conv_moments(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Par
     if tile == CUDNN:
         return stem_references.stem_conv_moments(image, w, conv)
     packed, y = pack(image, conv, w.dtype), _empty_output(image, w, conv)
-    rows, channels = rows_and_channels(y)
-    partials = torch.empty((2, -(-rows // tile.m), channels), dtype=torch.float32, device=y.device)
+    rows, _ = rows_and_channels(y)
+    partials = empty_partials(y, 2, -(-rows // tile.m), moments=True)
     stem_launch.fprop(packed, w, y, conv, tile, "moments", (Out(partials), partials.shape[1]))
     return y, Partials(partials, tile.m, rows), packed
 
@@ -245,8 +245,8 @@ def _gradient_pass(
     kernel: str, tile: Tile, y: Tensor, vectors: Tensor, arguments: dict[str, Any]
 ) -> tuple[Tensor, Partials]:
     g = torch.empty_like(y)
-    rows, channels = rows_and_channels(y)
-    partials = torch.empty((2, -(-rows // tile.m), channels), dtype=torch.float32, device=y.device)
+    rows, _ = rows_and_channels(y)
+    partials = empty_partials(y, 2, -(-rows // tile.m))
     outputs = {"g_ptr": Out(g), "partials_ptr": Out(partials), "tiles": partials.shape[1]}
     _launch_pass(kernel, tile, y, {**arguments, "y_ptr": y, "vectors_ptr": vectors, **outputs})
     return g, Partials(partials, tile.m, rows)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fused_kernels import geometry
 from fused_kernels.ops import convolution, passes, statistics
-from fused_kernels.ops.partials import Partials
+from fused_kernels.ops.partials import Partials, moments_dtype
 from tests.fused_kernels import ground_truth
 from tests.fused_kernels.conftest import activation, batch_norm_vectors, normal, weight
 from tests.fused_kernels.tolerances import SUM, assert_close, assert_variance
@@ -82,8 +82,11 @@ def assert_moments(partials: Partials, y: Tensor) -> None:
     truth = ground_truth.tile_moments(y, partials.per_tile)
     sizes = ground_truth.tile_moments(y.abs(), partials.per_tile)
     assert partials.count == y.numel() // y.shape[1]
-    assert_close("tile means", partials.rows[0], truth[0], SUM, scale=sizes[0])
-    assert_close("tile M2", partials.rows[1], truth[1], SUM)
+    dtype = (
+        torch.float64 if y.dtype == torch.float64 else torch.float32
+    )  # of the sums, however they are stored
+    assert_close("tile means", partials.rows[0], truth[0], SUM, scale=sizes[0], dtype=dtype)
+    assert_close("tile M2", partials.rows[1], truth[1], SUM, dtype=dtype)
 
 
 def assert_sums(partials: Partials, g: Tensor, *outputs: tuple[Tensor, Tensor]) -> None:
@@ -223,15 +226,15 @@ def check_batch_norm_backward(case: Case, *, frozen: bool = False, eps: float = 
     assert_activation("dy", dy, truth, truth.to(case.dtype), case)
 
 
-def partials_of(y: Tensor, per_tile: int, dtype: torch.dtype = torch.float32) -> Partials:
+def partials_of(y: Tensor, per_tile: int) -> Partials:
     """What an epilogue leaves of ``y`` with ``per_tile`` rows to a tile."""
-    rows = ground_truth.tile_moments(y, per_tile).to(dtype)
+    rows = ground_truth.tile_moments(y, per_tile).to(moments_dtype(y.dtype))
     return Partials(rows, per_tile, y.numel() // y.shape[1])
 
 
 def check_finalize(y: Tensor, partials: Partials, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
     """Vectors against NumPy, running statistics against torch's own batch norm."""
-    c, dtype = y.shape[1], partials.rows.dtype
+    c, dtype = y.shape[1], torch.float64 if y.dtype == torch.float64 else torch.float32
     norm = torch.nn.BatchNorm2d(c, eps, momentum, dtype=torch.float64).train()
     for parameter in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
         assert parameter is not None
@@ -259,7 +262,9 @@ def check_finalize(y: Tensor, partials: Partials, *, momentum: float = 0.1, eps:
 
 def check_merge(y: Tensor, partials: Partials) -> None:
     """Mean and variance of the whole against NumPy."""
-    mean, m2 = statistics.merge(partials)
+    merged = statistics.merge(partials)
+    assert merged.dtype == torch.float64
+    mean, m2 = merged.to(partials.rows.dtype)
     truth_mean, truth_variance = ground_truth.moments(y)
     assert_close("mean", mean, truth_mean, SUM, scale=ground_truth.moments(y.abs())[0])
     count = y.numel() // y.shape[1]

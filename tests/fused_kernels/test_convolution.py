@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fused_kernels.candidates import candidates
 from fused_kernels.choice import CUDNN, choosing
 from fused_kernels.errors import ShapeError, Unsupported
 from fused_kernels.geometry import Conv
-from fused_kernels.ops import convolution
+from fused_kernels.ops import convolution, statistics
 from fused_kernels.ops.partials import Partials
+from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 from tests.fused_kernels import checks, ground_truth
 from tests.fused_kernels.checks import Case
@@ -147,21 +150,40 @@ def test_what_is_not_finite_spreads_as_in_torch(value: float, small_tiles: Tile)
     assert 0 < y.isfinite().sum() < y.numel()
 
 
+def row_tiles(dtype: torch.dtype) -> list[int]:
+    """Rows of every tile that convolves with moments: candidates, the default among them."""
+    points = [Problem("fprop", dtype, 1, 1, rows, 64, 64, Conv(1, 1)) for rows in (1, 20, 40, 1000, 10**6)]
+    posed = [
+        replace(point, prologue=prologue, epilogue=epilogue)
+        for point in points
+        for prologue, epilogue in (
+            ("identity", "moments"),
+            ("bn_relu", "moments"),
+            ("identity", "stem_moments"),
+        )
+    ]
+    return sorted({tile.m for problem in posed for tile in candidates(problem)})
+
+
 @pytest.mark.parametrize("mean_over_std", [100.0, 1000.0])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_variance_of_values_far_from_zero(mean_over_std: float, dtype: torch.dtype) -> None:
-    x = activation(8, 8, 8, 8, dtype, mean=mean_over_std)
-    identity = torch.eye(8, dtype=dtype)[:, :, None, None]
-    with tiles(Tile(128, 16, 16)):
-        y, partials = convolution.conv_moments(x, identity, Conv(1, 1))
-    assert torch.equal(y, x)
-    mean, m2 = ground_truth.tile_moments(y, 128)
-    counts = torch.full((4,), 128.0, dtype=torch.float64)
-    merged = partials.rows.double()
-    grand = merged[0].mean(0)
-    variance = (merged[1] + counts[:, None] * (merged[0] - grand).square()).sum(0) / counts.sum()
-    assert mean.shape == m2.shape == merged[0].shape
-    assert_variance("variance", variance.float(), ground_truth.moments(y)[1])
+@pytest.mark.parametrize(
+    ("dtype", "rows"),
+    [pytest.param(dtype, rows, id=f"{dtype}-{rows}") for dtype in DTYPES for rows in row_tiles(dtype)],
+)
+def test_variance_of_values_far_from_zero(mean_over_std: float, dtype: torch.dtype, rows: int) -> None:
+    """Two tiles and a rest; the tiles' means lie one std apart, so that every error of a mean is in the variance."""
+    x = activation(1, 16, 5, rows // 2, mean=mean_over_std)
+    x[:, :, 2:4] += 1
+    identity = torch.eye(16, dtype=dtype)[:, :, None, None]
+    running = torch.zeros(16), torch.ones(16)
+    with tiles(Tile(rows, 16, 16)):
+        y, partials = convolution.conv_moments(x.to(dtype), identity, Conv(1, 1))
+    assert torch.equal(y, x.to(dtype))
+    assert partials.tiles == 3
+    _, new = statistics.finalize(partials, torch.ones(16), torch.zeros(16), 1e-5, running, 1.0)
+    assert new is not None
+    count = y.numel() // 16
+    assert_variance("variance", new[1], ground_truth.moments(y)[1] * count / (count - 1))
 
 
 def run_everything(case: Case) -> list[Tensor]:

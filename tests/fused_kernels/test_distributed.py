@@ -14,11 +14,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fused_kernels import modules
+from fused_kernels.geometry import Conv
 from fused_kernels.launch import implementation
 from fused_kernels.modules import FusedBottleneck, FusedResNet
+from fused_kernels.normalization import Affine, normalize
+from fused_kernels.ops import convolution
+from fused_kernels.specification import Layer
 from fused_kernels.tiles import Tile
+from tests.fused_kernels import ground_truth
 from tests.fused_kernels.conftest import activation, reseed, tiles
-from tests.fused_kernels.tolerances import assert_close
+from tests.fused_kernels.tolerances import assert_close, assert_variance
 
 PROCESSES = 2
 BATCHES = (3, 2)
@@ -50,8 +55,31 @@ def leave(rank: int, folder: str, model: nn.Module) -> None:
     dist.destroy_process_group()
 
 
+def far_from_zero(rank: int) -> Tensor:
+    """What a convolution writes on one process: mean/std = 1000, and the processes' means one std apart."""
+    reseed(rank)
+    return activation(BATCHES[rank], 16, 8, 8, mean=1000.0 + rank)
+
+
+def shared_variance(rank: int) -> Tensor:
+    """The running variance after one batch that all processes share."""
+    group = dist.group.WORLD
+    assert group is not None
+    layer = Layer(Conv(1, 1), 1e-5, True, True, True, str(group.group_name))
+    running = torch.zeros(16), torch.ones(16)
+    _, partials = convolution.conv_moments(far_from_zero(rank), torch.eye(16)[:, :, None, None], layer.conv)
+    normalized = normalize(layer, partials, Affine(torch.ones(16), torch.zeros(16), running, 1.0))
+    assert normalized.running is not None
+    assert normalized.total is not None
+    assert normalized.total.item() == 64 * sum(BATCHES)
+    return normalized.running[1]
+
+
 def synchronized_norms(rank: int, folder: str, how: str) -> None:
     meet(rank, folder)
+    with implementation(how), tiles(Tile(64, 16, 16)):
+        variance = shared_variance(rank)
+    torch.save(variance, Path(folder) / f"variance-{rank}.pth")
     model = nn.SyncBatchNorm.convert_sync_batchnorm(network())
     images, classes = whole_batch()
     with implementation(how), tiles(Tile(64, 32, 32)):
@@ -84,6 +112,10 @@ def test_synchronized_norms_give_what_one_process_has_with_the_whole_batch(how: 
         assert_close(name, result["grads"][name], parameter.grad)
     for name, buffer in alone.named_buffers():
         assert_close(name, result["state"][name].float(), buffer.double(), "sum")
+    together = torch.cat([far_from_zero(rank) for rank in range(PROCESSES)])
+    truth = ground_truth.moments(together)[1] * together.numel() / (together.numel() - 16)
+    for rank in range(PROCESSES):
+        assert_variance("shared variance", torch.load(tmp_path / f"variance-{rank}.pth"), truth)
 
 
 def test_data_parallel_training_averages_gradients(tmp_path: Path) -> None:

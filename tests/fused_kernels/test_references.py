@@ -70,8 +70,8 @@ def test_passes(dtype: torch.dtype, other: bool) -> None:
 @pytest.mark.parametrize("per_tile", [1, 7, 32, 50, 64])
 def test_statistics(dtype: torch.dtype, per_tile: int) -> None:
     y = activation(2, 20, 5, 5, mean=3.0).to(dtype)
-    checks.check_finalize(y, partials_of(y, per_tile, dtype), momentum=0.3, eps=1e-3)
-    checks.check_merge(y, partials_of(y, per_tile, dtype))
+    checks.check_finalize(y, partials_of(y, per_tile), momentum=0.3, eps=1e-3)
+    checks.check_merge(y, partials_of(y, per_tile))
     checks.check_frozen(20, dtype=dtype)
     checks.check_sums(3, 5, 20, dtype=dtype)
 

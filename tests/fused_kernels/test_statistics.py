@@ -56,6 +56,7 @@ def test_variance_of_values_far_from_zero(
     with implementation():
         checks.check_merge(y, partials_of(y, 128))
         checks.check_merge(y, partials_of(y, y.numel()))
+        checks.check_merge(y.bfloat16(), partials_of(y.bfloat16(), 128))  # rows in fp32
         _, new = statistics.finalize(
             partials_of(y, 128), torch.ones(8), torch.zeros(8), 1e-5, (torch.zeros(8), torch.ones(8)), 1.0
         )
@@ -67,21 +68,21 @@ def test_variance_of_values_far_from_zero(
 def test_unequal_parts_make_the_whole(implementation: Implementation) -> None:
     y = activation(1, 9, 8, 16, mean=5.0)
     parts = [y[:, :, :1], y[:, :, 1:2, :1], y[:, :, 1:2, 1:], y[:, :, 2:]]
-    counts = [float(part.numel() // 9) for part in parts]
+    counts = [part.numel() // 9 for part in parts]
     assert counts == [16, 1, 15, 96]
     with implementation():
         merged = [statistics.merge(partials_of(part, 7)) for part in parts]
-        gathered = Partials(torch.stack(merged, dim=1), 0, 16, torch.tensor(counts))
+        gathered = Partials(torch.stack(merged, dim=1), 0, 16, torch.tensor(counts, dtype=torch.float64))
         checks.check_finalize(y, gathered)
 
 
 @both
-@pytest.mark.parametrize("means", [(100.0, 101.0, 99.0), (1000.0, 1000.0, 1000.0)])
+@pytest.mark.parametrize("means", [(100.0, 101.0, 99.0), (1000.0, 1001.0, 999.0)])
 def test_parts_far_from_zero_keep_the_variance(
     implementation: Implementation, means: tuple[float, ...]
 ) -> None:
     parts = [activation(1, 8, 16, 8, mean=mean) for mean in means]
-    counts = torch.full((3,), 128.0)
+    counts = torch.full((3,), 128.0, dtype=torch.float64)
     with implementation():
         merged = [statistics.merge(partials_of(part, 32)) for part in parts]
         gathered = Partials(torch.stack(merged, dim=1), 0, 128, counts)
