@@ -1,0 +1,105 @@
+/* The C API of rescompile, for C and for every language that can call it.
+ *
+ * Functions return RESCOMPILE_OK or an error code; rescompile_last_error() then holds one sentence, for the calling
+ * thread, until its next call that fails.
+ *
+ * Thread safety: one engine may be used from any number of threads at once; loading is independent; freeing must not
+ * overlap with another call on the same engine.
+ */
+#ifndef RESCOMPILE_H
+#define RESCOMPILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef RESCOMPILE_API
+#define RESCOMPILE_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum rescompile_status {
+  RESCOMPILE_OK = 0,
+  RESCOMPILE_USAGE = 1,       /* the caller asked for what this engine does not take */
+  RESCOMPILE_ENGINE = 2,      /* the directory is damaged or does not give its golden answers */
+  RESCOMPILE_UNAVAILABLE = 3, /* this build or this machine cannot run the engine */
+  RESCOMPILE_BACKEND = 4,     /* the backend's library refused the payload or the inference */
+  RESCOMPILE_IMAGE = 5,       /* the image is too small or too elongated */
+  RESCOMPILE_INTERNAL = 6     /* out of memory, or a defect of this library */
+} rescompile_status;
+
+typedef enum rescompile_dtype { RESCOMPILE_FLOAT32 = 0, RESCOMPILE_UINT8 = 1 } rescompile_dtype;
+typedef enum rescompile_layout { RESCOMPILE_NCHW = 0, RESCOMPILE_NHWC = 1 } rescompile_layout;
+typedef enum rescompile_hint { RESCOMPILE_LATENCY = 0, RESCOMPILE_THROUGHPUT = 1 } rescompile_hint;
+
+typedef struct rescompile_engine rescompile_engine;
+
+/* Zero is the default of every field: hashes and golden answers are checked, the backend chooses the threads. */
+typedef struct rescompile_options {
+  int skip_verification; /* not 0: a faster start, for directories that were loaded before */
+  int threads;           /* CPU threads; 0 leaves the choice to the backend */
+  rescompile_hint hint;
+  const char* cache;     /* directory for what the backend compiles at load; NULL for none */
+} rescompile_options;
+
+/* What goes in and what comes out. */
+typedef struct rescompile_facts {
+  rescompile_dtype dtype;
+  rescompile_layout layout;
+  size_t shape[3];    /* one input image, without the batch dimension */
+  size_t image_size;  /* values of one image: the product of shape */
+  size_t batch_min, batch_opt, batch_max;
+  size_t classes;     /* logits of one image */
+  size_t concurrency; /* inferences that run at once; more callers wait */
+} rescompile_facts;
+
+/* `options` may be NULL. *engine is NULL where the function fails. */
+RESCOMPILE_API rescompile_status rescompile_load(const char* directory, const rescompile_options* options,
+                                                 rescompile_engine** engine);
+
+/* NULL is allowed. */
+RESCOMPILE_API void rescompile_free(rescompile_engine* engine);
+
+/* Logits [count, classes] of `count` images of `image_size` values each; any count from 1. `images_size` and
+ * `logits_size` are the numbers of values that the buffers hold. */
+RESCOMPILE_API rescompile_status rescompile_infer_float(const rescompile_engine* engine, const float* images,
+                                                        size_t images_size, size_t count, float* logits,
+                                                        size_t logits_size);
+RESCOMPILE_API rescompile_status rescompile_infer_bytes(const rescompile_engine* engine, const uint8_t* images,
+                                                        size_t images_size, size_t count, float* logits,
+                                                        size_t logits_size);
+
+/* One decoded, upright RGB image (height rows of width pixels of 3 bytes) as input, into `image` of `image_size`
+ * values; the function must be that of the input's dtype. */
+RESCOMPILE_API rescompile_status rescompile_preprocess_float(const rescompile_engine* engine, const uint8_t* rgb,
+                                                             size_t width, size_t height, float* image,
+                                                             size_t image_size);
+RESCOMPILE_API rescompile_status rescompile_preprocess_bytes(const rescompile_engine* engine, const uint8_t* rgb,
+                                                             size_t width, size_t height, uint8_t* image,
+                                                             size_t image_size);
+
+RESCOMPILE_API rescompile_status rescompile_get_facts(const rescompile_engine* engine, rescompile_facts* facts);
+
+/* Strings belong to the engine; NULL where `index` names no class. */
+RESCOMPILE_API const char* rescompile_class_name(const rescompile_engine* engine, size_t index);
+RESCOMPILE_API const char* rescompile_model_name(const rescompile_engine* engine);
+RESCOMPILE_API const char* rescompile_precision(const rescompile_engine* engine);
+RESCOMPILE_API const char* rescompile_backend(const rescompile_engine* engine);
+
+/* The k best classes of one image's logits, best first, into `indices` and `probabilities` of k places each; *found
+ * is how many were written, min(k, classes). */
+RESCOMPILE_API rescompile_status rescompile_top_k(const float* logits, size_t classes, size_t k, size_t* indices,
+                                                  double* probabilities, size_t* found);
+
+/* One sentence about the last failure on this thread; never NULL. */
+RESCOMPILE_API const char* rescompile_last_error(void);
+
+RESCOMPILE_API const char* rescompile_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,219 @@
+/// rescompile: load an engine directory that `rescompile build` made, and let it answer.
+///
+///     auto engine = rescompile::Engine::load("resnet50-int8-openvino");
+///     if (!engine) return fail(engine.error().message);
+///     auto input = engine->preprocess(rgb, width, height);
+///     if (!input) return fail(input.error().message);
+///     auto logits = engine->infer(*input);
+///     if (!logits) return fail(logits.error().message);
+///     for (const auto& best : rescompile::top_k((*logits)[0], 5))
+///       std::cout << engine->manifest().classes[best.index] << ' ' << best.probability << '\n';
+///
+/// Nothing here throws: what can fail returns a Result or an optional Error.
+///
+/// Thread safety: every const member of one Engine may be called from any number of threads at once. Loading,
+/// moving and destroying an Engine must not overlap with other calls on the same object.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#ifndef RESCOMPILE_API
+#define RESCOMPILE_API __attribute__((visibility("default")))
+#endif
+
+namespace rescompile {
+
+/// Whose fault it is; the numbers are those of the C API.
+enum class ErrorCode : int {
+  usage = 1,        ///< the caller asked for what this engine does not take
+  engine = 2,       ///< the directory is damaged, incomplete, or does not give its golden answers
+  unavailable = 3,  ///< this build or this machine cannot run the engine
+  backend = 4,      ///< the backend's library refused the payload or the inference
+  image = 5,        ///< the image is too small or too elongated
+  internal = 6,     ///< out of memory, or a defect of this library
+};
+
+/// One sentence: what is wrong, where, and what to do.
+struct Error {
+  ErrorCode code = ErrorCode::internal;
+  std::string message;
+};
+
+/// A value, or the reason why there is none. `value()` of an error throws std::bad_variant_access.
+template <typename T>
+class [[nodiscard]] Result {
+ public:
+  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}
+  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}
+
+  [[nodiscard]] explicit operator bool() const noexcept { return state_.index() == 0; }
+  [[nodiscard]] T& value() & { return std::get<0>(state_); }
+  [[nodiscard]] const T& value() const& { return std::get<0>(state_); }
+  [[nodiscard]] T&& value() && { return std::get<0>(std::move(state_)); }
+  [[nodiscard]] T& operator*() & { return value(); }
+  [[nodiscard]] const T& operator*() const& { return value(); }
+  [[nodiscard]] T&& operator*() && { return std::move(*this).value(); }
+  [[nodiscard]] T* operator->() { return &value(); }
+  [[nodiscard]] const T* operator->() const { return &value(); }
+  [[nodiscard]] const Error& error() const { return std::get<1>(state_); }
+
+ private:
+  std::variant<T, Error> state_;
+};
+
+enum class DType { float32, uint8 };
+enum class Layout { NCHW, NHWC, NC };
+enum class Interpolation { nearest, bilinear, bicubic };
+enum class Color { RGB, BGR };
+
+/// Batch sizes that the engine takes at once; `opt` is the one it was tuned for.
+struct Batch {
+  std::int64_t min = 1, opt = 1, max = 1;
+};
+
+/// One input or output; shape[0], the batch, is -1 where the engine takes a range.
+struct TensorSpec {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  DType dtype = DType::float32;
+  Layout layout = Layout::NCHW;
+};
+
+/// How a photograph becomes the engine's input; `mean` and `std` apply to values in [0, 1], in the order of `color`.
+struct Preprocess {
+  std::optional<std::int64_t> resize;  ///< shorter side after resizing
+  std::int64_t crop = 0;               ///< side of the centre crop
+  Interpolation interpolation = Interpolation::bilinear;
+  std::array<double, 3> mean{};
+  std::array<double, 3> std{};
+  Color color = Color::RGB;
+};
+
+/// SHA-256 (64 hexadecimal digits) and size of one file of the directory.
+struct FileDigest {
+  std::string sha256;
+  std::uint64_t bytes = 0;
+};
+
+/// What `manifest.json` says about the engine.
+struct Manifest {
+  std::string model;
+  std::optional<std::int64_t> depth;
+  std::string precision;  ///< fp32, fp16 or int8
+  std::string backend;    ///< openvino, tensorrt-rtx, ...
+  std::optional<std::string> target;
+  Batch batch;
+  TensorSpec input, output;
+  Preprocess preprocess;
+  std::vector<std::string> classes;
+  double golden_relative_rms = 0;
+  std::map<std::string, FileDigest> files;
+  std::map<std::string, std::string> environment;
+  std::string sha256;
+};
+
+/// What an engine is tuned for; answers are the same.
+enum class Hint {
+  latency,    ///< one inference at a time, on all its threads
+  throughput  ///< several inferences side by side; call `infer` from as many threads as `Engine::concurrency` says
+};
+
+struct LoadOptions {
+  bool verify = true;           ///< check hashes and golden answers; false starts faster
+  int threads = 0;              ///< CPU threads; 0 leaves the choice to the backend
+  Hint hint = Hint::latency;
+  std::filesystem::path cache;  ///< directory for what the backend compiles at load; empty for none
+};
+
+/// Logits [images, classes]; `logits[i]` are those of image i.
+struct Logits {
+  std::vector<float> values;
+  std::size_t classes = 0;
+
+  [[nodiscard]] std::size_t images() const noexcept { return classes == 0 ? 0 : values.size() / classes; }
+  [[nodiscard]] std::span<const float> operator[](std::size_t image) const {
+    return std::span(values).subspan(image * classes, classes);
+  }
+};
+
+/// One preprocessed image in the input's own type and layout.
+using Input = std::variant<std::vector<float>, std::vector<std::uint8_t>>;
+
+/// One class and its softmax probability.
+struct Prediction {
+  std::size_t index = 0;
+  double probability = 0;
+};
+
+/// An engine in memory: images in, logits out.
+class RESCOMPILE_API Engine {
+ public:
+  /// Load the engine in `directory` and let it prove itself on its golden inputs.
+  static Result<Engine> load(const std::filesystem::path& directory, const LoadOptions& options = {}) noexcept;
+
+  Engine(Engine&&) noexcept;
+  Engine& operator=(Engine&&) noexcept;
+  ~Engine();
+
+  /// Logits of `count` images, one behind the other in `images`, in the manifest's input layout and type.
+  ///
+  /// More images than the engine takes at once are run in several parts, fewer than its least batch are filled up.
+  Result<Logits> infer(std::span<const float> images, std::size_t count) const noexcept;
+  Result<Logits> infer(std::span<const std::uint8_t> images, std::size_t count) const noexcept;
+  Result<Logits> infer(const Input& image) const noexcept;
+
+  /// As `infer`, into `logits` of exactly `count` times the number of classes: no allocation by this library.
+  [[nodiscard]] std::optional<Error> infer_into(std::span<const float> images, std::size_t count,
+                                                std::span<float> logits) const noexcept;
+  [[nodiscard]] std::optional<Error> infer_into(std::span<const std::uint8_t> images, std::size_t count,
+                                                std::span<float> logits) const noexcept;
+
+  /// One decoded, upright image, `rgb` = height rows of width pixels of 3 bytes, as input: resized, cropped and
+  /// normalized to the very bits that the Python package makes of it.
+  Result<Input> preprocess(std::span<const std::uint8_t> rgb, std::size_t width, std::size_t height) const noexcept;
+
+  /// As `preprocess`, into `image` of exactly `image_size()` values: one place of a batch.
+  [[nodiscard]] std::optional<Error> preprocess_into(std::span<const std::uint8_t> rgb, std::size_t width,
+                                                     std::size_t height, std::span<float> image) const noexcept;
+  [[nodiscard]] std::optional<Error> preprocess_into(std::span<const std::uint8_t> rgb, std::size_t width,
+                                                     std::size_t height,
+                                                     std::span<std::uint8_t> image) const noexcept;
+
+  /// Facts about the engine. Of an engine that was moved from, everything below is empty or 0.
+  [[nodiscard]] const Manifest& manifest() const noexcept;
+  [[nodiscard]] std::size_t image_size() const noexcept;   ///< values of one input image
+  [[nodiscard]] std::size_t class_count() const noexcept;
+  [[nodiscard]] std::size_t concurrency() const noexcept;  ///< inferences that run at once; more callers wait
+
+ private:
+  friend struct EngineAccess;
+  class Impl;
+  explicit Engine(std::unique_ptr<Impl> impl) noexcept;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Probabilities of one image's logits, computed in double; throws only std::bad_alloc.
+RESCOMPILE_API std::vector<double> softmax(std::span<const float> logits);
+
+/// The `k` most probable classes, best first, equal ones in the order of the classes; all where there are fewer.
+/// Throws only std::bad_alloc.
+RESCOMPILE_API std::vector<Prediction> top_k(std::span<const float> logits, std::size_t k);
+
+/// Names of the backends in this build.
+RESCOMPILE_API std::vector<std::string> backends();
+
+/// Version of this library, as "0.1.0".
+RESCOMPILE_API const char* version() noexcept;
+
+}  // namespace rescompile

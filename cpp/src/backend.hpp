@@ -1,0 +1,47 @@
+// The seam between the library and what executes an engine. A backend is one class of each kind below and one line
+// in backends.cpp; it throws nothing.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "rescompile/rescompile.hpp"
+
+namespace rescompile::internal {
+
+/// What can run one inference at a time; serves one thread at a time.
+class Session {
+ public:
+  virtual ~Session() = default;
+
+  /// Logits [count, classes] of `count` images in the manifest's layout and type; count is in the manifest's range.
+  virtual std::optional<Error> run(const void* images, std::size_t count, float* logits) = 0;
+};
+
+/// An engine's payload, loaded and compiled for this machine.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  /// How many sessions are worth having: so many inferences run at once.
+  [[nodiscard]] virtual std::size_t concurrency() const = 0;
+
+  virtual Result<std::unique_ptr<Session>> open_session() = 0;
+};
+
+/// Loads the payload in `directory`, whose files were checked against `manifest`.
+using BackendLoader = Result<std::unique_ptr<Backend>> (*)(const std::filesystem::path& directory,
+                                                           const Manifest& manifest, const LoadOptions& options);
+
+struct NamedBackend {
+  const char* name;
+  BackendLoader load;
+};
+
+/// The backends of this build.
+const std::vector<NamedBackend>& all_backends();
+
+}  // namespace rescompile::internal

@@ -1,0 +1,166 @@
+#include <algorithm>
+#include <new>
+#include <string>
+
+#include "guard.hpp"
+#include "rescompile/rescompile.h"
+#include "rescompile/rescompile.hpp"
+
+struct rescompile_engine {
+  rescompile::Engine engine;
+};
+
+namespace {
+
+using rescompile::DType;
+using rescompile::Error;
+using rescompile::ErrorCode;
+
+thread_local std::string last_error;
+
+rescompile_status status_of(std::optional<Error> error) noexcept {
+  if (!error) return RESCOMPILE_OK;
+  last_error = std::move(error->message);
+  return static_cast<rescompile_status>(error->code);
+}
+
+/// Runs `body`, which returns std::optional<Error>.
+template <typename Body>
+rescompile_status reported(Body&& body) noexcept {
+  return status_of(rescompile::internal::guarded(std::forward<Body>(body)));
+}
+
+Error null_argument(const char* name) {
+  return {ErrorCode::usage, std::string(name) + " is NULL: pass a valid pointer"};
+}
+
+/// A span over a caller's buffer; NULL is an empty one, which no function takes for an image.
+template <typename Value>
+std::span<Value> span_of(Value* data, std::size_t size) {
+  return {data, data == nullptr ? 0 : size};
+}
+
+template <typename Value>
+rescompile_status infer(const rescompile_engine* engine, const Value* images, size_t images_size, size_t count,
+                        float* logits, size_t logits_size) noexcept {
+  return reported([&]() -> std::optional<Error> {
+    if (engine == nullptr) return null_argument("engine");
+    return engine->engine.infer_into(span_of(images, images_size), count, span_of(logits, logits_size));
+  });
+}
+
+template <typename Value>
+rescompile_status preprocess(const rescompile_engine* engine, const uint8_t* rgb, size_t width, size_t height,
+                             Value* image, size_t image_size) noexcept {
+  return reported([&]() -> std::optional<Error> {
+    if (engine == nullptr) return null_argument("engine");
+    if (rgb == nullptr) return null_argument("rgb");
+    constexpr size_t most = size_t{1} << 27;  // so that the product below fits; larger images are refused anyway
+    const size_t size = width > most || height > most ? 0 : width * height * 3;
+    return engine->engine.preprocess_into(span_of(rgb, size), width, height, span_of(image, image_size));
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+rescompile_status rescompile_load(const char* directory, const rescompile_options* options,
+                                  rescompile_engine** engine) {
+  return reported([&]() -> std::optional<Error> {
+    if (engine == nullptr) return null_argument("engine");
+    *engine = nullptr;
+    if (directory == nullptr) return null_argument("directory");
+    rescompile::LoadOptions wanted;
+    if (options != nullptr) {
+      wanted.verify = options->skip_verification == 0;
+      wanted.threads = options->threads;
+      if (options->hint != RESCOMPILE_LATENCY && options->hint != RESCOMPILE_THROUGHPUT)
+        return Error{ErrorCode::usage, "the hint is none of RESCOMPILE_LATENCY and RESCOMPILE_THROUGHPUT: pass one"};
+      wanted.hint = options->hint == RESCOMPILE_THROUGHPUT ? rescompile::Hint::throughput : rescompile::Hint::latency;
+      if (options->cache != nullptr) wanted.cache = options->cache;
+    }
+    auto loaded = rescompile::Engine::load(directory, wanted);
+    if (!loaded) return loaded.error();
+    *engine = new rescompile_engine{std::move(*loaded)};
+    return std::nullopt;
+  });
+}
+
+void rescompile_free(rescompile_engine* engine) { delete engine; }
+
+rescompile_status rescompile_infer_float(const rescompile_engine* engine, const float* images, size_t images_size,
+                                         size_t count, float* logits, size_t logits_size) {
+  return infer(engine, images, images_size, count, logits, logits_size);
+}
+
+rescompile_status rescompile_infer_bytes(const rescompile_engine* engine, const uint8_t* images, size_t images_size,
+                                         size_t count, float* logits, size_t logits_size) {
+  return infer(engine, images, images_size, count, logits, logits_size);
+}
+
+rescompile_status rescompile_preprocess_float(const rescompile_engine* engine, const uint8_t* rgb, size_t width,
+                                              size_t height, float* image, size_t image_size) {
+  return preprocess(engine, rgb, width, height, image, image_size);
+}
+
+rescompile_status rescompile_preprocess_bytes(const rescompile_engine* engine, const uint8_t* rgb, size_t width,
+                                              size_t height, uint8_t* image, size_t image_size) {
+  return preprocess(engine, rgb, width, height, image, image_size);
+}
+
+rescompile_status rescompile_get_facts(const rescompile_engine* engine, rescompile_facts* facts) {
+  return reported([&]() -> std::optional<Error> {
+    if (engine == nullptr) return null_argument("engine");
+    if (facts == nullptr) return null_argument("facts");
+    const rescompile::Manifest& manifest = engine->engine.manifest();
+    facts->dtype = manifest.input.dtype == DType::uint8 ? RESCOMPILE_UINT8 : RESCOMPILE_FLOAT32;
+    facts->layout = manifest.input.layout == rescompile::Layout::NHWC ? RESCOMPILE_NHWC : RESCOMPILE_NCHW;
+    for (size_t axis = 0; axis < 3; ++axis) facts->shape[axis] = static_cast<size_t>(manifest.input.shape[axis + 1]);
+    facts->image_size = engine->engine.image_size();
+    facts->batch_min = static_cast<size_t>(manifest.batch.min);
+    facts->batch_opt = static_cast<size_t>(manifest.batch.opt);
+    facts->batch_max = static_cast<size_t>(manifest.batch.max);
+    facts->classes = engine->engine.class_count();
+    facts->concurrency = engine->engine.concurrency();
+    return std::nullopt;
+  });
+}
+
+const char* rescompile_class_name(const rescompile_engine* engine, size_t index) {
+  if (engine == nullptr || index >= engine->engine.class_count()) return nullptr;
+  return engine->engine.manifest().classes[index].c_str();
+}
+
+const char* rescompile_model_name(const rescompile_engine* engine) {
+  return engine == nullptr ? nullptr : engine->engine.manifest().model.c_str();
+}
+
+const char* rescompile_precision(const rescompile_engine* engine) {
+  return engine == nullptr ? nullptr : engine->engine.manifest().precision.c_str();
+}
+
+const char* rescompile_backend(const rescompile_engine* engine) {
+  return engine == nullptr ? nullptr : engine->engine.manifest().backend.c_str();
+}
+
+rescompile_status rescompile_top_k(const float* logits, size_t classes, size_t k, size_t* indices,
+                                   double* probabilities, size_t* found) {
+  return reported([&]() -> std::optional<Error> {
+    if (logits == nullptr || indices == nullptr || probabilities == nullptr || found == nullptr)
+      return null_argument("logits, indices, probabilities or found");
+    const auto best = rescompile::top_k({logits, classes}, k);
+    for (size_t rank = 0; rank < best.size(); ++rank) {
+      indices[rank] = best[rank].index;
+      probabilities[rank] = best[rank].probability;
+    }
+    *found = best.size();
+    return std::nullopt;
+  });
+}
+
+const char* rescompile_last_error(void) { return last_error.c_str(); }
+
+const char* rescompile_version(void) { return rescompile::version(); }
+
+}  // extern "C"

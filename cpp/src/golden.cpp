@@ -1,0 +1,78 @@
+#include "golden.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "manifest_reader.hpp"
+#include "npz.hpp"
+#include "plain_file.hpp"
+
+namespace rescompile::internal {
+
+namespace {
+
+/// Four images of 8192 x 8192 are 3.2 GB; an engine that takes such is tested elsewhere.
+constexpr std::uint64_t golden_limit = std::uint64_t{1} << 30;
+
+template <typename Value>
+std::vector<Value> copied(const NpyArray& array) {
+  std::vector<Value> values(array.data.size() / sizeof(Value));
+  // the archive aligns nothing
+  if (!values.empty()) std::memcpy(values.data(), array.data.data(), array.data.size());
+  return values;
+}
+
+/// Whether `array` is [count, ...] of what `spec` says.
+bool fits(const NpyArray& array, const TensorSpec& spec, std::uint64_t count) {
+  if (array.dtype != spec.dtype || array.shape.size() != spec.shape.size() || array.shape[0] != count) return false;
+  for (std::size_t axis = 1; axis < array.shape.size(); ++axis)
+    if (array.shape[axis] != static_cast<std::uint64_t>(spec.shape[axis])) return false;
+  return true;
+}
+
+}  // namespace
+
+Result<Golden> read_golden(const std::filesystem::path& directory, const Manifest& manifest) {
+  const std::filesystem::path path = directory / golden_name;
+  const auto file = PlainFile::open(path, path.string() + " is missing; copy or build the engine again");
+  if (!file) return file.error();
+  const auto bytes = file->read(golden_limit);
+  if (!bytes) return bytes.error();
+  const auto refused = [&](const std::string& words) {
+    return Error{ErrorCode::engine, path.string() + " holds no golden images and logits (" + words +
+                                        "); build the engine again"};
+  };
+  const auto images = read_npz(*bytes, "images");
+  if (!images) return refused(images.error().message);
+  const auto logits = read_npz(*bytes, "logits");
+  if (!logits) return refused(logits.error().message);
+  const std::uint64_t count = images->shape.empty() ? 0 : images->shape[0];
+  Golden golden;
+  golden.count = static_cast<std::size_t>(count);
+  if (count > 0 && fits(*images, manifest.input, count) && fits(*logits, manifest.output, count)) {
+    golden.logits = copied<float>(*logits);
+    if (std::ranges::all_of(golden.logits, [](float value) { return std::isfinite(value); })) {
+      if (manifest.input.dtype == DType::uint8)
+        golden.images = copied<std::uint8_t>(*images);
+      else
+        golden.images = copied<float>(*images);
+      return golden;
+    }
+  }
+  return Error{ErrorCode::engine, path.string() + " does not fit the manifest; build the engine again"};
+}
+
+double relative_rms(std::span<const float> reference, std::span<const float> other) {
+  double energy = 0, error = 0;
+  for (std::size_t index = 0; index < reference.size(); ++index) {
+    const double r = reference[index], difference = other[index] - r;
+    energy += r * r;
+    error += difference * difference;
+  }
+  if (error == 0) return 0;
+  return energy > 0 ? std::sqrt(error / energy) : std::numeric_limits<double>::infinity();
+}
+
+}  // namespace rescompile::internal

@@ -1,0 +1,23 @@
+// The golden answers of an engine: a few inputs, and what the deployable graph makes of them.
+#pragma once
+
+#include <filesystem>
+#include <vector>
+
+#include "rescompile/rescompile.hpp"
+
+namespace rescompile::internal {
+
+struct Golden {
+  Input images;               ///< [count, ...] in the engine's layout and type
+  std::vector<float> logits;  ///< [count, classes]
+  std::size_t count = 0;
+};
+
+/// Read golden.npz of `directory` and check that it fits `manifest`.
+Result<Golden> read_golden(const std::filesystem::path& directory, const Manifest& manifest);
+
+/// RMS of the difference over RMS of `reference`: 0 where both are equal, infinite where only `reference` is zero.
+double relative_rms(std::span<const float> reference, std::span<const float> other);
+
+}  // namespace rescompile::internal

@@ -1,0 +1,59 @@
+// One JSON object, field by field; the first mistake is kept, so that parsing reads as a list of fields.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace rescompile::internal {
+
+using Json = nlohmann::json;
+
+/// Where the first mistake in a document is, in words; empty while there is none.
+struct Mistake {
+  std::string words;
+
+  void note(const std::string& where, const std::string& wanted) {
+    if (words.empty()) words = "`" + where + "` must be " + wanted;
+  }
+};
+
+/// The fields of one object. After a mistake every field reads as an empty value.
+class Fields {
+ public:
+  Fields(const Json& value, std::string where, Mistake& mistake);
+
+  std::string text(const std::string& name);
+  std::string sha256(const std::string& name);
+  std::int64_t integer(const std::string& name, std::int64_t least, std::int64_t most);
+  double number(const std::string& name);
+  std::optional<std::int64_t> optional_integer(const std::string& name, std::int64_t least, std::int64_t most);
+  std::optional<std::string> optional_text(const std::string& name);
+  std::vector<std::string> texts(const std::string& name);
+  std::vector<double> numbers(const std::string& name);
+  std::vector<std::int64_t> integers(const std::string& name);
+
+  /// One of `names`, as its position.
+  std::size_t choice(const std::string& name, const std::vector<std::string>& names);
+
+  /// The field itself; null where it is missing.
+  const Json& raw(const std::string& name);
+
+  /// The name of a field as it is written in a mistake.
+  [[nodiscard]] std::string path(const std::string& name) const { return where_ + "." + name; }
+
+  /// To be called last: every field that nobody asked for is a mistake.
+  void finish();
+
+ private:
+  const Json* object_;
+  std::string where_;
+  Mistake& mistake_;
+  std::map<std::string, bool> asked_;
+};
+
+}  // namespace rescompile::internal

@@ -1,0 +1,235 @@
+#include "manifest_reader.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "json_fields.hpp"
+#include "plain_file.hpp"
+#include "sha256.hpp"
+
+namespace rescompile::internal {
+
+namespace {
+
+constexpr std::int64_t most = 2147483647;
+constexpr std::uint64_t manifest_limit = std::uint64_t{64} << 20;
+
+/// More values than this in one image are a mistake: 8192 x 8192 x 3 are 201 million.
+constexpr std::int64_t image_limit = std::int64_t{1} << 30;
+/// The least batch must fit into memory, where it is filled up; 2^31 values are 8 GiB.
+constexpr std::int64_t least_batch_limit = std::int64_t{1} << 31;
+
+const std::vector<std::string> dtypes = {"float32", "uint8"};
+const std::vector<std::string> layouts = {"NCHW", "NHWC", "NC"};
+const std::vector<std::string> interpolations = {"nearest", "bilinear", "bicubic"};
+const std::vector<std::string> colors = {"RGB", "BGR"};
+const std::vector<std::string> precisions = {"fp32", "fp16", "int8"};
+
+TensorSpec read_tensor(const Json& list, const std::string& where, Mistake& mistake) {
+  if (!list.is_array() || list.size() != 1) {
+    mistake.note(where, "a list of one tensor");
+    return {};
+  }
+  Fields fields(list[0], where + "[0]", mistake);
+  TensorSpec spec;
+  spec.name = fields.text("name");
+  spec.shape = fields.integers("shape");
+  spec.dtype = static_cast<DType>(fields.choice("dtype", dtypes));
+  spec.layout = static_cast<Layout>(fields.choice("layout", layouts));
+  fields.finish();
+  return spec;
+}
+
+Batch read_batch(const Json& value, Mistake& mistake) {
+  Fields fields(value, "$.batch", mistake);
+  const Batch batch{fields.integer("min", 1, most), fields.integer("opt", 1, most), fields.integer("max", 1, most)};
+  fields.finish();
+  if (!(batch.min <= batch.opt && batch.opt <= batch.max)) mistake.note("$.batch", "min <= opt <= max");
+  return batch;
+}
+
+std::array<double, 3> read_channels(Fields& fields, const std::string& name, bool positive, Mistake& mistake) {
+  const std::vector<double> values = fields.numbers(name);
+  std::array<double, 3> channels{};
+  const bool good = values.size() == 3 && std::ranges::all_of(values, [&](double value) {
+                      return std::isfinite(value) && (!positive || value > 0);
+                    });
+  if (good)
+    std::ranges::copy(values, channels.begin());
+  else
+    mistake.note(fields.path(name), positive ? "three positive numbers" : "three finite numbers");
+  return channels;
+}
+
+Preprocess read_preprocess(const Json& value, Mistake& mistake) {
+  Fields fields(value, "$.preprocess", mistake);
+  Preprocess steps;
+  steps.resize = fields.optional_integer("resize", 1, 8192);
+  steps.crop = fields.integer("crop", 1, 8192);
+  steps.interpolation = static_cast<Interpolation>(fields.choice("interpolation", interpolations));
+  steps.mean = read_channels(fields, "mean", false, mistake);
+  steps.std = read_channels(fields, "std", true, mistake);
+  steps.color = static_cast<Color>(fields.choice("color", colors));
+  fields.finish();
+  if (steps.resize && *steps.resize < steps.crop) mistake.note("$.preprocess.resize", "at least the crop");
+  return steps;
+}
+
+std::map<std::string, FileDigest> read_files(const Json& value, Mistake& mistake) {
+  std::map<std::string, FileDigest> files;
+  if (!value.is_object()) {
+    mistake.note("$.files", "an object");
+    return files;
+  }
+  for (const auto& [name, entry] : value.items()) {
+    Fields fields(entry, "$.files[" + Json(name).dump() + "]", mistake);
+    FileDigest digest{fields.sha256("sha256"), 0};
+    digest.bytes = static_cast<std::uint64_t>(fields.integer("bytes", 0, std::numeric_limits<std::int64_t>::max()));
+    fields.finish();
+    files.emplace(name, std::move(digest));
+  }
+  return files;
+}
+
+std::map<std::string, std::string> read_environment(const Json& value, Mistake& mistake) {
+  std::map<std::string, std::string> environment;
+  if (!value.is_object()) mistake.note("$.environment", "an object of texts");
+  for (const auto& [name, entry] : value.items()) {
+    if (entry.is_string())
+      environment.emplace(name, entry.get<std::string>());
+    else
+      mistake.note("$.environment", "an object of texts");
+  }
+  return environment;
+}
+
+/// Fields that this library checks and has no use for.
+void check_origin(Fields& fields, Mistake& mistake) {
+  Fields checkpoint(fields.raw("checkpoint"), "$.checkpoint", mistake);
+  checkpoint.sha256("sha256");
+  checkpoint.text("source");
+  checkpoint.finish();
+  const Json& table = fields.raw("calibration");
+  if (table.is_null()) return;
+  Fields calibration(table, "$.calibration", mistake);
+  calibration.sha256("sha256");
+  calibration.text("source");
+  calibration.integer("images", -most, most);
+  calibration.text("method");
+  calibration.finish();
+}
+
+Manifest read_fields(const Json& document, Mistake& mistake) {
+  Fields fields(document, "$", mistake);
+  Manifest manifest;
+  fields.integer("format", format_version, format_version);
+  manifest.model = fields.text("model");
+  manifest.depth = fields.optional_integer("depth", -most, most);
+  manifest.precision = precisions[fields.choice("precision", precisions)];
+  manifest.backend = fields.text("backend");
+  manifest.target = fields.optional_text("target");
+  manifest.batch = read_batch(fields.raw("batch"), mistake);
+  manifest.input = read_tensor(fields.raw("inputs"), "$.inputs", mistake);
+  manifest.output = read_tensor(fields.raw("outputs"), "$.outputs", mistake);
+  manifest.preprocess = read_preprocess(fields.raw("preprocess"), mistake);
+  manifest.classes = fields.texts("classes");
+  check_origin(fields, mistake);
+  manifest.golden_relative_rms = fields.number("golden_relative_rms");
+  manifest.files = read_files(fields.raw("files"), mistake);
+  manifest.environment = read_environment(fields.raw("environment"), mistake);
+  manifest.sha256 = fields.sha256("sha256");
+  fields.finish();
+  return manifest;
+}
+
+/// Whether `text` ends in the digest of the rest of it. Inside of a JSON string each quote has a backslash, so what
+/// stands there is always the last field of the outermost object.
+bool is_sealed(std::string_view text) {
+  constexpr std::string_view before = "\"sha256\": \"";
+  constexpr std::string_view behind = "\"\n}\n";
+  constexpr std::size_t digits = 64;
+  if (text.size() < before.size() + digits + behind.size() || !text.ends_with(behind)) return false;
+  const std::size_t start = text.size() - behind.size() - digits;
+  if (!text.substr(0, start).ends_with(before)) return false;
+  Sha256 hash;
+  hash.update(text.substr(0, start));
+  hash.update(behind);
+  return hash.hex_digest() == text.substr(start, digits);
+}
+
+bool is_plain_name(const std::string& name) {
+  return !name.empty() && name != "." && name != ".." && name != manifest_name &&
+         name.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
+}
+
+/// Whether every dimension but the batch is at least 1 and their product no more than `limit`.
+bool sizes_are_sane(const std::vector<std::int64_t>& shape, std::int64_t limit) {
+  std::int64_t product = 1;
+  for (std::size_t axis = 1; axis < shape.size(); ++axis) {
+    if (shape[axis] < 1 || shape[axis] > limit / product) return false;
+    product *= shape[axis];
+  }
+  return true;
+}
+
+/// What the types of the fields cannot say; empty where all is well.
+std::string misfit(const Manifest& manifest) {
+  const TensorSpec &input = manifest.input, &output = manifest.output;
+  const bool image = input.shape.size() == 4 && (input.layout == Layout::NCHW || input.layout == Layout::NHWC);
+  if (!image || output.shape.size() != 2) return "describes no network with one image input and one output of logits";
+  if (output.dtype != DType::float32) return "describes an output of another type than float32";
+  if (!sizes_are_sane(input.shape, image_limit)) return "has an input whose size is absurd";
+  if (output.shape[1] < 1 || static_cast<std::uint64_t>(output.shape[1]) != manifest.classes.size())
+    return "names " + std::to_string(manifest.classes.size()) + " classes for an output of " +
+           std::to_string(output.shape[1]) + " logits";
+  const auto size = static_cast<std::int64_t>(values_per_image(input));
+  if (manifest.batch.min > least_batch_limit / std::max(size, output.shape[1]))
+    return "has a least batch of " + std::to_string(manifest.batch.min) + " images, which fits into no memory";
+  if (!manifest.files.contains(golden_name))
+    return "lists no " + std::string(golden_name) + ", so the engine cannot be tested";
+  return {};
+}
+
+}  // namespace
+
+std::size_t values_per_image(const TensorSpec& spec) {
+  std::size_t product = 1;
+  for (std::size_t axis = 1; axis < spec.shape.size(); ++axis) product *= static_cast<std::size_t>(spec.shape[axis]);
+  return product;
+}
+
+Result<Manifest> read_manifest(const std::filesystem::path& directory) {
+  const std::filesystem::path path = directory / manifest_name;
+  std::error_code ignored;
+  const bool exists = std::filesystem::is_directory(directory, ignored);
+  const auto file = PlainFile::open(path, directory.string() + " is no engine directory: it " +
+                                              (exists ? "has no manifest.json" : "does not exist") +
+                                              "; pass the --output of a build");
+  if (!file) return file.error();
+  const auto text = file->read(manifest_limit);
+  if (!text) return text.error();
+  return parse_manifest(*text, path);
+}
+
+Result<Manifest> parse_manifest(const std::string& text, const std::filesystem::path& path) {
+  const auto refused = [&](const std::string& words) { return Error{ErrorCode::engine, path.string() + " " + words}; };
+  const Json document = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (document.is_discarded()) return refused("is damaged (it is no JSON); build the engine again or copy it again");
+  if (document.is_object() && document.contains("format") && document["format"].is_number_integer() &&
+      document["format"] != format_version)
+    return refused("has format " + document["format"].dump() + ", this librescompile reads format " +
+                   std::to_string(format_version) + ": build the engine again, or use the version that built it");
+  Mistake mistake;
+  Manifest manifest = read_fields(document, mistake);
+  if (!mistake.words.empty())
+    return refused("is damaged (" + mistake.words + "); build the engine again or copy it again");
+  if (!is_sealed(text))
+    return refused("was changed after the build (its digest differs); build or copy the engine again");
+  for (const auto& [name, digest] : manifest.files)
+    if (!is_plain_name(name))
+      return refused("lists a file " + Json(name).dump() + " outside of its directory; do not use this engine");
+  if (const std::string words = misfit(manifest); !words.empty()) return refused(words + "; build the engine again");
+  return manifest;
+}
+
+}  // namespace rescompile::internal

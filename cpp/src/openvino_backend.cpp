@@ -1,0 +1,162 @@
+// The settings are those of the Python package (rescompile/backends/openvino.py): with the same number of threads the
+// same OpenVINO computes the same bits. FP32 layers stay FP32 on CPUs that have BF16.
+#include "openvino_backend.hpp"
+
+#include <array>
+#include <cstring>
+#include <openvino/openvino.hpp>
+#include <sstream>
+#include <string_view>
+
+#include "manifest_reader.hpp"
+
+namespace rescompile::internal {
+
+namespace {
+
+/// Not in OpenVINO's manual: with its fusion of elementwise chains on, an identity block's add is no longer fused
+/// into the convolution before it. The numbers are the same to the bit.
+constexpr const char* snippets = "SNIPPETS_MODE";
+
+/// The reason in OpenVINO's message, behind the lines that say where in its source it was raised.
+std::string last_words(const std::exception& error) {
+  constexpr std::array<std::string_view, 5> where = {"Exception from", "Check '", "FrontEnd API failed",
+                                                     "Model wasn't", "Summary"};
+  std::istringstream lines(error.what());
+  std::string first;
+  for (std::string line; std::getline(lines, line);) {
+    const std::size_t start = line.find_first_not_of(" -"), end = line.find_last_not_of(" -");
+    if (start == std::string::npos) continue;
+    line = line.substr(start, end - start + 1);
+    if (first.empty()) first = line;
+    if (std::ranges::none_of(where, [&](std::string_view each) { return line.starts_with(each); })) return line;
+  }
+  return first.empty() ? "no reason given" : first;
+}
+
+/// Runs `body`, which may throw what OpenVINO throws.
+template <typename Body>
+auto in_our_words(const std::string& what, Body&& body) -> std::invoke_result_t<Body> {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const std::exception& error) {
+    return Error{ErrorCode::backend, what + ": " + last_words(error)};
+  }
+}
+
+class OpenVinoSession final : public Session {
+ public:
+  OpenVinoSession(ov::InferRequest request, const Manifest& manifest)
+      : request_(std::move(request)),
+        type_(manifest.input.dtype == DType::uint8 ? ov::element::u8 : ov::element::f32),
+        shape_(manifest.input.shape.size(), 0),
+        classes_(manifest.classes.size()) {
+    for (std::size_t axis = 1; axis < shape_.size(); ++axis)
+      shape_[axis] = static_cast<std::size_t>(manifest.input.shape[axis]);
+  }
+
+  std::optional<Error> run(const void* images, std::size_t count, float* logits) override {
+    return in_our_words("OpenVINO cannot run this engine", [&]() -> std::optional<Error> {
+      shape_[0] = count;
+      // OpenVINO reads its inputs only; older versions have no tensor that says so
+      request_.set_input_tensor(ov::Tensor(type_, shape_, const_cast<void*>(images)));
+      request_.infer();
+      const ov::Tensor found = request_.get_output_tensor();
+      if (found.get_size() != count * classes_)
+        return Error{ErrorCode::backend, "OpenVINO returned " + std::to_string(found.get_size()) + " logits instead of " +
+                                             std::to_string(count * classes_) + "; build the engine again"};
+      std::memcpy(logits, found.data<float>(), count * classes_ * sizeof(float));
+      return std::nullopt;
+    });
+  }
+
+ private:
+  ov::InferRequest request_;
+  ov::element::Type type_;
+  ov::Shape shape_;
+  std::size_t classes_;
+};
+
+class OpenVinoBackend final : public Backend {
+ public:
+  OpenVinoBackend(ov::CompiledModel compiled, const Manifest& manifest)
+      : compiled_(std::move(compiled)),
+        manifest_(manifest),
+        concurrency_(std::max(1U, compiled_.get_property(ov::optimal_number_of_infer_requests))) {}
+
+  [[nodiscard]] std::size_t concurrency() const override { return concurrency_; }
+
+  Result<std::unique_ptr<Session>> open_session() override {
+    return in_our_words("OpenVINO cannot run this engine", [&]() -> Result<std::unique_ptr<Session>> {
+      return {std::make_unique<OpenVinoSession>(compiled_.create_infer_request(), manifest_)};
+    });
+  }
+
+ private:
+  ov::CompiledModel compiled_;
+  Manifest manifest_;
+  std::size_t concurrency_;
+};
+
+/// What is wrong between the model and its manifest; empty where they agree.
+std::string misfit(const ov::Model& model, const Manifest& manifest) {
+  if (model.inputs().size() != 1 || model.outputs().size() != 1) return "it has not one input and one output";
+  ov::PartialShape images{ov::Dimension(manifest.batch.min, manifest.batch.max)};
+  for (std::size_t axis = 1; axis < manifest.input.shape.size(); ++axis)
+    images.push_back(manifest.input.shape[axis]);
+  const auto type = manifest.input.dtype == DType::uint8 ? ov::element::u8 : ov::element::f32;
+  const ov::PartialShape found = model.input().get_partial_shape();
+  if (model.input().get_element_type() != type || !images.same_scheme(found)) {
+    std::ostringstream words;
+    words << "it takes " << model.input().get_element_type() << " " << found << ", the manifest says " << type << " "
+          << images;
+    return words.str();
+  }
+  const ov::PartialShape logits = model.output().get_partial_shape();
+  if (model.output().get_element_type() != ov::element::f32 || logits.rank() != 2 ||
+      logits[1] != static_cast<std::int64_t>(manifest.classes.size())) {
+    std::ostringstream words;
+    words << "it returns " << model.output().get_element_type() << " " << logits << ", the manifest says f32 with "
+          << manifest.classes.size() << " classes";
+    return words.str();
+  }
+  return {};
+}
+
+ov::CompiledModel compile(ov::Core& core, const std::shared_ptr<ov::Model>& model, const LoadOptions& options) {
+  ov::AnyMap settings = {{"INFERENCE_PRECISION_HINT", "f32"},
+                         {"PERFORMANCE_HINT", options.hint == Hint::throughput ? "THROUGHPUT" : "LATENCY"}};
+  if (options.threads > 0) settings["INFERENCE_NUM_THREADS"] = options.threads;
+  if (!options.cache.empty()) settings["CACHE_DIR"] = options.cache.string();
+  ov::AnyMap tuned = settings;
+  tuned[snippets] = "DISABLE";
+  try {
+    return core.compile_model(model, "CPU", tuned);
+  } catch (const ov::Exception& error) {
+    if (std::string_view(error.what()).find(snippets) == std::string_view::npos) throw;
+  }
+  return core.compile_model(model, "CPU", settings);  // a version that does not know it
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> load_openvino(const std::filesystem::path& directory, const Manifest& manifest,
+                                               const LoadOptions& options) {
+  const std::filesystem::path path = directory / "model.xml";
+  for (const char* name : {"model.xml", "model.bin"})
+    if (!manifest.files.contains(name))
+      return Error{ErrorCode::engine, (directory / manifest_name).string() + " lists no " + name +
+                                          ", which an OpenVINO engine has; build the engine again"};
+  return in_our_words("OpenVINO cannot load " + path.string(), [&]() -> Result<std::unique_ptr<Backend>> {
+    ov::Core core;
+    // read here and not by path: a cached model would otherwise skip the check that its weights are whole
+    const std::shared_ptr<ov::Model> model = core.read_model(path.string());
+    if (const std::string words = misfit(*model, manifest); !words.empty())
+      return Error{ErrorCode::engine, path.string() + " does not fit the manifest (" + words + "); build the engine again"};
+    return {std::make_unique<OpenVinoBackend>(compile(core, model, options), manifest)};
+  });
+}
+
+}  // namespace rescompile::internal

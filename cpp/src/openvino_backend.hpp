@@ -1,0 +1,11 @@
+// OpenVINO on the CPU.
+#pragma once
+
+#include "backend.hpp"
+
+namespace rescompile::internal {
+
+Result<std::unique_ptr<Backend>> load_openvino(const std::filesystem::path& directory, const Manifest& manifest,
+                                               const LoadOptions& options);
+
+}  // namespace rescompile::internal

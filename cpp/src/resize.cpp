@@ -1,0 +1,143 @@
+// Compiled without fused multiply-add (see CMakeLists.txt): a contracted product rounds a weight differently.
+#include "resize.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace rescompile::internal {
+
+namespace {
+
+/// Bits of a weight behind the point: 32 less 8 of the pixel and 2 for the overshoot of negative weights.
+constexpr int precision_bits = 32 - 8 - 2;
+
+double bilinear(double x) {
+  x = std::abs(x);
+  return x < 1 ? 1 - x : 0;
+}
+
+/// Keys' cubic with a = -0.5.
+double bicubic(double x) {
+  constexpr double a = -0.5;
+  x = std::abs(x);
+  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+  if (x < 2) return (((x - 5) * x + 8) * x - 4) * a;
+  return 0;
+}
+
+struct Filter {
+  double (*weight)(double);
+  double support;  ///< half of its width
+};
+
+/// The weights of one output position: `weights` belong to the input positions from `first` on.
+struct Taps {
+  std::size_t first = 0;
+  std::vector<std::int32_t> weights;
+};
+
+/// Taps of the output positions from `start` on, `count` of them, where `in` positions become `out`.
+std::vector<Taps> make_taps(std::size_t in, std::size_t out, std::size_t start, std::size_t count,
+                            const Filter& filter) {
+  const double scale = static_cast<double>(in) / static_cast<double>(out);
+  const double spread = std::max(scale, 1.0);  // an enlargement interpolates, a reduction averages
+  const double support = filter.support * spread;
+  std::vector<Taps> taps(count);
+  std::vector<double> weights;
+  for (std::size_t index = 0; index < count; ++index) {
+    const double center = (static_cast<double>(start + index) + 0.5) * scale;
+    const double low = center - support + 0.5, high = center + support + 0.5;
+    const auto first = low < 0 ? 0 : static_cast<std::size_t>(low);
+    const auto last = std::min(static_cast<std::size_t>(high), in);
+    weights.clear();
+    double sum = 0;
+    for (std::size_t position = first; position < last; ++position) {
+      weights.push_back(filter.weight((static_cast<double>(position) - center + 0.5) * (1.0 / spread)));
+      sum += weights.back();
+    }
+    taps[index].first = first;
+    for (double weight : weights) {
+      if (sum != 0) weight /= sum;
+      const double scaled = weight * (1 << precision_bits);
+      taps[index].weights.push_back(static_cast<std::int32_t>(scaled < 0 ? scaled - 0.5 : scaled + 0.5));
+    }
+  }
+  return taps;
+}
+
+std::uint8_t clip(std::int32_t sum) {
+  return static_cast<std::uint8_t>(std::clamp(sum >> precision_bits, 0, 255));
+}
+
+/// One output value: the values at `data`, `stride` apart, weighted.
+std::uint8_t weighted(const std::uint8_t* data, std::size_t stride, const std::vector<std::int32_t>& weights) {
+  std::int32_t sum = 1 << (precision_bits - 1);
+  for (const std::int32_t weight : weights) {
+    sum += *data * weight;
+    data += stride;
+  }
+  return clip(sum);
+}
+
+std::vector<std::uint8_t> resample(const RgbView& image, std::size_t width, std::size_t height, const Window& window,
+                                   const Filter& filter) {
+  // an axis that keeps its size has the single weight 1, which changes nothing
+  const auto columns = make_taps(image.width, width, window.left, window.width, filter);
+  const auto rows = make_taps(image.height, height, window.top, window.height, filter);
+  const std::size_t top = rows.front().first, bottom = rows.back().first + rows.back().weights.size();
+  const std::size_t stride = window.width * 3;
+
+  std::vector<std::uint8_t> narrow((bottom - top) * stride);  // the input rows that are needed, columns resized
+  for (std::size_t y = top; y < bottom; ++y)
+    for (std::size_t x = 0; x < window.width; ++x)
+      for (std::size_t channel = 0; channel < 3; ++channel)
+        narrow[(y - top) * stride + x * 3 + channel] =
+            weighted(&image.bytes[(y * image.width + columns[x].first) * 3 + channel], 3, columns[x].weights);
+
+  std::vector<std::uint8_t> result(window.height * stride);
+  for (std::size_t y = 0; y < window.height; ++y)
+    for (std::size_t place = 0; place < stride; ++place)
+      result[y * stride + place] = weighted(&narrow[(rows[y].first - top) * stride + place], stride, rows[y].weights);
+  return result;
+}
+
+/// The input position of each output position; the sum runs on as Pillow's does, rounding included.
+std::vector<std::size_t> nearest_positions(std::size_t in, std::size_t out, std::size_t start, std::size_t count) {
+  const double step = static_cast<double>(in) / static_cast<double>(out);
+  std::vector<std::size_t> positions(count);
+  double position = step * 0.5;
+  for (std::size_t index = 0; index < start + count; ++index, position += step)
+    if (index >= start) positions[index - start] = std::min(static_cast<std::size_t>(position), in - 1);
+  return positions;
+}
+
+std::vector<std::uint8_t> pick_nearest(const RgbView& image, std::size_t width, std::size_t height,
+                                       const Window& window) {
+  const auto columns = nearest_positions(image.width, width, window.left, window.width);
+  const auto rows = nearest_positions(image.height, height, window.top, window.height);
+  std::vector<std::uint8_t> result;
+  result.reserve(window.width * window.height * 3);
+  for (const std::size_t row : rows)
+    for (const std::size_t column : columns) {
+      const auto pixel = image.bytes.subspan((row * image.width + column) * 3, 3);
+      result.insert(result.end(), pixel.begin(), pixel.end());
+    }
+  return result;
+}
+
+}  // namespace
+
+std::vector<std::uint8_t> resize(const RgbView& image, std::size_t width, std::size_t height, const Window& window,
+                                 Interpolation interpolation) {
+  switch (interpolation) {
+    case Interpolation::nearest:
+      return pick_nearest(image, width, height, window);
+    case Interpolation::bilinear:
+      return resample(image, width, height, window, {bilinear, 1.0});
+    case Interpolation::bicubic:
+      return resample(image, width, height, window, {bicubic, 2.0});
+  }
+  return {};
+}
+
+}  // namespace rescompile::internal
