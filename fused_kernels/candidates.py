@@ -24,6 +24,8 @@ MOST_WINDOWED = 4
 """Tiles of a convolution wider than 1x1, each of which is a candidate in both forms; see ``Tile.flat``."""
 STEP_BYTES = 128
 """Depth of a step: the widest swizzle of shared memory, and 64 elements in 16 bits."""
+CHAIN_BYTES = 64
+"""Of a pixel of z that a chain holds at a time."""
 LEAST_STEPS = 8
 """Of one part of a split reduction; fewer do not pay for the workspace."""
 
@@ -51,6 +53,17 @@ _WGRAD = (
     Tile(64, 64, warps=4, stages=4),
 )
 _WGRAD_FLOAT32 = (Tile(64, 64, warps=4, stages=3), Tile(32, 32, warps=4, stages=3))
+# n = 0: as many columns of z at a time as are CHAIN_BYTES
+_CHAIN = (
+    Tile(128, 0, warps=8, stages=3),
+    Tile(64, 0, warps=4, stages=3),
+    Tile(128, 64, warps=8, stages=3),
+    Tile(64, 64, warps=4, stages=3),
+    Tile(128, 0, warps=8, stages=2),
+    Tile(64, 0, warps=8, stages=2),
+    Tile(64, 32, warps=4, stages=2),
+)
+_CHAIN_FLOAT32 = (Tile(16, 32, 32, warps=8, stages=2),)
 
 _PLAIN_EPILOGUES = {"store", "bias", "bias_relu", "requantize", "requantize_relu"}
 """Those that need no second tensor and no sums."""
@@ -63,7 +76,7 @@ def candidates(problem: Problem, *, shared: int = HOPPER) -> list[Tile]:
     """
     cut = list(dict.fromkeys(_cut(tile, problem) for tile in _menu(problem)))
     fitting = [
-        tile for tile in cut if needed_by(tile, problem.dtype) <= shared and registers_suffice(tile, problem)
+        tile for tile in cut if needed_by(tile, problem) <= shared and registers_suffice(tile, problem)
     ]
     if problem.kind == "wgrad":
         return [split for tile in fitting for split in _splits(tile, problem)][:MOST]
@@ -75,6 +88,8 @@ def candidates(problem: Problem, *, shared: int = HOPPER) -> list[Tile]:
 
 def registers_suffice(tile: Tile, problem: Problem) -> bool:
     """Whether the kernel compiles for sm_90 without spilling registers to memory."""
+    if problem.kind == "chain":
+        return _chain_registers(tile, problem) <= 176
     sums = tile.m * tile.n // (32 * tile.warps)
     if problem.epilogue == "stem_pool":
         sums *= 2  # the maximum so far stays beside them
@@ -89,6 +104,12 @@ def registers_suffice(tile: Tile, problem: Problem) -> bool:
     return True
 
 
+def _chain_registers(tile: Tile, problem: Problem) -> float:
+    """Of a thread: the sums of the 3x3; or its result, the columns of z at hand and the sums of what follows."""
+    result = problem.c * problem.dtype.itemsize / 4
+    return tile.m * max(problem.c, result + tile.n + problem.following) / (32 * tile.warps)
+
+
 def has_flat_form(problem: Problem) -> bool:
     """Whether ``Tile.flat`` makes another kernel that is worth trying; a stem's, one tap wide, is flat anyhow."""
     tensor_cores = problem.dtype != torch.float32
@@ -97,7 +118,10 @@ def has_flat_form(problem: Problem) -> bool:
 
 def programs(tile: Tile, problem: Problem) -> int:
     """Programs of the largest launch."""
-    tiles = -(-problem.rows // tile.m) * -(-problem.cols // tile.n)
+    tiles = -(-problem.rows // tile.m)
+    if problem.kind == "chain":
+        return tiles
+    tiles *= -(-problem.cols // tile.n)
     return tiles * problem.conv.r * problem.conv.s * tile.splits if problem.kind == "wgrad" else tiles
 
 
@@ -109,7 +133,10 @@ def fit(size: int, largest: int, *, low: int = 16) -> int:
 def _menu(problem: Problem) -> list[Tile]:
     float32 = problem.dtype == torch.float32
     menu: tuple[Tile, ...]
-    if problem.kind == "wgrad":
+    if problem.kind == "chain":
+        menu = _CHAIN_FLOAT32 if float32 else _CHAIN
+        menu = tuple(replace(tile, n=tile.n or CHAIN_BYTES // problem.dtype.itemsize) for tile in menu)
+    elif problem.kind == "wgrad":
         menu = _WGRAD_FLOAT32 if float32 else _WGRAD
     elif float32:
         menu = _FLOAT32
@@ -127,6 +154,10 @@ def _cut(tile: Tile, problem: Problem) -> Tile:
     least_depth = 32 if problem.dtype == torch.int8 else 16
     m = fit(problem.rows, tile.m, low=min(tile.m, least_rows))
     n = fit(problem.cols, tile.n)
+    if (
+        problem.kind == "chain"
+    ):  # its warps hold sums of c and of following channels, however few columns of z
+        return replace(tile, m=m, n=n, k=fit(problem.depth, tile.k, low=least_depth))
     warps = tile.warps if (m, n) == (tile.m, tile.n) or m * n >= 32 * 32 * tile.warps else 4
     return replace(tile, m=m, n=n, k=fit(problem.depth, tile.k, low=least_depth), warps=warps)
 

@@ -1,4 +1,4 @@
-"""What a tile configuration is chosen for: one matrix product of one convolution."""
+"""What a tile configuration is chosen for: one matrix product of one convolution, or the chain kernel."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import torch
 
 from fused_kernels.geometry import Conv
 
-Kind = Literal["fprop", "dgrad", "wgrad"]
+Kind = Literal["fprop", "dgrad", "wgrad", "chain"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One convolution product, by everything that its speed depends on. [n, h, w, c] is the convolution's input."""
+    """One convolution product, by everything that its speed depends on. [n, h, w, c] is the convolution's input.
+
+    Of a chain ``conv`` is the 3x3, which keeps c channels, and k are those of the block's output.
+    """
 
     kind: Kind
     dtype: torch.dtype
@@ -26,12 +29,14 @@ class Problem:
     conv: Conv
     prologue: str = "identity"
     epilogue: str = "store"
+    following: int = 0
+    """Channels of the next block's first convolution, which a chain computes too; 0 where none follows."""
 
     @property
     def rows(self) -> int:
         """Rows of the largest of its products."""
         p, q = self.conv.output_size(self.h, self.w)
-        if self.kind == "fprop":
+        if self.kind in {"fprop", "chain"}:
             return self.n * p * q
         if self.kind == "wgrad":
             return self.c
@@ -51,10 +56,20 @@ class Problem:
         return self.k if self.kind == "dgrad" else self.c
 
     @property
+    def macs(self) -> int:
+        """Multiplications and additions."""
+        p, q = self.conv.output_size(self.h, self.w)
+        taps = self.conv.r * self.conv.s
+        if self.kind == "chain":
+            return self.n * p * q * (taps * self.c * self.c + self.k * (self.c + self.following))
+        return self.n * p * q * taps * self.c * self.k
+
+    @property
     def key(self) -> str:
         """The name of this problem in a tuning table."""
         conv, dtype = self.conv, str(self.dtype).removeprefix("torch.")
+        following = f"->{self.following}" if self.following else ""
         return (
-            f"{self.kind} {dtype} n{self.n} {self.h}x{self.w} {self.c}->{self.k}"
+            f"{self.kind} {dtype} n{self.n} {self.h}x{self.w} {self.c}->{self.k}{following}"
             f" {conv.r}x{conv.s}/{conv.stride}+{conv.padding} {self.prologue} {self.epilogue}"
         )

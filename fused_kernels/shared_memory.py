@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 
 _LIMITS = {
@@ -42,6 +43,12 @@ def limit_on(device: torch.device) -> int:
     return limit_of(10 * major + minor)
 
 
-def needed_by(tile: Tile, dtype: torch.dtype) -> int:
-    """An upper bound on what a convolution kernel uses: an operand tile of each kind for every stage."""
-    return tile.stages * (tile.m + tile.n) * tile.k * dtype.itemsize + _SCRATCH
+def needed_by(tile: Tile, problem: Problem) -> int:
+    """An upper bound on what a kernel uses: an operand tile of each kind for every stage."""
+    size = problem.dtype.itemsize
+    if problem.kind != "chain":
+        return tile.stages * (tile.m + tile.n) * tile.k * size + _SCRATCH
+    window = tile.stages * (tile.m + problem.c) * tile.k
+    # a block of z: weights to it and from it, its residual; beside them the 3x3's result, as an operand
+    columns = tile.stages * tile.n * (problem.c + problem.following + tile.m) + tile.m * problem.c
+    return max(window, columns) * size + _SCRATCH

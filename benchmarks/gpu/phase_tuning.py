@@ -20,7 +20,7 @@ from fused_kernels.shared_memory import limit_on
 from fused_kernels.table import FOLDER_VARIABLE, Entries, current_table, read_table, table_name, write_table
 from fused_kernels.tiles import Tile
 from fused_kernels.tune.call import call_of
-from fused_kernels.tune.command import describe
+from fused_kernels.tune.command import by_weight, describe
 from fused_kernels.tune.precompile import launches_of
 from fused_kernels.tune.search import search
 from fused_kernels.tune.timing import on_gpu
@@ -68,13 +68,7 @@ def problems_to_tune(context: Context) -> list[Problem]:
     with choosing(listen):
         network_launches(context.scale, context.largest, setting.training_dtype, training=True)
         network_launches(context.scale, context.inference, setting.inference_dtype, training=False)
-
-    def weight(problem: Problem) -> float:
-        p, q = problem.conv.output_size(problem.h, problem.w)
-        taps = problem.conv.r * problem.conv.s
-        return -found[problem] * problem.n * p * q * problem.c * problem.k * taps
-
-    return sorted(found, key=weight)
+    return by_weight(found)
 
 
 def _tuned(problem: Problem, context: Context, shared: int) -> dict[str, Any]:

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from fused_kernels import inference_references as references
+from fused_kernels.candidates import fit
+from fused_kernels.choice import CUDNN, choose
 from fused_kernels.errors import ShapeError, Unsupported
+from fused_kernels.geometry import Conv
 from fused_kernels.launch import Functor, Out, launch, uses_kernels
 from fused_kernels.layout import empty_nhwc, nhwc
 from fused_kernels.numeric_types import precision, require_float
 from fused_kernels.ops.inference import require_int32_sums, require_residual_scale, require_vector
-from fused_kernels.tiles import Tile
+from fused_kernels.problem import Problem
 
 WIDEST = 256
 WIDEST_NEXT = 512
@@ -54,22 +57,6 @@ def chain_fits(width: int, dtype: torch.dtype, next_width: int | None = None) ->
     return _power_of_two(width) and _narrowest(dtype) <= width <= 128
 
 
-def chain_tile(width: int, dtype: torch.dtype, next_width: int | None = None) -> Tile:
-    """Pixels (m), columns of z at a time (n) and depth of a step of the 3x3 (k) that compile without spills.
-
-    A step is 128 bytes deep: up to 64 channels in 16 bits are one step for each tap, and the loop over taps is then
-    the one that is pipelined. z goes by in 64 bytes of a pixel.
-    """
-    if dtype == torch.float32:
-        return Tile(16, 32, min(width, 32), warps=8, stages=2)
-    k = min(width, 128 if dtype == torch.int8 else 64)
-    following = next_width or 0
-    if width > 128 or following > 256:
-        return Tile(64, 32, k, warps=8, stages=2)
-    n = 64 if dtype == torch.int8 and following <= 128 else 32
-    return Tile(128, n, k, warps=8, stages=3)
-
-
 def chain(
     x: Tensor,
     conv2: Folded,
@@ -79,7 +66,6 @@ def chain(
     *,
     stride: int = 1,
     residual_scale: float | None = None,
-    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The rest of a bottleneck after its first convolution, and the first convolution of the next one.
 
@@ -95,7 +81,6 @@ def chain(
         conv1: of the next block, 1x1, [next, expanded, 1, 1] with up to 512 channels; None where no block follows.
         stride: of ``conv2``, 1 or 2.
         residual_scale: of an int8 residual; see ``ops.inference.conv_int8``.
-        tile: instead of ``chain_tile``.
 
     Returns:
         z [N, expanded, P, Q], and [N, next, P, Q] or None.
@@ -104,16 +89,18 @@ def chain(
         ShapeError, Unsupported: operands that do not fit, or a width or dtype without a kernel.
     """
     _require_chain(x, conv2, conv3, residual, conv1, stride, residual_scale)
-    if not uses_kernels(x):
+    n, width, h, wd = x.shape
+    expanded, next_width = conv3.w.shape[0], 0 if conv1 is None else conv1.w.shape[0]
+    window = Conv(3, 3, stride, 1)
+    problem = Problem("chain", x.dtype, n, h, wd, width, expanded, window, following=next_width)
+    tile = choose(problem, x.device) if uses_kernels(x) else CUDNN
+    if tile == CUDNN:
         return references.chain(
             x, conv2, conv3, residual, conv1, stride=stride, residual_scale=residual_scale
         )
-    n, width, h, wd = x.shape
     p, q = residual.shape[2:]
-    z = empty_nhwc(x, n, conv3.w.shape[0], p, q)
-    following = None if conv1 is None else empty_nhwc(x, n, conv1.w.shape[0], p, q)
-    next_width = None if following is None else following.shape[1]
-    tile = tile or chain_tile(width, x.dtype, next_width)
+    z = empty_nhwc(x, n, expanded, p, q)
+    following = None if conv1 is None else empty_nhwc(x, n, next_width, p, q)
     launch(
         "chain.chain_kernel",
         (-(-n * p * q // tile.m),),
@@ -127,12 +114,12 @@ def chain(
         **_layer("1", conv1),
         next_ptr=None if following is None else Out(following),
         **{"M": n * p * q, "H": h, "W": wd, "P": p, "Q": q},
-        **{"STRIDE": stride, "WIDTH": width, "EXPANDED": z.shape[1], "NEXT": next_width or 0},
+        **{"STRIDE": stride, "WIDTH": width, "EXPANDED": expanded, "NEXT": next_width},
         PROLOGUE=Functor("prologues.identity"),
         PRECISION=precision(x.dtype),
         ACC=Functor("numerics.int32" if x.dtype == torch.int8 else "numerics.float32"),
         **{"BLOCK_M": tile.m, "BLOCK_Z": tile.n, "BLOCK_K": tile.k, "FLAT": tile.flat},
-        BLOCK_NEXT=max(16, 1 << ((next_width or 1) - 1).bit_length()),
+        BLOCK_NEXT=fit(next_width, WIDEST_NEXT),
     )
     return z, following
 

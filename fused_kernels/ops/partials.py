@@ -37,9 +37,9 @@ class Partials:
 def moments_dtype(activation: torch.dtype) -> torch.dtype:
     """What a tile's mean and M2 are stored in: fp32 where the activation is 16 bits wide, fp64 otherwise.
 
-    A mean of fp32 values, rounded to fp32, is off by up to 3e-5 std at mean/std = 1000, and two tiles whose means lie one
-    std apart would have a variance that is off by 2e-5. Of 16-bit values that lie close to one another the mean is exact
-    in fp32: each has 11 digits at most, and a tile's sum 8 more.
+    A mean of fp32 values, rounded to fp32, is off by up to 3e-5 std at mean/std = 1000, and two tiles whose means lie
+    one std apart would have a variance that is off by 2e-5. Of 16-bit values that lie close to one another the mean is
+    exact in fp32: each has 11 binary digits at most, and a tile's sum 8 more.
     """
     return torch.float32 if activation in {torch.float16, torch.bfloat16} else torch.float64
 

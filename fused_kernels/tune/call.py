@@ -15,7 +15,7 @@ from fused_kernels.errors import Unsupported
 from fused_kernels.geometry import Conv
 from fused_kernels.launch import implementation
 from fused_kernels.layout import nhwc
-from fused_kernels.ops import convolution, inference, stem
+from fused_kernels.ops import chain, convolution, inference, stem
 from fused_kernels.ops.partials import Partials
 from fused_kernels.problem import Problem
 from fused_kernels.stem_layout import depth
@@ -110,22 +110,24 @@ class _Draw:
         return self.activation(problem.n, problem.k, *problem.conv.output_size(problem.h, problem.w))
 
     def weight(self, channels: int | None = None) -> Tensor:
-        """[k, c, r, s] in KRSC memory, so sized that outputs are about 1."""
+        """Of the problem's convolution; of as many input channels if they are given."""
         problem, conv = self._problem, self._problem.conv
-        c = problem.c if channels is None else channels
-        if problem.dtype == torch.int8:
-            return nhwc(self._int8(problem.k, c, conv.r, conv.s))
-        scale = (c * conv.r * conv.s) ** -0.5
-        return nhwc((self.normal(problem.k, c, conv.r, conv.s) * scale).to(problem.dtype))
+        return self.weights(problem.k, problem.c if channels is None else channels, conv.r, conv.s)
+
+    def weights(self, k: int, c: int, r: int, s: int) -> Tensor:
+        """[k, c, r, s] in KRSC memory, so sized that outputs are about 1."""
+        if self._problem.dtype == torch.int8:
+            return nhwc(self._int8(k, c, r, s))
+        return nhwc((self.normal(k, c, r, s) * (c * r * s) ** -0.5).to(self._problem.dtype))
 
     def vectors(self, c: int) -> Tensor:
         """fp32 [4, c] of some batch norm: mean, invstd, scale, shift; scales of both signs."""
         mean, invstd, gamma, beta = self.normal(c), self.normal(c).abs() + 0.5, self.normal(c), self.normal(c)
         return torch.stack([mean, invstd, gamma * invstd, beta - mean * gamma * invstd])
 
-    def requantization(self, products: int) -> tuple[Tensor, Tensor]:
-        """Scale and bias that spread sums of ``products`` over int8's range."""
-        k = self._problem.k
+    def requantization(self, products: int, channels: int | None = None) -> tuple[Tensor, Tensor]:
+        """Scale and bias [k] or [channels] that spread sums of ``products`` over int8's range."""
+        k = self._problem.k if channels is None else channels
         return (self.normal(k).abs() + 0.5) * 40 / (74**2 * products**0.5), self.normal(k) * 10
 
     def _int8(self, *shape: int) -> Tensor:
@@ -224,6 +226,34 @@ def _stem_wgrad(problem: Problem, draw: _Draw) -> Call:
     return Call(lambda packed, dy: stem.stem_wgrad(packed, dy, conv, 3), (packed, draw.output()))
 
 
+def _chain(problem: Problem, draw: _Draw) -> Call:
+    c, k, stride = problem.c, problem.k, problem.conv.stride
+    shapes = [(c, c, 3), (k, c, 1), *([(problem.following, k, 1)] if problem.following else [])]
+    int8 = problem.dtype == torch.int8
+    layers: list[Tensor] = []
+    for out, depth_of, r in shapes:
+        scale, bias = (
+            draw.requantization(depth_of * r * r, out) if int8 else (draw.normal(out), draw.normal(out))
+        )
+        layers += [draw.weights(out, depth_of, r, r), bias, *([scale] if int8 else [])]
+
+    def function(x: Tensor, residual: Tensor, *layers: Tensor) -> Any:
+        each = len(layers) // len(shapes)
+        folded = [chain.Folded(*layers[start : start + each]) for start in range(0, len(layers), each)]
+        z, following = chain.chain(
+            x,
+            folded[0],
+            folded[1],
+            residual,
+            *folded[2:],
+            stride=stride,
+            residual_scale=0.5 if int8 else None,
+        )
+        return z if following is None else (z, following)
+
+    return Call(function, (draw.input(), draw.output(), *layers))
+
+
 _BUILDERS: dict[tuple[str, str], Callable[[Problem, _Draw], Call]] = {
     ("fprop", "moments"): _fprop,
     ("fprop", "store"): _fprop,
@@ -243,6 +273,7 @@ _BUILDERS: dict[tuple[str, str], Callable[[Problem, _Draw], Call]] = {
     ("dgrad", "store"): _dgrad,
     ("wgrad", "store"): _wgrad,
     ("wgrad", "stem"): _stem_wgrad,
+    ("chain", "store"): _chain,
 }
 
 

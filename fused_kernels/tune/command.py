@@ -120,13 +120,7 @@ def tune(
 
 def by_weight(problems: Counter[Problem]) -> list[Problem]:
     """Problems by their multiplications in one pass of the network, most first."""
-
-    def weight(problem: Problem) -> int:
-        p, q = problem.conv.output_size(problem.h, problem.w)
-        macs = problem.n * p * q * problem.c * problem.k * problem.conv.r * problem.conv.s
-        return -macs * problems[problem]
-
-    return sorted(problems, key=weight)
+    return sorted(problems, key=lambda problem: -problem.macs * problems[problem])
 
 
 def describe(outcome: Outcome) -> str:

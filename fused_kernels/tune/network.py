@@ -63,18 +63,17 @@ def problems_of(
         return default_tile(problem)
 
     with choosing(listen):
-        _run(network, images, training=training, chains=not int8)
+        _run(network, images, training=training)
     return found
 
 
-def _run(network: nn.Module, images: Tensor, *, training: bool, chains: bool) -> None:
+def _run(network: nn.Module, images: Tensor, *, training: bool) -> None:
     network.train(training)
     if training:
         network(images).sum().backward()
         return
     with torch.no_grad():
-        if chains:
-            network(images)
+        network(images)
         with without_chains():
             network(images)
 

@@ -39,7 +39,7 @@ def test_candidates_are_few_distinct_and_fitting(problem: Problem, shared: int) 
     assert 1 <= len(found) <= MOST
     assert len(set(found)) == len(found)
     for tile in found:
-        assert needed_by(tile, problem.dtype) <= shared
+        assert needed_by(tile, problem) <= shared
         assert registers_suffice(tile, problem)
         assert not tile.flat or has_flat_form(problem)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,12 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fused_kernels.candidates import candidates
+from fused_kernels.choice import CUDNN, choosing
 from fused_kernels.errors import ShapeError, Unsupported
+from fused_kernels.geometry import Conv
 from fused_kernels.launch import recording
-from fused_kernels.ops.chain import Folded, chain, chain_fits, chain_tile
+from fused_kernels.ops.chain import Folded, chain, chain_fits
+from fused_kernels.problem import Problem
+from fused_kernels.shared_memory import HOPPER, SMALLEST
 from fused_kernels.tiles import Tile
 from tests.fused_kernels import quantized
-from tests.fused_kernels.conftest import activation, kernels, normal, reference, reseed, weight
+from tests.fused_kernels.conftest import activation, kernels, normal, reference, reseed, tiles, weight
 from tests.fused_kernels.ground_truth import stored
 from tests.fused_kernels.quantized import Layer, assert_same_bits, random_int8, random_layer
 from tests.fused_kernels.strategies import FUZZ
@@ -62,7 +68,8 @@ def check_chain(shapes: Shapes, dtype: torch.dtype, tile: Tile | None = SMALL) -
     residual = activation(*shapes.output, dtype)
     vectors = torch.float64 if dtype == torch.float64 else torch.float32
     layers = [Folded(weight(k, c, r, r, dtype), normal(k).to(vectors)) for k, c, r in shapes.layers]
-    z, following = chain(x, layers[0], layers[1], residual, *layers[2:], stride=shapes.stride, tile=tile)
+    with nullcontext() if tile is None else tiles(tile):
+        z, following = chain(x, layers[0], layers[1], residual, *layers[2:], stride=shapes.stride)
     truths, torchs = (chained(x, layers, residual, shapes.stride, d) for d in (torch.float64, dtype))
     assert z.dtype == dtype
     assert z.is_contiguous(memory_format=torch.channels_last)
@@ -87,9 +94,10 @@ def check_chain_int8(shapes: Shapes, tile: Tile | None = SMALL) -> None:
     x, residual = random_int8(shapes.n, shapes.width, shapes.h, shapes.w, low=0), random_int8(*shapes.output)
     layers = [random_layer(k, c, r, r, spread=100.0) for k, c, r in shapes.layers]
     folded = [Folded(layer.w, layer.bias, layer.scale) for layer in layers]
-    z, following = chain(
-        x, folded[0], folded[1], residual, *folded[2:], stride=shapes.stride, residual_scale=0.37, tile=tile
-    )
+    with nullcontext() if tile is None else tiles(tile):
+        z, following = chain(
+            x, folded[0], folded[1], residual, *folded[2:], stride=shapes.stride, residual_scale=0.37
+        )
     truth = chained_int8(x, layers, residual, shapes.stride)
     assert_same_bits("z", z, truth[0])
     assert (following is None) == (shapes.following is None)
@@ -156,7 +164,8 @@ def test_operands_in_nchw_memory_are_taken_too() -> None:
     x, residual = (random_int8(2, 32, 5, 4).contiguous(), random_int8(*shapes.output).contiguous())
     layers = [random_layer(k, c, r, r) for k, c, r in shapes.layers]
     conv2, conv3 = (Folded(layer.w.contiguous(), layer.bias, layer.scale) for layer in layers[:2])
-    z, _ = chain(x, conv2, conv3, residual, stride=2, residual_scale=0.37, tile=SMALL)
+    with tiles(SMALL):
+        z, _ = chain(x, conv2, conv3, residual, stride=2, residual_scale=0.37)
     assert_same_bits("z", z, chained_int8(x, layers, residual, 2)[0])
 
 
@@ -176,16 +185,45 @@ def test_default_tiles_at_every_width(width: int, dtype: torch.dtype) -> None:
         check_chain_int8(shapes, None)
 
 
-@pytest.mark.parametrize("following", [None, 64, 128, 256, 512])
+def posed(
+    width: int, dtype: torch.dtype, following: int = 0, n: int = 128, shared: int = HOPPER
+) -> list[Tile]:
+    """Candidates for a chain of ResNet-50's second stage, or another width on its plane."""
+    problem = Problem("chain", dtype, n, 56, 56, width, 4 * width, Conv(3, 3, 1, 1), following=following)
+    return candidates(problem, shared=shared)
+
+
+@pytest.mark.parametrize("following", [0, 64, 128, 256, 512])
 @pytest.mark.parametrize("width", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int8], ids=str)
-def test_default_tiles_divide_the_width_and_leave_registers(
-    dtype: torch.dtype, width: int, following: int | None
+def test_candidates_divide_the_width_and_leave_registers(
+    dtype: torch.dtype, width: int, following: int
 ) -> None:
-    tile = chain_tile(width, dtype, following)
-    assert width % tile.k == 0
-    sums = tile.m * max(width, (following or 0) + tile.n)
-    assert sums / (32 * tile.warps) <= 160, "fp32 sums of one thread, of 255 registers"
+    for tile in posed(width, dtype, following):
+        assert width % tile.k == 0 or width < 32  # which int8 does not compute
+        sums = tile.m * max(width, following + tile.n)
+        assert sums / (32 * tile.warps) <= 160, "fp32 sums of one thread, of 255 registers"
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(64, torch.float16), (128, torch.bfloat16), (128, torch.int8)])
+def test_there_is_something_to_tune_and_a_default_that_fits_every_gpu(width: int, dtype: torch.dtype) -> None:
+    assert len(posed(width, dtype, width)) >= 6
+    assert {tile.flat for tile in posed(width, dtype, width)} == {False, True}
+    assert posed(width, dtype, width)[0].m == 128
+    assert posed(width, dtype, width, n=1)[0].m == 64
+    for tile in posed(width, dtype, width, shared=SMALLEST):
+        assert tile.stages * (tile.m + width) * tile.k * dtype.itemsize < SMALLEST
+
+
+def test_where_the_table_says_cudnn_torch_computes() -> None:
+    x, residual = activation(2, 32, 5, 4), activation(2, 96, 5, 4)
+    layers = [Folded(weight(k, c, r, r), normal(k)) for k, c, r in Shapes().layers]
+    with choosing(lambda _: CUDNN), recording() as launches:
+        results = chain(x, layers[0], layers[1], residual, layers[2])
+    with reference():
+        expected = chain(x, layers[0], layers[1], residual, layers[2])
+    assert not launches
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 def test_one_kernel_reads_each_operand_once_and_neither_h_nor_z() -> None:

@@ -109,6 +109,21 @@ def test_ties_go_to_the_even_neighbour(implementation: Any) -> None:
 
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("relu", [False, True])
+def test_numbers_of_every_size_round_and_saturate(implementation: Any, relu: bool) -> None:
+    """Sums of 0, so that the bias is what becomes int8: around ties, the ends of int8 and the digits of fp32."""
+    sizes = [0.0, 0.4999999, 0.5, 1.5, 126.5, 127.4999, 127.5, 128.5, 255.5, 256.5, 65535.5, 2.0**31, 3e38]
+    sizes += [
+        factor * 2.0**exponent + off for exponent in (22, 23) for factor in (1, 1.5) for off in (-0.5, 0, 1)
+    ]
+    v = np.array([sign * size for size in [*sizes, np.inf] for sign in (1, -1)], dtype=np.float32)
+    x, w = torch.zeros(1, 4, 1, 1, dtype=torch.int8), torch.zeros(len(v), 4, 1, 1, dtype=torch.int8)
+    with implementation(), tiles(Tile(16, 64, 32)):
+        y = conv_int8(x, w, torch.ones(len(v)), torch.from_numpy(v), POINTWISE, relu=relu)
+    assert y.flatten().tolist() == np.clip(np.rint(v), 0 if relu else -128, 127).tolist()
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("relu", [False, True])
 def test_results_saturate_at_both_ends(implementation: Any, relu: bool) -> None:
     low = 0 if relu else -128
     with implementation():

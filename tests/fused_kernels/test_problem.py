@@ -30,6 +30,16 @@ def test_the_sizes_of_each_product() -> None:
     assert (wgrad.rows, wgrad.cols, wgrad.depth) == (20, 24, 2 * 5 * 4)
 
 
+def test_the_work_of_each_product() -> None:
+    pixels = 2 * 5 * 4
+    for kind in ("fprop", "dgrad", "wgrad"):
+        assert replace(EXAMPLE, kind=kind).macs == pixels * 9 * 20 * 24
+    chain = Problem("chain", torch.int8, 2, 9, 7, 32, 96, Conv(3, 3, 2, 1), following=40)
+    assert (chain.rows, chain.cols, chain.depth) == (pixels, 96, 32)
+    assert chain.macs == pixels * (9 * 32 * 32 + 32 * 96 + 96 * 40)
+    assert chain.key == "chain int8 n2 9x7 32->96->40 3x3/2+1 identity store"
+
+
 def test_rows_of_dgrad_are_those_of_its_largest_parity() -> None:
     assert replace(EXAMPLE, kind="dgrad", h=9, w=8).rows == 2 * 5 * 4
     assert replace(EXAMPLE, kind="dgrad", conv=Conv(1, 1)).rows == 2 * 9 * 7
@@ -54,6 +64,7 @@ def test_the_key_is_what_a_person_would_write() -> None:
         {"conv": Conv(3, 3, 2, 0)},
         {"prologue": "identity"},
         {"epilogue": "store"},
+        {"following": 20},
     ],
 )
 def test_problems_that_differ_have_different_keys(change: dict[str, object]) -> None:
