@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace rescompile::internal {
 
@@ -79,26 +80,58 @@ std::uint8_t weighted(const std::uint8_t* data, std::size_t stride, const std::v
   return clip(sum);
 }
 
+/// Row `y` from `first_row` on, `row_count` of them, with its columns resized.
+std::vector<std::uint8_t> resize_columns(const RgbView& image, const std::vector<Taps>& columns, std::size_t first_row,
+                                         std::size_t row_count) {
+  std::vector<std::uint8_t> result;
+  result.reserve(row_count * columns.size() * 3);
+  for (std::size_t y = first_row; y < first_row + row_count; ++y)
+    for (const Taps& taps : columns)
+      for (std::size_t channel = 0; channel < 3; ++channel)
+        result.push_back(weighted(&image.bytes[(y * image.width + taps.first) * 3 + channel], 3, taps.weights));
+  return result;
+}
+
+/// Columns from `first_column` on, `column_count` of them, with their rows resized.
+std::vector<std::uint8_t> resize_rows(const RgbView& image, const std::vector<Taps>& rows, std::size_t first_column,
+                                      std::size_t column_count) {
+  std::vector<std::uint8_t> result;
+  result.reserve(rows.size() * column_count * 3);
+  for (const Taps& taps : rows)
+    for (std::size_t place = first_column * 3; place < (first_column + column_count) * 3; ++place)
+      result.push_back(weighted(&image.bytes[taps.first * image.width * 3 + place], image.width * 3, taps.weights));
+  return result;
+}
+
+/// Makes `taps` count from the first input position that they need; returns that position and how many are needed.
+std::pair<std::size_t, std::size_t> rebase(std::vector<Taps>& taps) {
+  const std::size_t first = taps.front().first, end = taps.back().first + taps.back().weights.size();
+  for (Taps& each : taps) each.first -= first;
+  return {first, end - first};
+}
+
+/// Pillow 13 resizes the rows first where the height loses more than twice as many pixels as the width; the rounding
+/// between the passes shows which came first. Older versions resize the columns first, always.
+bool rows_come_first(const RgbView& image, std::size_t width, std::size_t height) {
+  const auto lost = [](std::size_t in, std::size_t out) {
+    return static_cast<std::int64_t>(in) - static_cast<std::int64_t>(out);
+  };
+  return lost(image.height, height) > std::max<std::int64_t>(0, 2 * lost(image.width, width));
+}
+
 std::vector<std::uint8_t> resample(const RgbView& image, std::size_t width, std::size_t height, const Window& window,
                                    const Filter& filter) {
   // an axis that keeps its size has the single weight 1, which changes nothing
-  const auto columns = make_taps(image.width, width, window.left, window.width, filter);
-  const auto rows = make_taps(image.height, height, window.top, window.height, filter);
-  const std::size_t top = rows.front().first, bottom = rows.back().first + rows.back().weights.size();
-  const std::size_t stride = window.width * 3;
-
-  std::vector<std::uint8_t> narrow((bottom - top) * stride);  // the input rows that are needed, columns resized
-  for (std::size_t y = top; y < bottom; ++y)
-    for (std::size_t x = 0; x < window.width; ++x)
-      for (std::size_t channel = 0; channel < 3; ++channel)
-        narrow[(y - top) * stride + x * 3 + channel] =
-            weighted(&image.bytes[(y * image.width + columns[x].first) * 3 + channel], 3, columns[x].weights);
-
-  std::vector<std::uint8_t> result(window.height * stride);
-  for (std::size_t y = 0; y < window.height; ++y)
-    for (std::size_t place = 0; place < stride; ++place)
-      result[y * stride + place] = weighted(&narrow[(rows[y].first - top) * stride + place], stride, rows[y].weights);
-  return result;
+  auto columns = make_taps(image.width, width, window.left, window.width, filter);
+  auto rows = make_taps(image.height, height, window.top, window.height, filter);
+  if (rows_come_first(image, width, height)) {
+    const auto [left, needed] = rebase(columns);
+    const auto flat = resize_rows(image, rows, left, needed);
+    return resize_columns({flat, needed, window.height}, columns, 0, window.height);
+  }
+  const auto [top, needed] = rebase(rows);
+  const auto narrow = resize_columns(image, columns, top, needed);
+  return resize_rows({narrow, window.width, needed}, rows, 0, window.width);
 }
 
 /// The input position of each output position; the sum runs on as Pillow's does, rounding included.

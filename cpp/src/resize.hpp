@@ -24,7 +24,7 @@ struct Window {
 /// `window` of `image` resized to width x height; only what the window shows is computed. [height, width, 3].
 ///
 /// Bilinear and bicubic are Pillow's resampling with antialias: a separable filter as wide as the reduction, its
-/// weights rounded to 22 bits, horizontal pass first, each pass rounded to 8 bits.
+/// weights rounded to 22 bits, one pass over columns and one over rows, each rounded to 8 bits.
 std::vector<std::uint8_t> resize(const RgbView& image, std::size_t width, std::size_t height, const Window& window,
                                  Interpolation interpolation);
 

@@ -1,0 +1,57 @@
+// A libFuzzer target on the loader. The first byte of an input says what the rest is:
+//
+//   'm'  manifest.json, as it is
+//   's'  manifest.json, whose digest is put right first, so that the fields behind the digest are reached
+//   'g'  golden.npz, listed with its right hash
+//   'p'  an image for preprocessing: two bytes of width, two of height, pixels
+//
+// Whatever it is, loading ends in an engine or an error. Payloads are the backends' own and not fuzzed here.
+#include <cstdint>
+#include <cstdlib>
+
+#include "loader.hpp"
+#include "preprocess.hpp"
+#include "sample_engine.hpp"
+
+using namespace rescompile;
+
+namespace {
+
+void load(const std::filesystem::path& directory) {
+  const auto engine = internal::load_engine(directory, {}, testing::sum_backend());
+  if (!engine && engine.error().message.empty()) std::abort();
+}
+
+void preprocess(const std::string& bytes) {
+  if (bytes.size() < 6) return;
+  const auto at = [&](std::size_t index) { return static_cast<std::size_t>(static_cast<unsigned char>(bytes[index])); };
+  const std::size_t width = at(0) | at(1) << 8, height = at(2) | at(3) << 8;
+  Preprocess steps;
+  steps.crop = static_cast<std::int64_t>(at(4) % 32 + 1);
+  if (at(5) < 128) steps.resize = steps.crop + static_cast<std::int64_t>(at(5) % 16);
+  steps.interpolation = static_cast<Interpolation>(at(5) % 3);
+  std::vector<std::uint8_t> pixels(bytes.begin() + 6, bytes.end());
+  if (width * height <= 1 << 16) pixels.resize(width * height * 3);  // else the size is wrong, and must be refused
+  const auto made = internal::crop_pixels({pixels, width, height}, steps);
+  if (made && made->size() != static_cast<std::size_t>(steps.crop * steps.crop * 3)) std::abort();
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  static const testing::TemporaryDirectory directory;
+  static const std::string golden = testing::good_golden();
+  if (size == 0) return 0;
+  const std::string rest(reinterpret_cast<const char*>(data) + 1, size - 1);
+  if (data[0] == 'p') {
+    preprocess(rest);
+    return 0;
+  }
+  const std::string archive = data[0] == 'g' ? rest : golden;
+  std::string manifest = data[0] == 'g' ? testing::manifest_text({{"golden.npz", rest}}) : rest;
+  if (data[0] == 's') manifest = testing::sealed(std::move(manifest));
+  testing::write_file(directory.path() / "golden.npz", archive);
+  testing::write_file(directory.path() / "manifest.json", manifest);
+  load(directory.path());
+  return 0;
+}

@@ -1,0 +1,82 @@
+// classify DIR IMAGE: the five most probable classes of a photograph.
+#include <charconv>
+#include <cstdio>
+#include <cstring>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "image.hpp"
+
+namespace {
+
+constexpr const char* usage =
+    "usage: classify [--json] [--threads N] DIR IMAGE\n"
+    "  DIR     engine directory, the --output of rescompile build\n"
+    "  IMAGE   JPEG or PNG file\n"
+    "  --json  print one JSON object, logits included\n";
+
+struct Arguments {
+  std::vector<std::string> paths;
+  rescompile::LoadOptions options;
+  bool json = false;
+};
+
+bool parse(int count, char** words, Arguments& arguments) {
+  for (int index = 1; index < count; ++index) {
+    const std::string_view word = words[index];
+    if (word == "--json") {
+      arguments.json = true;
+    } else if (word == "--threads" && index + 1 < count) {
+      const std::string_view number = words[++index];
+      const char* end = number.data() + number.size();
+      const auto [rest, error] = std::from_chars(number.data(), end, arguments.options.threads);
+      if (error != std::errc() || rest != end) return false;
+    } else if (word.starts_with("-")) {
+      return false;
+    } else {
+      arguments.paths.emplace_back(word);
+    }
+  }
+  return arguments.paths.size() == 2;
+}
+
+int refuse(const rescompile::Error& error) {
+  std::cerr << "classify: " << error.message << '\n';
+  return 1;
+}
+
+void print_json(const rescompile::Manifest& manifest, const std::vector<rescompile::Prediction>& best,
+                std::span<const float> logits) {
+  nlohmann::ordered_json object = {{"model", manifest.model}, {"predictions", nlohmann::json::array()}};
+  for (const auto& each : best)
+    object["predictions"].push_back(
+        {{"class", manifest.classes[each.index]}, {"index", each.index}, {"probability", each.probability}});
+  object["logits"] = std::vector<float>(logits.begin(), logits.end());
+  std::cout << object.dump() << '\n';
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  Arguments arguments;
+  if (!parse(count, words, arguments)) {
+    std::cerr << usage;
+    return 2;
+  }
+  const auto engine = rescompile::Engine::load(arguments.paths[0], arguments.options);
+  if (!engine) return refuse(engine.error());
+  const auto image = read_image(arguments.paths[1]);
+  if (!image) return refuse(image.error());
+  const auto input = engine->preprocess(image->pixels, image->width, image->height);
+  if (!input) return refuse(input.error());
+  const auto logits = engine->infer(*input);
+  if (!logits) return refuse(logits.error());
+  const auto best = rescompile::top_k((*logits)[0], 5);
+  if (arguments.json) {
+    print_json(engine->manifest(), best, (*logits)[0]);
+    return 0;
+  }
+  for (const auto& each : best)
+    std::printf("%6.2f %%  %s\n", 100 * each.probability, engine->manifest().classes[each.index].c_str());
+  return 0;
+}
