@@ -65,7 +65,7 @@ _CHAIN = (
 )
 _CHAIN_FLOAT32 = (Tile(16, 32, 32, warps=8, stages=2),)
 
-_PLAIN_EPILOGUES = {"store", "bias", "bias_relu", "requantize", "requantize_relu"}
+_PLAIN_EPILOGUES = {"store", "bias", "bias_relu", "logits", "requantize", "requantize_relu"}
 """Those that need no second tensor and no sums."""
 
 

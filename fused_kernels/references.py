@@ -154,8 +154,13 @@ def entry(
 
 def bn_backward(g: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
     """See ``ops.passes.bn_backward``."""
+    return nhwc(batch_norm_gradient(g, y, vectors, coefficients).to(g.dtype))
+
+
+def batch_norm_gradient(g: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
+    """a * g + b * (y - mean) + c, wide."""
     a, b, c = (per_channel(row) for row in coefficients)
-    return nhwc((a * wide(g) + b * centred(y, vectors) + c).to(g.dtype))
+    return a * wide(g) + b * centred(y, vectors) + c
 
 
 def merge(partials: Partials) -> Tensor:

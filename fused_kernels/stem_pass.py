@@ -1,7 +1,7 @@
 """A network's first layers, forward and backward: convolution, batch norm, ReLU and, on large images, max pool.
 
 Forward:   y = conv(image) + moments;   z = maxpool(relu(bn(y))) in one pass, with the place of each maximum
-Backward:  g = dz scattered to those places where bn(y) > 0, with the sums for bn;   dy = a*g + b*(y - mean) + c;   dw
+Backward:  sums of g, dz scattered to those places where bn(y) > 0;   dy = a*g + b*(y - mean) + c, g made again;   dw
 
 Derivation: docs/math/stem.md. Plain functions on tensors; ``library`` makes one differentiable operator of them.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fused_kernels.blocks import LayerGradients, LayerTensors
 from fused_kernels.normalization import denormalize, normalize
-from fused_kernels.ops import convolution, passes, statistics, stem
+from fused_kernels.ops import convolution, statistics, stem
 from fused_kernels.ops.partials import Partials
 from fused_kernels.specification import Layer
 
@@ -80,13 +80,18 @@ def backward(
 ) -> tuple[Tensor | None, LayerGradients]:
     """Gradients of the image (or None where it is not wanted) and of the layer."""
     dz = dz.to(saved.z.dtype)
-    if saved.index is not None:
-        g, partials = stem.stem_pool_backward(dz, saved.index, saved.y, saved.vectors)
-    else:
-        g, partials = stem.stem_activate_backward(dz, saved.y, saved.vectors)
+    y, vectors, index = saved.y, saved.vectors, saved.index
+    partials = (
+        stem.stem_activate_sums(dz, y, vectors)
+        if index is None
+        else stem.stem_pool_sums(dz, index, y, vectors)
+    )
     sum_g, sum_gy = statistics.sums(partials)
-    norm = denormalize(layer, sum_g, sum_gy, saved.vectors, partials.count, saved.total)
-    dy = passes.bn_backward(g, saved.y, saved.vectors, norm.coefficients)
+    norm = denormalize(layer, sum_g, sum_gy, vectors, partials.count, saved.total)
+    if index is None:
+        dy = stem.stem_activate_backward(dz, y, vectors, norm.coefficients)
+    else:
+        dy = stem.stem_pool_backward(dz, index, y, vectors, norm.coefficients)
     dw = stem.stem_wgrad(saved.packed, dy, layer.conv, image.shape[1]) if wants_dw else None
     dimage = None
     if wants_image:

@@ -14,7 +14,14 @@ from fused_kernels.geometry import Conv
 from fused_kernels.inference_references import conv_bias, conv_int8
 from fused_kernels.layout import nhwc
 from fused_kernels.ops.partials import Partials
-from fused_kernels.references import activated, batch_norm, gradient_sums, moments, wide
+from fused_kernels.references import (
+    activated,
+    batch_norm,
+    batch_norm_gradient,
+    gradient_sums,
+    moments,
+    wide,
+)
 from fused_kernels.stem_layout import PIXEL, packed_width
 
 
@@ -49,17 +56,30 @@ def stem_pool(y: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     return nhwc(z.to(y.dtype)), nhwc(index.to(torch.uint8))
 
 
-def stem_pool_backward(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor) -> tuple[Tensor, Partials]:
+def stem_pool_sums(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor) -> Partials:
+    """See ``ops.stem.stem_pool_sums``."""
+    return gradient_sums(_before_relu(_from_windows(dz, index, y), y, vectors), (y, vectors))
+
+
+def stem_pool_backward(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
     """See ``ops.stem.stem_pool_backward``."""
+    g = _before_relu(_from_windows(dz, index, y), y, vectors)
+    return nhwc(batch_norm_gradient(g, y, vectors, coefficients).to(y.dtype))
+
+
+def _from_windows(dz: Tensor, index: Tensor, y: Tensor) -> Tensor:
+    """Sum of dz over the windows whose maximum is each pixel of ``y``, wide."""
     n, c, h, w = y.shape
     p, q = dz.shape[2:]
     padded = torch.zeros((n, c, 2 * p + 1, 2 * q + 1), dtype=wide(dz).dtype, device=y.device)
     for place in range(9):
         i, j = divmod(place, 3)
         padded[:, :, i : i + 2 * p : 2, j : j + 2 * q : 2] += torch.where(index == place, wide(dz), 0.0)
-    g = torch.where(batch_norm(y, vectors) > 0, padded[:, :, 1 : 1 + h, 1 : 1 + w], 0.0)
-    g = nhwc(g.to(y.dtype))
-    return g, gradient_sums(g, (y, vectors))
+    return padded[:, :, 1 : 1 + h, 1 : 1 + w]
+
+
+def _before_relu(v: Tensor, y: Tensor, vectors: Tensor) -> Tensor:
+    return torch.where(batch_norm(y, vectors) > 0, v, 0.0)
 
 
 def stem_activate(y: Tensor, vectors: Tensor) -> Tensor:
@@ -67,10 +87,15 @@ def stem_activate(y: Tensor, vectors: Tensor) -> Tensor:
     return nhwc(activated(y, vectors))
 
 
-def stem_activate_backward(dz: Tensor, y: Tensor, vectors: Tensor) -> tuple[Tensor, Partials]:
+def stem_activate_sums(dz: Tensor, y: Tensor, vectors: Tensor) -> Partials:
+    """See ``ops.stem.stem_activate_sums``."""
+    return gradient_sums(_before_relu(wide(dz), y, vectors), (y, vectors))
+
+
+def stem_activate_backward(dz: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
     """See ``ops.stem.stem_activate_backward``."""
-    g = nhwc(torch.where(batch_norm(y, vectors) > 0, wide(dz), 0.0).to(y.dtype))
-    return g, gradient_sums(g, (y, vectors))
+    g = _before_relu(wide(dz), y, vectors)
+    return nhwc(batch_norm_gradient(g, y, vectors, coefficients).to(y.dtype))
 
 
 def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:

@@ -67,7 +67,6 @@ _FLOPS: dict[str, Callable[[dict[str, Any]], float]] = {
     "stem.stem_wgrad_kernel": lambda a: 2.0 * a["M"] * a["K"] * a["TAPS"] * a["DEPTH"],
     "stem.conv_pool_kernel": _of_stem_with_pool,
     "chain.chain_kernel": _of_chain,
-    "head.pool_fc_kernel": lambda a: 2.0 * a["N"] * a["CLASSES"] * a["C"],
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from benchmarks.gpu import torch_peers as peers
 from benchmarks.gpu.layers import Layer, distinct_layers
@@ -141,12 +142,18 @@ def _stem_specs(scale: Scale, dtype: torch.dtype) -> list[OpSpec]:
         y, vectors = new.activation(n, k, p), new.vectors(k)
         return OpCase(_stem_pool, (y, vectors), peers=lambda: peers.stem_pool_peers(y, vectors))
 
-    def pool_backward(n: int, device: torch.device) -> OpCase:
+    def pooled(n: int, device: torch.device) -> tuple[Tensor, ...]:
         new = Operands(device, dtype)
         y, vectors = new.activation(n, k, p), new.vectors(k)
         z, index = stem.stem_pool(y, vectors)
-        dz = new.activation(n, k, z.shape[2])
-        return OpCase(stem.stem_pool_backward, (dz, index, y, vectors), moments=False)
+        return new.activation(n, k, z.shape[2]), index, y, vectors
+
+    def pool_sums(n: int, device: torch.device) -> OpCase:
+        return OpCase(stem.stem_pool_sums, pooled(n, device), moments=False)
+
+    def pool_backward(n: int, device: torch.device) -> OpCase:
+        coefficients = Operands(device, torch.float32).normal(3, k)
+        return OpCase(stem.stem_pool_backward, (*pooled(n, device), coefficients))
 
     def wgrad(n: int, device: torch.device) -> OpCase:
         new = Operands(device, dtype)
@@ -160,7 +167,13 @@ def _stem_specs(scale: Scale, dtype: torch.dtype) -> list[OpSpec]:
             peers=lambda: peers.wgrad_peers(x, dy, STEM, None),
         )
 
-    makers = {"conv": conv, "pool": pool, "pool backward": pool_backward, "wgrad": wgrad}
+    makers = {
+        "conv": conv,
+        "pool": pool,
+        "pool sums": pool_sums,
+        "pool backward": pool_backward,
+        "wgrad": wgrad,
+    }
     specs = [OpSpec(f"stem {name}", dtype, make) for name, make in makers.items()]
     return specs + _statistics_of("stem", k, p, 1, backward_tile=STEM_BACKWARD_TILE)
 

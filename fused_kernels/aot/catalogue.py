@@ -287,10 +287,13 @@ def folded(k: int, c: int, side: int, dtype: torch.dtype) -> chain.Folded:
 
 def _stem_passes(image: Tensor, w: Tensor, conv: Conv, *, pool: bool) -> None:
     y, packed = stem.stem_conv(image, w, conv)
-    vectors = batch_norm(w.shape[0])
+    vectors, coefficients = batch_norm(w.shape[0]), torch.empty((3, w.shape[0]), device="meta")
     if pool:
         z, index = stem.stem_pool(y, vectors)
-        stem.stem_pool_backward(z, index, y, vectors)
+        stem.stem_pool_sums(z, index, y, vectors)
+        stem.stem_pool_backward(z, index, y, vectors, coefficients)
     else:
-        stem.stem_activate_backward(stem.stem_activate(y, vectors), y, vectors)
+        z = stem.stem_activate(y, vectors)
+        stem.stem_activate_sums(z, y, vectors)
+        stem.stem_activate_backward(z, y, vectors, coefficients)
     stem.stem_wgrad(packed, y, conv, image.shape[1])

@@ -14,7 +14,6 @@ from fused_kernels.tiles import Tile
 _PRODUCT_ROWS = {
     "chain.chain_kernel": "BLOCK_M",
     "conv.conv_kernel": "BLOCK_M",
-    "head.pool_fc_kernel": "BLOCK_K",
     "stem.conv_pool_kernel": "BLOCK_M",
     "stem.stem_wgrad_kernel": "BLOCK_C",
     "wgrad.wgrad_kernel": "BLOCK_C",

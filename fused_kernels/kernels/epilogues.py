@@ -168,6 +168,12 @@ def bias(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
 
 
 @triton.jit
+def logits(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """acc + bias, or acc * scale + bias, for fp32 outputs; ``args`` = (scale or None, bias)."""
+    put(affine(acc, args[0], args[1], cols, ok_n), out_ptr, pixels, ok_m, cols, ok_n, COLS)
+
+
+@triton.jit
 def bias_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
     """relu(acc + bias); ``args`` = (bias,)."""
     v = affine(acc, None, args[0], cols, ok_n)

@@ -57,14 +57,20 @@ def entry_kernel(
 
 
 @triton.jit
-def bn_backward_kernel(
-    g_ptr, y_ptr, vectors_ptr, coefficients_ptr, dy_ptr, M, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr
-):  # fmt: skip
-    """dy = a * g + b * (y - mean) + c; ``coefficients`` is [3, C]."""
-    _, rows, ok_m, k, ok_k = tile_at(M, C, BLOCK_M, BLOCK_C)
-    g = get(g_ptr, rows, ok_m, k, ok_k, C).to(tl.float32)
-    y = centred(get(y_ptr, rows, ok_m, k, ok_k, C), vectors_ptr, k, ok_k)
+def batch_norm_gradient(g, y, vectors_ptr, coefficients_ptr, k, ok_k, C):
+    """a * g + b * (y - mean) + c of channels ``k``; ``coefficients`` is [3, C]."""
     a = tl.load(coefficients_ptr + k, mask=ok_k, other=0.0)[None, :]
     b = tl.load(coefficients_ptr + C + k, mask=ok_k, other=0.0)[None, :]
     c = tl.load(coefficients_ptr + 2 * C + k, mask=ok_k, other=0.0)[None, :]
-    put(a * g + b * y + c, dy_ptr, rows, ok_m, k, ok_k, C)
+    return a * g + b * centred(y, vectors_ptr, k, ok_k) + c
+
+
+@triton.jit
+def bn_backward_kernel(
+    g_ptr, y_ptr, vectors_ptr, coefficients_ptr, dy_ptr, M, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """dy, all [M, C]."""
+    _, rows, ok_m, k, ok_k = tile_at(M, C, BLOCK_M, BLOCK_C)
+    g = get(g_ptr, rows, ok_m, k, ok_k, C).to(tl.float32)
+    y = get(y_ptr, rows, ok_m, k, ok_k, C)
+    put(batch_norm_gradient(g, y, vectors_ptr, coefficients_ptr, k, ok_k, C), dy_ptr, rows, ok_m, k, ok_k, C)

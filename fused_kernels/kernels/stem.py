@@ -2,8 +2,9 @@
 
     pack            [N, C, H, W] of any strides -> [N, H, WIDTH, 4]
     pool            z = maxpool3x3/2(relu(bn(y)))                       reads y once, writes z and a byte for each z
-    pool_backward   g = the dz whose maximum lies here, where bn(y) > 0     reads dz and y once, writes g
-    activate        z = relu(bn(y))                                     for a stem without max pool
+    pool_sums       sums of g, the dz whose maximum lies here, where bn(y) > 0      reads dz and y once
+    pool_backward   dy = a * g + b * (y - mean) + c                     reads dz and y again, writes dy; g is not stored
+    activate        z = relu(bn(y))                                     these for a stem without max pool
     stem_wgrad      dw = sum over output pixels of dy and the packed rows under them
     conv_pool       z = maxpool3x3/2(relu(conv(x) + bias))              the convolution's output stays on the chip
 
@@ -15,8 +16,8 @@ import triton.language as tl
 
 from fused_kernels.kernels.epilogues import get, put, put_sum
 from fused_kernels.kernels.gemm import accumulate, tile_of
-from fused_kernels.kernels.numerics import batch_norm, centred, mma, relu, rounded
-from fused_kernels.kernels.passes import tile_at
+from fused_kernels.kernels.numerics import batch_norm, centred, mma, relu
+from fused_kernels.kernels.passes import batch_norm_gradient, tile_at
 
 
 @triton.jit
@@ -93,25 +94,44 @@ def from_windows(
 
 
 @triton.jit
-def put_gradient(v, y, vectors_ptr, g_ptr, partials_ptr, tiles, row_tile, rows, ok_m, c, ok_c, C):
-    """Store g = v where bn(y) > 0, and the tile's sums of g and g * (y - mean)."""
-    g = rounded(tl.where(batch_norm(y, vectors_ptr, c, ok_c, C) > 0, v, 0.0), g_ptr.dtype.element_ty)
-    put(g, g_ptr, rows, ok_m, c, ok_c, C)
+def before_relu(v, y, vectors_ptr, c, ok_c, C):
+    """Gradient of bn(y), of whose ReLU ``v`` is the gradient."""
+    return tl.where(batch_norm(y, vectors_ptr, c, ok_c, C) > 0, v, 0.0)
+
+
+@triton.jit
+def put_sums(g, y, vectors_ptr, partials_ptr, tiles, row_tile, ok_m, c, ok_c, C):
+    """The tile's sums of g and g * (y - mean)."""
     put_sum(g, ok_m, partials_ptr, 0, tiles, row_tile, c, ok_c, C)
     put_sum(g * centred(y, vectors_ptr, c, ok_c), ok_m, partials_ptr, 1, tiles, row_tile, c, ok_c, C)
 
 
 @triton.jit
-def pool_backward_kernel(
-    dz_ptr, index_ptr, y_ptr, vectors_ptr, g_ptr, partials_ptr, tiles, M, P, Q, POOLED_H, POOLED_W, C,
+def pool_sums_kernel(
+    dz_ptr, index_ptr, y_ptr, vectors_ptr, partials_ptr, tiles, M, P, Q, POOLED_H, POOLED_W, C,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """g [M, C], M = N*P*Q: each pixel collects from its windows, so nothing is added to memory twice."""
+    """Over M = N*P*Q rows of y: each pixel collects from its windows, so nothing is added to memory twice."""
     row_tile, rows, ok_m, c, ok_c = tile_at(M, C, BLOCK_M, BLOCK_C)
     n, h, w = point(rows, P, Q)
     v = from_windows(dz_ptr, index_ptr, n, h, w, ok_m, c, ok_c, POOLED_H, POOLED_W, C, BLOCK_M, BLOCK_C)
     y = get(y_ptr, rows, ok_m, c, ok_c, C)
-    put_gradient(v, y, vectors_ptr, g_ptr, partials_ptr, tiles, row_tile, rows, ok_m, c, ok_c, C)
+    g = before_relu(v, y, vectors_ptr, c, ok_c, C)
+    put_sums(g, y, vectors_ptr, partials_ptr, tiles, row_tile, ok_m, c, ok_c, C)
+
+
+@triton.jit
+def pool_backward_kernel(
+    dz_ptr, index_ptr, y_ptr, vectors_ptr, coefficients_ptr, dy_ptr, M, P, Q, POOLED_H, POOLED_W, C,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """dy [M, C], M = N*P*Q, from the g that ``pool_sums_kernel`` adds up."""
+    _, rows, ok_m, c, ok_c = tile_at(M, C, BLOCK_M, BLOCK_C)
+    n, h, w = point(rows, P, Q)
+    v = from_windows(dz_ptr, index_ptr, n, h, w, ok_m, c, ok_c, POOLED_H, POOLED_W, C, BLOCK_M, BLOCK_C)
+    y = get(y_ptr, rows, ok_m, c, ok_c, C)
+    g = before_relu(v, y, vectors_ptr, c, ok_c, C)
+    put(batch_norm_gradient(g, y, vectors_ptr, coefficients_ptr, c, ok_c, C), dy_ptr, rows, ok_m, c, ok_c, C)
 
 
 @triton.jit
@@ -123,14 +143,27 @@ def activate_kernel(y_ptr, vectors_ptr, z_ptr, M, C, BLOCK_M: tl.constexpr, BLOC
 
 
 @triton.jit
-def activate_backward_kernel(
-    dz_ptr, y_ptr, vectors_ptr, g_ptr, partials_ptr, tiles, M, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr
+def activate_sums_kernel(
+    dz_ptr, y_ptr, vectors_ptr, partials_ptr, tiles, M, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """g = dz where bn(y) > 0, all [M, C]."""
+    """Sums of g = dz where bn(y) > 0, all [M, C]."""
     row_tile, rows, ok_m, c, ok_c = tile_at(M, C, BLOCK_M, BLOCK_C)
     dz = get(dz_ptr, rows, ok_m, c, ok_c, C).to(tl.float32)
     y = get(y_ptr, rows, ok_m, c, ok_c, C)
-    put_gradient(dz, y, vectors_ptr, g_ptr, partials_ptr, tiles, row_tile, rows, ok_m, c, ok_c, C)
+    g = before_relu(dz, y, vectors_ptr, c, ok_c, C)
+    put_sums(g, y, vectors_ptr, partials_ptr, tiles, row_tile, ok_m, c, ok_c, C)
+
+
+@triton.jit
+def activate_backward_kernel(
+    dz_ptr, y_ptr, vectors_ptr, coefficients_ptr, dy_ptr, M, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """dy from g = dz where bn(y) > 0, all [M, C]."""
+    _, rows, ok_m, c, ok_c = tile_at(M, C, BLOCK_M, BLOCK_C)
+    dz = get(dz_ptr, rows, ok_m, c, ok_c, C).to(tl.float32)
+    y = get(y_ptr, rows, ok_m, c, ok_c, C)
+    g = before_relu(dz, y, vectors_ptr, c, ok_c, C)
+    put(batch_norm_gradient(g, y, vectors_ptr, coefficients_ptr, c, ok_c, C), dy_ptr, rows, ok_m, c, ok_c, C)
 
 
 @triton.jit

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from fused_kernels.ops.stem import (
         stem_activate,
         stem_activate_backward,
+        stem_activate_sums,
         stem_conv,
         stem_conv_moments,
         stem_inference,
         stem_pool,
         stem_pool_backward,
+        stem_pool_sums,
         stem_wgrad,
     )
 
@@ -43,11 +45,13 @@ _HOME = {
     "stem": [
         "stem_activate",
         "stem_activate_backward",
+        "stem_activate_sums",
         "stem_conv",
         "stem_conv_moments",
         "stem_inference",
         "stem_pool",
         "stem_pool_backward",
+        "stem_pool_sums",
         "stem_wgrad",
     ],
 }
@@ -73,11 +77,13 @@ __all__ = [
     "requantization",
     "stem_activate",
     "stem_activate_backward",
+    "stem_activate_sums",
     "stem_conv",
     "stem_conv_moments",
     "stem_inference",
     "stem_pool",
     "stem_pool_backward",
+    "stem_pool_sums",
     "stem_wgrad",
     "sums",
     "wgrad",

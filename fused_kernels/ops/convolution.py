@@ -183,8 +183,10 @@ def fprop(
     prologue_args: Any,
     epilogue: str,
     epilogue_args: Any,
+    *,
+    exact: bool = False,
 ) -> None:
-    """Launch one fprop into ``out``; ``w`` is [K, C, R, S] in any memory."""
+    """Launch one fprop into ``out``; ``w`` is [K, C, R, S] in any memory. ``exact`` multiplies fp32 without TF32."""
     n, c, h, wd = x.shape
     k, _, p, q = out.shape[1], None, *out.shape[2:]
     launch(
@@ -200,7 +202,7 @@ def fprop(
         **{"COLS": k, "COL_STRIDE": conv.r * conv.s * c, "TAP_STRIDE": c, "DEPTH_STRIDE": 1},
         **{"DEPTH": c, "PITCH": c, "WINDOW": conv.s},
         **conv.fprop().constexprs(),
-        **_compile_time(x, tile, prologue, epilogue),
+        **(_compile_time(x, tile, prologue, epilogue) | ({"PRECISION": "ieee"} if exact else {})),
     )
 
 

@@ -1,4 +1,4 @@
-"""The end of a network: global average pool and fully connected layer, in one kernel (``kernels/head.py``)."""
+"""The end of a network: global average pool (``kernels/head.py``) and fully connected layer, a 1x1 convolution."""
 
 from __future__ import annotations
 
@@ -6,25 +6,32 @@ import torch
 from torch import Tensor
 
 from fused_kernels import inference_references as references
+from fused_kernels.candidates import fit
+from fused_kernels.choice import CUDNN, choose
 from fused_kernels.errors import ShapeError, Unsupported
+from fused_kernels.geometry import Conv
 from fused_kernels.launch import Functor, Out, launch, uses_kernels
 from fused_kernels.layout import nhwc
 from fused_kernels.numeric_types import require_float
+from fused_kernels.ops.convolution import fprop
 from fused_kernels.ops.inference import float32, require_int32_sums, require_scales, require_vector
+from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 
 IN_FLIGHT = 8192
-"""Bytes of the activation that a program loads at once."""
+"""Bytes of the activation that a program of the pool loads at once."""
+CHANNELS = 64
+"""Of such a program: 128 bytes of a pixel in 16 bits."""
+FULLY_CONNECTED = Conv(1, 1)
 
 
-def pool_fc(x: Tensor, w: Tensor, b: Tensor, *, tile: Tile | None = None) -> Tensor:
+def pool_fc(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """Logits of the mean over each channel's pixels; the mean is fp32, rounded to the dtype of ``x``, sums are fp32.
 
     Args:
         x: [N, C, H, W] in fp32, fp16 or bf16 (fp64 runs in plain PyTorch).
         w: [classes, C] in the dtype of ``x``.
         b: fp32 [classes].
-        tile: instead of ``head_tile``.
 
     Returns:
         Logits, fp32 [N, classes].
@@ -35,14 +42,11 @@ def pool_fc(x: Tensor, w: Tensor, b: Tensor, *, tile: Tile | None = None) -> Ten
     require_float(x.dtype, what="pool_fc")
     _require_head(x, w)
     require_vector("b", b, w.shape[0], x)
-    if not uses_kernels(x):
-        return references.pool_fc(x, w, b)
-    return _launched(x, None, w, None, b, tile or head_tile(x.dtype))
+    logits = _launched(x, None, w, None, b)
+    return references.pool_fc(x, w, b) if logits is None else logits
 
 
-def pool_fc_int8(
-    x: Tensor, pool_scale: float, w: Tensor, scale: Tensor, b: Tensor, *, tile: Tile | None = None
-) -> Tensor:
+def pool_fc_int8(x: Tensor, pool_scale: float, w: Tensor, scale: Tensor, b: Tensor) -> Tensor:
     """Logits of int8 activations: pooled = int8(sum * pool_scale), ties to even; pooled @ w.T * scale + b in fp32.
 
     Args:
@@ -51,7 +55,6 @@ def pool_fc_int8(
         w: int8 [classes, C].
         scale: fp32 [classes], from units of the int32 sums to logits.
         b: fp32 [classes].
-        tile: instead of ``head_tile``.
 
     Returns:
         Logits, fp32 [N, classes].
@@ -65,9 +68,8 @@ def pool_fc_int8(
     require_int32_sums(x, w)
     require_vector("scale", scale, w.shape[0], x)
     require_vector("b", b, w.shape[0], x)
-    if not uses_kernels(x):
-        return references.pool_fc_int8(x, pool_scale, w, scale, b)
-    return _launched(x, float(pool_scale), w, scale, b, tile or head_tile(x.dtype))
+    logits = _launched(x, float(pool_scale), w, scale, b)
+    return references.pool_fc_int8(x, pool_scale, w, scale, b) if logits is None else logits
 
 
 def head_scales(s_x: float, pixels: int, s_pool: float, s_w: Tensor) -> tuple[float, Tensor]:
@@ -86,38 +88,41 @@ def head_scales(s_x: float, pixels: int, s_pool: float, s_w: Tensor) -> tuple[fl
     return float32(s_x / (pixels * s_pool)), (s_w.double() * s_pool).float()
 
 
-def head_tile(dtype: torch.dtype) -> Tile:
-    """Images (m), classes (n) and channels (k) of a program.
-
-    Few images and 64 classes, the least that a Hopper tensor core takes: ResNet-50's 1000 classes at batch 128 are 128
-    programs, and at batch 1 still 16.
-    """
-    return Tile(16, 64, 32 if dtype == torch.float32 else 64, warps=4, stages=2)
-
-
 def _launched(
-    x: Tensor, pool_scale: float | None, w: Tensor, scale: Tensor | None, b: Tensor, tile: Tile
-) -> Tensor:
-    x, w = nhwc(x), w.contiguous()
+    x: Tensor, pool_scale: float | None, w: Tensor, scale: Tensor | None, b: Tensor
+) -> Tensor | None:
+    """The result of the kernels, or None where plain PyTorch is to compute it."""
+    n, c = x.shape[:2]
+    classes = w.shape[0]
+    problem = Problem("fprop", x.dtype, n, 1, 1, c, classes, FULLY_CONNECTED, "identity", "logits")
+    tile = choose(problem, x.device) if uses_kernels(x) else CUDNN
+    if tile == CUDNN:
+        return None
+    pooled = _pooled(nhwc(x), pool_scale)
+    logits = torch.empty((n, classes, 1, 1), dtype=torch.float32, device=x.device)
+    weight = w.contiguous()[:, :, None, None]
+    fprop(pooled, weight, logits, FULLY_CONNECTED, tile, "identity", (), "logits", (scale, b), exact=True)
+    return logits.flatten(1)
+
+
+def _pooled(x: Tensor, scale: float | None) -> Tensor:
+    """Mean over the pixels of each channel, [N, C, 1, 1] in the dtype of ``x``."""
     n, c, h, width = x.shape
-    logits = torch.empty((n, w.shape[0]), dtype=torch.float32, device=x.device)
-    pixels_at_once = IN_FLIGHT // (tile.m * tile.k * x.element_size())
+    pooled = torch.empty((n, c, 1, 1), dtype=x.dtype, device=x.device)
+    tile = Tile(1, fit(c, CHANNELS))
+    pixels_at_once = max(1, IN_FLIGHT // (tile.n * x.element_size()))
     launch(
-        "head.pool_fc_kernel",
-        (-(-n // tile.m), -(-w.shape[0] // tile.n)),
+        "head.pool_kernel",
+        (n, -(-c // tile.n)),
         tile,
         x_ptr=x,
-        pool_scale=pool_scale,
-        w_ptr=w,
-        scale_ptr=scale,
-        b_ptr=b,
-        logits_ptr=Out(logits),
-        **{"N": n, "CLASSES": w.shape[0], "PIXELS": h * width, "C": c},
+        scale=scale,
+        pooled_ptr=Out(pooled),
+        C=c,
         ACC=Functor("numerics.int32" if x.dtype == torch.int8 else "numerics.float32"),
-        **{"BLOCK_N": tile.m, "BLOCK_K": tile.n, "BLOCK_C": tile.k},
-        BLOCK_P=max(1, min(pixels_at_once, 1 << (h * width - 1).bit_length())),
+        **{"PIXELS": h * width, "BLOCK_P": fit(h * width, pixels_at_once, low=1), "BLOCK_C": tile.n},
     )
-    return logits
+    return pooled
 
 
 def _require_head(x: Tensor, w: Tensor) -> None:

@@ -2,7 +2,8 @@
 
     stem_conv_moments   y = conv(image)             + mean and M2 of y by channel, and the image as packed for it
     stem_pool           z = maxpool(relu(bn(y)))    + where each maximum was
-    stem_pool_backward  gradient of bn(y)           + sums for that batch norm's backward
+    stem_pool_sums      sums for that batch norm's backward
+    stem_pool_backward  gradient of y, by the coefficients made of them
     stem_wgrad          dw from the packed image and dy
     stem_inference      maxpool(relu(conv(image) + bias)), in floating point or int8
 
@@ -133,8 +134,8 @@ def stem_pool(y: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     return z, index
 
 
-def stem_pool_backward(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor) -> tuple[Tensor, Partials]:
-    """Gradient of ``stem_pool`` by bn(y).
+def stem_pool_sums(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor) -> Partials:
+    """Sums over g, the gradient of ``stem_pool`` by bn(y), which is not stored.
 
     Args:
         dz: gradient of z, in its shape.
@@ -143,13 +144,34 @@ def stem_pool_backward(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor) ->
         vectors: likewise.
 
     Returns:
-        g in the shape and dtype of ``y``, and partials of kinds (sum g, sum g * (y - mean)).
+        partials of kinds (sum g, sum g * (y - mean)).
     """
     if not uses_kernels(y):
-        return stem_references.stem_pool_backward(dz, index, y, vectors)
+        return stem_references.stem_pool_sums(dz, index, y, vectors)
     dz, index, y = nhwc(dz), nhwc(index), nhwc(y)
     arguments = {"dz_ptr": dz, "index_ptr": index, **_planes(y, dz)}
-    return _gradient_pass("stem.pool_backward_kernel", _pool_tile(y.shape[1]), y, vectors, arguments)
+    return _sums_pass("stem.pool_sums_kernel", _pool_tile(y.shape[1]), y, vectors, arguments)
+
+
+def stem_pool_backward(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
+    """Gradient of ``stem_pool`` by y: a * g + b * (y - mean) + c, with g as in ``stem_pool_sums``.
+
+    Args:
+        dz: as there.
+        index: as there.
+        y: as there.
+        vectors: as there.
+        coefficients: fp32 [3, K], from ``statistics.coefficients``.
+
+    Returns:
+        dy in the shape and dtype of ``y``.
+    """
+    if not uses_kernels(y):
+        return stem_references.stem_pool_backward(dz, index, y, vectors, coefficients)
+    dz, index, y = nhwc(dz), nhwc(index), nhwc(y)
+    arguments = {"dz_ptr": dz, "index_ptr": index, **_planes(y, dz)}
+    tile = _pool_tile(y.shape[1])
+    return _gradient_pass("stem.pool_backward_kernel", tile, y, vectors, coefficients, arguments)
 
 
 def stem_activate(y: Tensor, vectors: Tensor) -> Tensor:
@@ -163,12 +185,21 @@ def stem_activate(y: Tensor, vectors: Tensor) -> Tensor:
     return z
 
 
-def stem_activate_backward(dz: Tensor, y: Tensor, vectors: Tensor) -> tuple[Tensor, Partials]:
-    """Gradient of ``stem_activate`` by bn(y); results as in ``stem_pool_backward``."""
+def stem_activate_sums(dz: Tensor, y: Tensor, vectors: Tensor) -> Partials:
+    """Sums over the gradient of ``stem_activate`` by bn(y), as ``stem_pool_sums``."""
     if not uses_kernels(y):
-        return stem_references.stem_activate_backward(dz, y, vectors)
+        return stem_references.stem_activate_sums(dz, y, vectors)
     dz, y = nhwc(dz), nhwc(y)
-    return _gradient_pass("stem.activate_backward_kernel", pass_tile(y.shape[1]), y, vectors, {"dz_ptr": dz})
+    return _sums_pass("stem.activate_sums_kernel", pass_tile(y.shape[1]), y, vectors, {"dz_ptr": dz})
+
+
+def stem_activate_backward(dz: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
+    """Gradient of ``stem_activate`` by y, as ``stem_pool_backward``."""
+    if not uses_kernels(y):
+        return stem_references.stem_activate_backward(dz, y, vectors, coefficients)
+    dz, y = nhwc(dz), nhwc(y)
+    tile = pass_tile(y.shape[1])
+    return _gradient_pass("stem.activate_backward_kernel", tile, y, vectors, coefficients, {"dz_ptr": dz})
 
 
 def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
@@ -241,15 +272,21 @@ def _launch_pass(kernel: str, tile: Tile, over: Tensor, arguments: dict[str, Any
     launch(kernel, grid, tile, **arguments, **sizes)
 
 
-def _gradient_pass(
-    kernel: str, tile: Tile, y: Tensor, vectors: Tensor, arguments: dict[str, Any]
-) -> tuple[Tensor, Partials]:
-    g = torch.empty_like(y)
+def _sums_pass(kernel: str, tile: Tile, y: Tensor, vectors: Tensor, arguments: dict[str, Any]) -> Partials:
     rows, _ = rows_and_channels(y)
     partials = empty_partials(y, 2, -(-rows // tile.m))
-    outputs = {"g_ptr": Out(g), "partials_ptr": Out(partials), "tiles": partials.shape[1]}
-    _launch_pass(kernel, tile, y, {**arguments, "y_ptr": y, "vectors_ptr": vectors, **outputs})
-    return g, Partials(partials, tile.m, rows)
+    sums = {"partials_ptr": Out(partials), "tiles": partials.shape[1]}
+    _launch_pass(kernel, tile, y, {**arguments, "y_ptr": y, "vectors_ptr": vectors, **sums})
+    return Partials(partials, tile.m, rows)
+
+
+def _gradient_pass(
+    kernel: str, tile: Tile, y: Tensor, vectors: Tensor, coefficients: Tensor, arguments: dict[str, Any]
+) -> Tensor:
+    dy = torch.empty_like(y)
+    vectors_of = {"vectors_ptr": vectors, "coefficients_ptr": coefficients}
+    _launch_pass(kernel, tile, y, {**arguments, "y_ptr": y, **vectors_of, "dy_ptr": Out(dy)})
+    return dy
 
 
 def _pool_tile(channels: int) -> Tile:

@@ -15,7 +15,7 @@ from fused_kernels.errors import Unsupported
 from fused_kernels.geometry import Conv
 from fused_kernels.launch import implementation
 from fused_kernels.layout import nhwc
-from fused_kernels.ops import chain, convolution, inference, stem
+from fused_kernels.ops import chain, convolution, head, inference, stem
 from fused_kernels.ops.partials import Partials
 from fused_kernels.problem import Problem
 from fused_kernels.stem_layout import depth
@@ -168,6 +168,16 @@ def _int8_inference(problem: Problem, draw: _Draw) -> Call:
     return Call(function, (draw.input(), draw.weight(), *vectors, *residual))
 
 
+def _logits(problem: Problem, draw: _Draw) -> Call:
+    w = draw.weight().flatten(1)
+    if problem.dtype != torch.int8:
+        return Call(head.pool_fc, (draw.input(), w, draw.normal(problem.k)))
+    return Call(
+        lambda x, w, scale, bias: head.pool_fc_int8(x, 1.0, w, scale, bias),
+        (draw.input(), w, *draw.requantization(problem.c)),
+    )
+
+
 def _dgrad(problem: Problem, draw: _Draw) -> Call:
     conv, size = problem.conv, (problem.n, problem.c, problem.h, problem.w)
     shortcut = (draw.input(),) if problem.epilogue == "shortcut" else ()
@@ -263,6 +273,7 @@ _BUILDERS: dict[tuple[str, str], Callable[[Problem, _Draw], Call]] = {
     ("fprop", "requantize"): _int8_inference,
     ("fprop", "requantize_relu"): _int8_inference,
     ("fprop", "requantize_residual_relu"): _int8_inference,
+    ("fprop", "logits"): _logits,
     ("fprop", "stem_moments"): _stem,
     ("fprop", "stem_store"): _stem,
     ("fprop", "stem_bias_relu"): _stem,

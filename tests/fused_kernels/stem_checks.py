@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fused_kernels.geometry import Conv
-from fused_kernels.ops import passes, statistics, stem
+from fused_kernels.ops import statistics, stem
 from tests.fused_kernels.conftest import activation, normal, weight
 from tests.fused_kernels.ground_truth import leaf, stored
 from tests.fused_kernels.tolerances import SUM, assert_close
@@ -86,13 +86,16 @@ def run(case: StemCase, image: Tensor, w: Tensor, affine: Tensor, dz: Tensor) ->
     vectors, _ = statistics.finalize(partials, gamma, beta, EPS, None, 0.1)
     if case.pool:
         z, index = stem.stem_pool(y, vectors)
-        g, gradient_partials = stem.stem_pool_backward(dz, index, y, vectors)
+        gradient_partials = stem.stem_pool_sums(dz, index, y, vectors)
     else:
         z = stem.stem_activate(y, vectors)
-        g, gradient_partials = stem.stem_activate_backward(dz, y, vectors)
+        gradient_partials = stem.stem_activate_sums(dz, y, vectors)
     sum_g, sum_gy = statistics.sums(gradient_partials)
     coefficients = statistics.coefficients(sum_g, sum_gy, vectors, gradient_partials.count, is_frozen=False)
-    dy = passes.bn_backward(g, y, vectors, coefficients)
+    if case.pool:
+        dy = stem.stem_pool_backward(dz, index, y, vectors, coefficients)
+    else:
+        dy = stem.stem_activate_backward(dz, y, vectors, coefficients)
     return Results(z, stem.stem_wgrad(packed, dy, case.conv, case.c), sum_gy * vectors[1], sum_g)
 
 
@@ -115,6 +118,11 @@ def vectors_of(scale: Tensor, shift: Tensor, mean: Tensor | None = None) -> Tens
     return torch.stack([mean, torch.ones_like(scale), scale, shift])
 
 
+def g_alone(c: int) -> Tensor:
+    """Coefficients [3, c] for which dy is g."""
+    return torch.stack([torch.ones(c), torch.zeros(c), torch.zeros(c)])
+
+
 def check_pool(y: Tensor, vectors: Tensor) -> None:
     """z, the places of its maxima and the gradient through them are torch's, to the bit.
 
@@ -128,7 +136,8 @@ def check_pool(y: Tensor, vectors: Tensor) -> None:
     row, column = 2 * rows - 1 + index // 3, 2 * columns - 1 + index % 3
     assert torch.equal(row * y.shape[3] + column, flat)
     dz = (normal(*z.shape) * 3).round().to(y.dtype)
-    g, partials = stem.stem_pool_backward(dz, index, y, vectors)
+    g = stem.stem_pool_backward(dz, index, y, vectors, g_alone(y.shape[1]))
+    partials = stem.stem_pool_sums(dz, index, y, vectors)
     (gradient,) = torch.autograd.grad(right, u, dz.float())
     assert torch.equal(g.float(), gradient)
     centred = y.float() - vectors[0][:, None, None]

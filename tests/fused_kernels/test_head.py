@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fused_kernels.choice import CUDNN, choosing
 from fused_kernels.errors import ShapeError, Unsupported
 from fused_kernels.launch import recording
-from fused_kernels.ops.head import head_scales, head_tile, pool_fc, pool_fc_int8
+from fused_kernels.ops import convolution
+from fused_kernels.ops.head import head_scales, pool_fc, pool_fc_int8
 from fused_kernels.tiles import Tile
 from tests.fused_kernels import quantized
-from tests.fused_kernels.conftest import activation, kernels, normal, reference, reseed
+from tests.fused_kernels.conftest import activation, kernels, normal, reference, reseed, tiles
 from tests.fused_kernels.ground_truth import stored
 from tests.fused_kernels.quantized import Layer, assert_same_bits, random_int8
 from tests.fused_kernels.strategies import FUZZ
@@ -41,7 +44,8 @@ def check_pool_fc(shape: Shape, dtype: torch.dtype, tile: Tile | None = SMALL) -
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x = activation(n, c, h, width, dtype, mean=0.5)
     w, b = (normal(classes, c) / c**0.5).to(dtype), normal(classes).to(wide)
-    logits = pool_fc(x, w, b, tile=tile)
+    with nullcontext() if tile is None else tiles(tile):
+        logits = pool_fc(x, w, b)
     truth, torchs = (pooled_and_multiplied(x, w, b, d) for d in (torch.float64, dtype))
     assert logits.dtype == wide
     assert_close("logits", logits, truth, torchs=torchs, dtype=dtype)
@@ -51,7 +55,8 @@ def check_pool_fc_int8(shape: Shape, tile: Tile | None = SMALL) -> None:
     n, c, h, width, classes = shape
     x, w = random_int8(n, c, h, width), random_int8(classes, c)
     layer, pool_scale = Layer(w, torch.rand(classes) + 0.5, normal(classes) * 10), 1.7 / (h * width)
-    logits = pool_fc_int8(x, pool_scale, w, layer.scale, layer.bias, tile=tile)
+    with nullcontext() if tile is None else tiles(tile):
+        logits = pool_fc_int8(x, pool_scale, w, layer.scale, layer.bias)
     assert_same_bits("logits", logits, quantized.pool_fc_int8(x, pool_scale, layer))
 
 
@@ -96,7 +101,8 @@ def test_default_tiles_with_any_count_of_pixels(dtype: torch.dtype, pixels: int)
 def test_operands_in_other_memory_are_taken_too() -> None:
     x, w, b = normal(2, 20, 3, 4), normal(20, 10).T, normal(10)
     assert not x.is_contiguous(memory_format=torch.channels_last)
-    logits = pool_fc(x, w, b, tile=SMALL)
+    with tiles(SMALL):
+        logits = pool_fc(x, w, b)
     assert_close("logits", logits, F.linear(x.double().mean(dim=(2, 3)), w.double(), b.double()))
 
 
@@ -105,9 +111,9 @@ def test_means_round_ties_to_even_and_saturate(implementation: Any) -> None:
     """One pixel, one channel for each int8; the weight picks a channel for each class."""
     x = torch.arange(-128, 128).to(torch.int8).reshape(1, 256, 1, 1)
     w, one, zero = torch.eye(256).to(torch.int8), torch.ones(256), torch.zeros(256)
-    with implementation():
-        halves = pool_fc_int8(x, 0.5, w, one, zero, tile=Tile(16, 256, 256))
-        doubled = pool_fc_int8(x, 2.0, w, one, zero, tile=Tile(16, 256, 256))
+    with implementation(), tiles(Tile(16, 256, 256)):
+        halves = pool_fc_int8(x, 0.5, w, one, zero)
+        doubled = pool_fc_int8(x, 2.0, w, one, zero)
     assert halves[0].tolist() == [round(v / 2) for v in range(-128, 128)]
     assert doubled[0].tolist() == [max(-128, min(127, 2 * v)) for v in range(-128, 128)]
 
@@ -144,20 +150,31 @@ def test_quantized_logits_are_the_real_ones_to_half_a_step_of_the_mean() -> None
     assert ((logits.double() - real).abs() <= allowed).all()
 
 
-def test_one_kernel_reads_each_operand_once_and_writes_only_logits() -> None:
+def test_the_activation_is_read_once_and_little_else_is_moved() -> None:
     with torch.device("meta"), recording() as launches:
         x, w, b = torch.empty(4, 64, 7, 7).half(), torch.empty(10, 64).half(), torch.empty(10)
         logits = pool_fc(x, w, b)
-    (launch,) = launches
-    assert launch.bytes_read == 2 * (x.numel() + w.numel()) + 4 * 10
-    assert launch.bytes_written == 4 * logits.numel() == 4 * 40
+    pool, product = launches
+    pooled = 2 * 4 * 64
+    assert (pool.bytes_read, pool.bytes_written) == (2 * x.numel(), pooled)
+    assert product.bytes_read == pooled + 2 * w.numel() + 4 * 10
+    assert product.bytes_written == 4 * logits.numel() == 4 * 40
 
 
-def test_default_tiles_keep_hopper_busy_and_its_tensor_cores_fed() -> None:
-    for dtype in (torch.float16, torch.bfloat16, torch.int8):
-        tile = head_tile(dtype)
-        assert -(-128 // tile.m) * -(-1000 // tile.n) >= 128
-        assert tile.n >= 64, "wgmma takes 64 rows of the weight"
+def test_the_classifier_of_fp32_does_not_take_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "precision", lambda dtype: "tf32")
+    with torch.device("meta"), recording() as launches:
+        pool_fc(torch.empty(4, 64, 7, 7), torch.empty(10, 64), torch.empty(10))
+    assert launches[1].arguments["PRECISION"] == "ieee"
+
+
+def test_a_table_may_send_the_head_to_torch() -> None:
+    x, w, b = activation(3, 20, 2, 3), normal(10, 20), normal(10)
+    with choosing(lambda _: CUDNN), recording() as launches:
+        logits = pool_fc(x, w, b)
+    with reference():
+        assert torch.equal(logits, pool_fc(x, w, b))
+    assert not launches
 
 
 def test_an_empty_batch_gives_no_logits() -> None:

@@ -22,7 +22,15 @@ from fused_kernels.tiles import Tile
 from tests.fused_kernels import ground_truth
 from tests.fused_kernels.checks import assert_moments
 from tests.fused_kernels.conftest import activation, normal, reference, reseed, tiles, weight
-from tests.fused_kernels.stem_checks import CIFAR, IMAGENET, StemCase, check_pool, check_training, vectors_of
+from tests.fused_kernels.stem_checks import (
+    CIFAR,
+    IMAGENET,
+    StemCase,
+    check_pool,
+    check_training,
+    g_alone,
+    vectors_of,
+)
 from tests.fused_kernels.strategies import FUZZ
 from tests.fused_kernels.tolerances import assert_close
 
@@ -201,8 +209,11 @@ def test_no_gradient_passes_where_the_batch_norm_is_exactly_zero() -> None:
     y, dz = torch.zeros(1, 16, 2, 2), torch.ones(1, 16, 1, 1)
     vectors = vectors_of(torch.ones(16), torch.zeros(16))
     _, index = stem.stem_pool(y, vectors)
-    assert not stem.stem_pool_backward(dz, index, y, vectors)[0].any()
-    assert not stem.stem_activate_backward(dz.expand(1, 16, 2, 2), y, vectors)[0].any()
+    everywhere = dz.expand(1, 16, 2, 2)
+    assert not stem.stem_pool_backward(dz, index, y, vectors, g_alone(16)).any()
+    assert not stem.stem_pool_sums(dz, index, y, vectors).rows.any()
+    assert not stem.stem_activate_backward(everywhere, y, vectors, g_alone(16)).any()
+    assert not stem.stem_activate_sums(everywhere, y, vectors).rows.any()
 
 
 @FUZZ
@@ -237,8 +248,10 @@ def test_a_gradient_in_any_memory_gives_the_same(small_tiles: Tile) -> None:
     _, index = stem.stem_pool(y, vectors)
     dz = activation(1, 20, 4, 4)
     for operation in (
-        lambda dz: stem.stem_pool_backward(dz, index.contiguous(), y.contiguous(), vectors)[0],
-        lambda dz: stem.stem_activate_backward(dz.repeat(1, 1, 2, 2), y.contiguous(), vectors)[0],
+        lambda dz: stem.stem_pool_backward(dz, index.contiguous(), y.contiguous(), vectors, g_alone(20)),
+        lambda dz: stem.stem_pool_sums(dz, index.contiguous(), y.contiguous(), vectors).rows,
+        lambda dz: stem.stem_activate_backward(dz.repeat(1, 1, 2, 2), y.contiguous(), vectors, g_alone(20)),
+        lambda dz: stem.stem_activate_sums(dz.repeat(1, 1, 2, 2), y.contiguous(), vectors).rows,
         lambda dz: stem.stem_wgrad(packed, dz.repeat(1, 1, 2, 2), CIFAR, 3),
     ):
         assert torch.equal(operation(dz), operation(dz.contiguous()))
