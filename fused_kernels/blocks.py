@@ -33,7 +33,7 @@ from fused_kernels.specification import Block, Chain, Layer
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """Tensors of one layer: the weight [K, C, R, S] and its batch norm's own."""
+    """Tensors of one layer: the weight [K, C, R, S] in the activations' dtype, and its batch norm's own."""
 
     weight: Tensor
     affine: Affine
@@ -76,7 +76,7 @@ def forward(x: Tensor, layers: Sequence[LayerTensors], chain: Chain) -> tuple[li
     """Run ``chain`` on ``x`` [N, C, H, W].
 
     Args:
-        x: input of the first block, fp32, fp16 or bf16; weights are cast to its dtype.
+        x: input of the first block, fp32, fp16 or bf16.
         layers: tensors in the order of ``chain.layers``.
         chain: what to compute.
 
@@ -112,12 +112,11 @@ def _forward_block(
 def _forward_layer(
     x: Tensor, vectors: Tensor | None, layer: Layer, tensors: LayerTensors, running: list[Tensor]
 ) -> SavedLayer:
-    weight = tensors.weight.to(x.dtype)
     partials: Partials | None = None
     if layer.batch_statistics:
-        y, partials = convolution.conv_moments(x, weight, layer.conv, vectors)
+        y, partials = convolution.conv_moments(x, tensors.weight, layer.conv, vectors)
     else:
-        y = convolution.conv_plain(x, weight, layer.conv, vectors)
+        y = convolution.conv_plain(x, tensors.weight, layer.conv, vectors)
     normalized: Normalized = normalize(layer, partials, tensors.affine)
     if normalized.running is not None:
         running.append(normalized.running)
@@ -165,7 +164,7 @@ def backward(
             before = saved[index - 1]
             g, partials = convolution.dgrad_block(
                 dy,
-                step.weight(0),
+                step.weights[0],
                 block.main[0].conv,
                 shortcut,
                 block.stride,
@@ -174,7 +173,7 @@ def backward(
             )
         elif wanted.dx:
             dx = convolution.dgrad_shortcut(
-                dy, step.weight(0), block.main[0].conv, source.shape, shortcut, block.stride
+                dy, step.weights[0], block.main[0].conv, source.shape, shortcut, block.stride
             )
         gradients[:0] = step.gradients()
         end = begin
@@ -197,10 +196,6 @@ class _BlockBackward:
         self.block, self.x, self.saved, self.weights, self.wanted = block, x, saved, weights, wanted
         self.found: dict[int, LayerGradients] = {}
 
-    def weight(self, index: int) -> Tensor:
-        """Weight of a layer in the dtype of the activations."""
-        return self.weights[index].to(self.x.dtype)
-
     def gradients(self) -> list[LayerGradients]:
         """Of all layers, in order."""
         return [self.found[index] for index in range(len(self.weights))]
@@ -218,7 +213,7 @@ class _BlockBackward:
                 return dy, shortcut
             below = self.saved.main[index - 1]
             self._keep(index, below.y, dy, layer.conv, norm, below.vectors)
-            g, partials = convolution.dgrad_drelu(dy, self.weight(index), layer.conv, below.y, below.vectors)
+            g, partials = convolution.dgrad_drelu(dy, self.weights[index], layer.conv, below.y, below.vectors)
             totals = statistics.sums(partials)
         raise AssertionError("a block has at least one layer")
 
@@ -235,7 +230,7 @@ class _BlockBackward:
         # a 1x1 projection of stride t touches every t-th pixel: its dgrad is dense on those alone
         n, _, p, q = dy.shape
         return convolution.dgrad_shortcut(
-            dy, self.weight(index), Conv(1, 1), (n, self.x.shape[1], p, q), None
+            dy, self.weights[index], Conv(1, 1), (n, self.x.shape[1], p, q), None
         )
 
     def _keep(

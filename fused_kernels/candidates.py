@@ -26,6 +26,8 @@ STEP_BYTES = 128
 """Depth of a step: the widest swizzle of shared memory, and 64 elements in 16 bits."""
 CHAIN_BYTES = 64
 """Of a pixel of z that a chain holds at a time."""
+WORKSPACE_SHARE = 1 / 16
+"""Of the bytes of a wgrad's operands: what a workspace may move for the sake of a second program a processor."""
 LEAST_STEPS = 8
 """Of one part of a split reduction; fewer do not pay for the workspace."""
 
@@ -171,9 +173,17 @@ def _busy(tiles: list[Tile], problem: Problem) -> list[Tile]:
 
 
 def _splits(tile: Tile, problem: Problem) -> list[Tile]:
-    """``tile`` with its reduction in as many parts as give two programs a processor, in twice and in half as many."""
-    steps = -(-problem.depth // tile.k)
-    even = max(1, min(2 * PROCESSORS // programs(tile, problem), steps // LEAST_STEPS))
+    """``tile`` with its reduction in an even number of parts, in twice and in half as many.
+
+    Even are parts that give a program to each processor; or two, which hide one another's waiting, where writing and
+    reading the workspace costs little beside reading the operands.
+    """
+    steps, each = -(-problem.depth // tile.k), programs(tile, problem)
+    operands = problem.depth * (problem.rows + problem.cols) * problem.dtype.itemsize
+    part = 2 * 4 * problem.conv.r * problem.conv.s * problem.rows * problem.cols
+    cheap = int(WORKSPACE_SHARE * operands) // part
+    even = min(2 * PROCESSORS // each, max(PROCESSORS // each, cheap))
+    even = max(1, min(even, steps // LEAST_STEPS))
     return [
         replace(tile, splits=splits)
         for splits in dict.fromkeys((even, min(2 * even, steps), max(1, even // 2)))

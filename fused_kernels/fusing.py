@@ -21,6 +21,8 @@ from fused_kernels.modules.norm import is_norm
 from fused_kernels.modules.shortcut import PadShortcut
 from fused_kernels.modules.stage import FusedStage
 
+OUTSIDE = "a convolution outside of a residual block"
+STEM = "; fused_kernels.modules.FusedResNet.adopt(model) takes a whole ResNet, stem and classifier too"
 HARMLESS = (nn.Identity, nn.ReLU)
 """Children that a fused block may leave out: it applies its ReLUs itself."""
 TOLERANCE = 1e-4
@@ -82,7 +84,7 @@ def _fuse_children(parent: nn.Module, prefix: str, report: FuseReport) -> None:
         ):
             setattr(parent, name, _stage(child))
         elif isinstance(child, nn.Conv2d):
-            report.left[path] = "a convolution outside of a residual block"
+            report.left[path] = OUTSIDE + (STEM if path == "conv1" and hasattr(parent, "fc") else "")
 
 
 def _looks_like_a_block(module: nn.Module) -> bool:

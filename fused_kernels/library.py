@@ -38,7 +38,7 @@ def residual_blocks(
 
     Args:
         x: [N, C, H, W], fp32, fp16 or bf16.
-        weights: [K, C, R, S] of each layer in the order of ``Chain.layers``; cast to the dtype of ``x``.
+        weights: [K, C, R, S] of each layer in the order of ``Chain.layers``; cast to the dtype of ``x``, once.
         gammas: [K] of each layer.
         betas: [K] of each layer.
         running: running mean and variance, [K] each, of each layer that tracks them.
@@ -47,13 +47,17 @@ def residual_blocks(
         save: whether to return what backward needs; must be True where gradients are wanted.
 
     Returns:
-        the result [N, K, P, Q], then (if ``save``) the saved tensors as ``packing.pack`` orders them, then the next
-        running statistics [2, K] of each layer that updates them.
+        the result [N, K, P, Q], then (if ``save``) the saved tensors as ``packing.pack`` orders them and the weights
+        that had to be cast, then the next running statistics [2, K] of each layer that updates them.
     """
     specification = decode(chain)
-    layers = _layers(specification, weights, gammas, betas, running, momenta)
+    cast = [weight.to(x.dtype) for weight in weights]
+    layers = _layers(specification, cast, gammas, betas, running, momenta)
     saved, new_running = blocks.forward(x, layers, specification)
-    return [*(pack(saved) if save else [saved[-1].z]), *new_running]
+    if not save:
+        return [saved[-1].z, *new_running]
+    kept = [copy for copy, weight in zip(cast, weights, strict=True) if weight.dtype != x.dtype]
+    return [*pack(saved), *kept, *new_running]
 
 
 residual_blocks.register_fake(residual_blocks._init_fn)
@@ -69,7 +73,7 @@ def residual_blocks_backward(
     wants_dx: bool,
     wants_dw: list[bool],
 ) -> list[Tensor]:
-    """Gradients of ``residual_blocks``.
+    """Gradients of ``residual_blocks``; ``weights`` are in the dtype of ``x``.
 
     Returns:
         dx (empty where it is not wanted), then dw (fp32, empty where it is not wanted), dgamma and dbeta of each layer.
@@ -115,7 +119,11 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) 
     ctx.layers = len(weights)
     ctx.running = len(running)
     ctx.dtypes = [tensor.dtype for tensor in (*gammas, *betas)]
-    ctx.save_for_backward(x, *weights, *output[: packed_size(decode(chain))])
+    ctx.weight_dtypes = [weight.dtype for weight in weights]
+    packed = packed_size(decode(chain))
+    kept = iter(output[packed:])
+    used = [weight if weight.dtype == x.dtype else next(kept) for weight in weights]
+    ctx.save_for_backward(x, *used, *output[:packed])
 
 
 def _backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
@@ -131,8 +139,8 @@ def _backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
         dz, x, weights, saved, ctx.chain, bool(ctx.needs_input_grad[0]), wants_dw
     )
     dw = [
-        grad.to(weight.dtype) if wanted else None
-        for grad, weight, wanted in zip(flat[::3], weights, wants_dw, strict=True)
+        grad.to(dtype) if wanted else None
+        for grad, dtype, wanted in zip(flat[::3], ctx.weight_dtypes, wants_dw, strict=True)
     ]
     vectors = [grad.to(dtype) for grad, dtype in zip((*flat[1::3], *flat[2::3]), ctx.dtypes, strict=True)]
     wants_dx = ctx.needs_input_grad[0]

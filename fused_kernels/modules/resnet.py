@@ -108,7 +108,7 @@ class FusedResNet(nn.Module):
 
 
 def classify(fc: nn.Linear, x: Tensor) -> Tensor:
-    """Global average pool and classifier; one kernel where no gradient is wanted."""
+    """Global average pool and classifier; two kernels where no gradient is wanted."""
     wants_gradient = torch.is_grad_enabled() and (x.requires_grad or fc.weight.requires_grad)
     if wants_gradient or fc.bias is None:
         return cast(Tensor, fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)))

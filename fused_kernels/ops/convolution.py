@@ -24,6 +24,7 @@ from fused_kernels.launch import Functor, Out, launch, uses_kernels
 from fused_kernels.layout import empty_nhwc, nhwc
 from fused_kernels.numeric_types import precision, require_float
 from fused_kernels.ops.partials import Partials, empty_partials
+from fused_kernels.ops.splits import add_up, parts_of, workspace
 from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 
@@ -251,11 +252,8 @@ def wgrad_into(
     n, _, h, w = x.shape
     k, c, r, s = dw.shape
     p, q = dy.shape[2:]
-    steps = -(-n * p * q // tile.k)
-    # a power of two, because the loop's length is compiled in: another batch size seldom needs another kernel
-    per_split = 1 << (-(-steps // tile.splits) - 1).bit_length()
-    splits = max(1, -(-steps // per_split))  # an empty batch has no steps, and a gradient of zero
-    parts = dw if splits == 1 else torch.empty((splits, dw.numel()), dtype=torch.float32, device=x.device)
+    steps, splits = parts_of(-(-n * p * q // tile.k), tile.splits)
+    parts = workspace(dw, splits)
     launch(
         "wgrad.wgrad_kernel",
         (-(-c // tile.m) * -(-k // tile.n), r * s, splits),
@@ -266,20 +264,10 @@ def wgrad_into(
         prologue_args=args,
         **{"M": n * p * q, "H": h, "W": w, "P": p, "Q": q, "C": c, "K": k, "PITCH": pitch},
         **{"R": r, "S": s, "STRIDE": conv.stride, "PADDING_H": padding[0], "PADDING_W": padding[1]},
-        **{"STEPS": per_split, "PROLOGUE": Functor(f"prologues.{prologue}"), "PRECISION": precision(x.dtype)},
+        **{"STEPS": steps, "PROLOGUE": Functor(f"prologues.{prologue}"), "PRECISION": precision(x.dtype)},
         **{"BLOCK_C": tile.m, "BLOCK_K": tile.n, "BLOCK_P": tile.k},
     )
-    if splits > 1:
-        launch(
-            "wgrad.split_sum_kernel",
-            (-(-dw.numel() // 1024),),
-            Tile(1024, 1),
-            parts_ptr=parts,
-            dw_ptr=Out(dw),
-            numel=dw.numel(),
-            SPLITS=splits,
-            BLOCK=1024,
-        )
+    add_up(parts, dw)
 
 
 _WITH_PARTIALS = {"drelu", "block_gradient"}

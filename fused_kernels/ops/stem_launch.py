@@ -14,6 +14,7 @@ from torch import Tensor
 from fused_kernels.geometry import Axis, Conv
 from fused_kernels.launch import Functor, Out, launch
 from fused_kernels.numeric_types import precision
+from fused_kernels.ops.splits import add_up, parts_of, workspace
 from fused_kernels.stem_layout import PIXEL, depth, pack_weight
 from fused_kernels.tiles import Tile
 
@@ -81,11 +82,8 @@ def wgrad(dw: Tensor, packed: Tensor, dy: Tensor, conv: Conv, tile: Tile) -> Non
     """Launch the product over pixels into ``dw`` [K, R, depth], and the sum of its parts where it is split."""
     n, height, width, _ = packed.shape
     k, p, q = dy.shape[1:]
-    steps = -(-n * p * q // tile.k)
-    # a power of two, because the loop's length is compiled in: another batch size seldom needs another kernel
-    per_split = 1 << (-(-steps // tile.splits) - 1).bit_length()
-    splits = -(-steps // per_split)
-    parts = dw if splits == 1 else torch.empty((splits, dw.numel()), dtype=torch.float32, device=dy.device)
+    steps, splits = parts_of(-(-n * p * q // tile.k), tile.splits)
+    parts = workspace(dw, splits)
     launch(
         "stem.stem_wgrad_kernel",
         (-(-conv.r * depth(conv) // tile.m) * -(-k // tile.n), splits),
@@ -95,20 +93,10 @@ def wgrad(dw: Tensor, packed: Tensor, dy: Tensor, conv: Conv, tile: Tile) -> Non
         dw_ptr=Out(parts),
         **{"M": n * p * q, "H": height, "W": width, "P": p, "Q": q, "K": k},
         **{"TAPS": conv.r, "DEPTH": depth(conv), "STRIDE": conv.stride, "PADDING": conv.padding},
-        **{"STEPS": per_split, "PRECISION": precision(packed.dtype)},
+        **{"STEPS": steps, "PRECISION": precision(packed.dtype)},
         **{"BLOCK_C": tile.m, "BLOCK_K": tile.n, "BLOCK_P": tile.k},
     )
-    if splits > 1:
-        launch(
-            "wgrad.split_sum_kernel",
-            (-(-dw.numel() // 1024),),
-            Tile(1024, 1),
-            parts_ptr=parts,
-            dw_ptr=Out(dw),
-            numel=dw.numel(),
-            SPLITS=splits,
-            BLOCK=1024,
-        )
+    add_up(parts, dw)
 
 
 def strip_length(pixels: int, height: int, cols: int, tile: Tile) -> int:

@@ -49,7 +49,9 @@ def differences(table: Table) -> list[Difference]:
             "each parity of dx is a launch of its own, which reads dy again",
         ),
         Difference(
-            "casts", blocks[ours.TORCH], "PyTorch casts the fp32 weights, once forward and once backward"
+            "casts",
+            blocks[ours.TORCH],
+            "PyTorch casts the fp32 weights, once, and keeps them for the backward pass",
         ),
         Difference(
             "head", _over(table, "head"), "plain PyTorch, which writes the pool's gradient at full size"
@@ -68,8 +70,8 @@ def differences(table: Table) -> list[Difference]:
 
 
 _STEM = (
-    "the image is repacked to four channels, and the max pool's gradient is stored before the dy pass reads it, where"
-    " the floor gathers it twice"
+    "the image is repacked to four channels, every window of the pool also has the place of its maximum, one byte, and"
+    " the sums of the pool's backward pass come in short tiles"
 )
 
 

@@ -6,6 +6,8 @@ The operations of PyTorch around the launches (casts of weights, sums of small v
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -81,7 +83,7 @@ def stage_training(stage: tuple[BlockShape, ...], n: int, dtype: torch.dtype) ->
     """Forward and backward of one stage, by block."""
     chain, first = chain_of(stage), stage[0].main[0]
     x = meta(n, first.c, first.h, first.w, dtype=dtype)
-    layers = [tensors_of(layer) for block in stage for layer in block.layers]
+    layers, casts = _cast(stage, dtype)
     weights = [layer.weight for layer in layers]
     forward = Recorder(lambda launch: launch.kernel == "passes.join_kernel")
     saved, _ = forward.run(lambda: blocks.forward(x, layers, chain))
@@ -89,7 +91,24 @@ def stage_training(stage: tuple[BlockShape, ...], n: int, dtype: torch.dtype) ->
     wanted = blocks.Wanted(True, (True,) * len(weights))
     dz = torch.empty_like(saved[-1].z)
     backward.run(lambda: blocks.backward(dz, x, weights, saved, chain, wanted))
-    return [ahead + back for ahead, back in zip(forward.parts, reversed(backward.parts), strict=True)]
+    parts = zip(casts, forward.parts, reversed(backward.parts), strict=True)
+    return [sum(part, Bytes()) for part in parts]
+
+
+def _cast(stage: tuple[BlockShape, ...], dtype: torch.dtype) -> tuple[list[blocks.LayerTensors], list[Bytes]]:
+    """Tensors of every layer with its weight cast, and what that moves, by block."""
+    layers: list[blocks.LayerTensors] = []
+    moved = []
+    for block in stage:
+        made, recorder = [tensors_of(layer) for layer in block.layers], Recorder(never)
+        weights = recorder.run(partial(_to, [layer.weight for layer in made], dtype))
+        layers += [replace(layer, weight=weight) for layer, weight in zip(made, weights, strict=True)]
+        moved += recorder.parts
+    return layers, moved
+
+
+def _to(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [tensor.to(dtype) for tensor in tensors]
 
 
 def stage_inference(stage: tuple[BlockShape, ...], n: int, dtype: torch.dtype) -> list[Bytes]:

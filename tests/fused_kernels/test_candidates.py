@@ -102,6 +102,11 @@ def test_wide_windows_are_tried_in_both_forms() -> None:
 def test_reductions_are_split_as_far_as_processors_and_steps_allow() -> None:
     narrow = Problem("wgrad", torch.bfloat16, 256, 56, 56, 64, 64, Conv(1, 1))
     assert {tile.splits for tile in candidates(narrow)} == {132, 264, 528}
+    assert candidates(narrow)[0].splits == 264, "two programs a processor, for a workspace of 8 MB beside 205"
+    deep = Problem("wgrad", torch.bfloat16, 32, 14, 14, 256, 256, Conv(1, 1))
+    assert programs(candidates(deep)[0], deep) <= PROCESSORS, (
+        "one, for its workspace weighs as much as its operands"
+    )
     short = Problem("wgrad", torch.bfloat16, 1, 7, 7, 64, 64, Conv(1, 1))
     assert {tile.splits for tile in candidates(short)} == {1}
 

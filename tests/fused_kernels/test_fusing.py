@@ -32,7 +32,9 @@ def test_every_block_of_a_resnet_is_replaced(block: type[Bottleneck]) -> None:
     model = small(block)
     report = fuse(model)
     assert report.replaced == ["layer1.0", "layer1.1", "layer2.0", "layer2.1"]
-    assert report.left == {"conv1": "a convolution outside of a residual block"}
+    assert list(report.left) == ["conv1"]
+    assert report.left["conv1"].startswith("a convolution outside of a residual block; ")
+    assert "FusedResNet.adopt(model)" in str(report)
     assert isinstance(model.layer1, FusedStage)
     assert isinstance(model.layer2, FusedStage)
 
@@ -79,6 +81,7 @@ def test_a_mixed_sequence_keeps_its_own_kind() -> None:
     model = nn.Sequential(nn.Sequential(BasicBlock(8, 8), nn.Conv2d(8, 8, 1)))
     report = fuse(model)
     assert report.replaced == ["0.0"]
+    assert report.left == {"0.1": "a convolution outside of a residual block"}
     assert type(model[0]) is nn.Sequential
     assert isinstance(model[0][0], FusedBasicBlock)
 

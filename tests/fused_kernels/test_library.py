@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.library import opcheck
 
 from fused_kernels import library
 from fused_kernels.launch import implementation
+from fused_kernels.packing import packed_size
 from fused_kernels.specification import Chain, layer_text
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import activation, normal, tiles, weight
@@ -50,6 +53,21 @@ def test_inference_operators() -> None:
         image, w = activation(1, 3, 9, 9), weight(8, 3, 7, 7)
         opcheck(library.stem_inference, (image, w, normal(8), 2, 3, True))
         opcheck(library.pool_classifier, (activation(2, 8, 3, 3), normal(5, 8), normal(5)))
+
+
+def test_weights_are_cast_once_and_their_gradients_are_in_their_own_dtype(small_tiles: Tile) -> None:
+    chain, channels, c = CASES["linked to a projection"]
+    made = network(chain, channels, activation(2, c, 4, 4), dtype=torch.float16)
+    halves = replace(made, weights=[w.detach().half().requires_grad_() for w in made.weights])
+    cast, plain = library.residual_blocks(*arguments(made)), library.residual_blocks(*arguments(halves))
+    kept = cast[packed_size(chain) :][: len(channels)]
+    assert len(cast) == len(plain) + len(channels)
+    assert all(torch.equal(copy, w) for copy, w in zip(kept, halves.weights, strict=True))
+    dz = torch.cos(plain[0].detach())
+    expected = torch.autograd.grad(plain[0], halves.weights, dz)
+    for got, other in zip(torch.autograd.grad(cast[0], made.weights, dz), expected, strict=True):
+        assert got.dtype == torch.float32
+        assert torch.equal(got.half(), other)
 
 
 def test_a_gradient_without_saved_tensors_is_refused() -> None:

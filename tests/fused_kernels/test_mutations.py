@@ -261,8 +261,8 @@ MUTATIONS = [
     Mutation(
         "// for cdiv in the blocks of pixels",
         "ops/convolution.py",
-        "steps = -(-n * p * q // tile.k)",
-        "steps = n * p * q // tile.k",
+        "parts_of(-(-n * p * q // tile.k), tile.splits)",
+        "parts_of(n * p * q // tile.k, tile.splits)",
         partial(checks.check_wgrad, WIDE),
         "dw is off",
         Tile(64, 64, 32),
