@@ -29,6 +29,12 @@ std::string range_words(std::int64_t least, std::int64_t most) {
 
 }  // namespace
 
+Json parse_json(const std::string& text) { return Json::parse(text, nullptr, /*allow_exceptions=*/false); }
+
+std::string quoted(const std::string& text) {
+  return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 Fields::Fields(const Json& value, std::string where, Mistake& mistake)
     : object_(value.is_object() ? &value : nullptr), where_(std::move(where)), mistake_(mistake) {
   if (object_ == nullptr) mistake_.note(where_, "an object");

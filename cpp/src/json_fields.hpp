@@ -13,6 +13,12 @@ namespace rescompile::internal {
 
 using Json = nlohmann::json;
 
+/// The document in `text`, of kind "discarded" where it is no JSON. Parsing and quoting are compiled once, in here.
+Json parse_json(const std::string& text);
+
+/// `text` as a JSON string: in quotes, control characters escaped.
+std::string quoted(const std::string& text);
+
 /// Where the first mistake in a document is, in words; empty while there is none.
 struct Mistake {
   std::string words;

@@ -82,7 +82,7 @@ std::map<std::string, FileDigest> read_files(const Json& value, Mistake& mistake
     return files;
   }
   for (const auto& [name, entry] : value.items()) {
-    Fields fields(entry, "$.files[" + Json(name).dump() + "]", mistake);
+    Fields fields(entry, "$.files[" + quoted(name) + "]", mistake);
     FileDigest digest{fields.sha256("sha256"), 0};
     digest.bytes = static_cast<std::uint64_t>(fields.integer("bytes", 0, std::numeric_limits<std::int64_t>::max()));
     fields.finish();
@@ -117,6 +117,14 @@ void check_origin(Fields& fields, Mistake& mistake) {
   calibration.integer("images", -most, most);
   calibration.text("method");
   calibration.finish();
+}
+
+/// The format, where the document has one: it is looked at first, since another format has other fields.
+std::optional<std::int64_t> format_of(const Json& document) {
+  if (!document.is_object()) return std::nullopt;
+  const auto found = document.find("format");
+  if (found == document.end() || !found->is_number_integer()) return std::nullopt;
+  return found->get<std::int64_t>();
 }
 
 Manifest read_fields(const Json& document, Mistake& mistake) {
@@ -213,11 +221,10 @@ Result<Manifest> read_manifest(const std::filesystem::path& directory) {
 
 Result<Manifest> parse_manifest(const std::string& text, const std::filesystem::path& path) {
   const auto refused = [&](const std::string& words) { return Error{ErrorCode::engine, path.string() + " " + words}; };
-  const Json document = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const Json document = parse_json(text);
   if (document.is_discarded()) return refused("is damaged (it is no JSON); build the engine again or copy it again");
-  if (document.is_object() && document.contains("format") && document["format"].is_number_integer() &&
-      document["format"] != format_version)
-    return refused("has format " + document["format"].dump() + ", this librescompile reads format " +
+  if (const auto format = format_of(document); format && *format != format_version)
+    return refused("has format " + std::to_string(*format) + ", this librescompile reads format " +
                    std::to_string(format_version) + ": build the engine again, or use the version that built it");
   Mistake mistake;
   Manifest manifest = read_fields(document, mistake);
@@ -227,7 +234,7 @@ Result<Manifest> parse_manifest(const std::string& text, const std::filesystem::
     return refused("was changed after the build (its digest differs); build or copy the engine again");
   for (const auto& [name, digest] : manifest.files)
     if (!is_plain_name(name))
-      return refused("lists a file " + Json(name).dump() + " outside of its directory; do not use this engine");
+      return refused("lists a file " + quoted(name) + " outside of its directory; do not use this engine");
   if (const std::string words = misfit(manifest); !words.empty()) return refused(words + "; build the engine again");
   return manifest;
 }

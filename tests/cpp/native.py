@@ -1,0 +1,118 @@
+"""librescompile through its C API."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIZE, POINTER = ctypes.c_size_t, ctypes.c_void_p
+
+
+class Options(ctypes.Structure):
+    _fields_ = [
+        ("skip_verification", ctypes.c_int),
+        ("threads", ctypes.c_int),
+        ("hint", ctypes.c_int),
+        ("cache", ctypes.c_char_p),
+    ]
+
+
+class Facts(ctypes.Structure):
+    _fields_ = [
+        ("dtype", ctypes.c_int),
+        ("layout", ctypes.c_int),
+        ("shape", SIZE * 3),
+        *(
+            (name, SIZE)
+            for name in ("image_size", "batch_min", "batch_opt", "batch_max", "classes", "concurrency")
+        ),
+    ]
+
+
+class NativeError(Exception):
+    """``code`` and the library's sentence."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Library:
+    """The shared library at ``path``, which is loaded into this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.c = ctypes.CDLL(str(path))
+        self.c.rescompile_last_error.restype = ctypes.c_char_p
+        self.c.rescompile_version.restype = ctypes.c_char_p
+        self.c.rescompile_class_name.restype = ctypes.c_char_p
+        self.c.rescompile_class_name.argtypes = [POINTER, SIZE]
+        self.c.rescompile_free.argtypes = [POINTER]
+        for kind in ("float", "bytes"):
+            infer = [POINTER, POINTER, SIZE, SIZE, POINTER, SIZE]
+            getattr(self.c, f"rescompile_infer_{kind}").argtypes = infer
+            preprocess = [POINTER, POINTER, SIZE, SIZE, POINTER, SIZE]
+            getattr(self.c, f"rescompile_preprocess_{kind}").argtypes = preprocess
+        self.c.rescompile_get_facts.argtypes = [POINTER, ctypes.POINTER(Facts)]
+        self.c.rescompile_top_k.argtypes = [POINTER, SIZE, SIZE, POINTER, POINTER, POINTER]
+
+    def check(self, status: int) -> None:
+        if status:
+            raise NativeError(status, self.c.rescompile_last_error().decode())
+
+    def load(self, directory: Path, **options: Any) -> NativeEngine:
+        engine = POINTER()
+        wanted = Options(**options)
+        load = self.c.rescompile_load
+        self.check(load(str(directory).encode(), ctypes.byref(wanted), ctypes.byref(engine)))
+        return NativeEngine(self, engine)
+
+    def top_k(self, logits: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
+        indices, probabilities, found = np.zeros(k, np.uintp), np.zeros(k), SIZE()
+        self.check(
+            self.c.rescompile_top_k(
+                logits.ctypes.data, len(logits), k, indices.ctypes.data, probabilities.ctypes.data,
+                ctypes.addressof(found),
+            )
+        )  # fmt: skip
+        return [(int(indices[rank]), float(probabilities[rank])) for rank in range(found.value)]
+
+
+class NativeEngine:
+    """An engine that the library loaded; freed with the object."""
+
+    def __init__(self, library: Library, engine: ctypes.c_void_p) -> None:
+        self.library, self.engine, self.facts = library, engine, Facts()
+        library.check(library.c.rescompile_get_facts(engine, ctypes.byref(self.facts)))
+
+    def __del__(self) -> None:
+        self.library.c.rescompile_free(self.engine)
+
+    def __call__(self, images: NDArray[Any], count: int | None = None) -> NDArray[np.float32]:
+        count = len(images) if count is None else count
+        logits = np.full((count, self.facts.classes), np.nan, np.float32)
+        kind = "bytes" if images.dtype == np.uint8 else "float"
+        infer = getattr(self.library.c, f"rescompile_infer_{kind}")
+        images = np.ascontiguousarray(images)
+        self.library.check(
+            infer(self.engine, images.ctypes.data, images.size, count, logits.ctypes.data, logits.size)
+        )
+        return logits
+
+    def preprocess(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        height, width, _ = pixels.shape
+        pixels = np.ascontiguousarray(pixels)
+        dtype, kind = (np.uint8, "bytes") if self.facts.dtype else (np.float32, "float")
+        image = np.zeros(tuple(self.facts.shape), dtype)
+        preprocess = getattr(self.library.c, f"rescompile_preprocess_{kind}")
+        self.library.check(
+            preprocess(self.engine, pixels.ctypes.data, width, height, image.ctypes.data, image.size)
+        )
+        return image[None]
+
+    def class_name(self, index: int) -> str | None:
+        name = self.library.c.rescompile_class_name(self.engine, index)
+        return None if name is None else name.decode()

@@ -1,0 +1,138 @@
+"""The example classifies a file as Python does: same pixels, same logits, same classes."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rescompile
+from rescompile.backends.base import RunOptions
+from tests.cpp.building import ROOT, Native, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cpp")]
+
+PHOTOGRAPH = ROOT / "calibration/photographs/chelsea.jpg"
+ORIENTATION = 0x0112
+
+
+@pytest.fixture(scope="module")
+def engine(engines: dict[str, Path]) -> Any:
+    with rescompile.load(engines["int8"], options=RunOptions(threads=1)) as loaded:
+        yield loaded
+
+
+def photograph(mode: str = "RGB") -> Image.Image:
+    with Image.open(PHOTOGRAPH) as image:
+        return image.resize((90, 61)).convert(mode)
+
+
+def jpeg(mode: str = "RGB", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    photograph(mode).save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
+def png(image: Image.Image, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", **options)
+    return stream.getvalue()
+
+
+def oriented(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def translucent() -> Image.Image:
+    image = photograph("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+def sixteen_bit() -> Image.Image:
+    return Image.fromarray((np.arange(64 * 64).reshape(64, 64) * 16 + 7).astype(np.uint16))
+
+
+FILES: dict[str, Callable[[], bytes]] = {
+    "jpeg": jpeg,
+    "jpeg 4:4:4": lambda: jpeg(subsampling="4:4:4"),
+    "jpeg 4:2:2": lambda: jpeg(subsampling="4:2:2"),
+    "jpeg progressive": lambda: jpeg(progressive=True, quality=50),
+    "jpeg gray": lambda: jpeg("L"),
+    "jpeg cmyk": lambda: jpeg("CMYK"),
+    "png": lambda: png(photograph()),
+    "png gray": lambda: png(photograph("L")),
+    "png gray and alpha": lambda: png(translucent().convert("LA")),
+    "png one bit": lambda: png(photograph("1")),
+    "png palette": lambda: png(photograph().quantize(16)),
+    "png palette with transparency": lambda: png(photograph().quantize(16), transparency=3),
+    "png transparent colour": lambda: png(photograph("L"), transparency=90),
+    "png alpha": lambda: png(translucent()),
+    "png sixteen bits": lambda: png(sixteen_bit()),
+    **{f"jpeg orientation {turn}": lambda turn=turn: jpeg(exif=oriented(turn)) for turn in range(1, 9)},
+    "png orientation 6": lambda: png(photograph(), exif=oriented(6)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_gives_pythons_logits(
+    native: Native, engines: dict[str, Path], engine: Any, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(FILES[name]())
+    found = json.loads(run(native.classify, "--json", "--threads", 1, engines["int8"], path))
+    expected = engine(engine.preprocess(path))[0]
+    np.testing.assert_array_equal(np.array(found["logits"], np.float32), expected)
+    best = engine.classify(path, 5)
+    assert [each["class"] for each in found["predictions"]] == [name for name, _ in best]
+    assert [each["probability"] for each in found["predictions"]] == pytest.approx(
+        [share for _, share in best]
+    )
+
+
+def test_the_table_is_that_of_the_command_line(native: Native, engines: dict[str, Path]) -> None:
+    shown = run(native.classify, engines["int8"], PHOTOGRAPH)
+    expected = run("rescompile", "run", engines["int8"], PHOTOGRAPH)
+    assert [line.split() for line in shown.splitlines()] == [
+        line.split() for line in expected.splitlines()[1:]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"GIF89a", "it is neither JPEG nor PNG"),
+        (b"", "it is neither JPEG nor PNG"),
+        (jpeg()[:900], "Premature end of JPEG file"),
+        (b"\xff\xd8\xff\xe0", "cannot be read ("),
+        (png(photograph())[:2000], "it was cut"),
+        (png(photograph()).replace(b"IDAT", b"IDAX"), "cannot be read ("),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(
+    native: Native, engines: dict[str, Path], tmp_path: Path, content: bytes, words: str
+) -> None:
+    (tmp_path / "image").write_bytes(content)
+    refused = subprocess.run(
+        [native.classify, engines["int8"], tmp_path / "image"], capture_output=True, text=True, check=False
+    )
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith(f"classify: image {tmp_path}/image cannot be read (")
+    assert words in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_wrong_usage_shows_the_usage(native: Native) -> None:
+    for words in ([], ["one"], ["a", "b", "c"], ["--threads", "x", "a", "b"], ["--unknown", "a", "b"]):
+        refused = subprocess.run([native.classify, *words], capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("usage: classify")
