@@ -108,7 +108,7 @@ std::string misfit(const ov::Model& model, const Manifest& manifest) {
     images.push_back(manifest.input.shape[axis]);
   const auto type = manifest.input.dtype == DType::uint8 ? ov::element::u8 : ov::element::f32;
   const ov::PartialShape found = model.input().get_partial_shape();
-  if (model.input().get_element_type() != type || !images.same_scheme(found)) {
+  if (model.input().get_element_type() != type || images != found) {
     std::ostringstream words;
     words << "it takes " << model.input().get_element_type() << " " << found << ", the manifest says " << type << " "
           << images;

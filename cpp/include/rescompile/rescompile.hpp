@@ -198,8 +198,8 @@ class RESCOMPILE_API Engine {
 
  private:
   friend struct EngineAccess;
-  class Impl;
-  explicit Engine(std::unique_ptr<Impl> impl) noexcept;
+  class __attribute__((visibility("hidden"))) Impl;
+  __attribute__((visibility("hidden"))) explicit Engine(std::unique_ptr<Impl> impl) noexcept;
   std::unique_ptr<Impl> impl_;
 };
 
