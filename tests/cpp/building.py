@@ -1,8 +1,9 @@
-"""The C++ library and its programs, compiled as their how-to says, with warnings as errors."""
+"""The C++ library and its programs, compiled by the commands of their how-to, with warnings as errors."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = ROOT / "cpp"
-EXAMPLE = ROOT / "examples/cpp/classify"
+PAGE = (ROOT / "docs/how-to/embed-cpp.md").read_text("utf-8")
 
 _HEADERS = {
     "nlohmann/json.hpp": "nlohmann-json3-dev",
@@ -47,33 +48,68 @@ def run(*command: object, **environment: str) -> str:
     return done.stdout
 
 
-def compiled(source: Path, folder: Path, *options: str, targets: tuple[str, ...] = ()) -> None:
-    """Configure ``source`` and build ``targets``, or all, in ``folder``."""
-    flags = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0", "-DRESCOMPILE_WERROR=ON")
-    run("cmake", "-S", source, "-B", folder, *flags, *options)
-    run("cmake", "--build", folder, *(("--target", *targets) if targets else ()))
+def blocks(language: str) -> list[str]:
+    """The blocks of the how-to in ``language``."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    """Every command of the how-to, in its order."""
+    return "".join(blocks("sh")).splitlines()
+
+
+def obey(command: str, folder: Path, **environment: str) -> str:
+    """Run a command of the how-to in ``folder``, a root of the repository; what it compiles is quick to compile."""
+    assert command in commands(), f"not in the how-to: {command}"
+    return quickly("bash", "-e", "-c", f"cd {folder}\n{command}", **environment)
+
+
+def quickly(*command: object, **environment: str) -> str:
+    """Run a command that compiles, without optimization, warnings being errors."""
+    flags = {"CMAKE_BUILD_TYPE": "Debug", "CFLAGS": "-O0 -Werror", "CXXFLAGS": "-O0 -Werror"}
+    return run(*command, **flags, **environment)
+
+
+def compiled(folder: Path, *options: str, targets: tuple[str, ...]) -> None:
+    """Configure the library with ``options`` and build ``targets`` in ``folder``."""
+    quickly("cmake", "-S", SOURCE, "-B", folder, *options)
+    run("cmake", "--build", folder, "--target", *targets)
 
 
 @dataclass(frozen=True)
 class Native:
-    """Where the compiled things are."""
+    """A root of the repository in which the how-to was obeyed, and where the compiled things are."""
 
-    library: Path
-    check: Path
-    soak: Path
-    classify: Path
+    root: Path
+
+    @property
+    def prefix(self) -> Path:
+        return self.root / "build/prefix"
+
+    @property
+    def library(self) -> Path:
+        return self.prefix / "lib/librescompile.so"
+
+    @property
+    def soak(self) -> Path:
+        return self.root / "build/librescompile/tools/rescompile-soak"
+
+    @property
+    def classify(self) -> Path:
+        return self.root / "build/classify/classify"
 
 
-def build_native(folder: Path) -> Native:
+def build_native(root: Path) -> Native:
     """Build and install the library, then the example against what was installed."""
-    prefix = folder / "prefix"
-    compiled(SOURCE, folder / "library", f"-DCMAKE_INSTALL_PREFIX={prefix}", "-DCMAKE_INSTALL_LIBDIR=lib")
-    run("cmake", "--install", folder / "library")
-    compiled(EXAMPLE, folder / "classify", f"-DCMAKE_PREFIX_PATH={prefix}")
-    tools = folder / "library/tools"
-    return Native(
-        library=prefix / "lib/librescompile.so",
-        check=tools / "rescompile-check",
-        soak=tools / "rescompile-soak",
-        classify=folder / "classify/classify",
+    root.mkdir(parents=True, exist_ok=True)
+    for name in ("cpp", "examples", "calibration"):
+        if not (root / name).exists():
+            (root / name).symlink_to(ROOT / name)
+    native = Native(root)
+    example, *library = (
+        command for command in commands() if command.startswith("cmake") and "fuzz" not in command
     )
+    for command in library:
+        obey(command, root)
+    obey(example, root, CMAKE_PREFIX_PATH=str(native.prefix))
+    return native

@@ -16,7 +16,7 @@ import rescompile
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.manifest import Batch
 from tests.backends.engines import make_engine
-from tests.cpp.building import SOURCE, Native, build_native, compiled, what_is_missing
+from tests.cpp.building import Native, build_native, compiled, what_is_missing
 from tests.cpp.native import Library
 
 Folders = Callable[[str], Path]
@@ -45,10 +45,8 @@ def library(native: Native) -> Library:
 def sanitized(build_folder: Folders) -> Path:
     """The folder of a build that address and undefined-behaviour sanitizers watch."""
     folder = build_folder("sanitized")
-    compiled(
-        SOURCE, folder, "-DRESCOMPILE_SANITIZE=address,undefined", "-DRESCOMPILE_TESTS=ON",
-        targets=("unit_tests", "rescompile-check", "c_api_test"),
-    )  # fmt: skip
+    options = ("-DRESCOMPILE_SANITIZE=address,undefined", "-DRESCOMPILE_TESTS=ON")
+    compiled(folder, *options, targets=("unit_tests", "rescompile-check", "c_api_test"))
     return folder
 
 

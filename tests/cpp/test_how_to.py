@@ -1,0 +1,87 @@
+"""Every command and program of the how-to works; the `native` fixture runs the commands that compile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cpp.building import Native, blocks, commands, obey, quickly, run
+from tests.cpp.conftest import Folders
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cpp")]
+
+CLANG = next((path for name in ("clang", "clang-14") if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def root(native: Native, engines: dict[str, Path]) -> Path:
+    """Where the reader is, after the build of an engine; it is a smaller one."""
+    engine = native.root / "resnet50-int8"
+    engine.unlink(missing_ok=True)
+    engine.symlink_to(engines["int8"])
+    return native.root
+
+
+def test_every_command_is_run_by_a_test() -> None:
+    build, *others = commands()
+    # as tests/test_published_weights.py builds one, from weights that it does not have to download
+    assert build.startswith("rescompile build --depth 50 --precision int8 --backend openvino")
+    kinds = [words.split()[0] for words in others if "fuzz" not in words]
+    assert kinds == [
+        "cmake", "build/classify/classify", "rescompile", "cmake", "cmake",
+        "build/librescompile/tools/rescompile-check", "build/librescompile/tools/rescompile-soak",
+    ]  # fmt: skip
+    assert len([words for words in others if "fuzz" in words]) == 3
+
+
+def test_the_example_says_what_python_says(root: Path) -> None:
+    example, python = (words for words in commands() if "chelsea.jpg" in words)
+    expected = obey(python, root).splitlines()[1:]
+    assert [line.split() for line in obey(example, root).splitlines()] == [line.split() for line in expected]
+
+
+def test_an_engine_is_checked_and_soaked(root: Path, native: Native, engines: dict[str, Path]) -> None:
+    check, soak = (words for words in commands() if "/tools/" in words)
+    assert obey(check, root) == "good resnet20-cifar int8 openvino\n"
+    assert soak == "build/librescompile/tools/rescompile-soak resnet50-int8 4 100000"
+    for name in ("int8", "pixels"):
+        found = json.loads(run(native.soak, engines[name], 4, 2000))
+        assert (found["threads"], found["inferences"], found["wrong"], found["failed"]) == (4, 2000, 0, 0)
+        assert found["growth_mib"] <= 4
+
+
+def test_the_readers_own_program_works(native: Native, engines: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(blocks("cmake")[0])
+    (tmp_path / "mine.cpp").write_text(blocks("cpp")[0])
+    quickly("cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={native.prefix}")
+    quickly("cmake", "--build", tmp_path / "build")
+    assert run(tmp_path / "build/mine", engines["int8"]).count("class ") == 3
+
+
+def test_the_example_is_configured_without_an_installed_library(root: Path, tmp_path: Path) -> None:
+    shown = quickly("cmake", "-S", root / "examples/cpp/classify", "-B", tmp_path)
+    assert "OpenVINO 20" in shown
+
+
+@pytest.mark.skipif(CLANG is None, reason="libFuzzer comes with clang, which is not installed")
+def test_the_loader_survives_a_short_fuzzing(build_folder: Folders) -> None:
+    assert CLANG is not None
+    folder = build_folder("fuzz")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "cpp").exists():
+        (folder / "cpp").symlink_to(Path(__file__).parent.parent.parent / "cpp")
+    configure, compile_, fuzz = (words for words in commands() if "fuzz" in words)
+    assert "=clang " in configure
+    configure = configure.replace("=clang ", f"={CLANG} ").replace(
+        "=clang++", f"={CLANG.replace('clang', 'clang++')}"
+    )
+    for words in (configure, compile_):
+        quickly("bash", "-e", "-c", f"cd {folder}\n{words}")
+    assert "-max_total_time=600" in fuzz
+    shown = run(
+        "bash", "-e", "-c", f"cd {folder}\n{fuzz.replace('-max_total_time=600', '-runs=20000 -seed=1')}"
+    )
+    assert "Done 20000 runs" in shown
