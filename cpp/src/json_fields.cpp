@@ -45,7 +45,7 @@ const Json& Fields::raw(const std::string& name) {
   if (object_ == nullptr) return nothing;
   const auto found = object_->find(name);
   if (found != object_->end()) return *found;
-  if (mistake_.words.empty()) mistake_.words = "`" + path(name) + "` is missing";
+  mistake_.say(path(name), "is missing");
   return nothing;
 }
 
@@ -127,7 +127,7 @@ std::size_t Fields::choice(const std::string& name, const std::vector<std::strin
 void Fields::finish() {
   if (object_ == nullptr || !mistake_.words.empty()) return;
   for (const auto& [name, value] : object_->items())
-    if (!asked_.contains(name)) mistake_.words = "`" + path(name) + "` is a field that this version does not know";
+    if (!asked_.contains(name)) mistake_.say(path(name), "is a field that this version does not know");
 }
 
 }  // namespace rescompile::internal

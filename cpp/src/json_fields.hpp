@@ -23,8 +23,12 @@ std::string quoted(const std::string& text);
 struct Mistake {
   std::string words;
 
-  void note(const std::string& where, const std::string& wanted) {
-    if (words.empty()) words = "`" + where + "` must be " + wanted;
+  /// `where` must be what is `wanted`.
+  void note(const std::string& where, const std::string& wanted) { say(where, "must be " + wanted); }
+
+  /// Any other sentence about `where`. Appended and not added: GCC 12 warns of overflows in such sums at -O3.
+  void say(const std::string& where, const std::string& what) {
+    if (words.empty()) words.append("`").append(where).append("` ").append(what);
   }
 };
 
