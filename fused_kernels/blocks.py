@@ -242,15 +242,3 @@ class _BlockBackward:
 
 def _norm_gradient(layer: Layer, saved: SavedLayer, sum_g: Tensor, sum_gy: Tensor) -> NormGradient:
     return denormalize(layer, sum_g, sum_gy, saved.vectors, saved.count, saved.total)
-
-
-__all__ = [
-    "LayerGradients",
-    "LayerTensors",
-    "SavedBlock",
-    "SavedLayer",
-    "Wanted",
-    "backward",
-    "forward",
-    "padded",
-]

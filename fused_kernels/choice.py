@@ -8,8 +8,10 @@ from contextvars import ContextVar
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from fused_kernels.candidates import candidates
+from fused_kernels.launch import uses_kernels
 from fused_kernels.problem import Problem
 from fused_kernels.shared_memory import HOPPER, limit_on
 from fused_kernels.table import CUDNN, current_table
@@ -39,6 +41,11 @@ def choose(problem: Problem, device: torch.device) -> Chosen:
     return default_tile(problem, shared=limit_on(device))
 
 
+def chosen_for(problem: Problem, tensor: Tensor) -> Chosen:
+    """``choose`` on the device of ``tensor``; ``"cudnn"``, for its reference to compute, where no kernels run on it."""
+    return choose(problem, tensor.device) if uses_kernels(tensor) else CUDNN
+
+
 def default_tile(problem: Problem, *, shared: int = HOPPER) -> Tile:
     """The first of the ``candidates``: right on every GPU with ``shared`` bytes a program, and good on Hopper.
 
@@ -47,4 +54,4 @@ def default_tile(problem: Problem, *, shared: int = HOPPER) -> Tile:
     return candidates(problem, shared=shared)[0]
 
 
-__all__ = ["CUDNN", "Chosen", "choose", "choosing", "default_tile"]
+__all__ = ["CUDNN", "Chosen", "choose", "choosing", "chosen_for", "default_tile"]

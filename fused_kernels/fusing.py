@@ -7,7 +7,7 @@ then checked: both forms must answer alike on random input, so that a block with
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -82,7 +82,7 @@ def _fuse_children(parent: nn.Module, prefix: str, report: FuseReport) -> None:
             and len(child)
             and all(isinstance(block, FusedBlock) for block in child)
         ):
-            setattr(parent, name, _stage(child))
+            setattr(parent, name, _stage(child, training=child.training))
         elif isinstance(child, nn.Conv2d):
             report.left[path] = OUTSIDE + (STEM if path == "conv1" and hasattr(parent, "fc") else "")
 
@@ -198,9 +198,9 @@ def adopt(block: nn.Module) -> FusedBlock:
     return fused
 
 
-def _stage(sequence: nn.Sequential) -> FusedStage:
-    stage = FusedStage(*sequence)
-    stage.training = sequence.training
+def _stage(blocks: Iterable[nn.Module], *, training: bool) -> FusedStage:
+    stage = FusedStage(*blocks)
+    stage.training = training
     return stage
 
 
@@ -288,6 +288,4 @@ def _fused_sequence(name: str, sequence: nn.Module) -> FusedStage:
             blocks.append(fused)
         else:
             blocks.append(block)
-    stage = FusedStage(*blocks)
-    stage.training = sequence.training
-    return stage
+    return _stage(blocks, training=sequence.training)

@@ -46,11 +46,12 @@ def read_table(path: Path) -> Entries:
 
 
 def write_table(path: Path, device_name: str, entries: Entries) -> None:
-    """Write a table under a temporary name, then rename it."""
+    """Write a table under a temporary name, then rename it; its folder is made if need be."""
     import triton
 
     body = {key: value if value == CUDNN else value.to_json() for key, value in sorted(entries.items())}
     text = json.dumps({"device": device_name, "triton": triton.__version__, "entries": body}, indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text + "\n", "utf-8")
     partial.replace(path)

@@ -28,6 +28,12 @@ class Tile:
     splits: int = 1
     """Parts of a wgrad reduction, each with its own rows of the workspace."""
 
+    @property
+    def name(self) -> str:
+        """``128x64x64 4w 3s``: m x n x k, warps, stages; whether it is flat."""
+        sizes = "x".join(str(size) for size in (self.m, self.n, self.k) if size)
+        return f"{sizes} {self.warps}w {self.stages}s{' flat' if self.flat else ''}"
+
     def to_json(self) -> dict[str, int | bool]:
         """A plain dictionary with every field."""
         return asdict(self)

@@ -78,7 +78,6 @@ def _tuned(problem: Problem, context: Context, shared: int) -> dict[str, Any]:
     path = context.options.tables / table_name(name)
     entries: Entries = read_table(path) if path.is_file() else {}
     entries[problem.key] = outcome.best
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_table(path, name, entries)
     current_table.cache_clear()
     return {

@@ -48,11 +48,12 @@ def _run(asked: argparse.Namespace, command: str) -> int:
 
     started = time.perf_counter()
     targets = [TARGETS[name] for name in dict.fromkeys(asked.target or ["sm_90"])]
+    patterns = asked.kernels or ["*"]
     units = {
-        target: units_of(catalogue(), target, asked.configs, asked.kernels, asked.dtype) for target in targets
+        target: units_of(catalogue(), target, asked.configs, patterns, asked.dtype) for target in targets
     }
     if not any(units.values()):
-        print(f"error: no kernel or operation of such a dtype matches {asked.kernels!r}", file=sys.stderr)
+        print(f"error: no kernel or operation of such a dtype matches {', '.join(patterns)}", file=sys.stderr)
         return 2
     rows = ordered(_compiled(units, asked.jobs))
     print(as_text(rows))
@@ -124,9 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--configs", choices=CONFIGS, default="kernels", help=_CONFIGS_HELP)
     parser.add_argument(
         "--kernels",
-        default="*",
+        action="append",
         metavar="PATTERN",
-        help="only kernels or operations like this, as 'conv_*' or '*3x3*'",
+        help="only kernels or operations like this, as 'conv_*' or '*3x3*'; may be given several times",
     )
     parser.add_argument(
         "--dtype",

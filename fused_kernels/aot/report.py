@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,21 +70,7 @@ class Row:
 
     def cells(self) -> list[str]:
         """The columns of ``HEADER``."""
-        compiled, unit = self.compiled, self.unit
-        instructions = sorted(compiled.machine.tensor_core.items())
-        return [
-            self.target.name,
-            unit.kernel.split(".")[1].removesuffix("_kernel"),
-            unit.entry,
-            unit.dtype,
-            tile_name(unit.tile),
-            str(compiled.registers),
-            str(compiled.machine.spills),
-            f"{compiled.shared / 1024:.1f}",
-            " ".join(f"{count} {name}" for name, count in instructions) or "-",
-            str(compiled.machine.async_copies),
-            "; ".join(self.problems) or "ok",
-        ]
+        return cells_of(self.to_json())
 
 
 HEADER = (
@@ -100,7 +86,26 @@ HEADER = (
     "16-byte copies",
     "verdict",
 )
-_RIGHT = {"registers", "spills", "shared KB", "16-byte copies"}
+RIGHT = {"registers", "spills", "shared KB", "16-byte copies"}
+"""Columns of figures."""
+
+
+def cells_of(kernel: Mapping[str, Any]) -> list[str]:
+    """The columns of ``HEADER`` from what ``Row.to_json`` gives."""
+    instructions = sorted(kernel["tensor_core"].items())
+    return [
+        kernel["target"],
+        kernel["kernel"].split(".")[1].removesuffix("_kernel"),
+        kernel["operation"],
+        kernel["dtype"],
+        Tile.from_json(kernel["tile"]).name,
+        str(kernel["registers"]),
+        str(kernel["spills"]),
+        f"{kernel['shared'] / 1024:.1f}",
+        " ".join(f"{count} {name}" for name, count in instructions) or "-",
+        str(kernel["async_copies"]),
+        "; ".join(kernel["problems"]) or "ok",
+    ]
 
 
 def expected_instructions(unit: Unit, target: Target) -> frozenset[str]:
@@ -115,12 +120,6 @@ def expected_instructions(unit: Unit, target: Target) -> frozenset[str]:
     return own
 
 
-def tile_name(tile: Tile) -> str:
-    """``128x128x64 8w 3s``: m x n x k, warps, stages; whether it is flat."""
-    sizes = "x".join(str(size) for size in (tile.m, tile.n, tile.k) if size)
-    return f"{sizes} {tile.warps}w {tile.stages}s{' flat' if tile.flat else ''}"
-
-
 def ordered(rows: Iterable[Row]) -> list[Row]:
     """By target, kernel, dtype, operation and tile."""
     return sorted(
@@ -130,7 +129,7 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
             row.unit.kernel,
             row.unit.dtype,
             row.unit.entry,
-            tile_name(row.unit.tile),
+            row.unit.tile.name,
         ),
     )
 
@@ -141,7 +140,7 @@ def as_text(rows: Sequence[Row]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if name in _RIGHT else cell.ljust(width)
+            cell.rjust(width) if name in RIGHT else cell.ljust(width)
             for name, cell, width in zip(HEADER, line, widths, strict=True)
         ).rstrip()
         for line in lines
@@ -162,7 +161,7 @@ def as_markdown(rows: Sequence[Row], triton_version: str, command: str) -> str:
         parts.append(f"## {target.name} ({target.example})\n\n{summary(mine)}")
         table = [
             [HEADER[index] for index in columns],
-            ["---:" if HEADER[index] in _RIGHT else "---" for index in columns],
+            ["---:" if HEADER[index] in RIGHT else "---" for index in columns],
             *([row.cells()[index] for index in columns] for row in mine),
         ]
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in table))

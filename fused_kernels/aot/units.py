@@ -43,7 +43,7 @@ def units_of(
     entries: Iterable[Entry],
     target: Target,
     configs: Configs,
-    pattern: str = "*",
+    patterns: Collection[str] = ("*",),
     dtypes: Collection[str] = (),
 ) -> list[Unit]:
     """What to compile for ``target``.
@@ -52,7 +52,7 @@ def units_of(
         entries: the catalogue.
         target: where; its shared memory decides on tiles.
         configs: see ``CONFIGS``.
-        pattern: matched, as a file name is, with kernels and entries.
+        patterns: matched, as file names are, with kernels and entries; one of them must fit.
         dtypes: names of dtypes that entries must have, or none for all.
     """
     found: dict[object, Unit] = {}
@@ -60,7 +60,9 @@ def units_of(
         if dtypes and _name(entry.dtype) not in dtypes:
             continue
         for launch in _launches(entry, target, configs):
-            if fnmatchcase(launch.kernel, pattern) or fnmatchcase(entry.name, pattern):
+            if any(
+                fnmatchcase(name, pattern) for name in (launch.kernel, entry.name) for pattern in patterns
+            ):
                 unit = _unit(entry, launch)
                 found.setdefault(_identity(unit, configs), unit)
     return list(found.values())

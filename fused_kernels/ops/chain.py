@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fused_kernels import inference_references as references
 from fused_kernels.candidates import fit
-from fused_kernels.choice import CUDNN, choose
+from fused_kernels.choice import CUDNN, chosen_for
 from fused_kernels.errors import ShapeError, Unsupported
 from fused_kernels.geometry import Conv
-from fused_kernels.launch import Functor, Out, launch, uses_kernels
+from fused_kernels.launch import Functor, Out, launch
 from fused_kernels.layout import empty_nhwc, nhwc
 from fused_kernels.numeric_types import precision, require_float
 from fused_kernels.ops.inference import require_int32_sums, require_residual_scale, require_vector
@@ -93,7 +93,7 @@ def chain(
     expanded, next_width = conv3.w.shape[0], 0 if conv1 is None else conv1.w.shape[0]
     window = Conv(3, 3, stride, 1)
     problem = Problem("chain", x.dtype, n, h, wd, width, expanded, window, following=next_width)
-    tile = choose(problem, x.device) if uses_kernels(x) else CUDNN
+    tile = chosen_for(problem, x)
     if tile == CUDNN:
         return references.chain(
             x, conv2, conv3, residual, conv1, stride=stride, residual_scale=residual_scale

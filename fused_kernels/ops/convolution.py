@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from fused_kernels import references
-from fused_kernels.choice import CUDNN, choose
+from fused_kernels.choice import CUDNN, chosen_for
 from fused_kernels.errors import ShapeError
 from fused_kernels.geometry import Conv, rows_of_parity
-from fused_kernels.launch import Functor, Out, launch, uses_kernels
+from fused_kernels.launch import Functor, Out, launch
 from fused_kernels.layout import empty_nhwc, nhwc
 from fused_kernels.numeric_types import precision, require_float
 from fused_kernels.ops.partials import Partials, empty_partials
@@ -50,7 +50,7 @@ def conv_moments(x: Tensor, w: Tensor, conv: Conv, vectors: Vectors | None = Non
     _check(x, w, conv)
     prologue = "identity" if vectors is None else "bn_relu"
     problem = _fprop_problem(x, w, conv, prologue, "moments")
-    tile = choose(problem, x.device) if uses_kernels(x) else CUDNN
+    tile = chosen_for(problem, x)
     if tile == CUDNN:
         return references.conv_moments(x, w, conv, vectors)
     x = nhwc(x)
@@ -67,7 +67,7 @@ def conv_plain(x: Tensor, w: Tensor, conv: Conv, vectors: Vectors | None = None)
     _check(x, w, conv)
     prologue = "identity" if vectors is None else "bn_relu"
     problem = _fprop_problem(x, w, conv, prologue, "store")
-    tile = choose(problem, x.device) if uses_kernels(x) else CUDNN
+    tile = chosen_for(problem, x)
     if tile == CUDNN:
         return references.conv_plain(x, w, conv, vectors)
     x = nhwc(x)
@@ -84,7 +84,7 @@ def dgrad_drelu(dy: Tensor, w: Tensor, conv: Conv, y: Tensor, vectors: Vectors) 
         g in the shape of ``y``, and partials of kinds (sum g, sum g * (y - mean)).
     """
     problem = _dgrad_problem(dy, w, conv, y.shape, "drelu")
-    tile = choose(problem, dy.device) if uses_kernels(dy) else CUDNN
+    tile = chosen_for(problem, dy)
     if tile == CUDNN:
         return references.dgrad_drelu(dy, w, conv, y, vectors)
     y = nhwc(y)
@@ -124,7 +124,7 @@ def dgrad_block(
         g in the shape of z, and partials of kinds (sum g, sum g * (y - mean)[, sum g * (d - mean_d)]).
     """
     problem = _dgrad_problem(dy, w, conv, z.shape, "block_gradient")
-    tile = choose(problem, dy.device) if uses_kernels(dy) else CUDNN
+    tile = chosen_for(problem, dy)
     if tile == CUDNN:
         return references.dgrad_block(dy, w, conv, shortcut, stride, z, y, vectors, d, d_vectors)
     g = torch.empty_like(z)
@@ -149,7 +149,7 @@ def dgrad_shortcut(
     """dgrad(dy) of shape ``size`` [N, C, H, W], plus a shortcut's gradient at every ``stride``-th pixel, if any."""
     epilogue = "store" if shortcut is None else "shortcut"
     problem = _dgrad_problem(dy, w, conv, size, epilogue)
-    tile = choose(problem, dy.device) if uses_kernels(dy) else CUDNN
+    tile = chosen_for(problem, dy)
     if tile == CUDNN:
         return references.dgrad_shortcut(dy, w, conv, size, shortcut, stride)
     dx = empty_nhwc(dy, *size)
@@ -163,7 +163,7 @@ def wgrad(x: Tensor, dy: Tensor, conv: Conv, vectors: Vectors | None = None) -> 
     prologue = "identity" if vectors is None else "bn_relu"
     n, _, h, w = x.shape
     problem = Problem("wgrad", x.dtype, n, h, w, c, k, conv, prologue, "store")
-    tile = choose(problem, x.device) if uses_kernels(x) else CUDNN
+    tile = chosen_for(problem, x)
     if tile == CUDNN:
         return references.wgrad(x, dy, conv, vectors)
     x, dy = nhwc(x), nhwc(dy)
@@ -189,7 +189,7 @@ def fprop(
 ) -> None:
     """Launch one fprop into ``out``; ``w`` is [K, C, R, S] in any memory. ``exact`` multiplies fp32 without TF32."""
     n, c, h, wd = x.shape
-    k, _, p, q = out.shape[1], None, *out.shape[2:]
+    k, p, q = out.shape[1:]
     launch(
         "conv.conv_kernel",
         (-(-n * p * q // tile.m) * -(-k // tile.n),),
@@ -203,7 +203,7 @@ def fprop(
         **{"COLS": k, "COL_STRIDE": conv.r * conv.s * c, "TAP_STRIDE": c, "DEPTH_STRIDE": 1},
         **{"DEPTH": c, "PITCH": c, "WINDOW": conv.s},
         **conv.fprop().constexprs(),
-        **(_compile_time(x, tile, prologue, epilogue) | ({"PRECISION": "ieee"} if exact else {})),
+        **(compile_time(x, tile, prologue, epilogue) | ({"PRECISION": "ieee"} if exact else {})),
     )
 
 
@@ -232,7 +232,7 @@ def dgrad(
             **{"COLS": c, "COL_STRIDE": 1, "TAP_STRIDE": c, "DEPTH_STRIDE": conv.r * conv.s * c},
             **{"DEPTH": k, "PITCH": k, "WINDOW": conv.s},
             **gather.constexprs(),
-            **_compile_time(dy, tile, "identity", epilogue),
+            **compile_time(dy, tile, "identity", epilogue),
         )
         first_tile += tiles
 
@@ -273,7 +273,8 @@ def wgrad_into(
 _WITH_PARTIALS = {"drelu", "block_gradient"}
 
 
-def _compile_time(x: Tensor, tile: Tile, prologue: str, epilogue: str) -> dict[str, Any]:
+def compile_time(x: Tensor, tile: Tile, prologue: str, epilogue: str) -> dict[str, Any]:
+    """What every product is compiled for, beside the geometry."""
     return {
         "PROLOGUE": Functor(f"prologues.{prologue}"),
         "EPILOGUE": Functor(f"epilogues.{epilogue}"),

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from fused_kernels import inference_references as references
 from fused_kernels.candidates import fit
-from fused_kernels.choice import CUDNN, choose
+from fused_kernels.choice import CUDNN, chosen_for
 from fused_kernels.errors import ShapeError, Unsupported
 from fused_kernels.geometry import Conv
-from fused_kernels.launch import Functor, Out, launch, uses_kernels
+from fused_kernels.launch import Functor, Out, launch
 from fused_kernels.layout import nhwc
 from fused_kernels.numeric_types import require_float
 from fused_kernels.ops.convolution import fprop
@@ -95,7 +95,7 @@ def _launched(
     n, c = x.shape[:2]
     classes = w.shape[0]
     problem = Problem("fprop", x.dtype, n, 1, 1, c, classes, FULLY_CONNECTED, "identity", "logits")
-    tile = choose(problem, x.device) if uses_kernels(x) else CUDNN
+    tile = chosen_for(problem, x)
     if tile == CUDNN:
         return None
     pooled = _pooled(nhwc(x), pool_scale)

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from fused_kernels import inference_references as references
-from fused_kernels.choice import CUDNN, choose
+from fused_kernels.choice import CUDNN, chosen_for
 from fused_kernels.errors import ShapeError, Unsupported
 from fused_kernels.geometry import Conv
-from fused_kernels.launch import uses_kernels
 from fused_kernels.layout import empty_nhwc, nhwc
 from fused_kernels.numeric_types import require_float
 from fused_kernels.ops.convolution import fprop
@@ -234,7 +233,7 @@ def _launched(x: Tensor, w: Tensor, conv: Conv, epilogue: str, args: tuple[Any, 
     """The result of the kernel, or None where plain PyTorch is to compute it."""
     n, c, h, width = x.shape
     problem = Problem("fprop", x.dtype, n, h, width, c, w.shape[0], conv, "identity", epilogue)
-    tile = choose(problem, x.device) if uses_kernels(x) else CUDNN
+    tile = chosen_for(problem, x)
     if tile == CUDNN:
         return None
     y = empty_nhwc(x, n, w.shape[0], *conv.output_size(h, width))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fused_kernels import stem_references
-from fused_kernels.choice import CUDNN, choose
+from fused_kernels.choice import CUDNN, Chosen, chosen_for
 from fused_kernels.errors import ShapeError, Unsupported
 from fused_kernels.geometry import Conv
 from fused_kernels.launch import Out, launch, uses_kernels
@@ -218,7 +218,7 @@ def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
     columns = conv.r * depth(conv)
     # all taps at once: for the choice of a tile a 1x1 convolution of as many channels, on the output's plane
     problem = Problem("wgrad", packed.dtype, n, p, q, columns, k, Conv(1, 1), "identity", "stem")
-    tile = choose(problem, packed.device) if uses_kernels(packed) else CUDNN
+    tile = chosen_for(problem, packed)
     if tile == CUDNN:
         return stem_references.stem_wgrad(packed, dy, conv, channels)
     dw = torch.empty((k, conv.r, depth(conv)), dtype=torch.float32, device=dy.device)
@@ -304,12 +304,12 @@ def _empty_output(image: Tensor, w: Tensor, conv: Conv) -> Tensor:
     return empty_nhwc(w, n, w.shape[0], *conv.output_size(height, width))
 
 
-def _fprop_tile(image: Tensor, w: Tensor, conv: Conv, epilogue: str) -> Any:
+def _fprop_tile(image: Tensor, w: Tensor, conv: Conv, epilogue: str) -> Chosen:
     """The tile that convolves this image, or "cudnn" where plain PyTorch does."""
     _check(image, w, conv)
     n, _, height, width = image.shape
     problem = Problem("fprop", w.dtype, n, height, width, depth(conv), w.shape[0], conv, "identity", epilogue)
-    return choose(problem, w.device) if uses_kernels(w) else CUDNN
+    return chosen_for(problem, w)
 
 
 def _check_image(image: Tensor, dtype: torch.dtype) -> None:

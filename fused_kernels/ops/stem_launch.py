@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fused_kernels.geometry import Axis, Conv
-from fused_kernels.launch import Functor, Out, launch
+from fused_kernels.launch import Out, launch
 from fused_kernels.numeric_types import precision
+from fused_kernels.ops.convolution import compile_time
 from fused_kernels.ops.splits import add_up, parts_of, workspace
 from fused_kernels.stem_layout import PIXEL, depth, pack_weight
 from fused_kernels.tiles import Tile
@@ -42,7 +42,7 @@ def fprop(
         **{"COLS": k, "COL_STRIDE": conv.r * depth(conv), "TAP_STRIDE": depth(conv), "DEPTH_STRIDE": 1},
         **{"DEPTH": depth(conv), "PITCH": PIXEL, "WINDOW": 1},
         **replace(conv.fprop(), w=Axis(1, 0, 0, 0)).constexprs(),
-        **_compile_time(packed, tile, epilogue),
+        **compile_time(packed, tile, "identity", epilogue),
     )
 
 
@@ -74,7 +74,7 @@ def conv_pool(
         **{"COLS": k, "COL_STRIDE": conv.r * depth(conv), "TAP_STRIDE": depth(conv)},
         **{"STRIP": strip, "DEPTH": depth(conv), "TAPS": conv.r},
         **{"STRIDE": conv.stride, "PADDING": conv.padding},
-        **_compile_time(packed, tile, epilogue),
+        **compile_time(packed, tile, "identity", epilogue),
     )
 
 
@@ -107,17 +107,3 @@ def strip_length(pixels: int, height: int, cols: int, tile: Tile) -> int:
     programs = -(-pixels // tile.m) * -(-cols // tile.n)
     longest = max(1, min(LONGEST_STRIP, height, programs // PROGRAMS))
     return 1 << (longest.bit_length() - 1)
-
-
-def _compile_time(packed: Tensor, tile: Tile, epilogue: str) -> dict[str, Any]:
-    return {
-        "PROLOGUE": Functor("prologues.identity"),
-        "EPILOGUE": Functor(f"epilogues.{epilogue}"),
-        "PRECISION": precision(packed.dtype),
-        "ACC": Functor("numerics.int32" if packed.dtype == torch.int8 else "numerics.float32"),
-        "BLOCK_M": tile.m,
-        "BLOCK_N": tile.n,
-        "BLOCK_K": tile.k,
-        "GROUP": tile.group,
-        "FLAT": tile.flat,
-    }

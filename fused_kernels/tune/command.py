@@ -136,9 +136,7 @@ def describe(outcome: Outcome) -> str:
 def _name(chosen: Tile | str) -> str:
     if isinstance(chosen, str):
         return chosen
-    form = f"{chosen.m}x{chosen.n}x{chosen.k} {chosen.warps}w {chosen.stages}s"
-    splits = f" {chosen.splits} parts" if chosen.splits > 1 else ""
-    return f"{form}{' flat' if chosen.flat else ''}{splits}"
+    return f"{chosen.name} {chosen.splits} parts" if chosen.splits > 1 else chosen.name
 
 
 def _parser() -> argparse.ArgumentParser:

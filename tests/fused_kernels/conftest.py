@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.utils import deterministic
 
 import fused_kernels.kernels
+from fused_kernels.candidates import fit
 from fused_kernels.choice import choosing
 from fused_kernels.launch import implementation
 from fused_kernels.layout import nhwc
+from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.sanitizer import sanitized
 
@@ -89,6 +91,11 @@ def small_tiles() -> Iterator[Tile]:
 def tiles(tile: Tile) -> AbstractContextManager[None]:
     """Every convolution in this context takes ``tile``."""
     return choosing(lambda _: tile)
+
+
+def fitting(problem: Problem) -> Tile:
+    """A tile for ``choosing`` that wastes little: few programs, and products take the time of their padded size."""
+    return Tile(fit(problem.rows, 256), fit(problem.cols, 64), fit(problem.depth, 64))
 
 
 def kernels() -> AbstractContextManager[None]:

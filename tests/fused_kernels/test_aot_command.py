@@ -75,7 +75,10 @@ def test_files_hold_everything(compiler: dict[str, int], tmp_path: Path) -> None
         (["--target", "sm_70"], "invalid choice: 'sm_70'"),
         (["--configs", "some"], "invalid choice: 'some'"),
         (["--jobs", "0"], "--jobs 0: at least one process is needed"),
-        (["--kernels", "nothing"], "no kernel or operation of such a dtype matches 'nothing'"),
+        (
+            ["--kernels", "nothing", "--kernels", "none"],
+            "no kernel or operation of such a dtype matches nothing, none",
+        ),
     ],
 )
 def test_2_where_the_command_is_not_understood(

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fused_kernels import library
+from fused_kernels.choice import choosing
 from fused_kernels.geometry import Conv
 from fused_kernels.launch import implementation
 from fused_kernels.packing import pack, packed_size, unpack
 from fused_kernels.specification import Block, Chain, Layer, ShortcutKind
 from fused_kernels.tiles import Tile
-from tests.fused_kernels.conftest import activation, normal, reseed, tiles, weight
+from tests.fused_kernels.conftest import activation, fitting, normal, reseed, tiles, weight
+from tests.fused_kernels.strategies import EXHAUSTIVE
 from tests.fused_kernels.tolerances import SUM, assert_close
 
 EPS, MOMENTUM = 1e-5, 0.3
@@ -168,14 +170,15 @@ def test_the_reference_is_exact_in_float64(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_kernels_agree_with_float64_autograd(name: str, small_tiles: Tile) -> None:
+def test_kernels_agree_with_float64_autograd(name: str) -> None:
     chain, channels, c = CASES[name]
-    check(network(chain, channels, activation(2, c, 7, 5)))
+    with tiles(Tile(64, 32, 32, splits=2)):  # two tiles of the larger plane's 70 rows
+        check(network(chain, channels, activation(2, c, 7, 5)))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=50 if EXHAUSTIVE else 4, deadline=None)
 @given(
-    n=st.integers(1, 3),
+    n=st.integers(1, 2),
     size=st.tuples(st.integers(2, 6), st.integers(2, 6)),
     width=st.integers(1, 20),
     stride=st.integers(1, 2),
@@ -185,7 +188,7 @@ def test_any_geometry(n: int, size: tuple[int, int], width: int, stride: int, se
     reseed(seed)
     chain = Chain((basic(stride, project=True), basic()))
     channels = [(width, 5), (width, width), (width, 5), (width, width), (width, width)]
-    with tiles(Tile(32, 32, 16, splits=2)):
+    with choosing(fitting):
         check(network(chain, channels, activation(n, 5, *size, std=3.0)))
 
 
@@ -201,7 +204,7 @@ def test_a_gradient_that_is_not_wanted_is_not_computed(small_tiles: Tile) -> Non
 
 @pytest.mark.parametrize("how", ["kernels", "reference"])
 def test_the_same_input_gives_the_same_bits(how: str, small_tiles: Tile) -> None:
-    made = network(*CASES["linked to a projection"][:2], activation(2, 16, 5, 5))
+    made = network(*CASES["projection"][:2], activation(1, 16, 5, 7))
 
     def once() -> list[Tensor]:
         out = made.run()

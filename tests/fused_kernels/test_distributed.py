@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fused_kernels import modules
+from fused_kernels.choice import choosing
 from fused_kernels.geometry import Conv
 from fused_kernels.launch import implementation
 from fused_kernels.modules import FusedBottleneck, FusedResNet
@@ -22,7 +23,7 @@ from fused_kernels.ops import convolution
 from fused_kernels.specification import Layer
 from fused_kernels.tiles import Tile
 from tests.fused_kernels import ground_truth
-from tests.fused_kernels.conftest import activation, reseed, tiles
+from tests.fused_kernels.conftest import activation, fitting, reseed, tiles
 from tests.fused_kernels.tolerances import assert_close, assert_variance
 
 PROCESSES = 2
@@ -44,15 +45,10 @@ def part(rank: int) -> slice:
     return slice(0, BATCHES[0]) if rank == 0 else slice(BATCHES[0], None)
 
 
-def meet(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
-
-
-def leave(rank: int, folder: str, model: nn.Module) -> None:
+def save(rank: int, folder: str, name: str, model: nn.Module) -> None:
     if rank == 0:
         grads = {name: parameter.grad for name, parameter in model.named_parameters()}
-        torch.save({"grads": grads, "state": model.state_dict()}, Path(folder) / "result.pth")
-    dist.destroy_process_group()
+        torch.save({"grads": grads, "state": model.state_dict()}, Path(folder) / f"{name}.pth")
 
 
 def far_from_zero(rank: int) -> Tensor:
@@ -76,34 +72,46 @@ def shared_variance(rank: int) -> Tensor:
 
 
 def synchronized_norms(rank: int, folder: str, how: str) -> None:
-    meet(rank, folder)
-    with implementation(how), tiles(Tile(64, 16, 16)):
-        variance = shared_variance(rank)
-    torch.save(variance, Path(folder) / f"variance-{rank}.pth")
     model = nn.SyncBatchNorm.convert_sync_batchnorm(network())
     images, classes = whole_batch()
-    with implementation(how), tiles(Tile(64, 32, 32)):
+    with implementation(how), tiles(Tile(64, 16, 16)):
+        torch.save(shared_variance(rank), Path(folder) / f"variance-{rank}.pth")
+    with implementation(how), choosing(fitting):
         loss = F.cross_entropy(model(images[part(rank)]), classes[part(rank)], reduction="sum") / sum(BATCHES)
         loss.backward()
     for parameter in model.parameters():  # DistributedDataParallel refuses synchronized norms on CPUs
         dist.all_reduce(parameter.grad)
-    leave(rank, folder, model)
+    save(rank, folder, "synchronized", model)
 
 
-def data_parallel(rank: int, folder: str, how: str) -> None:
-    meet(rank, folder)
+def data_parallel(rank: int, folder: str) -> None:
     model = network()
     images, classes = whole_batch()
     ddp = DistributedDataParallel(model)
-    with implementation(how), tiles(Tile(64, 32, 32)):
+    with implementation("reference"):
         F.cross_entropy(ddp(images[part(rank)]), classes[part(rank)]).backward()
-    leave(rank, folder, model)
+    save(rank, folder, "data parallel", model)
 
 
-@pytest.mark.parametrize("how", ["reference", "kernels"])
-def test_synchronized_norms_give_what_one_process_has_with_the_whole_batch(how: str, tmp_path: Path) -> None:
-    mp.spawn(synchronized_norms, (str(tmp_path), how), nprocs=PROCESSES)
-    result = torch.load(tmp_path / "result.pth", weights_only=True)
+def process(rank: int, folder: str, how: str) -> None:
+    """What each of the processes does; starting them takes longer than all of it."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
+    synchronized_norms(rank, folder, how)
+    if how == "reference":
+        data_parallel(rank, folder)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=["reference", "kernels"])
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the processes have left their results."""
+    folder = tmp_path_factory.mktemp(request.param)
+    mp.spawn(process, (str(folder), request.param), nprocs=PROCESSES)
+    return folder
+
+
+def test_synchronized_norms_give_what_one_process_has_with_the_whole_batch(results: Path) -> None:
+    result = torch.load(results / "synchronized.pth", weights_only=True)
     alone = network().double()
     images, classes = whole_batch()
     with implementation("reference"):
@@ -112,15 +120,19 @@ def test_synchronized_norms_give_what_one_process_has_with_the_whole_batch(how: 
         assert_close(name, result["grads"][name], parameter.grad)
     for name, buffer in alone.named_buffers():
         assert_close(name, result["state"][name].float(), buffer.double(), "sum")
+
+
+def test_processes_far_from_zero_keep_the_variance(results: Path) -> None:
     together = torch.cat([far_from_zero(rank) for rank in range(PROCESSES)])
     truth = ground_truth.moments(together)[1] * together.numel() / (together.numel() - 16)
     for rank in range(PROCESSES):
-        assert_variance("shared variance", torch.load(tmp_path / f"variance-{rank}.pth"), truth)
+        shared = torch.load(results / f"variance-{rank}.pth", weights_only=True)
+        assert_variance("shared variance", shared, truth)
 
 
-def test_data_parallel_training_averages_gradients(tmp_path: Path) -> None:
-    mp.spawn(data_parallel, (str(tmp_path), "reference"), nprocs=PROCESSES)
-    result = torch.load(tmp_path / "result.pth", weights_only=True)
+@pytest.mark.parametrize("results", ["reference"], indirect=True)
+def test_data_parallel_training_averages_gradients(results: Path) -> None:
+    result = torch.load(results / "data parallel.pth", weights_only=True)
     images, classes = whole_batch()
     replicas = [network().double() for _ in range(PROCESSES)]
     with implementation("reference"):

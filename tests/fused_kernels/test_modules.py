@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fused_kernels import modules
+from fused_kernels.choice import choosing
 from fused_kernels.errors import ShapeError, Unsupported
 from fused_kernels.fusing import fuse
 from fused_kernels.launch import implementation, recording
 from fused_kernels.modules import FusedBottleneck, FusedResNet, FusedStage, FusedStem
-from fused_kernels.tiles import Tile
-from tests.fused_kernels.conftest import activation, tiles
+from tests.fused_kernels.conftest import activation, fitting
 from tests.fused_kernels.plain_networks import BasicBlock, Bottleneck, PadShortcut, ResNet, projection
 from tests.fused_kernels.tolerances import SUM, assert_close, distance
 
@@ -27,7 +27,7 @@ def in_plain_pytorch(request: pytest.FixtureRequest) -> Iterator[None]:
     """Modules do the same whatever computes; tests named for the kernels run those, the others the references."""
     with (
         implementation("kernels" if "kernels" in request.node.name else "reference"),
-        tiles(Tile(64, 32, 32)),
+        choosing(fitting),
     ):
         yield
 

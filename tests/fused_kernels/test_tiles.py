@@ -23,6 +23,11 @@ def test_a_tile_survives_json(tile: Tile) -> None:
     assert Tile.from_json(json.loads(json.dumps(tile.to_json()))) == tile
 
 
+def test_a_tile_has_a_name_for_people() -> None:
+    assert Tile(256, 128, 64, warps=8, stages=5, flat=True, splits=3).name == "256x128x64 8w 5s flat"
+    assert Tile(1024, 1).name == "1024x1 4w 3s"
+
+
 def test_an_older_table_may_leave_fields_out() -> None:
     assert Tile.from_json({"m": 64, "n": 32}) == Tile(64, 32)
 

@@ -14,9 +14,7 @@ from fused_kernels import modules
 from fused_kernels.choice import choosing
 from fused_kernels.launch import implementation
 from fused_kernels.modules import FusedResNet
-from fused_kernels.problem import Problem
-from fused_kernels.tiles import Tile
-from tests.fused_kernels.conftest import activation, reseed
+from tests.fused_kernels.conftest import activation, fitting, reseed
 from tests.fused_kernels.plain_networks import BasicBlock, Bottleneck, ResNet
 
 STEPS = 20
@@ -70,15 +68,6 @@ def compare(name: str, how: str, steps: int) -> None:
         got = losses(fused, size, torch.float32, steps)
     assert got == pytest.approx(expected, rel=CURVE)
     assert len(set(expected)) == steps  # the network does learn something
-
-
-def fitting(problem: Problem) -> Tile:
-    """A tile that wastes little: the interpreter's products take the time of their padded size."""
-
-    def fit(size: int, largest: int) -> int:
-        return max(16, min(largest, 1 << (size - 1).bit_length()))
-
-    return Tile(fit(problem.rows, 128), fit(problem.cols, 64), fit(problem.depth, 64))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
