@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,18 +27,15 @@ def join(y: Tensor, vectors: Tensor, shortcut: Tensor, shortcut_vectors: Tensor 
         return references.join(y, vectors, shortcut, shortcut_vectors)
     y, shortcut = nhwc(y), nhwc(shortcut)
     z = torch.empty_like(y)
-    rows, channels = rows_and_channels(y)
-    tile = pass_tile(channels)
-    launch(
+    launch_pass(
         "passes.join_kernel",
-        (-(-rows // tile.m), -(-channels // tile.n)),
-        tile,
+        pass_tile(y.shape[1]),
+        y,
         y_ptr=y,
         vectors_ptr=vectors,
         shortcut_ptr=shortcut,
         shortcut_vectors_ptr=shortcut_vectors,
         z_ptr=Out(z),
-        **{"M": rows, "C": channels, "BLOCK_M": tile.m, "BLOCK_C": tile.n},
     )
     return z
 
@@ -60,12 +59,11 @@ def entry(
     g = torch.empty_like(z)
     rows, channels = rows_and_channels(z)
     tile = pass_tile(channels)
-    tiles = -(-rows // tile.m)
-    partials = empty_partials(z, 2 if d is None else 3, tiles)
-    launch(
+    partials = empty_partials(z, 2 if d is None else 3, -(-rows // tile.m))
+    launch_pass(
         "passes.entry_kernel",
-        (tiles, -(-channels // tile.n)),
         tile,
+        z,
         dz_ptr=dz,
         z_ptr=z,
         y_ptr=y,
@@ -74,8 +72,7 @@ def entry(
         d_vectors_ptr=d_vectors,
         g_ptr=Out(g),
         partials_ptr=Out(partials),
-        tiles=tiles,
-        **{"M": rows, "C": channels, "BLOCK_M": tile.m, "BLOCK_C": tile.n},
+        tiles=partials.shape[1],
     )
     return g, Partials(partials, tile.m, rows)
 
@@ -85,20 +82,25 @@ def bn_backward(g: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> 
     if not uses_kernels(g):
         return references.bn_backward(g, y, vectors, coefficients)
     dy = torch.empty_like(g)
-    rows, channels = rows_and_channels(g)
-    tile = pass_tile(channels)
-    launch(
+    launch_pass(
         "passes.bn_backward_kernel",
-        (-(-rows // tile.m), -(-channels // tile.n)),
-        tile,
+        pass_tile(g.shape[1]),
+        g,
         g_ptr=g,
         y_ptr=y,
         vectors_ptr=vectors,
         coefficients_ptr=coefficients,
         dy_ptr=Out(dy),
-        **{"M": rows, "C": channels, "BLOCK_M": tile.m, "BLOCK_C": tile.n},
     )
     return dy
+
+
+def launch_pass(kernel: str, tile: Tile, over: Tensor, **arguments: Any) -> None:
+    """Launch a pass over the rows and channels of ``over`` [N, C, H, W]: programs of [tile.m, tile.n] elements."""
+    rows, channels = rows_and_channels(over)
+    grid = (-(-rows // tile.m), -(-channels // tile.n))
+    sizes = {"M": rows, "C": channels, "BLOCK_M": tile.m, "BLOCK_C": tile.n}
+    launch(kernel, grid, tile, **arguments, **sizes)
 
 
 def rows_and_channels(x: Tensor) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from fused_kernels.numeric_types import FLOATS, require_float
 from fused_kernels.ops import stem_launch
 from fused_kernels.ops.inference import require_vector
 from fused_kernels.ops.partials import Partials, empty_partials
-from fused_kernels.ops.passes import pass_tile, rows_and_channels
+from fused_kernels.ops.passes import launch_pass, pass_tile, rows_and_channels
 from fused_kernels.problem import Problem
 from fused_kernels.stem_layout import PIXEL, depth, packed_width, unpack_weight
 from fused_kernels.tiles import Tile
@@ -123,14 +123,16 @@ def stem_pool(y: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     n, k, p, q = y.shape
     z = empty_nhwc(y, n, k, *POOL.output_size(p, q))
     index = empty_nhwc(z, *z.shape, dtype=torch.uint8)
-    arguments = {
-        "y_ptr": y,
-        "vectors_ptr": vectors,
-        "z_ptr": Out(z),
-        "index_ptr": Out(index),
+    launch_pass(
+        "stem.pool_kernel",
+        _pool_tile(k),
+        z,
+        y_ptr=y,
+        vectors_ptr=vectors,
+        z_ptr=Out(z),
+        index_ptr=Out(index),
         **_planes(y, z),
-    }
-    _launch_pass("stem.pool_kernel", _pool_tile(k), z, arguments)
+    )
     return z, index
 
 
@@ -180,8 +182,8 @@ def stem_activate(y: Tensor, vectors: Tensor) -> Tensor:
         return stem_references.stem_activate(y, vectors)
     y = nhwc(y)
     z = torch.empty_like(y)
-    arguments = {"y_ptr": y, "vectors_ptr": vectors, "z_ptr": Out(z)}
-    _launch_pass("stem.activate_kernel", pass_tile(y.shape[1]), z, arguments)
+    tile = pass_tile(y.shape[1])
+    launch_pass("stem.activate_kernel", tile, z, y_ptr=y, vectors_ptr=vectors, z_ptr=Out(z))
     return z
 
 
@@ -264,19 +266,11 @@ def stem_inference(
     return pooled
 
 
-def _launch_pass(kernel: str, tile: Tile, over: Tensor, arguments: dict[str, Any]) -> None:
-    """Launch a [rows, channels] pass over the elements of ``over``."""
-    rows, channels = rows_and_channels(over)
-    grid = (-(-rows // tile.m), -(-channels // tile.n))
-    sizes = {"M": rows, "C": channels, "BLOCK_M": tile.m, "BLOCK_C": tile.n}
-    launch(kernel, grid, tile, **arguments, **sizes)
-
-
 def _sums_pass(kernel: str, tile: Tile, y: Tensor, vectors: Tensor, arguments: dict[str, Any]) -> Partials:
     rows, _ = rows_and_channels(y)
     partials = empty_partials(y, 2, -(-rows // tile.m))
     sums = {"partials_ptr": Out(partials), "tiles": partials.shape[1]}
-    _launch_pass(kernel, tile, y, {**arguments, "y_ptr": y, "vectors_ptr": vectors, **sums})
+    launch_pass(kernel, tile, y, **arguments, y_ptr=y, vectors_ptr=vectors, **sums)
     return Partials(partials, tile.m, rows)
 
 
@@ -284,8 +278,8 @@ def _gradient_pass(
     kernel: str, tile: Tile, y: Tensor, vectors: Tensor, coefficients: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
     dy = torch.empty_like(y)
-    vectors_of = {"vectors_ptr": vectors, "coefficients_ptr": coefficients}
-    _launch_pass(kernel, tile, y, {**arguments, "y_ptr": y, **vectors_of, "dy_ptr": Out(dy)})
+    small = {"vectors_ptr": vectors, "coefficients_ptr": coefficients}
+    launch_pass(kernel, tile, y, **arguments, y_ptr=y, **small, dy_ptr=Out(dy))
     return dy
 
 

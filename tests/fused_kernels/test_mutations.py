@@ -326,8 +326,8 @@ MUTATIONS = [
     Mutation(
         "// for cdiv in the grid of a pass",
         "ops/passes.py",
-        "(-(-rows // tile.m), -(-channels // tile.n)),\n        tile,\n        y_ptr=y,",
-        "(rows // tile.m, -(-channels // tile.n)),\n        tile,\n        y_ptr=y,",
+        "grid = (-(-rows // tile.m), -(-channels // tile.n))",
+        "grid = (rows // tile.m, -(-channels // tile.n))",
         partial(checks.check_join, Case(n=1, c=5, h=1, w=513)),
         "z is off by inf",
     ),

@@ -90,7 +90,15 @@ def test_any_geometry(case: Case, prologue: bool, stride: int, seed: int) -> Non
 
 @pytest.mark.parametrize("module", [convolution, passes, statistics])
 def test_every_operation_has_a_reference_with_its_signature(module: object) -> None:
-    helpers = {"fprop", "dgrad", "wgrad_into", "compile_time", "rows_and_channels", "pass_tile"}
+    helpers = {
+        "fprop",
+        "dgrad",
+        "wgrad_into",
+        "compile_time",
+        "launch_pass",
+        "rows_and_channels",
+        "pass_tile",
+    }
     operations = {
         name: function
         for name, function in vars(module).items()
