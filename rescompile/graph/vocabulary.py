@@ -17,3 +17,6 @@ IR_VERSION = 9
 
 QUANTIZE_SUFFIX = ".quantize"
 DEQUANTIZE_SUFFIX = ".dequantize"
+
+METADATA_PREFIX = "rescompile."
+"""Of the keys in ``ModelProto.metadata_props`` that are ours; the stages keep these and drop foreign ones."""
