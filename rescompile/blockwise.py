@@ -1,16 +1,23 @@
-"""Where the error arises: each residual block's output in the deployable graph against the fp32 graph."""
+"""Where the error arises: each residual block's output in the deployable graph against the fp32 graph.
+
+Channels that equalization divided are multiplied again first, so that both sides speak of the same values.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
+from rescompile.graph.factors import factors_of, in_original_unit
 from rescompile.metrics import decibels
 from rescompile.report import BlockError
+
+if TYPE_CHECKING:
+    import onnx
 
 SQNR_CEILING_DB = 200.0
 """Stands for infinity, which JSON does not have; float32 itself ends near 150 dB."""
@@ -45,12 +52,12 @@ def block_errors(
         GraphError: a graph lacks one of the tensors, or a block's outputs differ in shape.
     """
     tensors = tuple(blocks.values())
-    reference = _Probe(reference_model, tensors, role="reference", exactly=False)
-    deployable = _Probe(deployable_model, tensors, role="deployable", exactly=True)
+    reference = Probe(reference_model, tensors, role="reference", exactly=False)
+    deployable = Probe(deployable_model, tensors, role="deployable", exactly=True)
     other_images = images if deployable_images is None else deployable_images
     if len(images) != len(other_images):
         raise ValueError(f"{len(images)} images for the reference graph, {len(other_images)} for the other")
-    sums = {block: _Sums() for block in blocks}
+    sums = {block: Sums("the reference graph", "the deployable one") for block in blocks}
     for image, other in zip(images, other_images, strict=True):
         expected, found = reference(image), deployable(other)
         for block, tensor in blocks.items():
@@ -58,35 +65,56 @@ def block_errors(
     return tuple(entry.result(block) for block, entry in sums.items())
 
 
-class _Sums:
-    """Energies of one block's output over the images, in float64."""
+class Sums:
+    """Energies of one block's output over the images, in float64; ``first`` and ``other`` name the sides."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: str, other: str) -> None:
+        self._sides = (first, other)
         self._signal = self._other = self._noise = self._product = 0.0
 
     def add(self, block: str, expected: NDArray[Any], found: NDArray[Any]) -> None:
+        """Count one image's outputs, of any one shape.
+
+        Raises:
+            GraphError: two shapes.
+        """
         if expected.shape != found.shape:
+            first, other = self._sides
             raise GraphError(
-                f"block '{block}' has outputs of shape {list(expected.shape)} in the reference graph and "
-                f"{list(found.shape)} in the deployable one: both graphs must come from one checkpoint"
+                f"block '{block}' has outputs of shape {list(expected.shape)} in {first} and "
+                f"{list(found.shape)} in {other}: both must come from one checkpoint"
             )
         r, o = expected.astype(np.float64), found.astype(np.float64)
-        self._signal += float(np.vdot(r, r))
-        self._other += float(np.vdot(o, o))
-        self._product += float(np.vdot(r, o))
-        self._noise += float(np.square(o - r).sum())
+        with np.errstate(invalid="ignore"):  # an overflow is infinite here, and the sums then say so
+            self._signal += float(np.vdot(r, r))
+            self._other += float(np.vdot(o, o))
+            self._product += float(np.vdot(r, o))
+            self._noise += float(np.square(o - r).sum())
+
+    @property
+    def finite(self) -> bool:
+        """Whether no value of either side was infinite or NaN."""
+        return bool(np.isfinite(self._signal) and np.isfinite(self._other))
 
     def result(self, block: str) -> BlockError:
+        """SQNR, at most ``SQNR_CEILING_DB`` either way, and cosine; the worst of both where a value is not finite."""
+        if not self.finite:
+            return BlockError(block, -SQNR_CEILING_DB, 0.0)
         sqnr = min(max(decibels(self._signal, self._noise), -SQNR_CEILING_DB), SQNR_CEILING_DB)
         norms = float(np.sqrt(self._signal) * np.sqrt(self._other))
         cosine = self._product / norms if norms > 0 else float(self._noise == 0)
         return BlockError(block, sqnr, min(max(cosine, -1.0), 1.0))
 
 
-class _Probe:
-    """An ONNX Runtime session that also returns the named inner tensors."""
+class Probe:
+    """An ONNX Runtime session that also returns the named inner tensors, in the fp32 network's own unit.
+
+    Raises:
+        GraphError: the graph lacks a tensor, or its factors are damaged.
+    """
 
     def __init__(self, model: bytes, tensors: Sequence[str], *, role: str, exactly: bool) -> None:
+        import onnx
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -94,8 +122,12 @@ class _Probe:
         if exactly:
             # the optimizer replaces Q/DQ pairs by its own integer kernels, which round differently
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        exposed = _with_outputs(model, tensors, role=role)
-        self._session = ort.InferenceSession(exposed, options, providers=["CPUExecutionProvider"])
+        proto = onnx.load_model_from_string(model)
+        self.factors = factors_of(proto)
+        _expose(proto, tensors, role=role)
+        self._session = ort.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         self._tensors = list(dict.fromkeys(tensors))
         entry = self._session.get_inputs()[0]
         self._input, self._dtype = entry.name, _NUMPY_TYPES[entry.type]
@@ -105,14 +137,16 @@ class _Probe:
         """Tensors of one image [...]; a graph with a fixed batch gets copies of it, of which one counts."""
         batch = np.repeat(image[None].astype(self._dtype), self._batch, axis=0)
         outputs = self._session.run(self._tensors, {self._input: batch})
-        return {name: array[0] for name, array in zip(self._tensors, outputs, strict=True)}
+        return {
+            name: in_original_unit(name, array[0], self.factors)
+            for name, array in zip(self._tensors, outputs, strict=True)
+        }
 
 
-def _with_outputs(model: bytes, tensors: Sequence[str], *, role: str) -> bytes:
-    """``model`` with ``tensors`` as further outputs; ONNX Runtime infers their types."""
+def _expose(proto: onnx.ModelProto, tensors: Sequence[str], *, role: str) -> None:
+    """Make ``tensors`` further outputs; ONNX Runtime infers their types."""
     import onnx
 
-    proto = onnx.load_model_from_string(model)
     known = {name for node in proto.graph.node for name in node.output}
     present = {output.name for output in proto.graph.output}
     for tensor in dict.fromkeys(tensors):
@@ -123,5 +157,3 @@ def _with_outputs(model: bytes, tensors: Sequence[str], *, role: str) -> bytes:
             )
         if tensor not in present:
             proto.graph.output.append(onnx.ValueInfoProto(name=tensor))
-    exposed: bytes = proto.SerializeToString()
-    return exposed

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rescompile.blockwise import SQNR_CEILING_DB, block_errors
 from rescompile.errors import GraphError
+from rescompile.graph.factors import set_factors
 
 BLOCKS = {"stem": "relu1", "layer1.0": "layer1.0.relu", "fc": "logits"}
 IMAGES = np.random.default_rng(5).normal(size=(3, 3, 8, 8)).astype(np.float32)
@@ -160,3 +161,30 @@ def test_a_missing_tensor_is_named_with_its_graph(role: str) -> None:
 def test_blocks_of_other_widths_are_refused_by_name() -> None:
     with pytest.raises(GraphError, match=r"block 'stem' has outputs of shape \[4, 8, 8\].*\[6, 8, 8\]"):
         block_errors(tiny(), tiny(width=6), IMAGES, BLOCKS)
+
+
+def test_channels_that_equalization_divided_are_multiplied_first() -> None:
+    model = onnx.load_model_from_string(tiny())
+    factors = np.array([0.5, 2, 4, 8], np.float32)  # powers of two, so that nothing is rounded
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if tensor.name == "w0":
+            tensor.CopyFrom(numpy_helper.from_array(value / factors.reshape(-1, 1, 1, 1), "w0"))
+        if tensor.name == "w1":
+            moved = value * factors.reshape(1, -1, 1, 1) / factors.reshape(-1, 1, 1, 1)
+            tensor.CopyFrom(numpy_helper.from_array(moved, "w1"))
+        if tensor.name == "w2":
+            tensor.CopyFrom(numpy_helper.from_array(value * factors, "w2"))
+    plain = block_errors(tiny(), model.SerializeToString(), IMAGES, BLOCKS)
+    assert plain[0].sqnr_db < 10
+    set_factors(model, {"relu1": factors, "layer1.0.relu": factors})
+    undone = block_errors(tiny(), model.SerializeToString(), IMAGES, BLOCKS)
+    assert all(error.sqnr_db > 100 for error in undone)
+
+
+def test_values_that_overflow_are_the_worst_error_there_is() -> None:
+    with np.errstate(over="ignore"):
+        (error,) = block_errors(
+            tiny(), tiny(half=True), IMAGES, {"stem": "relu1"}, deployable_images=IMAGES * 1e6
+        )
+    assert (error.sqnr_db, error.cosine) == (-SQNR_CEILING_DB, 0.0)
