@@ -14,8 +14,8 @@ SUFFIX = ".flatbuffers"
 
 _DAMAGE = (struct.error, IndexError, TypeError, ValueError, AttributeError, OverflowError)
 """What the generated classes, which check nothing, run into when offsets are wrong."""
-_END = b"\xff" * 8
-"""Put behind the file: a length or a string that was cut off runs into bytes that are in no UTF-8 and no number."""
+_END = b"\xff"
+"""Put behind the file: a string that was cut off runs into this byte, which is in no UTF-8 and no number."""
 
 
 def encode(ranges: Mapping[str, float]) -> bytes:
@@ -55,6 +55,8 @@ def decode(data: bytes) -> dict[str, float]:
         for index in range(table.DictLength()):
             entry = table.Dict(index)
             name, value = entry.Key().decode(), float(entry.Value())
+            if not name:
+                raise ValueError("cut off before its first letter")
             if name in ranges:
                 raise TableError(f"it names tensor '{name}' a second time: remove one of the entries")
             ranges[name] = value

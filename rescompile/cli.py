@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from rescompile.cli_table import app as table_app
 from rescompile.errors import USER_ERRORS
 from rescompile.option_groups import takes_groups
 from rescompile.options import (
@@ -39,6 +40,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(table_app, name="table")
 
 
 def main() -> NoReturn:
@@ -279,3 +281,59 @@ def doctor(json: Json = False) -> None:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode() + "\n")
     else:
         print_findings(findings)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="DIR, DIR:fp32, DIR:graph, DIR:engine or FILE.onnx.", metavar="A")],
+    b: Annotated[
+        str | None,
+        typer.Argument(
+            help="The same for the other side; without it A is a DIR, whose three parts are compared.",
+            metavar="[B]",
+        ),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="A folder of images or .npz; no labels needed.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most images to run.")] = 16,
+    part_db: Annotated[
+        float, typer.Option(help="Two sides part at the first block whose SQNR is below this many dB.")
+    ] = 20.0,
+    plot: Annotated[Path | None, typer.Option(help="Draw SQNR by block into this .svg or .png.")] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave damaged images out instead of stopping.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Line up any two of fp32 reference, deployable graph and engine by block, and say where they part.
+
+    Examples:
+
+    - `rescompile compare resnet50-int8-openvino --images val/`
+
+    - `rescompile compare resnet50-int8-openvino resnet50-fp16-openvino --images val/ --plot sqnr.svg`
+
+    - `rescompile compare resnet50-int8-openvino:fp32 other/model.onnx --images val/ --part-db 15`
+    """
+    from rescompile.compare import compare as run
+    from rescompile.plot_compare import check_plot_path, write_plot
+    from rescompile.terminal import TerminalProgress
+    from rescompile.views_compare import print_comparison
+
+    if plot is not None:
+        check_plot_path(plot)
+    with TerminalProgress() as progress:
+        report = run(
+            a,
+            b,
+            images=images,
+            limit=limit,
+            part_db=part_db,
+            skip_unreadable=skip_unreadable,
+            progress=progress,
+        )
+    if plot is not None:
+        write_plot(report, plot)
+    if json:
+        sys.stdout.write(report.to_json().decode())
+    else:
+        print_comparison(report)

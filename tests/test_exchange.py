@@ -1,0 +1,171 @@
+"""``rescompile table export`` and ``import``, as a user types them, and the same scales on every machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calibration.table import read_table
+from rescompile import cli
+from rescompile.graph.topology import quantized_tensors
+from rescompile.source import Source
+
+Say = pytest.CaptureFixture[str]
+
+
+def succeeds(*words: object) -> None:
+    """Run a command that must end well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["rescompile", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert not stop.value.code
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch, capsys: Say, tmp_path: Path) -> Any:
+    """Run a command in an empty folder; gives what it prints, or its one sentence where a code is expected."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["rescompile", "table", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        assert int(stop.value.code or 0) == code, printed.err
+        if not code:
+            return printed.out
+        assert not printed.out
+        (said,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+        return said
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The calibration table of the small network."""
+    path = tmp_path_factory.mktemp("exchange") / "calibration.json"
+    succeeds(
+        "calibrate",
+        "--weights",
+        small / "net.pth",
+        "--calibration-set",
+        small / "images.npz",
+        "--output",
+        path,
+    )
+    return path
+
+
+def test_a_table_goes_out_and_comes_back_and_builds(
+    says: Any, made: Path, small: Path, tmp_path: Path
+) -> None:
+    assert "out.cache: 21 scales by mse for tensorrt" in says(
+        "export", made, "--format", "tensorrt", "--output", "out.cache"
+    )
+    printed = says("import", "out.cache", "--weights", small / "net.pth", "--output", "back.json")
+    assert "back.json: 21 scales for resnet20-cifar from out.cache" in printed
+    assert printed.count("none") == 2
+    back = read_table(tmp_path / "back.json")
+    assert back.scales() == read_table(made).scales()
+    assert back.method == "tensorrt-cache"
+    succeeds("build", "--weights", small / "net.pth", "--calibration", "back.json", "--output", "engine",
+             "--validation-set", small / "images.npz", "--max-relative-rms", 0.5)  # fmt: skip
+    assert read_table(tmp_path / "engine/calibration.json") == back
+
+
+@pytest.mark.parametrize("ending", ["json", "cache", "flatbuffers"])
+def test_every_form_of_onnxruntime_comes_back(
+    says: Any, made: Path, small: Path, tmp_path: Path, ending: str
+) -> None:
+    said = json.loads(says("export", made, "--format", "onnxruntime", "--output", f"r.{ending}", "--json"))
+    assert (said["tensors"], said["method"], said["format"]) == (21, "mse", "onnxruntime")
+    report = json.loads(says("import", f"r.{ending}", "--weights", small / "net.pth", "--json"))
+    assert report["source_sha256"] == said["sha256"]
+    assert (report["rounded_up"], report["unused"], report["method"]) == ([], [], "onnxruntime-table")
+    assert read_table(tmp_path / "calibration.json").scales() == read_table(made).scales()
+
+
+def test_what_was_rounded_and_what_was_left_is_told(
+    says: Any, small: Path, small_source: Source, tmp_path: Path
+) -> None:
+    tensors = [*quantized_tensors(small_source.graph), *(f"more{index}" for index in range(9))]
+    lines = [f"{name}: 3c008912" for name in tensors]
+    (tmp_path / "c").write_text("\n".join(["TRT-8601-MinMaxCalibration", *lines]))
+    printed = says("import", "c", "--format", "tensorrt", "--weights", small / "net.pth")
+    assert "rounded up to the next FP16 number: 21 (input, " in printed
+    assert "in the file, but not quantized here: 9 (more0, more1, " in printed
+
+
+def test_the_header_is_the_users(says: Any, made: Path, tmp_path: Path) -> None:
+    words = ("export", made, "--output", "c", "--header", "TRT-8601-MinMaxCalibration", "--format")
+    says(*words, "tensorrt")
+    assert (tmp_path / "c").read_text().startswith("TRT-8601-MinMaxCalibration\ninput: ")
+    assert "--header belongs to TensorRT's cache" in says(*words, "onnxruntime", code=2)
+    assert "'' is no first line" in says(*words[:-2], "", "--format", "tensorrt", "--force", code=1)
+
+
+def test_nothing_that_exists_is_replaced_unless_told(
+    says: Any, made: Path, small: Path, tmp_path: Path
+) -> None:
+    export = ("export", made, "--format", "tensorrt", "--output")
+    (tmp_path / "c").write_text("mine")
+    assert "c exists already; pass --force" in says(*export, "c", code=1)
+    assert (tmp_path / "c").read_text() == "mine"
+    says(*export, "c", "--force")
+    imports = ("import", "c", "--weights", small / "net.pth", "--output")
+    assert "c exists already; pass --force" in says(*imports, "c", code=1)
+    assert "is a folder; choose a file" in says(*imports, tmp_path, "--force", code=1)
+    assert "absent is no folder; make it" in says(*imports, "absent/t.json", code=1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "in.cache does not exist"),
+        ("hello", "begins like no calibration file that is known"),
+        ("TRT-8601-MinMaxCalibration\ninput: 3c00", "line 2 is 'input: 3c00'"),
+        ("TRT-8601-MinMaxCalibration\ninput: 3c008912", "has no scale for 20 of the network's 21 quantized"),
+        ("{}", "has no scale for 21 of the network's 21 quantized tensors (input, "),
+        ("{", "it is no JSON, or half of it"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused(
+    says: Any, small: Path, tmp_path: Path, content: str | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "in.cache").write_text(content)
+    before = list(tmp_path.iterdir())
+    assert said in says("import", "in.cache", "--weights", small / "net.pth", code=1)
+    assert list(tmp_path.iterdir()) == before
+
+
+def test_a_calibration_table_is_no_file_of_another_tool(says: Any, made: Path, small: Path) -> None:
+    said = says("import", made, "--weights", small / "net.pth", "--output", "t.json", code=1)
+    assert "calibration.json of rescompile already" in said
+
+
+def test_a_table_that_was_changed_is_not_exported(says: Any, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(made.read_text().replace('"mse"', '"max"', 1))
+    words = ("--format", "tensorrt", "--output", "c")
+    assert "was changed after it was made" in says("export", "t.json", *words, code=1)
+    assert "does not exist: pass the calibration.json" in says("export", "absent", *words, code=1)
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("command", ["export", "import"])
+def test_the_help_has_examples(command: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "rescompile", "table", command, "--help"],
+        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
+    ).stdout  # fmt: skip
+    assert f"rescompile table {command}" in shown
+    assert "Example" in shown
