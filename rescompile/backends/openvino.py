@@ -9,7 +9,7 @@ size, at batch 1 and at batch 8, and took the same 0.4 seconds to load.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +105,50 @@ class OpenVinoRunner:
         self._request = None
 
 
+_CLIPS = {"Clamp", "Minimum"}
+"""What OpenVINO makes of an ONNX Clip."""
+
+
+class OpenVinoTensors:
+    """An engine that also gives inner tensors, which are outputs of its model in memory; for one thread.
+
+    An output more changes what OpenVINO fuses around it, so sums may be rounded otherwise than in the engine alone.
+
+    Raises:
+        BackendError: OpenVINO refuses the payload; its own words are in the message.
+    """
+
+    def __init__(self, directory: Path, batch: Batch, tensors: Sequence[str]) -> None:
+        import openvino as ov
+
+        path = directory / MODEL
+        with _in_our_words(f"OpenVINO cannot load {path}"):
+            model = ov.Core().read_model(path)
+            ports = {
+                name: port for op in model.get_ops() for port in op.outputs() for name in port.get_names()
+            }
+            present = {name for output in model.outputs for name in output.get_names()}
+            self.names = tuple(name for name in dict.fromkeys(tensors) if name in ports)
+            """Those of ``tensors`` that the model has."""
+            self.clipped = {name for name in self.names if ports[name].get_node().get_type_name() in _CLIPS}
+            """Those that the lowering clips at the largest value of the quantizer behind them."""
+            model.add_outputs([name for name in self.names if name not in present])
+            compiled, _ = _compile_model(model, RUN_DEFAULTS)
+            self._request: Any = compiled.create_infer_request()
+        self._count = batch.min
+
+    def __call__(self, image: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
+        """Tensors [...] by name of one ``image`` [...] in the engine's layout and dtype.
+
+        Raises:
+            BackendError: OpenVINO cannot run the model on it.
+        """
+        images = np.repeat(image[None], self._count, axis=0)
+        with _in_our_words("OpenVINO cannot run this engine"):
+            self._request.infer([images])
+            return {name: np.array(self._request.get_tensor(name).data[0], np.float32) for name in self.names}
+
+
 def _save(graph: onnx.ModelProto, request: BuildRequest, directory: Path) -> None:
     """Write the graph as OpenVINO's own format, for the batch sizes of ``request``."""
     import openvino as ov
@@ -128,23 +172,28 @@ def _compile(path: Path, options: RunOptions) -> tuple[Any, tuple[str, ...]]:
     """The model at ``path`` compiled for this CPU, and notes on what could not be set."""
     import openvino as ov
 
+    with _in_our_words(f"OpenVINO cannot load {path}"):
+        # read here and not by path: a cached model would otherwise skip the check that its weights are whole
+        return _compile_model(ov.Core().read_model(path), options)
+
+
+def _compile_model(model: Any, options: RunOptions) -> tuple[Any, tuple[str, ...]]:
+    import openvino as ov
+
     core = ov.Core()
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     if options.cache is not None:
         settings["CACHE_DIR"] = str(options.cache)
-    with _in_our_words(f"OpenVINO cannot load {path}"):
-        # read here and not by path: a cached model would otherwise skip the check that its weights are whole
-        model = core.read_model(path)
-        try:
-            return core.compile_model(model, "CPU", settings | _TUNING), ()
-        except RuntimeError as error:
-            if not any(key in str(error) for key in _TUNING):
-                raise
-        return core.compile_model(model, "CPU", settings), (
-            f"OpenVINO {ov.__version__} does not know {', '.join(_TUNING)}: fewer residual adds are fused",
-        )
+    try:
+        return core.compile_model(model, "CPU", settings | _TUNING), ()
+    except RuntimeError as error:
+        if not any(key in str(error) for key in _TUNING):
+            raise
+    return core.compile_model(model, "CPU", settings), (
+        f"OpenVINO {ov.__version__} does not know {', '.join(_TUNING)}: fewer residual adds are fused",
+    )
 
 
 def _inspect(
