@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from calibration.table import read_table
+from calibration.collect import collect
+from calibration.images import open_image_set
+from calibration.preprocess import normalize
+from calibration.table import make_table, read_table
 from rescompile import cli
 from rescompile.graph.topology import quantized_tensors
 from rescompile.source import Source
@@ -49,18 +52,21 @@ def says(monkeypatch: pytest.MonkeyPatch, capsys: Say, tmp_path: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def made(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The calibration table of the small network."""
-    path = tmp_path_factory.mktemp("exchange") / "calibration.json"
-    succeeds(
-        "calibrate",
-        "--weights",
-        small / "net.pth",
-        "--calibration-set",
-        small / "images.npz",
-        "--output",
-        path,
+def made(small: Path, small_source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibration table of the small network as it is in its checkpoint, not equalized."""
+    images, preprocess = open_image_set(small / "images.npz"), small_source.preprocess
+    tensors = quantized_tensors(small_source.graph)
+    batches = (normalize(batch.images, preprocess) for batch in images.batches(preprocess, 8))
+    table = make_table(
+        collect(small_source.graph.SerializeToString(), tensors, batches),
+        "mse",
+        model=small_source.name,
+        checkpoint_sha256=small_source.checkpoint.sha256,
+        images=images,
+        preprocess=preprocess,
     )
+    path = tmp_path_factory.mktemp("exchange") / "calibration.json"
+    table.write(path)
     return path
 
 
@@ -169,3 +175,24 @@ def test_the_help_has_examples(command: str) -> None:
     ).stdout  # fmt: skip
     assert f"rescompile table {command}" in shown
     assert "Example" in shown
+
+
+def test_the_commands_of_the_how_to_work(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs/how-to/calibration.md").read_text("utf-8")
+    section = page.partition("## To and from TensorRT and ONNX Runtime")[2].partition("\n## ")[0]
+    lines = section.partition("```sh\n")[2].partition("```")[0].splitlines()
+    commands = [line.removeprefix("rescompile ").split() for line in lines]
+    assert [words[0] for words in commands] == ["calibrate", "table", "table", "table", "build"]
+    (tmp_path / "my.pth").write_bytes((small / "net.pth").read_bytes())
+    (tmp_path / "photos.npz").write_bytes((small / "images.npz").read_bytes())
+    for words in commands:
+        # a random network keeps no default limit, and a CIFAR network has no built-in photographs to be judged by
+        judged = ["--validation-set", "photos.npz", "--max-relative-rms", 0.5] if words[0] == "build" else []
+        succeeds(*words, *judged)
+    assert (tmp_path / "imported-int8/manifest.json").is_file()
+    assert (
+        read_table(tmp_path / "imported.json").scales() == read_table(tmp_path / "calibration.json").scales()
+    )
