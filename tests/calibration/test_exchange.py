@@ -319,7 +319,7 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_the_table_of_an_equalized_network_is_not_exported(tmp_path: Path, ending: str) -> None:
     made: Any = SimpleNamespace(
         tensors={
-            name: SimpleNamespace(**msgspec.structs.asdict(entry), **{"channel_factors": b"\0\0\x80?"})
+            name: SimpleNamespace(**{**msgspec.structs.asdict(entry), "channel_factors": b"\0\0\x80?"})
             for name, entry in table().tensors.items()
         }
     )
