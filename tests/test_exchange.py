@@ -6,18 +6,26 @@ import json
 import os
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from calibration.collect import collect
+from calibration.exchange import format_of
 from calibration.images import open_image_set
-from calibration.preprocess import normalize
+from calibration.imported import import_table, read_foreign
+from calibration.preprocess import CIFAR, normalize
+from calibration.scales import scale_of
 from calibration.table import make_table, read_table
 from rescompile import cli
 from rescompile.graph.topology import quantized_tensors
 from rescompile.source import Source
+from tests import portable
 
 Say = pytest.CaptureFixture[str]
 
@@ -196,3 +204,46 @@ def test_the_commands_of_the_how_to_work(
     assert (
         read_table(tmp_path / "imported.json").scales() == read_table(tmp_path / "calibration.json").scales()
     )
+
+
+class _Images:
+    """Four batches of seeded images, as ONNX Runtime's calibration asks for them."""
+
+    def __init__(self) -> None:
+        draw = np.random.default_rng(0).standard_normal
+        self._batches = iter([{"input": draw((2, 3, 32, 32), dtype=np.float32)} for _ in range(4)])
+
+    def get_next(self) -> Any:
+        return next(self._batches, None)
+
+
+@pytest.mark.parametrize("method", ["MinMax", "Percentile"])
+def test_scales_that_onnxruntime_chose_are_taken_rounded_up(tmp_path: Path, method: str) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    if "calibration_cache_path" not in signature(quantization.quantize_static).parameters:
+        pytest.skip("this ONNX Runtime keeps no calibration cache")
+    graph, checkpoint = portable.network()
+    onnx.save(graph, tmp_path / "reference.onnx")
+    quantization.quantize_static(
+        tmp_path / "reference.onnx",
+        tmp_path / "theirs.onnx",
+        _Images(),
+        calibrate_method=quantization.CalibrationMethod[method],
+        calibration_cache_path=tmp_path / "cache.json",
+        activation_type=quantization.QuantType.QInt8,
+        extra_options={"ActivationSymmetric": True},
+    )
+    theirs = {c.name: numpy_helper.to_array(c) for c in onnx.load(tmp_path / "theirs.onnx").graph.initializer}
+    made = import_table(
+        read_foreign(tmp_path / "cache.json", format_of(tmp_path / "cache.json")),
+        model="resnet8-cifar",
+        checkpoint_sha256=checkpoint,
+        preprocess=CIFAR,
+        tensors=quantized_tensors(graph),
+    )
+    assert "conv1" in made.unused, "ONNX Runtime calibrates the outputs of convolutions too"
+    quantized = [name for name in made.table.tensors if f"{name}_scale" in theirs]
+    assert {"input", "relu1", "layer3.0.relu"} <= set(quantized)
+    for name in quantized:
+        scale = float(theirs[f"{name}_scale"])
+        assert made.table.scales()[name] == pytest.approx(scale_of(scale * 127), rel=1e-6)
