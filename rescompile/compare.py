@@ -34,6 +34,8 @@ from rescompile.stages import Progress, StageClock
 
 PART_DB = 20.0
 """Below this a tenth of the block's RMS is error, and classes begin to change."""
+ROUNDING_DB = 60.0
+"""Above this, two sides differ by sums rounded in another order: losing some of it is no drop."""
 IMAGES = 16
 """Images unless told otherwise; graphs that are executed as they are written are slow."""
 
@@ -59,7 +61,7 @@ class BlockComparison(msgspec.Struct, frozen=True):
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """The largest loss of SQNR from one block to the next."""
+    """The largest loss of SQNR from one block to the next, of which what lies above ``ROUNDING_DB`` does not count."""
 
     block: str
     after: str
@@ -76,7 +78,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     parts_at: str | None
     """The first block whose SQNR is below ``part_db``; None where there is none."""
     largest_drop: Drop | None
-    """None where no block has a lower SQNR than the one before it."""
+    """None where there is no loss below ``ROUNDING_DB``."""
     blocks: tuple[BlockComparison, ...]
 
 
@@ -298,6 +300,10 @@ def _clip(values: NDArray[np.float32], side: Side, block: str) -> NDArray[np.flo
 
 
 def _largest_drop(blocks: Sequence[BlockComparison]) -> Drop | None:
-    drops = [Drop(b.block, a.block, a.sqnr_db - b.sqnr_db) for a, b in pairwise(blocks)]
+    heights = [min(each.sqnr_db, ROUNDING_DB) for each in blocks]
+    drops = [
+        Drop(after.block, before.block, high - low)
+        for (before, after), (high, low) in zip(pairwise(blocks), pairwise(heights), strict=True)
+    ]
     worst = max(drops, key=lambda drop: drop.drop_db, default=None)
     return worst if worst is not None and worst.drop_db > 0 else None
