@@ -40,6 +40,9 @@ from rescompile.stages import Silent
 from tests.backends import engines
 from tests.graph.conftest import folded, run
 
+pytestmark = pytest.mark.xdist_group("compare")
+"""The engines of one fixture serve nearly every test here: two workers would build them twice."""
+
 Say = pytest.CaptureFixture[str]
 BLOCKS = ["stem", *(f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(3)), "fc"]
 EXACT = 100.0
