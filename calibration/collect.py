@@ -5,15 +5,16 @@ While one batch is observed, the next one runs. Only two batches of activations 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.channels import ChannelHistograms, ChannelObserver
 from calibration.errors import CalibrationError
 from calibration.observers import Histogram, RangeObserver
 
@@ -43,6 +44,35 @@ def collect(
             activations that are not finite.
     """
     observers = {name: RangeObserver(name) for name in tensors}
+    _observe(model, observers, batches, input_name, progress)
+    return {name: observer.histogram() for name, observer in observers.items()}
+
+
+def collect_channels(
+    model: bytes | Path,
+    tensors: Sequence[str],
+    batches: Iterable[NDArray[np.float32]],
+    *,
+    input_name: str = "input",
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, ChannelHistograms]:
+    """As ``collect``, with one histogram for every channel."""
+    observers = {name: ChannelObserver(name) for name in tensors}
+    _observe(model, observers, batches, input_name, progress)
+    return {name: observer.histograms() for name, observer in observers.items()}
+
+
+class _Observer(Protocol):
+    def update(self, array: NDArray[np.float32]) -> None: ...
+
+
+def _observe(
+    model: bytes | Path,
+    observers: Mapping[str, _Observer],
+    batches: Iterable[NDArray[np.float32]],
+    input_name: str,
+    progress: Callable[[int], None] | None,
+) -> None:
     graph = _load(model)
     _check_names(graph, observers, input_name)
     inner = [name for name in observers if name != input_name]
@@ -64,7 +94,6 @@ def collect(
         _finish(observing)
     if not seen:
         raise CalibrationError("there are no calibration images to run: pass at least one")
-    return {name: observer.histogram() for name, observer in observers.items()}
 
 
 def _finish(observing: list[Future[None]]) -> None:

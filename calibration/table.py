@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError, TableError
 from calibration.images import ImageSet
 from calibration.observers import Histogram
 from calibration.preprocess import Preprocess
 from calibration.scales import scale_of
-from calibration.thresholds import METHODS, parse_method
+from calibration.thresholds import LOGIT, METHODS, check_method, parse_method
 from calibration.version import VERSION
 
 FORMAT = 1
@@ -48,6 +50,11 @@ class TensorRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threshold: Magnitude
     scale: Annotated[float, msgspec.Meta(gt=0)]
     thresholds: dict[str, Magnitude]
+    channel_means: bytes = b""
+    """[C] float32, little-endian, of the fp32 network's values; empty where no means were taken."""
+    channel_factors: bytes = b""
+    """[C] float32, little-endian: the tensor's channels are divided by these before they are quantized, and range and
+    thresholds are those after the division. Empty where nothing is divided."""
 
 
 class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -72,6 +79,22 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         """Scale of every tensor."""
         return {name: tensor.scale for name, tensor in self.tensors.items()}
 
+    def means(self) -> dict[str, NDArray[np.float32]]:
+        """Channel means [C] of the fp32 network, for the tensors whose means were taken."""
+        return {
+            name: np.frombuffer(tensor.channel_means, "<f4")
+            for name, tensor in self.tensors.items()
+            if tensor.channel_means
+        }
+
+    def factors(self) -> dict[str, NDArray[np.float32]]:
+        """Channel factors [C] of equalization, for the tensors that have any."""
+        return {
+            name: np.frombuffer(tensor.channel_factors, "<f4")
+            for name, tensor in self.tensors.items()
+            if tensor.channel_factors
+        }
+
     def with_method(self, method: str) -> CalibrationTable:
         """The same table with the thresholds of ``method``; no images are needed.
 
@@ -79,7 +102,7 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
             CalibrationError: no such method.
             TableError: its thresholds are not in the table (a percentage other than the ones stored).
         """
-        parse_method(method)
+        check_method(method)
         if any(method not in tensor.thresholds for tensor in self.tensors.values()):
             stored = ", ".join(next(iter(self.tensors.values())).thresholds)
             raise TableError(
@@ -140,18 +163,29 @@ def make_table(
     checkpoint_sha256: str,
     images: ImageSet,
     preprocess: Preprocess,
+    logit: Mapping[str, float] | None = None,
+    means: Mapping[str, NDArray[np.floating]] | None = None,
+    factors: Mapping[str, NDArray[np.floating]] | None = None,
 ) -> CalibrationTable:
     """Table of ``histograms`` with the thresholds of all methods; those of ``method`` are the chosen ones.
+
+    ``logit`` are the thresholds of that method, which needs more than histograms; ``means`` and ``factors`` as in
+    ``TensorRange``.
 
     Raises:
         CalibrationError: no such method, nothing observed, or a range too large for an 8-bit scale.
     """
     if not histograms:
         raise CalibrationError("nothing was observed: name at least one tensor to calibrate")
-    methods = {**METHODS, method: parse_method(method)}
+    check_method(method)
+    if method == LOGIT and logit is None:
+        raise CalibrationError("the method logit needs gradients: calibrate with --effort balanced or best")
+    methods = METHODS if method == LOGIT else {**METHODS, method: parse_method(method)}
     tensors = {}
     for name, histogram in histograms.items():
         thresholds = {key: compute(histogram) for key, compute in methods.items()}
+        if logit is not None:
+            thresholds[LOGIT] = logit[name]
         try:
             scale = scale_of(thresholds[method])
         except CalibrationError as error:
@@ -163,6 +197,8 @@ def make_table(
             threshold=thresholds[method],
             scale=scale,
             thresholds=thresholds,
+            channel_means=_bytes_of(means, name),
+            channel_factors=_bytes_of(factors, name),
         )
     return _sealed(
         CalibrationTable(
@@ -206,6 +242,10 @@ def read_table(path: Path) -> CalibrationTable:
     if table.sha256 != table.digest():
         raise TableError(f"{path} was changed after it was made (its digest differs): calibrate again")
     return table
+
+
+def _bytes_of(arrays: Mapping[str, NDArray[np.floating]] | None, name: str) -> bytes:
+    return b"" if arrays is None else np.asarray(arrays[name], "<f4").tobytes()
 
 
 class _Version(msgspec.Struct):

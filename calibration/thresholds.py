@@ -5,6 +5,8 @@
     mse         least expected squared error of the 8-bit grid, rounding and clipping together
     entropy     least Kullback-Leibler divergence between the clipped distribution and its 128-level version
 
+A fifth, ``logit``, is not a function of the histogram alone: see ``equalization``.
+
 Each is positive unless the tensor is dead (all zeros), and never above amax.
 """
 
@@ -80,10 +82,26 @@ def amax_entropy(histogram: Histogram) -> float:
 METHODS: dict[str, Method] = {
     "max": amax_max,
     "percentile": amax_percentile,
+    "percentile:99.9": partial(amax_percentile, percent=99.9),
+    "percentile:99.999": partial(amax_percentile, percent=99.999),
     "mse": amax_mse,
     "entropy": amax_entropy,
 }
-"""Every method by the name that users write; ``percentile:99.9`` sets the percentage."""
+"""Every method of which a table keeps the thresholds; other percentages are made when they are asked for."""
+
+
+LOGIT = "logit"
+"""The method whose thresholds ``equalization`` chooses by what each error does to the logits."""
+
+
+def check_method(name: str) -> None:
+    """Refuse a method that does not exist.
+
+    Raises:
+        CalibrationError: as ``parse_method``.
+    """
+    if name != LOGIT:
+        parse_method(name)
 
 
 def parse_method(name: str) -> Method:
@@ -97,10 +115,11 @@ def parse_method(name: str) -> Method:
         return partial(amax_percentile, percent=_percent(argument))
     if name in METHODS:
         return METHODS[name]
-    close = get_close_matches(kind, METHODS, n=1)
+    kinds = ", ".join(method for method in METHODS if ":" not in method)
+    close = get_close_matches(kind, (*METHODS, LOGIT), n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     raise CalibrationError(
-        f"'{name}' is no calibration method: use one of {', '.join(METHODS)}, or percentile:99.9.{hint}"
+        f"'{name}' is no calibration method: use one of {kinds}, {LOGIT}, or percentile:99.9.{hint}"
     )
 
 

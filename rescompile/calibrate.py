@@ -1,16 +1,25 @@
-"""Calibration as a stage: image set to table, with everything that the table must say of its origin."""
+"""Calibration as a stage: image set to table, with everything that the table must say of its origin; table to graph."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
 
 from calibration.builtin import builtin_image_set
-from calibration.collect import collect
 from calibration.images import ImageSet, open_image_set
 from calibration.preprocess import normalize
+from calibration.rounding import IMAGES as LEARNING_IMAGES
+from calibration.rounding import learn_rounding
+from calibration.survey import Wanted, survey
 from calibration.table import CalibrationTable, make_table, read_table
-from rescompile.config import DEFAULT_METHOD, CalibrationConfig
+from rescompile.config import CalibrationConfig
+from rescompile.effort import RECIPES, Recipe
 from rescompile.errors import UsageError
+from rescompile.graph.equalize import equalize
+from rescompile.graph.quantize import quantize as to_quantized
 from rescompile.graph.topology import quantized_tensors
 from rescompile.source import Source
 from rescompile.stages import Progress
@@ -26,10 +35,13 @@ BUILT_IN_ADVICE = (
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The table, and what the user must be told about where its scales come from."""
+    """The table, what the weights are made with, and what the user must be told about where the scales come from."""
 
     table: CalibrationTable
     notes: tuple[str, ...] = ()
+    recipe: Recipe = RECIPES["fast"]
+    samples: tuple[NDArray[np.float32], ...] = field(default=(), compare=False, repr=False)
+    """Preprocessed images [3, H, W] to learn the rounding from; none where it is not learned."""
 
 
 def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
@@ -63,24 +75,70 @@ def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> 
     if config.table is not None:
         table = read_table(config.table)
         table.check(checkpoint_sha256=source.checkpoint.sha256, preprocess=source.preprocess, tensors=tensors)
-        return Calibrated(table if config.method is None else table.with_method(config.method))
+        table = table if config.method is None else table.with_method(config.method)
+        return Calibrated(table, recipe=_recipe_of(table, config))
     images = calibration_images(config, source)
-    histograms = collect(
-        source.graph.SerializeToString(),
+    recipe = config.recipe
+    seen = survey(
+        source.graph,
         tensors,
         (normalize(batch.images, source.preprocess) for batch in images.batches(source.preprocess, BATCH)),
-        progress=lambda done: progress.advanced(done, len(images)),
+        Wanted(
+            channels=recipe.needs_channels,
+            gradients=recipe.needs_gradients,
+            equalize=recipe.equalize,
+            samples=LEARNING_IMAGES if recipe.rounding == "learned" else 0,
+        ),
+        count=len(images),
+        progress=progress.advanced,
     )
     table = make_table(
-        histograms,
-        config.method or DEFAULT_METHOD,
+        seen.histograms,
+        recipe.method,
         model=source.name,
         checkpoint_sha256=source.checkpoint.sha256,
         images=images,
         preprocess=source.preprocess,
+        logit=seen.logit,
+        means=seen.means,
+        factors=seen.factors,
     )
     advice = (BUILT_IN_ADVICE,) if config.images is None else ()
-    return Calibrated(table, (*advice, *notes_on_skipped(images)))
+    return Calibrated(table, (*advice, *notes_on_skipped(images)), recipe, seen.samples)
+
+
+def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx.ModelProto:
+    """The network of ``source`` with Q/DQ by the table, equalized where it has factors, weights by the recipe.
+
+    Raises:
+        GraphError: a tensor without a scale, or factors that do not belong to this network.
+    """
+    table, recipe = calibrated.table, calibrated.recipe
+    factors, scales = table.factors(), table.scales()
+    means = {name: mean / factors.get(name, np.float32(1)) for name, mean in table.means().items()}
+    graph = equalize(source.graph, factors) if factors else source.graph
+    if recipe.rounding == "learned":
+        nearest = to_quantized(graph, scales)
+        learned = learn_rounding(graph, nearest, calibrated.samples, means, progress=progress.advanced)
+        return to_quantized(graph, scales, learned=learned)
+    corrected = means if recipe.bias_correction else None
+    return to_quantized(graph, scales, weight_method=recipe.weight_scales, means=corrected)
+
+
+def _recipe_of(table: CalibrationTable, config: CalibrationConfig) -> Recipe:
+    """What a table was made with, as far as weights are concerned, and what the user changes of that."""
+    made = RECIPES["balanced" if table.means() else "fast"]
+    if config.bias_correction and not table.means():
+        raise UsageError(
+            "--bias-correction needs channel means, which this calibration table does not have; calibrate with "
+            "--effort balanced, or leave the option out"
+        )
+    return replace(
+        made,
+        method=table.method,
+        bias_correction=made.bias_correction if config.bias_correction is None else config.bias_correction,
+        weight_scales=config.weight_scales or made.weight_scales,
+    )
 
 
 def notes_on_skipped(images: ImageSet) -> tuple[str, ...]:

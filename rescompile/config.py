@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from calibration.errors import CalibrationError
 from calibration.preprocess import IMAGENET, Preprocess
-from calibration.thresholds import parse_method
+from calibration.thresholds import check_method
+from rescompile.effort import DEFAULT_EFFORT, EFFORTS, RECIPES, Effort, Recipe, Rounding, WeightScales
 from rescompile.errors import UsageError, did_you_mean
 from rescompile.manifest import Batch, Precision
 from rescompile.report import Limits
@@ -18,7 +19,6 @@ InputFormat = Literal["float32-nchw", "uint8-nhwc"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
 DEFAULT_CALIBRATION_IMAGES = 512
-DEFAULT_METHOD = "mse"
 MAX_SIDE = 8192
 """Pixels; ``Preprocess`` in a manifest or a table reads back no more."""
 
@@ -158,7 +158,14 @@ class CalibrationConfig:
     images: Path | None = None
     table: Path | None = None
     method: str | None = None
-    """None is the method that a table was made with, or ``DEFAULT_METHOD`` for images."""
+    """None is the method that a table was made with, or that of the effort for images."""
+    effort: Effort | None = None
+    """None is ``DEFAULT_EFFORT`` for images; a table says by itself what it was made with."""
+    equalize: bool | None = None
+    bias_correction: bool | None = None
+    rounding: Rounding | None = None
+    weight_scales: WeightScales | None = None
+    """These four are as the effort has them where they are None."""
     limit: int = DEFAULT_CALIBRATION_IMAGES
     seed: int = 0
     skip_unreadable: bool = False
@@ -172,9 +179,29 @@ class CalibrationConfig:
         check_seed(self.seed)
         if self.method is not None:
             try:
-                parse_method(self.method)
+                check_method(self.method)
             except CalibrationError as error:
                 raise UsageError(f"--calibration-method: {error}") from None
+        if self.effort is not None:
+            one_of(self.effort, EFFORTS, "--effort")
+        if self.table is not None and (self.effort, self.equalize, self.rounding) != (None, None, None):
+            raise UsageError(
+                "--effort, --equalize and --rounding need images, and --calibration brings only what was made of them; "
+                "pass --calibration-set instead, or leave these options out"
+            )
+
+    @property
+    def recipe(self) -> Recipe:
+        """The methods that are asked for, for images."""
+        chosen = RECIPES[self.effort or DEFAULT_EFFORT]
+        own: dict[str, Any] = {
+            "method": self.method,
+            "equalize": self.equalize,
+            "bias_correction": self.bias_correction,
+            "rounding": self.rounding,
+            "weight_scales": self.weight_scales,
+        }
+        return replace(chosen, **{name: value for name, value in own.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)

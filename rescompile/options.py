@@ -94,7 +94,34 @@ class CalibrationOptions:
     ] = 512
     calibration_method: Annotated[
         str | None,
-        _option("Calibration", "max, percentile[:99.99], mse or entropy; mse unless told, or a table's own."),
+        _option(
+            "Calibration", "max, percentile[:99.99], mse, entropy or logit; the effort's, or a table's own."
+        ),
+    ] = None
+    effort: Annotated[
+        Literal["fast", "balanced", "best"] | None,
+        _option(
+            "Calibration",
+            "balanced (default) equalizes channels and corrects biases; best also learns the rounding of weights.",
+        ),
+    ] = None
+    equalize: Annotated[
+        bool | None,
+        _option("Calibration", "Balance channels across layers; the effort's.", "--equalize/--no-equalize"),
+    ] = None
+    bias_correction: Annotated[
+        bool | None,
+        _option(
+            "Calibration",
+            "Take the mean of the weights' rounding errors away; the effort's.",
+            "--bias-correction/--no-bias-correction",
+        ),
+    ] = None
+    rounding: Annotated[
+        Literal["nearest", "learned"] | None, _option("Calibration", "Rounding of weights; the effort's.")
+    ] = None
+    weight_scales: Annotated[
+        Literal["max", "mse"] | None, _option("Calibration", "Scales of weights; max unless told.")
     ] = None
     skip_unreadable: Annotated[
         bool, _option("Calibration", "Leave damaged images out instead of stopping.", "--skip-unreadable")
@@ -108,6 +135,11 @@ class CalibrationOptions:
             images=self.calibration_set,
             table=table,
             method=self.calibration_method,
+            effort=self.effort,
+            equalize=self.equalize,
+            bias_correction=self.bias_correction,
+            rounding=self.rounding,
+            weight_scales=self.weight_scales,
             limit=self.calibration_images,
             seed=seed,
             skip_unreadable=self.skip_unreadable,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rescompile import assembly, judgement
-from rescompile.calibrate import calibrate
+from rescompile.calibrate import calibrate, quantize
 from rescompile.config import BuildConfig
 from rescompile.deployable import make_deployable
 from rescompile.files import atomic_directory
@@ -32,13 +32,14 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
         folder = staging.folder
         request = assembly.request(folder, source, config, progress)
         judges = choose_images(config, source, executed=backend.availability(config.target).run)
-        table, notes = None, (*chosen.notes, *source.notes)
+        calibrated, table, notes = None, None, (*chosen.notes, *source.notes)
         if config.precision == "int8":
             with clock.stage("calibrate"):
                 calibrated = calibrate(source, config.calibration, progress)
             table, notes = calibrated.table, (*notes, *calibrated.notes)
         with clock.stage("quantize"):
-            deployable = make_deployable(source, table, config, backend.rest_type(config.precision))
+            quantized = quantize(source, calibrated, progress) if calibrated else None
+            deployable = make_deployable(source, quantized, config, backend.rest_type(config.precision))
             assembly.write_graphs(folder, source, deployable, table, keep_reference=config.keep_reference)
         with clock.stage("build"):
             payload = backend.build(request, folder)

@@ -186,7 +186,7 @@ def test_a_table_of_another_checkpoint(refuses: Answer, small: Path, engine: Pat
 
 def test_an_edited_table(refuses: Answer, small: Path, engine: Path, tmp_path: Path) -> None:
     text = (engine / "calibration.json").read_text()
-    (tmp_path / "t.json").write_text(text.replace('"method": "mse"', '"method": "max"', 1))
+    (tmp_path / "t.json").write_text(text.replace('"method": "logit"', '"method": "max"', 1))
     assert "t.json was changed" in refuses(f"{BUILD} {small / 'net.pth'} --calibration", tmp_path / "t.json")
     (tmp_path / "t.json").write_text("scales")
     assert "t.json" in refuses(f"{BUILD} {small / 'net.pth'} --calibration", tmp_path / "t.json")
@@ -450,7 +450,12 @@ def test_a_build_that_is_stopped_leaves_no_engine_and_the_next_one_cleans_up(
         .replace("--output engine", f"--output {tmp_path / 'e'}")
         .split()
     )
-    build = [sys.executable, "-m", "rescompile", *words, "--max-relative-rms", "0.5"]
+    # a shell that starts the tests in the background has Ctrl-C ignored by all its children
+    heeding = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('rescompile', run_name='__main__', alter_sys=True)"
+    )
+    build = [sys.executable, "-c", heeding, *words, "--max-relative-rms", "0.5"]
     with subprocess.Popen(build, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as running:
         assert running.stderr is not None
         while "calibrate: started" not in running.stderr.readline():

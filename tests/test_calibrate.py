@@ -12,14 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.errors import ImageSetError, TableError
-from calibration.table import CalibrationTable, read_table
-from rescompile.calibrate import Calibrated, calibrate, calibration_images
+from calibration.builtin import builtin_image_set
+from calibration.errors import CalibrationError, ImageSetError, TableError
+from calibration.observers import histogram_of
+from calibration.table import CalibrationTable, make_table, read_table
+from rescompile.calibrate import Calibrated, calibrate, calibration_images, quantize
 from rescompile.config import CalibrationConfig
 from rescompile.errors import UsageError
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.factors import factors_of
+from rescompile.graph.lint import lint
+from rescompile.graph.topology import block_outputs, quantized_tensors
 from rescompile.source import Source
 from rescompile.stages import Silent
+from tests.graph.conftest import run
 
 
 def made(source: Source, **fields: Any) -> Calibrated:
@@ -48,8 +53,81 @@ def test_a_table_says_where_its_numbers_come_from(small_source: Source, table: C
     assert all(scale > 0 for scale in table.scales().values())
 
 
-def test_the_method_is_mse_unless_told(small: Path, small_source: Source) -> None:
-    assert made(small_source, images=small / "images.npz", limit=4).table.method == "mse"
+def test_the_effort_chooses_the_method_unless_told(small: Path, small_source: Source) -> None:
+    images = small / "images.npz"
+    assert made(small_source, images=images, limit=4).table.method == "logit"
+    fast = made(small_source, images=images, limit=4, effort="fast").table
+    assert (fast.method, fast.means(), fast.factors()) == ("mse", {}, {})
+    assert made(small_source, images=images, limit=4, effort="fast", method="max").table.method == "max"
+    with pytest.raises(CalibrationError, match="logit needs gradients: calibrate with --effort balanced"):
+        made_table_without_gradients(small_source)
+
+
+def made_table_without_gradients(source: Source) -> CalibrationTable:
+    return make_table(
+        {"input": histogram_of([1.0])},
+        "logit",
+        model="m",
+        checkpoint_sha256="0" * 64,
+        images=builtin_image_set(count=1),
+        preprocess=source.preprocess,
+    )
+
+
+def test_a_table_of_channels_makes_the_same_graph_without_images(
+    small: Path, small_source: Source, tmp_path: Path
+) -> None:
+    calibrated = made(small_source, images=small / "images.npz", limit=8)
+    calibrated.table.write(tmp_path / "t.json")
+    again = made(small_source, table=tmp_path / "t.json")
+    assert again.table == calibrated.table
+    first, second = (quantize(small_source, entry, Silent()) for entry in (calibrated, again))
+    assert first.SerializeToString() == second.SerializeToString()
+    assert set(factors_of(first)) == set(block_outputs(small_source.graph).values())
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
+def test_every_effort_stays_close_to_fp32(small: Path, small_source: Source, effort: str) -> None:
+    calibrated = made(small_source, images=small / "images.npz", effort=effort)
+    graph = quantize(small_source, calibrated, Silent())
+    pixels = np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32)
+    expected, found = run(small_source.graph, pixels)["logits"], run(graph, pixels)["logits"]
+    assert 0 < np.sqrt(np.square(found - expected).sum() / np.square(expected).sum()) < 0.1
+    assert not lint(graph, precision="int8", rest_type="float32", residual_adds=9)
+
+
+@pytest.mark.parametrize(
+    "options", [{"effort": "best"}, {"equalize": True}, {"rounding": "learned"}, {"equalize": False}]
+)
+def test_what_needs_images_is_refused_beside_a_table(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="need images, and --calibration brings only what was made of them"):
+        CalibrationConfig(table=Path("t.json"), **options)
+
+
+def test_each_method_can_be_chosen_by_itself(small: Path, small_source: Source) -> None:
+    images = small / "images.npz"
+    corrected = made(small_source, images=images, limit=4, effort="fast", bias_correction=True)
+    assert corrected.table.means()
+    assert not corrected.table.factors()
+    plain = made(small_source, images=images, limit=4, effort="balanced", equalize=False)
+    assert (plain.table.method, plain.table.factors()) == ("logit", {})
+    graphs = {
+        quantize(small_source, entry, Silent()).SerializeToString()
+        for entry in (
+            corrected,
+            replace(corrected, recipe=replace(corrected.recipe, bias_correction=False)),
+            replace(corrected, recipe=replace(corrected.recipe, weight_scales="mse")),
+        )
+    }
+    assert len(graphs) == 3
+
+
+def test_bias_correction_is_refused_for_a_table_without_means(
+    small: Path, small_source: Source, tmp_path: Path
+) -> None:
+    made(small_source, images=small / "images.npz", limit=4, effort="fast").table.write(tmp_path / "t.json")
+    with pytest.raises(UsageError, match="--bias-correction needs channel means"):
+        made(small_source, table=tmp_path / "t.json", bias_correction=True)
 
 
 def test_progress_reaches_the_number_of_images(small: Path, small_source: Source) -> None:
@@ -60,13 +138,14 @@ def test_progress_reaches_the_number_of_images(small: Path, small_source: Source
             steps.append((done, total))
 
     calibrate(small_source, CalibrationConfig(images=small / "images.npz", limit=10), Seen())
-    assert steps == [(4, 10), (8, 10), (10, 10)]
+    assert steps[:3] == [(4, 20), (8, 20), (10, 20)]
+    assert steps[-1] == (20, 20)  # the gradients of these images
 
 
 def test_a_table_keeps_its_own_method_unless_told(
     small_source: Source, saved: Path, table: CalibrationTable
 ) -> None:
-    assert made(small_source, table=saved) == Calibrated(table)
+    assert made(small_source, table=saved).table == table
     assert made(small_source, table=saved, method="max").table == table.with_method("max")
     with pytest.raises(TableError, match="holds no thresholds for percentile:98"):
         made(small_source, table=saved, method="percentile:98")

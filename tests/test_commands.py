@@ -90,7 +90,7 @@ def test_inspect_shows_what_is_inside(engine: Path, monkeypatch: pytest.MonkeyPa
         "9 of 9, seen in the engine",
         "model.bin",
         "hash as built",
-        "by mse from 24 images",
+        "by logit from 24 images",
     ):
         assert word in printed
     assert call(monkeypatch, "inspect", engine, "--json") == 0
@@ -116,7 +116,7 @@ def test_calibrate_writes_a_table_and_prints_every_method(
     words = ("calibrate", "--weights", small / "net.pth", "--calibration-set", small / "images.npz")
     assert call(monkeypatch, *words, "--calibration-images", 8, "--output", tmp_path / "t.json") == 0
     printed = capsys.readouterr().out
-    assert "mse*" in printed
+    assert "logit*" in printed
     assert "layer3.2.relu" in printed
     assert "8 images of images.npz" in printed
     assert call(monkeypatch, *words, "--output", tmp_path / "t.json", "--json") == 0

@@ -18,18 +18,31 @@ from typing import Literal
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
+from calibration.rounding import LearnedWeight
+from calibration.scales import dequantize, weight_scales
 from calibration.scales import quantize as to_int8
-from calibration.scales import weight_scales
 from rescompile.errors import GraphError
 from rescompile.graph.surgeon import read, write
-from rescompile.graph.topology import WEIGHTED_OPS, quantized_tensors, quantizer_names, residual_adds
+from rescompile.graph.topology import (
+    WEIGHTED_OPS,
+    behind_quantizers,
+    quantized_tensors,
+    quantizer_names,
+    residual_adds,
+)
 
 WeightMethod = Literal["max", "mse"]
 
 
 def quantize(
-    model: onnx.ModelProto, scales: Mapping[str, float], *, weight_method: WeightMethod = "max"
+    model: onnx.ModelProto,
+    scales: Mapping[str, float],
+    *,
+    weight_method: WeightMethod = "max",
+    means: Mapping[str, NDArray[np.floating]] | None = None,
+    learned: Mapping[str, LearnedWeight] | None = None,
 ) -> onnx.ModelProto:
     """The deployable INT8 graph of a folded fp32 graph: symmetric, weights per output channel, bias in float.
 
@@ -38,6 +51,9 @@ def quantize(
         scales: activation scale by tensor, one for each of ``topology.quantized_tensors(model)``.
         weight_method: how ``calibration.scales.weight_scales`` chooses the weights' scales. Clipping them by ``mse``
             was no better on real checkpoints (docs/accuracy.md), whatever it does to the weights themselves.
+        means: channel means [C] of every weighted node's input; with them each bias takes the mean of its weights'
+            rounding error away, b + (W - Q) mean(x) (Nagel et al., 2019).
+        learned: integers, scales and biases by node name, in place of rounding to the nearest.
 
     Raises:
         GraphError: a tensor that needs a scale has none.
@@ -57,7 +73,15 @@ def quantize(
     for name, source in padded.items():
         _quantize_activation(graph, tensors[name], scales[source])
     for node in [node for node in graph.nodes if node.op in WEIGHTED_OPS]:
-        _quantize_weight(graph, node, weight_method)
+        source = behind_quantizers(node.inputs[0]).name
+        weight = node.inputs[1].values
+        if learned is not None:
+            new = learned[node.name]
+        else:
+            new = _nearest(
+                weight, node.inputs[2].values, weight_method, None if means is None else means[source]
+            )
+        _install(graph, node, new)
     return write(graph)
 
 
@@ -77,17 +101,30 @@ def _quantize_activation(graph: gs.Graph, tensor: gs.Variable, scale: float) -> 
         node.inputs = [restored if used is tensor else used for used in node.inputs]
 
 
-def _quantize_weight(graph: gs.Graph, node: gs.Node, method: WeightMethod) -> None:
-    """Replace the float weight by INT8 values and a DQ per output channel (axis 0)."""
-    weight = node.inputs[1].values
+def _nearest(
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    method: WeightMethod,
+    mean: NDArray[np.floating] | None,
+) -> LearnedWeight:
     scales = weight_scales(weight, method=method)
+    values = to_int8(weight, scales)
+    if mean is not None:
+        change = weight.astype(np.float64) - dequantize(values, scales)
+        by_channel = change.reshape(*weight.shape[:2], -1).sum(axis=2)
+        bias = (bias + by_channel @ mean.astype(np.float64)).astype(np.float32)
+    return LearnedWeight(values, scales, bias)
+
+
+def _install(graph: gs.Graph, node: gs.Node, new: LearnedWeight) -> None:
+    """Replace the float weight by INT8 values and a DQ per output channel (axis 0), and the bias."""
     name = f"{node.name}.weight"
-    values = to_int8(weight, scales.reshape(-1, *[1] * (weight.ndim - 1)))
     inputs = [
-        gs.Constant(f"{name}.int8", values),
-        gs.Constant(f"{name}.scale", scales),
-        gs.Constant(f"{name}.zero_point", np.zeros(len(scales), np.int8)),
+        gs.Constant(f"{name}.int8", new.values),
+        gs.Constant(f"{name}.scale", new.scales),
+        gs.Constant(f"{name}.zero_point", np.zeros(len(new.scales), np.int8)),
     ]
-    restored = gs.Variable(f"{name}.dequantize", np.float32, weight.shape)
+    restored = gs.Variable(f"{name}.dequantize", np.float32, new.values.shape)
     graph.nodes.append(gs.Node("DequantizeLinear", restored.name, {"axis": 0}, inputs, [restored]))
     node.inputs[1] = restored
+    node.inputs[2] = gs.Constant(node.inputs[2].name, new.bias)

@@ -78,7 +78,8 @@ def test_percentage_that_was_asked_for_is_stored_beside_the_others(tmp_path: Pat
 
 def test_percentage_that_is_not_stored_needs_images() -> None:
     with pytest.raises(
-        TableError, match=r"no thresholds for percentile:99.5, only max, percentile, mse, entropy"
+        TableError,
+        match=r"no thresholds for percentile:99.5, only max, percentile, percentile:99.9, percentile:99.999",
     ):
         table().with_method("percentile:99.5")
 

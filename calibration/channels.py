@@ -1,0 +1,153 @@
+"""Channel observers: one histogram of magnitudes for every channel of a tensor, and the mean of each.
+
+Equalization needs to know how each channel would look under another scale, and bias correction needs its mean. As in
+``observers`` a bin's width is a power of two, here one a channel, and grows by doubling, so the counts are the same,
+bit for bit, whatever the order and the size of the batches.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.errors import CalibrationError
+from calibration.observers import BINS as TENSOR_BINS
+from calibration.observers import Histogram
+
+BINS = 512
+"""A step of the 8-bit grid over a channel's range is two to four bins wide."""
+
+_RANGE_BITS = BINS.bit_length() - 1
+_MIN_EXPONENT = -126
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelHistograms:
+    """Magnitudes of everything that was observed at the channels of one tensor."""
+
+    counts: NDArray[np.int64]
+    """[C, BINS], number of elements per bin of |x|."""
+    bin_widths: NDArray[np.float64]
+    """[C], powers of two."""
+    minimum: NDArray[np.float32]
+    """[C]"""
+    maximum: NDArray[np.float32]
+    """[C]"""
+    means: NDArray[np.float64]
+    """[C], mean of x."""
+
+    @property
+    def amax(self) -> NDArray[np.float64]:
+        """Largest magnitude of each channel, exactly; [C]."""
+        return np.maximum(np.maximum(-self.minimum, self.maximum), 0).astype(np.float64)
+
+    def merged(self, factors: NDArray[np.float64] | None = None) -> Histogram:
+        """Histogram of the whole tensor, each channel divided by its factor [C] first.
+
+        A channel's elements are taken as spread evenly over each of its bins.
+        """
+        divisors = np.ones(len(self.counts)) if factors is None else factors
+        low = float((self.minimum / divisors).min())
+        high = float((self.maximum / divisors).max())
+        amax = max(-low, high, 0.0)
+        if amax == 0.0:
+            counts = np.zeros(TENSOR_BINS, np.int64)
+            counts[0] = self.counts.sum()
+            return Histogram(counts, math.ldexp(1.0, _MIN_EXPONENT), low, high)
+        width = math.ldexp(1.0, max(math.frexp(amax)[1] - (TENSOR_BINS.bit_length() - 1), _MIN_EXPONENT))
+        edges = np.arange(TENSOR_BINS + 1) * width
+        own = np.arange(BINS + 1)
+        reached = np.zeros(TENSOR_BINS + 1)
+        for row, step, top in zip(self.counts, self.bin_widths / divisors, self.amax / divisors, strict=True):
+            # the last bin that is used ends at amax, so that nothing is spread beyond it
+            bounds = np.minimum(own * step, top)
+            reached += np.interp(edges, bounds, np.concatenate(([0], np.cumsum(row))))
+        return Histogram(np.diff(np.rint(reached)).astype(np.int64), width, low, high)
+
+
+class ChannelObserver:
+    """Accumulates the histograms of one tensor. Not thread-safe; different observers may run in different threads."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._counts = np.zeros((0, BINS), np.int64)
+        self._exponents = np.zeros(0, np.int64)
+        self._minimum = np.zeros(0, np.float32)
+        self._maximum = np.zeros(0, np.float32)
+        self._sums = np.zeros(0)
+        self._per_channel = 0
+
+    def update(self, array: NDArray[np.float32]) -> None:
+        """Count ``array`` [N, C, ...].
+
+        Raises:
+            CalibrationError: it holds NaN or infinity.
+        """
+        if not array.size:
+            return
+        planes = array.reshape(*array.shape[:2], -1)
+        images, channels, positions = planes.shape
+        if not self._per_channel:
+            self._begin(channels)
+        self._per_channel += images * positions
+        step = max(1, _CHUNK // (images * positions))
+        for start in range(0, channels, step):
+            part = slice(start, start + step)
+            self._count(part, planes[:, part].swapaxes(0, 1).reshape(-1, images * positions))
+
+    def histograms(self) -> ChannelHistograms:
+        """A snapshot of what was seen so far.
+
+        Raises:
+            CalibrationError: nothing was observed yet.
+        """
+        if not self._per_channel:
+            raise CalibrationError(
+                f"tensor '{self.name}' was never observed: pass at least one calibration image"
+            )
+        return ChannelHistograms(
+            self._counts.copy(),
+            np.ldexp(1.0, self._exponents),
+            self._minimum.copy(),
+            self._maximum.copy(),
+            self._sums / self._per_channel,
+        )
+
+    def _begin(self, channels: int) -> None:
+        self._counts = np.zeros((channels, BINS), np.int64)
+        self._exponents = np.full(channels, _MIN_EXPONENT)
+        self._minimum = np.full(channels, np.inf, np.float32)
+        self._maximum = np.full(channels, -np.inf, np.float32)
+        self._sums = np.zeros(channels)
+
+    def _count(self, part: slice, rows: NDArray[np.float32]) -> None:
+        """Count ``rows`` [channels of ``part``, elements]."""
+        low, high = rows.min(axis=1), rows.max(axis=1)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise CalibrationError(
+                f"tensor '{self.name}' holds NaN or infinity while calibration images run through the network: "
+                "check the weights of the layers before it and the preprocessing (mean, std)"
+            )
+        self._widen(part, np.maximum(-low, high))
+        scaled = np.abs(rows) * np.ldexp(np.float32(1), -self._exponents[part]).astype(np.float32)[:, None]
+        index = scaled.astype(np.int32)
+        index += (np.arange(len(rows), dtype=np.int32) * BINS)[:, None]
+        self._counts[part] += np.bincount(index.reshape(-1), minlength=len(rows) * BINS).reshape(-1, BINS)
+        np.minimum(self._minimum[part], low, out=self._minimum[part])
+        np.maximum(self._maximum[part], high, out=self._maximum[part])
+        self._sums[part] += rows.sum(axis=1, dtype=np.float64)
+
+    def _widen(self, part: slice, amax: NDArray[np.float32]) -> None:
+        exponents = self._exponents[part]
+        needed = np.where(amax > 0, np.frexp(amax)[1] - _RANGE_BITS, _MIN_EXPONENT)
+        for row in np.flatnonzero(needed > exponents):
+            merged = 1 << min(int(needed[row] - exponents[row]), _RANGE_BITS)
+            counts = self._counts[part][row]
+            sums = counts.reshape(-1, merged).sum(axis=1)
+            counts[:] = 0
+            counts[: sums.size] = sums
+            exponents[row] = needed[row]

@@ -1,0 +1,113 @@
+"""How much the logits move when a channel or a weight does, from gradients on calibration images.
+
+For v of independent standard normal numbers, E[(v . dlogits/dx)^2] = |dlogits/dx|^2 (a random projection of the
+Jacobian), so one backward pass per image estimates, for every element x at once, the squared error of the logits that
+an error of one in x causes. Errors of activations are taken as independent, so they add over positions:
+
+    G_c   = mean over images of  sum over positions of  (v . dlogits/dx_c)^2              activations
+    F_ok  = mean over images of  sum over taps of  (dL/dW_ok - mean_k dL/db_o)^2          weights
+
+The weights' gradient is that of an input without its mean, because bias correction takes the mean's part of a
+weight's error away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.channel_groups import WEIGHTED
+from calibration.errors import CalibrationError
+from calibration.network import Network, Node
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+IMAGES = 32
+"""Images whose gradients are averaged; more change the choice of scales by less than they cost."""
+
+
+@dataclass
+class Sensitivity:
+    """Squared error of the logits, summed over classes, per squared error at each place."""
+
+    activations: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Tensor to [C]; for an error in every position of the channel."""
+    weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Weighted node to [O, I]; summed over the taps of the kernel."""
+    logits: float = 0.0
+    """Mean over images of the squared norm of the logits."""
+
+
+def measure_sensitivity(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    images: Iterable[NDArray[np.float32]],
+    means: Mapping[str, NDArray[np.float64]],
+    *,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Sensitivity:
+    """Sensitivity of the folded fp32 ``model`` to ``tensors`` and to all weights, over single ``images`` [3, H, W].
+
+    ``means`` are the channel means [C] of every weighted node's input.
+
+    Raises:
+        CalibrationError: no images, or an operation that has no gradient here.
+    """
+    import torch
+
+    network = Network(model)
+    weighted = [node for node in network.nodes if node.op in WEIGHTED]
+    parameters = [network.constants[name].requires_grad_() for node in weighted for name in node.inputs[1:3]]
+    generator = torch.Generator().manual_seed(seed)
+    wanted, result, count = set(tensors), Sensitivity(), 0
+    for image in images:
+        x = torch.from_numpy(image[None]).requires_grad_(network.input in wanted)
+        held = {network.input: x} if network.input in wanted else {}
+
+        def hold(node: Node, value: torch.Tensor, held: dict[str, torch.Tensor] = held) -> None:
+            if node.output in wanted:
+                held[node.output] = value
+
+        logits = network.run(x, hold)
+        direction = torch.randn(logits.shape, generator=generator)
+        gradients = torch.autograd.grad((logits * direction).sum(), [*held.values(), *parameters])
+        for name, gradient in zip(held, gradients, strict=False):
+            by_channel = gradient[0].double().square().reshape(gradient.shape[1], -1).sum(1).numpy()
+            _add(result.activations, name, by_channel)
+        for index, node in enumerate(weighted):
+            weight, bias = gradients[len(held) + 2 * index : len(held) + 2 * index + 2]
+            mean = torch.from_numpy(means[node.inputs[0]]).float()
+            centred = _input_last(node, weight) - bias[:, None, None] * mean[None, :, None]
+            _add(result.weights, node.name, centred.square().sum(2).double().numpy())
+        result.logits += float(logits.detach().double().square().sum())
+        count += 1
+        if progress:
+            progress(count)
+    if not count:
+        raise CalibrationError("there are no calibration images to take gradients of: pass at least one")
+    for sums in (result.activations, result.weights):
+        for name in sums:
+            sums[name] /= count
+    result.logits /= count
+    return result
+
+
+def _input_last(node: Node, weight: torch.Tensor) -> torch.Tensor:
+    """The weight's gradient as [O, I, taps]."""
+    if node.op == "Conv":
+        return weight.flatten(2)
+    return (weight if node.attributes.get("transB") else weight.t())[:, :, None]
+
+
+def _add(sums: dict[str, NDArray[np.float64]], name: str, value: NDArray[np.float64]) -> None:
+    if name in sums:
+        sums[name] += value
+    else:
+        sums[name] = value

@@ -1,0 +1,47 @@
+"""What ``--effort`` stands for: a set of methods, each of which can also be chosen by itself.
+
+fast       thresholds from histograms; weights rounded to the nearest
+balanced   and: channels equalized, thresholds by what they do to the logits, biases corrected
+best       and: weights rounded against each other, layer by layer
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Effort = Literal["fast", "balanced", "best"]
+Rounding = Literal["nearest", "learned"]
+WeightScales = Literal["max", "mse"]
+
+EFFORTS: tuple[str, ...] = get_args(Effort)
+DEFAULT_EFFORT: Effort = "balanced"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The methods of one calibration."""
+
+    method: str
+    """Of the activations' thresholds."""
+    equalize: bool
+    bias_correction: bool
+    rounding: Rounding
+    weight_scales: WeightScales = "max"
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the logits' sensitivity must be measured."""
+        return self.equalize or self.method == "logit"
+
+    @property
+    def needs_channels(self) -> bool:
+        """Whether every channel needs a histogram and a mean of its own."""
+        return self.needs_gradients or self.bias_correction or self.rounding == "learned"
+
+
+RECIPES: dict[Effort, Recipe] = {
+    "fast": Recipe("mse", equalize=False, bias_correction=False, rounding="nearest"),
+    "balanced": Recipe("logit", equalize=True, bias_correction=True, rounding="nearest"),
+    "best": Recipe("logit", equalize=True, bias_correction=True, rounding="learned"),
+}

@@ -1,0 +1,71 @@
+"""Channel factors moved into the weights: the same function, with channels of like range.
+
+    W'[o, k] = W[o, k] * f_in[k] / f_out[o],   b'[o] = b[o] / f_out[o]
+
+Every inner tensor then holds its channels divided by their factors; images and logits are as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from calibration.channel_groups import WEIGHTED, ChannelGroups, channel_groups
+from rescompile.errors import GraphError
+from rescompile.graph.factors import set_factors
+from rescompile.graph.topology import block_outputs
+
+
+def equalize(model: onnx.ModelProto, factors: Mapping[str, NDArray[np.float32]]) -> onnx.ModelProto:
+    """``model`` with ``factors`` [C] of its quantized tensors moved into the weights; it carries those of its blocks.
+
+    Args:
+        model: folded fp32 graph, canonically named.
+        factors: for every quantized tensor; channels that the network ties to each other must have the same.
+
+    Raises:
+        GraphError: channels that are tied have different factors, or a factor is no positive number.
+    """
+    groups = channel_groups(model)
+    by_group = _by_group(groups, factors)
+    equalized = onnx.ModelProto()
+    equalized.CopyFrom(model)
+    constants = {entry.name: entry for entry in equalized.graph.initializer}
+    for node in equalized.graph.node:
+        if node.op_type in WEIGHTED:
+            ahead, behind = by_group[groups.of[node.input[0]]], by_group[groups.of[node.output[0]]]
+            weight, bias = (_array(constants[name]) for name in node.input[1:3])
+            by_row = weight / behind.reshape(-1, *[1] * (weight.ndim - 1))
+            _replace(constants[node.input[1]], by_row * ahead.reshape(-1, *[1] * (weight.ndim - 2)))
+            _replace(constants[node.input[2]], bias / behind)
+    outputs = block_outputs(model).values()
+    set_factors(equalized, {name: by_group[groups.of[name]] for name in outputs})
+    return equalized
+
+
+def _by_group(groups: ChannelGroups, factors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+    found = np.ones(groups.count)
+    for name, values in factors.items():
+        ids = groups.of[name]
+        if len(values) != len(ids) or not (np.isfinite(values).all() and (values > 0).all()):
+            raise GraphError(f"the factors of '{name}' are no {len(ids)} positive numbers: calibrate again")
+        found[ids] = values
+    found[0] = 1.0
+    for name, values in factors.items():
+        if not np.array_equal(found[groups.of[name]].astype(np.float32), values):
+            raise GraphError(
+                f"'{name}' shares channels with another tensor, but not their factors: calibrate again"
+            )
+    return found
+
+
+def _array(tensor: onnx.TensorProto) -> NDArray[np.float64]:
+    return numpy_helper.to_array(tensor).astype(np.float64)
+
+
+def _replace(tensor: onnx.TensorProto, values: NDArray[np.float64]) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))

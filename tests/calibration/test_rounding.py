@@ -1,0 +1,142 @@
+"""The network in PyTorch against ONNX Runtime, and learned rounding against rounding to the nearest."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from calibration.errors import CalibrationError
+from calibration.network import Network
+from calibration.rounding import _round_with_feedback, learn_rounding
+from calibration.scales import weight_scales
+from rescompile.graph.quantize import quantize
+from tests.graph.conftest import folded, images, int8, run
+
+NETWORKS = [("resnet18", None), ("resnet50", None), ("resnet20-cifar", "A"), ("resnet20-cifar", "B")]
+
+
+@pytest.mark.parametrize(("name", "shortcut"), NETWORKS)
+def test_the_network_computes_what_onnx_runtime_does(name: str, shortcut: str | None) -> None:
+    graph = folded(name, shortcut)
+    with torch.no_grad():
+        found = Network(graph).run(torch.from_numpy(images(name))).numpy()
+    expected = run(graph, images(name))["logits"]
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_the_quantized_network_holds_the_same_integers() -> None:
+    graph, seen = int8("resnet20-cifar", "A"), {}
+    network = Network(graph)
+    with torch.no_grad():
+        network.run(
+            torch.from_numpy(images("resnet20-cifar")),
+            lambda node, value: seen.update({node.output: value.numpy()}),
+        )
+    names = [name for name in seen if name.endswith(".quantize")]
+    expected = run(graph, images("resnet20-cifar"), outputs=[*names, "logits"])
+    # both sum in fp32, in another order: a tie falls the other way now and then, and later layers spread that
+    for name in names[:4]:
+        steps = np.abs(seen[name].astype(int) - expected[name])
+        assert steps.max() <= 1
+        assert steps.mean() < 1e-3
+    error = np.square(seen["logits"] - expected["logits"]).sum() / np.square(expected["logits"]).sum()
+    assert error < 0.05**2
+    assert seen[names[0]].dtype == np.int8
+
+
+def test_an_operation_that_is_not_known_is_refused() -> None:
+    strange = onnx.ModelProto()
+    strange.CopyFrom(folded("resnet20-cifar"))
+    strange.graph.node[1].op_type = "Sigmoid"
+    with pytest.raises(CalibrationError, match="'relu1' is a Sigmoid"):
+        Network(strange)
+
+
+def test_feedback_beats_the_nearest_on_correlated_inputs_and_stays_on_the_grid() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 200, generator=generator)
+    x = torch.randn(200, 40, generator=generator) @ torch.randn(40, 4000, generator=generator)
+    covariance = x @ x.t() / 4000
+    covariance.diagonal().add_(0.01 * covariance.diagonal().mean())
+    scales = torch.from_numpy(weight_scales(weight.numpy()))
+    nearest = (weight / scales[:, None]).round()
+    learned = _round_with_feedback(weight, covariance, scales)
+    assert bool((learned == learned.round()).all())
+    assert float(learned.abs().max()) <= 127
+
+    def error(values: torch.Tensor) -> float:
+        return float(((values * scales[:, None] - weight) @ x).square().mean())
+
+    assert error(learned) < 0.25 * error(nearest)
+
+
+def test_feedback_on_independent_inputs_is_rounding_to_the_nearest() -> None:
+    weight = torch.randn(8, 300, generator=torch.Generator().manual_seed(1))
+    scales = torch.from_numpy(weight_scales(weight.numpy()))
+    assert torch.equal(
+        _round_with_feedback(weight, torch.eye(300), scales), (weight / scales[:, None]).round()
+    )
+
+
+def test_learned_weights_bring_the_logits_closer_to_fp32() -> None:
+    graph = folded("resnet20-cifar", "A")
+    pixels = np.random.default_rng(5).normal(size=(48, 3, 32, 32)).astype(np.float32)
+    wide = _fine_scales(graph)
+    steps: list[tuple[int, int]] = []
+    means = _means(graph, pixels[:40])
+    learned = learn_rounding(
+        graph, quantize(graph, wide), list(pixels[:40]), means, progress=lambda *step: steps.append(step)
+    )
+    expected = run(graph, pixels[40:])["logits"]
+    nearest = run(quantize(graph, wide), pixels[40:])["logits"]
+    better = run(quantize(graph, wide, learned=learned), pixels[40:])["logits"]
+    assert np.square(better - expected).sum() < 0.85 * np.square(nearest - expected).sum()
+    assert steps[-1] == (20, 20)
+    assert all(entry.values.dtype == np.int8 and (entry.scales > 0).all() for entry in learned.values())
+
+
+def test_bias_correction_takes_the_mean_of_the_error_away() -> None:
+    graph = folded("resnet20-cifar", "A")
+    pixels = np.random.default_rng(6).normal(1.0, 1.0, size=(16, 3, 32, 32)).astype(np.float32)
+    scales, means = _fine_scales(graph), _means(graph, pixels)
+    expected = run(graph, pixels, outputs=["conv1"])["conv1"]
+    plain = run(quantize(graph, scales), pixels, outputs=["conv1"])["conv1"]
+    corrected = run(quantize(graph, scales, means=means), pixels, outputs=["conv1"])["conv1"]
+    # borders are padded, so that the mean over all positions is not quite the input's
+    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+    before = np.abs((plain - expected)[inner].mean(axis=(0, 2, 3)))
+    after = np.abs((corrected - expected)[inner].mean(axis=(0, 2, 3)))
+    assert after.max() < 0.3 * before.max()
+
+
+def _fine_scales(graph: onnx.ModelProto) -> dict[str, float]:
+    """Scales that clip nothing of these images."""
+    from rescompile.graph.topology import quantized_tensors
+
+    pixels = np.random.default_rng(7).normal(size=(8, 3, 32, 32)).astype(np.float32) * 1.5
+    names = [name for name in quantized_tensors(graph) if name != "input"]
+    seen = run(graph, pixels, outputs=names)
+    return {"input": 0.06, **{name: float(np.abs(seen[name]).max() / 127) for name in names}}
+
+
+def _means(graph: onnx.ModelProto, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    names = sorted({node.input[0] for node in graph.graph.node if node.op_type in ("Conv", "Gemm")})
+    seen = {**run(graph, pixels, outputs=[name for name in names if name != "input"]), "input": pixels}
+    return {name: seen[name].mean(axis=(0, *range(2, seen[name].ndim))).astype(np.float64) for name in names}
+
+
+def test_weights_of_the_graph_are_those_that_were_learned() -> None:
+    graph = folded("resnet20-cifar", "A")
+    pixels = np.random.default_rng(8).normal(size=(8, 3, 32, 32)).astype(np.float32)
+    scales = _fine_scales(graph)
+    learned = learn_rounding(graph, quantize(graph, scales), list(pixels), _means(graph, pixels))
+    constants = {
+        entry.name: numpy_helper.to_array(entry)
+        for entry in quantize(graph, scales, learned=learned).graph.initializer
+    }
+    assert np.array_equal(constants["layer2.0.conv1.weight.int8"], learned["layer2.0.conv1"].values)
+    assert np.array_equal(constants["layer2.0.conv1.weight.scale"], learned["layer2.0.conv1"].scales)
+    assert np.array_equal(constants["layer2.0.conv1.bias"], learned["layer2.0.conv1"].bias)
