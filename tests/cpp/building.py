@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +40,12 @@ def what_is_missing() -> str:
 
 def run(*command: object, **environment: str) -> str:
     """What ``command`` prints; it must end well."""
+    # as in an activated environment: CMake finds OpenVINO in the wheel of the Python in PATH
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [str(word) for word in command],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        env={**os.environ, **environment},
+        env={**os.environ, "PATH": path, **environment},
     )  # fmt: skip
     assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.returncode}\n{done.stdout}"
     return done.stdout
