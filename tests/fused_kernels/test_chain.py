@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -155,6 +155,10 @@ TILES = st.builds(
 @FUZZ
 @given(SHAPES, TILES, st.sampled_from([*DTYPES, torch.int8]), st.integers(0, 2**16))
 def test_any_shape_and_tile(shapes: Shapes, tile: Tile, dtype: torch.dtype, seed: int) -> None:
+    # a few sums may cancel to nothing, and relative errors of 16-bit types with them
+    n, _, rows, columns = shapes.output
+    fewest = n * rows * columns * min(shapes.expanded, shapes.following or shapes.expanded)
+    assume(dtype in (torch.int8, torch.float32) or fewest >= 64)
     reseed(seed)
     check_chain_int8(shapes, tile) if dtype == torch.int8 else check_chain(shapes, dtype, tile)
 
