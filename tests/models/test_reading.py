@@ -129,7 +129,7 @@ def test_missing_directory_pipe_and_empty(tmp_path):
         ("x.safetensors", b"<!DOCTYPE html>", "no safetensors file"),
         ("x.pth", b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer.*git lfs pull"),
         ("x.pth.xz", lzma.compress(b"abc"), "compressed: unpack it first with 'xz -d'"),
-        ("x.pth.gz", gzip.compress(b"abc"), "compressed: unpack it first with 'gunzip'"),
+        ("x.pth.gz", gzip.compress(b"abc", mtime=0), "compressed: unpack it first with 'gunzip'"),
         ("x.onnx", b"\x08\x07\x12\x00", "is an ONNX graph.*--onnx"),
         ("x.pth", b"\x00\x01\x02\x03" * 9, "neither a torch.save file .* nor safetensors"),
         ("x.pth", b"PK\x03", "damaged or incomplete"),
