@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fused_kernels.geometry import Conv
-from fused_kernels.ops import chain, convolution, head, inference, passes, statistics, stem
+from fused_kernels.ops import chain, convolution, head, inference, passes, shortcut, statistics, stem
+from fused_kernels.ops.image import Take
 from fused_kernels.ops.partials import Partials
 
 WINDOWS = {
@@ -69,7 +70,7 @@ def catalogue() -> list[Entry]:
         entries += [*passes_over_memory(dtype), *stems(dtype)]
     for dtype in (*floats, torch.int8):
         entries += [*chains(dtype), *heads(dtype)]
-    return [*entries, *int8_stems(), *small_vectors()]
+    return [*entries, *int8_stems(), *images(), *shortcuts(), *small_vectors()]
 
 
 def convolutions(dtype: torch.dtype, plane: Plane) -> Iterator[Entry]:
@@ -185,6 +186,31 @@ def int8_stems() -> Iterator[Entry]:
         c, pool = w.shape[0], conv.stride == 2
         call = partial(stem.stem_inference, image, w, vector(c), conv, pool=pool, scale=vector(c))
         yield Entry(f"stem_inference {name}", torch.int8, call)
+
+
+def images() -> Iterator[Entry]:
+    """Stems that take an application's image."""
+    norm = partial(Take, vector(3), vector(3))
+    ways = {
+        "int8 of a float image": (torch.int8, torch.float32, Take(scale=0.5)),
+        "int8 of pixels": (torch.int8, torch.uint8, norm(scale=0.5)),
+        "int8 of pixels, fp16 before": (torch.int8, torch.uint8, norm(scale=0.5, rest=torch.float16)),
+        "fp16 of pixels": (torch.float16, torch.uint8, norm(rest=torch.float16)),
+        "fp32 of pixels": (torch.float32, torch.uint8, norm()),
+    }
+    for name, (dtype, given, how) in ways.items():
+        _, w, conv = _stems(dtype)["7x7/2"]
+        c = w.shape[0]
+        call = partial(stem.stem_inference, _image(224, given), w, vector(c), conv, take=how)
+        scaled = partial(call, scale=vector(c)) if dtype == torch.int8 else call
+        yield Entry(f"stem_inference {name}", dtype, scaled)
+
+
+def shortcuts() -> Iterator[Entry]:
+    """CIFAR's shortcut without parameters."""
+    for dtype in (torch.int8, torch.bfloat16, torch.float32):
+        call = partial(shortcut.widen, activation(NARROW, dtype), stride=2, before=8, after=8)
+        yield Entry("widen /2", dtype, call)
 
 
 def _stems(dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor, Conv]]:

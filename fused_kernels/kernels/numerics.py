@@ -9,6 +9,7 @@ import triton.language as tl
 INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0").lower() in {"1", "true", "yes", "on", "y"})
 
 float32 = tl.float32
+float16 = tl.float16
 int32 = tl.int32
 
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it leaves no fraction bits, rounding half to even

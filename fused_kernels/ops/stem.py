@@ -26,6 +26,8 @@ from fused_kernels.launch import Out, launch, uses_kernels
 from fused_kernels.layout import empty_nhwc, nhwc
 from fused_kernels.numeric_types import FLOATS, require_float
 from fused_kernels.ops import stem_launch
+from fused_kernels.ops.image import Take, check_taken, taken
+from fused_kernels.ops.image import take as take_image
 from fused_kernels.ops.inference import require_vector
 from fused_kernels.ops.partials import Partials, empty_partials
 from fused_kernels.ops.passes import launch_pass, pass_tile, rows_and_channels
@@ -229,17 +231,25 @@ def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
 
 
 def stem_inference(
-    image: Tensor, w: Tensor, bias: Tensor, conv: Conv, *, pool: bool = True, scale: Tensor | None = None
+    image: Tensor,
+    w: Tensor,
+    bias: Tensor,
+    conv: Conv,
+    *,
+    pool: bool = True,
+    scale: Tensor | None = None,
+    take: Take | None = None,
 ) -> Tensor:
     """relu(conv(image) + bias), then max pool 3x3/2 with padding 1; in int8, requantized before the ReLU.
 
     Args:
-        image: as in ``pack``; int8 where ``w`` is.
+        image: as in ``pack``; int8 where ``w`` is, unless ``take`` quantizes it.
         w: [K, C, R, S] in fp32, fp16 or bf16, which the image is converted to; or int8.
         bias: fp32 [K]; in int8 in units of the output's scale.
         conv: the window.
         pool: whether there is a max pool.
         scale: only in int8, fp32 [K] and positive: input scale * weight scale / output scale.
+        take: how the image is normalized and quantized while it is packed; None takes it as it is.
 
     Returns:
         [N, K, P', Q'] in the dtype of ``w``; in int8 round_half_even(conv * scale + bias) within [0, 127].
@@ -252,10 +262,12 @@ def stem_inference(
     for name, vector in (("bias", bias), ("scale", scale)):
         if vector is not None:
             require_vector(name, vector, w.shape[0], w)
-    tile = _fprop_tile(image, w, conv, "stem_pool" if pool else "stem_bias_relu")
+    tile = _fprop_tile(image, w, conv, "stem_pool" if pool else "stem_bias_relu", take)
     if tile == CUDNN:
+        image = image if take is None else taken(image, w.dtype, take)
         return stem_references.stem_inference(image, w, bias, conv, pool=pool, scale=scale)
-    packed, out = pack(image, conv, w.dtype), _empty_output(image, w, conv)
+    packed = pack(image, conv, w.dtype) if take is None else take_image(image, conv, w.dtype, take)
+    out = _empty_output(image, w, conv)
     epilogue, args = ("bias_relu", (bias,)) if scale is None else ("requantize_relu", (scale, bias))
     if not pool:
         stem_launch.fprop(packed, w, out, conv, tile, epilogue, args)
@@ -298,8 +310,12 @@ def _empty_output(image: Tensor, w: Tensor, conv: Conv) -> Tensor:
     return empty_nhwc(w, n, w.shape[0], *conv.output_size(height, width))
 
 
-def _fprop_tile(image: Tensor, w: Tensor, conv: Conv, epilogue: str) -> Chosen:
+def _fprop_tile(image: Tensor, w: Tensor, conv: Conv, epilogue: str, take: Take | None = None) -> Chosen:
     """The tile that convolves this image, or "cudnn" where plain PyTorch does."""
+    if take is None:
+        _check_image(image, w.dtype)
+    else:
+        check_taken(image, w.dtype, take)
     _check(image, w, conv)
     n, _, height, width = image.shape
     problem = Problem("fprop", w.dtype, n, height, width, depth(conv), w.shape[0], conv, "identity", epilogue)
@@ -321,7 +337,6 @@ def _check_image(image: Tensor, dtype: torch.dtype) -> None:
 
 
 def _check(image: Tensor, w: Tensor, conv: Conv) -> None:
-    _check_image(image, w.dtype)
     if w.ndim != 4 or image.shape[1] != w.shape[1] or w.shape[2:] != (conv.r, conv.s):
         raise ShapeError(
             f"image {tuple(image.shape)} and w {tuple(w.shape)} do not fit a {conv.r}x{conv.s} convolution:"

@@ -1,0 +1,49 @@
+"""The shortcut without parameters of CIFAR networks, as a launch of its own: ``kernels/shortcut.py``."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fused_kernels.errors import ShapeError
+from fused_kernels.launch import Out, launch, uses_kernels
+from fused_kernels.layout import empty_nhwc, nhwc
+from fused_kernels.ops.passes import pass_tile
+
+
+def widen(x: Tensor, *, stride: int, before: int, after: int) -> Tensor:
+    """Every ``stride``-th pixel of ``x``, with ``before`` and ``after`` channels of zeros around its own.
+
+    Args:
+        x: [N, C, H, W] of any dtype that kernels store.
+        stride: 1 or more.
+        before: channels of zeros in front.
+        after: channels of zeros behind.
+
+    Returns:
+        [N, before + C + after, ceil(H / stride), ceil(W / stride)] in the dtype of ``x`` and NHWC memory.
+
+    Raises:
+        ShapeError: a number that makes no shortcut.
+    """
+    if x.ndim != 4 or stride < 1 or before < 0 or after < 0:
+        raise ShapeError(
+            f"x {tuple(x.shape)}, stride {stride} and {before} + {after} channels make no shortcut: x is"
+            " [N, C, H, W], the stride 1 or more, and channels are added"
+        )
+    if not uses_kernels(x):
+        return nhwc(F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, after)))
+    n, c, h, w = x.shape
+    y = empty_nhwc(x, n, before + c + after, -(-h // stride), -(-w // stride))
+    rows, channels = n * y.shape[2] * y.shape[3], y.shape[1]
+    tile = pass_tile(channels)
+    launch(
+        "shortcut.widen_kernel",
+        (-(-rows // tile.m), -(-channels // tile.n)),
+        tile,
+        x_ptr=nhwc(x),
+        y_ptr=Out(y),
+        **{"M": rows, "H": h, "W": w, "P": y.shape[2], "Q": y.shape[3], "DEPTH": c, "C": channels},
+        **{"STRIDE": stride, "BEFORE": before, "BLOCK_M": tile.m, "BLOCK_C": tile.n},
+    )
+    return y
