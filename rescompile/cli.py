@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from rescompile.cli_measure import bench
 from rescompile.cli_table import app as table_app
 from rescompile.errors import USER_ERRORS
 from rescompile.option_groups import takes_groups
@@ -41,6 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(table_app, name="table")
+app.command()(bench)
 
 
 def main() -> NoReturn:

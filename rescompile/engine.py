@@ -243,7 +243,7 @@ def _self_test(directory: Path, engine: Engine) -> None:
     Raises:
         EngineError: the answers are not the golden ones.
     """
-    images, expected = _read_golden(directory / GOLDEN, engine.manifest)
+    images, expected = read_golden(directory, engine.manifest)
     error = relative_rms(expected, engine(images))
     allowed = engine.manifest.golden_relative_rms
     if not error <= allowed:  # NaN, too
@@ -253,7 +253,13 @@ def _self_test(directory: Path, engine: Engine) -> None:
         )
 
 
-def _read_golden(path: Path, manifest: Manifest) -> tuple[NDArray[Any], NDArray[np.float32]]:
+def read_golden(directory: Path, manifest: Manifest) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """The golden images [N, ...] in the engine's layout and dtype, and the logits [N, classes] expected of them.
+
+    Raises:
+        EngineError: the file cannot be read, or does not fit the manifest.
+    """
+    path = directory / GOLDEN
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, logits = arrays["images"], arrays["logits"]

@@ -85,6 +85,18 @@ def atomic_write(path: Path, data: bytes | memoryview) -> None:
             raise
 
 
+def check_output_file(path: Path) -> None:
+    """Refuse a file for which there is no folder, before any work.
+
+    Raises:
+        OutputError: its folder does not exist, or ``path`` is a folder itself.
+    """
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{path.parent} is no folder; make it, or choose another --output")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it as --output")
+
+
 def check_room(directory: Path, needed: int) -> None:
     """Write ``needed`` bytes into ``directory`` and remove them: for libraries that hide why a write failed.
 

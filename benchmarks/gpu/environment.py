@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from rescompile.measure.checkout import commit_of
+
 ROOT = Path(__file__).parents[2]
 _QUERIES = {
     "driver": "driver_version",
@@ -65,20 +67,6 @@ def version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def commit_of(root: Path) -> str:
-    """The commit of a checkout, with ``+`` where files differ from it; ``unknown`` outside of one."""
-    try:
-        short = _git(root, "rev-parse", "--short=10", "HEAD")
-        return short + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
 
 
 def slug(name: str) -> str:

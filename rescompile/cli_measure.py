@@ -1,0 +1,85 @@
+"""The commands that measure: bench. Commands; no work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rescompile.errors import UsageError
+from rescompile.options import Json
+
+
+def bench(
+    directory: Annotated[
+        Path | None, typer.Argument(help="Engine directory, the --output of a build.", metavar="[DIR]")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Two results of bench: what changed between them beyond noise.", metavar="A B"),
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Batch sizes, as 1,8,32; powers of two that the engine takes.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Time for all batch sizes together.")] = 15.0,
+    starts: Annotated[int, typer.Option(min=0, help="Cold and warm starts to measure, each.")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; the library's choice.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the result into this JSON file, too.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure an engine: latency percentiles, throughput, cold and warm start, memory.
+
+    Every answer is compared with the golden ones before it is timed.
+
+    Examples:
+
+    - `rescompile bench resnet50-int8-openvino`
+
+    - `rescompile bench resnet50-int8-openvino --batch 1,8 --seconds 30 --output before.json`
+
+    - `rescompile bench --compare before.json after.json`
+    """
+    if (directory is None) == (compare is None):
+        raise UsageError("pass an engine directory to measure, or --compare A.json B.json, and not both")
+    if compare is not None:
+        _compare(*compare, json=json)
+        return
+    assert directory is not None
+    from rescompile.bench import bench as run
+    from rescompile.files import atomic_write, check_output_file
+    from rescompile.terminal import TerminalProgress
+    from rescompile.views_bench import print_bench
+
+    if output is not None:
+        check_output_file(output)
+    sizes = None if batch is None else _sizes(batch)
+    with TerminalProgress() as progress:
+        report = run(
+            directory, batches=sizes, seconds=seconds, starts=starts, threads=threads, progress=progress
+        )
+    if output is not None:
+        atomic_write(output, report.to_json())
+    if json:
+        sys.stdout.write(report.to_json().decode())
+    else:
+        print_bench(report)
+
+
+def _compare(a: Path, b: Path, *, json: bool) -> None:
+    from rescompile.bench_compare import compare_bench
+    from rescompile.views_bench import print_bench_comparison
+
+    comparison = compare_bench(a, b)
+    if json:
+        sys.stdout.write(comparison.to_json().decode())
+    else:
+        print_bench_comparison(comparison)
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--batch {text} is not understood; write whole numbers, as 1,8,32") from None
