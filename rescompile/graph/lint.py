@@ -7,7 +7,7 @@ can be linted too. A rule yields sentences that name the block and the fix. Back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,16 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from rescompile.graph.surgeon import read
-from rescompile.graph.topology import MOVEMENT_OPS, QUANTIZER_OPS, WEIGHTED_OPS, behind_quantizers, consumers
+from rescompile.graph.topology import (
+    MOVEMENT_OPS,
+    QUANTIZER_OPS,
+    WEIGHTED_OPS,
+    behind_quantizers,
+    block_of,
+    consumers,
+    is_quantized,
+    maker_block,
+)
 from rescompile.manifest import Precision
 
 Findings = Iterator[str]
@@ -34,6 +43,8 @@ class Subject:
     residual_adds: int
     """How many the network's definition has."""
     opset: int
+    fp16_blocks: frozenset[str] = frozenset()
+    """Blocks that are meant to stay in floating point."""
 
     def nodes(self, *ops: str) -> list[gs.Node]:
         """Nodes of these kinds, in the order of execution."""
@@ -42,6 +53,10 @@ class Subject:
     def adds(self) -> list[gs.Node]:
         """The residual adds; preprocessing in the graph has an Add of its own."""
         return [node for node in self.nodes("Add") if node.name.endswith(".add")]
+
+    def in_int8(self, node: gs.Node) -> bool:
+        """Whether ``node`` belongs to a block that is meant to be quantized."""
+        return self.precision == "int8" and block_of(node.name) not in self.fp16_blocks
 
 
 @dataclass(frozen=True)
@@ -60,11 +75,19 @@ RULES: dict[str, Rule] = {}
 
 
 def lint(
-    model: onnx.ModelProto, *, precision: Precision, rest_type: str, residual_adds: int
+    model: onnx.ModelProto,
+    *,
+    precision: Precision,
+    rest_type: str,
+    residual_adds: int,
+    fp16_blocks: Collection[str] = (),
 ) -> tuple[Violation, ...]:
-    """Every broken rule of ``model``, the deployable graph; empty when it keeps the contract."""
+    """Every broken rule of ``model``, the deployable graph; empty when it keeps the contract.
+
+    ``fp16_blocks`` are those that an int8 graph leaves in floating point on purpose.
+    """
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    subject = Subject(read(model), precision, rest_type, residual_adds, opset)
+    subject = Subject(read(model), precision, rest_type, residual_adds, opset, frozenset(fp16_blocks))
     return tuple(Violation(name, text) for name, rule in RULES.items() for text in rule(subject))
 
 
@@ -202,12 +225,30 @@ def _bias_float(subject: Subject) -> Findings:
 
 @_rule("inputs-quantized")
 def _inputs_quantized(subject: Subject) -> Findings:
-    if subject.precision != "int8":
-        return
-    for node in subject.nodes(*WEIGHTED_OPS):
+    for node in filter(subject.in_int8, subject.nodes(*WEIGHTED_OPS)):
         for position, kind in enumerate(("activation", "weight")):
             if _made_by(node.inputs[position]) != "DequantizeLinear":
                 yield f"the {kind} of '{node.name}' is not quantized: put Q/DQ in front of it"
+
+
+@_rule("fp16-blocks")
+def _fp16_blocks(subject: Subject) -> Findings:
+    """Blocks that are meant to stay in floating point exist, and read Q/DQ where an INT8 block ends, only there."""
+    weighted = subject.nodes(*WEIGHTED_OPS)
+    for block in sorted(subject.fp16_blocks - {block_of(node.name) for node in weighted}):
+        yield f"there is no block '{block}' to keep in FP16: name one of the network's"
+    for node in [*weighted, *subject.adds(), *subject.nodes("GlobalAveragePool")]:
+        if block_of(node.name) not in subject.fp16_blocks:
+            continue
+        if node.op in WEIGHTED_OPS and is_quantized(node):
+            yield f"the weight of '{node.name}' is quantized in a block to keep in FP16: restore its float weight"
+        for tensor in node.inputs[:1] if node.op in WEIGHTED_OPS else node.inputs:
+            source = maker_block(behind_quantizers(tensor))
+            border = source not in (None, block_of(node.name), *subject.fp16_blocks)
+            if border and _made_by(tensor) != "DequantizeLinear":
+                yield f"'{node.name}' reads the end of an INT8 block without Q/DQ: put that pair back"
+            if not border and _made_by(tensor) == "DequantizeLinear":
+                yield f"'{node.name}' reads Q/DQ although nothing in front of it is INT8: remove that pair"
 
 
 @_rule("pairs")
@@ -239,9 +280,7 @@ def _feeds_add_as_skip(node: gs.Node) -> bool:
 
 @_rule("residual-skip-only")
 def _residual_skip_only(subject: Subject) -> Findings:
-    if subject.precision != "int8":
-        return
-    for add in subject.adds():
+    for add in filter(subject.in_int8, subject.adds()):
         quantized = [tensor for tensor in add.inputs if _made_by(tensor) == "DequantizeLinear"]
         if len(quantized) != 1:
             yield f"'{add.name}' has {len(quantized)} quantized inputs: put Q/DQ on the skip and nothing on the branch"
@@ -295,7 +334,8 @@ def _global_pool(subject: Subject) -> Findings:
     for pool in subject.nodes("GlobalAveragePool"):
         before = _made_by(pool.inputs[0]) == "DequantizeLinear"
         after = _next_quantizer(pool.outputs[0])
-        if before != after:
+        sides = {maker_block(behind_quantizers(pool.inputs[0])), block_of(pool.name)}
+        if before != after and not sides & subject.fp16_blocks:
             yield f"'{pool.name}' has Q/DQ on one side only: an int8 pool needs DQ in front and Q behind"
 
 
@@ -309,9 +349,7 @@ def _next_quantizer(tensor: gs.Tensor) -> bool:
 @_rule("channels")
 def _channels(subject: Subject) -> Findings:
     """Convolutions other than the stem need at least 16 channels, or a multiple of 8, for an int8 kernel."""
-    if subject.precision != "int8":
-        return
-    for node in subject.nodes("Conv"):
+    for node in filter(subject.in_int8, subject.nodes("Conv")):
         if node.name == "conv1":
             continue
         shape = behind_quantizers(node.inputs[1]).shape
@@ -350,6 +388,8 @@ def fusable_adds(model: onnx.ModelProto) -> int:
 
 def _is_fusable(add: gs.Node) -> bool:
     kinds = sorted(_made_by(tensor) for tensor in add.inputs)
+    if not all(is_quantized(tensor.inputs[0]) for tensor in add.inputs if _made_by(tensor) == "Conv"):
+        return False
     relu = list(consumers(add.outputs[0]))
     if kinds != ["Conv", "DequantizeLinear"] or [node.op for node in relu] != ["Relu"]:
         return False

@@ -19,6 +19,8 @@ WEIGHTED_OPS = ("Conv", "Gemm")
 MOVEMENT_OPS = ("Slice", "Pad")
 """Ops of the option A shortcut: they move values without arithmetic, so they commute with Q and DQ."""
 QUANTIZER_OPS = ("QuantizeLinear", "DequantizeLinear")
+HEAD = ("avgpool", "flatten", "fc")
+"""Nodes behind the last residual block; together they are the block ``fc``."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,25 @@ def block_outputs(model: onnx.ModelProto) -> dict[str, str]:
         if name.endswith(".add")
     }
     return {"stem": stem, **blocks, "fc": model.graph.output[0].name}
+
+
+def block_of(node: str) -> str:
+    """The block that the node of this name belongs to, as ``block_outputs`` names it; images come before the stem."""
+    stage, _, rest = node.partition(".")
+    if stage.startswith("layer"):
+        return f"{stage}.{rest.partition('.')[0]}"
+    return "fc" if stage in HEAD else "stem"
+
+
+def maker_block(tensor: gs.Tensor) -> str | None:
+    """The block whose nodes make ``tensor``; None for the graph's input."""
+    return block_of(tensor.inputs[0].name) if tensor.inputs else None
+
+
+def is_quantized(node: gs.Node) -> bool:
+    """Whether a convolution or the classifier has INT8 weights."""
+    made_by = node.inputs[1].inputs
+    return bool(made_by) and made_by[0].op == "DequantizeLinear"
 
 
 def behind_quantizers(tensor: gs.Tensor) -> gs.Tensor:

@@ -12,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rescompile.graph.half import half
 from rescompile.graph.lint import RULES, fusable_adds, lint
+from rescompile.graph.restore import restore
+from rescompile.graph.topology import block_outputs
 from tests.graph.conftest import exported, folded, int8, network
 
 Mutation = Callable[[onnx.ModelProto], None]
@@ -269,8 +271,90 @@ def test_a_weight_that_is_computed_is_refused() -> None:
     assert "'fc' is computed" in broken_rules(model, precision="fp32")["weight-constant"]
 
 
+BREAK = ("stem", "layer2.0", "layer2.1", "layer4.1")
+"""Blocks in floating point at the beginning, in the middle and at the end."""
+
+
+def with_break() -> onnx.ModelProto:
+    return restore(int8("resnet18"), folded("resnet18"), BREAK)
+
+
+def test_blocks_that_are_meant_to_be_fp16_break_no_rule_and_the_others_still_fuse() -> None:
+    for model, rest_type in ((with_break(), "float32"), (half(with_break()), "float16")):
+        assert not broken_rules(model, rest_type=rest_type, fp16_blocks=BREAK)
+        assert fusable_adds(model) == 5
+    everything = tuple(block_outputs(folded("resnet18")))
+    assert not broken_rules(folded("resnet18"), fp16_blocks=everything)
+    assert fusable_adds(folded("resnet18")) == 0
+
+
+def test_a_break_that_nobody_asked_for_is_refused() -> None:
+    found = broken_rules(with_break(), fp16_blocks=BREAK[:2])
+    assert "weight of 'layer2.1.conv1' is not quantized" in found["inputs-quantized"]
+    assert "'layer2.1.add' has 0 quantized inputs" in found["residual-skip-only"]
+    assert "'layer4.1.conv2'" in found["inputs-quantized"]
+    assert "layer2.0" not in found["inputs-quantized"]
+
+
+def int8_in_a_break(model: onnx.ModelProto) -> None:
+    model.CopyFrom(int8("resnet18"))
+
+
+def pair_inside_a_break(model: onnx.ModelProto) -> None:
+    insert_pair(model, "layer2.0.relu1", "layer2.0.conv2")
+
+
+def pair_between_two_breaks(model: onnx.ModelProto) -> None:
+    insert_pair(model, "layer2.0.relu", "layer2.1.add")
+
+
+def quantized_input(model: onnx.ModelProto) -> None:
+    insert_pair(model, "input", "conv1")
+
+
+def float_end_of_an_int8_block(model: onnx.ModelProto) -> None:
+    node(model, "layer2.0.downsample").input[0] = "layer1.1.relu"
+
+
+@pytest.mark.parametrize(
+    ("mutate", "message"),
+    [
+        (int8_in_a_break, "weight of 'layer2.0.downsample' is quantized in a block to keep in FP16"),
+        (pair_inside_a_break, "'layer2.0.conv2' reads Q/DQ although nothing in front of it is INT8"),
+        (pair_between_two_breaks, "'layer2.1.add' reads Q/DQ although nothing in front"),
+        (quantized_input, "'conv1' reads Q/DQ although nothing in front"),
+        (float_end_of_an_int8_block, "'layer2.0.downsample' reads the end of an INT8 block without Q/DQ"),
+    ],
+)
+def test_a_break_is_whole(mutate: Mutation, message: str) -> None:
+    model = with_break()
+    mutate(model)
+    assert message in broken_rules(model, fp16_blocks=BREAK)["fp16-blocks"]
+
+
+def test_a_pool_behind_an_int8_block_reads_its_quantizer_whatever_the_classifier_is() -> None:
+    model = restore(int8("resnet18"), folded("resnet18"), ["fc"])
+    assert not broken_rules(model, fp16_blocks=["fc"])
+    float_pool(model)
+    assert (
+        "'avgpool' reads the end of an INT8 block" in broken_rules(model, fp16_blocks=["fc"])["fp16-blocks"]
+    )
+
+
+def test_blocks_with_few_channels_may_be_fp16() -> None:
+    model = restore(int8("resnet18"), folded("resnet18"), ["layer1.0"])
+    constant(model, "layer1.0.conv1.weight", np.zeros((12, 64, 3, 3), np.float32))
+    assert "channels" not in broken_rules(model, fp16_blocks=["layer1.0"])
+    assert "channels" in broken_rules(model)
+
+
+def test_a_declared_block_that_does_not_exist_is_refused() -> None:
+    found = broken_rules(int8("resnet18"), fp16_blocks=["layer7.0"])
+    assert "no block 'layer7.0'" in found["fp16-blocks"]
+
+
 def test_every_rule_has_a_mutation() -> None:
-    elsewhere = {"scale-type", "no-quantizer-in-float", "weight-constant"}
+    elsewhere = {"scale-type", "no-quantizer-in-float", "weight-constant", "fp16-blocks"}
     assert {rule for _, rule, _ in MUTATIONS} | elsewhere == set(RULES)
 
 
