@@ -50,6 +50,7 @@ class Contents:
     table: CalibrationTable | None
     class_names: tuple[str, ...] | None
     """Names that the image set gave."""
+    fp16_blocks: tuple[str, ...] = ()
 
 
 def backend_for(config: BuildConfig) -> ChosenBackend:
@@ -108,6 +109,15 @@ def write_graphs(
         table.write(folder / CALIBRATION)
 
 
+def clear(folder: Path) -> None:
+    """Remove the files of an engine that another one takes the place of.
+
+    New files could have the same names, and a library may still have the old ones mapped.
+    """
+    for path in folder.iterdir():
+        path.unlink()
+
+
 def seal(folder: Path, contents: Contents) -> Manifest:
     """Write ``manifest.json`` over all files that are in ``folder`` now."""
     source, config, payload = contents.source, contents.config, contents.payload
@@ -131,6 +141,7 @@ def seal(folder: Path, contents: Contents) -> Manifest:
         golden_relative_rms=TOLERANCE[config.precision],
         files={},
         environment=describe(),
+        fp16_blocks=contents.fp16_blocks,
     )
     return write_engine(folder, unsealed)
 

@@ -126,15 +126,18 @@ def build(
 
     - `rescompile build --model resnet56-cifar --weights resnet56.th --calibration-set train.npz`
 
+    - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --fp16-blocks stem,layer4.2`
+
     - `rescompile build --onnx mine.onnx --precision fp16 --backend tensorrt-rtx --target sm_89 --batch 1:8:32`
     """
-    from rescompile.config import BuildConfig, parse_batch
+    from rescompile.config import BuildConfig, parse_batch, parse_fp16_blocks
     from rescompile.pipeline import build as run
     from rescompile.terminal import TerminalProgress
 
     config = BuildConfig(
         model=model_config(network, preprocessing),
         precision=engine.precision,
+        fp16_blocks=parse_fp16_blocks(engine.fp16_blocks),
         calibration=calibration_options.config(table=calibration, seed=network.seed),
         validation_set=verdict.validation_set,
         validation_images=verdict.validation_images,
@@ -183,6 +186,47 @@ def calibrate(
     print(output.read_text() if json else "", end="")
     if not json:
         print_table(calibrated, output)
+
+
+@app.command()
+@takes_groups
+def sensitivity(
+    network: NetworkOptions,
+    calibration_options: CalibrationOptions,
+    preprocessing: PreprocessingOptions,
+    images: Annotated[int, typer.Option(min=1, help="Most calibration images to measure on.")] = 32,
+    plot: Annotated[Path | None, typer.Option(help="Draw damage by block into this .svg or .png.")] = None,
+    json: Json = False,
+) -> None:
+    """Rank the blocks of a network by what their INT8 quantization does to the logits.
+
+    Examples:
+
+    - `rescompile sensitivity --depth 50 --weights my.pth --calibration-set photos/ --plot damage.svg`
+
+    - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --fp16-blocks stem,layer3.0`
+    """
+    from rescompile.commands import sensitivity as run
+    from rescompile.plot_compare import check_plot_path
+    from rescompile.plot_damage import write_plot
+    from rescompile.terminal import TerminalProgress
+    from rescompile.views_sensitivity import print_sensitivity
+
+    if plot is not None:
+        check_plot_path(plot)
+    with TerminalProgress() as progress:
+        report = run(
+            model_config(network, preprocessing),
+            calibration_options.config(seed=network.seed),
+            progress,
+            count=images,
+        )
+    if plot is not None:
+        write_plot(report.blocks, plot)
+    if json:
+        sys.stdout.write(report.to_json().decode())
+    else:
+        print_sensitivity(report)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The work behind the smaller commands: calibrate, verify, run, inspect. Building is in ``pipeline``."""
+"""The work behind the smaller commands: calibrate, sensitivity, verify, run, inspect. Building is in ``pipeline``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from calibration.names import text_of
 from calibration.table import read_table
 from rescompile.assembly import CALIBRATION, REFERENCE, REPORT_JSON
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.calibrate import Calibrated, notes_on_skipped
+from rescompile.calibrate import Calibrated, notes_on_skipped, quantize
 from rescompile.calibrate import calibrate as calibrate_source
 from rescompile.config import CalibrationConfig, ModelConfig, positive
 from rescompile.engine import check_files, load
 from rescompile.environment import describe
 from rescompile.errors import BackendError, EngineError, OutputError, UsageError
 from rescompile.manifest import Manifest, read_manifest
+from rescompile.mixture import original_of, sample_images
 from rescompile.parity import compare, open_validation_set
 from rescompile.report import BuildReport, FusedAdds, Limits
+from rescompile.sensitivity import SensitivityReport, measure_damage, ranked
 from rescompile.source import open_source
 from rescompile.stages import Progress, StageClock
 from rescompile.verify import Network, judge
@@ -44,6 +46,38 @@ def calibrate(
         calibrated = calibrate_source(source, calibration, progress)
     calibrated.table.write(output)
     return calibrated
+
+
+def sensitivity(
+    model: ModelConfig, calibration: CalibrationConfig, progress: Progress, *, count: int
+) -> SensitivityReport:
+    """Rank the network's blocks by the damage of their quantization, on ``count`` calibration images at most.
+
+    Raises:
+        UsageError: no image, or none to calibrate with.
+    """
+    positive(count, "--images")
+    clock = StageClock(progress)
+    with clock.stage("load"):
+        source = open_source(model, progress)
+    with clock.stage("calibrate"):
+        calibrated = calibrate_source(source, calibration, progress)
+    with clock.stage("quantize"):
+        quantized = quantize(source, calibrated, progress)
+    with clock.stage("sensitivity"):
+        images = sample_images(calibration, source, count)
+        damage = measure_damage(
+            original_of(source, calibrated), quantized, images, progress=progress.advanced
+        )
+    return SensitivityReport(
+        model=source.name,
+        images=len(images),
+        image_source=calibrated.table.images.source,
+        together=damage.together,
+        blocks=damage.blocks,
+        ranking=ranked(damage.blocks),
+        notes=(*source.notes, *calibrated.notes),
+    )
 
 
 def verify(

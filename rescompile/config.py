@@ -15,6 +15,8 @@ from rescompile.manifest import Batch, Precision
 from rescompile.report import Limits
 
 InputFormat = Literal["float32-nchw", "uint8-nhwc"]
+Fp16Blocks = Literal["auto", "none"] | tuple[str, ...]
+"""Names of blocks; ``auto`` takes as few as keep the limits."""
 
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
@@ -37,6 +39,22 @@ def parse_batch(text: str) -> Batch:
     if not 1 <= low <= best <= high <= 65536:
         raise UsageError(f"--batch {text} must satisfy 1 <= MIN <= OPT <= MAX <= 65536")
     return Batch(low, best, high)
+
+
+def parse_fp16_blocks(text: str | None) -> Fp16Blocks | None:
+    """``"auto"``, ``"none"``, or names of blocks: ``"layer1.0,layer4.2"``.
+
+    Raises:
+        UsageError: an empty name.
+    """
+    if text is None or text in ("auto", "none"):
+        return text  # type: ignore[return-value]
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise UsageError(
+            f"--fp16-blocks {text!r} has an empty name; write auto, none, or blocks as layer1.0,layer4.2"
+        )
+    return names
 
 
 def one_of(value: str, known: tuple[str, ...], option: str) -> str:
@@ -215,6 +233,9 @@ class BuildConfig:
     validation_images: int | None = None
     limits: Limits | None = None
     """None takes ``verify.default_limits`` for the precision."""
+    fp16_blocks: Fp16Blocks | None = None
+    """Blocks of an int8 engine that are not quantized. None is ``auto`` where an agreement or a top-1 drop is asked of
+    a validation set and blocks can be ordered (docs/adr/0009), else ``none``."""
     backend: str = "auto"
     target: str | None = None
     batch: Batch = field(default_factory=lambda: Batch(1, 1, 32))
@@ -232,3 +253,27 @@ class BuildConfig:
                 f"a calibration was passed, but --precision {self.precision} needs none; leave it out"
             )
         positive(self.validation_images, "--validation-images")
+        if self.fp16_blocks is not None and self.precision != "int8":
+            raise UsageError(
+                f"--fp16-blocks is about the blocks of an int8 engine; leave it out with --precision {self.precision}"
+            )
+        if self.fp16_blocks == "auto" and (self.limits is None or self.validation_set is None):
+            raise UsageError(
+                "--fp16-blocks auto keeps limits on a validation set; pass --validation-set with --min-agreement, "
+                "--max-top1-drop or --max-relative-rms"
+            )
+        if self.fp16_blocks == "auto" and self.calibration.table is not None:
+            raise UsageError(
+                "--fp16-blocks auto orders the blocks on calibration images, and --calibration brings none; pass "
+                "--calibration-set instead, or name the blocks"
+            )
+
+    @property
+    def keeps_budget(self) -> bool:
+        """Whether blocks may stay in FP16 for the sake of the limits."""
+        if self.fp16_blocks is not None:
+            return self.fp16_blocks == "auto"
+        if self.precision != "int8" or self.limits is None or self.calibration.table is not None:
+            return False
+        asked = (self.limits.min_agreement, self.limits.max_top1_drop) != (None, None)
+        return asked and self.validation_set is not None

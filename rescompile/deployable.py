@@ -12,6 +12,8 @@ from rescompile.errors import LintError
 from rescompile.graph.half import half
 from rescompile.graph.lint import RULES, fusable_adds, lint
 from rescompile.graph.preprocess import take_uint8
+from rescompile.graph.reformats import reformats
+from rescompile.mixture import Mixture
 from rescompile.report import FusedAdds, LintResult
 from rescompile.source import Source
 
@@ -23,27 +25,38 @@ class Deployable:
     graph: onnx.ModelProto
     lint: LintResult
     fused: FusedAdds | None
+    reformats: int | None
+    """None where nothing is quantized."""
 
 
 def make_deployable(
-    source: Source, quantized: onnx.ModelProto | None, config: BuildConfig, rest_type: RestType
+    source: Source,
+    mixed: Mixture,
+    config: BuildConfig,
+    rest_type: RestType,
 ) -> Deployable:
-    """Rewrite ``quantized``, or ``source.graph`` where nothing is, for ``config`` and check the fusion contract.
+    """Rewrite the graph of ``mixed``, or ``source.graph`` where it has none, and check the fusion contract.
 
     Raises:
         LintError: the graph breaks a rule; the message names the rule, the block and the fix.
         GraphError: a weight that FP16 cannot hold.
     """
-    graph = source.graph if quantized is None else quantized
+    graph = source.graph if mixed.graph is None else mixed.graph
     if config.input_format == "uint8-nhwc":
         graph = take_uint8(graph, source.preprocess)
     if rest_type == "float16":
         graph = half(graph)
     violations = lint(
-        graph, precision=config.precision, rest_type=rest_type, residual_adds=source.residual_adds
+        graph,
+        precision=config.precision,
+        rest_type=rest_type,
+        residual_adds=source.residual_adds,
+        fp16_blocks=mixed.fp16_blocks,
     )
     if violations:
         more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
         raise LintError(f"the deployable graph breaks the fusion contract: {violations[0]}{more}")
-    fused = FusedAdds(fusable_adds(graph), source.residual_adds, "graph") if quantized is not None else None
-    return Deployable(graph, LintResult(tuple(RULES), ()), fused)
+    if mixed.graph is None:
+        return Deployable(graph, LintResult(tuple(RULES), ()), None, None)
+    fused = FusedAdds(fusable_adds(graph), source.residual_adds, "graph")
+    return Deployable(graph, LintResult(tuple(RULES), ()), fused, reformats(graph))

@@ -86,6 +86,40 @@ def fused(report: BuildReport) -> str:
     return f"{report.fused.fused} of {report.fused.of} (seen in the {report.fused.seen_in})"
 
 
+def fp16_blocks(report: BuildReport) -> tuple[Line, ...]:
+    """The blocks that are not quantized, and what the breaks cost; nothing where there is no break."""
+    if not report.fp16_blocks:
+        return ()
+    return (("blocks in FP16", ", ".join(report.fp16_blocks)), ("reformats", f"{report.reformats}"))
+
+
+FRONTIER_HEADER = (
+    "INT8 blocks",
+    "reformats",
+    "agreement",
+    "top-1 drop",
+    "relative RMS",
+    "limits",
+    "FP16 blocks",
+)
+
+
+def frontier(report: BuildReport) -> tuple[tuple[str, ...], ...]:
+    """One row for each choice of blocks that was measured, as ``FRONTIER_HEADER`` names its cells."""
+    return tuple(
+        (
+            str(point.int8_blocks),
+            str(point.reformats),
+            percent(point.top1_agreement),
+            "no labels" if point.top1_drop is None else points(point.top1_drop),
+            f"{point.relative_rms:.5g}",
+            "kept" if point.passed else "missed",
+            ", ".join(point.fp16_blocks) or "none",
+        )
+        for point in report.frontier
+    )
+
+
 def provenance(report: BuildReport) -> tuple[Line, ...]:
     """Where weights, ranges and images came from, each with its hash."""
     lines: list[Line] = []

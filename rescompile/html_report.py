@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 from string import Template
 
-from rescompile import facts, plots
+from rescompile import facts, plot_damage, plots
 from rescompile.facts import Line
 from rescompile.report import BuildReport, Check, StageRecord
 
@@ -26,6 +26,7 @@ def render(report: BuildReport) -> str:
         _notes(report.notes),
         _section("Measured", _facts(facts.measurements(report))),
         _plots(report),
+        _section("Blocks in FP16", _mixture(report)),
         _section("Graph", _graph(report)),
         _section("Stages", _stages(report.stages)),
         _section("Built", _facts((*facts.identity(report), ("engine directory", report.engine_directory)))),
@@ -105,6 +106,28 @@ def _plots(report: BuildReport) -> str:
     if report.logits:
         figures.append(_logits(report))
     return _section("Where the error is", "\n".join(figures))
+
+
+def _mixture(report: BuildReport) -> str:
+    """The blocks that are not quantized, and the search that chose them."""
+    parts = [_facts(facts.fp16_blocks(report))]
+    if report.damages:
+        caption = (
+            "What each block alone in INT8 does to the logits of calibration images: the order of the search."
+        )
+        parts.append(_figure(plot_damage.damage_by_block(report.damages), caption))
+    if report.frontier:
+        caption = (
+            "Every choice of blocks that was measured on the images that judge the engine; reformats are kernels that "
+            "change an activation between int8 and floating point."
+        )
+        parts.append(_figure(plot_damage.frontier(report.frontier), caption))
+        header = "".join(f'<th scope="col">{_text(name)}</th>' for name in facts.FRONTIER_HEADER)
+        rows = "\n".join(
+            f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in facts.frontier(report)
+        )
+        parts.append(f"<table><thead><tr>{header}</tr></thead><tbody>\n{rows}\n</tbody></table>")
+    return "\n".join(part for part in parts if part)
 
 
 def _logits(report: BuildReport) -> str:

@@ -21,6 +21,7 @@ from rescompile.files import atomic_write
 from rescompile.graph.topology import block_outputs
 from rescompile.html_report import render
 from rescompile.manifest import Manifest
+from rescompile.mixture import Mixture
 from rescompile.parity import Judges, compare
 from rescompile.report import ActivationRange, BlockError, BuildReport, Check, FusedAdds, Limits, StageRecord
 from rescompile.source import Source
@@ -94,6 +95,7 @@ def make_report(
     manifest: Manifest,
     contents: Contents,
     deployable: Deployable,
+    mixture: Mixture,
     judges: Judges,
     measured: Measurement,
     blocks: tuple[BlockError, ...],
@@ -125,6 +127,10 @@ def make_report(
         logits=measured.logits,
         checkpoint=manifest.checkpoint,
         calibration=manifest.calibration,
+        fp16_blocks=mixture.fp16_blocks,
+        reformats=deployable.reformats,
+        frontier=mixture.frontier,
+        damages=mixture.damages,
     )
 
 

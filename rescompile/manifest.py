@@ -93,6 +93,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     golden_relative_rms: float
     files: dict[str, FileDigest]
     environment: dict[str, str]
+    fp16_blocks: tuple[str, ...] = ()
+    """Blocks of an int8 engine that are not quantized."""
     sha256: str = ""
 
     def digest(self) -> str:

@@ -194,6 +194,14 @@ class EngineOptions:
     precision: Annotated[Literal["fp32", "fp16", "int8"], _option("Engine", "Precision of the engine.")] = (
         "int8"
     )
+    fp16_blocks: Annotated[
+        str | None,
+        _option(
+            "Engine",
+            "Blocks of an int8 engine that stay in FP16: layer1.0,fc; auto: as few as keep the limits (default with "
+            "--min-agreement or --max-top1-drop and a validation set); none.",
+        ),
+    ] = None
     backend: Annotated[
         Literal["auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"],
         _option("Engine", "auto takes TensorRT where it and a GPU are present, else OpenVINO."),

@@ -66,6 +66,31 @@ class ActivationRange(msgspec.Struct, frozen=True):
     threshold: float
 
 
+class BlockDamage(msgspec.Struct, frozen=True):
+    """What the quantization of one block alone does to the logits, on calibration images."""
+
+    block: str
+    relative_rms: float
+    """RMS of the logits' error over RMS of the fp32 logits."""
+
+
+class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One choice of blocks that stay in FP16, measured on the images that judge the engine."""
+
+    fp16_blocks: tuple[str, ...]
+    """In the order of execution."""
+    int8_blocks: int
+    reformats: int
+    """Kernels that change an activation between int8 and floating point."""
+    top1_agreement: float
+    top1_engine: float | None
+    top1_drop: float | None
+    """In percentage points; None for images without labels."""
+    relative_rms: float
+    passed: bool
+    """Whether it keeps every limit."""
+
+
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """An engine (or its deployable graph) against the fp32 reference on one image set.
 
@@ -117,6 +142,14 @@ class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
     """Pairs (fp32, engine), a sample for the plot."""
     checkpoint: CheckpointRef | None = None
     calibration: CalibrationRef | None = None
+    fp16_blocks: tuple[str, ...] = ()
+    """Blocks of an int8 engine that are not quantized."""
+    reformats: int | None = None
+    """Kernels that change an activation between int8 and floating point; None where nothing is quantized."""
+    frontier: tuple[FrontierPoint, ...] = ()
+    """Everything that was tried to keep the limits, fewest INT8 blocks first; empty where nothing had to be."""
+    damages: tuple[BlockDamage, ...] = ()
+    """What that search ordered the blocks by."""
 
     @property
     def judged(self) -> bool:

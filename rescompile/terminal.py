@@ -61,11 +61,22 @@ def _lines(report: BuildReport) -> list[Line]:
     lines.append(("fusion contract", facts.lint(report)))
     lines += [("broken rule", sentence) for sentence in report.lint.violations]
     lines.append(("fused adds", facts.fused(report)))
+    lines += facts.fp16_blocks(report)
+    lines += [("tried", _tried(row)) for row in facts.frontier(report)]
     lines += [(f"stage {stage.name}", facts.stage_value(stage)) for stage in report.stages]
     lines += [("note", note) for note in report.notes]
     lines.append(("engine directory", report.engine_directory))
     lines.append(("build report", str(Path(report.engine_directory) / "report.html")))
     return lines
+
+
+def _tried(row: tuple[str, ...]) -> str:
+    """One row of the frontier as a value: each cell with its name."""
+    int8, reformats, agreement, drop, rms, limits, blocks = row
+    return (
+        f"{int8} blocks in INT8, reformats {reformats}, agreement {agreement}, drop {drop}, relative RMS {rms}, "
+        f"limits {limits}, FP16: {blocks}"
+    )
 
 
 def _aligned(lines: list[Line]) -> list[Text]:

@@ -70,6 +70,7 @@ def print_inspection(inspection: Inspection) -> None:
         ["preprocess", _preprocess(inspection)],
         ["classes", f"{len(manifest.classes)}: {', '.join(manifest.classes[:3])}, …"],
         ["weights", f"{manifest.checkpoint.source} ({manifest.checkpoint.sha256[:12]}…)"],
+        *([["blocks in FP16", ", ".join(manifest.fp16_blocks)]] if manifest.fp16_blocks else []),
         *_calibration(inspection),
         *_fused(inspection),
         ["verdict at build", inspection.verdict],

@@ -105,6 +105,21 @@ class OpenVinoRunner:
         self._request = None
 
 
+def simulate(model: onnx.ModelProto, batch: Batch) -> OpenVinoRunner:
+    """A deployable graph executed as its OpenVINO engine would, without one being written.
+
+    Raises:
+        BackendError: OpenVINO refuses the graph; its own words are in the message.
+    """
+    import openvino as ov
+
+    from rescompile.backends.openvino_lowering import lower
+
+    with _in_our_words("OpenVINO cannot read the deployable graph"):
+        compiled, _ = _compile_model(ov.Core().read_model(lower(model).SerializeToString()), RUN_DEFAULTS)
+    return OpenVinoRunner(compiled, batch)
+
+
 _CLIPS = {"Clamp", "Minimum"}
 """What OpenVINO makes of an ONNX Clip."""
 
@@ -212,11 +227,17 @@ def _inspect(
             "FP16 weights, computed in FP32: OpenVINO's CPU engine is told not to round between layers",
         )
     integer = sum(layer["runtimePrecision"] in {"u8", "i8"} for layer in weighted)
-    if precision == "int8" and integer < len(weighted):
-        notes += (
-            f"{len(weighted) - integer} of {len(weighted)} weighted layers do not run as INT8 on this CPU",
-        )
+    meant = quantized_layers(graph)
+    if integer < meant:
+        notes += (f"{meant - integer} of {meant} quantized layers do not run as INT8 on this CPU",)
     return Payload(files=(MODEL, WEIGHTS), fused_adds=len(adds & fused), notes=notes)
+
+
+def quantized_layers(graph: onnx.ModelProto) -> int:
+    """Convolutions and classifiers with INT8 weights."""
+    held = {node.output[0] for node in graph.graph.node if node.op_type == "DequantizeLinear"}
+    weighted = (node for node in graph.graph.node if node.op_type in {"Conv", "Gemm"})
+    return sum(node.input[1] in held for node in weighted)
 
 
 def residual_adds(graph: onnx.ModelProto) -> set[str]:

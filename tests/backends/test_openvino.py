@@ -41,9 +41,19 @@ def test_the_payload_is_two_files_with_fused_adds_and_int8_layers(tmp_path: Path
 
 
 def test_layers_that_do_not_run_as_int8_are_noted(tmp_path: Path) -> None:
-    path = saved(residual_net("fp32"), tmp_path)
-    payload = OpenVino().build(request(path, "int8"), tmp_path)
-    assert payload.notes == ("7 of 7 weighted layers do not run as INT8 on this CPU",)
+    model = residual_net("int8")
+    for node in model.graph.node:  # a float activation beside an INT8 weight
+        if node.name == "layer1.0.conv2":
+            node.input[0] = "layer1.0.relu1"
+    held = [node for node in model.graph.node if not node.name.startswith("layer1.0.relu1_")]
+    del model.graph.node[:]
+    model.graph.node.extend(held)
+    payload = OpenVino().build(request(saved(model, tmp_path), "int8"), tmp_path)
+    assert payload.notes == ("1 of 7 quantized layers do not run as INT8 on this CPU",)
+
+
+def test_layers_that_are_meant_to_be_float_are_not_noted(tmp_path: Path) -> None:
+    assert OpenVino().build(request(saved(residual_net("fp32"), tmp_path), "int8"), tmp_path).notes == ()
 
 
 def test_fp16_says_that_it_computes_in_fp32(tmp_path: Path) -> None:
