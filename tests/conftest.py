@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from rescompile.config import ModelConfig
+from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
+from rescompile.manifest import Batch
 from rescompile.models.checkpoint import random_model
 from rescompile.models.registry import find
+from rescompile.pipeline import build
+from rescompile.report import Limits
 from rescompile.source import Source, open_source
 from rescompile.stages import Silent
 
@@ -42,3 +45,24 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_source(small: Path) -> Source:
     """The network of ``net.pth``, loaded, exported and folded."""
     return open_source(ModelConfig(weights=str(small / "net.pth")), Silent())
+
+
+@pytest.fixture(scope="session")
+def small_engines(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """OpenVINO engine directories of ``net.pth`` by precision, int8 and fp32; read-only."""
+    folder = tmp_path_factory.mktemp("engines")
+    for precision in ("int8", "fp32"):
+        images = CalibrationConfig(images=small / "images.npz", limit=8, effort="fast")
+        build(
+            BuildConfig(
+                model=ModelConfig(weights=str(small / "net.pth")),
+                precision=precision,
+                backend="openvino",
+                batch=Batch(1, 1, 4),
+                calibration=images if precision == "int8" else CalibrationConfig(),
+                validation_set=small / "images.npz",
+                limits=Limits(),
+                output=folder / precision,
+            )
+        )
+    return {precision: folder / precision for precision in ("int8", "fp32")}

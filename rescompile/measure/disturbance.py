@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,15 +147,22 @@ def _instabilities(results: Mapping[str, Timing]) -> list[str]:
         because = (
             f"the middle 80 % of the runs spread over up to {100 * max(wide.values()):.0f} % of the median"
         )
-        notes.append(f"{', '.join(wide)} {_unstable(because, 'measure longer, on an idle machine')}")
+        notes.append(f"{_some(wide)} {_unstable(because, 'measure longer, on an idle machine')}")
     if drifted:
         worst = max(drifted.values(), key=abs)
         direction = "slower" if worst > 0 else "faster"
         because = (
             f"the second half of the rounds was up to {100 * abs(worst):.0f} % {direction} than the first"
         )
-        notes.append(f"{', '.join(drifted)} {_unstable(because, 'measure longer')}")
+        notes.append(f"{_some(drifted)} {_unstable(because, 'measure longer')}")
     return notes
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first three of ``names``, and how many more."""
+    every = list(names)
+    more = f" and {len(every) - 3} more" if len(every) > 3 else ""
+    return ", ".join(every[:3]) + more
 
 
 def _drift(found: Timing) -> float:

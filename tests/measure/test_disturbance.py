@@ -94,6 +94,12 @@ def test_a_wide_spread_and_a_drift_are_named_with_their_contender(tmp_path: Path
     assert "10 % faster" in Watch(tmp_path).notes({"F": of_rounds([10, 10, 9, 9])})[-1]
 
 
+def test_of_many_contenders_three_are_named(tmp_path: Path) -> None:
+    watch = Watch(machine(tmp_path))
+    (note,) = watch.notes({name: steady(10, noise=0.2) for name in "ABCDE"})
+    assert note.startswith("A, B, C and 2 more may be unstable")
+
+
 def test_this_machine_can_be_looked_at() -> None:
     moment = look()
     assert moment.own_cpu > 0

@@ -1,0 +1,55 @@
+"""Our engines, through ``rescompile.load``, and OpenVINO with a model that NNCF quantized."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.networks import Network
+from benchmarks.peers.base import FP32_ALLOWED, INT8_ALLOWED, Call, Missing
+from benchmarks.workshop import Workshop
+from rescompile.backends.base import RunOptions
+from rescompile.engine import load
+
+
+class OurEngine:
+    """An engine directory of ours."""
+
+    ours = True
+
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
+        self.name = f"rescompile {precision}"
+        self.allowed = {"int8": INT8_ALLOWED, "fp16": 2e-2, "fp32": FP32_ALLOWED}[precision]
+
+    def prepare(self, net: Network, workshop: Workshop, threads: int) -> Call:
+        """Load it, hashes and golden answers checked."""
+        directory = workshop.engine(net, self.precision).path
+        return load(directory, options=RunOptions(threads=threads))
+
+
+class QuantizedByNncf:
+    """OpenVINO's own way to INT8."""
+
+    name, ours, allowed = "OpenVINO + NNCF int8", False, INT8_ALLOWED
+
+    def prepare(self, net: Network, workshop: Workshop, threads: int) -> Call:
+        """Quantize and compile, tuned for latency as ours is."""
+        if find_spec("nncf") is None:
+            raise Missing("nncf is not installed: pip install 'rescompile[bench]'")
+        import openvino as ov
+
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads
+        }  # fmt: skip
+        path = workshop.quantized(net, "nncf").path
+        request = ov.Core().compile_model(path, "CPU", settings).create_infer_request()
+
+        def call(images: NDArray[Any]) -> NDArray[np.float32]:
+            found = request.infer([images], share_inputs=True, share_outputs=True)
+            return np.array(found[0], np.float32)
+
+        return call

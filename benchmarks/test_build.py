@@ -1,0 +1,47 @@
+"""Whole builds, each a process of its own: wall time, peak memory, and both by stage; peers quantize the same graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.conftest import Session
+from benchmarks.networks import OutOfTime
+from benchmarks.replay import CLOCK, show
+from benchmarks.rows import Row
+from benchmarks.workshop import CALIBRATION_IMAGES, Failed
+from rescompile.measure.timing import timing
+
+MAKERS = {
+    "rescompile int8": ("int8", True, "checkpoint to verdict, effort fast"),
+    "rescompile fp32": ("fp32", True, "checkpoint to verdict"),
+    "NNCF": ("nncf", False, "fp32 graph to quantized graph"),
+    "ONNX Runtime": ("onnxruntime", False, "fp32 graph to quantized graph"),
+}
+"""Contender to what the workshop calls it, whether it is ours, and what its time covers."""
+
+
+@pytest.mark.parametrize("contender", list(MAKERS))
+@pytest.mark.benchmark(timer=CLOCK)
+def test_build(benchmark: Any, session: Session, network_name: str, contender: str) -> None:
+    """One row of the table; what another suite has built already is not built again."""
+    what, ours, covers = MAKERS[contender]
+    net, workshop = session.network(network_name), session.workshop
+    common = {
+        "suite": "build", "case": f"{net.name} build", "contender": contender, "ours": ours, "weights": net.said,
+        "notes": (covers, f"{CALIBRATION_IMAGES} calibration images", "one run: no interval"),
+    }  # fmt: skip
+    known = (net.name, what) in workshop.made
+    try:
+        if not known:
+            session.budget.claim(net.name)
+        made = workshop.engine(net, what) if ours else workshop.quantized(net, what)
+    except (Failed, OutOfTime) as error:
+        session.rows.append(Row(**common, skipped=str(error)))
+        pytest.skip(str(error))
+    found = timing([[1e3 * made.seconds]])
+    session.rows.append(Row(**common, timing=found, peak_rss_bytes=made.peak_rss_bytes, stages=made.stages))
+    benchmark.group = f"{net.name} build"
+    benchmark.extra_info.update(peak_rss_bytes=made.peak_rss_bytes)
+    show(benchmark, found)

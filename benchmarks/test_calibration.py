@@ -1,0 +1,35 @@
+"""Calibration: ranges, thresholds and scales of one network from the same images, and what the scales are worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.calibration_cases import EFFORTS, calibrated
+from benchmarks.conftest import Session
+from benchmarks.networks import OutOfTime
+from benchmarks.replay import CLOCK, show
+from benchmarks.rows import Row
+from benchmarks.workshop import Failed
+
+
+@pytest.mark.parametrize("contender", EFFORTS)
+@pytest.mark.benchmark(timer=CLOCK)
+def test_calibration(benchmark: Any, session: Session, contender: str) -> None:
+    """One row of the table."""
+    net = session.network("resnet20-cifar" if session.tiny else "resnet18")
+    case = f"{net.name} calibration"
+    try:
+        session.budget.claim(net.name)
+        row = calibrated(net, session.workshop, contender, case)
+    except (Failed, OutOfTime) as error:
+        ours = contender.startswith("rescompile")
+        session.rows.append(
+            Row(suite="calibration", case=case, contender=contender, ours=ours, skipped=str(error))
+        )
+        pytest.skip(str(error))
+    session.rows.append(row)
+    assert row.timing is not None
+    benchmark.group = case
+    show(benchmark, row.timing)

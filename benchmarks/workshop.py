@@ -1,0 +1,131 @@
+"""Builds what the suites race, each thing once, each in a process of its own: our engines, and the peers' models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.networks import Network
+from calibration.builtin import builtin_image_set
+from calibration.images import open_image_set
+from calibration.preprocess import normalize
+from rescompile.backends.onnxruntime import reference_session
+from rescompile.engine import read_golden
+from rescompile.manifest import read_manifest
+from rescompile.report import BuildReport, StageRecord
+
+CALIBRATION_IMAGES = 16
+"""Enough for scales that make sense; the speed of an engine does not depend on them."""
+TIMEOUT = 900
+
+
+class Failed(Exception):
+    """Something could not be made; the message says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model that a process made."""
+
+    path: Path
+    seconds: float
+    peak_rss_bytes: int
+    stages: tuple[StageRecord, ...] = ()
+
+
+@dataclass
+class Workshop:
+    """A folder of engines and models."""
+
+    folder: Path
+    batch_max: int = 32
+    made: dict[tuple[str, str], Made | Failed] = field(default_factory=dict)
+
+    def engine(self, net: Network, precision: str) -> Made:
+        """Our engine directory.
+
+        Raises:
+            Failed: it could not be built.
+        """
+        return self._once(net, precision, lambda: self._build(net, precision))
+
+    def quantized(self, net: Network, quantizer: str) -> Made:
+        """A peer's quantized model, made from our fp32 graph.
+
+        Raises:
+            Failed: the quantizer is missing or refused the graph.
+        """
+        return self._once(net, quantizer, lambda: self._quantize(net, quantizer))
+
+    def reference(self, net: Network) -> Path:
+        """The fp32 graph."""
+        return self.engine(net, "fp32").path / "reference.onnx"
+
+    def images(self, net: Network, count: int) -> NDArray[np.float32]:
+        """Golden images [count, 3, H, W], over and over."""
+        directory = self.engine(net, "fp32").path
+        images, _ = read_golden(directory, read_manifest(directory))
+        return np.ascontiguousarray(images[np.arange(count) % len(images)])
+
+    def logits(self, net: Network) -> NDArray[np.float32]:
+        """fp32 logits [4, classes] of the golden images, by ONNX Runtime."""
+        return reference_session(self.reference(net), optimize=True)(self.images(net, 4))
+
+    def _once(self, net: Network, what: str, make: object) -> Made:
+        key = (net.name, what)
+        if key not in self.made:
+            try:
+                self.made[key] = make()  # type: ignore[operator]
+            except Failed as error:
+                self.made[key] = error
+        found = self.made[key]
+        if isinstance(found, Failed):
+            raise found
+        return found
+
+    def _build(self, net: Network, precision: str) -> Made:
+        output = self.folder / f"{net.name}-{precision}"
+        command = ["build", *net.options, "--precision", precision, "--backend", "openvino", "--json"]
+        command += ["--batch", f"1:1:{self.batch_max}", "--output", str(output), "--force"]
+        if precision == "int8":
+            command += ["--effort", "fast", "--calibration-images", str(CALIBRATION_IMAGES)]
+            command += ["--calibration-set", str(net.calibration_set)] if net.calibration_set else []
+        began = time.perf_counter()
+        said = _run([sys.executable, "-m", "rescompile", *command])
+        report = msgspec.json.decode(said, type=BuildReport)
+        peak = max(stage.peak_rss_bytes for stage in report.stages)
+        return Made(output, time.perf_counter() - began, peak, report.stages)
+
+    def _quantize(self, net: Network, quantizer: str) -> Made:
+        output = self.folder / f"{net.name}-{quantizer}{'.xml' if quantizer == 'nncf' else '.onnx'}"
+        data = self.folder / f"{net.name}-calibration.npz"
+        if not data.is_file():
+            steps = read_manifest(self.engine(net, "fp32").path).preprocess
+            chosen = builtin_image_set(CALIBRATION_IMAGES)
+            if net.calibration_set is not None:
+                chosen = open_image_set(net.calibration_set, limit=CALIBRATION_IMAGES, seed=0)
+            pixels = next(chosen.batches(steps, CALIBRATION_IMAGES)).images
+            np.savez(data, images=normalize(pixels, steps))
+        began = time.perf_counter()
+        words = [quantizer, str(self.reference(net)), str(data), str(output)]
+        said = _run([sys.executable, "-m", "benchmarks.quantizers", *words])
+        found = json.loads(said.splitlines()[-1])
+        return Made(output, time.perf_counter() - began, found["peak_rss_bytes"])
+
+
+def _run(command: list[str]) -> bytes:
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], capture_output=True, check=False, timeout=TIMEOUT
+    )
+    if done.returncode:
+        words = done.stderr.decode(errors="replace").strip().splitlines()
+        raise Failed(words[-1] if words else f"exit code {done.returncode}")
+    return done.stdout

@@ -1,0 +1,166 @@
+"""What each block of a deployable graph asks of a machine: operations by type, and the bytes that it has to move.
+
+Bytes are those of the fused form, which every engine aims at: a weighted layer or pool reads its input and writes its
+output once, in the type that the graph gives the tensor; ReLU, batch norm, quantizers and an add behind a convolution
+move nothing of their own, but for the skip that the add reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from rescompile.errors import GraphError
+from rescompile.graph.topology import block_outputs
+from rescompile.side_facts import block_of
+
+if TYPE_CHECKING:
+    import onnx
+
+_POOLS = ("MaxPool", "GlobalAveragePool")
+_BYTES = {1: 4, 10: 2, 2: 1, 3: 1}
+"""ONNX element type (float, float16, uint8, int8) to its bytes."""
+
+
+class BlockWork(msgspec.Struct, frozen=True, kw_only=True):
+    """One block at one batch size; a multiplication and its addition are two operations."""
+
+    block: str
+    float_ops: int
+    int8_ops: int
+    weight_bytes: int
+    activation_bytes: int
+    layers: int
+    """Convolutions, classifier and pools."""
+
+    @property
+    def bytes(self) -> int:
+        """All bytes moved."""
+        return self.weight_bytes + self.activation_bytes
+
+    @property
+    def ops(self) -> int:
+        """All operations."""
+        return self.float_ops + self.int8_ops
+
+
+def work_of(model: onnx.ModelProto, batch: int) -> tuple[BlockWork, ...]:
+    """The work of each block of a graph that rescompile wrote, at ``batch`` images, in the order of execution.
+
+    Raises:
+        GraphError: shapes or blocks cannot be found: the graph is somebody else's.
+    """
+    graph = _Sized(model, batch)
+    blocks = block_outputs(model)
+    found = {block: BlockWork(
+        block=block, float_ops=0, int8_ops=0, weight_bytes=0, activation_bytes=0, layers=0
+    ) for block in blocks}  # fmt: skip
+    for node in model.graph.node:
+        block = block_of(node.output[0], blocks) if node.output[0] != blocks["fc"] else "fc"
+        added = _of_node(node, graph)
+        if added is not None:
+            found[block] = _sum(found[block], added)
+    return tuple(found.values())
+
+
+def _of_node(node: onnx.NodeProto, graph: _Sized) -> Mapping[str, int] | None:
+    if node.op_type in ("Conv", "Gemm"):
+        weight = graph.shape(node.input[1])
+        # [out, in/groups, kh, kw] of a convolution; [out, in] or [in, out] of the classifier
+        depth = math.prod(weight[1:]) if node.op_type == "Conv" else graph.shape(node.input[0])[-1]
+        ops = 2 * depth * graph.count(node.output[0])
+        integer = graph.is_quantized(node.input[0]) and graph.is_quantized(node.input[1])
+        return {
+            "int8_ops" if integer else "float_ops": ops,
+            "weight_bytes": math.prod(weight) * graph.width(node.input[1]),
+            "activation_bytes": graph.bytes(node.input[0]) + graph.bytes(node.output[0]),
+            "layers": 1,
+        }
+    if node.op_type in _POOLS:
+        moved = graph.bytes(node.input[0]) + graph.bytes(node.output[0])
+        return {"activation_bytes": moved, "float_ops": graph.count(node.input[0]), "layers": 1}
+    if node.op_type == "Add" and node.name.endswith(".add"):
+        skips = [name for name in node.input if not graph.ends_branch(name, node.name.removesuffix(".add"))]
+        moved = sum(graph.bytes(name) for name in skips[:1])
+        return {"activation_bytes": moved, "float_ops": graph.count(node.output[0])}
+    return None
+
+
+def _sum(work: BlockWork, added: Mapping[str, int]) -> BlockWork:
+    return msgspec.structs.replace(
+        work, **{name: getattr(work, name) + value for name, value in added.items()}
+    )
+
+
+class _Sized:
+    """Shapes and types of a graph's tensors at one batch size."""
+
+    def __init__(self, model: onnx.ModelProto, batch: int) -> None:
+        import onnx
+
+        fixed = onnx.ModelProto()
+        fixed.CopyFrom(model)
+        fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+        del fixed.graph.value_info[:]
+        for output in fixed.graph.output:
+            output.type.tensor_type.shape.dim[0].dim_param = "batch"
+        inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._types: dict[str, int] = {}
+        for tensor in inferred.initializer:
+            self._shapes[tensor.name], self._types[tensor.name] = tuple(tensor.dims), tensor.data_type
+        for value in (*inferred.input, *inferred.value_info, *inferred.output):
+            kind = value.type.tensor_type
+            self._shapes[value.name] = tuple(size.dim_value or batch for size in kind.shape.dim)
+            self._types[value.name] = kind.elem_type
+        self._producers = {name: node for node in model.graph.node for name in node.output}
+        self._readers: dict[str, set[str]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, set()).add(node.op_type)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Raises GraphError where it could not be inferred."""
+        if name not in self._shapes:
+            raise GraphError(f"the shape of '{name}' is not known; pass an engine that rescompile built")
+        return self._shapes[name]
+
+    def count(self, name: str) -> int:
+        """Elements."""
+        return math.prod(self.shape(name))
+
+    def bytes(self, name: str) -> int:
+        """Bytes, as an engine holds the tensor."""
+        return self.count(name) * self.width(name)
+
+    def width(self, name: str) -> int:
+        """Bytes of one element: 1 where the tensor comes out of a quantizer, or ends in nothing else."""
+        if self.is_quantized(name) or self._becomes_int8(name):
+            return 1
+        return _BYTES.get(self._types.get(name, 1), 4)
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether it is what a DequantizeLinear gives."""
+        producer = self._producers.get(name)
+        return producer is not None and producer.op_type == "DequantizeLinear"
+
+    def ends_branch(self, name: str, block: str) -> bool:
+        """Whether it is the output of the last convolution of ``block``'s branch."""
+        producer = self._producers.get(name)
+        return (
+            producer is not None and producer.op_type == "Conv" and producer.name.startswith(f"{block}.conv")
+        )
+
+    def _becomes_int8(self, name: str) -> bool:
+        """Whether everybody who reads it, through ReLU, add and pool that fuse, is a quantizer."""
+        for _ in range(4):
+            readers = self._readers.get(name, set())
+            if readers == {"QuantizeLinear"}:
+                return True
+            if readers not in ({"Relu"}, {"Add"}):
+                return False
+            name = next(node.output[0] for node in self._producers.values() if name in node.input)
+        return False
