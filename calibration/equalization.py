@@ -20,8 +20,8 @@ from calibration.scales import LEVELS
 STEPS = 80
 _RATE = 0.1
 _BETAS = (0.9, 0.99)
-_CANDIDATES = np.log(2.0) * np.linspace(-6.0, 0.5, 66)
-"""log of a threshold over the largest range."""
+_CANDIDATES = np.log(2.0) * np.linspace(-6.0, 1.25, 117)
+"""log of a threshold over the largest range; unseen images may exceed it, by ``noise.TAIL``."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ an error of one in x causes. Errors of activations are taken as independent, so 
     F_ok  = mean over images of  sum over taps of  (dL/dW_ok - mean_k dL/db_o)^2          weights
 
 The weights' gradient is that of an input without its mean, because bias correction takes the mean's part of a
-weight's error away.
+weight's error away. G is also split by the magnitude of x: see ``magnitudes``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.channel_groups import WEIGHTED
+from calibration.channels import ChannelHistograms
 from calibration.errors import CalibrationError
+from calibration.magnitudes import MagnitudeObserver
 from calibration.network import Network, Node
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ class Sensitivity:
 
     activations: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """Tensor to [C]; for an error in every position of the channel."""
+    magnitudes: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Tensor to [BUCKETS]; factors of the above by the size of the value, where they are not all 1."""
     weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """Weighted node to [O, I]; summed over the taps of the kernel."""
     logits: float = 0.0
@@ -48,14 +52,14 @@ def measure_sensitivity(
     model: onnx.ModelProto,
     tensors: Sequence[str],
     images: Iterable[NDArray[np.float32]],
-    means: Mapping[str, NDArray[np.float64]],
+    channels: Mapping[str, ChannelHistograms],
     *,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Sensitivity:
     """Sensitivity of the folded fp32 ``model`` to ``tensors`` and to all weights, over single ``images`` [3, H, W].
 
-    ``means`` are the channel means [C] of every weighted node's input.
+    ``channels`` are what was seen of every weighted node's input, means and ranges above all.
 
     Raises:
         CalibrationError: no images, or an operation that has no gradient here.
@@ -67,6 +71,7 @@ def measure_sensitivity(
     parameters = [network.constants[name].requires_grad_() for node in weighted for name in node.inputs[1:3]]
     generator = torch.Generator().manual_seed(seed)
     wanted, result, count = set(tensors), Sensitivity(), 0
+    observers = {name: MagnitudeObserver(channels[name].amax) for name in tensors}
     for image in images:
         x = torch.from_numpy(image[None]).requires_grad_(network.input in wanted)
         held = {network.input: x} if network.input in wanted else {}
@@ -81,9 +86,10 @@ def measure_sensitivity(
         for name, gradient in zip(held, gradients, strict=False):
             by_channel = gradient[0].double().square().reshape(gradient.shape[1], -1).sum(1).numpy()
             _add(result.activations, name, by_channel)
+            observers[name].update(held[name], gradient)
         for index, node in enumerate(weighted):
             weight, bias = gradients[len(held) + 2 * index : len(held) + 2 * index + 2]
-            mean = torch.from_numpy(means[node.inputs[0]]).float()
+            mean = torch.from_numpy(channels[node.inputs[0]].means).float()
             centred = _input_last(node, weight) - bias[:, None, None] * mean[None, :, None]
             _add(result.weights, node.name, centred.square().sum(2).double().numpy())
         result.logits += float(logits.detach().double().square().sum())
@@ -96,6 +102,7 @@ def measure_sensitivity(
         for name in sums:
             sums[name] /= count
     result.logits /= count
+    result.magnitudes = {name: observer.factors() for name, observer in observers.items()}
     return result
 
 

@@ -79,7 +79,7 @@ def survey(
     if not wanted.gradients:
         return Survey({name: entry.merged() for name, entry in channels.items()}, means, samples=kept)
     sensitivity = measure_sensitivity(
-        model, tensors, samples.spread(IMAGES), means, progress=lambda done: passed(count + done)
+        model, tensors, samples.spread(IMAGES), channels, progress=lambda done: passed(count + done)
     )
     chosen = equalize(
         noise_model(model, channel_groups(model), channels, sensitivity), channels=wanted.equalize
