@@ -1,8 +1,8 @@
 """Every operation for inference in plain PyTorch: what the kernels must compute, and what runs where they cannot.
 
 Same names, arguments and results as ``ops.inference``, ``ops.chain`` and ``ops.head``. Integer sums are exact: fp64
-holds each of them, whatever the order, while they stay below 2**53. What follows them is fp32, one rounding for each
-operation, so kernels and references agree to the bit.
+holds each of them, whatever the order, while they stay below 2**53, and so does fp32 where the weights keep them below
+2**24. What follows them is fp32, one rounding for each operation, so kernels and references agree to the bit.
 """
 
 from __future__ import annotations
@@ -45,11 +45,26 @@ def conv_int8(
     residual_scale: float | None = None,
 ) -> Tensor:
     """See ``ops.inference.conv_int8``."""
-    acc = F.conv2d(x.double(), w.double(), stride=conv.stride, padding=conv.padding).round().to(torch.int32)
+    acc = _sums(x, w, conv)
     v = acc.float() * per_channel(scale) + per_channel(bias)
     if residual is not None and residual_scale is not None:
         v = v + residual.float() * torch.tensor(residual_scale, dtype=torch.float32, device=x.device)
     return nhwc(to_int8(v, low=0 if relu else -128))
+
+
+FP32_WHOLE = 2**24
+"""Up to here fp32 holds every whole number."""
+
+
+def _sums(x: Tensor, w: Tensor, conv: Conv) -> Tensor:
+    """The int32 sums of a convolution of int8 tensors."""
+    if x.device.type == "cpu" and 128 * int(w.int().abs().sum(dim=(1, 2, 3)).max()) < FP32_WHOLE:
+        # no partial sum leaves fp32's whole numbers; NNPACK's transforms would, and are off
+        with torch.backends.nnpack.flags(enabled=False):
+            sums = F.conv2d(x.float(), w.float(), stride=conv.stride, padding=conv.padding)
+    else:
+        sums = F.conv2d(x.double(), w.double(), stride=conv.stride, padding=conv.padding).round()
+    return sums.to(torch.int32)
 
 
 def to_int8(v: Tensor, *, low: int) -> Tensor:

@@ -16,9 +16,10 @@ from rescompile.backends.onnxruntime import reference_session
 from rescompile.calibrate import Calibrated, notes_on_skipped, quantize
 from rescompile.calibrate import calibrate as calibrate_source
 from rescompile.config import CalibrationConfig, ModelConfig, positive
-from rescompile.engine import check_files, load
+from rescompile.engine import Engine, check_files, load, simulate
 from rescompile.environment import describe
-from rescompile.errors import BackendError, EngineError, OutputError, UsageError
+from rescompile.errors import BackendError, BackendUnavailable, EngineError, OutputError, UsageError
+from rescompile.judgement import stand_in
 from rescompile.manifest import Manifest, read_manifest
 from rescompile.mixture import original_of, sample_images
 from rescompile.parity import compare, open_validation_set
@@ -95,14 +96,14 @@ def verify(
     Raises:
         UsageError: no validation set, or no image of it.
         EngineError: the engine is damaged, does not reproduce its golden answers, or has no reference.
-        BackendUnavailable: the engine cannot run on this machine.
+        BackendUnavailable: the engine cannot run on this machine, and its backend has no stand-in.
     """
     if validation_set is None:
         raise UsageError("verify needs images to judge by; pass --validation-set PATH")
     positive(validation_images, "--validation-images")
     clock = StageClock(progress)
     with clock.stage("load"):
-        engine = load(directory)
+        engine, executed = _engine_or_stand_in(directory)
     with engine, clock.stage("verify"):
         manifest = engine.manifest
         built = read_report(directory)
@@ -128,8 +129,8 @@ def verify(
         built,
         **msgspec.structs.asdict(measured.parity),
         passed=all(check.passed for check in checks),
-        engine_executed=True,
-        measured_on=manifest.backend,
+        engine_executed=executed,
+        measured_on=manifest.backend if executed else stand_in(manifest.backend),
         engine_directory=text_of(directory),
         limits=limits,
         checks=checks,
@@ -138,6 +139,17 @@ def verify(
         logits=measured.logits,
         notes=notes_on_skipped(images),
     )
+
+
+def _engine_or_stand_in(directory: Path) -> tuple[Engine, bool]:
+    """The engine and True; where it cannot run here, what its backend executes in its place, and False."""
+    try:
+        return load(directory), True
+    except BackendUnavailable:
+        simulated = simulate(directory)
+        if simulated is None:
+            raise
+        return simulated, False
 
 
 def _reference_of(directory: Path, given: Path | None) -> Network:

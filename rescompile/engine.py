@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rescompile import manifest as manifests
 from rescompile.backends import BACKENDS, get_backend
-from rescompile.backends.base import RUN_DEFAULTS, Runner, RunOptions
+from rescompile.backends.base import RUN_DEFAULTS, Runner, RunOptions, Simulates
 from rescompile.errors import EngineError, UsageError
 from rescompile.files import sha256_of, writing
 from rescompile.manifest import FileDigest, Manifest, read_manifest
@@ -146,17 +146,45 @@ def load(directory: Path | str, *, verify: bool = True, options: RunOptions = RU
         BackendError: the backend's library refused the payload.
     """
     directory = Path(directory)
-    manifest = read_manifest(directory)
-    _check_manifest(directory, manifest)
-    check_files(directory, manifest, hashes=verify)
+    manifest = _checked_manifest(directory, hashes=verify)
     engine = Engine(manifest, get_backend(manifest.backend).load(directory, manifest, options))
     if verify:
-        try:
-            _self_test(directory, engine)
-        except BaseException:
-            engine.close()
-            raise
+        _prove(directory, engine)
     return engine
+
+
+def simulate(directory: Path) -> Engine | None:
+    """The engine in ``directory``, executed by its backend's stand-in for a device that is not here.
+
+    It proves itself on its golden inputs, as ``load`` has it. None where the backend has no stand-in.
+
+    Raises:
+        EngineError: the directory is damaged or incomplete, or the golden answers are not reproduced.
+        BackendError: the payload was refused.
+    """
+    manifest = _checked_manifest(directory, hashes=True)
+    backend = get_backend(manifest.backend)
+    if not isinstance(backend, Simulates):
+        return None
+    engine = Engine(manifest, backend.simulate(directory, manifest))
+    _prove(directory, engine)
+    return engine
+
+
+def _checked_manifest(directory: Path, *, hashes: bool) -> Manifest:
+    manifest = read_manifest(directory)
+    _check_manifest(directory, manifest)
+    check_files(directory, manifest, hashes=hashes)
+    return manifest
+
+
+def _prove(directory: Path, engine: Engine) -> None:
+    """The golden self-test; an engine that fails it is closed."""
+    try:
+        _self_test(directory, engine)
+    except BaseException:
+        engine.close()
+        raise
 
 
 def check_files(directory: Path, manifest: Manifest, *, hashes: bool = True) -> None:

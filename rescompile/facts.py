@@ -55,7 +55,7 @@ def identity(report: BuildReport) -> tuple[Line, ...]:
 
 def subject(report: BuildReport) -> str:
     """What the figures speak of."""
-    return "engine" if report.engine_executed else "deployable graph"
+    return "engine" if report.engine_executed else report.measured_on.partition(" (")[0]
 
 
 def measurements(report: BuildReport) -> tuple[Line, ...]:

@@ -12,17 +12,19 @@ from calibration.names import text_of
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable
 from rescompile.assembly import REPORT_HTML, REPORT_JSON, Contents
-from rescompile.backends.base import Payload
+from rescompile.backends import get_backend
+from rescompile.backends.base import Backend, Payload, Simulates
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.blockwise import block_errors
+from rescompile.config import BuildConfig
 from rescompile.deployable import Deployable
-from rescompile.engine import load
+from rescompile.engine import load, simulate
 from rescompile.files import atomic_write
 from rescompile.graph.topology import block_outputs
 from rescompile.html_report import render
 from rescompile.manifest import Manifest
 from rescompile.mixture import Mixture
-from rescompile.parity import Judges, compare
+from rescompile.parity import Judges, choose_images, compare
 from rescompile.report import ActivationRange, BlockError, BuildReport, Check, FusedAdds, Limits, StageRecord
 from rescompile.source import Source
 from rescompile.stages import Progress
@@ -42,7 +44,7 @@ def measure(
     judges: Judges,
     progress: Progress,
 ) -> Measurement:
-    """The engine in ``folder`` (after its golden self-test), or its graph where it cannot run, against fp32.
+    """The engine in ``folder`` (after its golden self-test) against fp32; where it cannot run, its stand-in.
 
     Raises:
         EngineError: the engine does not reproduce its golden answers.
@@ -56,10 +58,23 @@ def measure(
         fed=manifest.inputs[0],
         progress=progress,
     )
-    if not judges.executed:
+    engine = load(folder) if judges.executed else simulate(folder)
+    if engine is None:
         return against(reference_session(deployable.graph.SerializeToString(), optimize=False))
-    with load(folder) as engine:
+    with engine:
         return against(engine)
+
+
+def choose_judges(config: BuildConfig, source: Source, backend: Backend) -> Judges:
+    """The images that decide about an engine, and whether it can be executed here; see ``parity.choose_images``."""
+    executed = backend.availability(config.target).run
+    return choose_images(config, source, executed=executed, stand_in=stand_in(backend.name))
+
+
+def stand_in(backend: str) -> str:
+    """What gives the figures of a ``backend``'s engine that cannot run on this machine."""
+    found = get_backend(backend)
+    return found.simulation if isinstance(found, Simulates) else "deployable graph (onnxruntime)"
 
 
 def errors_by_block(
@@ -108,7 +123,7 @@ def make_report(
     return BuildReport(
         passed=all(check.passed for check in checks),
         engine_executed=judges.executed,
-        measured_on=manifest.backend if judges.executed else "deployable graph (onnxruntime)",
+        measured_on=manifest.backend if judges.executed else stand_in(manifest.backend),
         model=manifest.model,
         precision=manifest.precision,
         backend=manifest.backend,

@@ -203,7 +203,7 @@ class EngineOptions:
         ),
     ] = None
     backend: Annotated[
-        Literal["auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"],
+        Literal["auto", "tensorrt", "tensorrt-rtx", "triton", "openvino", "onnxruntime"],
         _option("Engine", "auto takes TensorRT where it and a GPU are present, else OpenVINO."),
     ] = "auto"
     target: Annotated[str | None, _option("Engine", "GPU to build for, as sm_89.")] = None

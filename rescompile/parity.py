@@ -60,8 +60,12 @@ def open_validation_set(
     )
 
 
-def choose_images(config: BuildConfig, source: Source, *, executed: bool) -> Judges:
+def choose_images(
+    config: BuildConfig, source: Source, *, executed: bool, stand_in: str = "deployable graph (onnxruntime)"
+) -> Judges:
     """The validation set; without one, calibration images; without these, the built-in photographs.
+
+    ``stand_in`` says what gives the figures of an engine that is not ``executed``.
 
     Raises:
         ImageSetError: a set cannot be used.
@@ -93,7 +97,7 @@ def choose_images(config: BuildConfig, source: Source, *, executed: bool) -> Jud
         )
     if not executed:
         notes.append(
-            f"this engine cannot run on this machine: the figures are those of its deployable graph on {len(images)} "
+            f"this engine cannot run on this machine: the figures are those of its {stand_in} on {len(images)} "
             "images; run `rescompile verify` where the engine runs"
         )
     return Judges(images, executed, tuple(notes))

@@ -8,7 +8,6 @@ from rescompile.config import BuildConfig
 from rescompile.deployable import make_deployable
 from rescompile.files import atomic_directory
 from rescompile.golden import make_golden
-from rescompile.parity import choose_images
 from rescompile.report import BuildReport
 from rescompile.source import open_source
 from rescompile.stages import Progress, Silent, StageClock
@@ -32,7 +31,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     with atomic_directory(assembly.output_of(source, config, backend), force=config.force) as staging:
         folder = staging.folder
         request = assembly.request(folder, source, config, progress)
-        judges = choose_images(config, source, executed=backend.availability(config.target).run)
+        judges = judgement.choose_judges(config, source, backend)
         calibrated, notes = None, (*chosen.notes, *source.notes)
         if config.precision == "int8":
             with clock.stage("calibrate"):

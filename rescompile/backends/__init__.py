@@ -15,6 +15,7 @@ BACKENDS = {
     "openvino": "rescompile.backends.openvino:OpenVino",
     "tensorrt": "rescompile.backends.tensorrt:full",
     "tensorrt-rtx": "rescompile.backends.tensorrt:rtx",
+    "triton": "rescompile.backends.triton.backend:Triton",
 }
 """Name to ``module:factory``; a factory is called without arguments."""
 

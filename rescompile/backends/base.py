@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,5 +132,21 @@ class Backend(Protocol):
         Raises:
             BackendUnavailable: the engine cannot run on this machine.
             BackendError: the payload was refused.
+        """
+        ...
+
+
+@runtime_checkable
+class Simulates(Protocol):
+    """A backend whose engines can be executed, slowly, where their device is missing."""
+
+    simulation: str
+    """What executes them there, as a report names it; no engine is called verified for it."""
+
+    def simulate(self, directory: Path, manifest: Manifest) -> Runner:
+        """What gives the answers of the engine in ``directory`` on this CPU.
+
+        Raises:
+            BackendError, EngineError: the payload was refused.
         """
         ...

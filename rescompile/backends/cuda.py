@@ -23,7 +23,7 @@ class Gpu(NamedTuple):
 @lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
     """Every GPU that the driver shows to this process; empty where there is no driver or no GPU."""
-    library = _driver()
+    library = driver()
     if library is None or library.cuInit(0) != 0:
         return ()
     count = ctypes.c_int()
@@ -32,7 +32,8 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(_gpu(library, index) for index in range(count.value))
 
 
-def _driver() -> ctypes.CDLL | None:
+def driver() -> ctypes.CDLL | None:
+    """The CUDA driver's library, or None where there is none."""
     for name in _LIBRARIES:
         try:
             return ctypes.CDLL(name)

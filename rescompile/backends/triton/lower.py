@@ -1,0 +1,337 @@
+"""From the deployable graph to fused steps and the weights as kernels read them.
+
+A convolution takes in what follows it: the residual add, the ReLU, the stem's max pool and the quantizer. What a step
+computes in INT8 is, with integers q, scales s and channel k,
+
+    q_out = int8(sum(q_in * q_w) * (s_in * s_w[k] / s_out) + b[k] / s_out + q_res * (s_res / s_out))
+
+which is the graph's own Q/DQ arithmetic, its factors multiplied out once, in fp64, and stored as fp32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import torch
+
+from fused_kernels.geometry import Conv
+from fused_kernels.ops.head import head_scales
+from fused_kernels.ops.inference import requantization
+from fused_kernels.stem_layout import PIXEL, pack_weight
+from rescompile.backends.triton.graph import Array, Graph, Weight, attributes, refused, unused
+from rescompile.backends.triton.steps import Convolution, Head, Rest, Stem, Step, Widen, Window
+from rescompile.errors import BackendError
+
+KNOWN = {
+    "Conv", "Gemm", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "Slice", "Pad", "QuantizeLinear",
+    "DequantizeLinear", "Cast", "Transpose", "Mul",
+}  # fmt: skip
+FACTOR, OFFSET = "input.factor", "input.offset"
+Plane = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as steps, each of which reads what earlier ones wrote."""
+
+    steps: tuple[Step, ...]
+    weights: dict[str, Array]
+    """Convolutions as [K, R, S, C], the stem's as ``fused_kernels.stem_layout`` packs it, the classifier as [K, C]."""
+
+
+def lower(model: onnx.ModelProto, plane: Plane) -> Network:
+    """Steps and weights of a deployable graph for images of [H, W] = ``plane``.
+
+    Raises:
+        BackendError: the graph holds what no kernel computes; the message names the node.
+    """
+    return _Lowering(Graph(model), plane).run()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A convolution and the nodes that run inside of its step."""
+
+    conv: onnx.NodeProto
+    nodes: tuple[onnx.NodeProto, ...]
+    residual: str | None
+    """As the Add reads it."""
+
+    @property
+    def output(self) -> str:
+        return str(self.nodes[-1].output[0])
+
+    def has(self, op: str) -> bool:
+        return any(node.op_type == op for node in self.nodes)
+
+
+class _Lowering:
+    def __init__(self, graph: Graph, plane: Plane) -> None:
+        self.graph = graph
+        self.weights: dict[str, Array] = {}
+        self.planes: dict[str, Plane] = {}
+        self.used: set[str] = set()
+        """Outputs of the nodes that steps cover."""
+        self.image_plane = plane
+
+    def run(self) -> Network:
+        strange = next((node for node in self.graph.nodes if node.op_type not in KNOWN), None)
+        if strange is not None:
+            raise refused(strange, "no fused kernel computes it")
+        made: list[tuple[int, Step]] = []
+        for end in self._ends():
+            step = self._widen(end) if end.op_type in {"Slice", "Pad"} else self._weighted(end)
+            made.append((self.graph.position(end), step))
+        left = next(unused(self.graph, self.used), None)
+        if left is not None:
+            raise refused(left, "no fused kernel computes it here")
+        return Network(tuple(step for _, step in made), self.weights)
+
+    def _ends(self) -> list[onnx.NodeProto]:
+        """The last node of every step, in the order of execution: a step runs where all that it reads is there."""
+        self.groups: dict[str, _Group] = {}
+        ends = []
+        for node in self.graph.nodes:
+            if node.op_type == "Conv":
+                group = self._group(node)
+                self.groups[group.output] = group
+                ends.append(group.nodes[-1])
+            elif node.op_type == "Gemm" or (node.op_type in {"Slice", "Pad"} and self._ends_movement(node)):
+                ends.append(node)
+        return sorted(ends, key=self.graph.position)
+
+    def _weighted(self, end: onnx.NodeProto) -> Step:
+        if end.op_type == "Gemm":
+            return self._head(end)
+        group = self.groups[str(end.output[0])]
+        self._use(*group.nodes)
+        try:
+            if self.graph.behind(group.conv.input[0]).name in self.planes:
+                return self._convolution(group)
+            return self._stem(group)
+        except ValueError as error:
+            # what the kernels refuse: their sentence names shapes, ours the node
+            raise refused(group.conv, str(error)) from error
+
+    def _group(self, conv: onnx.NodeProto) -> _Group:
+        nodes, residual = [conv], None
+        after = self.graph.only_user(conv.output[0])
+        if after is not None and after.op_type == "Add" and self._fuses_add(conv, after):
+            residual = next(name for name in after.input if name != conv.output[0])
+            nodes.append(after)
+            after = self.graph.only_user(after.output[0])
+        if after is not None and after.op_type == "Relu":
+            nodes.append(after)
+            after = self.graph.only_user(after.output[0])
+        if len(nodes) == 2 and after is not None and after.op_type == "MaxPool":
+            nodes.append(after)
+        return _Group(conv, tuple(nodes), residual)
+
+    def _fuses_add(self, conv: onnx.NodeProto, add: onnx.NodeProto) -> bool:
+        """Whether the add runs in this convolution: of two convolutions that it adds, in the first one named."""
+        makers = [self.graph.maker(name) for name in add.input]
+        convs = [node for node in makers if node is not None and node.op_type == "Conv"]
+        return len(set(add.input)) == 2 and convs[0].output[0] == conv.output[0]
+
+    def _stem(self, group: _Group) -> Step:
+        first, scale = self.graph.behind(group.conv.input[0])
+        rest, normalized = self._image(first)
+        window, weight, bias = self._operands(group.conv)
+        if not group.has("Relu") or group.residual is not None:
+            raise refused(group.conv, "the first convolution is followed by a ReLU alone")
+        if weight.values.shape[1] > PIXEL:
+            raise refused(group.conv, f"an image has at most {PIXEL} channels")
+        pool = group.has("MaxPool")
+        p, q = conv_of(window).output_size(*self.image_plane)
+        if pool:
+            _require_pool(group.nodes[-1])
+            p, q = Conv(3, 3, 2, 1).output_size(p, q)
+        self._store(group, weight, bias, scale, None)
+        packed = pack_weight(torch.tensor(weight.values), conv_of(window))
+        self.weights[f"{group.conv.name}.weight"] = packed.numpy()
+        self.planes[group.output] = p, q
+        return Stem(group.conv.name, group.output, window, pool, normalized, scale, rest)
+
+    def _image(self, tensor: str) -> tuple[Rest, bool]:
+        """How the graph's input becomes ``tensor``: the type that it is rounded to, and whether it is normalized."""
+        path: list[onnx.NodeProto] = []
+        while tensor != self.graph.input.name:
+            node = self.graph.maker(tensor)
+            if node is None:
+                raise BackendError(f"the Triton engine finds no way from the graph's input to '{tensor}'")
+            path.insert(0, node)
+            tensor = str(node.input[0])
+        self._use(*path)
+        casts = [attributes(node)["to"] for node in path if node.op_type == "Cast"]
+        rest: Rest = "float16" if onnx.TensorProto.FLOAT16 in casts else "float32"
+        steps = [node.op_type for node in path if node.op_type != "Cast"]
+        if not steps:
+            return rest, False
+        if steps != ["Transpose", "Mul", "Add"] or attributes(path[1])["perm"] != [0, 3, 1, 2]:
+            raise refused(
+                path[0], "pixels are transposed, multiplied and added to, as --input uint8-nhwc does"
+            )
+        for name, node in zip((FACTOR, OFFSET), path[-2:], strict=True):
+            values = self.graph.constant(node.input[1])
+            if values is None:
+                raise refused(node, "an image is normalized by constants")
+            self.weights[name] = values.astype(np.float32).reshape(-1)
+        return rest, True
+
+    def _convolution(self, group: _Group) -> Step:
+        name, scale = self.graph.behind(group.conv.input[0])
+        window, weight, bias = self._operands(group.conv)
+        if group.has("MaxPool"):
+            raise refused(group.nodes[-1], "a max pool runs in the stem alone")
+        relu, residual, residual_scale = group.has("Relu"), None, None
+        if group.residual is not None:
+            if not relu:
+                raise refused(group.nodes[-1], "a residual add is followed by a ReLU")
+            residual, residual_scale = self.graph.behind(group.residual)
+        self.planes[group.output] = conv_of(window).output_size(*self.planes[name])
+        ratio = self._store(group, weight, bias, scale, residual_scale)
+        stored = np.ascontiguousarray(weight.values.transpose(0, 2, 3, 1))
+        self.weights[f"{group.conv.name}.weight"] = stored
+        return Convolution(group.conv.name, name, group.output, window, relu, residual, ratio)
+
+    def _store(
+        self,
+        group: _Group,
+        weight: Weight,
+        bias: Array,
+        scale: float | None,
+        residual_scale: float | None,
+    ) -> float | None:
+        """Store bias and scale of a convolution; returns the factor of its residual in INT8."""
+        out = self.graph.scale_of(group.output)
+        has_residual = group.residual is not None
+        expected = weight.scales is not None
+        found = {scale is not None, out is not None} | (
+            {residual_scale is not None} if has_residual else set()
+        )
+        if found != {expected}:
+            raise refused(
+                group.conv,
+                "its input, weight, residual and output are quantized, or none of them; networks of mixed precision "
+                "have no plan yet",
+            )
+        name, real = group.conv.name, torch.from_numpy(bias.astype(np.float32))
+        if scale is None or out is None or weight.scales is None:
+            self.weights[f"{name}.bias"] = real.numpy()
+            return None
+        made = requantization(scale, torch.tensor(weight.scales), out, real, residual_scale)
+        self.weights[f"{name}.scale"], self.weights[f"{name}.bias"] = made.scale.numpy(), made.bias.numpy()
+        return made.residual_scale
+
+    def _operands(self, conv: onnx.NodeProto) -> tuple[Window, Weight, Array]:
+        attrs = attributes(conv)
+        weight = self.graph.weight(conv.input[1])
+        bias = self.graph.constant(conv.input[2]) if len(conv.input) > 2 else None
+        if weight is None or bias is None or weight.values.ndim != 4:
+            raise refused(conv, "it takes a constant weight [K, C, R, S] and a constant bias")
+        r, s = weight.values.shape[2:]
+        strides, pads = attrs.get("strides", [1, 1]), attrs.get("pads", [0] * 4)
+        plain = attrs.get("group", 1) == 1 and set(attrs.get("dilations", [1])) == {1}
+        if not plain or len(set(strides)) > 1 or len(set(pads)) > 1 or "auto_pad" in attrs:
+            raise refused(
+                conv,
+                "kernels have one stride and one padding for both axes, and neither groups nor dilations",
+            )
+        return Window(r, s, int(strides[0]), int(pads[0])), weight, bias
+
+    def _ends_movement(self, node: onnx.NodeProto) -> bool:
+        after = self.graph.only_user(node.output[0])
+        return after is None or after.op_type not in {"Slice", "Pad"}
+
+    def _widen(self, end: onnx.NodeProto) -> Step:
+        """Slices and pads in any order; they move values, so the integers stay what they are."""
+        path = [end]
+        while (maker := self.graph.maker(path[0].input[0])) is not None and maker.op_type in {"Slice", "Pad"}:
+            path.insert(0, maker)
+        self._use(*path)
+        source, scale = self.graph.behind(path[0].input[0])
+        stride, before, after = [1, 1], 0, 0
+        for node in path:
+            if node.op_type == "Pad":
+                before, after = before + self._channels(node)[0], after + self._channels(node)[1]
+            else:
+                stride = [a * b for a, b in zip(stride, self._steps(node), strict=True)]
+        if stride[0] != stride[1]:
+            raise refused(end, "a shortcut takes pixels at one stride in both axes")
+        if self.graph.scale_of(end.output[0]) != scale:
+            raise refused(end, "a shortcut that moves values has the scale of what it reads")
+        h, w = self.planes[source]
+        self.planes[end.output[0]] = -(-h // stride[0]), -(-w // stride[0])
+        return Widen(end.name, source, str(end.output[0]), stride[0], before, after)
+
+    def _channels(self, pad: onnx.NodeProto) -> tuple[int, int]:
+        """Channels that a Pad adds before and after."""
+        pads = self.graph.constant(pad.input[1])
+        value = self.graph.constant(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else None
+        zeros = attributes(pad).get("mode", b"constant") == b"constant" and (value is None or not value.any())
+        if pads is None or len(pads) != 8 or not zeros or pads[[0, 2, 3, 4, 6, 7]].any() or pads.min() < 0:
+            raise refused(pad, "a shortcut is padded with channels of zeros")
+        return int(pads[1]), int(pads[5])
+
+    def _steps(self, node: onnx.NodeProto) -> list[int]:
+        """Strides of a Slice in height and width."""
+        values = [self.graph.constant(name) for name in node.input[1:5]]
+        if len(values) < 4 or any(value is None for value in values):
+            raise refused(node, "a shortcut is sliced by constants")
+        starts, ends, axes, steps = (cast("Array", value).tolist() for value in values)
+        plane = self.planes[self.graph.behind(self._origin(node)).name]
+        stride = [1, 1]
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+            if axis not in {2, 3} or start != 0 or step < 1 or end < plane[axis - 2]:
+                raise refused(node, "a shortcut takes every n-th pixel of the whole plane")
+            stride[axis - 2] = int(step)
+        return stride
+
+    def _origin(self, node: onnx.NodeProto) -> str:
+        while (maker := self.graph.maker(node.input[0])) is not None and maker.op_type in {"Slice", "Pad"}:
+            node = maker
+        return str(node.input[0])
+
+    def _head(self, gemm: onnx.NodeProto) -> Step:
+        pooled, pool_scale = self.graph.behind(gemm.input[0])
+        flatten = self.graph.maker(pooled)
+        pool = None if flatten is None else self.graph.maker(flatten.input[0])
+        if flatten is None or pool is None or pool.op_type != "GlobalAveragePool":
+            raise refused(gemm, "the classifier reads a global average pool")
+        cast_node = self.graph.only_user(gemm.output[0])
+        self._use(pool, flatten, gemm, *([cast_node] if cast_node is not None else []))
+        source, scale = self.graph.behind(pool.input[0])
+        weight, bias = self.graph.weight(gemm.input[1]), self.graph.constant(gemm.input[2])
+        attrs = attributes(gemm)
+        plain = attrs.get("transB", 0) == 1 and attrs.get("alpha", 1.0) == attrs.get("beta", 1.0) == 1.0
+        if weight is None or bias is None or not plain:
+            raise refused(gemm, "the classifier has constant weights [classes, channels] and a bias")
+        if {scale is not None, pool_scale is not None} != {weight.scales is not None}:
+            raise refused(gemm, "the pool's input, its output and the weight are quantized, or none of them")
+        name = gemm.name
+        self.weights[f"{name}.weight"] = np.ascontiguousarray(weight.values)
+        self.weights[f"{name}.bias"] = bias.astype(np.float32)
+        if scale is None or pool_scale is None or weight.scales is None:
+            return Head(name, source, None)
+        h, w = self.planes[source]
+        factor, scales = head_scales(scale, h * w, pool_scale, torch.tensor(weight.scales))
+        self.weights[f"{name}.scale"] = scales.numpy()
+        return Head(name, source, factor)
+
+    def _use(self, *nodes: Any) -> None:
+        self.used |= {str(node.output[0]) for node in nodes}
+
+
+def conv_of(window: Window) -> Conv:
+    """The window as the kernels' geometry knows it."""
+    return Conv(window.r, window.s, window.stride, window.padding)
+
+
+def _require_pool(node: onnx.NodeProto) -> None:
+    attrs = attributes(node)
+    shape = attrs.get("kernel_shape"), attrs.get("strides"), attrs.get("pads")
+    if shape != ([3, 3], [2, 2], [1, 1, 1, 1]) or attrs.get("ceil_mode", 0) != 0:
+        raise refused(node, "the stem's max pool is 3x3 with stride 2 and padding 1")

@@ -1,0 +1,53 @@
+"""A plan's steps in plain PyTorch on the CPU: what its kernels compute, without a GPU.
+
+In INT8 the sums are exact and the rest is fp32 in the kernels' own order, so these are the kernels' bits, which tests
+show by running the launches themselves in Triton's interpreter. In floating point a GPU adds up in another order.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescompile.backends.triton.plan import Plan
+from rescompile.backends.triton.weights import read_weights
+from rescompile.errors import BackendError
+
+
+class ReferenceRunner:
+    """A plan that plain PyTorch executes; serves one thread at a time.
+
+    Raises:
+        EngineError: the weights are damaged.
+    """
+
+    def __init__(self, directory: Path, plan: Plan) -> None:
+        import torch
+
+        from rescompile.backends.triton.execute import Walk
+
+        weights = {name: torch.from_numpy(values) for name, values in read_weights(directory, plan).items()}
+        self._walk: Walk | None = Walk(plan.steps, weights)
+
+    def __call__(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits [N, classes] of ``images`` [N, ...] in the manifest's layout and dtype.
+
+        Raises:
+            BackendError: the runner is closed.
+        """
+        import torch
+
+        from fused_kernels.launch import implementation
+
+        if self._walk is None:
+            raise BackendError("this engine is closed; load it again")
+        with torch.inference_mode(), implementation("reference"):
+            logits: NDArray[np.float32] = self._walk(torch.from_numpy(np.ascontiguousarray(images))).numpy()
+        return logits
+
+    def close(self) -> None:
+        """Drop the weights; calling it twice is harmless."""
+        self._walk = None

@@ -1,0 +1,114 @@
+"""The fused operations of a plan, in the order of execution. Tensors go by the names that the graph has for them.
+
+In INT8 a name stands for the quantized tensor, whose real value is scale * integer. A convolution ``c`` has the weights
+``c.weight``, ``c.bias`` and, in INT8, ``c.scale``; see ``weights``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Rest = Literal["float32", "float16"]
+
+
+class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A convolution's window [r, s]; one stride and one padding for both axes."""
+
+    r: int
+    s: int
+    stride: int
+    padding: int
+
+
+class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stem", tag_field="kind"):
+    """The image, normalized and quantized where the graph does that, through the first convolution and a ReLU."""
+
+    name: str
+    output: str
+    window: Window
+    pool: bool
+    """Whether a max pool 3x3/2 follows."""
+    normalized: bool
+    """Whether the image is multiplied by ``input.factor`` and ``input.offset`` is added."""
+    image_scale: float | None
+    """Of the quantized image; None in floating point."""
+    rest: Rest
+    """What each step of the normalization is rounded to."""
+
+
+class Convolution(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="convolution", tag_field="kind"
+):
+    """Convolution + bias (+ residual) (+ ReLU), requantized in INT8."""
+
+    name: str
+    input: str
+    output: str
+    window: Window
+    relu: bool
+    residual: str | None = None
+    residual_scale: float | None = None
+    """In INT8: from units of the residual to units of the output."""
+
+
+class Chain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chain", tag_field="kind"):
+    """A bottleneck's 3x3, its last 1x1 with the residual, and the next block's first 1x1, each through a ReLU."""
+
+    name: str
+    input: str
+    conv2: str
+    conv3: str
+    conv1: str | None
+    """Of the next block, where it fits."""
+    stride: int
+    residual: str
+    residual_scale: float | None
+    output: str
+    following: str | None
+    """What ``conv1`` gives."""
+
+
+class Widen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="widen", tag_field="kind"):
+    """The shortcut without parameters: every ``stride``-th pixel, between channels of zeros."""
+
+    name: str
+    input: str
+    output: str
+    stride: int
+    before: int
+    after: int
+
+
+class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="head", tag_field="kind"):
+    """Global average pool and fully connected layer; its output are the logits."""
+
+    name: str
+    input: str
+    pool_scale: float | None
+    """In INT8: from a channel's sum to units of the pooled value."""
+
+
+Step = Stem | Convolution | Chain | Widen | Head
+
+
+def reads(step: Step) -> tuple[str, ...]:
+    """Tensors that a step reads; a stem reads the images."""
+    if isinstance(step, Stem):
+        return ()
+    residual = step.residual if isinstance(step, Convolution | Chain) else None
+    return (step.input,) if residual is None else (step.input, residual)
+
+
+def writes(step: Step) -> tuple[str, ...]:
+    """Tensors that a step makes; a head makes the logits."""
+    if isinstance(step, Head):
+        return ()
+    following = step.following if isinstance(step, Chain) else None
+    return (step.output,) if following is None else (step.output, following)
+
+
+def residual_adds(steps: tuple[Step, ...]) -> int:
+    """How many steps add a residual."""
+    return sum(isinstance(step, Convolution | Chain) and step.residual is not None for step in steps)

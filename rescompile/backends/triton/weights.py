@@ -1,0 +1,52 @@
+"""``weights.safetensors``: every weight as its kernel reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescompile.backends.triton.plan import WEIGHTS, Plan
+from rescompile.errors import EngineError
+from rescompile.files import atomic_write
+
+Array = NDArray[Any]
+
+
+def write_weights(directory: Path, weights: dict[str, Array]) -> None:
+    """Write ``weights.safetensors``.
+
+    Raises:
+        OutputError: the disk is full.
+    """
+    from safetensors.numpy import save
+
+    contiguous = {name: np.ascontiguousarray(values) for name, values in weights.items()}
+    atomic_write(directory / WEIGHTS, save(contiguous))
+
+
+def read_weights(directory: Path, plan: Plan) -> dict[str, Array]:
+    """All weights of ``plan``, of the types and shapes that it names.
+
+    Raises:
+        EngineError: the file is damaged, or holds something else than the plan's weights.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = directory / WEIGHTS
+    try:
+        weights: dict[str, Array] = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise EngineError(f"{path} cannot be read ({error}); copy or build the engine again") from error
+    for name, spec in plan.weights.items():
+        values = weights.get(name)
+        if values is None or (str(values.dtype), values.shape) != (spec.dtype, spec.shape):
+            found = "is missing" if values is None else f"is {values.dtype} {list(values.shape)}"
+            raise EngineError(
+                f"{path} is not that of its plan: '{name}' {found}, not {spec.dtype} {list(spec.shape)}; "
+                "build the engine again"
+            )
+    return {name: weights[name] for name in plan.weights}

@@ -1,0 +1,96 @@
+"""Small networks of every kind that a plan distinguishes, as deployable graphs with ranges of their own."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from calibration.preprocess import CIFAR
+from rescompile.backends.onnxruntime import reference_session
+from rescompile.backends.triton.chains import with_chains
+from rescompile.backends.triton.lower import Network, lower
+from rescompile.graph.export import export
+from rescompile.graph.fold import fold
+from rescompile.graph.half import half
+from rescompile.graph.preprocess import take_uint8
+from rescompile.graph.quantize import quantize
+from rescompile.graph.topology import quantized_tensors
+from rescompile.manifest import Precision
+from rescompile.models.cifar import CIFAR_STEM
+from rescompile.models.resnet import IMAGENET_STEM, BasicBlock, Bottleneck, ResNet
+
+CLASSES = 10
+SIDES = {"cifar": 8, "basic": 16, "bottleneck": 16, "stride on 1x1": 16}
+"""Networks by name, and the side of their images."""
+
+
+def _network(name: str) -> ResNet:
+    if name == "cifar":  # option A shortcuts, no pool
+        return ResNet(BasicBlock, (1, 1), widths=(16, 32), stem=CIFAR_STEM, shortcut="A", classes=CLASSES)
+    if name == "basic":  # 7x7 stem with pool, projections
+        return ResNet(BasicBlock, (1, 1), widths=(16, 32), stem=IMAGENET_STEM, classes=CLASSES)
+    # chains of width 32 in every precision that has them, within a stage and from one to the next
+    stride_on: Any = "1x1" if name == "stride on 1x1" else "3x3"
+    sizes, widths = ((2, 1), (32, 32)) if name == "bottleneck" else ((1, 1), (32, 32))
+    return ResNet(Bottleneck, sizes, widths=widths, stem=IMAGENET_STEM, classes=CLASSES, stride_on=stride_on)
+
+
+@cache
+def folded(name: str) -> onnx.ModelProto:
+    """The fp32 graph, from batch norms whose statistics differ by channel."""
+    torch.manual_seed(5)
+    model = _network(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return fold(export(model.eval(), image_size=SIDES[name]))
+
+
+@cache
+def deployable(name: str, precision: Precision, *, pixels: bool = False) -> onnx.ModelProto:
+    """As ``rescompile.deployable`` makes it for this backend: fp32 around INT8."""
+    graph = folded(name)
+    if precision == "int8":
+        tensors = quantized_tensors(graph)
+        made = [tensor for tensor in tensors if tensor != "input"]
+        seen = reference_session(graph.SerializeToString(), optimize=False, outputs=made).tensors(
+            floats(name, 8)
+        )
+        seen["input"] = floats(name, 8)
+        # a little less than the range, so that some values saturate
+        graph = quantize(graph, {tensor: 0.8 * float(np.abs(seen[tensor]).max()) / 127 for tensor in tensors})
+    if pixels:
+        graph = take_uint8(graph, msgspec.structs.replace(CIFAR, crop=SIDES[name]))
+    return half(graph) if precision == "fp16" else graph
+
+
+@cache
+def network(name: str, precision: Precision, *, pixels: bool = False) -> Network:
+    """Lowered, in chains where they fit."""
+    side = SIDES[name]
+    return with_chains(lower(deployable(name, precision, pixels=pixels), (side, side)))
+
+
+def images(name: str, count: int, *, pixels: bool = False) -> NDArray[Any]:
+    """Seeded images as the network takes them."""
+    if not pixels:
+        return floats(name, count)
+    side = SIDES[name]
+    return np.random.default_rng(2).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def floats(name: str, count: int) -> NDArray[np.float32]:
+    """Smooth noise [count, 3, side, side]."""
+    side = SIDES[name]
+    noise = np.random.default_rng(1).standard_normal((count, 3, side, side), dtype=np.float32)
+    return noise + np.roll(noise, 1, axis=2) + np.roll(noise, 1, axis=3)

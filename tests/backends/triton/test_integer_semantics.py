@@ -1,0 +1,136 @@
+"""What the steps compute in INT8 is what the deployable graph means, and every difference has one of two reasons.
+
+In real numbers the graph's value in front of a quantizer is v * s_out with
+
+    v = sum(q_in * q_w) * s_in * s_w / s_out + b / s_out + q_res * s_res / s_out
+
+The steps round v to an integer, and so does ONNX Runtime, which executes Q/DQ in fp32. The sum is an exact integer here
+and a rounded one there; the products are rounded at other places. Both errors are some millionths of v, so the two
+integers differ only where v lies that close to a tie, and then by one. Everything later follows from that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rescompile.backends.onnxruntime import reference_session
+from rescompile.backends.triton.execute import Walk
+from rescompile.backends.triton.lower import Network, conv_of, lower
+from rescompile.backends.triton.steps import Convolution, Head, Stem, Step, writes
+from tests.backends.triton.networks import SIDES, deployable, floats, images
+
+NEAR = 1e-4
+"""In units of the output: how close to a tie a value lies where fp32 may round it either way."""
+NAMES = list(SIDES)
+
+
+def unchained(name: str) -> Network:
+    """Every convolution a step of its own, so that every tensor of the graph can be seen."""
+    return lower(deployable(name, "int8"), (SIDES[name], SIDES[name]))
+
+
+def walk(made: Network) -> Walk:
+    return Walk(made.steps, {key: torch.tensor(values) for key, values in made.weights.items()})
+
+
+def quantized_by_onnxruntime(model: onnx.ModelProto, names: list[str], x: NDArray[Any]) -> dict[str, Tensor]:
+    outputs = [f"{name}.quantize" for name in names]
+    session = reference_session(model.SerializeToString(), optimize=False, outputs=outputs)
+    return {name: torch.from_numpy(session.tensors(x)[f"{name}.quantize"]) for name in names}
+
+
+def real_value(model: onnx.ModelProto, step: Step, tensors: dict[str, Tensor], image: Tensor) -> Tensor:
+    """v of the module docstring in fp64, from the graph's own constants."""
+    constants = {
+        t.name: torch.tensor(onnx.numpy_helper.to_array(t)).double() for t in model.graph.initializer
+    }
+    assert isinstance(step, Stem | Convolution)
+    out = constants[f"{step.output}.scale"]
+    if isinstance(step, Stem):
+        scale = constants["input.scale"]
+        x = (image / scale.float()).round().clamp(-128, 127).double() * scale
+    else:
+        x = tensors[step.input].double() * constants[f"{step.input}.scale"]
+    weight = (
+        constants[f"{step.name}.weight.int8"] * constants[f"{step.name}.weight.scale"][:, None, None, None]
+    )
+    conv = conv_of(step.window)
+    v = F.conv2d(x, weight, constants[f"{step.name}.bias"], stride=conv.stride, padding=conv.padding)
+    if isinstance(step, Convolution) and step.residual is not None:
+        v = v + tensors[step.residual].double() * constants[f"{step.residual}.scale"]
+    if isinstance(step, Stem) or step.relu:
+        v = v.relu()
+    return (F.max_pool2d(v, 3, 2, 1) if isinstance(step, Stem) and step.pool else v) / out
+
+
+def weighted(made: Network) -> list[Step]:
+    return [step for step in made.steps if isinstance(step, Stem | Convolution)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_step_rounds_the_graphs_real_value_to_the_nearest(name: str) -> None:
+    made, model, x = unchained(name), deployable(name, "int8"), torch.from_numpy(floats(name, 2))
+    tensors = quantized_by_onnxruntime(model, [n for s in made.steps for n in writes(s)], x.numpy())
+    run = walk(made)
+    for step in weighted(made):
+        (found,) = run.run(step, x, tensors)
+        v = real_value(model, step, tensors, x).clamp(-128, 127)
+        assert float((found.double() - v).abs().max()) <= 0.5 + NEAR, step.name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_differs_from_onnxruntime_at_ties_alone(name: str) -> None:
+    made, model, x = unchained(name), deployable(name, "int8"), torch.from_numpy(floats(name, 2))
+    tensors = quantized_by_onnxruntime(model, [n for s in made.steps for n in writes(s)], x.numpy())
+    run = walk(made)
+    for step in made.steps:
+        if isinstance(step, Head):
+            continue
+        (found,) = run.run(step, x, tensors)
+        differ = found != tensors[step.output]
+        if isinstance(step, Stem | Convolution):
+            v = real_value(model, step, tensors, x)
+            assert bool(((v - v.floor() - 0.5).abs() < NEAR)[differ].all()), step.name
+            assert int((found.int() - tensors[step.output].int()).abs().max()) <= 1
+        else:
+            assert not differ.any(), "a shortcut moves integers and changes none"
+
+
+def test_a_tie_goes_to_the_even_neighbour_as_in_the_graph() -> None:
+    """Every scale a power of two, so that fp32 rounds nothing and ties are exact: no integer may differ."""
+    model = onnx.ModelProto()
+    model.CopyFrom(deployable("cifar", "int8"))
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if tensor.name.endswith(".scale"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.exp2(np.rint(np.log2(values))), tensor.name))
+        elif tensor.name.endswith(".bias"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.rint(values * 1024) / 1024, tensor.name))
+    made, x = lower(model, (8, 8)), floats("cifar", 8)
+    tensors = quantized_by_onnxruntime(model, [n for s in made.steps for n in writes(s)], x)
+    run, ties = walk(made), 0
+    for step in weighted(made):
+        (found,) = run.run(step, torch.from_numpy(x), tensors)
+        assert torch.equal(found, tensors[step.output]), step.name
+        v = real_value(model, step, tensors, torch.from_numpy(x))
+        ties += int((v - v.floor() == 0.5).sum())
+    assert ties > 20
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("int8", 0.02), ("fp16", 2e-3), ("fp32", 1e-5)])
+@pytest.mark.parametrize("pixels", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_the_graphs(name: str, pixels: bool, precision: Any, limit: float) -> None:
+    model, x = deployable(name, precision, pixels=pixels), images(name, 4, pixels=pixels)
+    made = lower(model, (SIDES[name], SIDES[name]))
+    expected = reference_session(model.SerializeToString(), optimize=False)(x)
+    found = walk(made)(torch.from_numpy(x)).numpy()
+    assert np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()) < limit
