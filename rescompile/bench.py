@@ -7,23 +7,22 @@ compared with the golden ones before it is timed.
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from calibration.names import text_of
 from rescompile.backends.base import RunOptions
 from rescompile.commands import read_report
-from rescompile.engine import Engine, load, read_golden
-from rescompile.errors import EngineError, UsageError
+from rescompile.engine import Engine, load
+from rescompile.errors import UsageError
+from rescompile.golden_check import golden_batch
 from rescompile.manifest import Manifest
 from rescompile.measure.disturbance import Watch
 from rescompile.measure.origin import Origin, origin
@@ -115,12 +114,10 @@ def bench(
         progress: told what runs.
 
     Raises:
-        UsageError: a batch that the engine does not take, or a time that is none.
+        UsageError: a batch that the engine does not take.
         EngineError: the engine is damaged, or gives a wrong answer at some batch.
         BackendUnavailable: the engine cannot run on this machine.
     """
-    if not (0 < seconds < math.inf):
-        raise UsageError(f"--seconds {seconds:g} is no time to measure in; pass a number above 0")
     clock = StageClock(progress)
     watch = Watch()
     options = RunOptions(threads=threads)
@@ -144,7 +141,7 @@ def bench(
         for size, found in zip(sizes, timings.values(), strict=True)
     )
     return BenchReport(
-        engine=_facts(directory, manifest),
+        engine=engine_facts(directory, manifest),
         origin=origin(threads),
         batches=results,
         cold=tuple(cold),
@@ -155,40 +152,11 @@ def bench(
 
 def contenders(engine: Engine, directory: Path, sizes: Sequence[int]) -> dict[str, Contender]:
     """One contender for each batch size, fed with the golden images over and over."""
-    images, logits = read_golden(directory, engine.manifest)
     found = {}
     for size in sizes:
-        picked = np.arange(size) % len(images)
-        fed = np.ascontiguousarray(images[picked])
-        check = partial(_check, expected=logits, picked=picked, engine=engine, directory=directory)
+        fed, check = golden_batch(directory, engine.manifest, size)
         found[f"batch {size}"] = Contender(partial(engine, fed), check)
     return found
-
-
-def _check(
-    answer: NDArray[Any],
-    *,
-    expected: NDArray[np.float32],
-    picked: NDArray[np.int64],
-    engine: Engine,
-    directory: Path,
-) -> None:
-    """Refuse an answer that is further from the golden one than the golden self-test allows.
-
-    The error's energy is held against that of all golden logits, once for every time that they are gone through:
-    what the self-test allows over all images, it allows over some of them.
-
-    Raises:
-        EngineError: the answer is wrong.
-    """
-    error = np.square(answer.astype(np.float64) - expected[picked]).sum()
-    energy = np.square(expected.astype(np.float64)).sum() * math.ceil(len(picked) / len(expected))
-    allowed = engine.manifest.golden_relative_rms
-    if not error <= allowed**2 * energy:  # NaN, too
-        raise EngineError(
-            f"the engine in {directory} gives wrong answers at batch {len(picked)} (relative RMS "
-            f"{math.sqrt(error / energy):.3g}, allowed {allowed:g}), so its time says nothing; build it again here"
-        )
 
 
 def _sizes(manifest: Manifest, asked: Sequence[int] | None) -> list[int]:
@@ -214,7 +182,8 @@ def _starts(directory: Path, threads: int | None) -> tuple[Start, Start]:
         return cold, start_once(directory, environment, threads=threads)
 
 
-def _facts(directory: Path, manifest: Manifest) -> EngineFacts:
+def engine_facts(directory: Path, manifest: Manifest) -> EngineFacts:
+    """What manifest and build report say of the engine."""
     built, fed = read_report(directory), manifest.inputs[0]
     others = {"model.onnx", "reference.onnx", "golden.npz", "calibration.json", "report.json", "report.html"}
     if manifest.backend == "onnxruntime":

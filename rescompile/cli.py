@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from rescompile.cli_measure import bench
+from rescompile.cli_measure import bench, profile
 from rescompile.cli_table import app as table_app
 from rescompile.errors import USER_ERRORS
 from rescompile.option_groups import takes_groups
@@ -43,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(table_app, name="table")
 app.command()(bench)
+app.command()(profile)
 
 
 def main() -> NoReturn:

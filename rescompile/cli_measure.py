@@ -1,7 +1,8 @@
-"""The commands that measure: bench. Commands; no work."""
+"""The commands that measure: bench and profile. Commands; no work."""
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,7 @@ def bench(
     from rescompile.terminal import TerminalProgress
     from rescompile.views_bench import print_bench
 
+    check_seconds(seconds)
     if output is not None:
         check_output_file(output)
     sizes = None if batch is None else _sizes(batch)
@@ -65,6 +67,54 @@ def bench(
         sys.stdout.write(report.to_json().decode())
     else:
         print_bench(report)
+
+
+def profile(
+    directories: Annotated[
+        list[Path], typer.Argument(help="Engine directories of one network, side by side.", metavar="DIR...")
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="Images of one call.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Time for each engine.")] = 5.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; the library's choice.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the result into this JSON file, too.")] = None,
+    json: Json = False,
+) -> None:
+    """Show where an engine's time goes: each block beside its bytes, operations and floor.
+
+    Several engines of one network answer why one precision is not faster than another.
+
+    Examples:
+
+    - `rescompile profile resnet50-int8-openvino`
+
+    - `rescompile profile resnet50-fp32-openvino resnet50-int8-openvino --batch 8`
+    """
+    from rescompile.files import atomic_write, check_output_file
+    from rescompile.profile import profile as run
+    from rescompile.terminal import TerminalProgress
+    from rescompile.views_profile import print_profile
+
+    check_seconds(seconds)
+    if output is not None:
+        check_output_file(output)
+    with TerminalProgress() as progress:
+        report = run(directories, batch=batch, seconds=seconds, threads=threads, progress=progress)
+    if output is not None:
+        atomic_write(output, report.to_json())
+    if json:
+        sys.stdout.write(report.to_json().decode())
+    else:
+        print_profile(report)
+
+
+def check_seconds(seconds: float) -> None:
+    """Refuse a time in which nothing can be measured.
+
+    Raises:
+        UsageError: it is not above 0, or has no end.
+    """
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"--seconds {seconds:g} is no time to measure in; pass a number above 0")
 
 
 def _compare(a: Path, b: Path, *, json: bool) -> None:

@@ -92,12 +92,6 @@ def test_batches_that_the_engine_does_not_take_are_refused(directory: Path, batc
         bench(directory, batches=batches, seconds=0.01, starts=0)
 
 
-@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
-def test_no_time_to_measure_in_is_refused(directory: Path, seconds: float) -> None:
-    with pytest.raises(UsageError, match="--seconds"):
-        bench(directory, seconds=seconds)
-
-
 @pytest.mark.parametrize(
     ("batch", "sizes"),
     [

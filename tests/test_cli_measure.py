@@ -13,6 +13,7 @@ from tests.backends.engines import make_engine
 from tests.measure.scripted import steady
 from tests.reports import report
 from tests.test_bench_compare import bench_report
+from tests.test_profile import RATES
 
 Said = pytest.CaptureFixture[str]
 
@@ -68,6 +69,9 @@ def test_compare_prints_json(tmp_path, monkeypatch, capsys) -> None:
     [
         ((), 2, "pass an engine directory to measure, or --compare"),
         (("x", "--compare", "a", "b"), 2, "and not both"),
+        (("x", "--seconds", "0"), 2, "--seconds 0 is no time"),
+        (("x", "--seconds", "nan"), 2, "--seconds nan is no time"),
+        (("x", "--seconds", "inf"), 2, "--seconds inf is no time"),
         (("x", "--batch", "1,two"), 2, "write whole numbers"),
         (("x", "--output", "none/x.json"), 1, "none is no folder"),
         (("x", "--output", "."), 1, "is a folder"),
@@ -81,3 +85,31 @@ def test_what_cannot_be_measured_is_one_sentence(words, code, said, tmp_path, mo
     assert (found, out) == (code, "")
     assert said in err
     assert "Traceback" not in err
+
+
+def test_profile_prints_a_table_and_writes_json(small_engines, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("rescompile.profile.measure_roofline", lambda threads: RATES)
+    path = tmp_path / "p.json"
+    words = ("profile", small_engines["int8"], "--seconds", "0.05", "--threads", "1", "--output", path)
+    code, out, _ = rescompile(monkeypatch, capsys, *words)
+    assert code == 0
+    assert "bound by" in out
+    assert json.loads(path.read_text())["engines"][0]["engine"]["precision"] == "int8"
+    code, out, _ = rescompile(monkeypatch, capsys, *words, "--json")
+    assert (code, json.loads(out)["batch"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), 2, "Missing argument"),
+        (("x", "--seconds", "-1"), 2, "no time"),
+        (("x", "--output", "none/x.json"), 1, "none is no folder"),
+        (("no-such-engine",), 1, "no engine directory"),
+    ],
+)
+def test_what_cannot_be_profiled_is_one_sentence(words, code, said, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, out, err = rescompile(monkeypatch, capsys, "profile", *words)
+    assert (found, out) == (code, "")
+    assert said in err

@@ -96,7 +96,7 @@ class OpenVinoRunner:
         if self._request is None:
             raise BackendError("this engine is closed; load it again")
         check_batch(len(images), self._batch)
-        with _in_our_words("OpenVINO cannot run this engine"):
+        with in_our_words("OpenVINO cannot run this engine"):
             result = self._request.infer([images], share_inputs=True, share_outputs=True)
         return np.array(result[0], np.float32)
 
@@ -115,7 +115,7 @@ def simulate(model: onnx.ModelProto, batch: Batch) -> OpenVinoRunner:
 
     from rescompile.backends.openvino_lowering import lower
 
-    with _in_our_words("OpenVINO cannot read the deployable graph"):
+    with in_our_words("OpenVINO cannot read the deployable graph"):
         compiled, _ = _compile_model(ov.Core().read_model(lower(model).SerializeToString()), RUN_DEFAULTS)
     return OpenVinoRunner(compiled, batch)
 
@@ -137,7 +137,7 @@ class OpenVinoTensors:
         import openvino as ov
 
         path = directory / MODEL
-        with _in_our_words(f"OpenVINO cannot load {path}"):
+        with in_our_words(f"OpenVINO cannot load {path}"):
             model = ov.Core().read_model(path)
             ports = {
                 name: port for op in model.get_ops() for port in op.outputs() for name in port.get_names()
@@ -159,7 +159,7 @@ class OpenVinoTensors:
             BackendError: OpenVINO cannot run the model on it.
         """
         images = np.repeat(image[None], self._count, axis=0)
-        with _in_our_words("OpenVINO cannot run this engine"):
+        with in_our_words("OpenVINO cannot run this engine"):
             self._request.infer([images])
             return {name: np.array(self._request.get_tensor(name).data[0], np.float32) for name in self.names}
 
@@ -169,7 +169,7 @@ def _save(graph: onnx.ModelProto, request: BuildRequest, directory: Path) -> Non
     import openvino as ov
 
     serialized = graph.SerializeToString()
-    with _in_our_words("OpenVINO cannot read the deployable graph"):
+    with in_our_words("OpenVINO cannot read the deployable graph"):
         model = ov.Core().read_model(serialized)
         low, high = request.batch.min, request.batch.max
         batch = ov.Dimension(low) if low == high else ov.Dimension(low, high)
@@ -183,22 +183,39 @@ def _save(graph: onnx.ModelProto, request: BuildRequest, directory: Path) -> Non
         raise BackendError(f"OpenVINO cannot write {directory / MODEL}: {_last_words(error)}") from error
 
 
+def compile_counting(path: Path, *, threads: int | None) -> Any:
+    """The model at ``path`` compiled as for running it, with the performance counters of its layers on.
+
+    Raises:
+        BackendError: OpenVINO refuses it; its own words are in the message.
+    """
+    import openvino as ov
+
+    with in_our_words(f"OpenVINO cannot load {path}"):
+        model = ov.Core().read_model(path)
+        return _compile_model(model, RunOptions(threads=threads), counters=True)[0]
+
+
 def _compile(path: Path, options: RunOptions) -> tuple[Any, tuple[str, ...]]:
     """The model at ``path`` compiled for this CPU, and notes on what could not be set."""
     import openvino as ov
 
-    with _in_our_words(f"OpenVINO cannot load {path}"):
+    with in_our_words(f"OpenVINO cannot load {path}"):
         # read here and not by path: a cached model would otherwise skip the check that its weights are whole
         return _compile_model(ov.Core().read_model(path), options)
 
 
-def _compile_model(model: Any, options: RunOptions) -> tuple[Any, tuple[str, ...]]:
+def _compile_model(
+    model: Any, options: RunOptions, *, counters: bool = False
+) -> tuple[Any, tuple[str, ...]]:
     import openvino as ov
 
     core = ov.Core()
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
+    if counters:
+        settings["PERF_COUNT"] = "YES"
     if options.cache is not None:
         settings["CACHE_DIR"] = str(options.cache)
     try:
@@ -248,7 +265,8 @@ def residual_adds(graph: onnx.ModelProto) -> set[str]:
 
 
 @contextmanager
-def _in_our_words(what: str) -> Iterator[None]:
+def in_our_words(what: str) -> Iterator[None]:
+    """Turn an error of OpenVINO's into a BackendError that begins with ``what``."""
     try:
         yield
     except RuntimeError as error:

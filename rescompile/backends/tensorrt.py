@@ -59,7 +59,7 @@ class TensorRt:
     def availability(self, target: str | None = None) -> Availability:
         """TensorRT needs a GPU to build and to run, TensorRT for RTX only to run; both need pycuda to run."""
         try:
-            trt = self._library()
+            trt = self.library()
         except BackendUnavailable as error:
             return Availability(build=False, run=False, reason=str(error))
         what = f"{self.module} {trt.__version__}"
@@ -80,7 +80,7 @@ class TensorRt:
 
     def check(self, target: str | None) -> None:
         """Refuse a target that this library or machine cannot build for: see ``Backend.check``."""
-        trt = self._library()
+        trt = self.library()
         if self.is_rtx:
             _check_rtx_target(trt, target)
             return
@@ -99,7 +99,7 @@ class TensorRt:
             OutputError: the disk is full.
         """
         self.check(request.target)
-        trt = self._library()
+        trt = self.library()
         logger = make_logger(trt)
         builder = trt.Builder(logger)
         network, _parser = self._parse(trt, builder, logger, request)
@@ -128,14 +128,14 @@ class TensorRt:
         """A ``tensorrt_runner.TensorRtRunner`` on the first GPU."""
         from rescompile.backends.tensorrt_runner import TensorRtRunner
 
-        trt = self._library()
+        trt = self.library()
         obstacle = self._obstacle_to_run(trt, _only_gpu(f"running a {self.name} engine"), manifest.target)
         if obstacle is not None:
             raise BackendUnavailable(f"the engine in {directory} cannot run here: {obstacle}")
         cuda = require("pycuda.driver", f"running a {self.name} engine")
         return TensorRtRunner(trt, cuda, (directory / MODEL).read_bytes(), manifest)
 
-    def _library(self) -> Any:
+    def library(self) -> Any:
         """The module itself.
 
         Raises:

@@ -63,6 +63,11 @@ class TensorRtRunner:
             self._stream.synchronize()
         return logits
 
+    def attach(self, profiler: Any) -> None:
+        """Let ``profiler``, an IProfiler, be told the time of each layer at every later call."""
+        with self._current():
+            self._context.profiler = profiler
+
     def close(self) -> None:
         """Free the buffers and the engine; calling it twice is harmless."""
         if self._device is not None:

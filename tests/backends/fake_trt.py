@@ -20,6 +20,10 @@ class IProgressMonitor:
     pass
 
 
+class IProfiler:
+    pass
+
+
 class BuilderFlag(enum.IntEnum):
     TF32 = 5
 
@@ -97,7 +101,7 @@ class Config:
 class FakeTrt:
     """The module; attributes set by a test decide how a build goes."""
 
-    ILogger, IProgressMonitor = ILogger, IProgressMonitor
+    ILogger, IProgressMonitor, IProfiler = ILogger, IProgressMonitor, IProfiler
     BuilderFlag, ComputeCapability = BuilderFlag, ComputeCapability
     NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
