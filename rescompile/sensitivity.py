@@ -182,5 +182,8 @@ def _detours(exact: Network, rounded: Network, outputs: Sequence[str]) -> list[_
             )
             for entry, end in zip(entries, ends, strict=False)
         ),
-        _Detour(entries[-1], _Stretch.between(rounded, entries[-1], rounded.output), None),
+        # the pool in front of the classifier reads Q/DQ for the sake of the last residual block alone
+        _Detour(
+            entries[-1], _Stretch.between(rounded, entries[-1] + DEQUANTIZE_SUFFIX, rounded.output), None
+        ),
     ]

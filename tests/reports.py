@@ -12,6 +12,7 @@ from rescompile.report import (
     BlockError,
     BuildReport,
     Check,
+    FrontierPoint,
     FusedAdds,
     Limits,
     LintResult,
@@ -37,6 +38,23 @@ def ranges(count: int) -> tuple[ActivationRange, ...]:
 def pairs(count: int) -> tuple[tuple[float, float], ...]:
     values = np.random.default_rng(2).normal(0, 3, count)
     return tuple((float(value), float(value) * 1.01) for value in values)
+
+
+def frontier(count: int) -> tuple[FrontierPoint, ...]:
+    """From all of eight blocks in FP16 to none: ``count`` choices, of which the last misses a limit."""
+    return tuple(
+        FrontierPoint(
+            fp16_blocks=("layer3.0",) * (index < count - 1),
+            int8_blocks=8 * index // (count - 1),
+            reformats=0 if index == 0 else 1 if index == count - 1 else 3,
+            top1_agreement=1 - 0.02 * index / count,
+            top1_engine=None,
+            top1_drop=None if index else 0.5,
+            relative_rms=0.01 * index,
+            passed=index < count - 1,
+        )
+        for index in range(count)
+    )
 
 
 def report(**changes: Any) -> BuildReport:

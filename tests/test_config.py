@@ -17,9 +17,11 @@ from rescompile.config import (
     ModelConfig,
     PreprocessOptions,
     parse_batch,
+    parse_fp16_blocks,
 )
 from rescompile.errors import UsageError
 from rescompile.manifest import Batch
+from rescompile.report import Limits
 
 MODEL = ModelConfig(depth=50)
 
@@ -44,6 +46,50 @@ def test_a_batch_ascends_from_one(text: str) -> None:
         parse_batch(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "blocks"),
+    [
+        (None, None),
+        ("auto", "auto"),
+        ("none", "none"),
+        ("fc", ("fc",)),
+        ("stem, layer1.0", ("stem", "layer1.0")),
+    ],
+)
+def test_blocks_in_fp16_are_a_mode_or_names(text: str | None, blocks: object) -> None:
+    assert parse_fp16_blocks(text) == blocks
+
+
+@pytest.mark.parametrize("text", ["", "stem,", ",", "stem,,fc"])
+def test_an_empty_block_name_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--fp16-blocks .* has an empty name"):
+        parse_fp16_blocks(text)
+
+
+BUDGET = {"validation_set": Path("val"), "limits": Limits(min_agreement=0.97)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "keeps"),
+    [
+        (BUDGET, True),
+        (BUDGET | {"limits": Limits(max_top1_drop=0.3)}, True),
+        (BUDGET | {"limits": Limits(max_relative_rms=0.1)}, False),
+        (BUDGET | {"limits": Limits(max_relative_rms=0.1), "fp16_blocks": "auto"}, True),
+        (BUDGET | {"limits": None}, False),
+        (BUDGET | {"validation_set": None}, False),
+        (BUDGET | {"fp16_blocks": "none"}, False),
+        (BUDGET | {"fp16_blocks": ("fc",)}, False),
+        (BUDGET | {"precision": "fp16"}, False),
+        (BUDGET | {"calibration": CalibrationConfig(table=Path("t.json"))}, False),
+    ],
+)
+def test_a_budget_is_kept_where_agreement_or_drop_is_asked_of_a_validation_set(
+    changes: dict[str, Any], keeps: bool
+) -> None:
+    assert BuildConfig(model=MODEL, **changes).keeps_budget == keeps
+
+
 REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
     (ModelConfig, {}, "no network was named"),
     (ModelConfig, {"weights": "random"}, "no network was named"),
@@ -63,6 +109,22 @@ REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
     (CalibrationConfig, {"seed": -1}, "--seed -1 is negative"),
     (CalibrationConfig, {"method": "median"}, "--calibration-method: 'median' is no calibration method"),
     (CalibrationConfig, {"method": "percentile:101"}, "--calibration-method: .*101"),
+    (
+        BuildConfig,
+        {"model": MODEL, "precision": "fp16", "fp16_blocks": "auto"},
+        "leave it out with --precision fp16",
+    ),
+    (BuildConfig, {"model": MODEL, "fp16_blocks": "auto"}, "pass --validation-set with --min-agreement"),
+    (
+        BuildConfig,
+        {
+            "model": MODEL,
+            "fp16_blocks": "auto",
+            "calibration": CalibrationConfig(table=Path("t.json")),
+            **BUDGET,
+        },
+        "--calibration brings none; pass --calibration-set instead, or name the blocks",
+    ),
     (BuildConfig, {"model": MODEL, "precision": "int4"}, "--precision int4 is unknown; choose one of fp32"),
     (BuildConfig, {"model": MODEL, "precision": "fp23"}, r"Did you mean 'fp\d\d'"),
     (BuildConfig, {"model": MODEL, "input_format": "uint8"}, "--input uint8 is unknown"),

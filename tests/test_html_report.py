@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from rescompile.html_report import render
-from rescompile.report import ActivationRange, BlockError, Check, Limits, LintResult, StageRecord
-from tests.reports import blocks, pairs, ranges, report
+from rescompile.report import ActivationRange, BlockDamage, BlockError, Check, Limits, LintResult, StageRecord
+from tests.reports import blocks, frontier, pairs, ranges, report
 
 VOID = {"meta", "br"}
 
@@ -48,6 +48,16 @@ class Page(HTMLParser):
 def bare(**changes):
     """A report without plots: quick to render."""
     return report(**({"blocks": (), "ranges": (), "logits": ()} | changes))
+
+
+def test_a_budget_shows_its_blocks_their_order_and_every_choice() -> None:
+    mixed = {"fp16_blocks": ("layer3.0",), "reformats": 3, "frontier": frontier(3)}
+    page = Page(render(bare(**mixed, damages=(BlockDamage("layer3.0", 0.3),))))
+    assert "Blocks in FP16" in page.text
+    assert "most damage: layer3.0" in page.text
+    assert all(cell in page.text for cell in ("98.667 %", "missed", "no labels", "FP16 blocks"))
+    assert page.tags.count("svg") == 2
+    assert "Blocks in FP16" not in Page(render(bare())).text
 
 
 def test_the_page_names_nothing_outside_of_itself() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rescompile.report import Check, FusedAdds, LintResult, StageRecord
 from rescompile.stages import StageClock
 from rescompile.terminal import TerminalProgress, print_summary
-from tests.reports import report
+from tests.reports import frontier, report
 
 
 def console(*, terminal: bool = False, width: int = 60) -> tuple[Console, io.StringIO]:
@@ -55,6 +55,22 @@ def test_every_fact_is_one_aligned_line() -> None:
     assert facts["engine directory"] == "out/resnet50-int8-openvino"
     assert facts["build report"] == "out/resnet50-int8-openvino/report.html"
     assert len({line.index(value) for line, value in zip(lines[4:], facts.values(), strict=True)}) == 1
+
+
+def test_blocks_in_fp16_and_every_choice_that_was_tried_are_lines() -> None:
+    text = printed(fp16_blocks=("stem", "layer3.0"), reformats=3, frontier=frontier(3))
+    lines = [re.split(r"  +", line, maxsplit=1) for line in text.splitlines()[4:]]
+    assert ["blocks in FP16", "stem, layer3.0"] in lines
+    assert ["reformats", "3"] in lines
+    assert [value for name, value in lines if name == "tried"] == [
+        "0 blocks in INT8, reformats 0, agreement 100 %, drop 0.5 points, relative RMS 0, limits kept, FP16: layer3.0",
+        "4 blocks in INT8, reformats 3, agreement 99.333 %, drop no labels, relative RMS 0.01, limits kept, "
+        "FP16: layer3.0",
+        "8 blocks in INT8, reformats 1, agreement 98.667 %, drop no labels, relative RMS 0.02, limits missed, "
+        "FP16: none",
+    ]
+    assert "blocks in FP16" not in printed()
+    assert "tried" not in printed()
 
 
 def test_fused_adds_say_where_they_were_counted() -> None:
