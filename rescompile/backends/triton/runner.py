@@ -30,7 +30,7 @@ from rescompile.backends.triton.plan import (
     Stored,
 )
 from rescompile.backends.triton.weights import Array, read_weights
-from rescompile.errors import BackendError
+from rescompile.errors import BackendError, EngineError
 from rescompile.manifest import Batch
 
 _FORMATS = {"i32": "i", "i64": "q", "fp32": "f"}
@@ -114,7 +114,13 @@ class PlanRunner:
 
     def _function(self, directory: Path, kernel: Kernel) -> Any:
         if kernel.file not in self._modules:
-            code = (directory / kernel.file).read_bytes()
+            path = directory / kernel.file
+            try:
+                code = path.read_bytes()
+            except OSError as error:
+                raise EngineError(
+                    f"{path} cannot be read ({error.strerror}); copy or build the engine again"
+                ) from error
             self._modules[kernel.file] = self._cuda.module_from_buffer(code)
         function = self._modules[kernel.file].get_function(kernel.entry)
         if kernel.shared_bytes > PLAIN_SHARED:
@@ -149,9 +155,13 @@ class PlanRunner:
     def _graph_of(self, program: Program) -> CudaGraph:
         if program.batch not in self._graphs:
             graph = CudaGraph(self._library)
-            with graph.capturing(self._stream.handle):
-                for launch in program.launches:
-                    self._launch(launch)
+            try:
+                with graph.capturing(self._stream.handle):
+                    for launch in program.launches:
+                        self._launch(launch)
+            except BaseException:
+                graph.close()
+                raise
             self._graphs[program.batch] = graph
         return self._graphs[program.batch]
 

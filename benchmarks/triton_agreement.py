@@ -1,0 +1,173 @@
+"""A Triton INT8 engine's plan against ONNX Runtime: how often the classes agree, and why any integer differs.
+
+    python -m benchmarks.triton_agreement resnet50-int8-triton --images imagenet/validation --limit 300
+
+Both start from the deployable graph. The plan's executor adds up integers exactly and rounds once; ONNX Runtime, its
+optimizations off, executes Q/DQ in fp32. Where a value lies at a tie between two integers the two may part by one, and
+that one spreads. With ``--explain N`` every tensor of N images is computed from ONNX Runtime's own inputs to it, so
+that nothing spreads, and every integer that differs is held against its real value: its distance from the tie is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from calibration.images import open_image_set
+from calibration.preprocess import normalize
+from fused_kernels.launch import implementation
+from rescompile.backends.onnxruntime import reference_session
+from rescompile.backends.triton.execute import Walk
+from rescompile.backends.triton.lower import conv_of, lower
+from rescompile.backends.triton.steps import Convolution, Head, Stem, Step, writes
+from rescompile.engine import simulate
+from rescompile.manifest import Manifest, read_manifest
+
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two executions of the same integers on the same images."""
+
+    images: int
+    same_class: float
+    same_logits: float
+    """Share of images whose logits agree within 1e-5 of the largest."""
+    relative_rms: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One tensor, computed from the other side's inputs."""
+
+    tensor: str
+    values: int
+    differ: int
+    largest_step: int
+    """In units of the last place; 0 where nothing differs."""
+    farthest_from_tie: float
+    """Of the values that differ, in units of the last place."""
+
+
+def main() -> None:
+    """Print both, or write them as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_agreement", description=__doc__)
+    parser.add_argument("engine", type=Path, help="directory of an INT8 engine of the backend triton")
+    parser.add_argument("--images", type=Path, required=True, help="a folder of images or an .npz")
+    parser.add_argument("--limit", type=int, default=300, help="most images to compare on")
+    parser.add_argument("--explain", type=int, default=0, help="images of which every tensor is compared")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    asked = parser.parse_args()
+    manifest = read_manifest(asked.engine)
+    images = np.concatenate(list(_images(manifest, asked.images, asked.limit)))
+    agreement = agree(asked.engine, images)
+    print(
+        f"{agreement.images} images: top-1 agreement {100 * agreement.same_class:.3f} %, same logits on "
+        f"{100 * agreement.same_logits:.1f} %, relative RMS {agreement.relative_rms:.5f}"
+    )
+    found = explain(onnx.load(asked.engine / "model.onnx"), images[: asked.explain]) if asked.explain else []
+    for row in found:
+        print(
+            f"{row.tensor:24} {row.differ:8} of {row.values:10} differ, by {row.largest_step} at most, "
+            f"{row.farthest_from_tie:.2e} from a tie"
+        )
+    if asked.json is not None:
+        body = {"agreement": asdict(agreement), "tensors": [asdict(row) for row in found]}
+        asked.json.write_text(json.dumps(body, indent=1) + "\n", "utf-8")
+
+
+def agree(directory: Path, images: NDArray[Any]) -> Agreement:
+    """The engine's executor against ONNX Runtime's execution of its graph on ``images``."""
+    reference = reference_session(directory / "model.onnx", optimize=False)
+    engine = simulate(directory)
+    if engine is None:
+        raise SystemExit(f"error: {directory} is no engine of the backend triton")
+    parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    with engine:
+        pairs = [(reference(part), engine(part)) for part in parts]
+    expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    error = np.abs(found - expected).max(axis=1)
+    return Agreement(
+        images=len(images),
+        same_class=float((found.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+        same_logits=float((error <= 1e-5 * np.abs(expected).max(axis=1)).mean()),
+        relative_rms=float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean())),
+    )
+
+
+def explain(model: onnx.ModelProto, images: NDArray[Any]) -> list[Difference]:
+    """Every quantized tensor of float32 ``images``, computed from what ONNX Runtime has in front of it."""
+    network = lower(model, (images.shape[2], images.shape[3]))
+    walk = Walk(network.steps, {name: torch.tensor(values) for name, values in network.weights.items()})
+    names = [name for step in network.steps for name in writes(step)]
+    tensors, x = integers(model, names, images), torch.from_numpy(images)
+    rows = []
+    for step in network.steps:
+        if isinstance(step, Head):
+            continue
+        with implementation("reference"):
+            (found,) = walk.run(step, x, tensors)
+        expected = tensors[step.output]
+        differ = found != expected
+        distance = 0.0
+        if isinstance(step, Stem | Convolution) and bool(differ.any()):
+            v = real_value(model, step, tensors, x)
+            distance = float((v - v.floor() - 0.5).abs()[differ].max())
+        steps = int((found.int() - expected.int()).abs().max())
+        rows.append(Difference(step.output, found.numel(), int(differ.sum()), steps, distance))
+    return rows
+
+
+def integers(model: onnx.ModelProto, names: list[str], images: NDArray[Any]) -> dict[str, Tensor]:
+    """The quantized tensors as ONNX Runtime computes them."""
+    outputs = [f"{name}.quantize" for name in names]
+    found = reference_session(model.SerializeToString(), optimize=False, outputs=outputs).tensors(images)
+    return {name: torch.from_numpy(found[f"{name}.quantize"]) for name in names}
+
+
+def real_value(model: onnx.ModelProto, step: Step, tensors: dict[str, Tensor], image: Tensor) -> Tensor:
+    """What the graph's quantizer behind ``step`` rounds, in units of its output, in fp64 from the graph's constants."""
+    constants = {t.name: t for t in model.graph.initializer}
+
+    def constant(name: str) -> Tensor:
+        return torch.tensor(onnx.numpy_helper.to_array(constants[name])).double()
+
+    assert isinstance(step, Stem | Convolution)
+    if isinstance(step, Stem):
+        scale = constant("input.scale")
+        x = (image / scale.float()).round().clamp(-128, 127).double() * scale
+    else:
+        x = tensors[step.input].double() * constant(f"{step.input}.scale")
+    weight = constant(f"{step.name}.weight.int8") * constant(f"{step.name}.weight.scale")[:, None, None, None]
+    conv = conv_of(step.window)
+    v = F.conv2d(x, weight, constant(f"{step.name}.bias"), stride=conv.stride, padding=conv.padding)
+    if isinstance(step, Convolution) and step.residual is not None:
+        v = v + tensors[step.residual].double() * constant(f"{step.residual}.scale")
+    if isinstance(step, Stem) or step.relu:
+        v = v.relu()
+    if isinstance(step, Stem) and step.pool:
+        v = F.max_pool2d(v, 3, 2, 1)
+    return v / constant(f"{step.output}.scale")
+
+
+def _images(manifest: Manifest, path: Path, limit: int) -> Iterator[NDArray[Any]]:
+    steps = manifest.preprocess
+    for batch in open_image_set(path, limit=limit).batches(steps, BATCH):
+        taken = batch.images if manifest.inputs[0].dtype == "uint8" else normalize(batch.images, steps)
+        yield taken
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The runtime gives a GPU what the plan says (a fake one, which computes in Triton's interpreter)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rescompile.backends.triton.plan import Plan
+from rescompile.backends.triton.reference import ReferenceRunner
+from rescompile.backends.triton.runner import PlanRunner
+from rescompile.errors import BackendError, EngineError
+from rescompile.manifest import Batch
+from tests.backends.triton.fake_gpu import FakeGpu
+from tests.backends.triton.networks import CLASSES, images
+from tests.backends.triton.planned import make_plan
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
+    folder = tmp_path_factory.mktemp("engine")
+    return folder, make_plan(folder, "cifar", "int8", batch=Batch(1, 1, 3))
+
+
+def runner(written: tuple[Path, Plan], gpu: FakeGpu) -> PlanRunner:
+    return PlanRunner(gpu, gpu.library, *written)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_logits_are_those_of_the_plan_for_every_count(written: tuple[Path, Plan], count: int) -> None:
+    x = images("cifar", count)
+    gpu = FakeGpu(written[1])
+    np.testing.assert_array_equal(runner(written, gpu)(x), ReferenceRunner(*written)(x))
+    assert gpu.depth == 0
+
+
+def test_pixels_and_chains_in_fp16(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "bottleneck", "fp16", batch=Batch(1, 1, 1), pixels=True)
+    x = images("bottleneck", 1, pixels=True)
+    gpu = FakeGpu(plan)
+    expected = ReferenceRunner(tmp_path, plan)(x)
+    np.testing.assert_allclose(PlanRunner(gpu, gpu, tmp_path, plan)(x), expected, atol=5e-3)
+
+
+def test_a_batch_is_captured_once_and_launched_often(written: tuple[Path, Plan]) -> None:
+    gpu = FakeGpu(written[1])
+    run = runner(written, gpu)
+    for count in (3, 1, 2, 3):
+        run(images("cifar", count))
+    # programs take 1 and 3 images: two graphs, the larger one also for 2
+    assert sorted(len(work) for work in gpu.graphs.values()) == [len(p.launches) for p in written[1].programs]
+    assert [executable - min(gpu.launched) for executable in gpu.launched] == [0, 1, 0, 0]
+
+
+def test_memory_is_taken_once_for_the_largest_batch(written: tuple[Path, Plan]) -> None:
+    plan, gpu = written[1], FakeGpu(written[1])
+    run = runner(written, gpu)
+    sizes = [len(memory.content) for memory in gpu.memory]
+    run(images("cifar", 3))
+    assert [len(memory.content) for memory in gpu.memory] == sizes
+    assert sizes[:3] == [3 * 3 * 8 * 8 * 4, max(3 * CLASSES * 4, 256), plan.programs[-1].arena_bytes]
+
+
+def test_machine_code_that_kernels_share_is_loaded_once(written: tuple[Path, Plan]) -> None:
+    gpu = FakeGpu(written[1])
+    runner(written, gpu)
+    assert len(gpu.loaded) == len({kernel.file for kernel in written[1].kernels})
+
+
+def test_earlier_images_do_not_change_an_answer(written: tuple[Path, Plan]) -> None:
+    x, run = images("cifar", 3), runner(written, FakeGpu(written[1]))
+    alone = run(x[:2])
+    run(-x)
+    np.testing.assert_array_equal(run(x[:2]), alone)
+
+
+def test_images_need_not_be_contiguous(written: tuple[Path, Plan]) -> None:
+    x, run = images("cifar", 4)[::2], runner(written, FakeGpu(written[1]))
+    np.testing.assert_array_equal(run(x), run(x.copy()))
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_a_batch_outside_of_the_range_is_refused(written: tuple[Path, Plan], count: int) -> None:
+    with pytest.raises(BackendError, match=f"{count} images at once.*takes 1 to 3"):
+        runner(written, FakeGpu(written[1]))(np.zeros((count, 3, 8, 8), np.float32))
+
+
+def test_closing_gives_everything_back_and_may_be_repeated(written: tuple[Path, Plan]) -> None:
+    gpu = FakeGpu(written[1])
+    run = runner(written, gpu)
+    run(images("cifar", 1))
+    run.close()
+    run.close()
+    assert (gpu.memory, gpu.graphs, gpu.detached, gpu.depth) == ([], {}, True, 0)
+    with pytest.raises(BackendError, match="closed"):
+        run(images("cifar", 1))
+
+
+def test_too_little_memory_gives_everything_back(written: tuple[Path, Plan]) -> None:
+    gpu = FakeGpu(written[1], room=5000)
+    with pytest.raises(BackendError, match="cannot run this engine: out of memory"):
+        runner(written, gpu)
+    assert (gpu.memory, gpu.detached, gpu.depth) == ([], True, 0)
+
+
+def test_machine_code_that_the_driver_refuses_is_an_error(written: tuple[Path, Plan], tmp_path: Path) -> None:
+    for file in written[0].iterdir():
+        damaged = file.suffix == ".cubin"
+        (tmp_path / file.name).write_bytes(b"garbage" if damaged else file.read_bytes())
+    gpu = FakeGpu(written[1])
+    with pytest.raises(BackendError, match="kernel image is invalid"):
+        PlanRunner(gpu, gpu, tmp_path, written[1])
+    assert gpu.detached
+
+
+def test_missing_machine_code_is_named(written: tuple[Path, Plan], tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes((written[0] / "weights.safetensors").read_bytes())
+    gpu = FakeGpu(written[1])
+    with pytest.raises(EngineError, match=r"take_kernel-\w+\.cubin cannot be read"):
+        PlanRunner(gpu, gpu, tmp_path, written[1])
+    assert gpu.detached
+
+
+@pytest.mark.parametrize("call", ["begin", "end", "instantiate", "launch"])
+def test_a_graph_that_the_driver_refuses_is_an_error(written: tuple[Path, Plan], call: str) -> None:
+    gpu = FakeGpu(written[1])
+    gpu.failing[call] = 901
+    run = runner(written, gpu)
+    with pytest.raises(BackendError, match=r"the CUDA driver refuses .*\(error 901\)"):
+        run(images("cifar", 1))
+    assert gpu.depth == 0
+    assert len(gpu.graphs) == (1 if call == "launch" else 0)
+    gpu.failing.clear()
+    expected: Any = ReferenceRunner(*written)(images("cifar", 1))
+    np.testing.assert_array_equal(run(images("cifar", 1)), expected)
+    run.close()
+
+
+def test_the_runtime_imports_neither_torch_nor_triton_nor_onnx() -> None:
+    program = (
+        "import sys, rescompile.backends.triton.runner, rescompile.backends.triton.backend, "
+        "rescompile.backends.triton.reading; print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert not {"torch", "triton", "onnx", "fused_kernels"} & set(loaded.split())
