@@ -13,7 +13,8 @@ from calibration.channel_groups import channel_groups
 from calibration.channels import ChannelHistograms
 from calibration.collect import collect, collect_channels
 from calibration.equalization import equalize
-from calibration.noise import noise_model
+from calibration.hardness import Hardship, hard_activations
+from calibration.noise import NoiseModel, noise_model
 from calibration.observers import Histogram
 from calibration.sensitivity import IMAGES, measure_sensitivity
 
@@ -34,6 +35,10 @@ class Survey:
     factors: Mapping[str, NDArray[np.floating]] | None = None
     samples: tuple[Images, ...] = ()
     """Preprocessed images [3, H, W], evenly chosen."""
+    noise: NoiseModel | None = None
+    """Where gradients were taken."""
+    hardships: tuple[Hardship, ...] = ()
+    """Of the activations, as the checkpoint has them."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +77,22 @@ def survey(
         progress(done, total)
 
     if not wanted.channels:
-        return Survey(collect(serialized, tensors, stream, progress=passed))
+        histograms = collect(serialized, tensors, stream, progress=passed)
+        return Survey(histograms, hardships=hard_activations(histograms, None))
     channels = collect_channels(serialized, tensors, stream, progress=passed)
     kept = tuple(samples.spread(wanted.samples))
     means = {name: entry.means for name, entry in channels.items()}
     if not wanted.gradients:
-        return Survey({name: entry.merged() for name, entry in channels.items()}, means, samples=kept)
+        merged = _merged(channels, None)
+        return Survey(merged, means, samples=kept, hardships=hard_activations(merged, channels))
     sensitivity = measure_sensitivity(
         model, tensors, samples.spread(IMAGES), channels, progress=lambda done: passed(count + done)
     )
-    chosen = equalize(
-        noise_model(model, channel_groups(model), channels, sensitivity), channels=wanted.equalize
-    )
+    noise = noise_model(model, channel_groups(model), channels, sensitivity)
+    chosen = equalize(noise, channels=wanted.equalize)
     factors = {name: chosen.factors[name] for name in tensors} if wanted.equalize else None
-    return Survey(_merged(channels, factors), means, chosen.thresholds, factors, kept)
+    merged = _merged(channels, factors)
+    return Survey(merged, means, chosen.thresholds, factors, kept, noise, hard_activations(merged, channels))
 
 
 def _merged(

@@ -79,6 +79,14 @@ def amax_entropy(histogram: Histogram) -> float:
     return min(float(best) * histogram.bin_width, histogram.amax)
 
 
+def squared_error(histogram: Histogram, threshold: float) -> float:
+    """Expected squared error of the 8-bit grid with this threshold, summed over all values; 0 for a dead tensor."""
+    if not histogram.amax or threshold <= 0:
+        return 0.0
+    in_bins = _squared_errors(histogram.counts, np.array([threshold / histogram.bin_width]))
+    return float(in_bins[0]) * histogram.bin_width**2
+
+
 METHODS: dict[str, Method] = {
     "max": amax_max,
     "percentile": amax_percentile,

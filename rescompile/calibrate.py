@@ -9,6 +9,8 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.builtin import builtin_image_set
+from calibration.comparison import Comparison, compare_methods
+from calibration.hardness import Hardship, hard_weights
 from calibration.images import ImageSet, open_image_set
 from calibration.preprocess import normalize
 from calibration.rounding import IMAGES as LEARNING_IMAGES
@@ -42,6 +44,8 @@ class Calibrated:
     recipe: Recipe = RECIPES["fast"]
     samples: tuple[NDArray[np.float32], ...] = field(default=(), compare=False, repr=False)
     """Preprocessed images [3, H, W] to learn the rounding from; none where it is not learned."""
+    comparison: Comparison | None = field(default=None, compare=False, repr=False)
+    """Every method on every tensor; None for a table that was read."""
 
 
 def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
@@ -78,7 +82,8 @@ def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> 
         table = table if config.method is None else table.with_method(config.method)
         return Calibrated(table, recipe=_recipe_of(table, config))
     images = calibration_images(config, source)
-    recipe = config.recipe
+    hardships = hard_weights(source.graph)
+    recipe = _for_hard_weights(config.recipe, config) if hardships else config.recipe
     seen = survey(
         source.graph,
         tensors,
@@ -104,7 +109,15 @@ def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> 
         factors=seen.factors,
     )
     advice = (BUILT_IN_ADVICE,) if config.images is None else ()
-    return Calibrated(table, (*advice, *notes_on_skipped(images)), recipe, seen.samples)
+    found = notes_on_hardships((*hardships, *seen.hardships), recipe)
+    thresholds = {name: entry.thresholds for name, entry in table.tensors.items()}
+    return Calibrated(
+        table,
+        (*advice, *notes_on_skipped(images), *found),
+        recipe,
+        seen.samples,
+        compare_methods(seen.histograms, thresholds, seen.noise, seen.factors),
+    )
 
 
 def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx.ModelProto:
@@ -139,6 +152,26 @@ def _recipe_of(table: CalibrationTable, config: CalibrationConfig) -> Recipe:
         bias_correction=made.bias_correction if config.bias_correction is None else config.bias_correction,
         weight_scales=config.weight_scales or made.weight_scales,
     )
+
+
+def _for_hard_weights(recipe: Recipe, config: CalibrationConfig) -> Recipe:
+    """Learned rounding, unless the user has chosen an effort or a rounding."""
+    chosen = config.effort is not None or config.rounding is not None
+    return recipe if chosen else replace(recipe, rounding="learned")
+
+
+def notes_on_hardships(hardships: tuple[Hardship, ...], recipe: Recipe) -> tuple[str, ...]:
+    """What was found, and what was done or can be done about it."""
+    remedies = {
+        "heavy-tailed weights": "they are rounded against each other (--rounding learned)"
+        if recipe.rounding == "learned"
+        else "--effort best rounds them against each other",
+        "outlier activations": "channels are equalized"
+        if recipe.equalize
+        else "--effort balanced equalizes channels",
+        "dead channels": "they cost time and no accuracy; pruning them would make the network faster",
+    }
+    return tuple(f"{entry.sentence}; {remedies[entry.kind]}" for entry in hardships)
 
 
 def notes_on_skipped(images: ImageSet) -> tuple[str, ...]:

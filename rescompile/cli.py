@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from rescompile.cli_measure import bench, profile
+from rescompile.cli_measure import bench, profile, report
 from rescompile.cli_table import app as table_app
 from rescompile.errors import USER_ERRORS
 from rescompile.option_groups import takes_groups
@@ -44,6 +44,7 @@ app = typer.Typer(
 app.add_typer(table_app, name="table")
 app.command()(bench)
 app.command()(profile)
+app.command()(report)
 
 
 def main() -> NoReturn:
@@ -163,6 +164,12 @@ def calibrate(
     calibration_options: CalibrationOptions,
     preprocessing: PreprocessingOptions,
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("calibration.json"),
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Print what every method would cost, tensor by tensor.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the comparison of the methods into this .svg or .png.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Choose INT8 scales for a network and write them, with their origin, into a calibration table.
@@ -171,12 +178,17 @@ def calibrate(
 
     - `rescompile calibrate --depth 50 --weights my.pth --calibration-set photos/ --output my.json`
 
+    - `rescompile calibrate --depth 50 --weights my.pth --calibration-set photos/ --compare --plot methods.svg`
+
     - `rescompile build --depth 50 --weights my.pth --calibration my.json`
     """
     from rescompile.commands import calibrate as run
+    from rescompile.plot_compare import check_plot_path
     from rescompile.terminal import TerminalProgress
-    from rescompile.views import print_table
+    from rescompile.views import print_calibrated
 
+    if plot is not None:
+        check_plot_path(plot)
     with TerminalProgress() as progress:
         calibrated = run(
             model_config(network, preprocessing),
@@ -184,9 +196,11 @@ def calibrate(
             output,
             progress,
         )
-    print(output.read_text() if json else "", end="")
-    if not json:
-        print_table(calibrated, output)
+    if plot is not None and calibrated.comparison is not None:
+        from rescompile.plot_methods import write_plot
+
+        write_plot(calibrated.comparison, plot)
+    print_calibrated(calibrated, output, compare=compare, json=json)
 
 
 @app.command()

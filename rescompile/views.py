@@ -27,6 +27,25 @@ def columns(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> list
     ]
 
 
+def print_calibrated(calibrated: Calibrated, path: Path, *, compare: bool, json: bool) -> None:
+    """What ``calibrate`` says: the table at ``path``, or what every method would cost."""
+    if compare and calibrated.comparison is not None:
+        import msgspec
+
+        from rescompile.views_methods import print_methods
+
+        if json:
+            print(msgspec.json.format(msgspec.json.encode(calibrated.comparison), indent=2).decode())
+            return
+        print_methods(calibrated.comparison, calibrated.table.method)
+        print()
+        _print_origin(calibrated, path)
+    elif json:
+        print(path.read_text(), end="")
+    else:
+        print_table(calibrated, path)
+
+
 def print_table(calibrated: Calibrated, path: Path) -> None:
     """Every tensor with its range and the threshold of each method."""
     table = calibrated.table
@@ -42,8 +61,13 @@ def print_table(calibrated: Calibrated, path: Path) -> None:
         for name, entry in table.tensors.items()
     ]
     print(*columns([header, *rows], right=range(1, len(header))), sep="\n")
+    _print_origin(calibrated, path)
+
+
+def _print_origin(calibrated: Calibrated, path: Path) -> None:
+    table = calibrated.table
     images = f"{table.images.count} images of {table.images.source}"
-    print(f"{path}: {len(rows)} scales by {table.method} (*) from {images}")
+    print(f"{path}: {len(table.tensors)} scales by {table.method} (*) from {images}")
     for note in calibrated.notes:
         print(f"note: {note}")
 
