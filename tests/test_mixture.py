@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ import torch
 import rescompile
 from calibration.image_archive import ArchiveImages
 from calibration.image_files import ImageFiles
+from rescompile import cli
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
 from rescompile.manifest import read_manifest
@@ -29,16 +33,16 @@ BUDGET = Limits(min_agreement=0.9, max_top1_drop=10.0)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``damaged.pth``, of which one block has an outlier channel, and the image sets."""
+    """``net.pth``, of which one block has an outlier channel, and the image sets."""
     folder = tmp_path_factory.mktemp("mixture")
     write_sets(folder)
-    torch.save(with_outlier(classifier(), DAMAGED, channel=5), folder / "damaged.pth")
+    torch.save(with_outlier(classifier(), DAMAGED, channel=5), folder / "net.pth")
     return folder
 
 
 def config(folder: Path, output: str, **changes: Any) -> BuildConfig:
     base = BuildConfig(
-        model=ModelConfig(weights=str(folder / "damaged.pth")),
+        model=ModelConfig(weights=str(folder / "net.pth")),
         calibration=CalibrationConfig(images=folder / "calibration.npz", effort="fast"),
         validation_set=folder / "validation.npz",
         limits=BUDGET,
@@ -145,6 +149,20 @@ def test_another_validation_set_with_wrong_labels_changes_no_byte_of_table_graph
     assert report.damages == kept.damages
     for file in ("model.onnx", "calibration.json"):
         assert (folder / "other" / file).read_bytes() == (folder / "kept" / file).read_bytes()
+
+
+def test_every_command_of_the_how_to_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs/how-to/accuracy-budget.md").read_text("utf-8")
+    commands = re.findall(r"^rescompile .*", page, re.MULTILINE)
+    monkeypatch.chdir(folder)
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 0, command
+    assert read_manifest(folder / "net-int8").fp16_blocks == (DAMAGED,)
+    assert read_manifest(folder / "net-mixed").fp16_blocks == ("stem", DAMAGED)
+    assert f"most damage: {DAMAGED}" in (folder / "damage.svg").read_text()
 
 
 class Reads(Silent):
