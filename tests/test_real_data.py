@@ -6,9 +6,11 @@ import lzma
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import rescompile
 from calibration.images import open_image_set
@@ -16,6 +18,7 @@ from calibration.preprocess import normalize
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.report import BuildReport, Limits
+from tests.damage import with_outlier
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("real-data")]
 
@@ -64,6 +67,30 @@ def test_cifar_networks_keep_their_accuracy(depth: int, real_data: Path, tmp_pat
     assert report.images == 10_000
     assert report.top1_reference == pytest.approx(published, abs=2e-4)
     assert report, report.checks
+
+
+@pytest.mark.parametrize(("effort", "blocks"), [("fast", ("layer2.1",)), ("balanced", ())])
+def test_a_block_with_an_outlier_channel_is_found_or_repaired(
+    real_data: Path, tmp_path: Path, effort: Any, blocks: tuple[str, ...]
+) -> None:
+    stored = torch.load(real_data / "weights" / CIFAR[20][0], map_location="cpu", weights_only=True)
+    state = {name.removeprefix("module."): tensor for name, tensor in stored["state_dict"].items()}
+    torch.save(with_outlier(state, "layer2.1", channel=3), tmp_path / "damaged.pth")
+    report = rescompile.build(
+        BuildConfig(
+            model=ModelConfig(model="resnet20-cifar", weights=str(tmp_path / "damaged.pth")),
+            calibration=CalibrationConfig(
+                images=real_data / "cifar10/train_10k.npz", limit=256, effort=effort
+            ),
+            validation_set=real_data / "cifar10/test.npz",
+            validation_images=2000,
+            limits=Limits(max_top1_drop=0.5, min_agreement=0.98),
+            backend="openvino",
+            output=tmp_path / "e",
+        )
+    )
+    assert report, report.checks
+    assert report.fp16_blocks == blocks
 
 
 def test_resnet50_int8_agrees_with_fp32(int8: tuple[Path, BuildReport]) -> None:
