@@ -1,4 +1,4 @@
-"""The commands that measure: bench and profile. Commands; no work."""
+"""The commands that measure and show what was measured: bench, profile, report. Commands; no work."""
 
 from __future__ import annotations
 
@@ -105,6 +105,41 @@ def profile(
         sys.stdout.write(report.to_json().decode())
     else:
         print_profile(report)
+
+
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            help="JSON of bench, of profile and of the suites, in any order.", metavar="RESULTS..."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("measurements.html"),
+    plots: Annotated[Path | None, typer.Option(help="Folder for the plots as PNG; made if missing.")] = None,
+) -> None:
+    """Make one HTML page of measurements, readable offline, and its plots as PNG.
+
+    Examples:
+
+    - `rescompile report int8.json fp32.json profile.json --output measurements.html`
+
+    - `rescompile report benchmarks/results/*/*.json --plots plots/`
+    """
+    from rescompile.files import atomic_write, check_output_file, writing
+    from rescompile.html_measured import plots_of, render_measurements
+    from rescompile.measurements import read_measurements
+
+    check_output_file(output)
+    found = read_measurements(results)
+    atomic_write(output, render_measurements(found).encode())
+    print(output)
+    if plots is not None:
+        with writing(plots):
+            plots.mkdir(parents=True, exist_ok=True)
+        for plot in plots_of(found):
+            path = plots / f"{plot.name}.png"
+            atomic_write(path, plot.png())
+            print(path)
 
 
 def check_seconds(seconds: float) -> None:

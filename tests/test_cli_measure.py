@@ -6,9 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from rescompile import cli
+from rescompile.profile import ProfileReport
 from tests.backends.engines import make_engine
 from tests.measure.scripted import steady
 from tests.reports import report
@@ -94,8 +96,10 @@ def test_profile_prints_a_table_and_writes_json(small_engines, tmp_path, monkeyp
     code, out, _ = rescompile(monkeypatch, capsys, *words)
     assert code == 0
     assert "bound by" in out
-    assert json.loads(path.read_text())["engines"][0]["engine"]["precision"] == "int8"
-    code, out, _ = rescompile(monkeypatch, capsys, *words, "--json")
+    found = msgspec.json.decode(path.read_bytes(), type=ProfileReport)
+    assert found.engines[0].engine.precision == "int8"
+    monkeypatch.setattr("rescompile.profile.profile", lambda directories, **rest: found)
+    code, out, _ = rescompile(monkeypatch, capsys, "profile", "x", "--json")
     assert (code, json.loads(out)["batch"]) == (0, 1)
 
 
@@ -111,5 +115,32 @@ def test_profile_prints_a_table_and_writes_json(small_engines, tmp_path, monkeyp
 def test_what_cannot_be_profiled_is_one_sentence(words, code, said, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     found, out, err = rescompile(monkeypatch, capsys, "profile", *words)
+    assert (found, out) == (code, "")
+    assert said in err
+
+
+def test_report_writes_the_page_and_its_plots(tmp_path, monkeypatch, capsys) -> None:
+    path, page, plots = tmp_path / "a.json", tmp_path / "m.html", tmp_path / "made/plots"
+    path.write_bytes(bench_report({1: steady(10), 2: steady(15)}).to_json())
+    code, out, _ = rescompile(monkeypatch, capsys, "report", path, "--output", page, "--plots", plots)
+    assert code == 0
+    assert page.read_text("utf-8").startswith("<!DOCTYPE html>")
+    assert [line.rpartition("/")[2] for line in out.split()] == [
+        "m.html", "throughput.png", "latency.png", "accuracy.png",
+    ]  # fmt: skip
+    assert {file.name for file in plots.iterdir()} == {"throughput.png", "latency.png", "accuracy.png"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), 2, "Missing argument"),
+        (("none.json",), 2, "none.json cannot be read"),
+        (("x", "--output", "none/x.html"), 1, "none is no folder"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_sentence(words, code, said, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, out, err = rescompile(monkeypatch, capsys, "report", *words)
     assert (found, out) == (code, "")
     assert said in err

@@ -99,7 +99,19 @@ def test_every_lint_rule_is_documented() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["build", "calibrate", "verify", "run", "inspect", "doctor", "compare", "sensitivity", "bench", "profile"],
+    [
+        "build",
+        "calibrate",
+        "verify",
+        "run",
+        "inspect",
+        "doctor",
+        "compare",
+        "sensitivity",
+        "bench",
+        "profile",
+        "report",
+    ],
 )
 def test_help_of_every_command_has_an_example(command: str) -> None:
     environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
