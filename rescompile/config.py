@@ -21,6 +21,8 @@ Fp16Blocks = Literal["auto", "none"] | tuple[str, ...]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
 DEFAULT_CALIBRATION_IMAGES = 512
+INT8_THROUGHOUT = ("triton",)
+"""Backends whose INT8 engines can have no block in floating point."""
 MAX_SIDE = 8192
 """Pixels; ``Preprocess`` in a manifest or a table reads back no more."""
 
@@ -257,6 +259,11 @@ class BuildConfig:
             raise UsageError(
                 f"--fp16-blocks is about the blocks of an int8 engine; leave it out with --precision {self.precision}"
             )
+        if self.fp16_blocks not in (None, "none") and self.backend in INT8_THROUGHOUT:
+            raise UsageError(
+                f"--backend {self.backend} makes INT8 engines without FP16 blocks only; leave --fp16-blocks out, or "
+                "choose another --backend"
+            )
         if self.fp16_blocks == "auto" and (self.limits is None or self.validation_set is None):
             raise UsageError(
                 "--fp16-blocks auto keeps limits on a validation set; pass --validation-set with --min-agreement, "
@@ -274,6 +281,8 @@ class BuildConfig:
         if self.fp16_blocks is not None:
             return self.fp16_blocks == "auto"
         if self.precision != "int8" or self.limits is None or self.calibration.table is not None:
+            return False
+        if self.backend in INT8_THROUGHOUT:
             return False
         asked = (self.limits.min_agreement, self.limits.max_top1_drop) != (None, None)
         return asked and self.validation_set is not None

@@ -81,6 +81,7 @@ BUDGET = {"validation_set": Path("val"), "limits": Limits(min_agreement=0.97)}
         (BUDGET | {"fp16_blocks": "none"}, False),
         (BUDGET | {"fp16_blocks": ("fc",)}, False),
         (BUDGET | {"precision": "fp16"}, False),
+        (BUDGET | {"backend": "triton"}, False),
         (BUDGET | {"calibration": CalibrationConfig(table=Path("t.json"))}, False),
     ],
 )
@@ -114,6 +115,7 @@ REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
         {"model": MODEL, "precision": "fp16", "fp16_blocks": "auto"},
         "leave it out with --precision fp16",
     ),
+    (BuildConfig, {"model": MODEL, "fp16_blocks": ("fc",), "backend": "triton"}, "without FP16 blocks only"),
     (BuildConfig, {"model": MODEL, "fp16_blocks": "auto"}, "pass --validation-set with --min-agreement"),
     (
         BuildConfig,
