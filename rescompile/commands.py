@@ -24,8 +24,8 @@ from rescompile.manifest import Manifest, read_manifest
 from rescompile.mixture import original_of, sample_images
 from rescompile.parity import compare, open_validation_set
 from rescompile.report import BuildReport, FusedAdds, Limits
-from rescompile.sensitivity import SensitivityReport, measure_damage, ranked
-from rescompile.source import open_source
+from rescompile.sensitivity import SensitivityReport, expected_damage, measure_damage, ranked
+from rescompile.source import Source, open_source
 from rescompile.stages import Progress, StageClock
 from rescompile.verify import Network, judge
 
@@ -77,8 +77,18 @@ def sensitivity(
         together=damage.together,
         blocks=damage.blocks,
         ranking=ranked(damage.blocks),
+        expected=_expected(source, calibrated),
         notes=(*source.notes, *calibrated.notes),
     )
+
+
+def _expected(source: Source, calibrated: Calibrated) -> dict[str, float]:
+    """What the noise model of the calibration expects of each block; empty where there is none."""
+    if calibrated.comparison is None:
+        return {}
+    method = calibrated.table.method
+    results = {name: entry[method].logits_rms for name, entry in calibrated.comparison.tensors.items()}
+    return expected_damage(source.graph, results)
 
 
 def verify(

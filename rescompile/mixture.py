@@ -49,28 +49,36 @@ class Mixture:
     notes: tuple[str, ...] = ()
 
 
-def as_asked(
-    source: Source, calibrated: Calibrated | None, config: BuildConfig, progress: Progress
-) -> Mixture:
-    """The quantized graph, with the blocks that the user named in floating point.
+def named_blocks(source: Source, config: BuildConfig) -> tuple[str, ...]:
+    """The blocks that the user named, in the order of execution.
 
     Raises:
         UsageError: a block that the network does not have.
-        GraphError: as ``calibrate.quantize``.
     """
-    if calibrated is None:
-        return Mixture(None)
-    graph = quantize(source, calibrated, progress)
-    if not isinstance(config.fp16_blocks, tuple):
-        return Mixture(graph, calibrated)
+    asked = config.fp16_blocks if isinstance(config.fp16_blocks, tuple) else ()
     known = list(block_outputs(source.graph))
-    for name in config.fp16_blocks:
+    for name in asked:
         if name not in known:
             hint = did_you_mean(name, known)
             raise UsageError(
                 f"--fp16-blocks {name}: the network has no such block; its blocks are {', '.join(known)}.{hint}"
             )
-    blocks = tuple(name for name in known if name in config.fp16_blocks)
+    return tuple(name for name in known if name in asked)
+
+
+def as_asked(
+    source: Source, calibrated: Calibrated | None, blocks: tuple[str, ...], progress: Progress
+) -> Mixture:
+    """The quantized graph with ``blocks`` in floating point.
+
+    Raises:
+        GraphError: as ``calibrate.quantize``.
+    """
+    if calibrated is None:
+        return Mixture(None)
+    graph = quantize(source, calibrated, progress)
+    if not blocks:
+        return Mixture(graph, calibrated)
     return Mixture(restore(graph, original_of(source, calibrated), blocks), calibrated, blocks)
 
 

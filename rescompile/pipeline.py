@@ -28,6 +28,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     backend = chosen.backend
     with clock.stage("load"):
         source = open_source(config.model, progress)
+        named = mixture.named_blocks(source, config)
     with atomic_directory(assembly.output_of(source, config, backend), force=config.force) as staging:
         folder = staging.folder
         request = assembly.request(folder, source, config, progress)
@@ -38,7 +39,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
                 calibrated = calibrate(source, config.calibration, progress)
             notes = (*notes, *calibrated.notes)
         with clock.stage("quantize"):
-            mixed = mixture.as_asked(source, calibrated, config, progress)
+            mixed = mixture.as_asked(source, calibrated, named, progress)
         for again in ("", " again"):
             with clock.stage(f"build{again}"):
                 deployable = make_deployable(source, mixed, config, backend.rest_type(config.precision))

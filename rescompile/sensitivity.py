@@ -15,7 +15,7 @@ negative for many). Relative RMS on validation images with the k highest blocks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.network import Network, Node, Values
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.topology import block_outputs, quantizing_blocks
 from rescompile.graph.vocabulary import DEQUANTIZE_SUFFIX
 from rescompile.report import BlockDamage
 
@@ -50,6 +50,8 @@ class SensitivityReport(msgspec.Struct, frozen=True, kw_only=True):
     """In the order of execution."""
     ranking: tuple[str, ...]
     """Most damage first."""
+    expected: dict[str, float] = {}
+    """As ``expected_damage``; empty where calibration took no gradients."""
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
@@ -68,6 +70,22 @@ class Damage:
 def ranked(damages: Sequence[BlockDamage]) -> tuple[str, ...]:
     """Names of the blocks, most damage first; of equal ones the earlier block."""
     return tuple(entry.block for entry in sorted(damages, key=lambda entry: -entry.relative_rms))
+
+
+def expected_damage(original: onnx.ModelProto, errors: Mapping[str, float | None]) -> dict[str, float]:
+    """Relative RMS that the noise model expects of each block's activations, its input and output among them.
+
+    ``errors`` is what it expects of each quantized tensor alone (``calibration.comparison``). Weights are left out, and
+    errors of several tensors are taken as independent. Empty where a tensor has no expectation.
+    """
+    squares = dict.fromkeys(block_outputs(original), 0.0)
+    for tensor, blocks in quantizing_blocks(original).items():
+        error = errors.get(tensor)
+        if error is None:
+            return {}
+        for block in blocks:
+            squares[block] += error**2
+    return {block: float(np.sqrt(value)) for block, value in squares.items()}
 
 
 def measure_damage(

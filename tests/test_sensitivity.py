@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from calibration.network import Network
 from rescompile import cli
 from rescompile.graph.restore import restore
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.topology import block_outputs, quantized_tensors
 from rescompile.metrics import relative_rms
 from rescompile.report import BlockDamage
-from rescompile.sensitivity import BATCH, SensitivityReport, measure_damage, ranked
+from rescompile.sensitivity import BATCH, SensitivityReport, expected_damage, measure_damage, ranked
 from rescompile.views_sensitivity import lines
 from tests.graph.conftest import folded, images, int8
 
@@ -96,6 +96,26 @@ def test_the_table_names_rank_damage_and_share() -> None:
     ]
 
 
+def test_expectations_stand_beside_what_was_measured() -> None:
+    damages = (BlockDamage("stem", 0.03), BlockDamage("fc", 0.04))
+    report = SensitivityReport(
+        model="net", images=2, image_source="photos", together=0.05, blocks=damages, ranking=ranked(damages),
+        expected={"stem": 0.02, "fc": 0.05},
+    )  # fmt: skip
+    assert [line.split()[-1] for line in lines(report)[:3]] == ["activations", "0.05000", "0.02000"]
+
+
+def test_a_tensor_counts_for_the_block_that_makes_it_and_those_that_convolve_it() -> None:
+    graph = folded("resnet8-cifar", "A")
+    errors: dict[str, float | None] = dict.fromkeys(quantized_tensors(graph), 0.0)
+    found = expected_damage(
+        graph, errors | {"layer1.0.relu": 0.3, "layer3.0.relu": 0.4, "layer1.0.relu1": 0.4}
+    )
+    assert found == pytest.approx({"stem": 0.0, "layer1.0": 0.5, "layer2.0": 0.3, "layer3.0": 0.4, "fc": 0.0})
+    assert expected_damage(graph, errors | {"input": 0.1})["stem"] == pytest.approx(0.1)
+    assert expected_damage(graph, errors | {"flatten": None}) == {}
+
+
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     monkeypatch.setattr(sys, "argv", ["rescompile", *map(str, words)])
     with pytest.raises(SystemExit) as stop:
@@ -115,6 +135,10 @@ def test_the_command_prints_the_ranking_draws_it_and_gives_json(
     assert (report["model"], report["images"], len(report["blocks"])) == ("resnet20-cifar", 2, 11)
     assert printed.splitlines()[1].split()[:2] == ["1", report["ranking"][0]]
     assert "most damage: " + report["ranking"][0] in (tmp_path / "damage.svg").read_text()
+    # the default effort takes gradients, so it has a model of the noise; fast has none
+    assert set(report["expected"]) == {block["block"] for block in report["blocks"]}
+    assert call(monkeypatch, *words, "--json", "--effort", "fast") == 0
+    assert json.loads(capsys.readouterr().out)["expected"] == {}
     assert np.isfinite([block["relative_rms"] for block in report["blocks"]]).all()
 
 

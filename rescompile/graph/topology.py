@@ -109,6 +109,20 @@ def is_quantized(node: gs.Node) -> bool:
     return bool(made_by) and made_by[0].op == "DequantizeLinear"
 
 
+def quantizing_blocks(model: onnx.ModelProto) -> dict[str, set[str]]:
+    """Each of ``quantized_tensors(model)`` to the blocks for whose sake it is quantized.
+
+    They are the block that makes it and those whose convolutions or classifier read it.
+    """
+    tensors = read(model).tensors()
+    found = {}
+    for name in quantized_tensors(model):
+        readers = {block_of(node.name) for node in consumers(tensors[name]) if node.op in WEIGHTED_OPS}
+        maker = maker_block(tensors[name])
+        found[name] = readers if maker is None else readers | {maker}
+    return found
+
+
 def behind_quantizers(tensor: gs.Tensor) -> gs.Tensor:
     """The tensor whose values ``tensor`` carries, with Q/DQ nodes above it stepped over."""
     while tensor.inputs and tensor.inputs[0].op in QUANTIZER_OPS:
