@@ -131,6 +131,8 @@ def build(
     - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --fp16-blocks stem,layer4.2`
 
     - `rescompile build --onnx mine.onnx --precision fp16 --backend tensorrt-rtx --target sm_89 --batch 1:8:32`
+
+    - `rescompile build --depth 50 --weights my.pth --backend triton --target sm_90 --batch 8`
     """
     from rescompile.config import BuildConfig, parse_batch, parse_fp16_blocks
     from rescompile.pipeline import build as run

@@ -13,6 +13,7 @@ from calibration.names import text_of
 from calibration.table import read_table
 from rescompile.assembly import CALIBRATION, REFERENCE, REPORT_JSON
 from rescompile.backends.onnxruntime import reference_session
+from rescompile.backends.triton.summary import PlanSummary, summary_of
 from rescompile.calibrate import Calibrated, notes_on_skipped, quantize
 from rescompile.calibrate import calibrate as calibrate_source
 from rescompile.config import CalibrationConfig, ModelConfig, positive
@@ -222,6 +223,8 @@ class Inspection(msgspec.Struct, frozen=True):
     fused: FusedAdds | None
     calibration_method: str | None
     calibrated_tensors: int
+    plan: PlanSummary | None = None
+    """Of a Triton engine: its launches and memory by batch size."""
 
 
 def inspect(directory: Path) -> Inspection:
@@ -241,4 +244,5 @@ def inspect(directory: Path) -> Inspection:
         fused=report.fused,
         calibration_method=table.method if table else None,
         calibrated_tensors=len(table.tensors) if table else 0,
+        plan=summary_of(directory, manifest),
     )

@@ -43,8 +43,8 @@ _ISA = {
 _OPTIONAL = {
     "tensorrt": "engines for this machine's NVIDIA GPU, the fastest",
     "tensorrt_rtx": "engines for GeForce and RTX GPUs, built without a GPU",
-    "pycuda": "running TensorRT engines",
-    "triton": "the Triton kernels",
+    "pycuda": "running TensorRT and Triton engines",
+    "triton": "building Triton engines without a GPU, and the fused kernels",
 }
 """Optional module to what it is for."""
 

@@ -206,7 +206,9 @@ class EngineOptions:
         Literal["auto", "tensorrt", "tensorrt-rtx", "triton", "openvino", "onnxruntime"],
         _option("Engine", "auto takes TensorRT where it and a GPU are present, else OpenVINO."),
     ] = "auto"
-    target: Annotated[str | None, _option("Engine", "GPU to build for, as sm_89.")] = None
+    target: Annotated[
+        str | None, _option("Engine", "GPU to build for, as sm_89; triton needs it where there is no GPU.")
+    ] = None
     batch: Annotated[str, _option("Engine", "One batch size, or MIN:OPT:MAX.")] = "1:1:32"
     input_format: Annotated[
         Literal["float32-nchw", "uint8-nhwc"],

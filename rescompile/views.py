@@ -97,6 +97,7 @@ def print_inspection(inspection: Inspection) -> None:
         *([["blocks in FP16", ", ".join(manifest.fp16_blocks)]] if manifest.fp16_blocks else []),
         *_calibration(inspection),
         *_fused(inspection),
+        *_plan(inspection),
         ["verdict at build", inspection.verdict],
         *(
             ["file", f"{name}, {digest.bytes:,} bytes, hash as built"]
@@ -119,6 +120,11 @@ def _calibration(inspection: Inspection) -> list[list[str]]:
         return []
     count = f"{inspection.calibrated_tensors} scales by {calibration.method}"
     return [["calibration", f"{count} from {calibration.images} images of {calibration.source}"]]
+
+
+def _plan(inspection: Inspection) -> list[list[str]]:
+    plan = inspection.plan
+    return [] if plan is None else [["plan", str(plan)], *(["program", str(p)] for p in plan.programs)]
 
 
 def _fused(inspection: Inspection) -> list[list[str]]:

@@ -15,7 +15,7 @@ from rescompile.backends.base import (
     RunOptions,
 )
 from rescompile.backends.cuda import Gpu, driver, gpus
-from rescompile.backends.triton.plan import PLAN, WEIGHTS, Plan
+from rescompile.backends.triton.plan import PLAN, WEIGHTS
 from rescompile.backends.triton.reading import read_plan, write_plan
 from rescompile.errors import BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write
@@ -72,6 +72,7 @@ class Triton:
         from rescompile.backends.triton.chains import with_chains
         from rescompile.backends.triton.lower import lower
         from rescompile.backends.triton.steps import residual_adds
+        from rescompile.backends.triton.summary import summarize
         from rescompile.backends.triton.weights import write_weights
 
         target = _target(request.target)
@@ -91,11 +92,12 @@ class Triton:
             atomic_write(directory / name, cubin)
         write_weights(directory, network.weights)
         write_plan(directory, made.plan)
+        cost = summarize(made.plan)
         return Payload(
             files=(PLAN, WEIGHTS, *made.cubins),
             target=target.name,
             fused_adds=residual_adds(network.steps),
-            notes=(_note(made.plan),),
+            notes=(str(cost), *map(str, cost.programs)),
         )
 
     def load(self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> Any:
@@ -150,14 +152,3 @@ def _obstacle(gpu: Gpu, target: str | None) -> str | None:
     except BackendUnavailable as error:
         return str(error)
     return None
-
-
-def _note(plan: Plan) -> str:
-    """What the plan costs, in one sentence."""
-    files = len({kernel.file for kernel in plan.kernels})
-    programs = "; ".join(
-        f"batch {program.batch}: {len(program.launches)} launches, {program.arena_bytes:,} bytes of activations "
-        f"({program.arena_bytes / max(1, program.live_bytes):.2f} of the largest live set)"
-        for program in plan.programs
-    )
-    return f"{files} kernels; {programs}"

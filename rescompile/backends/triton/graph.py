@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rescompile.errors import BackendError
 
 Array = NDArray[Any]
+MIXED = "networks of mixed precision have no plan yet; pass --fp16-blocks none, or --precision fp16"
 
 
 class Quantized(NamedTuple):
@@ -96,8 +97,7 @@ class Graph:
         if len(scales) > 1:
             raise BackendError(
                 f"the Triton engine keeps one form of each tensor, but '{tensor}' is read in several (by "
-                f"{', '.join(node.name for node in self.users(tensor))}): networks of mixed precision have no plan "
-                "yet; build all of it in INT8 or in FP16"
+                f"{', '.join(node.name for node in self.users(tensor))}): {MIXED}"
             )
         return scales.pop() if scales else None
 

@@ -11,7 +11,7 @@ which is the graph's own Q/DQ arithmetic, its factors multiplied out once, in fp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,16 +21,16 @@ from fused_kernels.geometry import Conv
 from fused_kernels.ops.head import head_scales
 from fused_kernels.ops.inference import requantization
 from fused_kernels.stem_layout import PIXEL, pack_weight
-from rescompile.backends.triton.graph import Array, Graph, Weight, attributes, refused, unused
+from rescompile.backends.triton.graph import MIXED, Array, Graph, Weight, attributes, refused, unused
+from rescompile.backends.triton.movement import MOVEMENT_OPS, Plane, ends_movement, read_movement
 from rescompile.backends.triton.steps import Convolution, Head, Rest, Stem, Step, Widen, Window
 from rescompile.errors import BackendError
 
 KNOWN = {
-    "Conv", "Gemm", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "Slice", "Pad", "QuantizeLinear",
-    "DequantizeLinear", "Cast", "Transpose", "Mul",
+    "Conv", "Gemm", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "QuantizeLinear", "DequantizeLinear",
+    "Cast", "Transpose", "Mul", *MOVEMENT_OPS,
 }  # fmt: skip
 FACTOR, OFFSET = "input.factor", "input.offset"
-Plane = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class _Lowering:
             raise refused(strange, "no fused kernel computes it")
         made: list[tuple[int, Step]] = []
         for end in self._ends():
-            step = self._widen(end) if end.op_type in {"Slice", "Pad"} else self._weighted(end)
+            step = self._widen(end) if end.op_type in MOVEMENT_OPS else self._weighted(end)
             made.append((self.graph.position(end), step))
         left = next(unused(self.graph, self.used), None)
         if left is not None:
@@ -99,7 +99,7 @@ class _Lowering:
                 group = self._group(node)
                 self.groups[group.output] = group
                 ends.append(group.nodes[-1])
-            elif node.op_type == "Gemm" or (node.op_type in {"Slice", "Pad"} and self._ends_movement(node)):
+            elif node.op_type == "Gemm" or ends_movement(self.graph, node):
                 ends.append(node)
         return sorted(ends, key=self.graph.position)
 
@@ -215,8 +215,7 @@ class _Lowering:
         if found != {expected}:
             raise refused(
                 group.conv,
-                "its input, weight, residual and output are quantized, or none of them; networks of mixed precision "
-                "have no plan yet",
+                f"its input, weight, residual and output are quantized, or none of them; {MIXED}",
             )
         name, real = group.conv.name, torch.from_numpy(bias.astype(np.float32))
         if scale is None or out is None or weight.scales is None:
@@ -242,58 +241,13 @@ class _Lowering:
             )
         return Window(r, s, int(strides[0]), int(pads[0])), weight, bias
 
-    def _ends_movement(self, node: onnx.NodeProto) -> bool:
-        after = self.graph.only_user(node.output[0])
-        return after is None or after.op_type not in {"Slice", "Pad"}
-
     def _widen(self, end: onnx.NodeProto) -> Step:
-        """Slices and pads in any order; they move values, so the integers stay what they are."""
-        path = [end]
-        while (maker := self.graph.maker(path[0].input[0])) is not None and maker.op_type in {"Slice", "Pad"}:
-            path.insert(0, maker)
-        self._use(*path)
-        source, scale = self.graph.behind(path[0].input[0])
-        stride, before, after = [1, 1], 0, 0
-        for node in path:
-            if node.op_type == "Pad":
-                before, after = before + self._channels(node)[0], after + self._channels(node)[1]
-            else:
-                stride = [a * b for a, b in zip(stride, self._steps(node), strict=True)]
-        if stride[0] != stride[1]:
-            raise refused(end, "a shortcut takes pixels at one stride in both axes")
-        if self.graph.scale_of(end.output[0]) != scale:
-            raise refused(end, "a shortcut that moves values has the scale of what it reads")
-        h, w = self.planes[source]
-        self.planes[end.output[0]] = -(-h // stride[0]), -(-w // stride[0])
-        return Widen(end.name, source, str(end.output[0]), stride[0], before, after)
-
-    def _channels(self, pad: onnx.NodeProto) -> tuple[int, int]:
-        """Channels that a Pad adds before and after."""
-        pads = self.graph.constant(pad.input[1])
-        value = self.graph.constant(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else None
-        zeros = attributes(pad).get("mode", b"constant") == b"constant" and (value is None or not value.any())
-        if pads is None or len(pads) != 8 or not zeros or pads[[0, 2, 3, 4, 6, 7]].any() or pads.min() < 0:
-            raise refused(pad, "a shortcut is padded with channels of zeros")
-        return int(pads[1]), int(pads[5])
-
-    def _steps(self, node: onnx.NodeProto) -> list[int]:
-        """Strides of a Slice in height and width."""
-        values = [self.graph.constant(name) for name in node.input[1:5]]
-        if len(values) < 4 or any(value is None for value in values):
-            raise refused(node, "a shortcut is sliced by constants")
-        starts, ends, axes, steps = (cast("Array", value).tolist() for value in values)
-        plane = self.planes[self.graph.behind(self._origin(node)).name]
-        stride = [1, 1]
-        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-            if axis not in {2, 3} or start != 0 or step < 1 or end < plane[axis - 2]:
-                raise refused(node, "a shortcut takes every n-th pixel of the whole plane")
-            stride[axis - 2] = int(step)
-        return stride
-
-    def _origin(self, node: onnx.NodeProto) -> str:
-        while (maker := self.graph.maker(node.input[0])) is not None and maker.op_type in {"Slice", "Pad"}:
-            node = maker
-        return str(node.input[0])
+        found = read_movement(self.graph, end, self.planes)
+        self._use(*found.nodes)
+        h, w = self.planes[found.source]
+        output, stride = str(end.output[0]), found.stride
+        self.planes[output] = -(-h // stride), -(-w // stride)
+        return Widen(end.name, found.source, output, stride, found.before, found.after)
 
     def _head(self, gemm: onnx.NodeProto) -> Step:
         pooled, pool_scale = self.graph.behind(gemm.input[0])
@@ -310,7 +264,9 @@ class _Lowering:
         if weight is None or bias is None or not plain:
             raise refused(gemm, "the classifier has constant weights [classes, channels] and a bias")
         if {scale is not None, pool_scale is not None} != {weight.scales is not None}:
-            raise refused(gemm, "the pool's input, its output and the weight are quantized, or none of them")
+            raise refused(
+                gemm, f"the pool's input, its output and the weight are quantized, or none of them; {MIXED}"
+            )
         name = gemm.name
         self.weights[f"{name}.weight"] = np.ascontiguousarray(weight.values)
         self.weights[f"{name}.bias"] = bias.astype(np.float32)

@@ -1,0 +1,240 @@
+"""The backend from the outside: what it can do here, whole engine directories, and what is honest to say of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rescompile.backends import get_backend
+from rescompile.backends.cuda import Gpu
+from rescompile.backends.triton import assemble, backend
+from rescompile.commands import inspect, verify
+from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
+from rescompile.engine import load, simulate
+from rescompile.errors import BackendError, BackendUnavailable, EngineError, UsageError
+from rescompile.manifest import Batch, Precision, read_manifest
+from rescompile.pipeline import build
+from rescompile.report import BuildReport
+from rescompile.stages import Silent
+from tests.backends.triton.fake_gpu import FakeGpu
+from tests.backends.triton.planned import stand_ins
+
+H100 = Gpu("NVIDIA H100", "sm_90", 80 * 10**9, "13.0")
+
+
+def config(small: Path, output: Path, precision: Precision = "int8", **fields: Any) -> BuildConfig:
+    return BuildConfig(
+        model=ModelConfig(weights=str(small / "net.pth")),
+        precision=precision,
+        calibration=CalibrationConfig(images=small / "images.npz"),
+        validation_set=small / "images.npz",
+        backend="triton",
+        target=fields.pop("target", "sm_90"),
+        batch=Batch(1, 2, 4),
+        output=output,
+        **fields,
+    )
+
+
+@pytest.fixture(scope="module")
+def built(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuildReport]:
+    """A CIFAR ResNet-20 with stand-ins for machine code; read-only."""
+    folder = tmp_path_factory.mktemp("built") / "engine"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble, "compile_variants", stand_ins)
+        return folder, build(config(small, folder))
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "gpus", tuple)
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "gpus", lambda: (H100,))
+
+
+def with_pycuda(monkeypatch: pytest.MonkeyPatch, driver: Any) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda", SimpleNamespace(driver=driver))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_it_builds_and_does_not_run() -> None:
+    found = get_backend("triton").availability("sm_90")
+    assert (found.build, found.run) == (True, False)
+    assert "needs a CUDA GPU, and there is none" in found.reason
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize(
+    ("target", "run", "words"),
+    [
+        ("sm_90", True, "NVIDIA H100 (sm_90) is here"),
+        (None, True, "is here"),
+        ("sm_80", False, "but it is for sm_80, and NVIDIA H100 is sm_90"),
+    ],
+)
+def test_it_runs_on_the_gpu_that_it_was_built_for(
+    target: str | None, run: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_pycuda(monkeypatch, SimpleNamespace())
+    found = get_backend("triton").availability(target)
+    assert found.run is run
+    assert words in found.reason
+
+
+@pytest.mark.usefixtures("hopper")
+def test_without_pycuda_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    found = get_backend("triton").availability("sm_90")
+    assert not found.run
+    assert "pip install 'rescompile[cuda]'" in found.reason
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_target_is_needed_where_there_is_no_gpu() -> None:
+    with pytest.raises(UsageError, match="pass --target, one of sm_80, sm_86"):
+        get_backend("triton").check(None)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_the_gpu_that_is_here_is_the_target_unless_told() -> None:
+    get_backend("triton").check(None)
+
+
+def test_an_unknown_target_is_a_usage_error_with_a_suggestion() -> None:
+    with pytest.raises(UsageError, match=r"--target sm_91 is unknown.*Did you mean 'sm_\d0'"):
+        get_backend("triton").check("sm_91")
+
+
+def test_without_triton_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(BackendUnavailable, match=r"pip install 'rescompile\[triton\]'"):
+        get_backend("triton").check("sm_90")
+
+
+def test_an_engine_that_was_not_executed_is_not_called_verified(built: tuple[Path, BuildReport]) -> None:
+    folder, report = built
+    assert report.passed
+    assert not report.engine_executed
+    assert report.verdict == "built, not executed here"
+    assert "not a GPU" in report.measured_on
+    assert any("its plan's reference executor" in note for note in report.notes)
+    assert report.fused is not None
+    assert (report.fused.fused, report.fused.of, report.fused.seen_in) == (9, 9, "engine")
+    assert {"plan.json", "weights.safetensors", "model.onnx", "golden.npz"} <= set(
+        read_manifest(folder).files
+    )
+
+
+def test_inspect_counts_launches_and_memory(built: tuple[Path, BuildReport]) -> None:
+    plan = inspect(built[0]).plan
+    assert plan is not None
+    assert [(program.batch, program.launches) for program in plan.programs] == [(1, 24), (2, 24), (4, 24)]
+    assert "batch 4: 24 launches" in str(plan.programs[-1])
+    assert all(program.arena_bytes <= 1.3 * program.live_bytes for program in plan.programs)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_loading_without_a_gpu_says_what_can_be_done(built: tuple[Path, BuildReport]) -> None:
+    with pytest.raises(BackendUnavailable, match=r"needs a CUDA GPU \(sm_90\).*`rescompile verify`"):
+        load(built[0])
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_verify_executes_the_plan_and_says_so(built: tuple[Path, BuildReport], small: Path) -> None:
+    report = verify(
+        built[0],
+        validation_set=small / "images.npz",
+        validation_images=8,
+        limits=None,
+        reference=None,
+        skip_unreadable=False,
+        progress=Silent(),
+    )
+    assert (report.engine_executed, report.images, report.verdict) == (False, 8, "built, not executed here")
+    assert "not a GPU" in report.measured_on
+
+
+@pytest.mark.usefixtures("hopper")
+def test_a_gpu_gives_the_executors_logits_and_a_verified_engine(
+    built: tuple[Path, BuildReport], small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole network, golden self-test included; the fake GPU runs the steps, for the interpreter would take minutes."""
+    simulated = simulate(built[0])
+    assert simulated is not None
+    images = np.load(built[0] / "golden.npz")["images"]
+    monkeypatch.setattr("rescompile.backends.triton.runner.PlanRunner", lambda *_: simulated._runner)
+    with_pycuda(monkeypatch, SimpleNamespace())
+    with load(built[0]) as engine:
+        np.testing.assert_array_equal(engine(images), simulated(images))
+
+
+@pytest.mark.usefixtures("hopper")
+def test_an_engine_for_another_gpu_is_refused(
+    built: tuple[Path, BuildReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = H100._replace(name="NVIDIA A100", capability="sm_80")
+    monkeypatch.setattr(backend, "gpus", lambda: (other,))
+    with pytest.raises(
+        BackendUnavailable, match="cannot run here: it is for sm_90, and NVIDIA A100 is sm_80"
+    ):
+        load(built[0])
+
+
+@pytest.mark.usefixtures("hopper")
+def test_the_runner_is_given_the_driver(
+    built: tuple[Path, BuildReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = built[0]
+    manifest = read_manifest(folder)
+    gpu = FakeGpu(backend.read_plan(folder, manifest))
+    with_pycuda(monkeypatch, gpu)
+    monkeypatch.setattr(backend, "driver", lambda: gpu.library)
+    get_backend("triton").load(folder, manifest).close()
+    assert gpu.detached
+
+
+def test_a_backend_without_a_stand_in_has_none(small_engines: dict[str, Path]) -> None:
+    assert simulate(small_engines["int8"]) is None
+
+
+def test_a_plan_that_was_changed_is_refused(built: tuple[Path, BuildReport], tmp_path: Path) -> None:
+    for file in built[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "plan.json").write_bytes((tmp_path / "plan.json").read_bytes().replace(b"i8", b"u8", 1))
+    with pytest.raises(EngineError, match=r"plan\.json was changed after the build"):
+        simulate(tmp_path)
+
+
+def test_a_mixed_network_is_refused_before_anything_is_compiled(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assemble, "compile_variants", stand_ins)
+    with pytest.raises(BackendError, match="networks of mixed precision have no plan yet"):
+        build(config(small, tmp_path / "engine", fp16_blocks=("layer2.0",)))
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("aot")
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_a_real_build_is_deterministic_and_complete(
+    small: Path, tmp_path: Path, precision: Precision
+) -> None:
+    for name in ("a", "b"):
+        report = build(config(small, tmp_path / name, precision))
+        assert report.passed
+    files = [read_manifest(tmp_path / name).files for name in ("a", "b")]
+    machine_code = [name for name in files[0] if name.endswith(".cubin")]
+    assert {name: files[0][name] for name in machine_code} == {name: files[1][name] for name in machine_code}
+    assert files[0]["plan.json"] == files[1]["plan.json"]
+    assert files[0]["weights.safetensors"] == files[1]["weights.safetensors"]
+    assert all((tmp_path / "a" / name).read_bytes()[:4] == b"\x7fELF" for name in machine_code)
