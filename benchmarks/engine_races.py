@@ -64,6 +64,8 @@ class EngineRaces:
     threads: int
     seconds: float = SECONDS
     entrants: Sequence[Entrant] = ENTRANTS
+    batches: Sequence[int] | None = None
+    """Tried for throughput; None takes BATCHES, or LARGE_BATCHES for deep networks."""
     rows: dict[tuple[str, Mode], list[Row]] = field(default_factory=dict)
     _stables: dict[str, Stable] = field(default_factory=dict)
 
@@ -149,7 +151,7 @@ class EngineRaces:
     def _best_batch(self, net: Network, call: Call) -> int:
         rates = {}
         deep = net.name in ("resnet101", "resnet152")
-        for batch in LARGE_BATCHES if deep else BATCHES:
+        for batch in self.batches or (LARGE_BATCHES if deep else BATCHES):
             images = self.workshop.images(net, batch)
             call(images)  # shapes are compiled, memory is taken
             began = time.perf_counter()

@@ -49,13 +49,14 @@ class Workshop:
     batch_max: int = 32
     made: dict[tuple[str, str], Made | Failed] = field(default_factory=dict)
 
-    def engine(self, net: Network, precision: str) -> Made:
+    def engine(self, net: Network, precision: str, backend: str = "openvino") -> Made:
         """Our engine directory.
 
         Raises:
             Failed: it could not be built.
         """
-        return self._once(net, precision, lambda: self._build(net, precision))
+        what = precision if backend == "openvino" else f"{precision}-{backend}"
+        return self._once(net, what, lambda: self._build(net, precision, backend))
 
     def quantized(self, net: Network, quantizer: str) -> Made:
         """A peer's quantized model, made from our fp32 graph.
@@ -91,9 +92,9 @@ class Workshop:
             raise found
         return found
 
-    def _build(self, net: Network, precision: str) -> Made:
-        output = self.folder / f"{net.name}-{precision}"
-        command = ["build", *net.options, "--precision", precision, "--backend", "openvino", "--json"]
+    def _build(self, net: Network, precision: str, backend: str) -> Made:
+        output = self.folder / f"{net.name}-{precision}-{backend}"
+        command = ["build", *net.options, "--precision", precision, "--backend", backend, "--json"]
         command += ["--batch", f"1:1:{self.batch_max}", "--output", str(output), "--force"]
         if precision == "int8":
             command += ["--effort", "fast", "--calibration-images", str(CALIBRATION_IMAGES)]

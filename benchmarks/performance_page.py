@@ -1,0 +1,225 @@
+"""``docs/performance.md`` from the raw results in ``benchmarks/results/``: ``python -m benchmarks.performance_page``
+
+Every figure comes from a committed JSON file, which its table links to, and has the command that measures it. What
+nobody has measured yet says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.rows import RESULTS, Results, Row
+from rescompile.bench import FORMAT as BENCH
+from rescompile.bench import BenchReport
+from rescompile.facts import duration, size
+from rescompile.files import atomic_write
+from rescompile.measure.suite_results import FORMAT as SUITES
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+_HEADER = """# Performance
+
+Made by `python -m benchmarks.performance_page` from the files in `benchmarks/results/`; do not edit it. Nobody is timed
+before its answers were checked, contenders of one table took turns, and ratios are by image: above 1, ours is faster.
+[benchmarks/README.md](../benchmarks/README.md) says how to read the figures.
+"""
+_COMMANDS = {
+    "suites": "pytest benchmarks/ --benchmark-only",
+    "bench": "rescompile bench resnet50-int8-openvino --output benchmarks/results/DEVICE/bench-resnet50-int8.json",
+    "gpu": "python -m benchmarks.gpu_suite",
+}
+_NOT_YET = "not measured yet"
+
+
+@dataclass
+class Found:
+    """Raw results by kind, each with its path; the newest file of a device comes first."""
+
+    suites: list[tuple[Path, Results]] = field(default_factory=list)
+    benches: list[tuple[Path, BenchReport]] = field(default_factory=list)
+    kernels: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
+
+
+def read_folder(folder: Path) -> Found:
+    """All results below ``folder``.
+
+    Raises:
+        ValueError: a file is none of the three kinds; the message names it.
+    """
+    found = Found()
+    for path in sorted(folder.glob("*/*.json"), reverse=True):
+        try:
+            document = json.loads(path.read_bytes())
+            if document.get("format") == SUITES:
+                found.suites.append((path, msgspec.convert(document, Results)))
+            elif document.get("format") == BENCH:
+                found.benches.append((path, msgspec.convert(document, BenchReport)))
+            elif "ceilings" in document:
+                found.kernels.append((path, document))
+            else:
+                raise ValueError("it is of no known format")  # noqa: TRY301
+        except (ValueError, msgspec.ValidationError) as error:
+            raise ValueError(f"{path} is no raw result ({error})") from None
+    return found
+
+
+def page(folder: Path, home: Path) -> str:
+    """The page that lies in the folder ``home``; the same results below ``folder`` give the same text."""
+    found = read_folder(folder)
+    on_gpu = [(path, run) for path, run in found.suites if run.origin.machine.get("gpu", "none") != "none"]
+    on_cpu = [one for one in found.suites if one not in on_gpu]
+    parts = [
+        _HEADER,
+        "## On a CPU\n",
+        *_suites(on_cpu, home, "suites"),
+        "## Starts and memory\n",
+        *_benches(found.benches, home),
+        "## On a GPU\n",
+        *_suites(on_gpu, home, "gpu"),
+        "### Kernels\n",
+        *_kernels(found.kernels, home),
+    ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _command(kind: str) -> str:
+    return f"```sh\n{_COMMANDS[kind]}\n```\n"
+
+
+def _suites(runs: Sequence[tuple[Path, Results]], home: Path, kind: str) -> Iterator[str]:
+    yield _command(kind)
+    if not runs:
+        yield "| case | ours | to the best peer |\n|---|---|---|"
+        cases = (
+            "ResNet-50 latency",
+            "ResNet-50 throughput",
+            "ResNet-18, 101 and 152",
+            "builds and calibration",
+        )
+        yield from (f"| {case} | {_NOT_YET} | {_NOT_YET} |" for case in cases)
+        yield ""
+    for device, group in groupby(runs, key=lambda run: run[0].parent.name):
+        path, newest = next(iter(group))
+        source = newest.origin
+        yield f"### {source.device}, {source.threads} threads\n"
+        yield (
+            f"[Raw results]({_link(path, home)}), commit `{source.commit}`, {source.date[:10]}, measured with "
+            f"`{newest.command}`. Device folder `{device}`.\n"
+        )
+        yield from _bars(newest)
+        for case, rows in groupby(newest.rows, key=lambda row: f"{row.suite}: {row.case}"):
+            yield from _case(case, list(rows), _link(path, home))
+        yield from (f"- {note}" for note in newest.notes)
+        yield ""
+
+
+def _bars(results: Results) -> Iterator[str]:
+    if results.bars:
+        yield "| promise | asked | measured |\n|---|---|---|"
+        for bar in results.bars:
+            measured = _NOT_YET if bar.measured is None else f"{bar.measured:.2f}x"
+            verdict = {True: ", kept", False: ", **missed**", None: ""}[bar.passed]
+            yield f"| {bar.name} | {bar.asked:.2f}x | {measured}{verdict} |"
+        yield ""
+
+
+def _case(case: str, rows: Sequence[Row], link: str) -> Iterator[str]:
+    yield f"#### {case}\n"
+    timed = [row for row in rows if row.timing is not None]
+    if timed:
+        yield "| contender | batch | ms a call (95 %) | images/s | to the best peer | of the roofline | memory |"
+        yield "|---|---|---|---|---|---|---|"
+    for row in timed:
+        assert row.timing is not None
+        cells = [
+            f"**{row.contender}**" if row.ours else row.contender,
+            str(row.batch),
+            f"[{row.timing.p50:.3g}]({link}) ({row.timing.low:.3g} to {row.timing.high:.3g})",
+            "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
+            "" if row.ratio_to_best_peer is None else f"{row.ratio_to_best_peer:.2f}x {row.best_peer}",
+            "" if row.share_of_roofline is None else f"{100 * row.share_of_roofline:.0f} %",
+            "" if row.peak_rss_bytes is None else size(row.peak_rss_bytes),
+        ]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield from (f"- {row.contender}: skipped: {row.skipped}" for row in rows if row.skipped)
+    yield ""
+
+
+def _benches(reports: Sequence[tuple[Path, BenchReport]], home: Path) -> Iterator[str]:
+    yield _command("bench")
+    yield "The first start finds no compiled engine in the cache, the second finds it.\n"
+    yield "| engine | device | p50 ms | p99 ms | best images/s | cold start | warm start | peak memory |"
+    yield "|---|---|---|---|---|---|---|---|"
+    if not reports:
+        yield f"| ResNet-50 INT8 | | {' | '.join([_NOT_YET] * 6)} |"
+    for path, report in reports:
+        engine, latency = report.engine, report.latency.timing
+        starts = [
+            duration(statistics.median(start.process_seconds for start in kind)) if kind else _NOT_YET
+            for kind in (report.cold, report.warm)
+        ]
+        peak = max((start.peak_rss_bytes for start in report.cold), default=0)
+        yield (
+            f"| {engine.model} {engine.precision} {engine.backend} | {report.origin.device}, "
+            f"{report.origin.threads} threads | [{latency.p50:.3g}]({_link(path, home)}) | {latency.p99:.3g} | "
+            f"{report.best.images_per_second:.1f} (batch {report.best.batch}) | {starts[0]} | {starts[1]} | "
+            f"{size(peak) if peak else _NOT_YET} |"
+        )
+    yield ""
+
+
+def _kernels(runs: Sequence[tuple[Path, dict[str, Any]]], home: Path) -> Iterator[str]:
+    yield "| case | ours ms | x floor | to each peer |\n|---|---|---|---|"
+    if not runs:
+        cases = ("training step", "fp16 inference", "int8 inference", "every operation of ResNet-50")
+        yield from (f"| {case} | {_NOT_YET} | {_NOT_YET} | {_NOT_YET} |" for case in cases)
+    for path, run in runs:
+        device = run["environment"].get("device_name", path.parent.name)
+        for case in run.get("cases", []):
+            ours = case.get("ours_ms")
+            floor = f"{case['ratio_to_floor']:.2f}" if "ratio_to_floor" in case else ""
+            ratios = ", ".join(f"{peer} {ratio:.2f}x" for peer, ratio in case.get("ratio", {}).items())
+            time = f"[{ours['median']:.4f}]({_link(path, home)})" if ours else "wrong, so it has no time"
+            yield f"| {device}: {case['name']} | {time} | {floor} | {ratios} |"
+    yield ""
+
+
+def _link(path: Path, home: Path) -> str:
+    return Path(os.path.relpath(path, home)).as_posix()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page, or with ``--check`` say whether it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=PAGE)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 where the page is not up to date"
+    )
+    asked = parser.parse_args(arguments)
+    try:
+        text = page(asked.results, asked.output.parent.resolve())
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if asked.check:
+        same = asked.output.is_file() and asked.output.read_text("utf-8") == text
+        sys.exit(
+            0 if same else f"error: {asked.output} is not what the results give; run this without --check"
+        )
+    atomic_write(asked.output, text.encode())
+    print(asked.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What is promised of docs/performance.md: it is what the raw results give, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import performance_page
+from benchmarks.performance_page import PAGE, page
+from benchmarks.rows import RESULTS
+from tests.benchmarks.test_rows import results, row
+from tests.measure.scripted import steady
+from tests.test_bench_compare import bench_report
+
+KERNELS = {
+    "schema": 1,
+    "environment": {"device_name": "A GPU"},
+    "ceilings": {},
+    "cases": [
+        {"name": "train-b32", "ours_ms": {"median": 1.5}, "ratio": {"cuDNN": 1.25}, "ratio_to_floor": 1.9},
+        {"name": "bad", "ours_ms": None},
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Raw results of every kind, and an older run of the same device."""
+    device = tmp_path / "results/cpu"
+    results(row("rescompile int8", 5.0, ours=True, floor_ms=2.5), row("PyTorch eager", 60.0)).write(
+        device / "2026-11-21T1200-abc.json"
+    )
+    results(row("rescompile int8", 7.0, ours=True), row("PyTorch eager", 60.0)).write(
+        device / "2026-11-20T1200-abc.json"
+    )
+    (device / "bench-r50.json").write_bytes(bench_report({1: steady(5)}).to_json())
+    (tmp_path / "results/gpu").mkdir()
+    (tmp_path / "results/gpu/k.json").write_text(json.dumps(KERNELS))
+    return tmp_path / "results"
+
+
+def test_the_committed_page_is_what_the_committed_results_give() -> None:
+    assert PAGE.read_text("utf-8") == page(RESULTS, PAGE.parent)
+
+
+def test_every_figure_links_to_its_raw_results(folder: Path) -> None:
+    text = page(folder, folder.parent)
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if "benchmarks/README" not in link:
+            assert (folder.parent / link).is_file(), link
+    assert "[5](results/cpu/2026-11-21T1200-abc.json)" in text
+    assert "[1.5000](results/gpu/k.json)" in text
+    assert "12.00x PyTorch eager" in text
+    assert "8.00x | 12.00x, kept" in text
+    assert "wrong, so it has no time" in text
+
+
+def test_the_newest_run_of_a_device_is_shown_with_its_command(folder: Path) -> None:
+    text = page(folder, folder.parent)
+    assert "2026-11-20" not in text
+    assert "measured with `pytest`" in text
+
+
+def test_what_nobody_measured_says_so(folder: Path, tmp_path: Path) -> None:
+    assert page(folder, tmp_path).count("not measured yet") > 5, "no engine was measured on a GPU"
+    empty = page(tmp_path / "none", tmp_path)
+    assert not re.search(r"\d x\b|\[\d", empty)
+    for command in ("pytest benchmarks/ --benchmark-only", "python -m benchmarks.gpu_suite"):
+        assert command in empty
+
+
+def test_a_file_that_is_no_result_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "cpu/x.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"x\.json is no raw result"):
+        page(folder, tmp_path)
+    with pytest.raises(SystemExit, match=r"x\.json is no raw result"):
+        performance_page.main(["--results", str(folder), "--output", str(tmp_path / "p.md")])
+
+
+def test_the_command_writes_and_checks(folder: Path, tmp_path: Path) -> None:
+    words = ["--results", str(folder), "--output", str(tmp_path / "p.md")]
+    with pytest.raises(SystemExit, match="run this without --check"):
+        performance_page.main([*words, "--check"])
+    performance_page.main(words)
+    with pytest.raises(SystemExit) as stop:
+        performance_page.main([*words, "--check"])
+    assert stop.value.code == 0
