@@ -10,6 +10,7 @@ from calibration.table import CalibrationTable
 from rescompile import manifest as manifests
 from rescompile.backends import choose_backend, get_backend
 from rescompile.backends.base import Backend, BuildRequest, Payload
+from rescompile.cache import cache_directory
 from rescompile.config import BuildConfig, InputFormat
 from rescompile.deployable import Deployable
 from rescompile.engine import GOLDEN, write_engine
@@ -17,7 +18,6 @@ from rescompile.environment import describe
 from rescompile.files import atomic_write
 from rescompile.golden import TOLERANCE
 from rescompile.manifest import CalibrationRef, Manifest, TensorSpec
-from rescompile.models.pretrained import cache_directory
 from rescompile.source import Source
 from rescompile.stages import Progress
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from calibration.names import text_of
 from rescompile.backends.base import RunOptions
+from rescompile.cache import SWITCH
 from rescompile.commands import read_report
 from rescompile.engine import Engine, load
 from rescompile.errors import UsageError
@@ -177,7 +178,8 @@ def _sizes(manifest: Manifest, asked: Sequence[int] | None) -> list[int]:
 def _starts(directory: Path, threads: int | None) -> tuple[Start, Start]:
     """A cold start and the warm one that follows it, with a cache of their own."""
     with tempfile.TemporaryDirectory(prefix="rescompile-bench-") as cache:
-        environment = {**os.environ, "RESCOMPILE_CACHE": cache}
+        environment = {name: value for name, value in os.environ.items() if name != SWITCH}
+        environment["RESCOMPILE_CACHE"] = cache
         cold = start_once(directory, environment, threads=threads)
         return cold, start_once(directory, environment, threads=threads)
 

@@ -16,8 +16,8 @@ import msgspec
 
 from rescompile.backends import BACKENDS, choose_backend, get_backend
 from rescompile.backends.cuda import gpus
+from rescompile.cache import cache_directory
 from rescompile.facts import size
-from rescompile.models.pretrained import cache_directory
 from rescompile.optional import how_to_install, installed
 from rescompile.version import VERSION
 

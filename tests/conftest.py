@@ -18,6 +18,9 @@ from rescompile.report import Limits
 from rescompile.source import Source, open_source
 from rescompile.stages import Silent
 
+# an engine that a test loads leaves nothing in the user's cache; tests of the cache switch it on
+os.environ["RESCOMPILE_ENGINE_CACHE"] = "off"
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

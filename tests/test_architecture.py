@@ -20,7 +20,7 @@ SOURCES = sorted([*(ROOT / "rescompile").rglob("*.py"), *(ROOT / "calibration").
 OPTIONAL = {"tensorrt", "tensorrt_rtx", "pycuda", "triton"}
 HEAVY = {"torch", "onnx", "onnx_graphsurgeon", "onnxruntime", "openvino", "matplotlib", "google"}
 SIBLINGS = {"calibration", "fused_kernels"} & {path.name for path in ROOT.iterdir()}
-BOTTOM = {"errors", "version", "manifest", "optional", "files", "metrics"}
+BOTTOM = {"cache", "errors", "version", "manifest", "optional", "files", "metrics"}
 GRAPH_HELPERS = {"factors", "surgeon", "topology", "vocabulary"}
 
 

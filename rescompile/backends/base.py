@@ -65,7 +65,8 @@ class RunOptions:
     threads: int | None = None
     """CPU threads; None leaves the choice to the library."""
     cache: Path | None = None
-    """Directory for what the library compiles at load time, so that the next load is faster."""
+    """Directory for what the library compiles at load time, so that the next load is faster; None takes the user's
+    cache. RESCOMPILE_ENGINE_CACHE=off keeps nothing anywhere."""
 
 
 RUN_DEFAULTS = RunOptions()
@@ -133,6 +134,15 @@ class Backend(Protocol):
             BackendUnavailable: the engine cannot run on this machine.
             BackendError: the payload was refused.
         """
+        ...
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """A runner that can keep what its library compiled, so that the next load is faster."""
+
+    def keep(self) -> None:
+        """Keep it; called once the engine has proved that it is right. It never fails: a cache is a shortcut."""
         ...
 
 

@@ -27,6 +27,7 @@ from rescompile.backends.base import (
     check_batch,
 )
 from rescompile.backends.onnxruntime import refuse_target
+from rescompile.backends.openvino_cache import CompiledModels, compiled_models
 from rescompile.errors import BackendError
 from rescompile.files import check_room
 from rescompile.manifest import Batch, Manifest, Precision
@@ -75,17 +76,22 @@ class OpenVino:
         return _inspect(graph, compiled, request.precision, notes=hidden)
 
     def load(self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> OpenVinoRunner:
-        """Compile the payload for this CPU; ``options`` give threads and a cache for what is compiled."""
-        compiled, _ = _compile(directory / MODEL, options)
-        return OpenVinoRunner(compiled, manifest.batch)
+        """Compile the payload for this CPU, or take what an earlier load kept; ``options`` give threads and cache."""
+        kept = compiled_models(manifest, (MODEL, WEIGHTS), options, _settings(options) | _TUNING)
+        found = None if kept is None else kept.read()
+        if found is not None:
+            return OpenVinoRunner(found, manifest.batch)
+        compiled, hidden = _compile(directory / MODEL, options)
+        # settings that this OpenVINO does not know would be asked of what was kept, too
+        return OpenVinoRunner(compiled, manifest.batch, kept=None if hidden else kept)
 
 
 class OpenVinoRunner:
     """A compiled model with one inference request; serves one thread at a time."""
 
-    def __init__(self, compiled: Any, batch: Batch) -> None:
+    def __init__(self, compiled: Any, batch: Batch, *, kept: CompiledModels | None = None) -> None:
         self._request: Any = compiled.create_infer_request()
-        self._batch = batch
+        self._batch, self._kept = batch, kept
 
     def __call__(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
         """Logits [N, classes] of ``images`` [N, ...] in the manifest's layout and dtype.
@@ -99,6 +105,11 @@ class OpenVinoRunner:
         with in_our_words("OpenVINO cannot run this engine"):
             result = self._request.infer([images], share_inputs=True, share_outputs=True)
         return np.array(result[0], np.float32)
+
+    def keep(self) -> None:
+        """Keep the compiled model for the next load, where it was compiled by this one."""
+        if self._kept is not None and self._request is not None:
+            self._kept.write(self._request.get_compiled_model())
 
     def close(self) -> None:
         """Drop the request and the compiled model; calling it twice is harmless."""
@@ -201,23 +212,22 @@ def _compile(path: Path, options: RunOptions) -> tuple[Any, tuple[str, ...]]:
     import openvino as ov
 
     with in_our_words(f"OpenVINO cannot load {path}"):
-        # read here and not by path: a cached model would otherwise skip the check that its weights are whole
         return _compile_model(ov.Core().read_model(path), options)
 
 
-def _compile_model(
-    model: Any, options: RunOptions, *, counters: bool = False
-) -> tuple[Any, tuple[str, ...]]:
-    import openvino as ov
-
-    core = ov.Core()
+def _settings(options: RunOptions) -> dict[str, Any]:
+    """What every version of OpenVINO is told."""
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
-    if counters:
-        settings["PERF_COUNT"] = "YES"
-    if options.cache is not None:
-        settings["CACHE_DIR"] = str(options.cache)
+    return settings
+
+
+def _compile_model(model: Any, options: RunOptions, *, counters: bool = False) -> tuple[Any, tuple[str, ...]]:
+    import openvino as ov
+
+    core = ov.Core()
+    settings = _settings(options) | ({"PERF_COUNT": "YES"} if counters else {})
     try:
         return core.compile_model(model, "CPU", settings | _TUNING), ()
     except RuntimeError as error:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from calibration.preprocess import IMAGENET, Preprocess
+from rescompile.cache import cache_directory
 from rescompile.errors import DownloadError, UsageError
 from rescompile.models.digest import file_sha256
 from rescompile.models.registry import ModelSpec
@@ -83,16 +84,6 @@ def pretrained_preprocess(spec: ModelSpec, version: Version = "v1") -> Preproces
     """
     _published(spec, version)
     return IMAGENET if version == "v1" else msgspec.structs.replace(IMAGENET, resize=232)
-
-
-def cache_directory() -> Path:
-    """RESCOMPILE_CACHE, else rescompile under XDG_CACHE_HOME, else ~/.cache/rescompile."""
-    own = os.environ.get("RESCOMPILE_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # the XDG specification says to ignore a relative path
-    return (shared if shared.is_absolute() else Path.home() / ".cache") / "rescompile"
 
 
 def _published(spec: ModelSpec, version: str) -> str:

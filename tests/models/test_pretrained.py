@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from calibration.preprocess import IMAGENET
+from rescompile.cache import cache_directory
 from rescompile.errors import DownloadError, UsageError
 from rescompile.models import pretrained
-from rescompile.models.pretrained import cache_directory, fetch_pretrained, pretrained_preprocess
+from rescompile.models.pretrained import fetch_pretrained, pretrained_preprocess
 from rescompile.models.registry import IMAGENET_SPECS, find, with_options
 
 CONTENT = bytes(range(256)) * 4096

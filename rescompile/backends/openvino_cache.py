@@ -1,0 +1,80 @@
+"""Compiled OpenVINO engines, kept for the next start: reading and compiling ResNet-50 takes longer than all the rest.
+
+What was compiled holds for one payload, one build of OpenVINO, one processor and one number of threads: all of them are
+in its key. It is kept only by an engine whose files had their hashes and whose golden answers were right.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rescompile.backends.base import RunOptions
+from rescompile.cache import CompiledEngines, compiled_engines, key_of
+from rescompile.manifest import Manifest
+
+_FORMAT = "1"
+_CPUINFO = Path("/proc/cpuinfo")
+_IDENTITY = ("model name", "flags", "Features", "CPU part")
+
+
+class CompiledModels:
+    """The kept model of one engine directory."""
+
+    def __init__(self, store: CompiledEngines, key: str, settings: Mapping[str, Any]) -> None:
+        self._store, self._key, self._settings = store, key, dict(settings)
+
+    def read(self) -> Any | None:
+        """The compiled model, or None where it has to be compiled."""
+        content = self._store.read(self._key)
+        if content is None:
+            return None
+        import openvino as ov
+
+        try:
+            return ov.Core().import_model(content, "CPU", self._settings)
+        except RuntimeError:
+            self._store.forget(self._key)
+            return None
+
+    def write(self, compiled: Any) -> None:
+        """Keep ``compiled``; an OpenVINO that cannot export it keeps nothing."""
+        try:
+            content = compiled.export_model()
+        except RuntimeError:
+            return
+        # a stream or its bytes, by the version
+        self._store.write(self._key, content if isinstance(content, bytes) else content.getvalue())
+
+
+def compiled_models(
+    manifest: Manifest, files: tuple[str, ...], options: RunOptions, settings: Mapping[str, Any]
+) -> CompiledModels | None:
+    """Where the compiled form of the payload ``files`` is kept; None where nothing may be kept of it.
+
+    A manifest without the hashes of its payload, as a build has it before its end, keeps nothing.
+    """
+    store = compiled_engines(options.cache)
+    digests = [manifest.files[name].sha256 for name in files if name in manifest.files]
+    if store is None or len(digests) != len(files):
+        return None
+    import openvino as ov
+
+    words = [f"{name}={value}" for name, value in sorted(settings.items())]
+    key = key_of([_FORMAT, "openvino", ov.get_version(), *processor(), *digests, *words])
+    return CompiledModels(store, key, settings)
+
+
+def processor(cpuinfo: Path = _CPUINFO) -> list[str]:
+    """What tells one kind of processor from another."""
+    found = [platform.machine(), platform.system()]
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return [*found, platform.processor()]
+    pairs = {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))
+    }
+    return [*found, *(f"{name}: {pairs[name]}" for name in _IDENTITY if name in pairs)]
