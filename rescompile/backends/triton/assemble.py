@@ -32,6 +32,9 @@ from rescompile.backends.triton.worker import Code
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch, Precision
 
+_ASSEMBLER = {"i32": "u32", "i64": "u64", "fp32": "f32"}
+"""Types of numbers in PTX; every address is ``u64``."""
+
 
 @dataclass(frozen=True)
 class Assembled:
@@ -120,11 +123,13 @@ def _argument(value: Any, recording: Recording) -> Argument:
 
 def _kernel(variant: Variant, launch: Launch, code: Code) -> Kernel:
     source, values = _signature(variant, launch)
-    scratch = code.parameters - len(values)
-    if scratch < 0:
+    kinds = _kinds(variant)
+    scratch = len(code.parameters) - len(values)
+    passed = [_ASSEMBLER.get(kind, "u64") for kind in kinds] + ["u64"] * scratch
+    if scratch < 0 or passed != list(code.parameters):
         raise BackendError(
-            f"{variant.kernel} has {len(values)} arguments, its machine code takes {code.parameters}: this Triton "
-            f"({metadata.version('triton')}) passes them in a way that plans do not know; install Triton 3.6"
+            f"{variant.kernel} is passed {', '.join(kinds)}, its machine code takes {', '.join(code.parameters)}: "
+            f"plans do not know how this Triton ({metadata.version('triton')}) passes arguments; install Triton 3.6"
         )
     digest = hashlib.sha256(code.cubin).hexdigest()[:12]
     return Kernel(
@@ -133,7 +138,7 @@ def _kernel(variant: Variant, launch: Launch, code: Code) -> Kernel:
         threads=code.threads,
         shared_bytes=code.shared_bytes,
         scratch=scratch,
-        parameters=tuple(cast("Any", kind) for kind in _kinds(variant)),
+        parameters=tuple(cast("Any", kind) for kind in kinds),
         function=variant.kernel,
         source=source,
     )

@@ -154,16 +154,21 @@ class PlanRunner:
 
     def _graph_of(self, program: Program) -> CudaGraph:
         if program.batch not in self._graphs:
+            # once without a graph: older drivers cannot load a kernel while they capture its launch
+            self._launch_all(program)
             graph = CudaGraph(self._library)
             try:
                 with graph.capturing(self._stream.handle):
-                    for launch in program.launches:
-                        self._launch(launch)
+                    self._launch_all(program)
             except BaseException:
                 graph.close()
                 raise
             self._graphs[program.batch] = graph
         return self._graphs[program.batch]
+
+    def _launch_all(self, program: Program) -> None:
+        for launch in program.launches:
+            self._launch(launch)
 
     def _launch(self, launch: Launch) -> None:
         kernel = self._plan.kernels[launch.kernel]

@@ -24,8 +24,8 @@ class Code(NamedTuple):
     threads: int = 0
     """Of a program."""
     shared_bytes: int = 0
-    parameters: int = 0
-    """Of the machine code, workspaces included."""
+    parameters: tuple[str, ...] = ()
+    """Of the machine code, in the assembler's words, workspaces included: ``u64``, ``u32``, ``f32``."""
     error: str = ""
     """Why there is no machine code."""
 
@@ -66,10 +66,10 @@ def compiled(variant: Variant, target: str) -> Code:
     )
 
 
-def parameters_of(ptx: str) -> int:
-    """How many parameters the entry function of ``ptx`` takes."""
+def parameters_of(ptx: str) -> tuple[str, ...]:
+    """Types of the parameters that the entry function of ``ptx`` takes."""
     head = re.search(r"\.entry\s+\S+?\((.*?)\)", ptx, flags=re.DOTALL)
-    return 0 if head is None else head[1].count(".param")
+    return () if head is None else tuple(re.findall(r"\.param\s+\.(\w+)", head[1]))
 
 
 if __name__ == "__main__":

@@ -30,10 +30,11 @@ def stand_ins(variants: Sequence[Variant], target: Target, progress: Progress | 
     made = []
     for variant in variants:
         items = [item for _, kind in variant.types for item in (kind if isinstance(kind, tuple) else (kind,))]
-        passed = sum(item != CONSTANT for item in items)
+        words = {"i32": "u32", "fp32": "f32"}
+        passed = [words.get(item, "u64") for item in items if item != CONSTANT]
         digest = hashlib.sha256(repr(variant).encode()).digest()
         entry = variant.kernel.rpartition(".")[2]
-        made.append(Code(digest, entry, 32 * variant.warps, 50_000, passed + SCRATCH))
+        made.append(Code(digest, entry, 32 * variant.warps, 50_000, (*passed, *["u64"] * SCRATCH)))
     return made
 
 

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from fused_kernels.aot.targets import TARGETS
+from fused_kernels.aot.targets import TARGETS, Target
 from fused_kernels.aot.variant import Variant, variant_of
 from fused_kernels.launch import implementation, recording
 from fused_kernels.ops.shortcut import widen
+from rescompile.backends.base import Progress
 from rescompile.backends.triton import compile as compiling
 from rescompile.backends.triton.compile import compile_variants
-from rescompile.backends.triton.worker import parameters_of
+from rescompile.backends.triton.worker import Code, parameters_of
 from rescompile.errors import BackendError
+from tests.backends.triton.planned import make_plan, stand_ins
 from tests.fused_kernels.conftest import activation
 
 HOPPER = TARGETS["sm_90"]
@@ -37,7 +39,7 @@ def test_machine_code_comes_back_in_order_with_progress(variant: Variant) -> Non
     assert all(code.cubin[:4] == b"\x7fELF" and code.entry == "widen_kernel" for code in codes)
     # two addresses, seven numbers of which STRIDE and BEFORE are compiled in, and Triton's two workspaces
     passed = sum(kind != "constexpr" for _, kind in variant.types)
-    assert {code.parameters for code in codes} == {passed + 2}
+    assert {code.parameters for code in codes} == {("u64",) * 2 + ("u32",) * (passed - 2) + ("u64",) * 2}
     assert seen == [(1, 2), (2, 2)]
 
 
@@ -68,7 +70,7 @@ work = lambda: Reader(sys.stdin.buffer).load()
 """
 ANSWER = """
 for position, variant in work():
-    pickle.dump((position, (b"code", "entry", 128, {shared}, 9, "")), sys.stdout.buffer)
+    pickle.dump((position, (b"code", "entry", 128, {shared}, ("u64",), "")), sys.stdout.buffer)
 """
 
 
@@ -116,5 +118,18 @@ def test_parameters_are_those_of_the_entry_function() -> None:
 .reqntid 128
 { ld.param.u32 %r1, [pool_kernel_param_1]; }
 """
-    assert parameters_of(ptx) == 2
-    assert parameters_of(".version 8.0") == 0
+    assert parameters_of(ptx) == ("u64", "u32")
+    assert parameters_of(".version 8.0") == ()
+
+
+def test_arguments_that_the_machine_code_does_not_take_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(variants: list[Variant], target: Target, progress: Progress | None = None) -> list[Code]:
+        return [code._replace(parameters=code.parameters[::-1]) for code in stand_ins(variants, target)]
+
+    monkeypatch.setattr("tests.backends.triton.planned.stand_ins", other)
+    with pytest.raises(
+        BackendError, match=r"is passed \*fp32, .* its machine code takes u64.*install Triton 3\.6"
+    ):
+        make_plan(tmp_path, "cifar", "int8")
