@@ -1,9 +1,10 @@
 """Quantizers of others, each in a process of its own, so that time and memory are theirs alone.
 
-    python -m benchmarks.quantizers nncf|onnxruntime REFERENCE.onnx IMAGES.npz OUTPUT
+    python -m benchmarks.quantizers NAME REFERENCE.onnx IMAGES.npz OUTPUT
 
 reads an fp32 graph and calibration images float32 [N, 3, H, W], writes the quantized model, and prints seconds and peak
-memory as JSON. Both get what their manuals recommend for a CPU like this one.
+memory as JSON. ``nncf`` and ``onnxruntime`` get what their manuals recommend for the speed of a CPU like this one; the
+others are for accuracy (``benchmarks.accuracy``), ONNX Runtime's on the grids that TensorRT takes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,40 +23,83 @@ from numpy.typing import NDArray
 from rescompile.environment import cpu_features
 from rescompile.stages import peak_memory_bytes
 
+Images = NDArray[np.float32]
+STRIDE = 8
+"""Images whose activations ONNX Runtime holds at once."""
 
-def nncf(reference: Path, images: NDArray[np.float32], output: Path) -> None:
-    """OpenVINO with NNCF's post-training quantization, preset PERFORMANCE: symmetric, its fastest."""
+
+def nncf(reference: Path, images: Images, output: Path, *, preset: str = "PERFORMANCE") -> None:
+    """OpenVINO with NNCF's post-training quantization.
+
+    PERFORMANCE is symmetric, its fastest; MIXED has asymmetric activations.
+    """
     import nncf as library
     import openvino as ov
 
     model = ov.convert_model(reference)
     data = library.Dataset([image[None] for image in images])
     quantized = library.quantize(
-        model, data, subset_size=len(images), preset=library.QuantizationPreset.PERFORMANCE
+        model, data, subset_size=len(images), preset=library.QuantizationPreset[preset]
     )
     ov.save_model(quantized, output, compress_to_fp16=False)
 
 
-def onnxruntime(reference: Path, images: NDArray[np.float32], output: Path) -> None:
-    """ONNX Runtime's static quantization: QDQ, uint8 activations, int8 weights by channel.
+def onnxruntime_by(reference: Path, images: Images, output: Path, *, method: str) -> None:
+    """ONNX Runtime's static quantization on TensorRT's grids: QDQ, symmetric int8, weights by channel."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    On x86 without VNNI its manual asks for ``reduce_range``, because its products saturate otherwise.
-    """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    images = images[: len(images) // STRIDE * STRIDE]
+    quantize_static(
+        str(reference),
+        str(output),
+        _reader(images),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod[method],
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            # its histograms would keep the activations of all images at once
+            "CalibStridedMinMax": STRIDE,
+        },
+    )
+
+
+def _reader(images: Images) -> Any:
+    """ONNX Runtime's interface to calibration images, one at a time; it may ask for parts of the set."""
+    from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self._rest = iter(images)
 
-        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        def __len__(self) -> int:
+            return len(images)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self._rest = iter(images[start_index:end_index])
+
+        def get_next(self) -> dict[str, Images] | None:
             image = next(self._rest, None)
             return None if image is None else {"input": image[None]}
+
+    return Reader()
+
+
+def onnxruntime(reference: Path, images: Images, output: Path) -> None:
+    """ONNX Runtime's static quantization: QDQ, uint8 activations, int8 weights by channel.
+
+    On x86 without VNNI its manual asks for ``reduce_range``, because its products saturate otherwise.
+    """
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     fast = {"avx_vnni", "avx512_vnni", "amx_int8", "dotprod", "i8mm"} & set(cpu_features())
     quantize_static(
         str(reference),
         str(output),
-        Reader(),
+        _reader(images),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         reduce_range=not fast,
@@ -62,9 +108,13 @@ def onnxruntime(reference: Path, images: NDArray[np.float32], output: Path) -> N
     )
 
 
-QUANTIZERS: dict[str, Callable[[Path, NDArray[np.float32], Path], None]] = {
+QUANTIZERS: dict[str, Callable[[Path, Images, Path], None]] = {
     "nncf": nncf,
+    "nncf-mixed": partial(nncf, preset="MIXED"),
     "onnxruntime": onnxruntime,
+    "onnxruntime-minmax": partial(onnxruntime_by, method="MinMax"),
+    "onnxruntime-entropy": partial(onnxruntime_by, method="Entropy"),
+    "onnxruntime-percentile": partial(onnxruntime_by, method="Percentile"),
 }
 
 

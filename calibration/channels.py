@@ -2,7 +2,8 @@
 
 Equalization needs to know how each channel would look under another scale, and bias correction needs its mean. As in
 ``observers`` a bin's width is a power of two, here one a channel, and grows by doubling, so the counts are the same,
-bit for bit, whatever the order and the size of the batches.
+bit for bit, whatever the order and the size of the batches. Ranges and means are of all values; of large planes only
+evenly spread positions are counted, the same in every image.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ BINS = 512
 _RANGE_BITS = BINS.bit_length() - 1
 _MIN_EXPONENT = -126
 _CHUNK = 1 << 16
+_POSITIONS = 400
+"""Positions of a plane that are counted, at most: with hundreds of images that is plenty, and counting all would take
+longer than running the network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +34,7 @@ class ChannelHistograms:
     """Magnitudes of everything that was observed at the channels of one tensor."""
 
     counts: NDArray[np.int64]
-    """[C, BINS], number of elements per bin of |x|."""
+    """[C, BINS], number of elements per bin of |x|, of the positions that are counted."""
     bin_widths: NDArray[np.float64]
     """[C], powers of two."""
     minimum: NDArray[np.float32]
@@ -39,6 +43,8 @@ class ChannelHistograms:
     """[C]"""
     means: NDArray[np.float64]
     """[C], mean of x."""
+    positions: int
+    """Values of a channel in one image."""
 
     @property
     def amax(self) -> NDArray[np.float64]:
@@ -79,7 +85,8 @@ class ChannelObserver:
         self._minimum = np.zeros(0, np.float32)
         self._maximum = np.zeros(0, np.float32)
         self._sums = np.zeros(0)
-        self._per_channel = 0
+        self._positions = 0
+        self._values = 0  # of each channel
 
     def update(self, array: NDArray[np.float32]) -> None:
         """Count ``array`` [N, C, ...].
@@ -91,13 +98,17 @@ class ChannelObserver:
             return
         planes = array.reshape(*array.shape[:2], -1)
         images, channels, positions = planes.shape
-        if not self._per_channel:
+        if not self._values:
             self._begin(channels)
-        self._per_channel += images * positions
-        step = max(1, _CHUNK // (images * positions))
+        self._positions = positions
+        self._values += images * positions
+        self._range(planes)
+        counted = planes[:, :, :: _stride(positions)]
+        size = images * counted.shape[2]
+        step = max(1, _CHUNK // size)
         for start in range(0, channels, step):
             part = slice(start, start + step)
-            self._count(part, planes[:, part].swapaxes(0, 1).reshape(-1, images * positions))
+            self._count(part, counted[:, part].swapaxes(0, 1).reshape(-1, size))
 
     def histograms(self) -> ChannelHistograms:
         """A snapshot of what was seen so far.
@@ -105,7 +116,7 @@ class ChannelObserver:
         Raises:
             CalibrationError: nothing was observed yet.
         """
-        if not self._per_channel:
+        if not self._values:
             raise CalibrationError(
                 f"tensor '{self.name}' was never observed: pass at least one calibration image"
             )
@@ -114,7 +125,8 @@ class ChannelObserver:
             np.ldexp(1.0, self._exponents),
             self._minimum.copy(),
             self._maximum.copy(),
-            self._sums / self._per_channel,
+            self._sums / self._values,
+            self._positions,
         )
 
     def _begin(self, channels: int) -> None:
@@ -124,30 +136,37 @@ class ChannelObserver:
         self._maximum = np.full(channels, -np.inf, np.float32)
         self._sums = np.zeros(channels)
 
-    def _count(self, part: slice, rows: NDArray[np.float32]) -> None:
-        """Count ``rows`` [channels of ``part``, elements]."""
-        low, high = rows.min(axis=1), rows.max(axis=1)
+    def _range(self, planes: NDArray[np.float32]) -> None:
+        """Take ``planes`` [N, C, P] into ranges and means."""
+        low, high = planes.min(axis=(0, 2)), planes.max(axis=(0, 2))
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise CalibrationError(
                 f"tensor '{self.name}' holds NaN or infinity while calibration images run through the network: "
                 "check the weights of the layers before it and the preprocessing (mean, std)"
             )
-        self._widen(part, np.maximum(-low, high))
+        self._widen(np.maximum(-low, high))
+        np.minimum(self._minimum, low, out=self._minimum)
+        np.maximum(self._maximum, high, out=self._maximum)
+        self._sums += planes.sum(axis=(0, 2), dtype=np.float64)
+
+    def _count(self, part: slice, rows: NDArray[np.float32]) -> None:
+        """Count ``rows`` [channels of ``part``, elements]."""
         scaled = np.abs(rows) * np.ldexp(np.float32(1), -self._exponents[part]).astype(np.float32)[:, None]
         index = scaled.astype(np.int32)
         index += (np.arange(len(rows), dtype=np.int32) * BINS)[:, None]
         self._counts[part] += np.bincount(index.reshape(-1), minlength=len(rows) * BINS).reshape(-1, BINS)
-        np.minimum(self._minimum[part], low, out=self._minimum[part])
-        np.maximum(self._maximum[part], high, out=self._maximum[part])
-        self._sums[part] += rows.sum(axis=1, dtype=np.float64)
 
-    def _widen(self, part: slice, amax: NDArray[np.float32]) -> None:
-        exponents = self._exponents[part]
+    def _widen(self, amax: NDArray[np.float32]) -> None:
         needed = np.where(amax > 0, np.frexp(amax)[1] - _RANGE_BITS, _MIN_EXPONENT)
-        for row in np.flatnonzero(needed > exponents):
-            merged = 1 << min(int(needed[row] - exponents[row]), _RANGE_BITS)
-            counts = self._counts[part][row]
+        for row in np.flatnonzero(needed > self._exponents):
+            merged = 1 << min(int(needed[row] - self._exponents[row]), _RANGE_BITS)
+            counts = self._counts[row]
             sums = counts.reshape(-1, merged).sum(axis=1)
             counts[:] = 0
             counts[: sums.size] = sums
-            exponents[row] = needed[row]
+            self._exponents[row] = needed[row]
+
+
+def _stride(positions: int) -> int:
+    """Odd, so that it walks through all columns of a plane of even width."""
+    return -(-positions // _POSITIONS) | 1

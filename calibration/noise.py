@@ -148,7 +148,6 @@ def noise_model(
 
     constants = {entry.name: entry for entry in model.graph.initializer}
     weighted = [node for node in model.graph.node if node.op_type in WEIGHTED]
-    images = min(int(entry.counts[0].sum()) for entry in histograms.values())
     return NoiseModel(
         groups,
         {
@@ -156,7 +155,7 @@ def noise_model(
                 entry,
                 sensitivity.activations[name],
                 sensitivity.logits,
-                tail=_tail_weight(name, entry, images, model),
+                tail=_tail_weight(name, entry, model),
                 magnitudes=sensitivity.magnitudes.get(name),
             )
             for name, entry in histograms.items()
@@ -173,17 +172,17 @@ def noise_model(
     )
 
 
-def _buckets(histograms: ChannelHistograms) -> NDArray[np.int64]:
+def _buckets(histograms: ChannelHistograms) -> NDArray[np.int32]:
     """[C, BINS]"""
     centres = (np.arange(BINS) + 0.5) * histograms.bin_widths[:, None]
     return bucket_of(centres / np.maximum(histograms.amax, 1e-30)[:, None])
 
 
-def _tail_weight(name: str, entry: ChannelHistograms, images: int, model: onnx.ModelProto) -> float:
+def _tail_weight(name: str, entry: ChannelHistograms, model: onnx.ModelProto) -> float:
     """Pixels are bounded, so the input has no tail; the classifier's input shows one value an image."""
     if name == model.graph.input[0].name:
         return 0.0
-    return float(np.sqrt(images / entry.counts[0].sum()))
+    return float(1 / np.sqrt(entry.positions))
 
 
 def _rows(node: onnx.NodeProto, weight: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -38,7 +38,7 @@ def test_order_and_split_of_the_batches_change_no_count(seed: int, order: list[i
 
 
 def test_every_channel_is_counted_in_bins_of_its_own_range() -> None:
-    x = tensor(0, side=40)  # large enough for several chunks of channels
+    x = tensor(0, images=60, side=19)  # large enough for several chunks of channels
     seen = observed(x)
     for channel, width in enumerate(seen.bin_widths):
         values = np.abs(x[:, channel].astype(np.float64))
@@ -49,13 +49,24 @@ def test_every_channel_is_counted_in_bins_of_its_own_range() -> None:
     assert np.allclose(seen.means, x.mean(axis=(0, 2, 3), dtype=np.float64), rtol=1e-6)
 
 
+def test_of_large_planes_positions_in_all_columns_are_counted_and_all_values_are_in_the_range() -> None:
+    x = tensor(7, images=2, channels=1, side=40)
+    x[1, 0, 39, 39], x[0, 0, 20, 21] = 1e7, -2e7  # not among the positions
+    seen = observed(x)
+    assert (seen.minimum[0], seen.maximum[0]) == (-2e7, 1e7)
+    assert seen.counts.sum() == 2 * len(range(0, 1600, 5))
+    assert {position % 40 for position in range(0, 1600, 5)} != {0}
+    assert seen.means[0] == pytest.approx(float(x.mean(dtype=np.float64)), rel=1e-6)
+    assert seen.positions == 1600
+
+
 def test_features_without_positions_have_channels_too() -> None:
     x = tensor(1, side=1)
     assert np.array_equal(observed(x).counts, observed(x[:, :, 0, 0]).counts)
 
 
 def test_merging_gives_the_tensors_range_and_nearly_its_histogram() -> None:
-    x = np.random.default_rng(2).normal(size=(8, 4, 30, 30)).astype(np.float32)
+    x = np.random.default_rng(2).normal(size=(18, 4, 20, 20)).astype(np.float32)
     merged, exact = observed(x).merged(), histogram_of(x)
     assert (merged.minimum, merged.maximum, merged.bin_width) == (
         exact.minimum,

@@ -1,0 +1,128 @@
+"""Other quantizers on our fp32 graph and the same calibration images, each executed by the runtime it is made for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.accuracy.checkpoints import Checkpoint
+from benchmarks.accuracy.results import Row
+from calibration.images import open_image_set
+from calibration.preprocess import Preprocess, normalize
+from rescompile.metrics import ParityMeter
+
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to quantize."""
+
+    name: str
+    quantizer: str
+    """In ``benchmarks.quantizers``."""
+    package: str
+    runtime: str
+
+    @property
+    def suffix(self) -> str:
+        """Of the model's file."""
+        return ".xml" if self.runtime == "openvino" else ".onnx"
+
+
+PEERS = (
+    Peer("NNCF performance", "nncf", "nncf", "openvino"),
+    Peer("NNCF mixed", "nncf-mixed", "nncf", "openvino"),
+    Peer("ONNX Runtime min-max", "onnxruntime-minmax", "onnxruntime", "onnxruntime"),
+    Peer("ONNX Runtime entropy", "onnxruntime-entropy", "onnxruntime", "onnxruntime"),
+    Peer("ONNX Runtime percentile", "onnxruntime-percentile", "onnxruntime", "onnxruntime"),
+)
+
+
+def quantized(peer: Peer, checkpoint: Checkpoint, reference: Path, steps: Preprocess, folder: Path) -> Row:
+    """Quantize ``reference`` and judge it on the validation set."""
+    row = Row(
+        network=checkpoint.model,
+        weights=checkpoint.file.name,
+        contender=peer.name,
+        ours=False,
+        executed_by=peer.runtime,
+        calibration_images=checkpoint.calibration_images,
+    )
+    if find_spec(peer.package) is None:
+        reason = f"{peer.package} is not installed: pip install 'rescompile[bench]'"
+        return msgspec.structs.replace(row, skipped=reason)
+    output = folder / f"{peer.quantizer}{peer.suffix}"
+    images = _calibration_images(checkpoint, steps, folder)
+    words = [peer.quantizer, str(reference), str(images), str(output)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.quantizers", *words],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return msgspec.structs.replace(row, skipped=lines[-1] if lines else f"exit code {done.returncode}")
+    made = json.loads(done.stdout.splitlines()[-1])
+    meter = _judge(_runner(reference, "onnxruntime"), _runner(output, peer.runtime), checkpoint, steps)
+    found = meter.result(image_source=str(checkpoint.validation), image_fingerprint="")
+    return msgspec.structs.replace(
+        row,
+        images=found.images,
+        top1_reference=found.top1_reference,
+        top1=found.top1_engine,
+        agreement=found.top1_agreement,
+        relative_rms=found.relative_rms,
+        seconds=made["seconds"],
+        peak_rss_bytes=made["peak_rss_bytes"],
+    )
+
+
+def _calibration_images(checkpoint: Checkpoint, steps: Preprocess, folder: Path) -> Path:
+    """The images that our engines are calibrated on, preprocessed; the seed of the choice is the same."""
+    path = folder / "calibration.npz"
+    if not path.is_file():
+        chosen = open_image_set(checkpoint.calibration, limit=checkpoint.calibration_images, seed=0)
+        batches = [normalize(batch.images, steps) for batch in chosen.batches(steps, BATCH)]
+        np.savez(path, images=np.concatenate(batches))
+    return path
+
+
+def _judge(reference: Run, engine: Run, checkpoint: Checkpoint, steps: Preprocess) -> ParityMeter:
+    meter = ParityMeter()
+    for batch in open_image_set(checkpoint.validation, limit=None, seed=0).batches(steps, BATCH):
+        pixels = normalize(batch.images, steps)
+        meter.update(reference(pixels), engine(pixels), batch.labels)
+    return meter
+
+
+def _runner(model: Path, runtime: str) -> Run:
+    """OpenVINO with FP32 where it is not quantized; ONNX Runtime as the file says, nothing fused.
+
+    Fused, ONNX Runtime's INT8 products saturate on CPUs without VNNI, which is no fault of the quantizer's.
+    """
+    if runtime == "onnxruntime":
+        from rescompile.backends.onnxruntime import reference_session
+
+        return reference_session(model, optimize=False)
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(images: NDArray[Any]) -> NDArray[np.float32]:
+        return np.array(compiled([images])[0], np.float32)
+
+    return run
