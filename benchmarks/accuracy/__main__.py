@@ -1,0 +1,95 @@
+"""``python -m benchmarks.accuracy``: see the package."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from rich.progress import Progress
+
+from benchmarks.accuracy.checkpoints import Checkpoint, checkpoints
+from benchmarks.accuracy.ours import KINDS, built, directory
+from benchmarks.accuracy.page import PAGE, page
+from benchmarks.accuracy.peers import PEERS, quantized
+from benchmarks.accuracy.results import Accuracy, Row, read_accuracy
+from benchmarks.rows import RESULTS
+from rescompile.files import atomic_write
+from rescompile.manifest import read_manifest
+from rescompile.measure.disturbance import Watch
+from rescompile.measure.origin import origin
+from rescompile.measure.results import result_path
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, or only write the page; the exit code."""
+    asked = _parser().parse_args(words)
+    if asked.page:
+        return _write_page(asked.page, asked.output)
+    data = os.environ.get("RESCOMPILE_DATA")
+    known = checkpoints(Path(data)) if data else []
+    chosen = [entry for entry in known if not asked.networks or entry.model in asked.networks.split(",")]
+    if not chosen:
+        print(
+            "error: no checkpoint to measure: point RESCOMPILE_DATA at a folder that has some",
+            file=sys.stderr,
+        )
+        return 1
+    watch = Watch()
+    with Progress() as bar:
+        task = bar.add_task("", total=len(chosen) * (len(KINDS) + len(PEERS)))
+
+        def show(what: str) -> None:
+            bar.update(task, description=what, advance=1)
+
+        rows = [row for checkpoint in chosen for row in _rows(checkpoint, show)]
+    made = origin()
+    plain = result_path(RESULTS, made)
+    path = asked.results or plain.with_name(f"accuracy-{plain.name}")
+    words = ["python -m benchmarks.accuracy", *(sys.argv[1:] if words is None else words)]
+    Accuracy(command=" ".join(words), origin=made, rows=tuple(rows), notes=tuple(watch.notes({}))).write(path)
+    print(f"written to {path}")
+    return _write_page([path], asked.output)
+
+
+def _rows(checkpoint: Checkpoint, show: Callable[[str], None]) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory(prefix="rescompile-accuracy-") as name:
+        folder = Path(name)
+        for kind in KINDS:
+            yield built(checkpoint, kind, folder)
+            show(f"{checkpoint.model} {kind}")
+        ours = directory(folder, KINDS[0])
+        for peer in PEERS:
+            steps = read_manifest(ours).preprocess
+            yield quantized(peer, checkpoint, ours / "reference.onnx", steps, folder)
+            show(f"{checkpoint.model} {peer.name}")
+
+
+def _write_page(files: Sequence[Path], output: Path) -> int:
+    try:
+        found = [(path, read_accuracy(path)) for path in files]
+    except (OSError, msgspec.DecodeError) as error:
+        print(f"error: no results of benchmarks.accuracy: {error}", file=sys.stderr)
+        return 1
+    atomic_write(output, page(found).encode())
+    print(f"written to {output}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser.add_argument("--networks", help="some of them, with commas between: resnet50,resnet20-cifar")
+    parser.add_argument("--results", type=Path, help="where the raw JSON goes")
+    parser.add_argument("--output", type=Path, default=PAGE, help="the page (docs/accuracy.md)")
+    parser.add_argument(
+        "--page", type=Path, nargs="+", help="write the page from these files, measure nothing"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""``docs/accuracy.md`` from raw results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from benchmarks.accuracy.results import Accuracy, Row
+from rescompile.facts import size
+
+PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
+
+_HEADER = """# Accuracy
+
+Made by `python -m benchmarks.accuracy` (extra `bench`, with `RESCOMPILE_DATA`); do not edit it.
+[accuracy-notes.md](accuracy-notes.md) says more about methods, about an engine and its graph, and about build time.
+
+Every row is one engine against the fp32 network, on images that calibration has not seen. Ours are executed by
+OpenVINO from the graph that TensorRT takes: symmetric, one scale for an activation tensor, Q/DQ on the skip only. The
+others are executed by the runtime they are made for, ONNX Runtime without fusing, so that its INT8 products cannot
+saturate on a CPU without VNNI. *Agreement* is the share of images with fp32's class, *relative RMS* that of the error
+of the logits over that of the logits. On 300 images one point of top-1 or agreement is three images: noise; relative
+RMS tells more. *Seconds* and *memory* are those of calibration and quantization alone, each in a process of its own,
+one after another.
+"""
+_COLUMNS = ("engine", "top-1", "drop", "agreement", "relative RMS", "seconds", "memory")
+
+
+def page(found: Sequence[tuple[Path, Accuracy]]) -> str:
+    """The page, from documents and where they lie."""
+    return "\n".join([_HEADER, *(line for path, run in found for line in _run(path, run))])
+
+
+def _run(path: Path, run: Accuracy) -> Iterator[str]:
+    link = os.path.relpath(path.absolute(), PAGE.parent)
+    for network, rows in groupby(run.rows, key=lambda row: (row.network, row.weights)):
+        entries = list(rows)
+        yield from _table(network, entries)
+        yield f"[raw results]({link})"
+        yield ""
+    yield (
+        f"Measured on {run.origin.date[:10]} at commit `{run.origin.commit}` on {run.origin.device}, "
+        f"{run.origin.threads} threads: `{run.command}`."
+    )
+    yield from (f"Note: {note}" for note in run.notes)
+    yield ""
+
+
+def _table(network: tuple[str, str], rows: Sequence[Row]) -> Iterator[str]:
+    judged = next((row for row in rows if row.images), None)
+    yield f"## {network[0]} (`{network[1]}`)"
+    yield ""
+    if judged is not None and judged.top1_reference is not None:
+        calibrated = max(row.calibration_images for row in rows)
+        yield (
+            f"fp32: top-1 {100 * judged.top1_reference:.2f} % of {judged.images:,} images; "
+            f"calibrated on {calibrated} others."
+        )
+        yield ""
+    yield f"| {' | '.join(_COLUMNS)} |"
+    yield f"|{'---|' * len(_COLUMNS)}"
+    yield from (f"| {' | '.join(_cells(row))} |" for row in rows)
+    yield ""
+
+
+def _cells(row: Row) -> list[str]:
+    if row.skipped is not None or row.agreement is None or row.relative_rms is None:
+        return [row.contender, f"skipped: {row.skipped or 'not judged'}", *[""] * (len(_COLUMNS) - 2)]
+    top1 = drop = ""
+    if row.top1 is not None and row.top1_reference is not None:
+        top1 = f"{100 * row.top1:.2f} %"
+        drop = f"{100 * (row.top1_reference - row.top1):.2f}"
+    name = f"**{row.contender}**" if row.ours else row.contender
+    return [
+        name,
+        top1,
+        drop,
+        f"{100 * row.agreement:.2f} %",
+        f"{row.relative_rms:.2g}" if row.relative_rms < 1e-3 else f"{row.relative_rms:.4f}",
+        "" if row.seconds is None else f"{row.seconds:.1f}",
+        "" if row.peak_rss_bytes is None else size(row.peak_rss_bytes),
+    ]
