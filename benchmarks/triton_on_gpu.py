@@ -1,0 +1,83 @@
+"""A Triton engine on this machine's GPU: ``python -m benchmarks.triton_on_gpu resnet50-int8-triton``
+
+Runs the golden images through every program of the plan, by the runtime that ``rescompile.load`` uses (over pycuda, or
+over ctypes where pycuda is missing), and compares with the plan's executor on the CPU: in INT8 the logits must be equal
+to the bit. Then it times each program: copies and one graph launch. Exit code: 0 right, 1 wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.gpu.driver import Driver
+from rescompile.backends.cuda import driver
+from rescompile.backends.triton.plan import Plan
+from rescompile.backends.triton.reading import read_plan
+from rescompile.backends.triton.reference import ReferenceRunner
+from rescompile.backends.triton.runner import PlanRunner
+from rescompile.engine import read_golden
+from rescompile.manifest import read_manifest
+from rescompile.optional import installed, require
+
+ALLOWED = {"int8": 0.0, "fp16": 2e-2, "fp32": 1e-3}
+"""Largest difference of a logit, over the largest logit."""
+
+
+def main() -> NoReturn:
+    """Check and time one engine."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_on_gpu", description=__doc__)
+    parser.add_argument("engine", type=Path, help="directory of an engine of the backend triton for this GPU")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for timing each program; 0 checks only")
+    asked = parser.parse_args()
+    manifest = read_manifest(asked.engine)
+    plan = read_plan(asked.engine, manifest)
+    images, _ = read_golden(asked.engine, manifest)
+    if installed("pycuda"):
+        cuda, library = require("pycuda.driver", "running a Triton engine"), driver()
+    else:
+        cuda = Driver()
+        library = cuda.library
+    runner = PlanRunner(cuda, library, asked.engine, plan)
+    right = check(runner, ReferenceRunner(asked.engine, plan), plan, images)
+    for program in plan.programs if asked.seconds else ():
+        batch = np.resize(images, (program.batch, *images.shape[1:]))
+        milliseconds = 1e3 * latency(runner, batch, asked.seconds)
+        print(
+            f"batch {program.batch}: {milliseconds:.4f} ms, {1e3 * program.batch / milliseconds:,.0f} images/s"
+        )
+    runner.close()
+    raise SystemExit(0 if right else 1)
+
+
+def check(runner: Any, reference: Any, plan: Plan, images: NDArray[Any]) -> bool:
+    """Whether every program gives the executor's logits; one line for each."""
+    right = True
+    for program in plan.programs:
+        batch = np.resize(images, (program.batch, *images.shape[1:]))
+        found, expected = runner(batch), reference(batch)
+        error = float(np.abs(found - expected).max() / np.abs(expected).max())
+        fits = error <= ALLOWED[plan.precision]  # a NaN does not
+        print(f"batch {program.batch}: {'right' if fits else 'WRONG'}, largest difference {error:.3g}")
+        right = right and fits
+    return right
+
+
+def latency(runner: Any, batch: NDArray[Any], seconds: float) -> float:
+    """Median seconds of one call."""
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken) < 10:
+        began = time.perf_counter()
+        runner(batch)
+        taken.append(time.perf_counter() - began)
+    return float(np.median(taken))
+
+
+if __name__ == "__main__":
+    main()
