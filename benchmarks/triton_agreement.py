@@ -29,7 +29,8 @@ from calibration.preprocess import normalize
 from fused_kernels.launch import implementation
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.triton.execute import Walk
-from rescompile.backends.triton.lower import conv_of, lower
+from rescompile.backends.triton.groups import conv_of
+from rescompile.backends.triton.lower import lower
 from rescompile.backends.triton.steps import Convolution, Head, Stem, Step, writes
 from rescompile.engine import simulate
 from rescompile.manifest import Manifest, read_manifest

@@ -10,7 +10,8 @@ import torch
 from fused_kernels.geometry import Conv
 from fused_kernels.ops.chain import chain_fits
 from rescompile.backends.triton.graph import Array
-from rescompile.backends.triton.lower import Network, conv_of
+from rescompile.backends.triton.groups import conv_of
+from rescompile.backends.triton.lower import Network
 from rescompile.backends.triton.steps import Chain, Convolution, Step, reads
 
 

@@ -22,8 +22,9 @@ from fused_kernels.ops.head import head_scales
 from fused_kernels.ops.inference import requantization
 from fused_kernels.stem_layout import PIXEL, pack_weight
 from rescompile.backends.triton.graph import MIXED, Array, Graph, Weight, attributes, refused, unused
+from rescompile.backends.triton.groups import Group, conv_of, group_of, operands_of, require_pool
 from rescompile.backends.triton.movement import MOVEMENT_OPS, Plane, ends_movement, read_movement
-from rescompile.backends.triton.steps import Convolution, Head, Rest, Stem, Step, Widen, Window
+from rescompile.backends.triton.steps import Convolution, Head, Rest, Stem, Step, Widen
 from rescompile.errors import BackendError
 
 KNOWN = {
@@ -51,23 +52,6 @@ def lower(model: onnx.ModelProto, plane: Plane) -> Network:
     return _Lowering(Graph(model), plane).run()
 
 
-@dataclass(frozen=True)
-class _Group:
-    """A convolution and the nodes that run inside of its step."""
-
-    conv: onnx.NodeProto
-    nodes: tuple[onnx.NodeProto, ...]
-    residual: str | None
-    """As the Add reads it."""
-
-    @property
-    def output(self) -> str:
-        return str(self.nodes[-1].output[0])
-
-    def has(self, op: str) -> bool:
-        return any(node.op_type == op for node in self.nodes)
-
-
 class _Lowering:
     def __init__(self, graph: Graph, plane: Plane) -> None:
         self.graph = graph
@@ -81,22 +65,21 @@ class _Lowering:
         strange = next((node for node in self.graph.nodes if node.op_type not in KNOWN), None)
         if strange is not None:
             raise refused(strange, "no fused kernel computes it")
-        made: list[tuple[int, Step]] = []
-        for end in self._ends():
-            step = self._widen(end) if end.op_type in MOVEMENT_OPS else self._weighted(end)
-            made.append((self.graph.position(end), step))
+        steps = [
+            self._widen(end) if end.op_type in MOVEMENT_OPS else self._weighted(end) for end in self._ends()
+        ]
         left = next(unused(self.graph, self.used), None)
         if left is not None:
             raise refused(left, "no fused kernel computes it here")
-        return Network(tuple(step for _, step in made), self.weights)
+        return Network(tuple(steps), self.weights)
 
     def _ends(self) -> list[onnx.NodeProto]:
         """The last node of every step, in the order of execution: a step runs where all that it reads is there."""
-        self.groups: dict[str, _Group] = {}
+        self.groups: dict[str, Group] = {}
         ends = []
         for node in self.graph.nodes:
             if node.op_type == "Conv":
-                group = self._group(node)
+                group = group_of(self.graph, node)
                 self.groups[group.output] = group
                 ends.append(group.nodes[-1])
             elif node.op_type == "Gemm" or ends_movement(self.graph, node):
@@ -116,30 +99,10 @@ class _Lowering:
             # what the kernels refuse: their sentence names shapes, ours the node
             raise refused(group.conv, str(error)) from error
 
-    def _group(self, conv: onnx.NodeProto) -> _Group:
-        nodes, residual = [conv], None
-        after = self.graph.only_user(conv.output[0])
-        if after is not None and after.op_type == "Add" and self._fuses_add(conv, after):
-            residual = next(name for name in after.input if name != conv.output[0])
-            nodes.append(after)
-            after = self.graph.only_user(after.output[0])
-        if after is not None and after.op_type == "Relu":
-            nodes.append(after)
-            after = self.graph.only_user(after.output[0])
-        if len(nodes) == 2 and after is not None and after.op_type == "MaxPool":
-            nodes.append(after)
-        return _Group(conv, tuple(nodes), residual)
-
-    def _fuses_add(self, conv: onnx.NodeProto, add: onnx.NodeProto) -> bool:
-        """Whether the add runs in this convolution: of two convolutions that it adds, in the first one named."""
-        makers = [self.graph.maker(name) for name in add.input]
-        convs = [node for node in makers if node is not None and node.op_type == "Conv"]
-        return len(set(add.input)) == 2 and convs[0].output[0] == conv.output[0]
-
-    def _stem(self, group: _Group) -> Step:
+    def _stem(self, group: Group) -> Step:
         first, scale = self.graph.behind(group.conv.input[0])
         rest, normalized = self._image(first)
-        window, weight, bias = self._operands(group.conv)
+        window, weight, bias = operands_of(self.graph, group.conv)
         if not group.has("Relu") or group.residual is not None:
             raise refused(group.conv, "the first convolution is followed by a ReLU alone")
         if weight.values.shape[1] > PIXEL:
@@ -147,7 +110,7 @@ class _Lowering:
         pool = group.has("MaxPool")
         p, q = conv_of(window).output_size(*self.image_plane)
         if pool:
-            _require_pool(group.nodes[-1])
+            require_pool(group.nodes[-1])
             p, q = Conv(3, 3, 2, 1).output_size(p, q)
         self._store(group, weight, bias, scale, None)
         packed = pack_weight(torch.tensor(weight.values), conv_of(window))
@@ -181,9 +144,9 @@ class _Lowering:
             self.weights[name] = values.astype(np.float32).reshape(-1)
         return rest, True
 
-    def _convolution(self, group: _Group) -> Step:
+    def _convolution(self, group: Group) -> Step:
         name, scale = self.graph.behind(group.conv.input[0])
-        window, weight, bias = self._operands(group.conv)
+        window, weight, bias = operands_of(self.graph, group.conv)
         if group.has("MaxPool"):
             raise refused(group.nodes[-1], "a max pool runs in the stem alone")
         relu, residual, residual_scale = group.has("Relu"), None, None
@@ -191,6 +154,7 @@ class _Lowering:
             if not relu:
                 raise refused(group.nodes[-1], "a residual add is followed by a ReLU")
             residual, residual_scale = self.graph.behind(group.residual)
+            self._plane(residual, group.conv)
         self.planes[group.output] = conv_of(window).output_size(*self.planes[name])
         ratio = self._store(group, weight, bias, scale, residual_scale)
         stored = np.ascontiguousarray(weight.values.transpose(0, 2, 3, 1))
@@ -199,7 +163,7 @@ class _Lowering:
 
     def _store(
         self,
-        group: _Group,
+        group: Group,
         weight: Weight,
         bias: Array,
         scale: float | None,
@@ -225,26 +189,10 @@ class _Lowering:
         self.weights[f"{name}.scale"], self.weights[f"{name}.bias"] = made.scale.numpy(), made.bias.numpy()
         return made.residual_scale
 
-    def _operands(self, conv: onnx.NodeProto) -> tuple[Window, Weight, Array]:
-        attrs = attributes(conv)
-        weight = self.graph.weight(conv.input[1])
-        bias = self.graph.constant(conv.input[2]) if len(conv.input) > 2 else None
-        if weight is None or bias is None or weight.values.ndim != 4:
-            raise refused(conv, "it takes a constant weight [K, C, R, S] and a constant bias")
-        r, s = weight.values.shape[2:]
-        strides, pads = attrs.get("strides", [1, 1]), attrs.get("pads", [0] * 4)
-        plain = attrs.get("group", 1) == 1 and set(attrs.get("dilations", [1])) == {1}
-        if not plain or len(set(strides)) > 1 or len(set(pads)) > 1 or "auto_pad" in attrs:
-            raise refused(
-                conv,
-                "kernels have one stride and one padding for both axes, and neither groups nor dilations",
-            )
-        return Window(r, s, int(strides[0]), int(pads[0])), weight, bias
-
     def _widen(self, end: onnx.NodeProto) -> Step:
-        found = read_movement(self.graph, end, self.planes)
+        found = read_movement(self.graph, end, lambda tensor: self._plane(tensor, end))
         self._use(*found.nodes)
-        h, w = self.planes[found.source]
+        h, w = self._plane(found.source, end)
         output, stride = str(end.output[0]), found.stride
         self.planes[output] = -(-h // stride), -(-w // stride)
         return Widen(end.name, found.source, output, stride, found.before, found.after)
@@ -272,22 +220,16 @@ class _Lowering:
         self.weights[f"{name}.bias"] = bias.astype(np.float32)
         if scale is None or pool_scale is None or weight.scales is None:
             return Head(name, source, None)
-        h, w = self.planes[source]
+        h, w = self._plane(source, gemm)
         factor, scales = head_scales(scale, h * w, pool_scale, torch.tensor(weight.scales))
         self.weights[f"{name}.scale"] = scales.numpy()
         return Head(name, source, factor)
 
+    def _plane(self, tensor: str, reader: onnx.NodeProto) -> Plane:
+        """[H, W] of a tensor that an earlier step has made."""
+        if tensor not in self.planes:
+            raise refused(reader, f"no step makes '{tensor}', which it reads")
+        return self.planes[tensor]
+
     def _use(self, *nodes: Any) -> None:
         self.used |= {str(node.output[0]) for node in nodes}
-
-
-def conv_of(window: Window) -> Conv:
-    """The window as the kernels' geometry knows it."""
-    return Conv(window.r, window.s, window.stride, window.padding)
-
-
-def _require_pool(node: onnx.NodeProto) -> None:
-    attrs = attributes(node)
-    shape = attrs.get("kernel_shape"), attrs.get("strides"), attrs.get("pads")
-    if shape != ([3, 3], [2, 2], [1, 1, 1, 1]) or attrs.get("ceil_mode", 0) != 0:
-        raise refused(node, "the stem's max pool is 3x3 with stride 2 and padding 1")

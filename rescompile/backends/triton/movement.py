@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import onnx
@@ -31,13 +31,13 @@ def ends_movement(graph: Graph, node: onnx.NodeProto) -> bool:
     return after is None or after.op_type not in MOVEMENT_OPS
 
 
-def read_movement(graph: Graph, end: onnx.NodeProto, planes: Mapping[str, Plane]) -> Movement:
+def read_movement(graph: Graph, end: onnx.NodeProto, plane_of: Callable[[str], Plane]) -> Movement:
     """All slices and pads that end in ``end``; values are moved, so the integers stay what they are.
 
     Args:
         graph: the deployable graph.
         end: see ``ends_movement``.
-        planes: [H, W] of every tensor that a step has made.
+        plane_of: [H, W] of a tensor that an earlier step has made.
 
     Raises:
         BackendError: they do something else than a shortcut does.
@@ -52,7 +52,7 @@ def read_movement(graph: Graph, end: onnx.NodeProto, planes: Mapping[str, Plane]
             front, back = _channels(graph, node)
             before, after = before + front, after + back
         else:
-            steps = _steps(graph, node, planes[source])
+            steps = _steps(graph, node, plane_of(source))
             stride = [stride[0] * steps[0], stride[1] * steps[1]]
     if stride[0] != stride[1]:
         raise refused(end, "a shortcut takes pixels at one stride in both axes")

@@ -215,6 +215,11 @@ REFUSED: dict[str, tuple[str, Callable[[onnx.GraphProto], None], str]] = {
         reread("fc", 0, "flatten"),
         "'fc' .Gemm.: the pool's input, its output and the weight",
     ),
+    "a residual of its own": (
+        "cifar",
+        reread("layer1.0.add", 1, "input.dequantize"),
+        "'layer1.0.conv2' .Conv.: no step makes 'input', which it reads",
+    ),
     "scale differs": (
         "basic",
         reread("layer1.0.relu1.dequantize", 1, "maxpool.scale"),
