@@ -12,6 +12,8 @@ import numpy as np
 
 RELATIVE_COST = {"resnet18": 0.45, "resnet34": 0.9, "resnet50": 1.0, "resnet101": 1.9, "resnet152": 2.8}
 """Time of a network's whole suite over ResNet-50's, by their operations."""
+DEEP = frozenset({"resnet101", "resnet152"})
+"""Networks of which only the most telling contenders are raced, so that all fit into a run."""
 TINY = "resnet20-cifar"
 _CHECKPOINTS = {
     "resnet18": "resnet18-pqf.pth.xz",

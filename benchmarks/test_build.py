@@ -10,7 +10,7 @@ from benchmarks.conftest import Session
 from benchmarks.networks import OutOfTime
 from benchmarks.replay import CLOCK, show
 from benchmarks.rows import Row
-from benchmarks.workshop import CALIBRATION_IMAGES, Failed
+from benchmarks.workshop import CALIBRATION_IMAGES, VALIDATION_IMAGES, Failed
 from rescompile.measure.timing import timing
 
 MAKERS = {
@@ -20,6 +20,7 @@ MAKERS = {
     "ONNX Runtime": ("onnxruntime", False, "fp32 graph to quantized graph"),
 }
 """Contender to what the workshop calls it, whether it is ours, and what its time covers."""
+IMAGES = f"{CALIBRATION_IMAGES} calibration images, and {VALIDATION_IMAGES} for our verdict"
 
 
 @pytest.mark.parametrize("contender", list(MAKERS))
@@ -30,7 +31,7 @@ def test_build(benchmark: Any, session: Session, network_name: str, contender: s
     net, workshop = session.network(network_name), session.workshop
     common = {
         "suite": "build", "case": f"{net.name} build", "contender": contender, "ours": ours, "weights": net.said,
-        "notes": (covers, f"{CALIBRATION_IMAGES} calibration images", "one run: no interval"),
+        "notes": (covers, IMAGES, "one run: no interval"),
     }  # fmt: skip
     known = (net.name, what) in workshop.made
     try:

@@ -24,6 +24,8 @@ from rescompile.report import BuildReport, StageRecord
 
 CALIBRATION_IMAGES = 16
 """Enough for scales that make sense; the speed of an engine does not depend on them."""
+VALIDATION_IMAGES = 8
+"""Enough to see that an engine is right; how accurate it is has its own benchmarks."""
 TIMEOUT = 900
 
 
@@ -96,6 +98,7 @@ class Workshop:
         output = self.folder / f"{net.name}-{precision}-{backend}"
         command = ["build", *net.options, "--precision", precision, "--backend", backend, "--json"]
         command += ["--batch", f"1:1:{self.batch_max}", "--output", str(output), "--force"]
+        command += ["--validation-images", str(VALIDATION_IMAGES)]
         if precision == "int8":
             command += ["--effort", "fast", "--calibration-images", str(CALIBRATION_IMAGES)]
             command += ["--calibration-set", str(net.calibration_set)] if net.calibration_set else []

@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.networks import Network
+from benchmarks.networks import DEEP, Network
 from benchmarks.peers.base import FP32_ALLOWED, Call, Missing
 from benchmarks.workshop import Workshop
-
-COMPILED_NETWORKS = {"resnet18", "resnet50"}
-"""Inductor takes minutes for the deeper ones, which says nothing that these two do not."""
 
 
 class Eager:
@@ -48,7 +45,7 @@ class Compiled:
         """Compile at the first call, for any batch."""
         if shutil.which("g++") is None and shutil.which("clang++") is None:
             raise Missing("Inductor needs a C++ compiler, and there is none")
-        if net.name.startswith("resnet") and "cifar" not in net.name and net.name not in COMPILED_NETWORKS:
+        if net.name in DEEP:
             raise Missing("Inductor takes minutes to compile this depth; resnet18 and resnet50 have the row")
         import torch
         import torch._inductor.config as inductor

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import pytest
 from benchmarks.engine_races import EngineRaces
 from benchmarks.networks import TINY, Budget, Network, OutOfTime, network
 from benchmarks.peers import ENTRANTS, Missing
+from benchmarks.peers.openvino import OurEngine
 from benchmarks.peers.torch import Compiled
 from benchmarks.replay import CLOCK, show
 from benchmarks.rows import read_results
@@ -196,3 +198,25 @@ def test_a_tiny_run_of_the_suites_writes_rows_and_says_why_others_are_missing(tm
     assert "gpu_suite" in next(row.skipped for row in rows if row.case == "Triton kernels")
     shown = {entry["name"] for entry in json.loads((tmp_path / "b.json").read_text())["benchmarks"]}
     assert "test_kernel[bottleneck inference-PyTorch eager]" in shown
+
+
+def test_deep_networks_race_the_most_telling_contenders(tmp_path: Path) -> None:
+    deep = Network("resnet101", "random", "", None)
+    with pytest.raises(Missing, match="FP32"):
+        OurEngine("fp16").prepare(deep, Workshop(tmp_path), 1)
+
+
+def test_time_that_deep_networks_do_not_need_is_no_part_of_what_they_cost(
+    workshop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Entrant):
+        def prepare(self, net: Network, workshop: Any, threads: int) -> Any:
+            time.sleep(1.0)
+            return super().prepare(net, workshop, threads)
+
+    spent: list[float] = []
+    for name in (Compiled.name, "another"):
+        budget = Budget(1)
+        monkeypatch.setattr(budget, "spent", lambda name, seconds: spent.append(seconds))
+        races(workshop, Slow(name), budget=budget).of(NET, "latency")
+    assert spent[0] < spent[1] - 0.5
