@@ -18,9 +18,11 @@ if TYPE_CHECKING:
         wgrad,
     )
     from fused_kernels.ops.head import pool_fc, pool_fc_int8
+    from fused_kernels.ops.image import Take, take
     from fused_kernels.ops.inference import conv_bias, conv_int8, fold, requantization
     from fused_kernels.ops.partials import Partials
     from fused_kernels.ops.passes import bn_backward, entry, join
+    from fused_kernels.ops.shortcut import widen
     from fused_kernels.ops.statistics import coefficients, finalize, frozen, merge, sums
     from fused_kernels.ops.stem import (
         stem_activate,
@@ -38,9 +40,11 @@ if TYPE_CHECKING:
 _HOME = {
     "convolution": ["conv_moments", "conv_plain", "dgrad_block", "dgrad_drelu", "dgrad_shortcut", "wgrad"],
     "head": ["pool_fc", "pool_fc_int8"],
+    "image": ["Take", "take"],
     "inference": ["conv_bias", "conv_int8", "fold", "requantization"],
     "partials": ["Partials"],
     "passes": ["bn_backward", "entry", "join"],
+    "shortcut": ["widen"],
     "statistics": ["coefficients", "finalize", "frozen", "merge", "sums"],
     "stem": [
         "stem_activate",
@@ -57,6 +61,7 @@ _HOME = {
 }
 __all__ = [
     "Partials",
+    "Take",
     "bn_backward",
     "coefficients",
     "conv_bias",
@@ -86,7 +91,9 @@ __all__ = [
     "stem_pool_sums",
     "stem_wgrad",
     "sums",
+    "take",
     "wgrad",
+    "widen",
 ]
 
 

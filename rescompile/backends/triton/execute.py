@@ -20,8 +20,18 @@ from fused_kernels.ops.shortcut import widen
 from fused_kernels.ops.stem import stem_inference
 from fused_kernels.stem_layout import unpack_weight
 from rescompile.backends.triton.groups import conv_of
-from rescompile.backends.triton.lower import FACTOR, OFFSET
-from rescompile.backends.triton.steps import Chain, Convolution, Head, Stem, Step, Widen, reads, writes
+from rescompile.backends.triton.steps import (
+    FACTOR,
+    OFFSET,
+    Chain,
+    Convolution,
+    Head,
+    Stem,
+    Step,
+    Widen,
+    reads,
+    writes,
+)
 
 _REST = {"float32": torch.float32, "float16": torch.float16}
 Observer = Callable[[int, Step], None]

@@ -24,14 +24,22 @@ from fused_kernels.stem_layout import PIXEL, pack_weight
 from rescompile.backends.triton.graph import MIXED, Array, Graph, Weight, attributes, refused, unused
 from rescompile.backends.triton.groups import Group, conv_of, group_of, operands_of, require_pool
 from rescompile.backends.triton.movement import MOVEMENT_OPS, Plane, ends_movement, read_movement
-from rescompile.backends.triton.steps import Convolution, Head, Rest, Stem, Step, Widen
+from rescompile.backends.triton.steps import (
+    FACTOR,
+    OFFSET,
+    Convolution,
+    Head,
+    Rest,
+    Stem,
+    Step,
+    Widen,
+)
 from rescompile.errors import BackendError
 
 KNOWN = {
     "Conv", "Gemm", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "QuantizeLinear", "DequantizeLinear",
     "Cast", "Transpose", "Mul", *MOVEMENT_OPS,
 }  # fmt: skip
-FACTOR, OFFSET = "input.factor", "input.offset"
 
 
 @dataclass(frozen=True)

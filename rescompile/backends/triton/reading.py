@@ -22,6 +22,7 @@ from rescompile.backends.triton.plan import (
     Program,
     Stored,
 )
+from rescompile.backends.triton.steps import Head, reads, weights_of, writes
 from rescompile.errors import EngineError
 from rescompile.files import atomic_write
 from rescompile.manifest import Manifest
@@ -97,6 +98,9 @@ def _fault(plan: Plan) -> str | None:
     for kernel in plan.kernels:
         if any(sign in kernel.file for sign in "/\\\0") or not kernel.file.endswith(".cubin"):
             return f"'{kernel.file}' is no file of machine code in this directory"
+    fault = _steps_fault(plan)
+    if fault is not None:
+        return fault
     for program in plan.programs:
         if program.arena_bytes > ARENA_LIMIT:
             return f"batch {program.batch} asks for {program.arena_bytes:,} bytes of memory"
@@ -105,6 +109,23 @@ def _fault(plan: Plan) -> str | None:
             if fault is not None:
                 return f"batch {program.batch}, launch {number}: {fault}"
     return None
+
+
+def _steps_fault(plan: Plan) -> str | None:
+    """What the steps lack: a tensor that none of them made, a weight, or the head at their end."""
+    written: set[str] = set()
+    for step in plan.steps:
+        missing = [name for name in reads(step) if name not in written]
+        if missing:
+            return f"step '{step.name}' reads '{missing[0]}', which no step before it makes"
+        missing = [
+            name for name in weights_of(step, integer=plan.precision == "int8") if name not in plan.weights
+        ]
+        if missing:
+            return f"step '{step.name}' needs the weight '{missing[0]}', which the plan does not list"
+        written |= set(writes(step))
+    heads = [index for index, step in enumerate(plan.steps) if isinstance(step, Head)]
+    return None if heads == [len(plan.steps) - 1] else "its steps do not end in one head"
 
 
 def _launch_fault(plan: Plan, program: Program, launch: Launch) -> str | None:

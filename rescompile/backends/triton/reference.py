@@ -36,7 +36,7 @@ class ReferenceRunner:
         """Logits [N, classes] of ``images`` [N, ...] in the manifest's layout and dtype.
 
         Raises:
-            BackendError: the runner is closed.
+            BackendError: the runner is closed, or the steps contradict the weights or the images.
         """
         import torch
 
@@ -44,8 +44,16 @@ class ReferenceRunner:
 
         if self._walk is None:
             raise BackendError("this engine is closed; load it again")
-        with torch.inference_mode(), implementation("reference"):
-            logits: NDArray[np.float32] = self._walk(torch.from_numpy(np.ascontiguousarray(images))).numpy()
+        try:
+            with torch.inference_mode(), implementation("reference"):
+                logits: NDArray[np.float32] = self._walk(
+                    torch.from_numpy(np.ascontiguousarray(images))
+                ).numpy()
+        except (ValueError, RuntimeError) as error:
+            # torch and the operations name shapes; of a plan that we made, all of them fit
+            raise BackendError(
+                f"the plan's steps do not fit its weights or these images ({error}); build the engine again"
+            ) from error
         return logits
 
     def close(self) -> None:

@@ -11,6 +11,8 @@ from typing import Literal
 import msgspec
 
 Rest = Literal["float32", "float16"]
+FACTOR, OFFSET = "input.factor", "input.offset"
+"""Weights of a stem that normalizes."""
 
 
 class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,6 +109,18 @@ def writes(step: Step) -> tuple[str, ...]:
         return ()
     following = step.following if isinstance(step, Chain) else None
     return (step.output,) if following is None else (step.output, following)
+
+
+def weights_of(step: Step, *, integer: bool) -> tuple[str, ...]:
+    """Names of the weights that a step multiplies with and adds; ``integer`` in INT8."""
+    if isinstance(step, Widen):
+        return ()
+    layers = [step.name]
+    if isinstance(step, Chain):
+        layers = [name for name in (step.conv2, step.conv3, step.conv1) if name is not None]
+    kinds = ("weight", "bias", "scale") if integer else ("weight", "bias")
+    image = (FACTOR, OFFSET) if isinstance(step, Stem) and step.normalized else ()
+    return (*image, *(f"{layer}.{kind}" for layer in layers for kind in kinds))
 
 
 def residual_adds(steps: tuple[Step, ...]) -> int:

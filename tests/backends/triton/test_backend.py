@@ -21,6 +21,7 @@ from rescompile.manifest import Batch, Precision, read_manifest
 from rescompile.pipeline import build
 from rescompile.report import BuildReport
 from rescompile.stages import Silent
+from tests.backends.engines import make_engine
 from tests.backends.triton.fake_gpu import FakeGpu
 from tests.backends.triton.planned import stand_ins
 
@@ -202,8 +203,9 @@ def test_the_runner_is_given_the_driver(
     assert gpu.detached
 
 
-def test_a_backend_without_a_stand_in_has_none(small_engines: dict[str, Path]) -> None:
-    assert simulate(small_engines["int8"]) is None
+def test_a_backend_without_a_stand_in_has_none(tmp_path: Path) -> None:
+    make_engine(tmp_path / "engine", "fp32", backend="onnxruntime")
+    assert simulate(tmp_path / "engine") is None
 
 
 def test_a_plan_that_was_changed_is_refused(built: tuple[Path, BuildReport], tmp_path: Path) -> None:

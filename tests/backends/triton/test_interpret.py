@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -67,6 +68,16 @@ def test_without_the_interpreter_there_is_a_sentence(tmp_path: Path, monkeypatch
     monkeypatch.setattr(interpret, "interpreted", lambda: False)
     with pytest.raises(BackendError, match="set TRITON_INTERPRET=1"):
         Interpreter(tmp_path, plan)
+
+
+def test_steps_that_do_not_fit_their_weights_are_an_error(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "cifar", "int8")
+    widened = msgspec.structs.replace(plan.steps[3], after=9)
+    run = ReferenceRunner(
+        tmp_path, msgspec.structs.replace(plan, steps=(*plan.steps[:3], widened, *plan.steps[4:]))
+    )
+    with pytest.raises(BackendError, match="steps do not fit its weights or these images"):
+        run(images("cifar", 1))
 
 
 def test_a_closed_executor_says_so(tmp_path: Path) -> None:

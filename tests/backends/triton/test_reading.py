@@ -100,6 +100,17 @@ LIES: dict[str, tuple[Callable[[Body], object], str]] = {
     "an address as number": (set_argument(-1, {"in": "images"}), "is an address in place of i32"),
     "a fraction as number": (set_argument(-1, 0.5), "is the number 0.5 in place of i32"),
     "a number too large": (set_argument(-1, 2**40), "1099511627776, is no i32"),
+    "a tensor from nowhere": (
+        lambda b: b["steps"][1].update(input="nothing"),
+        "step 'layer1.0.conv1' reads 'nothing', which no step before it makes",
+    ),
+    "a step without weights": (
+        lambda b: b["weights"].pop("layer1.0.conv1.scale"),
+        "step 'layer1.0.conv1' needs the weight 'layer1.0.conv1.scale'",
+    ),
+    "no head": (lambda b: b["steps"].pop(), "do not end in one head"),
+    "two heads": (lambda b: b["steps"].append(b["steps"][-1]), "do not end in one head"),
+    "no steps": (lambda b: b.update(steps=[]), "do not end in one head"),
     "an unknown place": (set_argument(0, {"in": "registers"}), "is damaged"),
 }
 
