@@ -38,6 +38,20 @@ def test_contenders_take_turns() -> None:
     assert "ABAB" in clock.order
 
 
+def test_there_is_a_rest_before_each_turn_and_it_is_nobodys_time() -> None:
+    clock = Clock()
+
+    def rest(seconds: float) -> None:
+        clock.now += 100 * seconds
+        clock.order += "."
+
+    found = race(
+        {name: clock.contender(name, TURN_SECONDS) for name in "AB"}, seconds=0.0, clock=clock, rest=rest
+    )
+    assert clock.order.endswith(".A.B.A.B")
+    assert found["A"].p50 == found["B"].p50 == pytest.approx(1e3 * TURN_SECONDS)
+
+
 def test_a_fast_contender_runs_often_in_its_turn() -> None:
     clock = Clock()
     found = race({"A": clock.contender("A", TURN_SECONDS / 10)}, seconds=0.0, clock=clock)
