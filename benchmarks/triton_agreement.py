@@ -6,14 +6,19 @@ Both start from the deployable graph. The plan's executor adds up integers exact
 optimizations off, executes Q/DQ in fp32. Where a value lies at a tie between two integers the two may part by one, and
 that one spreads. With ``--explain N`` every tensor of N images is computed from ONNX Runtime's own inputs to it, so
 that nothing spreads, and every integer that differs is held against its real value: its distance from the tie is shown.
+
+``--control`` takes PyTorch in the executor's place, which executes Q/DQ in fp32 as ONNX Runtime does and only adds up
+in another order: how far two fp32 executions of one graph part is what no third can stay below. Every image whose class
+differs is shown with the lead of its class in ONNX Runtime's logits, beside the RMS by which its logits differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +32,30 @@ from torch import Tensor
 from calibration.images import open_image_set
 from calibration.preprocess import normalize
 from fused_kernels.launch import implementation
+from fused_kernels.ops.shortcut import widen
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.triton.execute import Walk
 from rescompile.backends.triton.groups import conv_of
 from rescompile.backends.triton.lower import lower
-from rescompile.backends.triton.steps import Convolution, Head, Stem, Step, writes
+from rescompile.backends.triton.steps import Convolution, Head, Stem, Step, Widen, writes
 from rescompile.engine import simulate
 from rescompile.manifest import Manifest, read_manifest
 
+Network = Callable[[NDArray[Any]], NDArray[np.float32]]
 BATCH = 4
+
+
+@dataclass(frozen=True)
+class Parted:
+    """An image whose class differs."""
+
+    index: int
+    expected: int
+    found: int
+    lead: float
+    """Of the expected class over the other one, in the expected logits."""
+    rms: float
+    """Of the difference of this image's logits."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,7 @@ class Agreement:
     same_logits: float
     """Share of images whose logits agree within 1e-5 of the largest."""
     relative_rms: float
+    parted: list[Parted]
 
 
 @dataclass(frozen=True)
@@ -69,16 +90,23 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="a folder of images or an .npz")
     parser.add_argument("--limit", type=int, default=300, help="most images to compare on")
     parser.add_argument("--explain", type=int, default=0, help="images of which every tensor is compared")
+    parser.add_argument("--control", action="store_true", help="PyTorch's fp32 execution in the plan's place")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     asked = parser.parse_args()
     manifest = read_manifest(asked.engine)
     images = np.concatenate(list(_images(manifest, asked.images, asked.limit)))
-    agreement = agree(asked.engine, images)
+    model = onnx.load(asked.engine / "model.onnx")
+    agreement = agree(asked.engine, images, partial(in_fp32, model) if asked.control else None)
+    for image in agreement.parted:
+        print(
+            f"image {image.index}: class {image.expected} became {image.found}; its lead was {image.lead:.4f}, the "
+            f"logits differ by {image.rms:.4f}"
+        )
     print(
         f"{agreement.images} images: top-1 agreement {100 * agreement.same_class:.3f} %, same logits on "
         f"{100 * agreement.same_logits:.1f} %, relative RMS {agreement.relative_rms:.5f}"
     )
-    found = explain(onnx.load(asked.engine / "model.onnx"), images[: asked.explain]) if asked.explain else []
+    found = explain(model, images[: asked.explain]) if asked.explain else []
     for row in found:
         print(
             f"{row.tensor:24} {row.differ:8} of {row.values:10} differ, by {row.largest_step} at most, "
@@ -89,18 +117,21 @@ def main() -> None:
         asked.json.write_text(json.dumps(body, indent=1) + "\n", "utf-8")
 
 
-def agree(directory: Path, images: NDArray[Any]) -> Agreement:
-    """The engine's executor against ONNX Runtime's execution of its graph on ``images``."""
+def agree(directory: Path, images: NDArray[Any], candidate: Network | None = None) -> Agreement:
+    """The engine's executor, or ``candidate``, against ONNX Runtime's execution of its graph on ``images``."""
     reference = reference_session(directory / "model.onnx", optimize=False)
-    engine = simulate(directory)
-    if engine is None:
+    executor = candidate or simulate(directory)
+    if executor is None:
         raise SystemExit(f"error: {directory} is no engine of the backend triton")
     parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-    with engine:
-        pairs = [(reference(part), engine(part)) for part in parts]
+    pairs = [(reference(part), executor(part)) for part in parts]
     expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
     error = np.abs(found - expected).max(axis=1)
     return Agreement(
+        parted=[
+            _parted(int(index), expected[index], found[index])
+            for index in np.flatnonzero(found.argmax(axis=1) != expected.argmax(axis=1))
+        ],
         images=len(images),
         same_class=float((found.argmax(axis=1) == expected.argmax(axis=1)).mean()),
         same_logits=float((error <= 1e-5 * np.abs(expected).max(axis=1)).mean()),
@@ -138,29 +169,63 @@ def integers(model: onnx.ModelProto, names: list[str], images: NDArray[Any]) -> 
     return {name: torch.from_numpy(found[f"{name}.quantize"]) for name in names}
 
 
-def real_value(model: onnx.ModelProto, step: Step, tensors: dict[str, Tensor], image: Tensor) -> Tensor:
-    """What the graph's quantizer behind ``step`` rounds, in units of its output, in fp64 from the graph's constants."""
-    constants = {t.name: t for t in model.graph.initializer}
+def in_fp32(model: onnx.ModelProto, images: NDArray[Any]) -> NDArray[np.float32]:
+    """Logits of float32 ``images``, Q/DQ executed in fp32 by PyTorch."""
+    x, tensors = torch.from_numpy(images), dict[str, Tensor]()
+    for step in lower(model, (images.shape[2], images.shape[3])).steps:
+        if isinstance(step, Widen):
+            tensors[step.output] = widen(
+                tensors[step.input], stride=step.stride, before=step.before, after=step.after
+            )
+        elif isinstance(step, Stem | Convolution):
+            v = real_value(model, step, tensors, x, torch.float32)
+            tensors[step.output] = v.round().clamp(-128, 127).to(torch.int8)
+        else:
+            constant = _constants(model, torch.float32)
+            pooled = (tensors[step.input].float() * constant(f"{step.input}.scale")).mean(dim=(2, 3))
+            scale = constant("flatten.scale")
+            pooled = (pooled / scale).round().clamp(-128, 127) * scale
+            weight = constant(f"{step.name}.weight.int8") * constant(f"{step.name}.weight.scale")[:, None]
+    return F.linear(pooled, weight, constant(f"{step.name}.bias")).numpy()
 
-    def constant(name: str) -> Tensor:
-        return torch.tensor(onnx.numpy_helper.to_array(constants[name])).double()
 
+def real_value(
+    model: onnx.ModelProto,
+    step: Step,
+    tensors: dict[str, Tensor],
+    image: Tensor,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """What the graph's quantizer behind ``step`` rounds, in units of its output, from the graph's constants."""
+    constant = _constants(model, dtype)
     assert isinstance(step, Stem | Convolution)
     if isinstance(step, Stem):
         scale = constant("input.scale")
-        x = (image / scale.float()).round().clamp(-128, 127).double() * scale
+        x = (image / scale.float()).round().clamp(-128, 127).to(dtype) * scale
     else:
-        x = tensors[step.input].double() * constant(f"{step.input}.scale")
+        x = tensors[step.input].to(dtype) * constant(f"{step.input}.scale")
     weight = constant(f"{step.name}.weight.int8") * constant(f"{step.name}.weight.scale")[:, None, None, None]
     conv = conv_of(step.window)
     v = F.conv2d(x, weight, constant(f"{step.name}.bias"), stride=conv.stride, padding=conv.padding)
     if isinstance(step, Convolution) and step.residual is not None:
-        v = v + tensors[step.residual].double() * constant(f"{step.residual}.scale")
+        v = v + tensors[step.residual].to(dtype) * constant(f"{step.residual}.scale")
     if isinstance(step, Stem) or step.relu:
         v = v.relu()
     if isinstance(step, Stem) and step.pool:
         v = F.max_pool2d(v, 3, 2, 1)
     return v / constant(f"{step.output}.scale")
+
+
+def _constants(model: onnx.ModelProto, dtype: torch.dtype) -> Callable[[str], Tensor]:
+    """The graph's constants by name, as ``dtype``."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    return lambda name: torch.tensor(onnx.numpy_helper.to_array(constants[name])).to(dtype)
+
+
+def _parted(index: int, expected: NDArray[Any], found: NDArray[Any]) -> Parted:
+    was, became = int(expected.argmax()), int(found.argmax())
+    rms = float(np.sqrt(np.square(found - expected).mean()))
+    return Parted(index, was, became, float(expected[was] - expected[became]), rms)
 
 
 def _images(manifest: Manifest, path: Path, limit: int) -> Iterator[NDArray[Any]]:

@@ -11,14 +11,16 @@ integers differ only where v lies that close to a tie, and then by one. Everythi
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from benchmarks.triton_agreement import explain, integers, real_value
+from benchmarks.triton_agreement import agree, explain, in_fp32, integers, real_value
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.triton.execute import Walk
 from rescompile.backends.triton.lower import Network, lower
@@ -95,3 +97,29 @@ def test_logits_are_the_graphs(name: str, pixels: bool, precision: Any, limit: f
     expected = reference_session(model.SerializeToString(), optimize=False)(x)
     found = walk(made)(torch.from_numpy(x)).numpy()
     assert np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()) < limit
+
+
+@pytest.mark.parametrize("name", ["cifar", "basic"])
+def test_the_control_executes_the_same_graph_in_fp32(name: str) -> None:
+    model, x = deployable(name, "int8"), floats(name, 8)
+    expected = reference_session(model.SerializeToString(), optimize=False)(x)
+    found = in_fp32(model, x)
+    assert np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()) < 0.02
+
+
+def test_an_image_whose_class_differs_is_shown_with_its_lead(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(deployable("cifar", "int8").SerializeToString())
+    session = reference_session(tmp_path / "model.onnx", optimize=False)
+
+    def second_best(images: NDArray[Any]) -> NDArray[np.float32]:
+        logits = session(images)
+        best = logits.argmax(axis=1)
+        logits[0, best[0]] = logits[0].min() - 1
+        return logits
+
+    x = floats("cifar", 4)
+    found, logits = agree(tmp_path, x, second_best), session(x)
+    (image,) = found.parted
+    assert (found.same_class, found.same_logits, image.index) == (0.75, 0.75, 0)
+    assert image.lead == pytest.approx(np.sort(logits[0])[-1] - np.sort(logits[0])[-2])
+    assert agree(tmp_path, x, session).relative_rms == 0
