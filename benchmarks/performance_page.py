@@ -25,6 +25,7 @@ from rescompile.bench import BenchReport
 from rescompile.facts import duration, size
 from rescompile.files import atomic_write
 from rescompile.measure.suite_results import FORMAT as SUITES
+from rescompile.measure.timing import Timing
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 _HEADER = """# Performance
@@ -137,14 +138,14 @@ def _case(case: str, rows: Sequence[Row], link: str) -> Iterator[str]:
     yield f"#### {case}\n"
     timed = [row for row in rows if row.timing is not None]
     if timed:
-        yield "| contender | batch | ms a call (95 %) | images/s | to the best peer | of the roofline | memory |"
+        yield "| contender | batch | a call (95 %) | images/s | to the best peer | of the roofline | memory |"
         yield "|---|---|---|---|---|---|---|"
     for row in timed:
         assert row.timing is not None
         cells = [
             f"**{row.contender}**" if row.ours else row.contender,
             str(row.batch),
-            f"[{row.timing.p50:.3g}]({link}) ({row.timing.low:.3g} to {row.timing.high:.3g})",
+            f"[{_time(row.timing.p50)}]({link}){_interval(row.timing)}",
             "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
             "" if row.ratio_to_best_peer is None else f"{row.ratio_to_best_peer:.2f}x {row.best_peer}",
             "" if row.share_of_roofline is None else f"{100 * row.share_of_roofline:.0f} %",
@@ -154,6 +155,15 @@ def _case(case: str, rows: Sequence[Row], link: str) -> Iterator[str]:
     yield ""
     yield from (f"- {row.contender}: skipped: {row.skipped}" for row in rows if row.skipped)
     yield ""
+
+
+def _time(ms: float) -> str:
+    return duration(ms / 1e3) if ms >= 1e3 else f"{ms:.3g} ms"
+
+
+def _interval(found: Timing) -> str:
+    """Nothing for a single run, which has none."""
+    return f" ({_time(found.low)} to {_time(found.high)})" if len(found.rounds) > 1 else ""
 
 
 def _benches(reports: Sequence[tuple[Path, BenchReport]], home: Path) -> Iterator[str]:

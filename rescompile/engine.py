@@ -9,6 +9,8 @@ import io
 import stat
 import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 GOLDEN = "golden.npz"
+_ADVICE = "copy or build the engine again"
 
 
 class Engine:
@@ -197,20 +200,39 @@ def check_files(directory: Path, manifest: Manifest, *, hashes: bool = True) -> 
         EngineError: names the first file that is not.
     """
     for name, digest in manifest.files.items():
-        path = directory / name
-        advice = "copy or build the engine again"
-        try:
+        with _readable(directory / name) as path:
             found = path.lstat()
             if not stat.S_ISREG(found.st_mode):
-                raise EngineError(f"{path} is no plain file (a symbolic link, perhaps); {advice}")
+                raise EngineError(f"{path} is no plain file (a symbolic link, perhaps); {_ADVICE}")
             if found.st_size != digest.bytes:
-                raise EngineError(f"{path} has {found.st_size:,} bytes instead of {digest.bytes:,}; {advice}")
-            if hashes and sha256_of(path) != digest.sha256:
-                raise EngineError(f"{path} was changed after the build (its hash differs); {advice}")
-        except FileNotFoundError:
-            raise EngineError(f"{path} is missing, although the manifest lists it; {advice}") from None
-        except OSError as error:
-            raise EngineError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+                raise EngineError(
+                    f"{path} has {found.st_size:,} bytes instead of {digest.bytes:,}; {_ADVICE}"
+                )
+    if hashes:
+        _check_hashes(directory, manifest)
+
+
+def _check_hashes(directory: Path, manifest: Manifest) -> None:
+    """Hash every file, two at a time: the graphs of a deep network are most of a load otherwise."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        pending = {name: pool.submit(sha256_of, directory / name) for name in manifest.files}
+        for name, digest in manifest.files.items():
+            with _readable(directory / name) as path:
+                if pending[name].result() != digest.sha256:
+                    raise EngineError(f"{path} was changed after the build (its hash differs); {_ADVICE}")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[Path]:
+    """Turn the operating system's refusal to read ``path`` into a sentence."""
+    try:
+        yield path
+    except FileNotFoundError:
+        raise EngineError(f"{path} is missing, although the manifest lists it; {_ADVICE}") from None
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
 
 
 def write_engine(directory: Path, manifest: Manifest) -> Manifest:

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks import performance_page
@@ -51,11 +52,21 @@ def test_every_figure_links_to_its_raw_results(folder: Path) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", text):
         if "benchmarks/README" not in link:
             assert (folder.parent / link).is_file(), link
-    assert "[5](results/cpu/2026-11-21T1200-abc.json)" in text
+    assert "[5 ms](results/cpu/2026-11-21T1200-abc.json)" in text
     assert "[1.5000](results/gpu/k.json)" in text
     assert "12.00x PyTorch eager" in text
     assert "8.00x | 12.00x, kept" in text
     assert "wrong, so it has no time" in text
+
+
+def test_long_times_are_in_seconds_and_single_runs_have_no_interval(tmp_path: Path) -> None:
+    once = msgspec.structs.replace(
+        row("rescompile int8", 5.0, ours=True), timing=steady(12_500, rounds=1, noise=0)
+    )
+    results(once, row("NNCF", 2000.0)).write(tmp_path / "results/cpu/x.json")
+    text = page(tmp_path / "results", tmp_path)
+    assert "[12.5 s](results/cpu/x.json) |" in text
+    assert "[2.00 s](results/cpu/x.json) (2.00 s to 2.00 s) |" in text
 
 
 def test_the_newest_run_of_a_device_is_shown_with_its_command(folder: Path) -> None:
