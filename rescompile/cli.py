@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from rescompile.cli_measure import bench, profile, report
+from rescompile.cli_serving import export_server
 from rescompile.cli_table import app as table_app
 from rescompile.errors import USER_ERRORS
 from rescompile.option_groups import takes_groups
@@ -45,6 +46,7 @@ app.add_typer(table_app, name="table")
 app.command()(bench)
 app.command()(profile)
 app.command()(report)
+app.command("export-server")(export_server)
 
 
 def main() -> NoReturn:

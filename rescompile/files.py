@@ -35,6 +35,8 @@ _REFUSED = {
     errno.ENOENT: "its folder does not exist",
 }
 _MANIFEST = "manifest.json"
+_KINDS = {_MANIFEST: "an engine", "export.json": "an exported repository"}
+"""What a directory is that holds such a file; only those are ever replaced."""
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<pid>\d+)-[0-9a-f]{8}")
 
 
@@ -135,20 +137,21 @@ class Staging:
 
 
 @contextmanager
-def atomic_directory(target: Path, *, force: bool = False) -> Iterator[Staging]:
+def atomic_directory(target: Path, *, force: bool = False, known_by: str = _MANIFEST) -> Iterator[Staging]:
     """A directory to fill, which becomes ``target`` when the body ends well and vanishes when it does not.
 
-    With ``force`` an engine directory or an empty directory at ``target`` is replaced; it stays until the new one
-    is complete. SIGTERM during the body ends the process by ``SystemExit``, so that it cleans up too.
+    With ``force`` a directory of ours (one with a file ``known_by``) or an empty directory at ``target`` is
+    replaced; it stays until the new one is complete. SIGTERM during the body ends the process by ``SystemExit``, so
+    that it cleans up too.
 
     Raises:
-        OutputError: ``target`` exists (without ``force``), is something else than an engine directory, or cannot
+        OutputError: ``target`` exists (without ``force``), is something else than a directory of ours, or cannot
             be written, disk full included.
     """
     target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow a link at the target
     with _terminable(), writing(target):
         _clean_up(target)
-        _refuse_existing(target, force=force)
+        _refuse_existing(target, force=force, known_by=known_by)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = _sibling(target, "partial")
         partial.mkdir()
@@ -159,7 +162,7 @@ def atomic_directory(target: Path, *, force: bool = False) -> Iterator[Staging]:
             with writing(partial):
                 yield staging
             _flush(partial)
-            _refuse_existing(staging.target, force=force or staging.target != target)
+            _refuse_existing(staging.target, force=force or staging.target != target, known_by=known_by)
             _put(partial, staging.target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -196,16 +199,16 @@ def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def _refuse_existing(target: Path, *, force: bool) -> None:
+def _refuse_existing(target: Path, *, force: bool, known_by: str = _MANIFEST) -> None:
     """Raise where ``target`` must not be replaced."""
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not target.is_dir() or target.parent == target:
         raise OutputError(f"{target} is no directory that can be replaced; choose another --output")
-    ours = (target / _MANIFEST).is_file() or not any(target.iterdir())
+    ours = (target / known_by).is_file() or not any(target.iterdir())
     if not ours:
         raise OutputError(
-            f"{target} holds something else than an engine (no manifest.json); choose another --output"
+            f"{target} holds something else than {_KINDS[known_by]} (no {known_by}); choose another --output"
         )
     if not force:
         raise OutputError(f"{target} exists already; pass --force to replace it, or another --output")

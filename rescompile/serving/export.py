@@ -1,0 +1,173 @@
+"""``rescompile export-server``: an engine directory as the model repository of an inference server.
+
+REPO/export.json                     which engine this is, and the hash of every file
+REPO/NAME/1/                         the payload: version 1 of the model
+REPO/NAME/config.pbtxt, labels.txt   Triton Inference Server; warm-up requests are in REPO/NAME/warmup/
+REPO/config.json, labels.txt         OpenVINO Model Server
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from rescompile.commands import read_report
+from rescompile.engine import check_files, read_golden
+from rescompile.errors import EngineError, UsageError
+from rescompile.files import atomic_directory, sha256_of
+from rescompile.manifest import FileDigest, Manifest, read_manifest
+from rescompile.serving.model_server import config_of as model_server_config
+from rescompile.serving.payload import SERVER_NAMES, Payload, Server, payload_of
+from rescompile.serving.pbtxt import to_text
+from rescompile.serving.triton_repository import LABELS, Batching, config_of, warmup_images
+
+RECORD = "export.json"
+VERSION = "1"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What ``export`` is asked for."""
+
+    server: Server
+    output: Path
+    name: str | None = None
+    """By which clients ask for the model; None makes it of network and precision."""
+    onnx: bool = False
+    """Serve the deployable graph instead of the engine."""
+    instances: int = 1
+    batching: Batching = field(default_factory=Batching)
+    force: bool = False
+    """Replace an export at ``output``, and export an engine that failed its limits."""
+
+
+class Export(msgspec.Struct, frozen=True, kw_only=True):
+    """``export.json``: what was exported, from which engine."""
+
+    server: Server
+    name: str
+    backend: str
+    max_batch_size: int
+    """Most images of one request."""
+    engine_sha256: str
+    """The manifest's digest."""
+    engine_passed: bool
+    notes: tuple[str, ...]
+    files: dict[str, FileDigest]
+
+
+def export(directory: Path, config: ExportConfig) -> Export:
+    """Write the repository of the engine in ``directory``, whole or not at all.
+
+    Raises:
+        UsageError: the options contradict the engine or the server.
+        EngineError: the engine is damaged, failed its limits, or is of a kind that the server does not run.
+        OutputError: the repository cannot be written.
+    """
+    manifest = read_manifest(directory)
+    check_files(directory, manifest)
+    passed = _verdict(directory, force=config.force)
+    payload = payload_of(manifest, config.server, onnx=config.onnx)
+    name = _name(config.name or f"{manifest.model}-{manifest.precision}")
+    with atomic_directory(config.output, force=config.force, known_by=RECORD) as staging:
+        folder = staging.folder
+        _copy_payload(directory, payload, folder / name / VERSION)
+        write = _write_triton if config.server == "triton" else _write_model_server
+        largest = write(folder, name, directory, manifest, payload, config)
+        record = Export(
+            server=config.server,
+            name=name,
+            backend=payload.backend,
+            max_batch_size=largest,
+            engine_sha256=manifest.sha256,
+            engine_passed=passed,
+            notes=_notes(manifest, payload, config.server),
+            files=_digests(folder),
+        )
+        (folder / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    return record
+
+
+def _verdict(directory: Path, *, force: bool) -> bool:
+    passed = read_report(directory).passed
+    if not passed and not force:
+        raise EngineError(
+            f"the engine in {directory} failed its limits (see `rescompile inspect`); build one that passes, "
+            "or pass --force to serve it all the same"
+        )
+    return passed
+
+
+def _name(name: str) -> str:
+    if _NAME.fullmatch(name) is None:
+        raise UsageError(f"--name {name!r} is no model name; use letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _copy_payload(directory: Path, payload: Payload, version: Path) -> None:
+    version.mkdir(parents=True)
+    for served, name in payload.files.items():
+        shutil.copyfile(directory / name, version / served)
+
+
+def _write_triton(
+    folder: Path, name: str, directory: Path, manifest: Manifest, payload: Payload, config: ExportConfig
+) -> int:
+    told = config_of(name, manifest, payload, instances=config.instances, batching=config.batching)
+    model = folder / name
+    (model / "config.pbtxt").write_text(to_text(told), "utf-8")
+    (model / LABELS).write_bytes(_labels(manifest))
+    warmup = model / "warmup"
+    warmup.mkdir()
+    images, _ = read_golden(directory, manifest)
+    count = warmup_images(manifest, told)
+    for index, request in enumerate(told.model_warmup):
+        (fed,) = request.inputs.values()
+        picked = [(index + offset) % len(images) for offset in range(count)]
+        (warmup / fed.input_data_file).write_bytes(images[picked].tobytes())
+    return told.max_batch_size or manifest.batch.max
+
+
+def _write_model_server(
+    folder: Path, name: str, directory: Path, manifest: Manifest, payload: Payload, config: ExportConfig
+) -> int:
+    if config.batching != Batching():
+        raise UsageError(
+            "OpenVINO Model Server runs each request as it comes: --max-batch and --queue-delay are for "
+            "--server triton; leave them out"
+        )
+    told = model_server_config(name, instances=config.instances)
+    (folder / "config.json").write_bytes(told.to_json())
+    (folder / LABELS).write_bytes(_labels(manifest))
+    return manifest.batch.max
+
+
+def _labels(manifest: Manifest) -> bytes:
+    """A class name a line; white space in a name becomes a blank, because a line ends a name."""
+    return "".join(f"{' '.join(name.split())}\n" for name in manifest.classes).encode()
+
+
+def _notes(manifest: Manifest, payload: Payload, server: Server) -> tuple[str, ...]:
+    if payload.backend == "tensorrt":
+        version = manifest.environment.get("tensorrt", "unknown")
+        return (
+            f"built by TensorRT {version} for {manifest.target}: the server needs the same TensorRT and such a GPU",
+        )
+    if server == "triton" and payload.backend == "openvino":
+        return (
+            f"{SERVER_NAMES[server]} cannot tell OpenVINO to infer in f32: on processors with bfloat16, "
+            "layers that are not INT8 are rounded to it",
+        )
+    if payload.backend != manifest.backend:
+        return (f"the deployable graph is served, not the {manifest.backend} engine that was judged",)
+    return ()
+
+
+def _digests(folder: Path) -> dict[str, FileDigest]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): FileDigest(sha256_of(path), path.stat().st_size) for path in paths}

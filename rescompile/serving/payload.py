@@ -1,0 +1,62 @@
+"""Which files of an engine a server is given, and by what name it calls the library that runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rescompile.errors import EngineError
+from rescompile.manifest import Manifest
+
+Server = Literal["triton", "openvino"]
+SERVER_NAMES: dict[Server, str] = {
+    "triton": "NVIDIA Triton Inference Server",
+    "openvino": "OpenVINO Model Server",
+}
+GRAPH = "model.onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """What a server runs."""
+
+    backend: Literal["openvino", "tensorrt", "onnxruntime"]
+    """Triton Inference Server's name of the library."""
+    files: dict[str, str]
+    """Name in the version folder to name in the engine directory; the first is the one that the server opens."""
+
+
+_ENGINES = {
+    "openvino": Payload(backend="openvino", files={"model.xml": "model.xml", "model.bin": "model.bin"}),
+    "tensorrt": Payload(backend="tensorrt", files={"model.plan": "model.engine"}),
+}
+_ONNX = Payload(backend="onnxruntime", files={GRAPH: GRAPH})
+_NO_SERVER = {
+    "tensorrt-rtx": "no inference server has a backend for TensorRT-RTX engines",
+    "triton": "no inference server has a backend for Triton-kernel engines (Triton Server only shares the name)",
+}
+
+
+def payload_of(manifest: Manifest, server: Server, *, onnx: bool) -> Payload:
+    """What ``server`` runs of an engine; with ``onnx`` its deployable graph instead of the engine.
+
+    Raises:
+        EngineError: the server has no backend for such engines, or a file is not in the directory.
+    """
+    payload = _ONNX if onnx or manifest.backend == "onnxruntime" else _ENGINES.get(manifest.backend)
+    if payload is None:
+        raise EngineError(
+            f"{_NO_SERVER[manifest.backend]}; pass --onnx to serve the deployable graph, or build with "
+            "--backend openvino or --backend tensorrt"
+        )
+    if server == "openvino" and payload.backend == "tensorrt":
+        raise EngineError(
+            "OpenVINO Model Server runs no TensorRT engine; pass --server triton, or --onnx to serve "
+            "the deployable graph"
+        )
+    missing = [name for name in payload.files.values() if name not in manifest.files]
+    if missing:
+        raise EngineError(
+            f"the manifest lists no {missing[0]}, which the server would run; build the engine again"
+        )
+    return payload

@@ -1,0 +1,64 @@
+"""``rescompile export-server``, as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.serving.conftest import Exportable
+from tests.test_commands import call
+
+Say = pytest.CaptureFixture[str]
+
+
+def test_what_was_written_is_printed(
+    exportable: Exportable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    words = ("export-server", exportable(), "--server", "triton", "--output", tmp_path / "models")
+    assert call(monkeypatch, *words, "--instances", 2, "--max-batch", 8) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:5] == [
+        f"repository  {tmp_path / 'models'}",
+        "server      NVIDIA Triton Inference Server",
+        "model       residual-fp32, version 1, on openvino",
+        "batch       up to 8 images",
+        "engine      passed its limits",
+    ]
+    assert any(line.startswith("file        residual-fp32/config.pbtxt (") for line in shown)
+    assert "bfloat16" in shown[5]
+
+
+def test_json_is_the_record(
+    exportable: Exportable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    output = tmp_path / "models"
+    words = (
+        "export-server",
+        exportable(passed=False),
+        "--server",
+        "openvino",
+        "--output",
+        output,
+        "--name",
+        "n",
+    )
+    assert call(monkeypatch, *words, "--force", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((output / "export.json").read_bytes())
+    assert call(monkeypatch, *words, "--force") == 0
+    assert "engine      FAILED its limits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--server", "apache"),
+        ("--server", "triton", "--instances", "0"),
+        ("--server", "triton", "--max-batch", "0"),
+    ],
+)
+def test_wrong_usage_is_exit_2(
+    extra: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(monkeypatch, "export-server", tmp_path, "--output", tmp_path / "r", *extra) == 2
