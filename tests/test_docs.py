@@ -115,6 +115,7 @@ def test_every_lint_rule_is_documented() -> None:
         "bench",
         "profile",
         "report",
+        "export-server",
     ],
 )
 def test_help_of_every_command_has_an_example(command: str) -> None:
