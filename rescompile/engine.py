@@ -10,7 +10,9 @@ import stat
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,14 +23,18 @@ from numpy.typing import NDArray
 
 from rescompile import manifest as manifests
 from rescompile.backends import BACKENDS, get_backend
-from rescompile.backends.base import RUN_DEFAULTS, Keeps, Runner, RunOptions, Simulates
+from rescompile.backends.base import RUN_DEFAULTS, Concurrent, Hint, Keeps, Runner, RunOptions, Simulates
+from rescompile.backends.sharing import as_array
 from rescompile.errors import EngineError, UsageError
 from rescompile.files import sha256_of, writing
 from rescompile.manifest import FileDigest, Manifest, read_manifest
 from rescompile.metrics import relative_rms
+from rescompile.submissions import Submissions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from rescompile.backends.sharing import SupportsDLPack
 
 GOLDEN = "golden.npz"
 _ADVICE = "copy or build the engine again"
@@ -37,32 +43,57 @@ _ADVICE = "copy or build the engine again"
 class Engine:
     """An engine in memory: images in, logits out. Use it in a ``with`` statement, or ``close`` it.
 
-    Several threads may call one engine; a lock lets them in one at a time.
+    Any number of threads may call one engine, and every answer is that of its own images. OpenVINO engines that were
+    loaded with ``hint="throughput"`` work on several calls at once; into others a lock lets one call at a time.
     """
 
     def __init__(self, manifest: Manifest, runner: Runner) -> None:
         self.manifest = manifest
         self._runner: Runner | None = runner
+        self._concurrent = isinstance(runner, Concurrent)
         self._lock = threading.Lock()
+        self._submissions = Submissions(runner.parallel if isinstance(runner, Concurrent) else 1)
 
-    def __call__(self, images: NDArray[Any]) -> NDArray[np.float32]:
+    def __call__(self, images: NDArray[Any] | SupportsDLPack) -> NDArray[np.float32]:
         """Logits [N, classes] of ``images`` [N, ...] in the manifest's input layout and dtype, N >= 1.
 
         More images than the engine takes at once are run in several parts, fewer are filled up; the logits are
-        those of the given images alone.
+        those of the given images alone. Objects with ``__dlpack__`` on the CPU, torch tensors for one, are taken as
+        arrays are; neither is copied where it is contiguous and needs no part or filling, on OpenVINO not at all.
 
         Raises:
             UsageError: another shape, layout or dtype than the engine was built for, or no image at all.
             EngineError: the engine is closed.
             BackendError: the library could not run the engine.
         """
-        self._check(images)
-        batch = self.manifest.batch
-        parts = [images[start : start + batch.max] for start in range(0, len(images), batch.max)]
-        with self._lock:
-            if self._runner is None:
+        return self._answer(self._checked(images))
+
+    def submit(self, images: NDArray[Any] | SupportsDLPack) -> Future[NDArray[np.float32]]:
+        """The same without waiting: ``submit(images).result()`` are the logits that a call would return.
+
+        The images are checked at once, and must not be changed before the result is there. Requests begin in the
+        order in which they came; how many run at the same time is the runner's choice (see the class).
+
+        Raises:
+            UsageError: as a call; what goes wrong later is raised by ``result``.
+            EngineError: the engine is closed.
+        """
+        return self._submissions.submit(self._answer, self._checked(images))
+
+    def _answer(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits of checked images."""
+        with nullcontext() if self._concurrent else self._lock:
+            runner = self._runner
+            if runner is None:
                 raise EngineError("this engine is closed; load it again")
-            return np.concatenate([self._run(self._runner, part) for part in parts])
+            if self._fits(len(images)):
+                return runner(np.ascontiguousarray(images))
+            most = self.manifest.batch.max
+            parts = [images[start : start + most] for start in range(0, len(images), most)]
+            return np.concatenate([self._run(runner, part) for part in parts])
+
+    def _fits(self, count: int) -> bool:
+        return self.manifest.batch.min <= count <= self.manifest.batch.max
 
     def preprocess(self, image: Path | str | Image | NDArray[np.uint8]) -> NDArray[Any]:
         """One photograph (path, PIL image or uint8 [H, W, 3] in RGB) as input batch of one image.
@@ -98,7 +129,8 @@ class Engine:
         return [(self.manifest.classes[index], float(probabilities[index])) for index in best]
 
     def close(self) -> None:
-        """Give back memory and devices; calling it twice is harmless."""
+        """Give back memory and devices, after what was submitted is answered; calling it twice is harmless."""
+        self._submissions.close()
         with self._lock:
             runner, self._runner = self._runner, None
         if runner is not None:
@@ -117,7 +149,9 @@ class Engine:
         filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
         return runner(np.ascontiguousarray(filled))[: len(images)]
 
-    def _check(self, images: object) -> None:
+    def _checked(self, given: object) -> NDArray[Any]:
+        """``given`` as an array that this engine takes."""
+        images = as_array(given)
         expected = self.manifest.inputs[0]
         wanted = f"{expected.dtype} [N, {', '.join(map(str, expected.shape[1:]))}] ({expected.layout})"
         if not isinstance(images, np.ndarray):
@@ -135,20 +169,31 @@ class Engine:
             )
         if len(images) == 0:
             raise UsageError(f"there are no images in {found}; pass one or more")
+        return images
 
 
-def load(directory: Path | str, *, verify: bool = True, options: RunOptions = RUN_DEFAULTS) -> Engine:
+def load(
+    directory: Path | str,
+    *,
+    verify: bool = True,
+    hint: Hint | None = None,
+    options: RunOptions = RUN_DEFAULTS,
+) -> Engine:
     """Load the engine in ``directory`` and let it prove itself on its golden inputs.
 
     ``verify=False`` skips the hashes and the golden self-test: a faster start, for directories that were loaded
-    before.
+    before. ``hint="throughput"`` lets an engine on the CPU work on several calls at once, each with fewer threads;
+    ``"latency"`` gives one call all of them, and None leaves it to ``options``.
 
     Raises:
+        UsageError: the hint is unknown.
         EngineError: the directory is damaged or incomplete, or the engine does not reproduce its golden answers.
         BackendUnavailable: the engine cannot run on this machine.
         BackendError: the backend's library refused the payload.
     """
     directory = Path(directory)
+    if hint is not None:
+        options = replace(options, hint=hint)
     manifest = _checked_manifest(directory, hashes=verify)
     runner = get_backend(manifest.backend).load(directory, manifest, options)
     engine = Engine(manifest, runner)

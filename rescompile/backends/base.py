@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.errors import BackendError
+from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import Batch, Manifest, Precision
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) during long work."""
 
 RestType = Literal["float32", "float16"]
+
+Hint = Literal["latency", "throughput"]
+"""Whether one call shall be answered soon, or many at once be answered in little time altogether."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,14 @@ class RunOptions:
 
     threads: int | None = None
     """CPU threads; None leaves the choice to the library."""
+    hint: Hint = "latency"
     cache: Path | None = None
     """Directory for what the library compiles at load time, so that the next load is faster; None takes the user's
     cache. RESCOMPILE_ENGINE_CACHE=off keeps nothing anywhere."""
+
+    def __post_init__(self) -> None:
+        if self.hint not in get_args(Hint):
+            raise UsageError(f"the hint {self.hint!r} is unknown; choose {' or '.join(get_args(Hint))}")
 
 
 RUN_DEFAULTS = RunOptions()
@@ -135,6 +143,14 @@ class Backend(Protocol):
             BackendError: the payload was refused.
         """
         ...
+
+
+@runtime_checkable
+class Concurrent(Protocol):
+    """A runner that any number of threads may call at once, and close while they do."""
+
+    parallel: int
+    """Calls that it works on at the same time; others wait."""
 
 
 @runtime_checkable

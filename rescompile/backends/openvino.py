@@ -21,13 +21,16 @@ from rescompile.backends.base import (
     RUN_DEFAULTS,
     Availability,
     BuildRequest,
+    Hint,
     Payload,
     RestType,
     RunOptions,
     check_batch,
 )
+from rescompile.backends.idle import Idle
 from rescompile.backends.onnxruntime import refuse_target
 from rescompile.backends.openvino_cache import CompiledModels, compiled_models
+from rescompile.backends.sharing import shareable
 from rescompile.errors import BackendError
 from rescompile.files import check_room
 from rescompile.manifest import Batch, Manifest, Precision
@@ -43,7 +46,7 @@ into the convolution before it. The numbers are the same to the bit."""
 
 
 class OpenVino:
-    """The CPU engine. A runner serves one thread at a time."""
+    """The CPU engine. Any number of threads may call a runner."""
 
     name = "openvino"
 
@@ -80,40 +83,54 @@ class OpenVino:
         kept = compiled_models(manifest, (MODEL, WEIGHTS), options, _settings(options) | _TUNING)
         found = None if kept is None else kept.read()
         if found is not None:
-            return OpenVinoRunner(found, manifest.batch)
+            return OpenVinoRunner(found, manifest.batch, hint=options.hint)
         compiled, hidden = _compile(directory / MODEL, options)
         # settings that this OpenVINO does not know would be asked of what was kept, too
-        return OpenVinoRunner(compiled, manifest.batch, kept=None if hidden else kept)
+        keeper = None if hidden else kept
+        return OpenVinoRunner(compiled, manifest.batch, hint=options.hint, kept=keeper)
 
 
 class OpenVinoRunner:
-    """A compiled model with one inference request; serves one thread at a time."""
+    """A compiled model with its inference requests. Any number of threads may call it.
 
-    def __init__(self, compiled: Any, batch: Batch, *, kept: CompiledModels | None = None) -> None:
-        self._request: Any = compiled.create_infer_request()
+    It has one request for latency, and for throughput as many as OpenVINO advises for this CPU. A call takes an idle
+    one or waits for it.
+    """
+
+    def __init__(
+        self,
+        compiled: Any,
+        batch: Batch,
+        *,
+        hint: Hint = "latency",
+        kept: CompiledModels | None = None,
+    ) -> None:
+        advised = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if hint == "throughput" else 1
+        self.parallel = int(advised)
+        self._compiled: Any = compiled
+        self._requests = Idle([compiled.create_infer_request() for _ in range(self.parallel)])
         self._batch, self._kept = batch, kept
 
     def __call__(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Logits [N, classes] of ``images`` [N, ...] in the manifest's layout and dtype.
+        """Logits [N, classes] of ``images`` [N, ...] in the manifest's layout and dtype; they are not copied.
 
         Raises:
             BackendError: N is outside of the engine's batch range, or the runner is closed.
         """
-        if self._request is None:
-            raise BackendError("this engine is closed; load it again")
         check_batch(len(images), self._batch)
-        with in_our_words("OpenVINO cannot run this engine"):
-            result = self._request.infer([images], share_inputs=True, share_outputs=True)
-        return np.array(result[0], np.float32)
+        with self._requests.one() as request, in_our_words("OpenVINO cannot run this engine"):
+            result = request.infer([shareable(images)], share_inputs=True, share_outputs=True)
+            return np.array(result[0], np.float32)
 
     def keep(self) -> None:
         """Keep the compiled model for the next load, where it was compiled by this one."""
-        if self._kept is not None and self._request is not None:
-            self._kept.write(self._request.get_compiled_model())
+        if self._kept is not None and self._compiled is not None:
+            self._kept.write(self._compiled)
 
     def close(self) -> None:
-        """Drop the request and the compiled model; calling it twice is harmless."""
-        self._request = None
+        """Drop the requests and the compiled model; calls that run are finished, calling it twice is harmless."""
+        self._compiled = None
+        self._requests.close()
 
 
 def simulate(model: onnx.ModelProto, batch: Batch) -> OpenVinoRunner:
@@ -217,7 +234,10 @@ def _compile(path: Path, options: RunOptions) -> tuple[Any, tuple[str, ...]]:
 
 def _settings(options: RunOptions) -> dict[str, Any]:
     """What every version of OpenVINO is told."""
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": options.hint.upper(),
+    }
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     return settings

@@ -78,7 +78,7 @@ def test_threads_have_a_compiled_engine_of_their_own(tmp_path: Path, kept: Path)
     for _ in range(2):
         answers(tmp_path / "e")
         with load(tmp_path / "e", options=RunOptions(threads=1)) as engine:
-            model = engine._runner._request.get_compiled_model()  # type: ignore[union-attr]
+            model = engine._runner._compiled  # type: ignore[union-attr]
             assert model.get_property("INFERENCE_NUM_THREADS") == 1
     assert len(list(kept.glob("*.blob"))) == 2
 

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rescompile.backends.tensorrt_runner import TensorRtRunner
+from rescompile.engine import Engine
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch
 from tests.backends.engines import manifest
@@ -154,6 +155,17 @@ def test_an_engine_that_is_refused_gives_everything_back() -> None:
         TensorRtRunner(Library(None), gpu, b"engine", manifest("fp32", "tensorrt"))
     assert gpu.detached
     assert gpu.depth == 0
+
+
+def test_submitted_requests_run_in_order_on_its_one_stream() -> None:
+    gpu = FakeGpu()
+    requests = [sample_images(count, seed=count) for count in (3, 1, 8)]
+    with Engine(manifest("fp32", "tensorrt", Batch(1, 4, 8)), runner(gpu)) as engine:
+        pending = [engine.submit(images) for images in requests]
+        for future, images in zip(pending, requests, strict=True):
+            expected = images.reshape(len(images), -1).sum(axis=1)
+            np.testing.assert_allclose(future.result(timeout=30)[:, 0], expected, rtol=1e-4, atol=1e-3)
+    assert (gpu.live, gpu.depth) == ([], 0)
 
 
 def test_closing_frees_everything_and_may_be_repeated() -> None:
