@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import stat
 import threading
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
@@ -22,13 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile import manifest as manifests
-from rescompile.backends import BACKENDS, get_backend
+from rescompile.backends import get_backend
 from rescompile.backends.base import RUN_DEFAULTS, Concurrent, Hint, Keeps, Runner, RunOptions, Simulates
 from rescompile.backends.sharing import as_array
 from rescompile.errors import EngineError, UsageError
 from rescompile.files import sha256_of, writing
 from rescompile.manifest import FileDigest, Manifest, read_manifest
 from rescompile.metrics import relative_rms
+from rescompile.npz import read_arrays
+from rescompile.sanity import GOLDEN, check_manifest, require_files
 from rescompile.submissions import Submissions
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from rescompile.backends.sharing import SupportsDLPack
 
-GOLDEN = "golden.npz"
 _ADVICE = "copy or build the engine again"
 
 
@@ -224,7 +224,9 @@ def simulate(directory: Path) -> Engine | None:
 
 def _checked_manifest(directory: Path, *, hashes: bool) -> Manifest:
     manifest = read_manifest(directory)
-    _check_manifest(directory, manifest)
+    check_manifest(directory, manifest)
+    needed = get_backend(manifest.backend).payload_files
+    require_files(directory / manifests.NAME, manifest, needed, "the engine cannot be loaded")
     check_files(directory, manifest, hashes=hashes)
     return manifest
 
@@ -310,31 +312,6 @@ def golden_bytes(images: NDArray[Any], logits: NDArray[np.float32]) -> bytes:
     return stream.getvalue()
 
 
-def _check_manifest(directory: Path, manifest: Manifest) -> None:
-    """What the types of the manifest cannot say.
-
-    Raises:
-        EngineError: the manifest describes no engine that this version can run.
-    """
-    path = directory / manifests.NAME
-    if manifest.backend not in BACKENDS:
-        raise EngineError(
-            f"{path} names the backend '{manifest.backend}', this rescompile has {', '.join(BACKENDS)}; "
-            "install the version that built the engine"
-        )
-    if len(manifest.inputs) != 1 or len(manifest.outputs) != 1 or len(manifest.inputs[0].shape) != 4:
-        raise EngineError(
-            f"{path} describes no network with one image input and one output; build the engine again"
-        )
-    if manifest.outputs[0].shape[1:] != (len(manifest.classes),):
-        raise EngineError(
-            f"{path} names {len(manifest.classes)} classes for an output of shape "
-            f"{list(manifest.outputs[0].shape)}; build the engine again"
-        )
-    if GOLDEN not in manifest.files:
-        raise EngineError(f"{path} lists no {GOLDEN}, so the engine cannot be tested; build it again")
-
-
 def _self_test(directory: Path, engine: Engine) -> None:
     """Run the golden inputs.
 
@@ -362,14 +339,19 @@ def read_golden(directory: Path, manifest: Manifest) -> tuple[NDArray[Any], NDAr
     """
     path = directory / GOLDEN
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, logits = arrays["images"], arrays["logits"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        images, logits = read_arrays(path, ("images", "logits"))
+    except (OSError, ValueError) as error:
         raise EngineError(
             f"{path} holds no golden images and logits ({error}); build the engine again"
         ) from error
+    fed = manifest.inputs[0]
     fits = (
-        len(images) > 0 and logits.shape == (len(images), len(manifest.classes)) and np.isfinite(logits).all()
+        images.shape[1:] == fed.shape[1:]
+        and images.dtype == fed.dtype
+        and len(images) > 0
+        and logits.shape == (len(images), len(manifest.classes))
+        and logits.dtype == np.float32
+        and np.isfinite(logits).all()
     )
     if not fits:
         raise EngineError(f"{path} does not fit the manifest; build the engine again")

@@ -113,7 +113,7 @@ def test_a_process_that_cannot_start_the_engine_says_why(tmp_path: Path) -> None
 
 def test_golden_answers_that_do_not_fit_are_refused(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "golden.npz").write_bytes(
-        golden_bytes(np.zeros((0, 3, 16, 16)), np.zeros((0, 2), np.float32))
+        golden_bytes(np.zeros((0, 3, 16, 16), np.float32), np.zeros((0, 2), np.float32))
     )
     with pytest.raises(EngineError, match="does not fit the manifest"):
         read_golden(tmp_path, read_manifest(directory))

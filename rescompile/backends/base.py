@@ -109,6 +109,8 @@ class Backend(Protocol):
     """One kind of engine. Implementations live one per module and are listed in ``rescompile.backends``."""
 
     name: str
+    payload_files: tuple[str, ...]
+    """Files without which no engine of this kind is loaded; there may be more."""
 
     def availability(self, target: str | None = None) -> Availability:
         """What can be done here, found without building anything; ``run`` is about an engine for ``target``."""

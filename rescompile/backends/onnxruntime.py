@@ -98,6 +98,7 @@ class OnnxRuntime:
     """The reference as a backend: its engine is the deployable graph itself. Runners are thread-safe."""
 
     name = "onnxruntime"
+    payload_files = (MODEL,)
 
     def availability(self, target: str | None = None) -> Availability:
         """Always there: ONNX Runtime is a dependency of the project."""

@@ -31,7 +31,7 @@ from rescompile.backends.idle import Idle
 from rescompile.backends.onnxruntime import refuse_target
 from rescompile.backends.openvino_cache import CompiledModels, compiled_models
 from rescompile.backends.sharing import shareable
-from rescompile.errors import BackendError
+from rescompile.errors import BackendError, EngineError
 from rescompile.files import check_room
 from rescompile.manifest import Batch, Manifest, Precision
 
@@ -49,6 +49,7 @@ class OpenVino:
     """The CPU engine. Any number of threads may call a runner."""
 
     name = "openvino"
+    payload_files = (MODEL, WEIGHTS)
 
     def availability(self, target: str | None = None) -> Availability:
         """Always there: OpenVINO is a dependency of the project."""
@@ -83,8 +84,10 @@ class OpenVino:
         kept = compiled_models(manifest, (MODEL, WEIGHTS), options, _settings(options) | _TUNING)
         found = None if kept is None else kept.read()
         if found is not None:
+            _check_ports(directory / MODEL, found, manifest)
             return OpenVinoRunner(found, manifest.batch, hint=options.hint)
         compiled, hidden = _compile(directory / MODEL, options)
+        _check_ports(directory / MODEL, compiled, manifest)
         # settings that this OpenVINO does not know would be asked of what was kept, too
         keeper = None if hidden else kept
         return OpenVinoRunner(compiled, manifest.batch, hint=options.hint, kept=keeper)
@@ -131,6 +134,26 @@ class OpenVinoRunner:
         """Drop the requests and the compiled model; calls that run are finished, calling it twice is harmless."""
         self._compiled = None
         self._requests.close()
+
+
+_ELEMENTS = {"float32": "f32", "uint8": "u8"}
+
+
+def _check_ports(path: Path, compiled: Any, manifest: Manifest) -> None:
+    """Refuse a network that is not the one of the manifest.
+
+    Raises:
+        EngineError: its input or output has another shape, type or range of batch sizes.
+    """
+    batch, fed, answered = manifest.batch, manifest.inputs[0], manifest.outputs[0]
+    expected = [[(batch.min, batch.max), *((size, size) for size in fed.shape[1:])], _ELEMENTS[fed.dtype]]
+    if len(compiled.inputs) == 1 and len(compiled.outputs) == 1:
+        port, logits = compiled.input(0), compiled.output(0)
+        sizes = [(size.get_min_length(), size.get_max_length()) for size in port.get_partial_shape()]
+        classes = logits.get_partial_shape()[-1]
+        if [sizes, port.get_element_type().get_type_name()] == expected and classes == answered.shape[-1]:
+            return
+    raise EngineError(f"{path} does not fit the manifest; build the engine again")
 
 
 def simulate(model: onnx.ModelProto, batch: Batch) -> OpenVinoRunner:

@@ -54,6 +54,7 @@ class TensorRt:
     def __init__(self, module: str) -> None:
         self.module = module
         self.name = module.replace("_", "-")
+        self.payload_files = (MODEL,)
         self.is_rtx = module == "tensorrt_rtx"
 
     def availability(self, target: str | None = None) -> Availability:

@@ -96,9 +96,12 @@ class TensorRtRunner:
 
     @contextmanager
     def _current(self) -> Iterator[None]:
+        """The context, and the driver's errors in our words: too little memory for the largest batch, for one."""
         self._device.push()
         try:
             yield
+        except self._cuda.Error as error:
+            raise BackendError(f"the CUDA driver cannot run this engine: {error}") from error
         finally:
             self._cuda.Context.pop()
 

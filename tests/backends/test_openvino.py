@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from rescompile.backends.base import BuildRequest, RunOptions
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.openvino import OpenVino, residual_adds
 from rescompile.errors import BackendError
-from rescompile.manifest import Batch, Precision
+from rescompile.manifest import Batch, Precision, TensorSpec
 from rescompile.metrics import relative_rms
 from tests.backends.engines import RANGE, build, manifest, request, taking_pixels
 from tests.backends.graphs import IMAGE_SHAPE, RESIDUAL_ADDS, residual_net, sample_images, saved
@@ -112,7 +113,9 @@ def test_pixels_go_in_as_uint8(tmp_path: Path) -> None:
     asked = BuildRequest(model=path, precision="int8", batch=RANGE, image_shape=(side, side, 3))
     payload = OpenVino().build(asked, tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), np.uint8)
-    found = OpenVino().load(tmp_path, manifest("int8", "openvino"))(pixels)
+    spec = TensorSpec("images", (-1, side, side, 3), "uint8", "NHWC")
+    described = msgspec.structs.replace(manifest("int8", "openvino"), inputs=(spec,))
+    found = OpenVino().load(tmp_path, described)(pixels)
     assert relative_rms(reference_session(path, optimize=False)(pixels), found) < 5e-3
     assert payload.fused_adds == RESIDUAL_ADDS
 

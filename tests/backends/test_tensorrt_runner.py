@@ -41,6 +41,8 @@ class FakeGpu:
         self.works = self.detached = True
         self.Context = SimpleNamespace(pop=self.pop)
         self.detached = False
+        self.Error = MemoryError
+        self.room = 1 << 30
 
     def init(self) -> None: ...
 
@@ -61,6 +63,8 @@ class FakeGpu:
 
     def mem_alloc(self, size: int) -> Memory:
         assert self.depth == 1
+        if size > self.room:
+            raise MemoryError("cuMemAlloc failed: out of memory")
         return Memory(self, size)
 
     def memcpy_htod_async(self, memory: Memory, array: NDArray[Any], stream: Any) -> None:
@@ -166,6 +170,14 @@ def test_submitted_requests_run_in_order_on_its_one_stream() -> None:
             expected = images.reshape(len(images), -1).sum(axis=1)
             np.testing.assert_allclose(future.result(timeout=30)[:, 0], expected, rtol=1e-4, atol=1e-3)
     assert (gpu.live, gpu.depth) == ([], 0)
+
+
+def test_too_little_memory_is_one_sentence_and_gives_everything_back() -> None:
+    gpu = FakeGpu()
+    with pytest.raises(BackendError, match=r"the CUDA driver cannot run this engine: .* out of memory"):
+        runner(gpu, Batch(1, 1, 2**31 - 1))
+    assert gpu.detached
+    assert gpu.depth == 0
 
 
 def test_closing_frees_everything_and_may_be_repeated() -> None:

@@ -33,6 +33,7 @@ class Triton:
     """The backend. A runner serves one thread at a time."""
 
     name = "triton"
+    payload_files = (PLAN, WEIGHTS)
     simulation = "plan's reference executor (plain PyTorch on the CPU, not a GPU)"
 
     def availability(self, target: str | None = None) -> Availability:
