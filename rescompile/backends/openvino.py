@@ -247,6 +247,15 @@ def compile_counting(path: Path, *, threads: int | None) -> Any:
         return _compile_model(model, RunOptions(threads=threads), counters=True)[0]
 
 
+def compile_plainly(path: Path, options: RunOptions) -> Any:
+    """The model at ``path`` compiled as for running it.
+
+    Raises:
+        BackendError: OpenVINO refuses it; its own words are in the message.
+    """
+    return _compile(path, options)[0]
+
+
 def _compile(path: Path, options: RunOptions) -> tuple[Any, tuple[str, ...]]:
     """The model at ``path`` compiled for this CPU, and notes on what could not be set."""
     import openvino as ov

@@ -1,0 +1,152 @@
+"""Many threads share one engine for a long time: the same answers to the bit, and memory that does not grow.
+
+    python -m benchmarks.soak resnet20-cifar-int8-openvino
+
+Half of the requests are calls, half are submitted. Prints one JSON object; the exit code is 0 where no answer was wrong
+and resident memory grew by at most 4 MiB after the warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+import rescompile
+from rescompile.engine import Engine
+from rescompile.measure.memory import resident_bytes
+
+IMAGES = 16
+"""Different ones, so that an answer that goes to the wrong caller is seen."""
+ALLOWED_GROWTH_MIB = 4.0
+"""The allocator's own slack, with hundreds of MiB run through it."""
+WARM_UP = 1000
+
+
+class Soaked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run found."""
+
+    model: str
+    backend: str
+    threads: int
+    inferences: int
+    wrong: int
+    failed: int
+    seconds: float
+    resident_mib: float
+    growth_mib: float
+
+    def passed(self) -> bool:
+        """Whether nothing was wrong and memory is flat."""
+        return not self.wrong and not self.failed and self.growth_mib <= ALLOWED_GROWTH_MIB
+
+
+def soak(engine: Engine, *, threads: int, inferences: int) -> Soaked:
+    """Run ``inferences`` single images from ``threads`` threads."""
+    images = random_images(engine, IMAGES)
+    expected = [engine(image[None]) for image in images]
+    _run(engine, images, expected, threads=threads, inferences=min(max(inferences // 10, 1), WARM_UP))
+    before, start = resident_bytes(), time.perf_counter()
+    found = _run(engine, images, expected, threads=threads, inferences=inferences)
+    return Soaked(
+        model=engine.manifest.model,
+        backend=engine.manifest.backend,
+        threads=threads,
+        inferences=len(found),
+        wrong=found.count("wrong"),
+        failed=found.count("failed"),
+        seconds=time.perf_counter() - start,
+        resident_mib=before / 2**20,
+        growth_mib=(resident_bytes() - before) / 2**20,
+    )
+
+
+def random_images(engine: Engine, count: int) -> NDArray[Any]:
+    """``count`` images as the engine takes them, the same every time."""
+    fed = engine.manifest.inputs[0]
+    rng = np.random.default_rng(0)
+    shape = (count, *fed.shape[1:])
+    if fed.dtype == "uint8":
+        return rng.integers(0, 256, shape, np.uint8)
+    return rng.standard_normal(shape, np.float32)
+
+
+class _Findings:
+    """How often an inference ended so; memory for it does not grow with their number."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def add(self, counts: dict[str, int]) -> None:
+        for name, number in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + number
+
+    def count(self, name: str) -> int:
+        return self._counts.get(name, 0)
+
+    def __len__(self) -> int:
+        return sum(self._counts.values())
+
+
+def _run(
+    engine: Engine,
+    images: NDArray[Any],
+    expected: Sequence[NDArray[np.float32]],
+    *,
+    threads: int,
+    inferences: int,
+) -> _Findings:
+    turns = itertools.count()  # its next is one step of the interpreter: no lock
+
+    def work() -> dict[str, int]:
+        counts = {"right": 0, "wrong": 0, "failed": 0}
+        while (turn := next(turns)) < inferences:
+            which = turn % IMAGES
+            image = images[which : which + 1]
+            try:
+                answer = engine.submit(image).result() if turn % 2 else engine(image)
+            except rescompile.RescompileError:
+                counts["failed"] += 1
+                continue
+            counts["right" if np.array_equal(answer, expected[which]) else "wrong"] += 1
+        return counts
+
+    findings = _Findings()
+    with ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(work) for _ in range(threads)]:
+            findings.add(future.result())
+    return findings
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.soak", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("engine", type=Path, help="engine directory")
+    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--inferences", type=int, default=100_000)
+    parser.add_argument("--hint", choices=("latency", "throughput"), default="throughput")
+    asked = parser.parse_args(words)
+    if asked.threads < 1 or asked.inferences < 1:
+        parser.error("--threads and --inferences must be 1 or more")
+    try:
+        engine = rescompile.load(asked.engine, hint=asked.hint)
+    except rescompile.RescompileError as error:
+        parser.exit(1, f"error: {error}\n")
+    with engine:
+        found = soak(engine, threads=asked.threads, inferences=asked.inferences)
+    print(msgspec.json.encode(found).decode())
+    return 0 if found.passed() else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,98 @@
+"""The soak and the overhead of the Python runtime, on a minute engine and for a moment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import runtime_overhead, soak
+from rescompile.engine import Engine
+from rescompile.errors import BackendError
+from tests.backends.engines import make_engine, manifest
+from tests.backends.graphs import CLASSES
+
+Say = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("soaked")
+    for backend in ("openvino", "onnxruntime"):
+        make_engine(folder / backend, "int8", backend=backend)
+    return {backend: folder / backend for backend in ("openvino", "onnxruntime")}
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_threads_get_the_same_answers_for_a_while(built: dict[str, Path], backend: str, capsys: Say) -> None:
+    soak.main([str(built[backend]), "--inferences", "600"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["threads"], found["inferences"], found["wrong"], found["failed"]) == (4, 600, 0, 0)
+
+
+class Odd:
+    """A runner whose answer depends on how often it was asked, and which fails at times."""
+
+    def __init__(self, fails: bool) -> None:
+        self.calls, self.fails = 0, fails
+
+    def __call__(self, images: Any) -> Any:
+        self.calls += 1
+        if self.fails and self.calls > soak.IMAGES and self.calls % 10 == 0:
+            raise BackendError("now and then")
+        value = 0 if self.fails or self.calls <= soak.IMAGES else self.calls
+        return np.full((len(images), CLASSES), value, np.float32)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(("fails", "wrong", "failed"), [(False, 50, 0), (True, 0, 5)])
+def test_wrong_and_failed_inferences_are_counted(fails: bool, wrong: int, failed: int) -> None:
+    with Engine(manifest("fp32", "openvino"), Odd(fails)) as engine:
+        found = soak.soak(engine, threads=3, inferences=50)
+    assert (found.wrong, found.failed, found.inferences) == (wrong, failed, 50)
+    assert not found.passed()
+
+
+def test_growing_memory_fails() -> None:
+    flat: dict[str, Any] = {
+        "model": "m", "backend": "b", "threads": 1, "inferences": 1, "wrong": 0, "failed": 0, "seconds": 1.0,
+        "resident_mib": 100.0,
+    }  # fmt: skip
+    assert soak.Soaked(**flat, growth_mib=4.0).passed()
+    assert not soak.Soaked(**flat, growth_mib=4.1).passed()
+
+
+@pytest.mark.parametrize("program", [soak.main, runtime_overhead.main])
+def test_wrong_usage_is_said_in_one_sentence(program: Any, tmp_path: Path, capsys: Say) -> None:
+    for words, code in (([str(tmp_path)], 1), ([str(tmp_path), "--threads", "0"], 2)):
+        with pytest.raises(SystemExit) as stop:
+            program(words)
+        assert stop.value.code == code
+    assert "no engine directory" in capsys.readouterr().err
+
+
+def test_overhead_is_a_ratio_of_turns_and_its_bar_decides(built: dict[str, Path], capsys: Say) -> None:
+    words = [str(built["openvino"]), "--rounds", "30", "--threads", "1"]
+    assert runtime_overhead.main([*words, "--bar", "100000"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["batch"], found["rounds"], found["bar_percent"]) == (1, 30, 100_000)
+    assert 0 < found["openvino_us"][0] <= found["openvino_us"][1] <= found["openvino_us"][2]
+    assert found["overhead_percent"] > -100
+    assert runtime_overhead.main([*words, "--bar", "-100"]) == 1
+
+
+def test_only_openvino_engines_have_an_overhead_over_openvino(built: dict[str, Path], capsys: Say) -> None:
+    with pytest.raises(SystemExit) as stop:
+        runtime_overhead.main([str(built["onnxruntime"])])
+    assert stop.value.code == 1
+    assert "is no OpenVINO engine" in capsys.readouterr().err
+
+
+def test_different_logits_stop_the_race() -> None:
+    answers = [np.zeros(3, np.float32), np.ones(3, np.float32)]
+    with pytest.raises(Exception, match="the logits differ"):
+        runtime_overhead._round([lambda: answers[0], lambda: answers[1]], 0)
