@@ -45,6 +45,7 @@ class ChannelHistograms:
     """[C], mean of x."""
     positions: int
     """Values of a channel in one image."""
+    images: int
 
     @property
     def amax(self) -> NDArray[np.float64]:
@@ -127,6 +128,7 @@ class ChannelObserver:
             self._maximum.copy(),
             self._sums / self._values,
             self._positions,
+            self._values // self._positions,
         )
 
     def _begin(self, channels: int) -> None:

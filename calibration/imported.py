@@ -91,7 +91,7 @@ def import_table(
         method=method,
         model=model,
         checkpoint_sha256=checkpoint_sha256,
-        images=ImagesRef(f"{text_of(path.name)} (imported: its images are unknown)", 1, foreign.sha256, 0),
+        images=ImagesRef(text_of(path.name), 0, foreign.sha256, 0),
         preprocess=preprocess,
         version=VERSION,
         tensors=ranges,

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 
 TAIL = ((1.25, 0.4), (1.5, 0.12), (2.0, 0.04))
 """Images that calibration has not seen: shares of a channel's values that are taken as this many times as large, where
-an image shows one value of it. Of n values an image, the largest is better known: then the shares are 1 / sqrt(n).
-Errors of clipping also add up, in the deep layers to ten times what independent errors do, so the shares are larger
-than what images exceed. Chosen on ResNet-18 and -50, calibrated on one half of a calibration set, judged on the other.
+100 images were seen and each shows one value of the channel. More images leave less unseen, so the shares fall as one
+over their number; of n values an image the largest is better known, so they fall as 1 / sqrt(n). Errors of clipping
+also add up, in the deep layers to ten times what independent errors do, so the shares are larger than what images
+exceed. Chosen on ResNet-18 and -50 (100 images) and ResNet-20 (64 and 512), judged on others of the calibration set.
 """
+_TAIL_IMAGES = 100
+_MOST_TAIL = 1.5
 
 _LOWEST, _HIGHEST, _POINTS = -13.0, 3.0, 65
 """log2 of step over amax: from steps that lose nothing to steps that lose everything."""
@@ -182,7 +185,7 @@ def _tail_weight(name: str, entry: ChannelHistograms, model: onnx.ModelProto) ->
     """Pixels are bounded, so the input has no tail; the classifier's input shows one value an image."""
     if name == model.graph.input[0].name:
         return 0.0
-    return float(1 / np.sqrt(entry.positions))
+    return min(_TAIL_IMAGES / entry.images, _MOST_TAIL) / float(np.sqrt(entry.positions))
 
 
 def _rows(node: onnx.NodeProto, weight: NDArray[np.float32]) -> NDArray[np.float32]:

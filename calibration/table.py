@@ -36,7 +36,8 @@ class ImagesRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The images behind a table: name of the set, how many were used, their fingerprint, and the seed of the choice."""
 
     source: str
-    count: Annotated[int, msgspec.Meta(ge=1)]
+    count: Annotated[int, msgspec.Meta(ge=0)]
+    """0 where they are unknown: the table was imported."""
     fingerprint: Sha256
     seed: int
 

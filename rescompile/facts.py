@@ -7,6 +7,11 @@ from rescompile.report import BuildReport, StageRecord
 Line = tuple[str, str]
 
 
+def calibrated_on(images: int, source: str) -> str:
+    """Where a table's numbers come from; of an imported one the images are unknown."""
+    return f"{_count(images, 'image')} of {source}" if images else f"{source} (imported)"
+
+
 def plain(text: str) -> str:
     """``text`` with control characters (terminal escapes, line breaks) made visible instead of obeyed."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
@@ -129,7 +134,7 @@ def provenance(report: BuildReport) -> tuple[Line, ...]:
     if report.calibration is not None:
         table = report.calibration
         lines.append(
-            ("calibration", f"{table.source}: {_count(table.images, 'image')}, thresholds by {table.method}")
+            ("calibration", f"{calibrated_on(table.images, table.source)}, thresholds by {table.method}")
         )
         lines.append(("calibration table sha256", table.sha256))
     if report.images:

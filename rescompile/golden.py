@@ -23,7 +23,7 @@ TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2}
 """Largest relative RMS between an engine's logits and the golden ones.
 
 An INT8 engine may round a sum the other way than the reference does, wherever it computes in another order; such
-a step of one then spreads. Measured figures are in ``docs/accuracy.md``.
+a step of one then spreads. Measured figures are in ``docs/accuracy-notes.md``.
 """
 
 

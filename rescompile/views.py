@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rescompile.facts import calibrated_on
+
 if TYPE_CHECKING:
     from rescompile.calibrate import Calibrated
     from rescompile.commands import Classified, Inspection
@@ -66,7 +68,7 @@ def print_table(calibrated: Calibrated, path: Path) -> None:
 
 def _print_origin(calibrated: Calibrated, path: Path) -> None:
     table = calibrated.table
-    images = f"{table.images.count} images of {table.images.source}"
+    images = calibrated_on(table.images.count, table.images.source)
     print(f"{path}: {len(table.tensors)} scales by {table.method} (*) from {images}")
     for note in calibrated.notes:
         print(f"note: {note}")
@@ -119,7 +121,7 @@ def _calibration(inspection: Inspection) -> list[list[str]]:
     if calibration is None:
         return []
     count = f"{inspection.calibrated_tensors} scales by {calibration.method}"
-    return [["calibration", f"{count} from {calibration.images} images of {calibration.source}"]]
+    return [["calibration", f"{count} from {calibrated_on(calibration.images, calibration.source)}"]]
 
 
 def _plan(inspection: Inspection) -> list[list[str]]:

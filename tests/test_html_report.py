@@ -112,7 +112,7 @@ def test_every_part_of_the_report_is_on_the_page() -> None:
     for part in (
         "resnet50 int8 openvino", "the built-in photographs were used", "97.333 %", "0.0371", "16 of 16",
         "2 rules checked, none broken", "skip-only residual", "2 min 05 s", "1.25 GB", "2026.4.0",
-        "resnet50.pth", "c0" * 32, "photos: 200 images, thresholds by mse", "d1" * 32,
+        "resnet50.pth", "c0" * 32, "200 images of photos, thresholds by mse", "d1" * 32,
         "validation: 300 images", "ab" * 32, "out/resnet50-int8-openvino", "SQNR in dB", "fp32 logit",
     ):  # fmt: skip
         assert part in text, part

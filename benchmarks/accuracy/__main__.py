@@ -15,7 +15,7 @@ from rich.progress import Progress
 from benchmarks.accuracy.checkpoints import Checkpoint, checkpoints
 from benchmarks.accuracy.ours import KINDS, built, directory
 from benchmarks.accuracy.page import PAGE, page
-from benchmarks.accuracy.peers import PEERS, quantized
+from benchmarks.accuracy.peers import PEERS, Judge, quantized
 from benchmarks.accuracy.results import Accuracy, Row, read_accuracy
 from benchmarks.rows import RESULTS
 from rescompile.files import atomic_write
@@ -63,9 +63,9 @@ def _rows(checkpoint: Checkpoint, show: Callable[[str], None]) -> Iterator[Row]:
             yield built(checkpoint, kind, folder)
             show(f"{checkpoint.model} {kind}")
         ours = directory(folder, KINDS[0])
+        judge = Judge(checkpoint, read_manifest(ours).preprocess, ours / "reference.onnx")
         for peer in PEERS:
-            steps = read_manifest(ours).preprocess
-            yield quantized(peer, checkpoint, ours / "reference.onnx", steps, folder)
+            yield quantized(peer, judge, folder)
             show(f"{checkpoint.model} {peer.name}")
 
 

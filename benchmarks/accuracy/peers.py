@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +19,11 @@ from benchmarks.accuracy.checkpoints import Checkpoint
 from benchmarks.accuracy.results import Row
 from calibration.images import open_image_set
 from calibration.preprocess import Preprocess, normalize
+from rescompile.backends.onnxruntime import reference_session
 from rescompile.metrics import ParityMeter
+from rescompile.report import Parity
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,30 @@ PEERS = (
 )
 
 
-def quantized(peer: Peer, checkpoint: Checkpoint, reference: Path, steps: Preprocess, folder: Path) -> Row:
-    """Quantize ``reference`` and judge it on the validation set."""
+class Judge:
+    """The validation set and what fp32 says of it, computed once."""
+
+    def __init__(self, checkpoint: Checkpoint, steps: Preprocess, reference: Path) -> None:
+        self.checkpoint, self.steps, self.reference = checkpoint, steps, reference
+        run = reference_session(reference, optimize=True)
+        self._logits = [run(pixels) for pixels, _ in self._batches()]
+
+    def measure(self, engine: Run) -> Parity:
+        """``engine`` against fp32."""
+        meter = ParityMeter()
+        for (pixels, labels), logits in zip(self._batches(), self._logits, strict=True):
+            meter.update(logits, engine(pixels), labels)
+        return meter.result(image_source=self.checkpoint.validation.name, image_fingerprint="")
+
+    def _batches(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64] | None]]:
+        images = open_image_set(self.checkpoint.validation, limit=None, seed=0)
+        for batch in images.batches(self.steps, _batch(self.steps)):
+            yield normalize(batch.images, self.steps), batch.labels
+
+
+def quantized(peer: Peer, judge: Judge, folder: Path) -> Row:
+    """Quantize the fp32 graph in ``folder`` and judge what comes of it."""
+    checkpoint = judge.checkpoint
     row = Row(
         network=checkpoint.model,
         weights=checkpoint.file.name,
@@ -64,8 +87,8 @@ def quantized(peer: Peer, checkpoint: Checkpoint, reference: Path, steps: Prepro
         reason = f"{peer.package} is not installed: pip install 'rescompile[bench]'"
         return msgspec.structs.replace(row, skipped=reason)
     output = folder / f"{peer.quantizer}{peer.suffix}"
-    images = _calibration_images(checkpoint, steps, folder)
-    words = [peer.quantizer, str(reference), str(images), str(output)]
+    images = _calibration_images(checkpoint, judge.steps, folder)
+    words = [peer.quantizer, str(judge.reference), str(images), str(output)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.quantizers", *words],
         cwd=Path(__file__).parents[2],
@@ -77,8 +100,7 @@ def quantized(peer: Peer, checkpoint: Checkpoint, reference: Path, steps: Prepro
         lines = done.stderr.strip().splitlines()
         return msgspec.structs.replace(row, skipped=lines[-1] if lines else f"exit code {done.returncode}")
     made = json.loads(done.stdout.splitlines()[-1])
-    meter = _judge(_runner(reference, "onnxruntime"), _runner(output, peer.runtime), checkpoint, steps)
-    found = meter.result(image_source=str(checkpoint.validation), image_fingerprint="")
+    found = judge.measure(_runner(output, peer.runtime))
     return msgspec.structs.replace(
         row,
         images=found.images,
@@ -91,22 +113,19 @@ def quantized(peer: Peer, checkpoint: Checkpoint, reference: Path, steps: Prepro
     )
 
 
+def _batch(steps: Preprocess) -> int:
+    """Images at once: many small ones, few large ones."""
+    return max(4, 64 * 32 * 32 // steps.crop**2)
+
+
 def _calibration_images(checkpoint: Checkpoint, steps: Preprocess, folder: Path) -> Path:
     """The images that our engines are calibrated on, preprocessed; the seed of the choice is the same."""
     path = folder / "calibration.npz"
     if not path.is_file():
         chosen = open_image_set(checkpoint.calibration, limit=checkpoint.calibration_images, seed=0)
-        batches = [normalize(batch.images, steps) for batch in chosen.batches(steps, BATCH)]
+        batches = [normalize(batch.images, steps) for batch in chosen.batches(steps, _batch(steps))]
         np.savez(path, images=np.concatenate(batches))
     return path
-
-
-def _judge(reference: Run, engine: Run, checkpoint: Checkpoint, steps: Preprocess) -> ParityMeter:
-    meter = ParityMeter()
-    for batch in open_image_set(checkpoint.validation, limit=None, seed=0).batches(steps, BATCH):
-        pixels = normalize(batch.images, steps)
-        meter.update(reference(pixels), engine(pixels), batch.labels)
-    return meter
 
 
 def _runner(model: Path, runtime: str) -> Run:
@@ -115,8 +134,6 @@ def _runner(model: Path, runtime: str) -> Run:
     Fused, ONNX Runtime's INT8 products saturate on CPUs without VNNI, which is no fault of the quantizer's.
     """
     if runtime == "onnxruntime":
-        from rescompile.backends.onnxruntime import reference_session
-
         return reference_session(model, optimize=False)
     import openvino as ov
 

@@ -50,7 +50,7 @@ def quantize(
         model: folded fp32 graph, canonically named.
         scales: activation scale by tensor, one for each of ``topology.quantized_tensors(model)``.
         weight_method: how ``calibration.scales.weight_scales`` chooses the weights' scales. Clipping them by ``mse``
-            was no better on real checkpoints (docs/accuracy.md), whatever it does to the weights themselves.
+            was no better on real checkpoints (docs/accuracy-notes.md), whatever it does to the weights themselves.
         means: channel means [C] of every weighted node's input; with them each bias takes the mean of its weights'
             rounding error away, b + (W - Q) mean(x) (Nagel et al., 2019).
         learned: integers, scales and biases by node name, in place of rounding to the nearest.

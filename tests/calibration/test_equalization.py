@@ -7,6 +7,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
+from calibration import noise
 from calibration.channel_groups import channel_groups
 from calibration.channels import BINS, ChannelHistograms, ChannelObserver
 from calibration.collect import collect_channels
@@ -45,6 +46,16 @@ def test_a_tail_makes_clipping_dearer_and_rounding_hardly() -> None:
     clipped, fine = np.log([x.max() / 127]), np.log([x.max() / 40])
     assert tailed(clipped)[0][0] > 2 * plain(clipped)[0][0]
     assert tailed(fine)[0][0] == pytest.approx(plain(fine)[0][0], rel=0.3)
+
+
+def test_the_tail_falls_with_the_number_of_images_and_of_values() -> None:
+    graph = folded("resnet20-cifar", None)
+    seen = {
+        count: noise._tail_weight("relu1", observed(np.ones((count, 1, 4, 4), np.float32)), graph)
+        for count in (1, 100, 400)
+    }
+    assert (seen[1], seen[100], seen[400]) == pytest.approx((1.5 / 4, 1 / 4, 0.25 / 4))
+    assert noise._tail_weight("input", observed(np.ones((9, 3, 4, 4), np.float32)), graph) == 0
 
 
 def test_weight_noise_is_the_sum_it_says() -> None:

@@ -126,7 +126,7 @@ def test_an_imported_table_says_where_it_came_from(tmp_path: Path) -> None:
     made = imported(path).table
     assert made.method == "tensorrt-cache"
     assert (made.model, made.checkpoint_sha256, made.preprocess) == ("resnet18", CHECKPOINT, IMAGENET)
-    assert made.images.source == "out.trt (imported: its images are unknown)"
+    assert made.images.source == "out.trt"
     assert made.images.fingerprint == read_foreign(path, "tensorrt").sha256
     made.write(tmp_path / "t.json")
     assert read_table(tmp_path / "t.json") == made
