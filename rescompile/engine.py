@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -49,6 +49,7 @@ class Engine:
 
     def __init__(self, manifest: Manifest, runner: Runner) -> None:
         self.manifest = manifest
+        self._dtype, self._image = np.dtype(manifest.inputs[0].dtype), manifest.inputs[0].shape[1:]
         self._runner: Runner | None = runner
         self._concurrent = isinstance(runner, Concurrent)
         self._lock = threading.Lock()
@@ -152,6 +153,13 @@ class Engine:
     def _checked(self, given: object) -> NDArray[Any]:
         """``given`` as an array that this engine takes."""
         images = as_array(given)
+        array = isinstance(images, np.ndarray) and images.ndim > 0 and len(images) > 0
+        if not (array and images.dtype == self._dtype and images.shape[1:] == self._image):
+            self._refuse(images)  # its words take longer than the rest of a call
+        return images  # type: ignore[no-any-return]
+
+    def _refuse(self, images: Any) -> NoReturn:
+        """Say what is wrong with ``images``."""
         expected = self.manifest.inputs[0]
         wanted = f"{expected.dtype} [N, {', '.join(map(str, expected.shape[1:]))}] ({expected.layout})"
         if not isinstance(images, np.ndarray):
@@ -167,9 +175,7 @@ class Engine:
             raise UsageError(
                 f"the images are {found}, but this engine takes {wanted}{_hint(images, expected.shape)}"
             )
-        if len(images) == 0:
-            raise UsageError(f"there are no images in {found}; pass one or more")
-        return images
+        raise UsageError(f"there are no images in {found}; pass one or more")
 
 
 def load(
@@ -194,7 +200,7 @@ def load(
     directory = Path(directory)
     if hint is not None:
         options = replace(options, hint=hint)
-    manifest = _checked_manifest(directory, hashes=verify)
+    manifest = checked_manifest(directory, hashes=verify)
     runner = get_backend(manifest.backend).load(directory, manifest, options)
     engine = Engine(manifest, runner)
     if verify:
@@ -213,7 +219,7 @@ def simulate(directory: Path) -> Engine | None:
         EngineError: the directory is damaged or incomplete, or the golden answers are not reproduced.
         BackendError: the payload was refused.
     """
-    manifest = _checked_manifest(directory, hashes=True)
+    manifest = checked_manifest(directory, hashes=True)
     backend = get_backend(manifest.backend)
     if not isinstance(backend, Simulates):
         return None
@@ -222,7 +228,12 @@ def simulate(directory: Path) -> Engine | None:
     return engine
 
 
-def _checked_manifest(directory: Path, *, hashes: bool) -> Manifest:
+def checked_manifest(directory: Path, *, hashes: bool = True) -> Manifest:
+    """The manifest of a directory of which everything is checked that can be without loading the engine.
+
+    Raises:
+        EngineError: the directory is damaged or incomplete.
+    """
     manifest = read_manifest(directory)
     check_manifest(directory, manifest)
     needed = get_backend(manifest.backend).payload_files
@@ -337,6 +348,7 @@ def read_golden(directory: Path, manifest: Manifest) -> tuple[NDArray[Any], NDAr
     Raises:
         EngineError: the file cannot be read, or does not fit the manifest.
     """
+    check_manifest(directory, manifest)
     path = directory / GOLDEN
     try:
         images, logits = read_arrays(path, ("images", "logits"))

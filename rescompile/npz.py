@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import io
 import math
+import stat
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -30,7 +31,10 @@ def read_arrays(path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
         OSError: the file cannot be read.
         ValueError: it is no such archive; the reason is in the message.
     """
-    if path.stat().st_size > _MOST_BYTES:
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no plain file; a symbolic link, perhaps")  # reading a pipe would wait forever
+    if found.st_size > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
     try:
         with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import shutil
 import struct
 import warnings
@@ -124,6 +125,11 @@ def test_archives_that_are_none_are_refused(tmp_path: Path) -> None:
         read_arrays(npz(path, b"", name="other.npy"), ["images"])
     with pytest.raises(ValueError, match="it is compressed"):
         read_arrays(npz(path, bytes(1000), compression=zipfile.ZIP_DEFLATED), ["images"])
+    (tmp_path / "link.npz").symlink_to(path)
+    os.mkfifo(tmp_path / "pipe.npz")
+    for strange in ("link.npz", "pipe.npz"):
+        with pytest.raises(ValueError, match="it is no plain file"):
+            read_arrays(tmp_path / strange, ["images"])
     with path.open("wb") as stream:
         stream.truncate((1 << 30) + 1)
     with pytest.raises(ValueError, match="it has more than 1,073,741,824 bytes"):

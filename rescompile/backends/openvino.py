@@ -108,6 +108,9 @@ class OpenVinoRunner:
         hint: Hint = "latency",
         kept: CompiledModels | None = None,
     ) -> None:
+        import openvino as ov
+
+        self._tensor = ov.Tensor
         advised = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if hint == "throughput" else 1
         self.parallel = int(advised)
         self._compiled: Any = compiled
@@ -122,8 +125,10 @@ class OpenVinoRunner:
         """
         check_batch(len(images), self._batch)
         with self._requests.one() as request, in_our_words("OpenVINO cannot run this engine"):
-            result = request.infer([shareable(images)], share_inputs=True, share_outputs=True)
-            return np.array(result[0], np.float32)
+            # not infer([images]): its way to a tensor takes longer than all of ours
+            request.set_input_tensor(self._tensor(shareable(images), shared_memory=True))
+            request.infer(share_outputs=True)
+            return np.array(request.get_output_tensor().data, np.float32)
 
     def keep(self) -> None:
         """Keep the compiled model for the next load, where it was compiled by this one."""

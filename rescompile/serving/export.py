@@ -16,10 +16,10 @@ from pathlib import Path
 import msgspec
 
 from rescompile.commands import read_report
-from rescompile.engine import check_files, read_golden
+from rescompile.engine import checked_manifest, read_golden
 from rescompile.errors import EngineError, UsageError
 from rescompile.files import atomic_directory, sha256_of
-from rescompile.manifest import FileDigest, Manifest, read_manifest
+from rescompile.manifest import FileDigest, Manifest
 from rescompile.serving.model_server import config_of as model_server_config
 from rescompile.serving.payload import SERVER_NAMES, Payload, Server, payload_of
 from rescompile.serving.pbtxt import to_text
@@ -69,8 +69,7 @@ def export(directory: Path, config: ExportConfig) -> Export:
         EngineError: the engine is damaged, failed its limits, or is of a kind that the server does not run.
         OutputError: the repository cannot be written.
     """
-    manifest = read_manifest(directory)
-    check_files(directory, manifest)
+    manifest = checked_manifest(directory)
     passed = _verdict(directory, force=config.force)
     payload = payload_of(manifest, config.server, onnx=config.onnx)
     name = _name(config.name or f"{manifest.model}-{manifest.precision}")

@@ -28,7 +28,8 @@ def exportable(tmp_path: Path) -> Exportable:
         if backend != "openvino":
             (folder / "model.xml").unlink()
             (folder / "model.bin").unlink()
-            (folder / "model.engine").write_bytes(b"of TensorRT, perhaps")
+            for name in ("model.engine", "plan.json", "weights.safetensors"):
+                (folder / name).write_bytes(b"of TensorRT, perhaps")
         (folder / REPORT_JSON).write_bytes(report(passed=passed).to_json())
         made: Manifest = manifest("fp32", backend, batch)
         write_engine(folder, msgspec.structs.replace(made, **fields))

@@ -221,10 +221,10 @@ def test_failed_engines_need_force(exportable: Exportable, repository: Path) -> 
 def test_damaged_engines_and_missing_payloads_are_refused(exportable: Exportable, repository: Path) -> None:
     folder = exportable()
     manifest = read_manifest(folder)
-    files = {name: digest for name, digest in manifest.files.items() if name != "model.xml"}
+    files = {name: digest for name, digest in manifest.files.items() if name != "model.onnx"}
     msgspec.structs.replace(manifest, files=files).write(folder)
-    with pytest.raises(EngineError, match=r"lists no model\.xml, which the server would run"):
-        export(folder, asked(repository))
+    with pytest.raises(EngineError, match=r"lists no model\.onnx, which the server would run"):
+        export(folder, asked(repository, onnx=True))
     (folder / "model.bin").write_bytes(b"")
     with pytest.raises(EngineError, match=r"model\.bin has 0 bytes"):
         export(folder, asked(repository))
