@@ -11,7 +11,11 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 import pytest
+from PIL import Image
 
+from rescompile.backends.cuda import Gpu
+from rescompile.backends.triton.backend import _obstacle
+from rescompile.manifest import read_manifest
 from tests.kserve import serving
 from tests.test_docs import ROOT, run
 
@@ -32,6 +36,46 @@ def folder(small_engines: dict[str, Path], tmp_path: Path) -> Path:
     """Where the reader is: an engine by the name that the pages use."""
     (tmp_path / "digits-int8").symlink_to(small_engines["int8"])
     return tmp_path
+
+
+def test_every_program_for_python_services_runs(folder: Path) -> None:
+    Image.fromarray(np.full((40, 40, 3), 99, np.uint8)).save(folder / "digit.png")
+    said = [
+        run([sys.executable, "-c", program], folder).stdout for program in blocks("embed-python", "python")
+    ]
+    assert [lines.splitlines()[-1][:12] for lines in said[1:]] == ["100 answers", "(2, 10)"]
+    assert said[0].startswith("class ")
+
+
+def test_commands_for_a_checkout_are_tested_by_their_own_tests() -> None:
+    from benchmarks import runtime_overhead, soak
+
+    text = (ROOT / "docs/how-to/embed-python.md").read_text("utf-8")
+    commands = re.findall(r"^python -m (benchmarks\.\w+) ", text, flags=re.MULTILINE)
+    assert commands == [soak.__name__, runtime_overhead.__name__]
+    assert "RESCOMPILE_FUZZ_SECONDS=600 python -m pytest tests/test_loader_fuzz.py" in text
+    assert "RESCOMPILE_FUZZ_SECONDS" in (ROOT / "tests/test_loader_fuzz.py").read_text("utf-8")
+
+
+def test_the_page_says_what_an_engine_for_another_gpu_says() -> None:
+    gpu = Gpu("NVIDIA H100", "sm_90", 80 << 30, "13.0")
+    page = " ".join((ROOT / "docs/how-to/another-gpu.md").read_text("utf-8").split())
+    assert f"`{_obstacle(gpu, 'sm_89')}`" in page
+
+
+@pytest.mark.slow
+def test_another_gpu(folder: Path, small: Path) -> None:
+    for module in ("tensorrt_rtx", "triton"):
+        pytest.importorskip(module)
+    for name in ("net.pth", "images.npz"):
+        (folder / name).symlink_to(small / name)
+    said = obey("another-gpu", folder)
+    assert [each.returncode for each in said] == [0] * 5
+    targets = [read_manifest(folder / f"digits-int8-{target}").target for target in ("sm_86", "sm_90")]
+    assert targets == ["sm_86", "sm_90"]
+    tables = [read_manifest(folder / name).calibration for name in ("digits-int8", "digits-int8-sm_86")]
+    assert tables[0] is not None
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.slow
