@@ -95,6 +95,11 @@ std::vector<std::string> Fields::texts(const std::string& name) {
   return {};
 }
 
+std::vector<std::string> Fields::newer_texts(const std::string& name) {
+  if (object_ != nullptr && !object_->contains(name)) return {};
+  return texts(name);
+}
+
 std::vector<double> Fields::numbers(const std::string& name) {
   const Json& value = raw(name);
   if (value.is_array() && std::ranges::all_of(value, [](const Json& item) { return item.is_number(); }))

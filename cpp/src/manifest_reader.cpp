@@ -145,6 +145,7 @@ Manifest read_fields(const Json& document, Mistake& mistake) {
   manifest.golden_relative_rms = fields.number("golden_relative_rms");
   manifest.files = read_files(fields.raw("files"), mistake);
   manifest.environment = read_environment(fields.raw("environment"), mistake);
+  fields.newer_texts("fp16_blocks");
   manifest.sha256 = fields.sha256("sha256");
   fields.finish();
   return manifest;
