@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.accuracy.results import FORMAT as ACCURACY
 from benchmarks.rows import RESULTS, Results, Row
 from rescompile.bench import FORMAT as BENCH
 from rescompile.bench import BenchReport
@@ -67,7 +68,7 @@ def read_folder(folder: Path) -> Found:
                 found.benches.append((path, msgspec.convert(document, BenchReport)))
             elif "ceilings" in document:
                 found.kernels.append((path, document))
-            else:
+            elif document.get("format") != ACCURACY:  # those have a page of their own
                 raise ValueError("it is of no known format")  # noqa: TRY301
         except (ValueError, msgspec.ValidationError) as error:
             raise ValueError(f"{path} is no raw result ({error})") from None
