@@ -188,7 +188,12 @@ def test_a_tiny_run_of_the_suites_writes_rows_and_says_why_others_are_missing(tm
     ]
     command += ["--results", str(tmp_path / "r.json"), "--benchmark-json", str(tmp_path / "b.json")]
     command += ["-k", "kernel and (inference or gpu)", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    shell = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    # of its own: inside a worker of xdist, pytest-benchmark would not measure
+    shell = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "TRITON_INTERPRET" and not name.startswith("PYTEST_")
+    }
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=shell)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read_results(tmp_path / "r.json").rows
