@@ -58,7 +58,7 @@ def without(name: str) -> Callable[[Path], None]:
 def listing(name: str, **entry: Any) -> Callable[[Path], None]:
     """A manifest that lists one more file."""
     digest = {"sha256": "a" * 64, "bytes": 1, "keep": True} | entry
-    return changed(lambda fields: fields["files"].update({name: digest}))
+    return changed(lambda fields: fields["files"].update({name: dict(digest)}))
 
 
 def file(name: str, content: Callable[[bytes], bytes], *, sealed: bool) -> Callable[[Path], None]:
