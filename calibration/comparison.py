@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from calibration.noise import NoiseModel
 from calibration.observers import Histogram
-from calibration.scales import LEVELS
 from calibration.thresholds import squared_error
 
 
@@ -80,6 +79,7 @@ def _result(
     if noise is not None and threshold > 0:
         own = np.zeros(len(noise.activations[name].log_ranges))
         own += 0.0 if factors is None else np.log(np.asarray(factors, np.float64))
-        logits = float(np.sqrt(noise.activations[name](own + np.log(threshold / LEVELS))[0].sum()))
+        errors, _ = noise.activations[name](own + np.log(threshold / noise.activations[name].levels))
+        logits = float(np.sqrt(errors.sum()))
     decibel = 10 * float(np.log10(signal / error)) if histogram.amax and error > 0 else None
     return MethodResult(threshold, decibel, float(beyond / count), logits)

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.noise import Array, NoiseModel
-from calibration.scales import LEVELS
 
 STEPS = 80
 _RATE = 0.1
@@ -41,7 +40,7 @@ def thresholds_of(model: NoiseModel, log_factors: Array) -> Array:
     steps = []
     for name, noise in model.activations.items():
         own = log_factors[model.groups.of[name]]
-        candidates = _CANDIDATES + float((noise.log_ranges - own).max()) - np.log(LEVELS)
+        candidates = _CANDIDATES + float((noise.log_ranges - own).max()) - np.log(noise.levels)
         errors = [noise(step + own)[0].sum() for step in candidates]
         steps.append(candidates[int(np.argmin(errors))])
     return np.array(steps)
@@ -90,6 +89,9 @@ def equalize(
     total, _, _ = total_noise(model, np.log(factors.astype(np.float64)), log_steps)
     return Equalized(
         {name: factors[ids] for name, ids in model.groups.of.items()},
-        {name: float(np.exp(step) * LEVELS) for name, step in zip(model.activations, log_steps, strict=True)},
+        {
+            name: float(np.exp(step) * noise.levels)
+            for (name, noise), step in zip(model.activations.items(), log_steps, strict=True)
+        },
         float(np.sqrt(total)),
     )

@@ -117,6 +117,11 @@ def _exportable(table: CalibrationTable) -> dict[str, float]:
             "the calibration table belongs to an equalized network, and its scales are wrong for any other: "
             "export a table that was made with --effort fast"
         )
+    if any(levels != LEVELS for levels in table.levels().values()):
+        raise TableError(
+            "the calibration table has tensors whose zero is stored as -128, and other tools would read their scales "
+            "wrongly: export a table that was made with --no-full-range"
+        )
     strange = [name for name in table.tensors if "\n" in name or "\r" in name]
     if strange:
         raise TableError(f"tensor {strange[0]!r} has a line break in its name: rename it in the ONNX graph")

@@ -142,13 +142,15 @@ def _pad(node: Node, arguments: list[Tensor]) -> Tensor:
 def _quantize(node: Node, arguments: list[Tensor]) -> Tensor:
     import torch
 
-    x, scale, _ = arguments
-    return (x / scale).round().clamp(-128, 127).to(torch.int8)
+    x, scale, zero_point = arguments
+    return ((x / scale).round() + zero_point).clamp(-128, 127).to(torch.int8)
 
 
 def _dequantize(node: Node, arguments: list[Tensor]) -> Tensor:
-    q, scale, _ = arguments
-    return q.to(scale.dtype) * (scale.reshape(-1, *[1] * (q.ndim - 1)) if scale.ndim else scale)
+    q, scale, zero_point = arguments
+    axes = [1] * (q.ndim - 1)
+    steps = q.to(scale.dtype) - zero_point.to(scale.dtype).reshape(-1, *axes)
+    return steps * (scale.reshape(-1, *axes) if scale.ndim else scale)
 
 
 _OPS: dict[str, Callable[[Node, list[Tensor]], Tensor]] = {

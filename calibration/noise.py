@@ -1,8 +1,8 @@
 """The error that 8-bit grids cause in the logits, as a function of channel factors and step sizes, with its gradient.
 
 Channel c of tensor t is divided by its factor f_c and rounded to multiples of the tensor's step d_t, so in its own
-unit its step is u = d_t * f_c, and it is clipped at 127 u. With e_c(u) the expected squared error of that, from the
-channel's histogram, and G, F of ``sensitivity``:
+unit its step is u = d_t * f_c, and it is clipped at 127 u, or at 255 u where the tensor has the full range. With e_c(u)
+the expected squared error of that, from the channel's histogram, and G, F of ``sensitivity``:
 
     activations   sum over t, c   G_tc * e_tc(d_t * f_c)        with larger values weighted as in ``magnitudes``
     weights       sum over o, k   F_ok / f_k^2 * (max_k |W_ok| f_k / 127)^2 / 12
@@ -47,15 +47,15 @@ _SPACING = (_HIGHEST - _LOWEST) / (_POINTS - 1) * _OCTAVE
 Array = NDArray[np.float64]
 
 
-def _bin_errors() -> Array:
+def _bin_errors(levels: int) -> Array:
     """[BINS, _POINTS] mean squared error in each bin of a channel with range 1, for every step of the grid.
 
     The integral of the squared error from 0 to an edge u is k * s^3 / 12 + (u - k * s)^3 / 3 with the grid point
-    k = min(round(u / s), 127); beyond the last grid point the second term is the clipping error.
+    k = min(round(u / s), levels); beyond the last grid point the second term is the clipping error.
     """
     edges = np.arange(BINS + 1)[:, None] / BINS
     steps = 2.0 ** np.linspace(_LOWEST, _HIGHEST, _POINTS)
-    nearest = np.minimum(np.rint(edges / steps), LEVELS)
+    nearest = np.minimum(np.rint(edges / steps), levels)
     integral = nearest * steps**3 / 12 + (edges - nearest * steps) ** 3 / 3
     return np.diff(integral, axis=0) * BINS
 
@@ -83,13 +83,16 @@ class ActivationNoise:
         *,
         tail: float,
         magnitudes: Array | None = None,
+        levels: int = LEVELS,
     ) -> None:
         """``tail`` is the weight of ``TAIL``; ``magnitudes`` [BUCKETS] as in ``Sensitivity``."""
+        self.levels = levels
+        """Steps from zero to the clipping threshold."""
         unit = np.maximum(histograms.bin_widths * BINS, 1e-30)
         shares = histograms.counts / histograms.counts.sum(axis=1, keepdims=True)
         if magnitudes is not None:
             shares = shares * magnitudes[_buckets(histograms)]
-        errors = _with_tail(shares @ _bin_errors(), tail)
+        errors = _with_tail(shares @ _bin_errors(levels), tail)
         scale = unit**2 * sensitivity / logits
         self._log_errors = np.log(np.maximum(errors * scale[:, None], 1e-30))
         self._log_units = np.log(unit)
@@ -145,8 +148,12 @@ def noise_model(
     groups: ChannelGroups,
     histograms: Mapping[str, ChannelHistograms],
     sensitivity: Sensitivity,
+    levels: Mapping[str, int] | None = None,
 ) -> NoiseModel:
-    """The noise model of a folded fp32 graph; ``histograms`` of every tensor that is quantized."""
+    """The noise model of a folded fp32 graph; ``histograms`` of every tensor that is quantized.
+
+    ``levels`` are those of tensors that have others than ``LEVELS``.
+    """
     from onnx import numpy_helper
 
     constants = {entry.name: entry for entry in model.graph.initializer}
@@ -160,6 +167,7 @@ def noise_model(
                 sensitivity.logits,
                 tail=_tail_weight(name, entry, model),
                 magnitudes=sensitivity.magnitudes.get(name),
+                levels=(levels or {}).get(name, LEVELS),
             )
             for name, entry in histograms.items()
         },

@@ -20,6 +20,8 @@ from calibration.errors import CalibrationError
 
 LEVELS = 127
 """Largest integer of the symmetric grid; -128 is reached by saturation only."""
+FULL_LEVELS = 255
+"""Steps from -128 to 127: what a tensor that cannot be negative has where its zero is stored as -128."""
 
 MIN_SCALE = 2.0**-24
 MAX_SCALE = 65504.0
@@ -30,17 +32,17 @@ _CHUNK = 1 << 16  # weights whose temporaries stay in the second-level cache
 _THREADS = 2
 
 
-def scales_of(amax: ArrayLike) -> NDArray[np.float32]:
-    """Scale of each largest magnitude; same shape, every value exact in FP16.
+def scales_of(amax: ArrayLike, levels: int = LEVELS) -> NDArray[np.float32]:
+    """Scale of each largest magnitude, which is ``levels`` steps; same shape, every value exact in FP16.
 
     Raises:
         CalibrationError: a magnitude is negative, NaN, or too large for an FP16 scale.
     """
-    exact = np.asarray(amax, np.float64) / LEVELS
+    exact = np.asarray(amax, np.float64) / levels
     if not np.all((exact >= 0) & (exact <= MAX_SCALE)):
-        bad = exact[~((exact >= 0) & (exact <= MAX_SCALE))].flat[0] * LEVELS
+        bad = exact[~((exact >= 0) & (exact <= MAX_SCALE))].flat[0] * levels
         raise CalibrationError(
-            f"a range of {bad:g} has no 8-bit scale that FP16 can hold (largest range {MAX_SCALE * LEVELS:.0f}): "
+            f"a range of {bad:g} has no 8-bit scale that FP16 can hold (largest range {MAX_SCALE * levels:.0f}): "
             "check the weights, or calibrate with a clipping method such as mse"
         )
     half = exact.astype(np.float16)
@@ -49,9 +51,9 @@ def scales_of(amax: ArrayLike) -> NDArray[np.float32]:
     return np.maximum(rounded_up.astype(np.float32), np.float32(MIN_SCALE))
 
 
-def scale_of(amax: float) -> float:
+def scale_of(amax: float, levels: int = LEVELS) -> float:
     """Scale of one largest magnitude, as ``scales_of``."""
-    return float(scales_of(amax))
+    return float(scales_of(amax, levels))
 
 
 def quantize(x: ArrayLike, scale: ArrayLike) -> NDArray[np.int8]:

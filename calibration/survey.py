@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +53,8 @@ class Wanted:
     """Channel factors chosen by it as well."""
     samples: int
     """Images to keep."""
+    levels: Mapping[str, int] = field(default_factory=dict)
+    """Steps of the tensors that have others than ``scales.LEVELS``."""
 
 
 def survey(
@@ -88,7 +90,7 @@ def survey(
     sensitivity = measure_sensitivity(
         model, tensors, samples.spread(IMAGES), channels, progress=lambda done: passed(count + done)
     )
-    noise = noise_model(model, channel_groups(model), channels, sensitivity)
+    noise = noise_model(model, channel_groups(model), channels, sensitivity, wanted.levels)
     chosen = equalize(noise, channels=wanted.equalize)
     factors = {name: chosen.factors[name] for name in tensors} if wanted.equalize else None
     merged = _merged(channels, factors)

@@ -21,11 +21,11 @@ from calibration.errors import CalibrationError, TableError
 from calibration.images import ImageSet
 from calibration.observers import Histogram
 from calibration.preprocess import Preprocess
-from calibration.scales import scale_of
+from calibration.scales import LEVELS, scale_of
 from calibration.thresholds import LOGIT, METHODS, check_method, parse_method
 from calibration.version import VERSION
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file; raised when a reader of the old one would misunderstand the new one."""
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -56,6 +56,8 @@ class TensorRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     channel_factors: bytes = b""
     """[C] float32, little-endian: the tensor's channels are divided by these before they are quantized, and range and
     thresholds are those after the division. Empty where nothing is divided."""
+    levels: Annotated[int, msgspec.Meta(gt=0)] = LEVELS
+    """Steps from zero to the threshold: 127, or 255 where the tensor's zero is stored as -128."""
 
 
 class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -79,6 +81,10 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     def scales(self) -> dict[str, float]:
         """Scale of every tensor."""
         return {name: tensor.scale for name, tensor in self.tensors.items()}
+
+    def levels(self) -> dict[str, int]:
+        """Steps from zero to the threshold of every tensor."""
+        return {name: tensor.levels for name, tensor in self.tensors.items()}
 
     def means(self) -> dict[str, NDArray[np.float32]]:
         """Channel means [C] of the fp32 network, for the tensors whose means were taken."""
@@ -167,11 +173,12 @@ def make_table(
     logit: Mapping[str, float] | None = None,
     means: Mapping[str, NDArray[np.floating]] | None = None,
     factors: Mapping[str, NDArray[np.floating]] | None = None,
+    levels: Mapping[str, int] | None = None,
 ) -> CalibrationTable:
     """Table of ``histograms`` with the thresholds of all methods; those of ``method`` are the chosen ones.
 
-    ``logit`` are the thresholds of that method, which needs more than histograms; ``means`` and ``factors`` as in
-    ``TensorRange``.
+    ``logit`` are the thresholds of that method, which needs more than histograms; ``means``, ``factors`` and ``levels``
+    (of the tensors that have others than 127) as in ``TensorRange``.
 
     Raises:
         CalibrationError: no such method, nothing observed, or a range too large for an 8-bit scale.
@@ -187,8 +194,9 @@ def make_table(
         thresholds = {key: compute(histogram) for key, compute in methods.items()}
         if logit is not None:
             thresholds[LOGIT] = logit[name]
+        steps = (levels or {}).get(name, LEVELS)
         try:
-            scale = scale_of(thresholds[method])
+            scale = scale_of(thresholds[method], steps)
         except CalibrationError as error:
             raise CalibrationError(f"tensor '{name}': {error}") from None
         tensors[name] = TensorRange(
@@ -200,6 +208,7 @@ def make_table(
             thresholds=thresholds,
             channel_means=_bytes_of(means, name),
             channel_factors=_bytes_of(factors, name),
+            levels=steps,
         )
     return _sealed(
         CalibrationTable(
@@ -255,7 +264,7 @@ class _Version(msgspec.Struct):
 
 def _choose(tensor: TensorRange, method: str) -> TensorRange:
     threshold = tensor.thresholds[method]
-    return msgspec.structs.replace(tensor, threshold=threshold, scale=scale_of(threshold))
+    return msgspec.structs.replace(tensor, threshold=threshold, scale=scale_of(threshold, tensor.levels))
 
 
 def _sealed(table: CalibrationTable) -> CalibrationTable:

@@ -67,6 +67,10 @@ def backend_for(config: BuildConfig) -> ChosenBackend:
         notes = (f"--backend auto chose {name}: {reason}",)
     backend = get_backend(name)
     backend.check(config.target)
+    if config.without_full_range:
+        notes += (
+            f"{name} engines keep 128 of the 256 values of int8 behind a ReLU: their kernels have no other range yet",
+        )
     return ChosenBackend(backend, notes)
 
 

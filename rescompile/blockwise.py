@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
 from rescompile.graph.factors import factors_of, in_original_unit
+from rescompile.graph.full_range import offsets_of, without_offset
 from rescompile.metrics import decibels
 from rescompile.report import BlockError
 
@@ -123,7 +124,7 @@ class Probe:
             # the optimizer replaces Q/DQ pairs by its own integer kernels, which round differently
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         proto = onnx.load_model_from_string(model)
-        self.factors = factors_of(proto)
+        self.factors, self._offsets = factors_of(proto), offsets_of(proto)
         _expose(proto, tensors, role=role)
         self._session = ort.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -138,7 +139,7 @@ class Probe:
         batch = np.repeat(image[None].astype(self._dtype), self._batch, axis=0)
         outputs = self._session.run(self._tensors, {self._input: batch})
         return {
-            name: in_original_unit(name, array[0], self.factors)
+            name: in_original_unit(name, without_offset(name, array[0], self._offsets), self.factors)
             for name, array in zip(self._tensors, outputs, strict=True)
         }
 

@@ -15,6 +15,7 @@ from calibration.images import ImageSet, open_image_set
 from calibration.preprocess import normalize
 from calibration.rounding import IMAGES as LEARNING_IMAGES
 from calibration.rounding import learn_rounding
+from calibration.scales import FULL_LEVELS
 from calibration.survey import Wanted, survey
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.config import CalibrationConfig
@@ -22,7 +23,7 @@ from rescompile.effort import RECIPES, Recipe
 from rescompile.errors import UsageError
 from rescompile.graph.equalize import equalize
 from rescompile.graph.quantize import quantize as to_quantized
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.topology import full_range_tensors, quantized_tensors
 from rescompile.source import Source
 from rescompile.stages import Progress
 
@@ -84,6 +85,7 @@ def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> 
     images = calibration_images(config, source)
     hardships = hard_weights(source.graph)
     recipe = _for_hard_weights(config.recipe, config) if hardships else config.recipe
+    levels = dict.fromkeys(full_range_tensors(source.graph) if recipe.full_range else (), FULL_LEVELS)
     seen = survey(
         source.graph,
         tensors,
@@ -93,6 +95,7 @@ def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> 
             gradients=recipe.needs_gradients,
             equalize=recipe.equalize,
             samples=LEARNING_IMAGES if recipe.rounding == "learned" else 0,
+            levels=levels,
         ),
         count=len(images),
         progress=progress.advanced,
@@ -107,6 +110,7 @@ def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> 
         logit=seen.logit,
         means=seen.means,
         factors=seen.factors,
+        levels=levels,
     )
     advice = (BUILT_IN_ADVICE,) if config.images is None else ()
     found = notes_on_hardships((*hardships, *seen.hardships), recipe)
@@ -130,12 +134,15 @@ def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx
     factors, scales = table.factors(), table.scales()
     means = {name: mean / factors.get(name, np.float32(1)) for name, mean in table.means().items()}
     graph = equalize(source.graph, factors) if factors else source.graph
+    full_range = [name for name, levels in table.levels().items() if levels == FULL_LEVELS]
     if recipe.rounding == "learned":
-        nearest = to_quantized(graph, scales)
+        nearest = to_quantized(graph, scales, full_range=full_range)
         learned = learn_rounding(graph, nearest, calibrated.samples, means, progress=progress.advanced)
-        return to_quantized(graph, scales, learned=learned)
+        return to_quantized(graph, scales, learned=learned, full_range=full_range)
     corrected = means if recipe.bias_correction else None
-    return to_quantized(graph, scales, weight_method=recipe.weight_scales, means=corrected)
+    return to_quantized(
+        graph, scales, weight_method=recipe.weight_scales, means=corrected, full_range=full_range
+    )
 
 
 def _recipe_of(table: CalibrationTable, config: CalibrationConfig) -> Recipe:

@@ -23,6 +23,8 @@ INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
 DEFAULT_CALIBRATION_IMAGES = 512
 INT8_THROUGHOUT = ("triton",)
 """Backends whose INT8 engines can have no block in floating point."""
+HALF_RANGE = ("triton",)
+"""Backends whose kernels have their ReLU in 0..127, so that ``full_range`` is not for them."""
 MAX_SIDE = 8192
 """Pixels; ``Preprocess`` in a manifest or a table reads back no more."""
 
@@ -185,7 +187,8 @@ class CalibrationConfig:
     bias_correction: bool | None = None
     rounding: Rounding | None = None
     weight_scales: WeightScales | None = None
-    """These four are as the effort has them where they are None."""
+    full_range: bool | None = None
+    """These five are as the effort has them where they are None."""
     limit: int = DEFAULT_CALIBRATION_IMAGES
     seed: int = 0
     skip_unreadable: bool = False
@@ -204,10 +207,11 @@ class CalibrationConfig:
                 raise UsageError(f"--calibration-method: {error}") from None
         if self.effort is not None:
             one_of(self.effort, EFFORTS, "--effort")
-        if self.table is not None and (self.effort, self.equalize, self.rounding) != (None, None, None):
+        from_images = (self.effort, self.equalize, self.rounding, self.full_range)
+        if self.table is not None and any(option is not None for option in from_images):
             raise UsageError(
-                "--effort, --equalize and --rounding need images, and --calibration brings only what was made of them; "
-                "pass --calibration-set instead, or leave these options out"
+                "--effort, --equalize, --rounding and --full-range need images, and --calibration brings only what was "
+                "made of them; pass --calibration-set instead, or leave these options out"
             )
 
     @property
@@ -220,6 +224,7 @@ class CalibrationConfig:
             "bias_correction": self.bias_correction,
             "rounding": self.rounding,
             "weight_scales": self.weight_scales,
+            "full_range": self.full_range,
         }
         return replace(chosen, **{name: value for name, value in own.items() if value is not None})
 
@@ -255,6 +260,11 @@ class BuildConfig:
                 f"a calibration was passed, but --precision {self.precision} needs none; leave it out"
             )
         positive(self.validation_images, "--validation-images")
+        if self.calibration.full_range and self.backend in HALF_RANGE:
+            raise UsageError(
+                f"--backend {self.backend} has kernels for 0..127 behind a ReLU only; leave --full-range out, or "
+                "choose another --backend"
+            )
         if self.fp16_blocks is not None and self.precision != "int8":
             raise UsageError(
                 f"--fp16-blocks is about the blocks of an int8 engine; leave it out with --precision {self.precision}"
@@ -274,6 +284,19 @@ class BuildConfig:
                 "--fp16-blocks auto orders the blocks on calibration images, and --calibration brings none; pass "
                 "--calibration-set instead, or name the blocks"
             )
+
+    @property
+    def without_full_range(self) -> bool:
+        """Whether the effort would use the full range, and the backend cannot."""
+        made = (
+            self.precision == "int8" and self.calibration.table is None and self.calibration.recipe.full_range
+        )
+        return made and self.backend in HALF_RANGE
+
+    @property
+    def calibration_made(self) -> CalibrationConfig:
+        """The calibration as the backend can take it."""
+        return replace(self.calibration, full_range=False) if self.without_full_range else self.calibration
 
     @property
     def keeps_budget(self) -> bool:

@@ -9,6 +9,7 @@ import onnx
 from rescompile.backends.base import RestType
 from rescompile.config import BuildConfig
 from rescompile.errors import LintError
+from rescompile.graph.full_range import fold_zero_points
 from rescompile.graph.half import half
 from rescompile.graph.lint import RULES, fusable_adds, lint
 from rescompile.graph.preprocess import take_uint8
@@ -42,6 +43,7 @@ def make_deployable(
         GraphError: a weight that FP16 cannot hold.
     """
     graph = source.graph if mixed.graph is None else mixed.graph
+    graph = fold_zero_points(graph)
     if config.input_format == "uint8-nhwc":
         graph = take_uint8(graph, source.preprocess)
     if rest_type == "float16":

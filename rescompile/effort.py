@@ -2,7 +2,7 @@
 
 fast       thresholds from histograms; weights rounded to the nearest
 balanced   and: channels equalized, thresholds by what they do to the logits, biases corrected
-best       and: weights rounded against each other, layer by layer
+best       and: weights rounded against each other, layer by layer; all 256 values of int8 for what is never negative
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class Recipe:
     bias_correction: bool
     rounding: Rounding
     weight_scales: WeightScales = "max"
+    full_range: bool = False
+    """Zero stored as -128 where ``graph.full_range`` allows it: bottlenecks."""
 
     @property
     def needs_gradients(self) -> bool:
@@ -43,5 +45,5 @@ class Recipe:
 RECIPES: dict[Effort, Recipe] = {
     "fast": Recipe("mse", equalize=False, bias_correction=False, rounding="nearest"),
     "balanced": Recipe("logit", equalize=True, bias_correction=True, rounding="nearest"),
-    "best": Recipe("logit", equalize=True, bias_correction=True, rounding="learned"),
+    "best": Recipe("logit", equalize=True, bias_correction=True, rounding="learned", full_range=True),
 }

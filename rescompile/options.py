@@ -123,6 +123,14 @@ class CalibrationOptions:
     weight_scales: Annotated[
         Literal["max", "mse"] | None, _option("Calibration", "Scales of weights; max unless told.")
     ] = None
+    full_range: Annotated[
+        bool | None,
+        _option(
+            "Calibration",
+            "Use all 256 values of int8 behind a ReLU, where bottlenecks allow it; the effort's.",
+            "--full-range/--no-full-range",
+        ),
+    ] = None
     skip_unreadable: Annotated[
         bool, _option("Calibration", "Leave damaged images out instead of stopping.", "--skip-unreadable")
     ] = False
@@ -140,6 +148,7 @@ class CalibrationOptions:
             bias_correction=self.bias_correction,
             rounding=self.rounding,
             weight_scales=self.weight_scales,
+            full_range=self.full_range,
             limit=self.calibration_images,
             seed=seed,
             skip_unreadable=self.skip_unreadable,

@@ -13,11 +13,12 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize
+from calibration.scales import FULL_LEVELS, LEVELS
 from rescompile.errors import GraphError
 from rescompile.graph.factors import factors_of
+from rescompile.graph.full_range import offsets_of
 from rescompile.manifest import Manifest
 
-INT8_TOP = 127
 _OURS = "pass a graph that rescompile made"
 
 
@@ -112,18 +113,20 @@ def block_of(tensor: str, blocks: Mapping[str, str]) -> str:
 def tops_of(proto: onnx.ModelProto, outputs: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
     """Block to the largest value that the quantizer of its output can hold, in the network's unit."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    factors, blocks = factors_of(proto), {tensor: block for block, tensor in outputs.items()}
+    factors, full_range = factors_of(proto), offsets_of(proto)
+    blocks = {tensor: block for block, tensor in outputs.items()}
     tops = {}
     for node in proto.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in blocks and node.input[1] in constants:
             tensor = node.input[0]
             scale = onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32).reshape(-1)
             channels = factors.get(tensor, np.ones(1, np.float32))
-            tops[blocks[tensor]] = (INT8_TOP * scale * channels).reshape(-1, 1, 1)
+            steps = FULL_LEVELS if tensor in full_range else LEVELS
+            tops[blocks[tensor]] = (steps * scale * channels).reshape(-1, 1, 1)
     return tops
 
 
-def saturated_elements(values: NDArray[Any]) -> tuple[int, int]:
-    """Elements of an INT8 tensor at +-127 or -128, and all of them."""
-    at_the_end = (values >= INT8_TOP) | (values <= -INT8_TOP)
+def saturated_elements(values: NDArray[Any], *, full_range: bool) -> tuple[int, int]:
+    """Elements of an INT8 tensor at +-127 or -128, and all of them; -128 is zero in a tensor of full range."""
+    at_the_end = (values >= LEVELS) | ((values <= -LEVELS) & (not full_range))
     return int(at_the_end.sum()), int(values.size)

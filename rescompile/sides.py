@@ -27,6 +27,7 @@ from rescompile.blockwise import Probe
 from rescompile.engine import Engine, check_files, load
 from rescompile.errors import EngineError, UsageError, did_you_mean
 from rescompile.graph.factors import factors_of, in_original_unit
+from rescompile.graph.full_range import offsets_of
 from rescompile.graph.topology import block_outputs
 from rescompile.manifest import NAME, Manifest, read_manifest
 from rescompile.side_facts import (
@@ -159,7 +160,7 @@ class GraphSide:
         self.classes = classes_of(proto, path)
         self._fed = Fed.of_graph(proto, path)
         self.default_preprocess = self._fed.default(outputs["stem"])
-        self._quantized = quantized(proto)
+        self._quantized, self._full_range = quantized(proto), frozenset(offsets_of(proto))
         self.pixels = self._fed.side
         self.tensors: Mapping[str, str] = {tensor: block_of(tensor, outputs) for tensor in self._quantized}
         self.clipped = frozenset[str]()
@@ -173,7 +174,10 @@ class GraphSide:
         if self._probe is None:
             raise EngineError(f"{self.name} is closed; open it again")
         found = self._probe(self._fed.image(pixels, preprocess))
-        saturated = {tensor: saturated_elements(found[output]) for tensor, output in self._quantized.items()}
+        saturated = {
+            tensor: saturated_elements(found[output], full_range=tensor in self._full_range)
+            for tensor, output in self._quantized.items()
+        }
         return Seen({block: found[tensor] for block, tensor in self._outputs.items()}, saturated)
 
     def close(self) -> None:

@@ -17,12 +17,13 @@ from calibration.errors import CalibrationError, ImageSetError, TableError
 from calibration.observers import histogram_of
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.calibrate import Calibrated, calibrate, calibration_images, quantize
-from rescompile.config import CalibrationConfig
+from rescompile.config import CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
 from rescompile.graph.factors import factors_of
+from rescompile.graph.full_range import fold_zero_points, offsets_of
 from rescompile.graph.lint import lint
-from rescompile.graph.topology import block_outputs, quantized_tensors
-from rescompile.source import Source
+from rescompile.graph.topology import block_outputs, full_range_tensors, quantized_tensors
+from rescompile.source import Source, open_source
 from rescompile.stages import Silent
 from tests.graph.conftest import run
 
@@ -94,6 +95,31 @@ def test_every_effort_stays_close_to_fp32(small: Path, small_source: Source, eff
     expected, found = run(small_source.graph, pixels)["logits"], run(graph, pixels)["logits"]
     assert 0 < np.sqrt(np.square(found - expected).sum() / np.square(expected).sum()) < 0.1
     assert not lint(graph, precision="int8", rest_type="float32", residual_adds=9)
+
+
+@pytest.fixture(scope="module")
+def bottlenecks() -> Source:
+    return open_source(ModelConfig(model="resnet20-cifar-bottleneck", weights="random"), Silent())
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
+def test_the_full_range_brings_bottlenecks_nearer_to_fp32(
+    small: Path, bottlenecks: Source, effort: str, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32)
+    expected, errors = run(bottlenecks.graph, pixels)["logits"], []
+    for full_range in (True, False):
+        calibrated = made(bottlenecks, images=small / "images.npz", effort=effort, full_range=full_range)
+        wide = [name for name, levels in calibrated.table.levels().items() if levels == 255]
+        assert wide == (full_range_tensors(bottlenecks.graph) if full_range else [])
+        graph = fold_zero_points(quantize(bottlenecks, calibrated, Silent()))
+        assert set(offsets_of(graph)) == set(wide)
+        assert not lint(graph, precision="int8", rest_type="float32", residual_adds=6)
+        errors.append(np.square(run(graph, pixels)["logits"] - expected).sum())
+    assert errors[0] < errors[1]
+    calibrated.table.write(tmp_path / "t.json")
+    again = quantize(bottlenecks, made(bottlenecks, table=tmp_path / "t.json"), Silent())
+    assert effort == "best" or again == graph, "a table brings its levels"
 
 
 @pytest.mark.parametrize(

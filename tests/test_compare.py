@@ -205,7 +205,9 @@ def test_saturation_is_counted_as_numpy_counts_it(built: Path, small: Path) -> N
 
 
 def test_both_ends_of_int8_are_saturated() -> None:
-    assert saturated_elements(np.array([127, -127, -128, 126, -126, 0], np.int8)) == (3, 6)
+    values = np.array([127, -127, -128, 126, -126, 0], np.int8)
+    assert saturated_elements(values, full_range=False) == (3, 6)
+    assert saturated_elements(values, full_range=True) == (1, 6), "-128 is zero there"
 
 
 @pytest.fixture(scope="module")

@@ -116,6 +116,12 @@ REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
         "leave it out with --precision fp16",
     ),
     (BuildConfig, {"model": MODEL, "fp16_blocks": ("fc",), "backend": "triton"}, "without FP16 blocks only"),
+    (
+        BuildConfig,
+        {"model": MODEL, "backend": "triton", "calibration": CalibrationConfig(full_range=True)},
+        "kernels for 0..127 behind a ReLU only",
+    ),
+    (CalibrationConfig, {"table": Path("a"), "full_range": False}, "--full-range need images"),
     (BuildConfig, {"model": MODEL, "fp16_blocks": "auto"}, "pass --validation-set with --min-agreement"),
     (
         BuildConfig,
@@ -138,6 +144,26 @@ REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
 def test_contradictions_are_refused(kind: Callable[..., object], fields: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         kind(**fields)
+
+
+@pytest.mark.parametrize(
+    ("backend", "effort", "full_range", "made"),
+    [
+        ("tensorrt", "best", None, True),
+        ("tensorrt", "best", False, False),
+        ("openvino", "balanced", True, True),
+        ("openvino", "balanced", None, False),
+        ("triton", "best", None, False),
+    ],
+)
+def test_the_full_range_is_part_of_the_best_effort_where_the_backend_has_it(
+    backend: str, effort: Any, full_range: bool | None, made: bool
+) -> None:
+    config = BuildConfig(
+        model=MODEL, backend=backend, calibration=CalibrationConfig(effort=effort, full_range=full_range)
+    )
+    assert config.calibration_made.recipe.full_range is made
+    assert config.without_full_range is (backend == "triton")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -3,12 +3,14 @@
 CPUs without VNNI multiply an unsigned by a signed byte and add two such products in 16 bits, where
 255 * 127 * 2 = 64770 saturates silently at 32767. OpenVINO makes a signed activation unsigned by adding 128, so a
 tensor after a ReLU would use 128..255 and lose its large values: 30 % relative error in one layer was measured.
-Both forms below compute the same integers as the deployable graph, without zero points, and neither can saturate
-(127 * 128 * 2 = 32512):
+The forms below compute the same integers as the deployable graph, without zero points, and none can saturate
+(127 * 128 * 2 = 32512, 255 * 64 * 2 = 32640):
 
 * a tensor that cannot be negative is clipped at 127 steps and quantized as uint8 with the same scale;
 * a signed tensor x becomes its positive and its negative part side by side, both uint8, and a weight w becomes
-  [w, -w] over the doubled input channels: w x = w max(x, 0) + (-w) max(-x, 0).
+  [w, -w] over the doubled input channels: w x = w max(x, 0) + (-w) max(-x, 0);
+* a tensor of full range (``graph.full_range``) gets its ReLU back and is quantized as uint8 up to 255 steps. Where a
+  weight exceeds 64, its readers take the tensor twice, with half of each weight.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from rescompile.errors import BackendError
+from rescompile.graph.full_range import ZERO_POINT, unfold_zero_points
 
 _SIGN_KEEPING = {
     "AveragePool", "Cast", "DequantizeLinear", "Flatten", "GlobalAveragePool", "Identity", "MaxPool",
     "QuantizeLinear", "Reshape", "Slice", "Transpose",
 }  # fmt: skip
 WEIGHTED = ("Conv", "Gemm")
+_HALF = 64
+"""Largest weight of which two, times 255 each, add up within 16 bits."""
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -36,7 +41,7 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
         BackendError: a signed tensor feeds a grouped convolution, whose channels cannot be doubled.
     """
     lowered = onnx.ModelProto()
-    lowered.CopyFrom(model)
+    lowered.CopyFrom(unfold_zero_points(model))
     _Lowering(lowered.graph).run()
     return lowered
 
@@ -92,12 +97,15 @@ class _Lowering:
     def _make_unsigned(self, quantize: onnx.NodeProto) -> None:
         source, scale = quantize.input[0], numpy_helper.to_array(self.constants[quantize.input[1]])
         zero = self._constant(f"{source}.zero_uint8", np.uint8(0))
+        full = int(numpy_helper.to_array(self.constants[quantize.input[2]])) == ZERO_POINT
         quantize.input[2] = zero
         for reader in self.readers.get(quantize.output[0], []):
             if reader.op_type == "DequantizeLinear":
                 reader.input[2] = zero
         bottom = self._constant(f"{source}.bottom", np.zeros((), scale.dtype))
-        top = self._top(f"{source}.top", 127, scale)
+        top = self._top(f"{source}.top", 255 if full else 127, scale)
+        if full:
+            self._halve_weights(quantize)
         producer = self.producer[source]
         alone = len(self.readers[source]) == 1 and source not in {output.name for output in self.graph.output}
         if producer.op_type == "Relu" and alone:
@@ -109,6 +117,25 @@ class _Lowering:
         clip = helper.make_node("Clip", [source, bottom, top], [clipped], name=clipped)
         self.before[quantize.output[0]] = [clip]
         quantize.input[0] = clipped
+
+    def _halve_weights(self, quantize: onnx.NodeProto) -> None:
+        for dequantize in self.readers.get(quantize.output[0], []):
+            restored = dequantize.output[0]
+            weighted = [node for node in self.readers.get(restored, []) if self._is_quantized(node)]
+            large = [node for node in weighted if np.abs(self._weight(node).astype(np.int16)).max() > _HALF]
+            if not large:
+                continue
+            twice = f"{restored}.twice"
+            self.before.setdefault(large[0].output[0], []).append(
+                helper.make_node("Concat", [restored, restored], [twice], name=twice, axis=1)
+            )
+            for node in large:
+                weight = self._weight(node)
+                half = weight >> 1
+                self._replace_weight(
+                    node, np.concatenate([half, weight - half], axis=_input_axis(node)), "halves"
+                )
+                node.input[0] = twice
 
     def _split_signs(self, quantize: onnx.NodeProto) -> None:
         for dequantize in self.readers.get(quantize.output[0], []):
@@ -169,8 +196,11 @@ class _Lowering:
         mirrored = np.minimum(-weight, 127)
         sides = [weight, mirrored, -weight - mirrored][:groups]
         joined = np.concatenate(sides, axis=_input_axis(node)).astype(np.int8)
+        self._replace_weight(node, joined, "mirrored")
+
+    def _replace_weight(self, node: onnx.NodeProto, weight: NDArray[np.int8], what: str) -> None:
         dequantize = self.producer[node.input[1]]
-        dequantize.input[0] = self._constant(f"{dequantize.input[0]}.mirrored", joined)
+        dequantize.input[0] = self._constant(f"{dequantize.input[0]}.{what}", weight)
 
     def _top(self, name: str, steps: int, scale: NDArray[np.generic]) -> str:
         return self._constant(name, np.asarray(steps * scale.astype(np.float64), scale.dtype))

@@ -15,6 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from rescompile.graph.full_range import offsets_of
 from rescompile.graph.surgeon import read
 from rescompile.graph.topology import (
     MOVEMENT_OPS,
@@ -45,6 +46,8 @@ class Subject:
     opset: int
     fp16_blocks: frozenset[str] = frozenset()
     """Blocks that are meant to stay in floating point."""
+    full_range: frozenset[str] = frozenset()
+    """Tensors whose ReLU is the saturation of their quantizer."""
 
     def nodes(self, *ops: str) -> list[gs.Node]:
         """Nodes of these kinds, in the order of execution."""
@@ -87,7 +90,15 @@ def lint(
     ``fp16_blocks`` are those that an int8 graph leaves in floating point on purpose.
     """
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    subject = Subject(read(model), precision, rest_type, residual_adds, opset, frozenset(fp16_blocks))
+    subject = Subject(
+        read(model),
+        precision,
+        rest_type,
+        residual_adds,
+        opset,
+        frozenset(fp16_blocks),
+        frozenset(offsets_of(model)),
+    )
     return tuple(Violation(name, text) for name, rule in RULES.items() for text in rule(subject))
 
 
@@ -264,7 +275,8 @@ def _outputs_unquantized(subject: Subject) -> Findings:
     """No Q between conv and ReLU, conv and add, add and ReLU; a downsample's output is a skip and may have one."""
     for node in [*subject.nodes("Conv"), *subject.adds()]:
         followers = [user.op for user in consumers(node.outputs[0])]
-        if "QuantizeLinear" in followers and not _feeds_add_as_skip(node):
+        saturates = node.outputs[0].name in subject.full_range
+        if "QuantizeLinear" in followers and not saturates and not _feeds_add_as_skip(node):
             yield f"the output of '{node.name}' is quantized before its ReLU or add: remove that Q/DQ"
 
 
@@ -276,6 +288,23 @@ def _feeds_add_as_skip(node: gs.Node) -> bool:
         for user in consumers(dq.outputs[0])
     ]
     return node.op == "Conv" and bool(ends) and all(user.op == "Add" for user in ends)
+
+
+@_rule("full-range")
+def _full_range(subject: Subject) -> Findings:
+    """Zero is stored as -128 in these tensors, so each has a quantizer, and nobody may pad it with zeros."""
+    quantizers = {node.inputs[0].name: node for node in subject.nodes("QuantizeLinear")}
+    for name in sorted(subject.full_range):
+        if name not in quantizers:
+            yield f"'{name}' has an offset, but no quantizer that saturates: put its Q/DQ back"
+            continue
+        for dequantize in consumers(quantizers[name].outputs[0]):
+            for reader in consumers(dequantize.outputs[0]):
+                if reader.op != "Add" and (reader.op != "Conv" or any(reader.attrs.get("pads", ()))):
+                    yield (
+                        f"'{reader.name}' ({reader.op}) reads '{name}', whose zero is not 0: only sums and "
+                        "convolutions without padding can; quantize it symmetrically"
+                    )
 
 
 @_rule("residual-skip-only")
@@ -379,18 +408,22 @@ def fusable_adds(model: onnx.ModelProto) -> int:
     """Residual adds that can be one int8 convolution with bias, add, ReLU and requantization.
 
     Such an add takes one unquantized convolution output and one dequantized skip, is followed by a ReLU alone,
-    and that ReLU by a quantizer alone.
+    and that ReLU by a quantizer alone. In a tensor of full range the quantizer is the ReLU.
     """
-    return sum(
-        _is_fusable(node) for node in read(model).nodes if node.op == "Add" and node.name.endswith(".add")
-    )
+    full_range = offsets_of(model)
+    adds = [node for node in read(model).nodes if node.op == "Add" and node.name.endswith(".add")]
+    return sum(_is_fusable(node, saturates=node.outputs[0].name in full_range) for node in adds)
 
 
-def _is_fusable(add: gs.Node) -> bool:
+def _is_fusable(add: gs.Node, *, saturates: bool) -> bool:
     kinds = sorted(_made_by(tensor) for tensor in add.inputs)
     if not all(is_quantized(tensor.inputs[0]) for tensor in add.inputs if _made_by(tensor) == "Conv"):
         return False
+    if kinds != ["Conv", "DequantizeLinear"]:
+        return False
     relu = list(consumers(add.outputs[0]))
-    if kinds != ["Conv", "DequantizeLinear"] or [node.op for node in relu] != ["Relu"]:
+    if saturates:
+        return [node.op for node in relu] == ["QuantizeLinear"]
+    if [node.op for node in relu] != ["Relu"]:
         return False
     return [node.op for node in consumers(relu[0].outputs[0])] == ["QuantizeLinear"]

@@ -8,11 +8,14 @@ that they write is quantized before add and ReLU, and a residual add has Q/DQ on
 
 An identity skip shares the quantizer of the block's input. A downsample convolution's output has its own.
 An option A shortcut (slice, pad) moves values without changing them, so its output takes the scale of its input.
+
+Tensors of full range get a zero point of -128 here; ``full_range.fold_zero_points`` takes it away at the end, when it
+is known which blocks stay in floating point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import numpy as np
@@ -24,6 +27,7 @@ from calibration.rounding import LearnedWeight
 from calibration.scales import dequantize, weight_scales
 from calibration.scales import quantize as to_int8
 from rescompile.errors import GraphError
+from rescompile.graph.full_range import ZERO_POINT
 from rescompile.graph.surgeon import read, write
 from rescompile.graph.topology import (
     WEIGHTED_OPS,
@@ -43,6 +47,7 @@ def quantize(
     weight_method: WeightMethod = "max",
     means: Mapping[str, NDArray[np.floating]] | None = None,
     learned: Mapping[str, LearnedWeight] | None = None,
+    full_range: Collection[str] = (),
 ) -> onnx.ModelProto:
     """The deployable INT8 graph of a folded fp32 graph: symmetric, weights per output channel, bias in float.
 
@@ -54,6 +59,7 @@ def quantize(
         means: channel means [C] of every weighted node's input; with them each bias takes the mean of its weights'
             rounding error away, b + (W - Q) mean(x) (Nagel et al., 2019).
         learned: integers, scales and biases by node name, in place of rounding to the nearest.
+        full_range: tensors whose zero is stored as -128.
 
     Raises:
         GraphError: a tensor that needs a scale has none.
@@ -69,9 +75,9 @@ def quantize(
     tensors = graph.tensors()
     padded = {add.skip: add.source for add in residual_adds(graph) if add.skip != add.source}
     for name in wanted:
-        _quantize_activation(graph, tensors[name], scales[name])
+        _quantize_activation(graph, tensors[name], scales[name], ZERO_POINT if name in full_range else 0)
     for name, source in padded.items():
-        _quantize_activation(graph, tensors[name], scales[source])
+        _quantize_activation(graph, tensors[name], scales[source], 0)
     for node in [node for node in graph.nodes if node.op in WEIGHTED_OPS]:
         source = behind_quantizers(node.inputs[0]).name
         weight = node.inputs[1].values
@@ -85,12 +91,12 @@ def quantize(
     return write(graph)
 
 
-def _quantize_activation(graph: gs.Graph, tensor: gs.Variable, scale: float) -> None:
+def _quantize_activation(graph: gs.Graph, tensor: gs.Variable, scale: float, zero_point: int) -> None:
     """Put one Q/DQ pair behind ``tensor``; all its consumers read the dequantized values."""
     consumers = list(tensor.outputs)
     quantize_name, dequantize_name = quantizer_names(tensor.name)
     step = gs.Constant(f"{tensor.name}.scale", np.array(scale, np.float32))
-    zero = gs.Constant(f"{tensor.name}.zero_point", np.array(0, np.int8))
+    zero = gs.Constant(f"{tensor.name}.zero_point", np.array(zero_point, np.int8))
     held = gs.Variable(quantize_name, np.int8, tensor.shape)
     restored = gs.Variable(dequantize_name, np.float32, tensor.shape)
     graph.nodes += [

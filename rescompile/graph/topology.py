@@ -78,6 +78,28 @@ def quantized_tensors(model: onnx.ModelProto) -> list[str]:
     return [name for name in made if name in wanted]
 
 
+def full_range_tensors(model: onnx.ModelProto) -> list[str]:
+    """The ``quantized_tensors`` that may store their zero as -128 (``full_range``), in the order of execution.
+
+    A ReLU makes them, with or without a max pool behind it, and who reads them adds them or multiplies them without
+    padding: the inputs of a bottleneck's 1x1 convolutions.
+    """
+    tensors = read(model).tensors()
+    return [name for name in quantized_tensors(model) if _is_full_range(tensors[name])]
+
+
+def _is_full_range(tensor: gs.Tensor) -> bool:
+    maker = tensor.inputs[0] if tensor.inputs else None
+    if maker is not None and maker.op == "MaxPool":
+        maker = maker.inputs[0].inputs[0]
+    if maker is None or maker.op != "Relu":
+        return False
+    return all(
+        node.op == "Add" or (node.op == "Conv" and not any(node.attrs.get("pads", ())))
+        for node in consumers(tensor)
+    )
+
+
 def block_outputs(model: onnx.ModelProto) -> dict[str, str]:
     """Block name to the tensor at its end, in the order of execution: stem, every residual block, logits."""
     names = {node.name: node for node in model.graph.node}

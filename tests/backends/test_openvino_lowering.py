@@ -15,8 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.openvino_lowering import lower
 from rescompile.errors import BackendError
+from rescompile.graph.full_range import fold_zero_points
+from rescompile.graph.topology import full_range_tensors
 from rescompile.manifest import Precision
 from tests.backends.graphs import Rest, residual_net, sample_images
+from tests.graph.conftest import folded, with_zero_points
+from tests.graph.conftest import images as images_of
+from tests.graph.conftest import run as run_graph
 
 
 def run(model: onnx.ModelProto, images: NDArray[Any]) -> NDArray[Any]:
@@ -78,7 +83,9 @@ def test_a_relu_becomes_the_clip_and_the_last_one_stays() -> None:
     assert kinds["layer2.0.relu"] == "Relu"  # the average pool reads it too, in float
 
 
-def one_conv(weight: NDArray[Any], *, relu: bool = False, group: int = 1) -> onnx.ModelProto:
+def one_conv(
+    weight: NDArray[Any], *, relu: bool = False, group: int = 1, zero_point: int = 0
+) -> onnx.ModelProto:
     """images [N, C, 4, 4] -> Q (scale 1) -> conv of int8 ``weight``; integers in, integers out."""
     channels = weight.shape[1] * group
     nodes = [helper.make_node("Relu", ["images"], ["x"])] if relu else []
@@ -89,7 +96,7 @@ def one_conv(weight: NDArray[Any], *, relu: bool = False, group: int = 1) -> onn
         helper.make_node("Conv", ["d", "wd"], ["logits"], name="conv", pads=[1] * 4, group=group),
     ]
     held = {
-        "scale": np.float32(1), "zero": np.int8(0), "w": weight,
+        "scale": np.float32(1), "zero": np.int8(zero_point), "w": weight,
         "ws": np.ones(len(weight), np.float32), "wz": np.zeros(len(weight), np.int8),
     }  # fmt: skip
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", channels, 4, 4])
@@ -123,6 +130,50 @@ def test_no_two_products_can_leave_sixteen_bits(seed: int, relu: bool) -> None:
     largest = np.array([127] * 3 + [128] * (weight.shape[1] - 3))
     products = np.sort(np.abs(weight) * largest[:, None, None], axis=1)
     assert (products[:, -1] + products[:, -2]).max() <= 2**15 - 1
+
+
+def test_a_tensor_of_full_range_is_unsigned_again_and_its_integers_stay() -> None:
+    graph = fold_zero_points(with_zero_points("resnet50"))
+    lowered = lower(graph)
+    onnx.checker.check_model(lowered, full_check=True)
+    names = [
+        "maxpool.quantize",
+        "layer1.0.relu2.quantize",
+        "layer1.0.relu.quantize",
+        "layer1.1.relu2.quantize",
+    ]
+    before, after = (run_graph(each, images_of("resnet50"), outputs=names) for each in (graph, lowered))
+    for name in names:
+        assert after[name].dtype == np.uint8
+        steps = np.abs(before[name].astype(int) + 128 - after[name])
+        assert steps.max() <= 1, "fp32 sums are rounded otherwise, so a tie may fall the other way"
+        assert steps.mean() < 1e-4
+
+
+def test_no_two_products_of_a_tensor_of_full_range_can_leave_sixteen_bits() -> None:
+    model = lower(fold_zero_points(with_zero_points("resnet50")))
+    values, makers = constants(model), {name: node for node in model.graph.node for name in node.output}
+    full = {f"{tensor}.dequantize" for tensor in full_range_tensors(folded("resnet50"))}
+    doubled = 0
+    for node in (node for node in model.graph.node if node.op_type == "Conv"):
+        largest = np.abs(values[makers[node.input[1]].input[0]].astype(int)).max()
+        name = node.input[0].removesuffix(".twice")
+        doubled += name != node.input[0]
+        assert 2 * largest * (255 if name in full else 127) <= 2**15 - 1, node.name
+    assert doubled == 16 + 15 + 4 + 1, "each 1x1, downsample convolutions too: random weights fill int8"
+
+
+@pytest.mark.parametrize("largest", [64, 65])
+def test_weights_are_halved_only_where_they_are_large(largest: int) -> None:
+    weight = np.full((4, 3, 1, 1), -largest, np.int8)
+    weight[0] = largest
+    lowered = lower(one_conv(weight, relu=True, zero_point=-128))
+    assert any(node.op_type == "Concat" for node in lowered.graph.node) == (largest > 64)
+    images = np.random.default_rng(0).uniform(-160, 300, (2, 3, 4, 4)).astype(np.float32)
+    images[:, :, 0, 0] = 300
+    expected = run(one_conv(weight, relu=True, zero_point=-128), images)
+    np.testing.assert_array_equal(run(lowered, images), expected)
+    assert expected.max() == 255 * 3 * largest
 
 
 def test_a_shared_signed_tensor_keeps_its_quantizer_for_other_readers() -> None:

@@ -27,17 +27,18 @@ def observed(x: NDArray[np.float32]) -> ChannelHistograms:
     return observer.histograms()
 
 
-def quantization_error(x: NDArray[np.float32], step: float) -> float:
-    rounded = np.clip(np.rint(x / step), -127, 127) * step
+def quantization_error(x: NDArray[np.float32], step: float, levels: int = 127) -> float:
+    rounded = np.clip(np.rint(x / step), -levels, levels) * step
     return float(np.square(rounded - x.astype(np.float64)).mean())
 
 
-@pytest.mark.parametrize("octaves", [-11.0, -9.0, -7.0, -6.0, -4.0, -1.0])
-def test_expected_error_is_that_of_rounding_and_clipping(octaves: float) -> None:
+@pytest.mark.parametrize("levels", [127, 255])
+@pytest.mark.parametrize("octaves", [-11.0, -10.0, -7.0, -6.0, -4.0, -1.0])
+def test_expected_error_is_that_of_rounding_and_clipping(octaves: float, levels: int) -> None:
     x = np.abs(np.random.default_rng(0).normal(size=(40, 1, 50, 50))).astype(np.float32)
-    model = ActivationNoise(observed(x), np.ones(1), 1.0, tail=0.0)
+    model = ActivationNoise(observed(x), np.ones(1), 1.0, tail=0.0, levels=levels)
     step = float(x.max()) * 2.0**octaves
-    assert model(np.log([step]))[0][0] == pytest.approx(quantization_error(x, step), rel=0.06)
+    assert model(np.log([step]))[0][0] == pytest.approx(quantization_error(x, step, levels), rel=0.06)
 
 
 def test_a_tail_makes_clipping_dearer_and_rounding_hardly() -> None:

@@ -326,3 +326,11 @@ def test_the_table_of_an_equalized_network_is_not_exported(tmp_path: Path, endin
     with pytest.raises(TableError, match=r"belongs to an equalized network.*--effort fast"):
         exported(tmp_path, made, ending)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", [".trt", *ENDINGS])
+def test_a_table_with_tensors_of_full_range_is_not_exported(tmp_path: Path, ending: str) -> None:
+    tensors = {name: msgspec.structs.replace(entry, levels=255) for name, entry in table().tensors.items()}
+    with pytest.raises(TableError, match=r"whose zero is stored as -128.*--no-full-range"):
+        exported(tmp_path, msgspec.structs.replace(table(), tensors=tensors), ending)
+    assert not list(tmp_path.iterdir())

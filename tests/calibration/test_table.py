@@ -65,6 +65,13 @@ def test_chosen_threshold_and_scale_are_those_of_the_method(method: str) -> None
         assert (tensor.amax, tensor.minimum) == (HISTOGRAMS[name].amax, HISTOGRAMS[name].minimum)
 
 
+def test_a_tensor_of_full_range_has_255_steps_with_every_method(tmp_path: Path) -> None:
+    made = read_table(written(tmp_path, table("mse", levels={"input": 255}))).with_method("max")
+    assert made.levels() == {name: 255 if name == "input" else 127 for name in made.tensors}
+    for tensor in made.tensors.values():
+        assert tensor.scale == scale_of(tensor.threshold, tensor.levels)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_another_method_needs_no_images(tmp_path: Path, method: str) -> None:
     assert read_table(written(tmp_path)).with_method(method) == table(method)
@@ -163,7 +170,7 @@ def edited(path: Path, old: str, new: str) -> Path:
     [
         ('"method": "mse"', '"method": "max"', "was changed after it was made"),
         ('"count": 5', '"count": 6', "was changed after it was made"),
-        ('"format": 1', '"format": 2', "has format 2, this version reads format 1: calibrate again"),
+        ('"format": 2', '"format": 1', "has format 1, this version reads format 2: calibrate again"),
         ('"seed": 9', '"seed": "nine"', "no calibration table, or a damaged one .*int"),
         ('"amax": ', '"amax": -', "no calibration table, or a damaged one"),
         ('"resize": 256', '"resize": 7', "resize 7 is smaller than crop"),
@@ -189,7 +196,7 @@ def test_every_flipped_digit_that_changes_a_number_is_noticed(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", b"{}", b"[1]", b'{"format": 1}', b"\xff\xfe\x00", b'{"format": 1, ']
+    "content", [b"", b"hello", b"{}", b"[1]", b'{"format": 2}', b"\xff\xfe\x00", b'{"format": 2, ']
 )
 def test_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "t.json").write_bytes(content)

@@ -46,7 +46,7 @@ def sanitized(build_folder: Folders) -> Path:
     """The folder of a build that address and undefined-behaviour sanitizers watch."""
     folder = build_folder("sanitized")
     options = ("-DRESCOMPILE_SANITIZE=address,undefined", "-DRESCOMPILE_TESTS=ON")
-    compiled(folder, *options, targets=("unit_tests", "rescompile-check", "c_api_test"))
+    compiled(folder, *options, targets=("unit_tests", "gpu_tests", "rescompile-check", "c_api_test"))
     return folder
 
 

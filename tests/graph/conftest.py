@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.quantize import quantize
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.topology import full_range_tensors, quantized_tensors
 from rescompile.models.checkpoint import random_model
 from rescompile.models.registry import ModelSpec, find, with_options
 
@@ -47,6 +47,17 @@ def int8(name: str, shortcut: str | None = None) -> onnx.ModelProto:
     tensors = quantized_tensors(graph)
     seen = run(graph, images(name), outputs=tensors)
     return quantize(graph, {tensor: float(np.abs(seen[tensor]).max()) / 127 for tensor in tensors})
+
+
+@cache
+def with_zero_points(name: str, part: float = 0.9) -> onnx.ModelProto:
+    """Quantized with ``part`` of the ranges of a random input; where it may be, with 255 steps between 0 and there."""
+    graph = folded(name)
+    tensors, full = quantized_tensors(graph), full_range_tensors(graph)
+    seen = run(graph, images(name), outputs=tensors)
+    steps = {tensor: 255 if tensor in full else 127 for tensor in tensors}
+    scales = {tensor: part * float(np.abs(seen[tensor]).max()) / steps[tensor] for tensor in tensors}
+    return quantize(graph, scales, full_range=full)
 
 
 def images(name: str, count: int = 2) -> NDArray[np.float32]:

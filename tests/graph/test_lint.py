@@ -10,11 +10,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from rescompile.graph.full_range import fold_zero_points
 from rescompile.graph.half import half
 from rescompile.graph.lint import RULES, fusable_adds, lint
 from rescompile.graph.restore import restore
 from rescompile.graph.topology import block_outputs
-from tests.graph.conftest import exported, folded, int8, network
+from tests.graph.conftest import exported, folded, int8, network, with_zero_points
 
 Mutation = Callable[[onnx.ModelProto], None]
 
@@ -249,6 +250,42 @@ def test_each_mutation_breaks_its_rule_and_the_message_names_the_place(
     assert re.search(message, found[rule]), found[rule]
 
 
+def lost_quantizer(model: onnx.ModelProto) -> None:
+    """A tensor whose ReLU was the saturation of its quantizer, without that."""
+    for user in ("layer1.2.conv1", "layer1.2.add"):
+        inputs = node(model, user).input
+        inputs[list(inputs).index("layer1.1.relu.dequantize")] = "layer1.1.relu"
+    for name in ("quantize", "dequantize"):
+        model.graph.node.remove(node(model, f"layer1.1.relu.{name}"))
+
+
+def padded_reader(model: onnx.ModelProto) -> None:
+    next(entry for entry in node(model, "layer2.0.conv3").attribute if entry.name == "pads").ints[:] = [1] * 4
+
+
+def other_reader(model: onnx.ModelProto) -> None:
+    sigmoid = helper.make_node("Sigmoid", ["layer3.1.relu.dequantize"], ["other"], name="other")
+    model.graph.node.append(sigmoid)
+    model.graph.output.append(onnx.ValueInfoProto(name="other"))
+
+
+@pytest.mark.parametrize(
+    ("mutate", "message"),
+    [
+        (lost_quantizer, "'layer1.1.relu' has an offset, but no quantizer that saturates"),
+        (padded_reader, r"'layer2.0.conv3' \(Conv\) reads 'layer2.0.relu2', whose zero is not 0"),
+        (other_reader, r"'other' \(Sigmoid\) reads 'layer3.1.relu', whose zero is not 0"),
+    ],
+)
+def test_tensors_of_full_range_are_added_or_multiplied_without_padding(
+    mutate: Mutation, message: str
+) -> None:
+    model = fold_zero_points(with_zero_points("resnet50"))
+    mutate(model)
+    found = broken_rules(model, residual_adds=16)
+    assert re.search(message, found["full-range"]), found
+
+
 def test_scale_type_follows_the_input_type() -> None:
     model = half(int8("resnet18"))
     constant(model, "maxpool.scale", np.array(0.1, np.float32))
@@ -354,7 +391,7 @@ def test_a_declared_block_that_does_not_exist_is_refused() -> None:
 
 
 def test_every_rule_has_a_mutation() -> None:
-    elsewhere = {"scale-type", "no-quantizer-in-float", "weight-constant", "fp16-blocks"}
+    elsewhere = {"scale-type", "no-quantizer-in-float", "weight-constant", "fp16-blocks", "full-range"}
     assert {rule for _, rule, _ in MUTATIONS} | elsewhere == set(RULES)
 
 

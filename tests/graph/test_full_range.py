@@ -1,0 +1,157 @@
+"""Zero points of -128 folded into biases: the same integers, no zero point, no ReLU."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from rescompile.errors import GraphError
+from rescompile.graph.full_range import (
+    PREFIX,
+    fold_zero_points,
+    offsets_of,
+    unfold_zero_points,
+    without_offset,
+)
+from rescompile.graph.half import half
+from rescompile.graph.lint import fusable_adds, lint
+from rescompile.graph.quantize import quantize
+from rescompile.graph.restore import restore
+from rescompile.graph.topology import full_range_tensors, quantized_tensors
+from tests.graph.conftest import folded, images, int8, run, with_zero_points
+
+NETWORKS = ["resnet50", "resnet20-cifar-bottleneck"]
+
+
+def integers(model: onnx.ModelProto) -> list[str]:
+    return [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+
+
+def same_integers(before: onnx.ModelProto, after: onnx.ModelProto, name: str) -> None:
+    """In the first layers: sums in fp32 are rounded otherwise, so ties fall the other way, and that spreads."""
+    early = integers(after)[:8]
+    one, other = (run(graph, images(name), outputs=early) for graph in (before, after))
+    for tensor in early:
+        steps = np.abs(one[tensor].astype(int) - other[tensor])
+        assert steps.max() <= 1
+        assert steps.mean() < 1e-4
+        assert other[tensor].dtype == np.int8
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.sqrt(np.square(found - expected).sum() / np.square(expected).sum()))
+
+
+def test_inputs_of_unpadded_convolutions_behind_a_relu_have_the_full_range() -> None:
+    found = full_range_tensors(folded("resnet50"))
+    assert found[:4] == ["maxpool", "layer1.0.relu2", "layer1.0.relu", "layer1.1.relu2"]
+    assert len(found) == 1 + 16 + 15, "the stem, each conv3's input, each block but the last"
+    assert full_range_tensors(folded("resnet18")) == []
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_integers_stay_the_same(name: str) -> None:
+    before = with_zero_points(name)
+    after = fold_zero_points(before)
+    onnx.checker.check_model(after, full_check=True)
+    same_integers(before, after, name)
+
+
+def test_no_zero_point_and_none_of_the_relus_is_left() -> None:
+    after = fold_zero_points(with_zero_points("resnet50"))
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer}
+    zeros = [constants[node.input[2]] for node in after.graph.node if "Quantize" in node.op_type]
+    assert zeros
+    assert not any(zero.any() for zero in zeros)
+    relus = [node.output[0] for node in after.graph.node if node.op_type == "Relu"]
+    assert len(relus) == 1 + 16 * 3 - len(full_range_tensors(folded("resnet50")))
+    assert set(offsets_of(after)) == set(full_range_tensors(folded("resnet50")))
+
+
+def test_it_is_nearer_to_fp32_than_the_half_range() -> None:
+    expected = run(folded("resnet50"), images("resnet50"))["logits"]
+    full, symmetric = fold_zero_points(with_zero_points("resnet50", part=1.0)), int8("resnet50")
+    errors = [error(run(graph, images("resnet50"))["logits"], expected) for graph in (full, symmetric)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize("rest", ["float32", "float16"])
+def test_the_graph_keeps_the_fusion_contract(rest: str) -> None:
+    graph = fold_zero_points(with_zero_points("resnet50"))
+    graph = half(graph) if rest == "float16" else graph
+    assert lint(graph, precision="int8", rest_type=rest, residual_adds=16) == ()
+    assert fusable_adds(graph) == 16
+
+
+def test_unfolding_gives_the_zero_points_back() -> None:
+    before = with_zero_points("resnet50")
+    after = unfold_zero_points(fold_zero_points(before))
+    onnx.checker.check_model(after, full_check=True)
+    assert offsets_of(after) == {}
+    assert sum(node.op_type == "Relu" for node in after.graph.node) == 1 + 16 * 3
+    biases = [
+        {
+            each.name: onnx.numpy_helper.to_array(each)
+            for each in graph.graph.initializer
+            if "bias" in each.name
+        }
+        for graph in (before, after)
+    ]
+    for name, bias in biases[0].items():
+        assert np.allclose(bias, biases[1][name], rtol=1e-4, atol=1e-4 * float(np.abs(bias).max()))
+
+
+def test_graphs_without_them_stay_as_they_are() -> None:
+    assert fold_zero_points(int8("resnet18")) is int8("resnet18")
+    assert unfold_zero_points(int8("resnet18")) is int8("resnet18")
+
+
+def test_blocks_in_floating_point_read_and_make_tensors_of_full_range() -> None:
+    blocks = ("layer1.1", "layer1.2", "layer3.0")
+    mixed = restore(with_zero_points("resnet50"), folded("resnet50"), blocks)
+    after = fold_zero_points(mixed)
+    found = lint(after, precision="int8", rest_type="float32", residual_adds=16, fp16_blocks=blocks)
+    assert found == ()
+    assert "layer1.1.relu" not in offsets_of(after), (
+        "between two blocks in floating point nothing is quantized"
+    )
+    same_integers(mixed, after, "resnet50")
+
+
+def test_values_come_back_as_the_relu_gives_them() -> None:
+    values = np.array([-3.0, -2.0, 1.0], np.float16)
+    assert np.array_equal(without_offset("a", values, {"a": 2.0}), [0, 0, 3])
+    assert without_offset("b", values, {"a": 2.0}) is values
+
+
+@pytest.mark.parametrize("text", ["", "nan", "-0x1p3", "inf", "0x0p0", "two"])
+def test_a_damaged_offset_is_one_sentence(text: str) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(int8("resnet20-cifar"))
+    onnx.helper.set_model_props(model, {PREFIX + "relu1": text})
+    with pytest.raises(GraphError, match="the graph's offset of 'relu1' is damaged"):
+        offsets_of(model)
+
+
+def test_an_offset_without_a_quantizer_is_one_sentence() -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(int8("resnet20-cifar"))
+    onnx.helper.set_model_props(model, {PREFIX + "nothing": (2.0).hex()})
+    with pytest.raises(GraphError, match="the graph's offset of 'nothing' has no quantizer"):
+        unfold_zero_points(model)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        ("input", "'input' has the zero point -128, but no ReLU makes it"),
+        ("layer1.0.relu1", "'layer1.0.conv2' pads a tensor of full range with zeros"),
+        ("layer4.2.relu", r"'avgpool' \(GlobalAveragePool\) cannot read a tensor of full range"),
+    ],
+)
+def test_a_tensor_that_cannot_have_it_is_refused(tensor: str, words: str) -> None:
+    graph = folded("resnet50")
+    wrong = quantize(graph, dict.fromkeys(quantized_tensors(graph), 0.1), full_range=[tensor])
+    with pytest.raises(GraphError, match=words):
+        fold_zero_points(wrong)
