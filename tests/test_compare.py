@@ -40,7 +40,6 @@ from rescompile.stages import Silent
 from tests.backends import engines
 from tests.graph.conftest import folded, run
 
-pytestmark = pytest.mark.xdist_group("compare")
 """The engines of one fixture serve nearly every test here: two workers would build them twice."""
 
 Say = pytest.CaptureFixture[str]

@@ -62,7 +62,6 @@ def test_commands_run_elsewhere_are_run_there() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("readme")
 def test_every_command_of_the_readme_works(folder: Path) -> None:
     absent = {
         option

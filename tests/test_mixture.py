@@ -25,8 +25,6 @@ from rescompile.report import BuildReport, Limits, StageRecord
 from rescompile.stages import Silent
 from tests.damage import classifier, with_outlier, write_sets
 
-pytestmark = pytest.mark.xdist_group("mixture")
-
 DAMAGED = "layer3.0"
 BUDGET = Limits(min_agreement=0.9, max_top1_drop=10.0)
 

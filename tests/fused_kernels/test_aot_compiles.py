@@ -25,7 +25,7 @@ from fused_kernels.shared_memory import needed_by
 from fused_kernels.tiles import Tile
 
 # one worker compiles for all of these tests, on every core
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("aot")]
+pytestmark = pytest.mark.slow
 
 EXHAUSTIVE = os.environ.get("FUSED_KERNELS_EXHAUSTIVE") == "1"
 OTHERS = ("sm_80", "sm_86", "sm_89", "sm_100", "sm_120") if EXHAUSTIVE else ("sm_80", "sm_100")

@@ -217,7 +217,6 @@ def test_a_plan_that_was_changed_is_refused(built: tuple[Path, BuildReport], tmp
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("aot")
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_a_real_build_is_deterministic_and_complete(
     small: Path, tmp_path: Path, precision: Precision
