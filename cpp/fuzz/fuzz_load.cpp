@@ -4,14 +4,19 @@
 //   's'  manifest.json, whose digest is put right first, so that the fields behind the digest are reached
 //   'g'  golden.npz, listed with its right hash
 //   'p'  an image for preprocessing: two bytes of width, two of height, pixels
+//   't'  plan.json of a Triton engine, listed with its right hash
+//   'w'  weights.safetensors of one, likewise
 //
-// Whatever it is, loading ends in an engine or an error. Payloads are the backends' own and not fuzzed here.
+// Whatever it is, loading ends in an engine or an error. A plan is read and not executed: no GPU is asked for anything.
+// Other payloads are the backends' own and not fuzzed here.
 #include <cstdint>
 #include <cstdlib>
 
 #include "loader.hpp"
 #include "preprocess.hpp"
-#include "sample_engine.hpp"
+#include "sample_plan.hpp"
+#include "triton_plan.hpp"
+#include "triton_weights.hpp"
 
 using namespace rescompile;
 
@@ -20,6 +25,26 @@ namespace {
 void load(const std::filesystem::path& directory) {
   const auto engine = internal::load_engine(directory, {}, testing::sum_backend());
   if (!engine && engine.error().message.empty()) std::abort();
+}
+
+/// The Triton backend up to the point where it looks for a GPU.
+Result<std::unique_ptr<internal::Backend>> read_triton(const std::filesystem::path& directory,
+                                                       const Manifest& manifest, const LoadOptions&) {
+  const auto plan = internal::read_plan(directory, manifest);
+  if (!plan) return plan.error();
+  const auto weights = internal::PlanWeights::read(directory, *plan);
+  if (!weights) return weights.error();
+  for (const auto& [name, tensor] : plan->weights)
+    if ((*weights)[name].size() != tensor.bytes) std::abort();
+  return Error{ErrorCode::unavailable, "there is no GPU here"};
+}
+
+void load_triton(const std::filesystem::path& directory, const std::string& name, const std::string& contents) {
+  auto files = testing::plan_files();
+  files[name] = contents;
+  testing::write_plan_engine(directory, files);
+  const auto engine = internal::load_engine(directory, {}, {{"triton", read_triton}});
+  if (engine || engine.error().message.empty()) std::abort();
 }
 
 void preprocess(const std::string& bytes) {
@@ -45,6 +70,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::string rest(reinterpret_cast<const char*>(data) + 1, size - 1);
   if (data[0] == 'p') {
     preprocess(rest);
+    return 0;
+  }
+  if (data[0] == 't' || data[0] == 'w') {
+    load_triton(directory.path(), data[0] == 't' ? "plan.json" : "weights.safetensors", rest);
     return 0;
   }
   const std::string archive = data[0] == 'g' ? rest : golden;

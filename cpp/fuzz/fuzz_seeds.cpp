@@ -1,7 +1,7 @@
 // fuzz_seeds DIR: one good input of each kind for fuzz_load.
 #include <iostream>
 
-#include "sample_engine.hpp"
+#include "sample_plan.hpp"
 
 using namespace rescompile::testing;
 
@@ -17,5 +17,7 @@ int main(int count, char** arguments) {
   write_file(folder / "sealed-manifest", "s" + manifest);
   write_file(folder / "golden", "g" + golden);
   write_file(folder / "pixels", "p" + std::string("\x09\x00\x07\x00\x04\x05", 6) + std::string(9 * 7 * 3, '7'));
+  write_file(folder / "plan", "t" + plan_text());
+  write_file(folder / "weights", "w" + plan_weights());
   return 0;
 }

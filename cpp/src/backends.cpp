@@ -1,7 +1,11 @@
 #include "backend.hpp"
 
+#include "triton_backend.hpp"
 #ifdef RESCOMPILE_WITH_OPENVINO
 #include "openvino_backend.hpp"
+#endif
+#ifdef RESCOMPILE_WITH_TENSORRT
+#include "tensorrt_backend.hpp"
 #endif
 
 namespace rescompile {
@@ -13,6 +17,10 @@ const std::vector<NamedBackend>& all_backends() {
 #ifdef RESCOMPILE_WITH_OPENVINO
       {"openvino", load_openvino},
 #endif
+#ifdef RESCOMPILE_WITH_TENSORRT
+      {tensorrt_name, load_tensorrt},
+#endif
+      {"triton", load_triton},
   };
   return backends;
 }

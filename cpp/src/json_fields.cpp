@@ -13,7 +13,14 @@ bool is_sha256(const std::string& text) {
   return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
 
-/// Whether `value` is a whole number of the range; larger ones than int64 are not.
+std::string range_words(std::int64_t least, std::int64_t most) {
+  return "a whole number from " + std::to_string(least) + " to " + std::to_string(most);
+}
+
+}  // namespace
+
+Json parse_json(const std::string& text) { return Json::parse(text, nullptr, /*allow_exceptions=*/false); }
+
 bool is_integer(const Json& value, std::int64_t least, std::int64_t most) {
   if (!value.is_number_integer()) return false;
   if (value.is_number_unsigned() &&
@@ -23,13 +30,12 @@ bool is_integer(const Json& value, std::int64_t least, std::int64_t most) {
   return least <= number && number <= most;
 }
 
-std::string range_words(std::int64_t least, std::int64_t most) {
-  return "a whole number from " + std::to_string(least) + " to " + std::to_string(most);
+std::optional<std::int64_t> format_of(const Json& document) {
+  if (!document.is_object()) return std::nullopt;
+  const auto found = document.find("format");
+  if (found == document.end() || !found->is_number_integer()) return std::nullopt;
+  return found->get<std::int64_t>();
 }
-
-}  // namespace
-
-Json parse_json(const std::string& text) { return Json::parse(text, nullptr, /*allow_exceptions=*/false); }
 
 std::string quoted(const std::string& text) {
   return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);

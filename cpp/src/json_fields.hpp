@@ -16,6 +16,12 @@ using Json = nlohmann::json;
 /// The document in `text`, of kind "discarded" where it is no JSON. Parsing and quoting are compiled once, in here.
 Json parse_json(const std::string& text);
 
+/// Whether `value` is a whole number of the range; larger ones than int64 are not.
+bool is_integer(const Json& value, std::int64_t least, std::int64_t most);
+
+/// The format, where the document has one: it is looked at first, since another format has other fields.
+std::optional<std::int64_t> format_of(const Json& document);
+
 /// `text` as a JSON string: in quotes, control characters escaped.
 std::string quoted(const std::string& text);
 

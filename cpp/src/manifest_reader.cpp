@@ -119,14 +119,6 @@ void check_origin(Fields& fields, Mistake& mistake) {
   calibration.finish();
 }
 
-/// The format, where the document has one: it is looked at first, since another format has other fields.
-std::optional<std::int64_t> format_of(const Json& document) {
-  if (!document.is_object()) return std::nullopt;
-  const auto found = document.find("format");
-  if (found == document.end() || !found->is_number_integer()) return std::nullopt;
-  return found->get<std::int64_t>();
-}
-
 Manifest read_fields(const Json& document, Mistake& mistake) {
   Fields fields(document, "$", mistake);
   Manifest manifest;

@@ -13,6 +13,7 @@
 #include "rescompile/rescompile.hpp"
 #include "sample_engine.hpp"
 #include "sha256.hpp"
+#include "tensorrt_backend.hpp"
 
 using namespace rescompile;
 using namespace rescompile::testing;
@@ -179,11 +180,14 @@ TEST(probabilities_are_sorted_and_sum_to_one) {
 }
 
 TEST(the_backends_of_this_build_are_named) {
-#ifdef RESCOMPILE_WITH_OPENVINO
-  CHECK(backends() == std::vector<std::string>{"openvino"});
-#else
-  CHECK(backends().empty());
+  std::vector<std::string> expected = {"triton"};
+#ifdef RESCOMPILE_WITH_TENSORRT
+  expected.insert(expected.begin(), internal::tensorrt_name);
 #endif
+#ifdef RESCOMPILE_WITH_OPENVINO
+  expected.insert(expected.begin(), "openvino");
+#endif
+  CHECK(backends() == expected);
   const TemporaryDirectory directory;
   write_sample_engine(directory.path());
   const auto refused = Engine::load(directory.path());

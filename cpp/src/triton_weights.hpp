@@ -1,0 +1,40 @@
+// weights.safetensors of a Triton engine: every weight as its kernel reads it. No CUDA in here.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "triton_plan.hpp"
+
+namespace rescompile::internal {
+
+/// The weights of a plan, in the memory of the host.
+class PlanWeights {
+ public:
+  /// Read the weights of `plan` in `directory`, each of the type and shape that the plan names.
+  static Result<PlanWeights> read(const std::filesystem::path& directory, const Plan& plan);
+
+  /// As `read`, for the contents of the file `path`.
+  static Result<PlanWeights> parse(std::string contents, const std::filesystem::path& path, const Plan& plan);
+
+  /// Where each weight lies among `packed_bytes()`, on multiples of `plan_alignment`.
+  [[nodiscard]] const std::map<std::string, std::uint64_t>& offsets() const { return offsets_; }
+  [[nodiscard]] std::uint64_t packed_bytes() const { return packed_bytes_; }
+
+  /// The bytes of one weight of the plan.
+  [[nodiscard]] std::string_view operator[](const std::string& name) const;
+
+ private:
+  PlanWeights() = default;
+
+  struct Span {
+    std::size_t offset = 0, bytes = 0;
+  };
+  std::string contents_;
+  std::map<std::string, Span> spans_;
+  std::map<std::string, std::uint64_t> offsets_;
+  std::uint64_t packed_bytes_ = 0;
+};
+
+}  // namespace rescompile::internal
