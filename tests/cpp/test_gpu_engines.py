@@ -31,9 +31,8 @@ from tests.cpp.hostile import Fields, changed
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cpp")]
 
-PLACES = {Images: 0, Logits: 1, Memory: 2}
-"""The numbers of allocations, in the order in which they are made; the last one is for the weights."""
-WEIGHTS = 3
+IMAGES, LOGITS, ARENA, WEIGHTS = range(4)
+"""The numbers of allocations, in the order in which they are made."""
 FORMATS = {"i32": "i", "i64": "q", "fp32": "f"}
 
 
@@ -75,9 +74,9 @@ def check(sanitized: Path, folder: Path, **environment: str) -> str:
 def place(argument: Argument, offsets: dict[str, int]) -> str:
     """An address in the words of the fake driver."""
     if isinstance(argument, Memory):
-        return f"<2+{argument.offset}>"
+        return f"<{ARENA}+{argument.offset}>"
     if isinstance(argument, Images | Logits):
-        return f"<{PLACES[type(argument)]}+0>"
+        return f"<{IMAGES if isinstance(argument, Images) else LOGITS}+0>"
     assert not isinstance(argument, int | float)
     return f"<{WEIGHTS}+{offsets[argument.name]}>"
 
@@ -145,12 +144,16 @@ def test_a_machine_without_a_driver_says_what_it_needs(sanitized: Path, engine: 
     else:
         pytest.skip("this machine has a CUDA driver")
     done = run("bash", "-c", f"! {sanitized / 'tools/rescompile-check'} {engine[0]}")
-    assert done.startswith(f"bad 3 the engine in {engine[0]} cannot run here: it needs a CUDA GPU (sm_90), and ")
+    assert done.startswith(
+        f"bad 3 the engine in {engine[0]} cannot run here: it needs a CUDA GPU (sm_90), and "
+    )
     assert "this machine has no CUDA driver (libcuda.so.1: " in done
     assert done.count("\n") == 1
 
 
-def test_another_gpu_than_the_target_is_refused(sanitized: Path, engine: tuple[Path, Plan], tmp_path: Path) -> None:
+def test_another_gpu_than_the_target_is_refused(
+    sanitized: Path, engine: tuple[Path, Plan], tmp_path: Path
+) -> None:
     def retargeted(fields: Fields) -> None:
         fields["target"] = "sm_89"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rescompile.backends.cuda import gpus
-from tests.cpp.building import SOURCE, compiled, run
+from tests.cpp.building import SOURCE, blocks, quickly, run
 from tests.cpp.conftest import Folders
 from tests.cpp.hostile import Fields, changed
 
@@ -42,7 +43,7 @@ def folder(build_folder: Folders) -> Path:
     ],
 )
 def test_what_is_missing_is_said(folder: Path, options: tuple[str, ...], words: str) -> None:
-    ours = {name: "OFF" for name in ("RESCOMPILE_OPENVINO", "RESCOMPILE_TENSORRT", "RESCOMPILE_TENSORRT_RTX")}
+    ours = dict.fromkeys(("RESCOMPILE_OPENVINO", "RESCOMPILE_TENSORRT", "RESCOMPILE_TENSORRT_RTX"), "OFF")
     for option in options:
         name, _, value = option.partition("=")
         ours[("RESCOMPILE_" if name.startswith("TENSORRT") else "TensorRT_") + name] = value
@@ -64,10 +65,16 @@ def test_it_compiles_and_loading_without_a_gpu_is_one_sentence(
     assert RTX.origin is not None
     # both libraries export the same symbols, so that of TensorRT for RTX stands in for the other one, too
     library = Path(RTX.origin).parent / "libtensorrt_rtx.so.1"
-    name = flavour.replace("-", "_").upper()
-    options = ("-DRESCOMPILE_OPENVINO=OFF", f"-DRESCOMPILE_{name}=ON", f"-DTensorRT_LIBRARY={library}")
-    folder = build_folder(flavour)
-    compiled(folder, *options, targets=("rescompile-check",))
+    root = build_folder(flavour)
+    root.mkdir(parents=True, exist_ok=True)
+    if not (root / "cpp").exists():
+        (root / "cpp").symlink_to(SOURCE)
+    option = f"-DRESCOMPILE_{flavour.replace('-', '_').upper()}=ON"
+    command = next(line for line in blocks("bash")[0].splitlines() if option in line)
+    command = re.sub(r"-DTensorRT_ROOT=\S+", f"-DTensorRT_ROOT={ROOT} -DTensorRT_LIBRARY={library}", command)
+    quickly("bash", "-e", "-c", f"cd {root}\n{command} -DRESCOMPILE_OPENVINO=OFF")
+    folder = root / "build" / flavour
+    run("cmake", "--build", folder, "--target", "rescompile-check")
     if gpus():
         pytest.skip("there is a GPU, and no engine for it")
     shutil.copytree(engines["int8"], tmp_path / "engine")
@@ -79,5 +86,7 @@ def test_it_compiles_and_loading_without_a_gpu_is_one_sentence(
 
     changed(moved)(tmp_path / "engine")
     said = run("bash", "-c", f"! {folder / 'tools/rescompile-check'} {tmp_path / 'engine'}")
-    assert said.startswith(f"bad 3 the engine in {tmp_path / 'engine'} cannot run here: it needs a CUDA GPU (sm_89)")
+    assert said.startswith(
+        f"bad 3 the engine in {tmp_path / 'engine'} cannot run here: it needs a CUDA GPU (sm_89)"
+    )
     assert said.count("\n") == 1
