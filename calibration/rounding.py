@@ -13,7 +13,7 @@ it was worse or no better, whatever the ridge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from calibration.channel_groups import WEIGHTED
 from calibration.network import Network, Node, Values
-from calibration.scales import LEVELS, weight_scales
+from calibration.scales import LEVELS, NARROW_LEVELS, weight_scales
 
 if TYPE_CHECKING:
     import onnx
@@ -58,6 +58,7 @@ def learn_rounding(
     images: Sequence[NDArray[np.float32]],
     means: Mapping[str, NDArray[np.floating]],
     *,
+    narrow: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, LearnedWeight]:
     """New weights of every convolution and of the classifier, by node name.
@@ -67,6 +68,7 @@ def learn_rounding(
         deployable: the same with Q/DQ; its activation scales are kept.
         images: [3, H, W] each, preprocessed; at most ``IMAGES`` are wise.
         means: channel means [C] of every weighted node's input in the fp32 graph.
+        narrow: nodes whose weights stay within ``NARROW_LEVELS``.
     """
     import torch
 
@@ -81,7 +83,9 @@ def learn_rounding(
                 layer = layers[node.name]
                 weight, bias = (exact.constants[name] for name in layer.inputs[1:3])
                 covariance = _covariance(layer, [values[node.inputs[0]] for values in found])
-                new = _learn(weight, bias, covariance, torch.from_numpy(means[layer.inputs[0]]).float())
+                mean = torch.from_numpy(means[layer.inputs[0]]).float()
+                levels = NARROW_LEVELS if node.name in narrow else LEVELS
+                new = _learn(weight, bias, covariance, mean, levels)
                 learned[node.name] = new
                 step = torch.from_numpy(new.scales).reshape(-1, *[1] * (weight.ndim - 1))
                 quantized.constants[node.inputs[1]] = torch.from_numpy(new.values) * step
@@ -128,22 +132,22 @@ def _covariance(layer: Node, chunks: list[Tensor]) -> Tensor:
     return total / count - torch.outer(sums, sums) / count**2
 
 
-def _learn(weight: Tensor, bias: Tensor, covariance: Tensor, mean: Tensor) -> LearnedWeight:
+def _learn(weight: Tensor, bias: Tensor, covariance: Tensor, mean: Tensor, levels: int) -> LearnedWeight:
     import torch
 
     rows = weight.flatten(1)
     diagonal = covariance.diagonal().clamp_min(0)
     covariance.diagonal().copy_(diagonal + DAMPING * (float(diagonal.mean()) or 1.0))
-    scales = torch.from_numpy(weight_scales(weight.numpy()))
-    values = _round_with_feedback(rows, covariance, scales)
+    scales = torch.from_numpy(weight_scales(weight.numpy(), levels=levels))
+    values = _round_with_feedback(rows, covariance, scales, levels)
     taps = rows.shape[1] // len(mean)
     moved = (rows - values * scales[:, None]) @ mean.repeat_interleave(taps)
     integers = values.to(torch.int8).reshape(weight.shape)
     return LearnedWeight(integers.numpy(), scales.numpy(), (bias + moved).numpy())
 
 
-def _round_with_feedback(weight: Tensor, covariance: Tensor, scales: Tensor) -> Tensor:
-    """Integers [O, K], as floats, of ``weight`` [O, K] for inputs with ``covariance`` [K, K]."""
+def _round_with_feedback(weight: Tensor, covariance: Tensor, scales: Tensor, levels: int = LEVELS) -> Tensor:
+    """Integers [O, K] up to ``levels``, as floats, of ``weight`` [O, K] for inputs with ``covariance`` [K, K]."""
     import torch
 
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
@@ -155,7 +159,7 @@ def _round_with_feedback(weight: Tensor, covariance: Tensor, scales: Tensor) -> 
         errors = torch.empty_like(block)
         for column in range(stop - start):
             exact = block[:, column]
-            nearest = (exact / scales).round().clamp(-LEVELS, LEVELS)
+            nearest = (exact / scales).round().clamp(-levels, levels)
             rounded[:, start + column] = nearest
             errors[:, column] = (exact - nearest * scales) / local[column, column]
             block[:, column + 1 :] -= errors[:, column, None] * local[column, column + 1 :]

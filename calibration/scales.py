@@ -22,6 +22,8 @@ LEVELS = 127
 """Largest integer of the symmetric grid; -128 is reached by saturation only."""
 FULL_LEVELS = 255
 """Steps from -128 to 127: what a tensor that cannot be negative has where its zero is stored as -128."""
+NARROW_LEVELS = 63
+"""Of weights of which two, times 255 each, must add up within 16 bits."""
 
 MIN_SCALE = 2.0**-24
 MAX_SCALE = 65504.0
@@ -75,8 +77,10 @@ def dequantize(q: NDArray[np.int8], scale: ArrayLike) -> NDArray[np.float32]:
     return q.astype(np.float32) * _along_first_axis(scale, q.ndim)
 
 
-def weight_scales(weight: NDArray[np.float32], method: Literal["max", "mse"] = "max") -> NDArray[np.float32]:
-    """Scale [K] of each output channel of ``weight`` [K, ...].
+def weight_scales(
+    weight: NDArray[np.float32], method: Literal["max", "mse"] = "max", levels: int = LEVELS
+) -> NDArray[np.float32]:
+    """Scale [K] of each output channel of ``weight`` [K, ...], whose largest integer is ``levels``.
 
     ``mse`` searches the clipping threshold of least squared error between half of each channel's amax and a little
     more than all of it: with n weights and one outlier a the best one is about a * (1 - n / 193548).
@@ -92,9 +96,11 @@ def weight_scales(weight: NDArray[np.float32], method: Literal["max", "mse"] = "
             f"output channel {channel} of a weight holds NaN or infinity: check the checkpoint"
         )
     if method == "max":
-        return scales_of(amax)
+        return scales_of(amax, levels)
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda part: _least_squares(rows[part], amax[part]), _channel_slices(rows.shape))
+        found = pool.map(
+            lambda part: _least_squares(rows[part], amax[part], levels), _channel_slices(rows.shape)
+        )
         return np.concatenate(list(found))
 
 
@@ -109,23 +115,25 @@ def _channel_slices(shape: tuple[int, int]) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, channels, step))
 
 
-def _least_squares(rows: NDArray[np.float32], amax: NDArray[np.float32]) -> NDArray[np.float32]:
-    best = scales_of(amax)
-    least = _squared_error(rows, best)
+def _least_squares(rows: NDArray[np.float32], amax: NDArray[np.float32], levels: int) -> NDArray[np.float32]:
+    best = scales_of(amax, levels)
+    least = _squared_error(rows, best, levels)
     for factors in (_COARSE, _FINE):
-        centre = amax if factors is not _FINE else best * LEVELS
+        centre = amax if factors is not _FINE else best * levels
         for factor in factors:
-            candidate = scales_of(centre * np.float32(factor))
-            error = _squared_error(rows, candidate)
+            candidate = scales_of(centre * np.float32(factor), levels)
+            error = _squared_error(rows, candidate, levels)
             better = error < least
             best, least = np.where(better, candidate, best), np.where(better, error, least)
     return best
 
 
-def _squared_error(rows: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+def _squared_error(
+    rows: NDArray[np.float32], scales: NDArray[np.float32], levels: int
+) -> NDArray[np.float32]:
     steps = rows / scales[:, None]
     rounded = np.rint(steps)
-    np.clip(rounded, -LEVELS, LEVELS, out=rounded)
+    np.clip(rounded, -levels, levels, out=rounded)
     np.subtract(steps, rounded, out=steps)
     squares: NDArray[np.float32] = np.einsum("ij,ij->i", steps, steps)
     return squares * scales * scales

@@ -23,7 +23,7 @@ from rescompile.effort import RECIPES, Recipe
 from rescompile.errors import UsageError
 from rescompile.graph.equalize import equalize
 from rescompile.graph.quantize import quantize as to_quantized
-from rescompile.graph.topology import full_range_tensors, quantized_tensors
+from rescompile.graph.topology import full_range_tensors, quantized_tensors, reading_all_of_int8
 from rescompile.source import Source
 from rescompile.stages import Progress
 
@@ -47,6 +47,8 @@ class Calibrated:
     """Preprocessed images [3, H, W] to learn the rounding from; none where it is not learned."""
     comparison: Comparison | None = field(default=None, compare=False, repr=False)
     """Every method on every tensor; None for a table that was read."""
+    narrow: bool = False
+    """Whether weights that meet inputs of all 256 values stay within 63 (``Backend.narrow_weights``)."""
 
 
 def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
@@ -68,8 +70,12 @@ def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
     return builtin_image_set(seed=config.seed)
 
 
-def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> Calibrated:
+def calibrate(
+    source: Source, config: CalibrationConfig, progress: Progress, *, narrow: bool = False
+) -> Calibrated:
     """The table of ``config``: read from its file and checked, or measured on its images.
+
+    ``narrow`` is as in ``Calibrated``.
 
     Raises:
         TableError: the table is damaged or was made for another checkpoint, preprocessing or graph.
@@ -81,7 +87,7 @@ def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> 
         table = read_table(config.table)
         table.check(checkpoint_sha256=source.checkpoint.sha256, preprocess=source.preprocess, tensors=tensors)
         table = table if config.method is None else table.with_method(config.method)
-        return Calibrated(table, recipe=_recipe_of(table, config))
+        return Calibrated(table, recipe=_recipe_of(table, config), narrow=narrow)
     images = calibration_images(config, source)
     hardships = hard_weights(source.graph)
     recipe = _for_hard_weights(config.recipe, config) if hardships else config.recipe
@@ -121,6 +127,7 @@ def calibrate(source: Source, config: CalibrationConfig, progress: Progress) -> 
         recipe,
         seen.samples,
         compare_methods(seen.histograms, thresholds, seen.noise, seen.factors),
+        narrow,
     )
 
 
@@ -135,13 +142,21 @@ def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx
     means = {name: mean / factors.get(name, np.float32(1)) for name, mean in table.means().items()}
     graph = equalize(source.graph, factors) if factors else source.graph
     full_range = [name for name, levels in table.levels().items() if levels == FULL_LEVELS]
+    narrow = reading_all_of_int8(graph, full_range) if calibrated.narrow else ()
     if recipe.rounding == "learned":
         nearest = to_quantized(graph, scales, full_range=full_range)
-        learned = learn_rounding(graph, nearest, calibrated.samples, means, progress=progress.advanced)
+        learned = learn_rounding(
+            graph, nearest, calibrated.samples, means, narrow=narrow, progress=progress.advanced
+        )
         return to_quantized(graph, scales, learned=learned, full_range=full_range)
     corrected = means if recipe.bias_correction else None
     return to_quantized(
-        graph, scales, weight_method=recipe.weight_scales, means=corrected, full_range=full_range
+        graph,
+        scales,
+        weight_method=recipe.weight_scales,
+        means=corrected,
+        full_range=full_range,
+        narrow=narrow,
     )
 
 

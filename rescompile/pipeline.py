@@ -36,7 +36,8 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
         calibrated, notes = None, (*chosen.notes, *source.notes)
         if config.precision == "int8":
             with clock.stage("calibrate"):
-                calibrated = calibrate(source, config.calibration_made, progress)
+                narrow = backend.narrow_weights
+                calibrated = calibrate(source, config.calibration_made, progress, narrow=narrow)
             notes = (*notes, *calibrated.notes)
         with clock.stage("quantize"):
             mixed = mixture.as_asked(source, calibrated, named, progress)

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import rescompile
 from calibration.errors import TableError
 from calibration.images import open_image_set
 from calibration.preprocess import CIFAR, normalize
+from rescompile.backends import BACKENDS, get_backend
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig, PreprocessOptions
 from rescompile.errors import LintError, OutputError
 from rescompile.manifest import Batch, read_manifest
@@ -78,6 +80,17 @@ def test_every_residual_add_is_fused_and_every_block_has_an_error(built: tuple[P
     assert len(report.blocks) == 11
     assert report.lint.violations == ()
     assert {entry.tensor for entry in report.ranges} >= {"input", "layer3.2.relu", "flatten"}
+
+
+def test_weights_that_meet_signed_inputs_have_seven_bits_where_the_backend_asks(
+    built: tuple[Path, BuildReport],
+) -> None:
+    tensors = onnx.load(built[0] / "model.onnx").graph.initializer
+    held = {each.name: numpy_helper.to_array(each) for each in tensors}
+    assert np.abs(held["conv1.weight.int8"].astype(int)).max() == 63
+    assert np.abs(held["layer1.0.conv1.weight.int8"].astype(int)).max() == 127
+    asked = {name for name in BACKENDS if get_backend(name).narrow_weights}
+    assert asked == {"openvino", "onnxruntime"}
 
 
 def test_a_loaded_engine_gives_the_logits_that_were_judged(

@@ -58,7 +58,9 @@ def test_cifar_networks_keep_their_accuracy(
     """The published accuracy on all test images, and what the deeper network has on the first of them."""
     report = rescompile.build(
         BuildConfig(
-            model=ModelConfig(model=f"resnet{depth}-cifar", weights=str(real_data / "weights" / CIFAR[depth])),
+            model=ModelConfig(
+                model=f"resnet{depth}-cifar", weights=str(real_data / "weights" / CIFAR[depth])
+            ),
             calibration=CalibrationConfig(images=real_data / "cifar10/train_10k.npz", limit=256),
             validation_set=real_data / "cifar10/test.npz",
             validation_images=images,

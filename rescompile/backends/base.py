@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import Batch, Manifest, Precision
+
+if TYPE_CHECKING:
+    from rescompile.backends.sharing import DeviceImages
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) during long work."""
@@ -68,6 +71,9 @@ class RunOptions:
     threads: int | None = None
     """CPU threads; None leaves the choice to the library."""
     hint: Hint = "latency"
+    streams: int | None = None
+    """Requests that an engine on a GPU works on at the same time, each in a CUDA stream and in memory of its own; None
+    takes 1 for latency and 2 for throughput, so that one is copied while the other is computed."""
     cache: Path | None = None
     """Directory for what the library compiles at load time, so that the next load is faster; None takes the user's
     cache. RESCOMPILE_ENGINE_CACHE=off keeps nothing anywhere."""
@@ -75,6 +81,13 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.hint not in get_args(Hint):
             raise UsageError(f"the hint {self.hint!r} is unknown; choose {' or '.join(get_args(Hint))}")
+        if self.streams is not None and self.streams < 1:
+            raise UsageError(f"{self.streams} streams can answer nothing; pass 1 or more")
+
+    @property
+    def parallel(self) -> int:
+        """Requests that an engine on a GPU works on at the same time."""
+        return self.streams or (2 if self.hint == "throughput" else 1)
 
 
 RUN_DEFAULTS = RunOptions()
@@ -96,8 +109,11 @@ def check_batch(count: int, batch: Batch) -> None:
 class Runner(Protocol):
     """An engine in memory. Not thread-safe unless the backend's docstring says so."""
 
-    def __call__(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Logits [N, classes] of ``images`` [N, ...] in the manifest's input layout and dtype."""
+    def __call__(self, images: Any) -> NDArray[np.float32]:
+        """Logits [N, classes] of ``images`` [N, ...], an array in the manifest's input layout and dtype.
+
+        It need not be contiguous. A runner that lends takes what it has lent, too.
+        """
         ...
 
     def close(self) -> None:
@@ -111,6 +127,8 @@ class Backend(Protocol):
     name: str
     payload_files: tuple[str, ...]
     """Files without which no engine of this kind is loaded; there may be more."""
+    narrow_weights: bool
+    """Whether weights must stay within 63, where their input uses all 256 values of int8, to be both exact and fast."""
 
     def availability(self, target: str | None = None) -> Availability:
         """What can be done here, found without building anything; ``run`` is about an engine for ``target``."""
@@ -153,6 +171,20 @@ class Concurrent(Protocol):
 
     parallel: int
     """Calls that it works on at the same time; others wait."""
+
+
+@runtime_checkable
+class Lends(Protocol):
+    """A runner on a GPU, which reads images where they are."""
+
+    def lend(self, given: object) -> DeviceImages:
+        """The images of ``given``, for which ``sharing.on_cuda`` holds, as the runner takes them; not copied.
+
+        Raises:
+            UsageError: they are on another GPU, not contiguous, or cannot be shared.
+            BackendError: the runner is closed, or the driver refuses.
+        """
+        ...
 
 
 @runtime_checkable

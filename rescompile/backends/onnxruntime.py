@@ -51,7 +51,7 @@ class ReferenceSession:
         if self._session is None:
             raise BackendError("this ONNX Runtime session is closed; load the engine again")
         with _in_our_words("ONNX Runtime cannot run the graph on these images"):
-            values = self._session.run(self._names, {self._input: images})
+            values = self._session.run(self._names, {self._input: np.ascontiguousarray(images)})
         return dict(zip(self._names, values, strict=True))
 
     def close(self) -> None:
@@ -99,6 +99,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     payload_files = (MODEL,)
+    narrow_weights = True
 
     def availability(self, target: str | None = None) -> Availability:
         """Always there: ONNX Runtime is a dependency of the project."""

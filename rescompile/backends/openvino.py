@@ -50,6 +50,7 @@ class OpenVino:
 
     name = "openvino"
     payload_files = (MODEL, WEIGHTS)
+    narrow_weights = True
 
     def availability(self, target: str | None = None) -> Availability:
         """Always there: OpenVINO is a dependency of the project."""

@@ -8,7 +8,8 @@ The forms below compute the same integers as the deployable graph, without zero 
 
 * a tensor that cannot be negative is clipped at 127 steps and quantized as uint8 with the same scale;
 * a signed tensor x becomes its positive and its negative part side by side, both uint8, and a weight w becomes
-  [w, -w] over the doubled input channels: w x = w max(x, 0) + (-w) max(-x, 0);
+  [w, -w] over the doubled input channels: w x = w max(x, 0) + (-w) max(-x, 0). Where no weight exceeds 64, as in graphs
+  that are made for OpenVINO (``Backend.narrow_weights``), it stays as it is;
 * a tensor of full range (``graph.full_range``) gets its ReLU back and is quantized as uint8 up to 255 steps. Where a
   weight exceeds 64, its readers take the tensor twice, with half of each weight.
 """
@@ -122,7 +123,7 @@ class _Lowering:
         for dequantize in self.readers.get(quantize.output[0], []):
             restored = dequantize.output[0]
             weighted = [node for node in self.readers.get(restored, []) if self._is_quantized(node)]
-            large = [node for node in weighted if np.abs(self._weight(node).astype(np.int16)).max() > _HALF]
+            large = [node for node in weighted if self._is_wide(node)]
             if not large:
                 continue
             twice = f"{restored}.twice"
@@ -140,7 +141,7 @@ class _Lowering:
     def _split_signs(self, quantize: onnx.NodeProto) -> None:
         for dequantize in self.readers.get(quantize.output[0], []):
             readers = self.readers.get(dequantize.output[0], [])
-            weighted = [node for node in readers if self._is_quantized(node)]
+            weighted = [node for node in readers if self._is_quantized(node) and self._is_wide(node)]
             if not weighted:
                 continue
             # -(-128) is no int8: where it occurs, a third group of channels holds the missing 1
@@ -182,6 +183,10 @@ class _Lowering:
         return (
             weight is not None and weight.op_type == "DequantizeLinear" and weight.input[0] in self.constants
         )
+
+    def _is_wide(self, node: onnx.NodeProto) -> bool:
+        """Whether its weights can leave 16 bits with inputs of all 256 values."""
+        return bool(np.abs(self._weight(node).astype(np.int16)).max() > _HALF)
 
     def _weight(self, node: onnx.NodeProto) -> NDArray[np.int8]:
         return numpy_helper.to_array(self.constants[self.producer[node.input[1]].input[0]])

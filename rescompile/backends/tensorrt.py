@@ -55,6 +55,7 @@ class TensorRt:
         self.module = module
         self.name = module.replace("_", "-")
         self.payload_files = (MODEL,)
+        self.narrow_weights = False
         self.is_rtx = module == "tensorrt_rtx"
 
     def availability(self, target: str | None = None) -> Availability:

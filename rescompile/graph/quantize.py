@@ -24,7 +24,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from calibration.rounding import LearnedWeight
-from calibration.scales import dequantize, weight_scales
+from calibration.scales import LEVELS, NARROW_LEVELS, dequantize, weight_scales
 from calibration.scales import quantize as to_int8
 from rescompile.errors import GraphError
 from rescompile.graph.full_range import ZERO_POINT
@@ -48,6 +48,7 @@ def quantize(
     means: Mapping[str, NDArray[np.floating]] | None = None,
     learned: Mapping[str, LearnedWeight] | None = None,
     full_range: Collection[str] = (),
+    narrow: Collection[str] = (),
 ) -> onnx.ModelProto:
     """The deployable INT8 graph of a folded fp32 graph: symmetric, weights per output channel, bias in float.
 
@@ -60,6 +61,7 @@ def quantize(
             rounding error away, b + (W - Q) mean(x) (Nagel et al., 2019).
         learned: integers, scales and biases by node name, in place of rounding to the nearest.
         full_range: tensors whose zero is stored as -128.
+        narrow: nodes whose weights stay within ``NARROW_LEVELS``; ``learned`` ones are taken as they are.
 
     Raises:
         GraphError: a tensor that needs a scale has none.
@@ -84,9 +86,10 @@ def quantize(
         if learned is not None:
             new = learned[node.name]
         else:
-            new = _nearest(
-                weight, node.inputs[2].values, weight_method, None if means is None else means[source]
-            )
+            levels = NARROW_LEVELS if node.name in narrow else LEVELS
+            scales_of_rows = weight_scales(weight, weight_method, levels)
+            mean = None if means is None else means[source]
+            new = _nearest(weight, node.inputs[2].values, scales_of_rows, levels, mean)
         _install(graph, node, new)
     return write(graph)
 
@@ -110,11 +113,11 @@ def _quantize_activation(graph: gs.Graph, tensor: gs.Variable, scale: float, zer
 def _nearest(
     weight: NDArray[np.float32],
     bias: NDArray[np.float32],
-    method: WeightMethod,
+    scales: NDArray[np.float32],
+    levels: int,
     mean: NDArray[np.floating] | None,
 ) -> LearnedWeight:
-    scales = weight_scales(weight, method=method)
-    values = to_int8(weight, scales)
+    values = np.clip(to_int8(weight, scales), -levels, levels)
     if mean is not None:
         change = weight.astype(np.float64) - dequantize(values, scales)
         by_channel = change.reshape(*weight.shape[:2], -1).sum(axis=2)

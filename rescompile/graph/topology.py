@@ -5,7 +5,7 @@ Shared by the stages, which do not know each other. Everything here only looks; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -98,6 +98,23 @@ def _is_full_range(tensor: gs.Tensor) -> bool:
         node.op == "Add" or (node.op == "Conv" and not any(node.attrs.get("pads", ())))
         for node in consumers(tensor)
     )
+
+
+def reading_all_of_int8(model: onnx.ModelProto, full_range: Collection[str]) -> list[str]:
+    """Convolutions and classifiers whose input uses all of int8: it can be negative, or is one of ``full_range``."""
+    graph = read(model)
+    nodes = [node for node in graph.nodes if node.op in WEIGHTED_OPS]
+    return [
+        node.name
+        for node in nodes
+        if node.inputs[0].name in full_range or not _cannot_be_negative(node.inputs[0])
+    ]
+
+
+def _cannot_be_negative(tensor: gs.Tensor) -> bool:
+    while tensor.inputs and tensor.inputs[0].op in ("MaxPool", "GlobalAveragePool", "Flatten"):
+        tensor = tensor.inputs[0].inputs[0]
+    return bool(tensor.inputs) and tensor.inputs[0].op == "Relu"
 
 
 def block_outputs(model: onnx.ModelProto) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import openvino as ov
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -163,6 +164,22 @@ def test_no_two_products_of_a_tensor_of_full_range_can_leave_sixteen_bits() -> N
     assert doubled == 16 + 15 + 4 + 1, "each 1x1, downsample convolutions too: random weights fill int8"
 
 
+@pytest.mark.parametrize(("largest", "stays"), [(64, True), (65, False)])
+def test_a_signed_tensor_stays_where_weights_are_small_and_openvino_is_exact(
+    largest: int, stays: bool
+) -> None:
+    random = np.random.default_rng(0)
+    weight = random.integers(-largest, largest + 1, (16, 3, 3, 3)).astype(np.int8)
+    weight[:4], weight[4:8] = largest, -largest
+    images = random.choice(np.array([-128, -127, 126, 127], np.float32), (4, 3, 4, 4))
+    images[0], images[1] = 127, -128
+    model = one_conv(weight)
+    lowered = lower(model)
+    assert any(node.op_type == "Concat" for node in lowered.graph.node) != stays
+    compiled = ov.Core().compile_model(ov.Core().read_model(lowered.SerializeToString()), "CPU")
+    np.testing.assert_array_equal(compiled(images)[0], run(model, images))
+
+
 @pytest.mark.parametrize("largest", [64, 65])
 def test_weights_are_halved_only_where_they_are_large(largest: int) -> None:
     weight = np.full((4, 3, 1, 1), -largest, np.int8)
@@ -186,7 +203,7 @@ def test_a_shared_signed_tensor_keeps_its_quantizer_for_other_readers() -> None:
 
 def test_a_grouped_convolution_of_a_signed_tensor_is_refused() -> None:
     with pytest.raises(BackendError, match=r"'conv' is a grouped INT8 convolution.*--precision fp16"):
-        lower(one_conv(np.ones((4, 1, 3, 3), np.int8), group=4))
+        lower(one_conv(np.full((4, 1, 3, 3), 65, np.int8), group=4))
 
 
 def test_a_grouped_convolution_behind_a_relu_is_fine() -> None:

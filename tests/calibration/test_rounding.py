@@ -98,6 +98,16 @@ def test_learned_weights_bring_the_logits_closer_to_fp32() -> None:
     assert all(entry.values.dtype == np.int8 and (entry.scales > 0).all() for entry in learned.values())
 
 
+def test_narrow_layers_stay_within_seven_bits_and_others_do_not() -> None:
+    graph = folded("resnet20-cifar", "A")
+    pixels = np.random.default_rng(8).normal(size=(4, 3, 32, 32)).astype(np.float32)
+    scales, means = _fine_scales(graph), _means(graph, pixels)
+    learned = learn_rounding(graph, quantize(graph, scales), list(pixels), means, narrow=["conv1"])
+    largest = {name: int(np.abs(entry.values.astype(int)).max()) for name, entry in learned.items()}
+    assert largest.pop("conv1") == 63
+    assert set(largest.values()) == {127}
+
+
 def test_bias_correction_takes_the_mean_of_the_error_away() -> None:
     graph = folded("resnet20-cifar", "A")
     pixels = np.random.default_rng(6).normal(1.0, 1.0, size=(16, 3, 32, 32)).astype(np.float32)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,6 +86,14 @@ def test_mse_scales_are_as_good_as_a_dense_search(shape: tuple[int, ...]) -> Non
     dense = np.min([squared_error(weight, scales_of(amax * f)) for f in np.linspace(0.45, 1.06, 150)], axis=0)
     assert found.sum() <= 1.04 * dense.sum()
     assert np.all(found <= squared_error(weight, weight_scales(weight)))
+
+
+@pytest.mark.parametrize("method", ["max", "mse"])
+def test_seven_bits_are_coarser_and_hold_every_channel(method: Literal["max", "mse"]) -> None:
+    weight = np.random.default_rng(3).standard_t(4, size=(20, 500)).astype(np.float32)
+    scales = weight_scales(weight, method, 63)
+    assert np.all(scales > 1.5 * weight_scales(weight, method))
+    assert method == "mse" or np.abs(quantize(weight, scales)).max() == 63
 
 
 def test_mse_clips_a_lonely_outlier_where_max_does_not() -> None:

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import numpy as np
 import onnx
 import pytest
@@ -5,7 +7,7 @@ from onnx import numpy_helper
 
 from rescompile.errors import GraphError
 from rescompile.graph.quantize import quantize
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.topology import full_range_tensors, quantized_tensors, reading_all_of_int8
 from tests.graph.conftest import folded, images, int8, run
 
 
@@ -60,6 +62,26 @@ def test_weights_are_int8_per_output_channel_within_half_a_step() -> None:
         assert held.dtype == np.int8
         assert len(step) == len(held)
         assert np.all(np.abs(held * step - weights[name]) <= step * 0.5000001)
+
+
+@pytest.mark.parametrize("method", ["max", "mse"])
+def test_narrow_layers_stay_within_seven_bits_and_others_do_not(method: Literal["max", "mse"]) -> None:
+    graph = folded("resnet20-cifar")
+    model = quantize(
+        graph, dict.fromkeys(quantized_tensors(graph), 0.1), weight_method=method, narrow=["conv1", "fc"]
+    )
+    for name, held in constants(model).items():
+        if name.endswith(".weight.int8"):
+            assert np.abs(held.astype(int)).max() == (63 if name.startswith(("conv1.", "fc.")) else 127)
+
+
+def test_who_reads_all_of_int8() -> None:
+    assert reading_all_of_int8(folded("resnet18"), ()) == ["conv1"]
+    graph = folded("resnet50")
+    found = reading_all_of_int8(graph, full_range_tensors(graph))
+    assert set(found[:4]) == {"conv1", "layer1.0.conv1", "layer1.0.conv3", "layer1.0.downsample"}
+    assert len(found) == 1 + 16 + 16 + 4
+    assert not any(name.endswith("conv2") or name == "fc" for name in found)
 
 
 def test_biases_stay_float() -> None:

@@ -34,6 +34,7 @@ class Triton:
 
     name = "triton"
     payload_files = (PLAN, WEIGHTS)
+    narrow_weights = False
     simulation = "plan's reference executor (plain PyTorch on the CPU, not a GPU)"
 
     def availability(self, target: str | None = None) -> Availability:
