@@ -21,6 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from rescompile.backends.openvino_pools import quantize_before_pools
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import ZERO_POINT, unfold_zero_points
 
@@ -42,7 +43,7 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
         BackendError: a signed tensor feeds a grouped convolution, whose channels cannot be doubled.
     """
     lowered = onnx.ModelProto()
-    lowered.CopyFrom(unfold_zero_points(model))
+    lowered.CopyFrom(quantize_before_pools(unfold_zero_points(model)))
     _Lowering(lowered.graph).run()
     return lowered
 
@@ -121,22 +122,27 @@ class _Lowering:
 
     def _halve_weights(self, quantize: onnx.NodeProto) -> None:
         for dequantize in self.readers.get(quantize.output[0], []):
-            restored = dequantize.output[0]
-            weighted = [node for node in self.readers.get(restored, []) if self._is_quantized(node)]
-            large = [node for node in weighted if self._is_wide(node)]
-            if not large:
-                continue
-            twice = f"{restored}.twice"
-            self.before.setdefault(large[0].output[0], []).append(
-                helper.make_node("Concat", [restored, restored], [twice], name=twice, axis=1)
-            )
-            for node in large:
-                weight = self._weight(node)
-                half = weight >> 1
-                self._replace_weight(
-                    node, np.concatenate([half, weight - half], axis=_input_axis(node)), "halves"
-                )
-                node.input[0] = twice
+            for restored in self._through_pools(dequantize.output[0]):
+                readers = self.readers.get(restored, [])
+                wide = [node for node in readers if self._is_quantized(node) and self._is_wide(node)]
+                if wide:
+                    self._read_twice(restored, wide)
+
+    def _through_pools(self, tensor: str) -> list[str]:
+        """``tensor``, and what max pools make of it."""
+        pools = [node for node in self.readers.get(tensor, []) if node.op_type == "MaxPool"]
+        return [tensor, *(pool.output[0] for pool in pools)]
+
+    def _read_twice(self, tensor: str, readers: list[onnx.NodeProto]) -> None:
+        twice = f"{tensor}.twice"
+        concat = helper.make_node("Concat", [tensor, tensor], [twice], name=twice, axis=1)
+        self.before.setdefault(readers[0].output[0], []).append(concat)
+        for node in readers:
+            weight = self._weight(node)
+            half = weight >> 1
+            halves = np.concatenate([half, weight - half], axis=_input_axis(node))
+            self._replace_weight(node, halves, "halves")
+            node.input[0] = twice
 
     def _split_signs(self, quantize: onnx.NodeProto) -> None:
         for dequantize in self.readers.get(quantize.output[0], []):

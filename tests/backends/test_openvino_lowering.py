@@ -20,7 +20,7 @@ from rescompile.graph.full_range import fold_zero_points
 from rescompile.graph.topology import full_range_tensors
 from rescompile.manifest import Precision
 from tests.backends.graphs import Rest, residual_net, sample_images
-from tests.graph.conftest import folded, with_zero_points
+from tests.graph.conftest import folded, int8, with_zero_points
 from tests.graph.conftest import images as images_of
 from tests.graph.conftest import run as run_graph
 
@@ -138,7 +138,6 @@ def test_a_tensor_of_full_range_is_unsigned_again_and_its_integers_stay() -> Non
     lowered = lower(graph)
     onnx.checker.check_model(lowered, full_check=True)
     names = [
-        "maxpool.quantize",
         "layer1.0.relu2.quantize",
         "layer1.0.relu.quantize",
         "layer1.1.relu2.quantize",
@@ -154,7 +153,7 @@ def test_a_tensor_of_full_range_is_unsigned_again_and_its_integers_stay() -> Non
 def test_no_two_products_of_a_tensor_of_full_range_can_leave_sixteen_bits() -> None:
     model = lower(fold_zero_points(with_zero_points("resnet50")))
     values, makers = constants(model), {name: node for node in model.graph.node for name in node.output}
-    full = {f"{tensor}.dequantize" for tensor in full_range_tensors(folded("resnet50"))}
+    full = {f"{tensor}.dequantize" for tensor in full_range_tensors(folded("resnet50"))} | {"maxpool"}
     doubled = 0
     for node in (node for node in model.graph.node if node.op_type == "Conv"):
         largest = np.abs(values[makers[node.input[1]].input[0]].astype(int)).max()
@@ -162,6 +161,32 @@ def test_no_two_products_of_a_tensor_of_full_range_can_leave_sixteen_bits() -> N
         doubled += name != node.input[0]
         assert 2 * largest * (255 if name in full else 127) <= 2**15 - 1, node.name
     assert doubled == 16 + 15 + 4 + 1, "each 1x1, downsample convolutions too: random weights fill int8"
+
+
+def test_a_max_pool_reads_integers_and_gives_the_same() -> None:
+    model = int8("resnet18")
+    lowered = lower(model)
+    makers = {name: node for node in lowered.graph.node for name in node.output}
+    assert makers["maxpool"].input[0] == "maxpool.dequantize"
+    assert makers["maxpool.quantize"].input[0] == "relu1"
+    assert makers["layer1.0.conv1"].input[0] == "maxpool"
+    names = ["maxpool", "layer1.0.relu1.quantize"]
+    found = run_graph(lowered, images_of("resnet18"), outputs=names)
+    expected = run_graph(model, images_of("resnet18"), outputs=["maxpool.dequantize", names[1]])
+    np.testing.assert_array_equal(found["maxpool"], expected["maxpool.dequantize"])
+    np.testing.assert_array_equal(found[names[1]], expected[names[1]])
+
+
+def test_a_pool_whose_input_or_output_others_read_stays_where_it_is() -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(int8("resnet18"))
+    for name in ("relu1", "maxpool"):
+        changed = onnx.ModelProto()
+        changed.CopyFrom(model)
+        changed.graph.node.append(helper.make_node("Sigmoid", [name], ["other"], name="other"))
+        changed.graph.output.append(onnx.ValueInfoProto(name="other"))
+        makers = {each: node for node in lower(changed).graph.node for each in node.output}
+        assert makers["maxpool"].input[0] == "relu1"
 
 
 @pytest.mark.parametrize(("largest", "stays"), [(64, True), (65, False)])
@@ -230,4 +255,5 @@ def test_which_operations_keep_a_tensor_from_being_negative(
     model.graph.initializer.append(numpy_helper.from_array(np.zeros(8, np.int64), "pads"))
     model.graph.initializer.append(numpy_helper.from_array(np.array(-1, np.float32), "value"))
     lowered = lower(model)
-    assert ("y.clipped" in {name for node in lowered.graph.node for name in node.output}) is unsigned
+    (quantize,) = (node for node in lowered.graph.node if node.op_type == "QuantizeLinear")
+    assert (constants(lowered)[quantize.input[2]].dtype == np.uint8) is unsigned
