@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rescompile import version
 
 if TYPE_CHECKING:
+    from rescompile.backends.base import RunOptions
     from rescompile.config import BuildConfig
     from rescompile.engine import Engine, load
     from rescompile.errors import RescompileError
@@ -29,6 +30,7 @@ __all__ = [
     "Engine",
     "Limits",
     "RescompileError",
+    "RunOptions",
     "__version__",
     "build",
     "load",
@@ -40,6 +42,7 @@ _HOME = {
     "Engine": "engine",
     "Limits": "report",
     "RescompileError": "errors",
+    "RunOptions": "backends.base",
     "build": "pipeline",
     "load": "engine",
 }

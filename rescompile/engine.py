@@ -22,8 +22,17 @@ from numpy.typing import NDArray
 
 from rescompile import manifest as manifests
 from rescompile.backends import get_backend
-from rescompile.backends.base import RUN_DEFAULTS, Concurrent, Hint, Keeps, Runner, RunOptions, Simulates
-from rescompile.backends.sharing import as_array
+from rescompile.backends.base import (
+    RUN_DEFAULTS,
+    Concurrent,
+    Hint,
+    Keeps,
+    Lends,
+    Runner,
+    RunOptions,
+    Simulates,
+)
+from rescompile.backends.sharing import DeviceImages, as_array, on_cuda
 from rescompile.errors import EngineError, UsageError
 from rescompile.files import sha256_of, writing
 from rescompile.manifest import FileDigest, Manifest, read_manifest
@@ -35,41 +44,47 @@ from rescompile.submissions import Submissions
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from rescompile.backends.sharing import SupportsDLPack
+    from rescompile.backends.sharing import SupportsCudaArray, SupportsDLPack
+
+    Given = NDArray[Any] | SupportsDLPack | SupportsCudaArray
 
 _ADVICE = "copy or build the engine again"
+_IMAGES = (np.ndarray, DeviceImages)
 
 
 class Engine:
     """An engine in memory: images in, logits out. Use it in a ``with`` statement, or ``close`` it.
 
-    Any number of threads may call one engine, and every answer is that of its own images. OpenVINO engines that were
-    loaded with ``hint="throughput"`` work on several calls at once; into others a lock lets one call at a time.
+    Any number of threads may call one engine, and every answer is that of its own images. Engines of OpenVINO,
+    TensorRT and Triton that were loaded with ``hint="throughput"`` work on several calls at once; others on one.
     """
 
     def __init__(self, manifest: Manifest, runner: Runner) -> None:
         self.manifest = manifest
         self._dtype, self._image = np.dtype(manifest.inputs[0].dtype), manifest.inputs[0].shape[1:]
         self._runner: Runner | None = runner
-        self._concurrent = isinstance(runner, Concurrent)
+        self._concurrent, self._lends = isinstance(runner, Concurrent), isinstance(runner, Lends)
         self._lock = threading.Lock()
         self._submissions = Submissions(runner.parallel if isinstance(runner, Concurrent) else 1)
 
-    def __call__(self, images: NDArray[Any] | SupportsDLPack) -> NDArray[np.float32]:
+    def __call__(self, images: Given) -> NDArray[np.float32]:
         """Logits [N, classes] of ``images`` [N, ...] in the manifest's input layout and dtype, N >= 1.
 
         More images than the engine takes at once are run in several parts, fewer are filled up; the logits are
         those of the given images alone. Objects with ``__dlpack__`` on the CPU, torch tensors for one, are taken as
         arrays are; neither is copied where it is contiguous and needs no part or filling, on OpenVINO not at all.
+        Engines on a GPU also take what is there already, with ``__dlpack__`` or ``__cuda_array_interface__``, and
+        read it where it is once its writer's stream has come so far.
 
         Raises:
-            UsageError: another shape, layout or dtype than the engine was built for, or no image at all.
+            UsageError: another shape, layout or dtype than the engine was built for, no image at all, or a tensor on
+                another device.
             EngineError: the engine is closed.
             BackendError: the library could not run the engine.
         """
         return self._answer(self._checked(images))
 
-    def submit(self, images: NDArray[Any] | SupportsDLPack) -> Future[NDArray[np.float32]]:
+    def submit(self, images: Given) -> Future[NDArray[np.float32]]:
         """The same without waiting: ``submit(images).result()`` are the logits that a call would return.
 
         The images are checked at once, and must not be changed before the result is there. Requests begin in the
@@ -81,16 +96,16 @@ class Engine:
         """
         return self._submissions.submit(self._answer, self._checked(images))
 
-    def _answer(self, images: NDArray[Any]) -> NDArray[np.float32]:
+    def _answer(self, images: NDArray[Any] | DeviceImages) -> NDArray[np.float32]:
         """Logits of checked images."""
         with nullcontext() if self._concurrent else self._lock:
             runner = self._runner
             if runner is None:
                 raise EngineError("this engine is closed; load it again")
             if self._fits(len(images)):
-                return runner(np.ascontiguousarray(images))
+                return runner(images)
             most = self.manifest.batch.max
-            parts = [images[start : start + most] for start in range(0, len(images), most)]
+            parts = [_part(images, start, start + most) for start in range(0, len(images), most)]
             return np.concatenate([self._run(runner, part) for part in parts])
 
     def _fits(self, count: int) -> bool:
@@ -145,24 +160,35 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _run(self, runner: Runner, images: NDArray[Any]) -> NDArray[np.float32]:
-        missing = max(0, self.manifest.batch.min - len(images))
-        filled = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
-        return runner(np.ascontiguousarray(filled))[: len(images)]
+    def _run(self, runner: Runner, images: NDArray[Any] | DeviceImages) -> NDArray[np.float32]:
+        count = len(images)
+        missing = max(0, self.manifest.batch.min - count)
+        if missing and isinstance(images, np.ndarray):  # what is on a GPU is filled up there
+            images = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+        return runner(images)[:count]
 
-    def _checked(self, given: object) -> NDArray[Any]:
-        """``given`` as an array that this engine takes."""
-        images = as_array(given)
-        array = isinstance(images, np.ndarray) and images.ndim > 0 and len(images) > 0
+    def _checked(self, given: object) -> NDArray[Any] | DeviceImages:
+        """``given`` as images that this engine takes."""
+        images = given if isinstance(given, np.ndarray) else self._shared(given)
+        array = isinstance(images, _IMAGES) and images.ndim > 0 and len(images) > 0
         if not (array and images.dtype == self._dtype and images.shape[1:] == self._image):
             self._refuse(images)  # its words take longer than the rest of a call
-        return images  # type: ignore[no-any-return]
+        return images
+
+    def _shared(self, given: object) -> Any:
+        """``given``, something of another package, over the same memory."""
+        runner = self._runner
+        if not (self._lends and on_cuda(given)):
+            return as_array(given)
+        if not isinstance(runner, Lends):
+            raise EngineError("this engine is closed; load it again")
+        return runner.lend(given)
 
     def _refuse(self, images: Any) -> NoReturn:
         """Say what is wrong with ``images``."""
         expected = self.manifest.inputs[0]
         wanted = f"{expected.dtype} [N, {', '.join(map(str, expected.shape[1:]))}] ({expected.layout})"
-        if not isinstance(images, np.ndarray):
+        if not isinstance(images, _IMAGES):
             kind = f"{type(images).__module__}.{type(images).__name__}"
             raise UsageError(f"the images are a {kind}; pass a NumPy array {wanted}")
         found = f"{images.dtype} {list(images.shape)}"
@@ -188,8 +214,9 @@ def load(
     """Load the engine in ``directory`` and let it prove itself on its golden inputs.
 
     ``verify=False`` skips the hashes and the golden self-test: a faster start, for directories that were loaded
-    before. ``hint="throughput"`` lets an engine on the CPU work on several calls at once, each with fewer threads;
-    ``"latency"`` gives one call all of them, and None leaves it to ``options``.
+    before. ``hint="throughput"`` lets an engine on the CPU work on several calls at once, each with fewer threads, and
+    one on a GPU on as many as ``options`` gives streams; ``"latency"`` gives one call all of it, and None leaves it to
+    ``options``.
 
     Raises:
         UsageError: the hint is unknown.
@@ -370,7 +397,11 @@ def read_golden(directory: Path, manifest: Manifest) -> tuple[NDArray[Any], NDAr
     return images, logits
 
 
-def _hint(images: NDArray[Any], expected: tuple[int, ...]) -> str:
+def _part(images: NDArray[Any] | DeviceImages, start: int, stop: int) -> NDArray[Any] | DeviceImages:
+    return images[start:stop] if isinstance(images, np.ndarray) else images.part(start, stop)
+
+
+def _hint(images: NDArray[Any] | DeviceImages, expected: tuple[int, ...]) -> str:
     """The likeliest mistake about a shape, as the end of a sentence."""
     if images.shape == expected[1:]:
         return "; add the batch dimension with images[None]"

@@ -13,6 +13,7 @@ import openvino as ov
 import pytest
 from PIL import Image
 
+import rescompile
 from rescompile.backends.cuda import Gpu
 from rescompile.backends.triton.backend import _obstacle
 from rescompile.manifest import read_manifest
@@ -45,6 +46,13 @@ def test_every_program_for_python_services_runs(folder: Path) -> None:
     ]
     assert [lines.splitlines()[-1][:12] for lines in said[1:]] == ["100 answers", "(2, 10)"]
     assert said[0].startswith("class ")
+
+
+def test_the_program_for_a_gpu_uses_names_that_there_are() -> None:
+    (program,) = blocks("embed-python", "py")
+    compile(program, "embed-python.md", "exec")
+    assert set(re.findall(r"rescompile\.(\w+)", program)) == {"load", "RunOptions"} <= set(rescompile.__all__)
+    assert rescompile.RunOptions(streams=3).parallel == 3
 
 
 def test_commands_for_a_checkout_are_tested_by_their_own_tests() -> None:

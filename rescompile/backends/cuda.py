@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from rescompile.errors import BackendError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
@@ -40,6 +42,17 @@ def driver() -> ctypes.CDLL | None:
         except OSError:
             continue
     return None
+
+
+def call(library: Any, name: str, *arguments: Any) -> None:
+    """Call the function ``name`` of the driver's ``library``.
+
+    Raises:
+        BackendError: the driver refuses; its number is in the message.
+    """
+    error = getattr(library, name)(*arguments)
+    if error != 0:
+        raise BackendError(f"the CUDA driver refuses {name} (error {error})")
 
 
 def _gpu(library: ctypes.CDLL, index: int) -> Gpu:

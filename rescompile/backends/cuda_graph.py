@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rescompile.backends.cuda import call
 from rescompile.errors import BackendError
 
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on using CUDA meanwhile
@@ -27,7 +28,7 @@ class CudaGraph:
         Raises:
             BackendError: the driver refuses.
         """
-        self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(stream), _THREAD_LOCAL)
+        call(self._library, "cuStreamBeginCapture_v2", ctypes.c_void_p(stream), _THREAD_LOCAL)
         try:
             yield
         finally:
@@ -35,8 +36,12 @@ class CudaGraph:
             ended = self._library.cuStreamEndCapture(ctypes.c_void_p(stream), ctypes.byref(self._graph))
         if ended != 0:
             raise BackendError(f"the CUDA driver refuses to end the capture of a graph (error {ended})")
-        self._call(
-            "cuGraphInstantiateWithFlags", ctypes.byref(self._executable), self._graph, ctypes.c_ulonglong(0)
+        call(
+            self._library,
+            "cuGraphInstantiateWithFlags",
+            ctypes.byref(self._executable),
+            self._graph,
+            ctypes.c_ulonglong(0),
         )
 
     def launch(self, stream: int) -> None:
@@ -45,7 +50,7 @@ class CudaGraph:
         Raises:
             BackendError: the driver refuses.
         """
-        self._call("cuGraphLaunch", self._executable, ctypes.c_void_p(stream))
+        call(self._library, "cuGraphLaunch", self._executable, ctypes.c_void_p(stream))
 
     def close(self) -> None:
         """Give the graph back; calling it twice is harmless."""
@@ -54,8 +59,3 @@ class CudaGraph:
         if self._graph:
             self._library.cuGraphDestroy(self._graph)
         self._executable, self._graph = ctypes.c_void_p(), ctypes.c_void_p()
-
-    def _call(self, name: str, *arguments: Any) -> None:
-        error = getattr(self._library, name)(*arguments)
-        if error != 0:
-            raise BackendError(f"the CUDA driver refuses {name} (error {error})")

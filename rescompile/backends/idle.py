@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
+from threading import Lock
 from typing import Generic, TypeVar
 
 from rescompile.errors import BackendError
@@ -17,7 +18,8 @@ class Idle(Generic[T]):
 
     def __init__(self, things: Sequence[T]) -> None:
         self._queue: SimpleQueue[T | None] = SimpleQueue()
-        self._closed = False
+        self._closed = self._draining = False
+        self._count, self._drain = len(things), Lock()
         for thing in things:
             self._queue.put(thing)
 
@@ -30,7 +32,7 @@ class Idle(Generic[T]):
         """
         thing = self._queue.get()
         try:
-            if thing is None or self._closed:
+            if thing is None or self._closed or self._draining:
                 raise BackendError("this engine is closed; load it again")
             yield thing
         finally:
@@ -43,3 +45,11 @@ class Idle(Generic[T]):
         while not self._queue.empty():
             self._queue.get()
         self._queue.put(None)
+
+    def drain(self) -> list[T]:
+        """The same, but wait for those in use; returns all of them, and nothing when it is called again."""
+        self._draining = True
+        with self._drain:
+            things = [] if self._closed else [self._queue.get() for _ in range(self._count)]
+            self.close()
+        return [thing for thing in things if thing is not None]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.errors import UsageError
+
+CUDA = 2
+"""DLPack's number of devices of this kind."""
+UNSHARED = (BufferError, RuntimeError, TypeError, ValueError)
+"""What packages raise where a tensor cannot be shared."""
 
 
 @runtime_checkable
@@ -24,20 +31,91 @@ class SupportsDLPack(Protocol):
         ...
 
 
+@runtime_checkable
+class SupportsCudaArray(Protocol):
+    """An array of any package in a GPU's memory, as Numba and CuPy have them."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Address, shape, type and stream."""
+        ...
+
+
+class Ready(Protocol):
+    """The moment from which on memory may be read."""
+
+    def hold(self, stream: int) -> None:
+        """Let what ``stream``, a handle, is given from now on wait for it."""
+        ...
+
+
+@dataclass(frozen=True)
+class DeviceImages:
+    """Images [N, ...] in a GPU's memory that belongs to somebody else, C-contiguous."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    owner: object
+    """Keeps the memory alive."""
+    ready: Ready
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def part(self, start: int, stop: int) -> DeviceImages:
+        """The images from ``start`` up to ``stop`` or the last one, not copied."""
+        begin = start * self.nbytes // len(self)
+        shape = (min(stop, len(self)) - start, *self.shape[1:])
+        return replace(self, address=self.address + begin, shape=shape)
+
+
+def on_cuda(given: object) -> bool:
+    """Whether ``given`` says that it is in the memory of a CUDA device."""
+    if isinstance(given, SupportsDLPack):
+        try:
+            return given.__dlpack_device__()[0] == CUDA
+        except UNSHARED:
+            return False  # whoever asks for its memory hears the reason
+    return hasattr(given, "__cuda_array_interface__")
+
+
+def kind_of(given: object) -> str:
+    """The type of ``given`` for a sentence."""
+    return f"{type(given).__module__}.{type(given).__name__}"
+
+
 def as_array(given: object) -> Any:
     """``given`` as a NumPy array over the same memory where it speaks DLPack, else ``given`` itself.
 
     Raises:
         UsageError: the tensor is not on the CPU, or cannot be shared.
     """
-    if isinstance(given, np.ndarray) or not isinstance(given, SupportsDLPack):
+    if isinstance(given, np.ndarray):
         return given
-    kind = f"{type(given).__module__}.{type(given).__name__}"
+    if on_cuda(given):
+        raise UsageError(
+            f"the {kind_of(given)} is on a CUDA device, but this engine runs on the CPU; copy the images to the CPU "
+            "(tensor.cpu() in torch)"
+        )
+    if not isinstance(given, SupportsDLPack):
+        return given
     try:
         return np.from_dlpack(given)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+    except UNSHARED as error:
         raise UsageError(
-            f"the {kind} cannot be shared ({error}); pass a tensor on the CPU, without gradient, or a NumPy array"
+            f"the {kind_of(given)} cannot be shared ({error}); pass a tensor on the CPU, without gradient, or a "
+            "NumPy array"
         ) from error
 
 

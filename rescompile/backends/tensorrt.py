@@ -18,7 +18,7 @@ from rescompile.backends.base import (
     RestType,
     RunOptions,
 )
-from rescompile.backends.cuda import Gpu, gpus
+from rescompile.backends.cuda import Gpu, driver, gpus
 from rescompile.backends.tensorrt_callbacks import joined, make_logger, make_monitor
 from rescompile.backends.tensorrt_inspector import fused_adds
 from rescompile.errors import BackendError, BackendUnavailable, UsageError, did_you_mean
@@ -49,7 +49,7 @@ def rtx() -> TensorRt:
 
 
 class TensorRt:
-    """Backend over the module ``module``. A runner serves one thread at a time."""
+    """Backend over the module ``module``. Any number of threads may call a runner."""
 
     def __init__(self, module: str) -> None:
         self.module = module
@@ -135,7 +135,8 @@ class TensorRt:
         if obstacle is not None:
             raise BackendUnavailable(f"the engine in {directory} cannot run here: {obstacle}")
         cuda = require("pycuda.driver", f"running a {self.name} engine")
-        return TensorRtRunner(trt, cuda, (directory / MODEL).read_bytes(), manifest)
+        engine = (directory / MODEL).read_bytes()
+        return TensorRtRunner(trt, cuda, driver(), engine, manifest, parallel=options.parallel)
 
     def library(self) -> Any:
         """The module itself.

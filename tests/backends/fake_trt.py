@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
+from tests.backends.fake_cuda import FakeCuda
+
 
 class Severity(enum.IntEnum):
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
@@ -166,3 +170,67 @@ class FakeTrt:
             elif not monitor.step_complete(phase, number):
                 return None
         return self.engine
+
+
+class ExecutionContext:
+    """One context of ``FakeNetwork``: logits are sums over each image, plus the class number."""
+
+    def __init__(self, network: FakeNetwork) -> None:
+        self.network = network
+        self.profiler: Any = None
+        self.addresses: dict[str, int] = {}
+        self.shape: tuple[int, ...] = ()
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return address % 256 == 0 and name not in self.network.refused
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = shape
+        return "shape" not in self.network.refused
+
+    def execute_async_v3(self, handle: int) -> bool:
+        gpu, shape = self.network.gpu, self.shape
+        fed, answered = self.addresses["images"], self.addresses["logits"]
+        self.network.executed.append((handle, fed, shape))
+        for name, ms in self.network.reported if self.profiler is not None else ():
+            self.profiler.report_layer_time(name, ms * len(self.network.executed))
+        size = int(np.prod(shape)) * 4
+
+        def compute() -> None:
+            images = gpu.at(fed, size).view(np.float32).reshape(shape[0], -1)
+            logits = images.sum(axis=1, keepdims=True) + np.arange(self.network.classes, dtype=np.float32)
+            gpu.at(answered, logits.nbytes)[...] = logits.astype(np.float32).reshape(-1).view(np.uint8)
+
+        gpu.enqueue(gpu.streams[handle], compute)
+        return "execute" not in self.network.refused
+
+
+class FakeNetwork(FakeTrt):
+    """The module, whose engines are executed on a fake GPU."""
+
+    def __init__(self, gpu: FakeCuda, classes: int) -> None:
+        super().__init__()
+        self.gpu, self.classes = gpu, classes
+        self.contexts: list[ExecutionContext] = []
+        self.executed: list[tuple[int, int, tuple[int, ...]]] = []
+        """Stream, address and shape of the images of every inference."""
+        self.reported: list[tuple[str, float]] = []
+        """Layers of which a profiler is told, with milliseconds times the number of the inference."""
+        self.refused: set[str] = set()
+        """What it does not do: engine, context, shape, execute, or the name of a tensor."""
+
+    def Runtime(self, logger: Any) -> Any:  # noqa: N802
+        self.logger = logger
+        return SimpleNamespace(deserialize_cuda_engine=lambda content: self._refusing("engine", self))
+
+    def create_execution_context(self) -> ExecutionContext | None:
+        made: ExecutionContext | None = self._refusing("context", ExecutionContext(self))
+        self.contexts += [made] if made is not None else []
+        return made
+
+    def _refusing(self, what: str, made: Any) -> Any:
+        if what not in self.refused:
+            return made
+        self.logger.log(Severity.ERROR, f"no {what} here")
+        return None

@@ -13,7 +13,7 @@ from rescompile.backends.tensorrt_profile import _layer
 from rescompile.manifest import Manifest
 from tests.backends.engines import manifest
 from tests.backends.graphs import sample_images
-from tests.backends.test_tensorrt_runner import FakeGpu, Library, runner
+from tests.backends.test_tensorrt_runner import network, runner
 
 REPORTED = [
     ("layer1.0.conv1 + layer1.0.relu1", 0.5),
@@ -21,36 +21,24 @@ REPORTED = [
 ]
 
 
-class ReportingGpu(FakeGpu):
-    """Tells its context's profiler of two layers at each call."""
-
-    profiler: Any = None
-    calls = 0
-
-    def execute_async_v3(self, stream: int) -> bool:
-        self.calls += 1
-        for name, ms in REPORTED if self.profiler is not None else ():
-            self.profiler.report_layer_time(name, ms * self.calls)
-        return super().execute_async_v3(stream)
-
-
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 def test_each_layers_mean_over_the_runs_comes_back(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = ReportingGpu()
+    trt = network()
+    trt.reported = REPORTED
 
     def load(self: Any, directory: Path, found: Manifest) -> Any:
-        return runner(gpu)
+        return runner(trt)
 
     monkeypatch.setattr(tensorrt.TensorRt, "load", load)
-    monkeypatch.setattr(tensorrt.TensorRt, "library", lambda self: Library(gpu))
+    monkeypatch.setattr(tensorrt.TensorRt, "library", lambda self: trt)
     profiler = open_profiler(Path(), manifest("fp32", backend), threads=3)
     logits, layers = profiler(sample_images(2), 3)
     profiler.close()
     assert logits.shape[0] == 2
-    assert gpu.calls == 5, "two to warm up, three that count"
+    assert len(trt.executed) == 5, "two to warm up, three that count"
     assert [layer.ms for layer in layers] == [0.5 * 4, 0.25 * 4]
     assert layers[0].origins == ("layer1.0.conv1", "layer1.0.relu1")
-    assert gpu.detached
+    assert trt.gpu.nothing_left()
 
 
 @pytest.mark.parametrize(

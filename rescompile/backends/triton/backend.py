@@ -30,7 +30,7 @@ _RUNNING = "running a Triton engine"
 
 
 class Triton:
-    """The backend. A runner serves one thread at a time."""
+    """The backend. Any number of threads may call a runner."""
 
     name = "triton"
     payload_files = (PLAN, WEIGHTS)
@@ -116,7 +116,8 @@ class Triton:
         obstacle = _obstacle(found[0], manifest.target)
         if obstacle is not None:
             raise BackendUnavailable(f"the engine in {directory} cannot run here: {obstacle}")
-        return PlanRunner(require("pycuda.driver", _RUNNING), driver(), directory, plan)
+        cuda = require("pycuda.driver", _RUNNING)
+        return PlanRunner(cuda, driver(), directory, plan, parallel=options.parallel)
 
     def simulate(self, directory: Path, manifest: Manifest) -> Runner:
         """The plan in plain PyTorch, where its GPU is not here."""

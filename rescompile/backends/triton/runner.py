@@ -1,22 +1,21 @@
 """A plan on the GPU through pycuda and the driver: no torch, no Triton, no ONNX.
 
-Memory is taken once: weights, images and logits of the largest batch, and one arena for every program, since one runs
-at a time. Each program's launches are captured into a CUDA graph when it is first needed. The GPU's primary context is
-used, so that other CUDA code of the process shares it; it is current only while a call runs.
+Weights and machine code are there once. Every slot has an arena for all programs, since one runs at a time in it, and
+each program's launches are captured into a CUDA graph when the slot first needs it. Images that somebody else holds
+on the GPU are read where they are: what reads them is launched by itself, and only the rest is a graph, because a
+graph keeps the addresses with which it was captured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rescompile.backends.base import check_batch
 from rescompile.backends.cuda_graph import CudaGraph
+from rescompile.backends.cuda_runner import CudaRunner
+from rescompile.backends.cuda_slot import Sizes, Slot
 from rescompile.backends.triton.plan import (
     ALIGNMENT,
     Argument,
@@ -30,7 +29,7 @@ from rescompile.backends.triton.plan import (
     Stored,
 )
 from rescompile.backends.triton.weights import Array, read_weights
-from rescompile.errors import BackendError, EngineError
+from rescompile.errors import EngineError
 from rescompile.manifest import Batch
 
 _FORMATS = {"i32": "i", "i64": "q", "fp32": "f"}
@@ -39,78 +38,60 @@ PLAIN_SHARED = 48 << 10
 """Bytes of dynamic shared memory that a function may use without being asked."""
 
 
-class PlanRunner:
-    """An engine with its memory, functions and graphs; serves one thread at a time.
+class PlanRunner(CudaRunner["_Lane"]):
+    """An engine with its memory, functions and graphs. Any number of threads may call it, and close it meanwhile.
 
     Args:
         cuda: ``pycuda.driver``.
-        library: the CUDA driver itself, for graphs.
+        library: the CUDA driver itself, for graphs and events.
         directory: of the engine.
         plan: of the engine.
+        parallel: requests that run at the same time.
 
     Raises:
         BackendError: the driver refuses the machine code or has too little memory.
         EngineError: the weights are damaged.
     """
 
-    def __init__(self, cuda: Any, library: Any, directory: Path, plan: Plan) -> None:
-        self._cuda, self._library, self._plan = cuda, library, plan
+    def __init__(self, cuda: Any, library: Any, directory: Path, plan: Plan, *, parallel: int = 1) -> None:
         weights = read_weights(directory, plan)
-        self._graphs: dict[int, CudaGraph] = {}
-        self._allocations: list[Any] = []
+        least, most = plan.programs[0].batch, plan.programs[-1].batch
+        super().__init__(
+            cuda,
+            library,
+            lambda: _Network(cuda, library, directory, plan, weights),
+            sizes=Sizes(most, plan.image.shape, np.dtype(plan.image.dtype), plan.classes),
+            batch=Batch(least, least, most),
+            parallel=parallel,
+        )
+
+
+class _Network:
+    """Functions and weights, for every slot."""
+
+    def __init__(
+        self, cuda: Any, library: Any, directory: Path, plan: Plan, weights: dict[str, Array]
+    ) -> None:
+        self._cuda, self.library, self.plan = cuda, library, plan
         self._modules: dict[str, Any] = {}
-        cuda.init()
-        self._device: Any = cuda.Device(0).retain_primary_context()
+        self._held: list[Any] = []
+        self.functions: list[Any] = []
         try:
-            with self._current():
-                self._prepare(directory, weights)
+            self.functions += [self._function(directory, kernel) for kernel in plan.kernels]
+            self._upload(weights)
         except BaseException:
             self.close()
             raise
 
-    def __call__(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Logits [N, classes] of ``images`` [N, ...] in the manifest's layout and dtype.
-
-        Raises:
-            BackendError: N is outside of the engine's batch range, the engine is closed, or the driver refuses.
-        """
-        if self._device is None:
-            raise BackendError("this engine is closed; load it again")
-        programs = self._plan.programs
-        check_batch(len(images), Batch(programs[0].batch, programs[0].batch, programs[-1].batch))
-        program = self._plan.program_for(len(images))
-        logits = np.empty((len(images), self._plan.classes), np.float32)
-        with self._current():
-            graph = self._graph_of(program)
-            self._cuda.memcpy_htod_async(self._images, np.ascontiguousarray(images), self._stream)
-            graph.launch(self._stream.handle)
-            self._cuda.memcpy_dtoh_async(logits, self._logits, self._stream)
-            self._stream.synchronize()
-        return logits
+    def lane(self, slot: Slot) -> _Lane:
+        """An arena and, when they are needed, graphs."""
+        return _Lane(self, slot)
 
     def close(self) -> None:
-        """Free memory, graphs and modules; calling it twice is harmless."""
-        if self._device is None:
-            return
-        with self._current():
-            for graph in self._graphs.values():
-                graph.close()
-            for allocation in self._allocations:
-                allocation.free()
-            self._graphs, self._allocations, self._modules = {}, [], {}
-            self._functions: list[Any] = []
-            self._stream: Any = None
-        self._device.detach()
-        self._device = None
-
-    def _prepare(self, directory: Path, weights: dict[str, Array]) -> None:
-        plan, most = self._plan, self._plan.programs[-1].batch
-        self._stream = self._cuda.Stream()
-        self._functions = [self._function(directory, kernel) for kernel in plan.kernels]
-        self._images = self._allocate(most * plan.image.bytes)
-        self._logits = self._allocate(most * plan.classes * 4)
-        self._arena = self._allocate(max(program.arena_bytes for program in plan.programs))
-        self._upload(weights)
+        """Free the weights and drop the machine code."""
+        for memory in self._held:
+            memory.free()
+        self._held, self._modules, self.functions = [], {}, []
 
     def _function(self, directory: Path, kernel: Kernel) -> Any:
         if kernel.file not in self._modules:
@@ -141,63 +122,79 @@ class PlanRunner:
         for name, values in weights.items():
             begin = offsets[name]
             packed[begin : begin + values.nbytes] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        base = self._allocate(size)
+        base = self._cuda.mem_alloc(max(size, ALIGNMENT))
+        self._held.append(base)
         self._cuda.memcpy_htod(base, packed)
-        self._weights = {name: int(base) + offset for name, offset in offsets.items()}
+        self.weights = {name: int(base) + offset for name, offset in offsets.items()}
 
-    def _allocate(self, size: int) -> Any:
-        """Zeroed memory: what was there before is nobody's image."""
-        allocation = self._cuda.mem_alloc(max(size, ALIGNMENT))
-        self._allocations.append(allocation)
-        self._cuda.memset_d8(allocation, 0, max(size, ALIGNMENT))
-        return allocation
 
-    def _graph_of(self, program: Program) -> CudaGraph:
-        if program.batch not in self._graphs:
+class _Lane:
+    """An arena, and the graphs of one slot by program."""
+
+    def __init__(self, network: _Network, slot: Slot) -> None:
+        self._network, self._slot, self._plan = network, slot, network.plan
+        self._arena = int(slot.allocate(max(program.arena_bytes for program in self._plan.programs)))
+        self._graphs: dict[tuple[int, bool], CudaGraph] = {}
+
+    def rows(self, count: int) -> int:
+        """The batch of the smallest program that takes ``count`` images."""
+        return self._plan.program_for(count).batch
+
+    def enqueue(self, rows: int, address: int) -> None:
+        """Put one program into the slot's stream."""
+        program, own = self._plan.program_for(rows), address == int(self._slot.images)
+        graph = self._graph_of(program, whole=own)
+        if not own:
+            self._launch_all(program.launches[: _reading(program)], address)
+        graph.launch(self._slot.stream.handle)
+
+    def close(self) -> None:
+        """Destroy the graphs."""
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs = {}
+
+    def _graph_of(self, program: Program, *, whole: bool) -> CudaGraph:
+        """The program, or what follows the launches that read images."""
+        if (program.batch, whole) not in self._graphs:
             # once without a graph: older drivers cannot load a kernel while they capture its launch
-            self._launch_all(program)
-            graph = CudaGraph(self._library)
+            self._launch_all(program.launches, int(self._slot.images))
+            captured = program.launches[0 if whole else _reading(program) :]
+            graph, stream = CudaGraph(self._network.library), self._slot.stream.handle
             try:
-                with graph.capturing(self._stream.handle):
-                    self._launch_all(program)
+                with graph.capturing(stream):
+                    self._launch_all(captured, int(self._slot.images))
             except BaseException:
                 graph.close()
                 raise
-            self._graphs[program.batch] = graph
-        return self._graphs[program.batch]
+            self._graphs[program.batch, whole] = graph
+        return self._graphs[program.batch, whole]
 
-    def _launch_all(self, program: Program) -> None:
-        for launch in program.launches:
-            self._launch(launch)
+    def _launch_all(self, launches: tuple[Launch, ...], images: int) -> None:
+        for launch in launches:
+            kernel = self._plan.kernels[launch.kernel]
+            self._network.functions[launch.kernel].prepared_async_call(
+                launch.grid,
+                (kernel.threads, 1, 1),
+                self._slot.stream,
+                *(self._value(argument, images) for argument in launch.arguments),
+                *[0] * kernel.scratch,
+                shared_size=kernel.shared_bytes,
+            )
 
-    def _launch(self, launch: Launch) -> None:
-        kernel = self._plan.kernels[launch.kernel]
-        arguments = [self._value(argument) for argument in launch.arguments]
-        self._functions[launch.kernel].prepared_async_call(
-            launch.grid,
-            (kernel.threads, 1, 1),
-            self._stream,
-            *arguments,
-            *[0] * kernel.scratch,
-            shared_size=kernel.shared_bytes,
-        )
-
-    def _value(self, argument: Argument) -> int | float:
+    def _value(self, argument: Argument, images: int) -> int | float:
         if isinstance(argument, Memory):
-            return int(self._arena) + argument.offset
+            return self._arena + argument.offset
         if isinstance(argument, Stored):
-            return self._weights[argument.name]
-        if isinstance(argument, Images | Logits):
-            return int(self._images if isinstance(argument, Images) else self._logits)
-        return argument
+            return self._network.weights[argument.name]
+        if isinstance(argument, Images):
+            return images
+        return int(self._slot.logits) if isinstance(argument, Logits) else argument
 
-    @contextmanager
-    def _current(self) -> Iterator[None]:
-        """The context, and the driver's errors in our words."""
-        self._device.push()
-        try:
-            yield
-        except self._cuda.Error as error:
-            raise BackendError(f"the CUDA driver cannot run this engine: {error}") from error
-        finally:
-            self._cuda.Context.pop()
+
+def _reading(program: Program) -> int:
+    """How many of its first launches there are up to the last one that reads images."""
+    reads = [
+        any(isinstance(argument, Images) for argument in launch.arguments) for launch in program.launches
+    ]
+    return len(reads) - reads[::-1].index(True) if True in reads else 0

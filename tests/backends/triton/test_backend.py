@@ -172,7 +172,9 @@ def test_a_gpu_gives_the_executors_logits_and_a_verified_engine(
     simulated = simulate(built[0])
     assert simulated is not None
     images = np.load(built[0] / "golden.npz")["images"]
-    monkeypatch.setattr("rescompile.backends.triton.runner.PlanRunner", lambda *_: simulated._runner)
+    monkeypatch.setattr(
+        "rescompile.backends.triton.runner.PlanRunner", lambda *_, parallel: simulated._runner
+    )
     with_pycuda(monkeypatch, SimpleNamespace())
     with load(built[0]) as engine:
         np.testing.assert_array_equal(engine(images), simulated(images))
