@@ -10,7 +10,8 @@ namespace {
 
 /// 256 GiB: more than any GPU has, and far more than a batch of thousands needs.
 constexpr std::int64_t arena_limit = std::int64_t{1} << 38;
-constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t most_images = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t most_blocks_x = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t most_blocks = 65535;  // along y and z
 
 const std::vector<std::string> places = {"arena", "weights", "images", "logits"};
@@ -69,7 +70,7 @@ PlanArgument read_argument(const Json& value, ParameterKind kind, const Plan& pl
 std::array<unsigned, 3> read_grid(Fields& fields, Mistake& mistake) {
   const std::vector<std::int64_t> sizes = fields.integers("grid");
   const auto inside = [&](std::size_t axis, std::int64_t limit) { return 1 <= sizes[axis] && sizes[axis] <= limit; };
-  if (sizes.size() == 3 && inside(0, most) && inside(1, most_blocks) && inside(2, most_blocks))
+  if (sizes.size() == 3 && inside(0, most_blocks_x) && inside(1, most_blocks) && inside(2, most_blocks))
     return {static_cast<unsigned>(sizes[0]), static_cast<unsigned>(sizes[1]), static_cast<unsigned>(sizes[2])};
   mistake.note(fields.path("grid"), "three sizes that a GPU can launch");
   return {1, 1, 1};
@@ -88,13 +89,13 @@ PlanLaunch read_launch(const Json& value, const Plan& plan, std::uint64_t arena_
   const Json& arguments = fields.raw("arguments");
   fields.finish();
   if (!mistake.words.empty()) return launch;
-  const std::vector<ParameterKind>& kinds = plan.kernels[launch.kernel].parameters;
-  if (!arguments.is_array() || arguments.size() != kinds.size()) {
-    mistake.note(fields.path("arguments"), "a list of " + std::to_string(kinds.size()) + " arguments");
+  const std::vector<ParameterKind>& parameters = plan.kernels[launch.kernel].parameters;
+  if (!arguments.is_array() || arguments.size() != parameters.size()) {
+    mistake.note(fields.path("arguments"), "a list of " + std::to_string(parameters.size()) + " arguments");
     return launch;
   }
-  for (std::size_t index = 0; index < kinds.size(); ++index)
-    launch.arguments.push_back(read_argument(arguments[index], kinds[index], plan, arena_bytes,
+  for (std::size_t index = 0; index < parameters.size(); ++index)
+    launch.arguments.push_back(read_argument(arguments[index], parameters[index], plan, arena_bytes,
                                              element(fields.path("arguments"), index), mistake));
   return launch;
 }
@@ -102,7 +103,7 @@ PlanLaunch read_launch(const Json& value, const Plan& plan, std::uint64_t arena_
 PlanProgram read_program(const Json& value, const Plan& plan, const std::string& where, Mistake& mistake) {
   Fields fields(value, where, mistake);
   PlanProgram program;
-  program.batch = static_cast<std::size_t>(fields.integer("batch", 1, most));
+  program.batch = static_cast<std::size_t>(fields.integer("batch", 1, most_images));
   program.arena_bytes = static_cast<std::uint64_t>(fields.integer("arena_bytes", 0, arena_limit));
   fields.integer("live_bytes", 0, arena_limit);
   const Json& launches = fields.raw("launches");

@@ -12,7 +12,7 @@ namespace {
 constexpr std::uint64_t weights_limit = std::uint64_t{8} << 30;
 
 /// The types of a plan by their names in the file.
-const std::map<std::string, std::string> dtypes = {
+const std::map<std::string, std::string> types_in_file = {
     {"I8", "int8"}, {"U8", "uint8"}, {"F16", "float16"}, {"F32", "float32"}};
 
 std::string words_of(const std::string& dtype, const std::vector<std::int64_t>& shape) {
@@ -44,8 +44,8 @@ Result<PlanWeights> PlanWeights::parse(std::string contents, const std::filesyst
     std::string words = "is missing";
     if (found != tensors->end()) {
       const StoredTensor& stored = found->second;
-      const auto dtype = dtypes.find(stored.dtype);
-      const std::string type = dtype == dtypes.end() ? stored.dtype : dtype->second;
+      const auto dtype = types_in_file.find(stored.dtype);
+      const std::string type = dtype == types_in_file.end() ? stored.dtype : dtype->second;
       const bool same = type == wanted.dtype && stored.shape == wanted.shape;
       words = same && stored.bytes == wanted.bytes ? "" : "is " + words_of(type, stored.shape) + " of " +
                                                               std::to_string(stored.bytes) + " bytes";
