@@ -129,6 +129,15 @@ class TensorRtNetwork final : public GpuNetwork {
   std::int64_t shaped_ = 0;  ///< the batch size that the context is set to
 };
 
+/// The library is of the version whose headers this was compiled with: between two, classes have other functions.
+void check_library() {
+  if (const int found = getInferLibMajorVersion(); found != NV_TENSORRT_MAJOR)
+    throw Failure(ErrorCode::unavailable, std::string("this librescompile was built with the headers of ") +
+                                              tensorrt_name + " " + std::to_string(NV_TENSORRT_MAJOR) +
+                                              ", but the library is version " + std::to_string(found) +
+                                              ": build it with the library's own headers");
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Backend>> load_tensorrt(const std::filesystem::path& directory, const Manifest& manifest,
@@ -143,6 +152,7 @@ Result<std::unique_ptr<Backend>> load_tensorrt(const std::filesystem::path& dire
                      [&](const CudaDriver&, const GpuBuffers& buffers) -> std::unique_ptr<GpuNetwork> {
                        const auto engine = file->read(engine_limit);
                        if (!engine) throw Failure(engine.error().code, engine.error().message);
+                       check_library();
                        return std::make_unique<TensorRtNetwork>(buffers, path, *engine, manifest);
                      });
 }
