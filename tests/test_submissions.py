@@ -188,6 +188,53 @@ def test_tensors_that_do_not_fit_are_refused(
         engine(tensor)
 
 
+class OnGpu:
+    """A tensor whose package says that it is on a GPU."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise AssertionError("nobody may ask for memory that cannot be read")
+
+
+class OnGpuWithoutDLPack:
+    """The same, with the CUDA array interface alone."""
+
+    __cuda_array_interface__ = {"shape": (1,), "typestr": "<f4", "data": (256, False), "version": 3}  # noqa: RUF012
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("tensor", [OnGpu(), OnGpuWithoutDLPack()])
+def test_engines_on_the_cpu_refuse_what_is_on_a_gpu(
+    built: dict[str, Path], backend: str, tensor: Any
+) -> None:
+    words = (
+        rf"{type(tensor).__name__} is on a CUDA device, but this engine runs on the CPU; .*tensor\.cpu\(\)"
+    )
+    with load(built[backend]) as engine:
+        for run in (engine, engine.submit):
+            with pytest.raises(UsageError, match=words):
+                run(tensor)
+
+
+def test_draining_waits_for_what_is_in_use_and_hands_all_of_it_out_once() -> None:
+    idle = Idle(["one", "two"])
+    with ThreadPoolExecutor(3) as pool:
+        with idle.one() as taken:
+            draining = [pool.submit(idle.drain) for _ in range(2)]
+            with pytest.raises(TimeoutError):
+                draining[0].result(timeout=0.05)
+            waiting = pool.submit(idle.one().__enter__)
+        drained = sorted(len(future.result(timeout=30)) for future in draining)
+        assert isinstance(waiting.exception(timeout=30), BackendError)
+        with pytest.raises(BackendError, match="closed"), idle.one():
+            pass
+    assert taken == "one"
+    assert drained == [0, 2]
+    assert idle.drain() == []
+
+
 def test_who_waits_for_an_idle_one_hears_that_it_was_closed() -> None:
     idle = Idle(["request"])
     with ThreadPoolExecutor(2) as pool, idle.one() as taken:

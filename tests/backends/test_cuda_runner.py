@@ -135,6 +135,12 @@ def test_memory_is_taken_once_for_every_slot() -> None:
         assert gpu.room == room
 
 
+def test_memory_of_others_is_cleared_before_the_first_call() -> None:
+    gpu = FakeCuda()
+    with load(gpu, 2):
+        assert not any(memory.content.any() for memory in gpu.memory)
+
+
 def test_the_context_is_current_only_during_a_call() -> None:
     gpu = FakeCuda()
     gpu.stack.append(ELSEWHERE)  # of another library in this thread
