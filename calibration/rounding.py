@@ -82,8 +82,9 @@ def learn_rounding(
             if node.op in WEIGHTED:
                 layer = layers[node.name]
                 weight, bias = (exact.constants[name] for name in layer.inputs[1:3])
-                covariance = _covariance(layer, [values[node.inputs[0]] for values in found])
+                covariance, _ = _moments(layer, [values[node.inputs[0]] for values in found])
                 mean = torch.from_numpy(means[layer.inputs[0]]).float()
+                mean = mean.repeat_interleave(weight[0].numel() // len(mean))
                 levels = NARROW_LEVELS if node.name in narrow else LEVELS
                 new = _learn(weight, bias, covariance, mean, levels)
                 learned[node.name] = new
@@ -97,6 +98,51 @@ def learn_rounding(
                 for name in quantized.finished(index):
                     del values[name]
     return learned
+
+
+def first_moments(model: onnx.ModelProto, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """What the first convolution of fp32 ``model`` multiplies with one output channel's weights, in two moments.
+
+    Args:
+        model: fp32 graph, one of whose convolutions reads the images.
+        images: [3, H, W] each, preprocessed.
+
+    Returns:
+        [K + 1, K]: the covariance, and below it the mean.
+    """
+    import torch
+
+    network = Network(model)
+    layer = next(node for node in network.nodes if node.inputs[0] == network.input)
+    chunks = [torch.from_numpy(np.stack(images[i : i + CHUNK])) for i in range(0, len(images), CHUNK)]
+    covariance, mean = _moments(layer, chunks)
+    found: NDArray[np.float32] = torch.cat([covariance, mean[None]]).numpy()
+    return found
+
+
+def learn_first(
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    moments: NDArray[np.float32],
+    *,
+    step: float,
+    levels: int = LEVELS,
+) -> LearnedWeight:
+    """The first convolution alone, whose input has no errors but those of its own quantizer.
+
+    Args:
+        weight: [O, I, ...].
+        bias: [O].
+        moments: as ``first_moments``.
+        step: of the input's quantizer, whose errors are added to the covariance.
+        levels: largest integer of the weights.
+    """
+    import torch
+
+    covariance = torch.from_numpy(moments[:-1].copy())
+    covariance.diagonal().add_(step**2 / 12)
+    parameters = [torch.from_numpy(np.array(array, np.float32)) for array in (weight, bias, moments[-1])]
+    return _learn(parameters[0], parameters[1], covariance, parameters[2], levels)
 
 
 def _columns(layer: Node, x: Tensor) -> Tensor:
@@ -115,8 +161,8 @@ def _columns(layer: Node, x: Tensor) -> Tensor:
     return parts.transpose(0, 1).flatten(1)
 
 
-def _covariance(layer: Node, chunks: list[Tensor]) -> Tensor:
-    """H [K, K] of the layer's input in all chunks."""
+def _moments(layer: Node, chunks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Covariance H [K, K] and mean [K] of the layer's input in all chunks."""
     import torch
 
     total, sums, count = None, None, 0
@@ -129,7 +175,7 @@ def _covariance(layer: Node, chunks: list[Tensor]) -> Tensor:
         count += x.shape[1]
     assert total is not None
     assert sums is not None
-    return total / count - torch.outer(sums, sums) / count**2
+    return total / count - torch.outer(sums, sums) / count**2, sums / count
 
 
 def _learn(weight: Tensor, bias: Tensor, covariance: Tensor, mean: Tensor, levels: int) -> LearnedWeight:
@@ -140,8 +186,7 @@ def _learn(weight: Tensor, bias: Tensor, covariance: Tensor, mean: Tensor, level
     covariance.diagonal().copy_(diagonal + DAMPING * (float(diagonal.mean()) or 1.0))
     scales = torch.from_numpy(weight_scales(weight.numpy(), levels=levels))
     values = _round_with_feedback(rows, covariance, scales, levels)
-    taps = rows.shape[1] // len(mean)
-    moved = (rows - values * scales[:, None]) @ mean.repeat_interleave(taps)
+    moved = (rows - values * scales[:, None]) @ mean
     integers = values.to(torch.int8).reshape(weight.shape)
     return LearnedWeight(integers.numpy(), scales.numpy(), (bias + moved).numpy())
 

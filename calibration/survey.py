@@ -16,6 +16,7 @@ from calibration.equalization import equalize
 from calibration.hardness import Hardship, hard_activations
 from calibration.noise import NoiseModel, noise_model
 from calibration.observers import Histogram
+from calibration.rounding import first_moments
 from calibration.sensitivity import IMAGES, measure_sensitivity
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Survey:
     """Where gradients were taken."""
     hardships: tuple[Hardship, ...] = ()
     """Of the activations, as the checkpoint has them."""
+    first: NDArray[np.float32] | None = None
+    """As ``rounding.first_moments``."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def survey(
         CalibrationError: as ``collect``, or operations whose gradient or channels are not known.
     """
     total = count + (min(count, IMAGES) if wanted.gradients else 0)
-    samples = Samples(count, max(wanted.samples, IMAGES if wanted.gradients else 0))
+    samples = Samples(count, max(wanted.samples, IMAGES))
     stream, serialized = samples.of(batches), model.SerializeToString()
 
     def passed(done: int) -> None:
@@ -80,13 +83,16 @@ def survey(
 
     if not wanted.channels:
         histograms = collect(serialized, tensors, stream, progress=passed)
-        return Survey(histograms, hardships=hard_activations(histograms, None))
+        first = first_moments(model, samples.spread(IMAGES))
+        return Survey(histograms, hardships=hard_activations(histograms, None), first=first)
     channels = collect_channels(serialized, tensors, stream, progress=passed)
+    first = first_moments(model, samples.spread(IMAGES))
     kept = tuple(samples.spread(wanted.samples))
     means = {name: entry.means for name, entry in channels.items()}
     if not wanted.gradients:
         merged = _merged(channels, None)
-        return Survey(merged, means, samples=kept, hardships=hard_activations(merged, channels))
+        hardships = hard_activations(merged, channels)
+        return Survey(merged, means, samples=kept, hardships=hardships, first=first)
     sensitivity = measure_sensitivity(
         model, tensors, samples.spread(IMAGES), channels, progress=lambda done: passed(count + done)
     )
@@ -94,7 +100,8 @@ def survey(
     chosen = equalize(noise, channels=wanted.equalize)
     factors = {name: chosen.factors[name] for name in tensors} if wanted.equalize else None
     merged = _merged(channels, factors)
-    return Survey(merged, means, chosen.thresholds, factors, kept, noise, hard_activations(merged, channels))
+    hardships = hard_activations(merged, channels)
+    return Survey(merged, means, chosen.thresholds, factors, kept, noise, hardships, first)
 
 
 def _merged(

@@ -72,6 +72,9 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     version: str
     """Version of the arithmetic that made the numbers, ``calibration.version``."""
     tensors: dict[str, TensorRange]
+    first_moments: bytes = b""
+    """[K + 1, K] float32, little-endian: covariance and mean of what the first convolution multiplies with an output
+    channel's K weights, so that these can be rounded against it. Empty where they were not taken."""
     sha256: str = ""
 
     def digest(self) -> str:
@@ -101,6 +104,20 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
             for name, tensor in self.tensors.items()
             if tensor.channel_factors
         }
+
+    def moments(self) -> NDArray[np.float32] | None:
+        """As ``first_moments``, or None where it is empty.
+
+        Raises:
+            TableError: it is no matrix of that form.
+        """
+        if not self.first_moments:
+            return None
+        values = np.frombuffer(self.first_moments, "<f4")
+        width = round((np.sqrt(1 + 4 * values.size) - 1) / 2)
+        if values.size != (width + 1) * width or not np.isfinite(values).all():
+            raise TableError("the calibration table has damaged first_moments: calibrate again")
+        return values.reshape(width + 1, width)
 
     def with_method(self, method: str) -> CalibrationTable:
         """The same table with the thresholds of ``method``; no images are needed.
@@ -174,11 +191,12 @@ def make_table(
     means: Mapping[str, NDArray[np.floating]] | None = None,
     factors: Mapping[str, NDArray[np.floating]] | None = None,
     levels: Mapping[str, int] | None = None,
+    first: NDArray[np.floating] | None = None,
 ) -> CalibrationTable:
     """Table of ``histograms`` with the thresholds of all methods; those of ``method`` are the chosen ones.
 
     ``logit`` are the thresholds of that method, which needs more than histograms; ``means``, ``factors`` and ``levels``
-    (of the tensors that have others than 127) as in ``TensorRange``.
+    (of the tensors that have others than 127) as in ``TensorRange``, ``first`` as in ``first_moments``.
 
     Raises:
         CalibrationError: no such method, nothing observed, or a range too large for an 8-bit scale.
@@ -220,6 +238,7 @@ def make_table(
             preprocess=preprocess,
             version=VERSION,
             tensors=tensors,
+            first_moments=b"" if first is None else np.asarray(first, "<f4").tobytes(),
         )
     )
 

@@ -15,6 +15,7 @@ from rescompile.config import BuildConfig, InputFormat
 from rescompile.deployable import Deployable
 from rescompile.engine import write_engine
 from rescompile.environment import describe
+from rescompile.errors import UsageError
 from rescompile.files import atomic_write
 from rescompile.golden import TOLERANCE
 from rescompile.manifest import CalibrationRef, Manifest, TensorSpec
@@ -58,7 +59,7 @@ def backend_for(config: BuildConfig) -> ChosenBackend:
     """The backend that was asked for, or the best of this machine for ``auto``, with the reason.
 
     Raises:
-        UsageError: the target does not exist for the backend.
+        UsageError: the target does not exist for the backend, or it has no kernels for --full-range.
         BackendUnavailable: it cannot build here.
     """
     name, notes = config.backend, tuple[str, ...]()
@@ -67,9 +68,10 @@ def backend_for(config: BuildConfig) -> ChosenBackend:
         notes = (f"--backend auto chose {name}: {reason}",)
     backend = get_backend(name)
     backend.check(config.target)
-    if config.without_full_range:
-        notes += (
-            f"{name} engines keep 128 of the 256 values of int8 behind a ReLU: their kernels have no other range yet",
+    if config.calibration.full_range and backend.full_range == "none":
+        raise UsageError(
+            f"--backend {name} has kernels for 0..127 behind a ReLU only; leave --full-range out, or choose another "
+            "--backend"
         )
     return ChosenBackend(backend, notes)
 

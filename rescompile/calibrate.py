@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,16 +11,17 @@ from numpy.typing import NDArray
 
 from calibration.builtin import builtin_image_set
 from calibration.comparison import Comparison, compare_methods
+from calibration.errors import TableError
 from calibration.hardness import Hardship, hard_weights
 from calibration.images import ImageSet, open_image_set
 from calibration.preprocess import normalize
 from calibration.rounding import IMAGES as LEARNING_IMAGES
-from calibration.rounding import learn_rounding
-from calibration.scales import FULL_LEVELS
+from calibration.rounding import LearnedWeight, learn_first, learn_rounding
+from calibration.scales import FULL_LEVELS, LEVELS, NARROW_LEVELS
 from calibration.survey import Wanted, survey
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.config import CalibrationConfig
-from rescompile.effort import RECIPES, Recipe
+from rescompile.effort import RECIPES, FullRange, Recipe
 from rescompile.errors import UsageError
 from rescompile.graph.equalize import equalize
 from rescompile.graph.quantize import quantize as to_quantized
@@ -47,8 +49,8 @@ class Calibrated:
     """Preprocessed images [3, H, W] to learn the rounding from; none where it is not learned."""
     comparison: Comparison | None = field(default=None, compare=False, repr=False)
     """Every method on every tensor; None for a table that was read."""
-    narrow: bool = False
-    """Whether weights that meet inputs of all 256 values stay within 63 (``Backend.narrow_weights``)."""
+    full_range: FullRange = "costs"
+    """As ``Backend.full_range``: where it costs, weights that meet inputs of all 256 values stay within 63."""
 
 
 def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
@@ -71,11 +73,12 @@ def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
 
 
 def calibrate(
-    source: Source, config: CalibrationConfig, progress: Progress, *, narrow: bool = False
+    source: Source, config: CalibrationConfig, progress: Progress, *, full_range: FullRange = "costs"
 ) -> Calibrated:
     """The table of ``config``: read from its file and checked, or measured on its images.
 
-    ``narrow`` is as in ``Calibrated``.
+    ``full_range`` is what the backend pays for inputs of all 256 values of int8; a table for none in particular is made
+    for one that pays.
 
     Raises:
         TableError: the table is damaged or was made for another checkpoint, preprocessing or graph.
@@ -87,11 +90,17 @@ def calibrate(
         table = read_table(config.table)
         table.check(checkpoint_sha256=source.checkpoint.sha256, preprocess=source.preprocess, tensors=tensors)
         table = table if config.method is None else table.with_method(config.method)
-        return Calibrated(table, recipe=_recipe_of(table, config), narrow=narrow)
+        if full_range == "none" and FULL_LEVELS in table.levels().values():
+            raise UsageError(
+                "the calibration table has tensors of full range, for which the backend has no kernels; calibrate with "
+                "--no-full-range, or choose another --backend"
+            )
+        return Calibrated(table, recipe=_recipe_of(table, config), full_range=full_range)
     images = calibration_images(config, source)
     hardships = hard_weights(source.graph)
     recipe = _for_hard_weights(config.recipe, config) if hardships else config.recipe
-    levels = dict.fromkeys(full_range_tensors(source.graph) if recipe.full_range else (), FULL_LEVELS)
+    able = full_range_tensors(source.graph) if recipe.full_range else []
+    levels = dict.fromkeys(able if full_range in recipe.full_range else (), FULL_LEVELS)
     seen = survey(
         source.graph,
         tensors,
@@ -117,9 +126,12 @@ def calibrate(
         means=seen.means,
         factors=seen.factors,
         levels=levels,
+        first=seen.first,
     )
     advice = (BUILT_IN_ADVICE,) if config.images is None else ()
     found = notes_on_hardships((*hardships, *seen.hardships), recipe)
+    if able and full_range == "none":
+        found += ("half of int8 stays unused behind a ReLU: this backend's kernels have no other range yet",)
     thresholds = {name: entry.thresholds for name, entry in table.tensors.items()}
     return Calibrated(
         table,
@@ -127,7 +139,7 @@ def calibrate(
         recipe,
         seen.samples,
         compare_methods(seen.histograms, thresholds, seen.noise, seen.factors),
-        narrow,
+        full_range,
     )
 
 
@@ -142,22 +154,45 @@ def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx
     means = {name: mean / factors.get(name, np.float32(1)) for name, mean in table.means().items()}
     graph = equalize(source.graph, factors) if factors else source.graph
     full_range = [name for name, levels in table.levels().items() if levels == FULL_LEVELS]
-    narrow = reading_all_of_int8(graph, full_range) if calibrated.narrow else ()
+    narrow = reading_all_of_int8(graph, full_range) if calibrated.full_range == "costs" else ()
     if recipe.rounding == "learned":
         nearest = to_quantized(graph, scales, full_range=full_range)
         learned = learn_rounding(
             graph, nearest, calibrated.samples, means, narrow=narrow, progress=progress.advanced
         )
-        return to_quantized(graph, scales, learned=learned, full_range=full_range)
-    corrected = means if recipe.bias_correction else None
+    else:
+        learned = _learned_first(graph, table, narrow)
     return to_quantized(
         graph,
         scales,
         weight_method=recipe.weight_scales,
-        means=corrected,
+        means=means if recipe.bias_correction else None,
+        learned=learned,
         full_range=full_range,
-        narrow=narrow,
     )
+
+
+def _learned_first(
+    graph: onnx.ModelProto, table: CalibrationTable, narrow: Collection[str]
+) -> dict[str, LearnedWeight]:
+    """The first convolution, rounded against its pixels, of which every table knows enough; others are narrow nowhere.
+
+    In seven bits its weights cost as much as those of all other layers together when they are rounded to the nearest.
+    """
+    moments = table.moments()
+    if moments is None:
+        return {}
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    node = next(each for each in graph.graph.node if each.input[0] == graph.graph.input[0].name)
+    weight, bias = (onnx.numpy_helper.to_array(constants[name]) for name in node.input[1:3])
+    if moments.shape[1] != weight[0].size:
+        raise TableError(
+            f"the calibration table's first_moments are of {moments.shape[1]} weights, '{node.name}' has "
+            f"{weight[0].size}: calibrate again with this model"
+        )
+    levels = NARROW_LEVELS if node.name in narrow else LEVELS
+    step = table.scales()[node.input[0]]
+    return {node.name: learn_first(weight, bias, moments, step=step, levels=levels)}
 
 
 def _recipe_of(table: CalibrationTable, config: CalibrationConfig) -> Recipe:

@@ -23,8 +23,6 @@ INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
 DEFAULT_CALIBRATION_IMAGES = 512
 INT8_THROUGHOUT = ("triton",)
 """Backends whose INT8 engines can have no block in floating point."""
-HALF_RANGE = ("triton",)
-"""Backends whose kernels have their ReLU in 0..127, so that ``full_range`` is not for them."""
 MAX_SIDE = 8192
 """Pixels; ``Preprocess`` in a manifest or a table reads back no more."""
 
@@ -224,7 +222,7 @@ class CalibrationConfig:
             "bias_correction": self.bias_correction,
             "rounding": self.rounding,
             "weight_scales": self.weight_scales,
-            "full_range": self.full_range,
+            "full_range": None if self.full_range is None else ("free", "costs") if self.full_range else (),
         }
         return replace(chosen, **{name: value for name, value in own.items() if value is not None})
 
@@ -260,11 +258,6 @@ class BuildConfig:
                 f"a calibration was passed, but --precision {self.precision} needs none; leave it out"
             )
         positive(self.validation_images, "--validation-images")
-        if self.calibration.full_range and self.backend in HALF_RANGE:
-            raise UsageError(
-                f"--backend {self.backend} has kernels for 0..127 behind a ReLU only; leave --full-range out, or "
-                "choose another --backend"
-            )
         if self.fp16_blocks is not None and self.precision != "int8":
             raise UsageError(
                 f"--fp16-blocks is about the blocks of an int8 engine; leave it out with --precision {self.precision}"
@@ -284,19 +277,6 @@ class BuildConfig:
                 "--fp16-blocks auto orders the blocks on calibration images, and --calibration brings none; pass "
                 "--calibration-set instead, or name the blocks"
             )
-
-    @property
-    def without_full_range(self) -> bool:
-        """Whether the effort would use the full range, and the backend cannot."""
-        made = (
-            self.precision == "int8" and self.calibration.table is None and self.calibration.recipe.full_range
-        )
-        return made and self.backend in HALF_RANGE
-
-    @property
-    def calibration_made(self) -> CalibrationConfig:
-        """The calibration as the backend can take it."""
-        return replace(self.calibration, full_range=False) if self.without_full_range else self.calibration
 
     @property
     def keeps_budget(self) -> bool:

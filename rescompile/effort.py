@@ -1,8 +1,9 @@
 """What ``--effort`` stands for: a set of methods, each of which can also be chosen by itself.
 
-fast       thresholds from histograms; weights rounded to the nearest
-balanced   and: channels equalized, thresholds by what they do to the logits, biases corrected
-best       and: weights rounded against each other, layer by layer; all 256 values of int8 for what is never negative
+fast       thresholds from histograms; weights rounded to the nearest, the first convolution's against its pixels
+balanced   and: channels equalized, thresholds by what they do to the logits, biases corrected; all 256 values of int8
+           for what is never negative, where the backend pays nothing for it
+best       and: weights rounded against each other, layer by layer; all 256 values wherever the backend can
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Literal, get_args
 Effort = Literal["fast", "balanced", "best"]
 Rounding = Literal["nearest", "learned"]
 WeightScales = Literal["max", "mse"]
+FullRange = Literal["free", "costs", "none"]
+"""What a backend pays for inputs of all 256 values of int8 (``graph.full_range``): nothing; weights of seven bits, or
+twice the work; or it has no kernels for them."""
 
 EFFORTS: tuple[str, ...] = get_args(Effort)
 DEFAULT_EFFORT: Effort = "balanced"
@@ -28,8 +32,8 @@ class Recipe:
     bias_correction: bool
     rounding: Rounding
     weight_scales: WeightScales = "max"
-    full_range: bool = False
-    """Zero stored as -128 where ``graph.full_range`` allows it: bottlenecks."""
+    full_range: tuple[FullRange, ...] = ()
+    """On which backends zero is stored as -128 where ``graph.full_range`` allows it: in bottlenecks."""
 
     @property
     def needs_gradients(self) -> bool:
@@ -44,6 +48,10 @@ class Recipe:
 
 RECIPES: dict[Effort, Recipe] = {
     "fast": Recipe("mse", equalize=False, bias_correction=False, rounding="nearest"),
-    "balanced": Recipe("logit", equalize=True, bias_correction=True, rounding="nearest"),
-    "best": Recipe("logit", equalize=True, bias_correction=True, rounding="learned", full_range=True),
+    "balanced": Recipe(
+        "logit", equalize=True, bias_correction=True, rounding="nearest", full_range=("free",)
+    ),
+    "best": Recipe(
+        "logit", equalize=True, bias_correction=True, rounding="learned", full_range=("free", "costs")
+    ),
 }

@@ -36,8 +36,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
         calibrated, notes = None, (*chosen.notes, *source.notes)
         if config.precision == "int8":
             with clock.stage("calibrate"):
-                narrow = backend.narrow_weights
-                calibrated = calibrate(source, config.calibration_made, progress, narrow=narrow)
+                calibrated = calibrate(source, config.calibration, progress, full_range=backend.full_range)
             notes = (*notes, *calibrated.notes)
         with clock.stage("quantize"):
             mixed = mixture.as_asked(source, calibrated, named, progress)

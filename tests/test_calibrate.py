@@ -9,12 +9,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from calibration.builtin import builtin_image_set
 from calibration.errors import CalibrationError, ImageSetError, TableError
 from calibration.observers import histogram_of
+from calibration.preprocess import normalize
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.calibrate import Calibrated, calibrate, calibration_images, quantize
 from rescompile.config import CalibrationConfig, ModelConfig
@@ -22,7 +24,12 @@ from rescompile.errors import UsageError
 from rescompile.graph.factors import factors_of
 from rescompile.graph.full_range import fold_zero_points, offsets_of
 from rescompile.graph.lint import lint
-from rescompile.graph.topology import block_outputs, full_range_tensors, quantized_tensors
+from rescompile.graph.topology import (
+    block_outputs,
+    full_range_tensors,
+    quantized_tensors,
+    reading_all_of_int8,
+)
 from rescompile.source import Source, open_source
 from rescompile.stages import Silent
 from tests.graph.conftest import run
@@ -102,11 +109,11 @@ def bottlenecks() -> Source:
     return open_source(ModelConfig(model="resnet20-cifar-bottleneck", weights="random"), Silent())
 
 
-@pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
+@pytest.mark.parametrize("effort", ["balanced", "best"])
 def test_the_full_range_brings_bottlenecks_nearer_to_fp32(
     small: Path, bottlenecks: Source, effort: str, tmp_path: Path
 ) -> None:
-    pixels = np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32)
+    pixels = normalize(np.load(small / "images.npz")["images"], bottlenecks.preprocess)
     expected, errors = run(bottlenecks.graph, pixels)["logits"], []
     for full_range in (True, False):
         calibrated = made(bottlenecks, images=small / "images.npz", effort=effort, full_range=full_range)
@@ -120,6 +127,58 @@ def test_the_full_range_brings_bottlenecks_nearer_to_fp32(
     calibrated.table.write(tmp_path / "t.json")
     again = quantize(bottlenecks, made(bottlenecks, table=tmp_path / "t.json"), Silent())
     assert effort == "best" or again == graph, "a table brings its levels"
+
+
+@pytest.mark.parametrize(
+    ("backend", "effort", "wide"),
+    [
+        ("free", "fast", 0),
+        ("free", "balanced", 12),
+        ("costs", "balanced", 0),
+        ("costs", "best", 12),
+        ("none", "best", 0),
+    ],
+)
+def test_the_backend_decides_with_the_effort_who_gets_the_full_range(
+    small: Path, bottlenecks: Source, backend: Any, effort: Any, wide: int
+) -> None:
+    config = CalibrationConfig(images=small / "images.npz", limit=4, effort=effort)
+    calibrated = calibrate(bottlenecks, config, Silent(), full_range=backend)
+    assert list(calibrated.table.levels().values()).count(255) == wide
+    assert any("half of int8 stays unused" in note for note in calibrated.notes) == (backend == "none")
+    held = {
+        tensor.name.removesuffix(".weight.int8"): np.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max()
+        for tensor in quantize(bottlenecks, calibrated, Silent()).graph.initializer
+        if tensor.name.endswith(".weight.int8")
+    }
+    narrow = {name for name, largest in held.items() if largest <= 63}
+    if backend != "costs":
+        assert not narrow
+    elif effort == "balanced":
+        assert narrow == {"conv1"}
+    else:
+        assert narrow == set(reading_all_of_int8(bottlenecks.graph, full_range_tensors(bottlenecks.graph)))
+
+
+def test_a_table_of_full_range_is_refused_where_there_are_no_kernels(
+    small: Path, bottlenecks: Source, tmp_path: Path
+) -> None:
+    table = made(bottlenecks, images=small / "images.npz", limit=4, effort="fast", full_range=True).table
+    table.write(tmp_path / "t.json")
+    with pytest.raises(UsageError, match="tensors of full range, for which the backend has no kernels"):
+        calibrate(bottlenecks, CalibrationConfig(table=tmp_path / "t.json"), Silent(), full_range="none")
+
+
+def test_pixels_of_another_network_are_refused(
+    small_source: Source, bottlenecks: Source, table: CalibrationTable
+) -> None:
+    moments = np.zeros((4, 3), np.float32).tobytes()
+    foreign = msgspec.structs.replace(table, first_moments=moments)
+    with pytest.raises(TableError, match=r"first_moments are of 3 weights, 'conv1' has 27"):
+        quantize(small_source, Calibrated(foreign), Silent())
+    imported = msgspec.structs.replace(table, first_moments=b"")
+    nearest = quantize(small_source, Calibrated(imported), Silent())
+    assert nearest != quantize(small_source, Calibrated(table), Silent())
 
 
 @pytest.mark.parametrize(

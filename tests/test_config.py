@@ -116,11 +116,6 @@ REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
         "leave it out with --precision fp16",
     ),
     (BuildConfig, {"model": MODEL, "fp16_blocks": ("fc",), "backend": "triton"}, "without FP16 blocks only"),
-    (
-        BuildConfig,
-        {"model": MODEL, "backend": "triton", "calibration": CalibrationConfig(full_range=True)},
-        "kernels for 0..127 behind a ReLU only",
-    ),
     (CalibrationConfig, {"table": Path("a"), "full_range": False}, "--full-range need images"),
     (BuildConfig, {"model": MODEL, "fp16_blocks": "auto"}, "pass --validation-set with --min-agreement"),
     (
@@ -147,23 +142,19 @@ def test_contradictions_are_refused(kind: Callable[..., object], fields: dict[st
 
 
 @pytest.mark.parametrize(
-    ("backend", "effort", "full_range", "made"),
+    ("effort", "full_range", "backends"),
     [
-        ("tensorrt", "best", None, True),
-        ("tensorrt", "best", False, False),
-        ("openvino", "balanced", True, True),
-        ("openvino", "balanced", None, False),
-        ("triton", "best", None, False),
+        ("fast", None, ()),
+        ("balanced", None, ("free",)),
+        ("best", None, ("free", "costs")),
+        ("fast", True, ("free", "costs")),
+        ("best", False, ()),
     ],
 )
-def test_the_full_range_is_part_of_the_best_effort_where_the_backend_has_it(
-    backend: str, effort: Any, full_range: bool | None, made: bool
+def test_the_full_range_is_taken_where_it_is_worth_its_price(
+    effort: Any, full_range: bool | None, backends: tuple[str, ...]
 ) -> None:
-    config = BuildConfig(
-        model=MODEL, backend=backend, calibration=CalibrationConfig(effort=effort, full_range=full_range)
-    )
-    assert config.calibration_made.recipe.full_range is made
-    assert config.without_full_range is (backend == "triton")
+    assert CalibrationConfig(effort=effort, full_range=full_range).recipe.full_range == backends
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

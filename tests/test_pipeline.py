@@ -82,15 +82,15 @@ def test_every_residual_add_is_fused_and_every_block_has_an_error(built: tuple[P
     assert {entry.tensor for entry in report.ranges} >= {"input", "layer3.2.relu", "flatten"}
 
 
-def test_weights_that_meet_signed_inputs_have_seven_bits_where_the_backend_asks(
+def test_weights_that_meet_signed_inputs_have_seven_bits_where_the_backend_pays(
     built: tuple[Path, BuildReport],
 ) -> None:
     tensors = onnx.load(built[0] / "model.onnx").graph.initializer
     held = {each.name: numpy_helper.to_array(each) for each in tensors}
     assert np.abs(held["conv1.weight.int8"].astype(int)).max() == 63
     assert np.abs(held["layer1.0.conv1.weight.int8"].astype(int)).max() == 127
-    asked = {name for name in BACKENDS if get_backend(name).narrow_weights}
-    assert asked == {"openvino", "onnxruntime"}
+    paying = {name for name in BACKENDS if get_backend(name).full_range == "costs"}
+    assert paying == {"openvino", "onnxruntime"}
 
 
 def test_a_loaded_engine_gives_the_logits_that_were_judged(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_chec
 import numpy as np
 from numpy.typing import NDArray
 
+from rescompile.effort import FullRange
 from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import Batch, Manifest, Precision
 
@@ -127,8 +128,8 @@ class Backend(Protocol):
     name: str
     payload_files: tuple[str, ...]
     """Files without which no engine of this kind is loaded; there may be more."""
-    narrow_weights: bool
-    """Whether weights must stay within 63, where their input uses all 256 values of int8, to be both exact and fast."""
+    full_range: FullRange
+    """What it pays for inputs that use all 256 values of int8."""
 
     def availability(self, target: str | None = None) -> Availability:
         """What can be done here, found without building anything; ``run`` is about an engine for ``target``."""

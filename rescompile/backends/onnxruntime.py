@@ -23,6 +23,7 @@ from rescompile.backends.base import (
     RestType,
     RunOptions,
 )
+from rescompile.effort import FullRange
 from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import Manifest, Precision
 
@@ -99,7 +100,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     payload_files = (MODEL,)
-    narrow_weights = True
+    full_range: FullRange = "costs"
 
     def availability(self, target: str | None = None) -> Availability:
         """Always there: ONNX Runtime is a dependency of the project."""

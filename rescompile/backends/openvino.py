@@ -31,6 +31,7 @@ from rescompile.backends.idle import Idle
 from rescompile.backends.onnxruntime import refuse_target
 from rescompile.backends.openvino_cache import CompiledModels, compiled_models
 from rescompile.backends.sharing import shareable
+from rescompile.effort import FullRange
 from rescompile.errors import BackendError, EngineError
 from rescompile.files import check_room
 from rescompile.manifest import Batch, Manifest, Precision
@@ -50,7 +51,7 @@ class OpenVino:
 
     name = "openvino"
     payload_files = (MODEL, WEIGHTS)
-    narrow_weights = True
+    full_range: FullRange = "costs"
 
     def availability(self, target: str | None = None) -> Availability:
         """Always there: OpenVINO is a dependency of the project."""

@@ -21,6 +21,7 @@ from rescompile.backends.base import (
 from rescompile.backends.cuda import Gpu, driver, gpus
 from rescompile.backends.tensorrt_callbacks import joined, make_logger, make_monitor
 from rescompile.backends.tensorrt_inspector import fused_adds
+from rescompile.effort import FullRange
 from rescompile.errors import BackendError, BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write, writing
 from rescompile.manifest import Manifest, Precision
@@ -55,7 +56,7 @@ class TensorRt:
         self.module = module
         self.name = module.replace("_", "-")
         self.payload_files = (MODEL,)
-        self.narrow_weights = False
+        self.full_range: FullRange = "free"
         self.is_rtx = module == "tensorrt_rtx"
 
     def availability(self, target: str | None = None) -> Availability:

@@ -24,7 +24,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from calibration.rounding import LearnedWeight
-from calibration.scales import LEVELS, NARROW_LEVELS, dequantize, weight_scales
+from calibration.scales import dequantize, weight_scales
 from calibration.scales import quantize as to_int8
 from rescompile.errors import GraphError
 from rescompile.graph.full_range import ZERO_POINT
@@ -48,7 +48,6 @@ def quantize(
     means: Mapping[str, NDArray[np.floating]] | None = None,
     learned: Mapping[str, LearnedWeight] | None = None,
     full_range: Collection[str] = (),
-    narrow: Collection[str] = (),
 ) -> onnx.ModelProto:
     """The deployable INT8 graph of a folded fp32 graph: symmetric, weights per output channel, bias in float.
 
@@ -59,9 +58,8 @@ def quantize(
             was no better on real checkpoints (docs/accuracy-notes.md), whatever it does to the weights themselves.
         means: channel means [C] of every weighted node's input; with them each bias takes the mean of its weights'
             rounding error away, b + (W - Q) mean(x) (Nagel et al., 2019).
-        learned: integers, scales and biases by node name, in place of rounding to the nearest.
+        learned: integers, scales and biases by node name, in place of rounding to the nearest; of some nodes or all.
         full_range: tensors whose zero is stored as -128.
-        narrow: nodes whose weights stay within ``NARROW_LEVELS``; ``learned`` ones are taken as they are.
 
     Raises:
         GraphError: a tensor that needs a scale has none.
@@ -83,13 +81,11 @@ def quantize(
     for node in [node for node in graph.nodes if node.op in WEIGHTED_OPS]:
         source = behind_quantizers(node.inputs[0]).name
         weight = node.inputs[1].values
-        if learned is not None:
+        if learned is not None and node.name in learned:
             new = learned[node.name]
         else:
-            levels = NARROW_LEVELS if node.name in narrow else LEVELS
-            scales_of_rows = weight_scales(weight, weight_method, levels)
             mean = None if means is None else means[source]
-            new = _nearest(weight, node.inputs[2].values, scales_of_rows, levels, mean)
+            new = _nearest(weight, node.inputs[2].values, weight_method, mean)
         _install(graph, node, new)
     return write(graph)
 
@@ -113,11 +109,11 @@ def _quantize_activation(graph: gs.Graph, tensor: gs.Variable, scale: float, zer
 def _nearest(
     weight: NDArray[np.float32],
     bias: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    levels: int,
+    method: WeightMethod,
     mean: NDArray[np.floating] | None,
 ) -> LearnedWeight:
-    values = np.clip(to_int8(weight, scales), -levels, levels)
+    scales = weight_scales(weight, method)
+    values = to_int8(weight, scales)
     if mean is not None:
         change = weight.astype(np.float64) - dequantize(values, scales)
         by_channel = change.reshape(*weight.shape[:2], -1).sum(axis=2)

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from calibration.errors import CalibrationError
 from calibration.network import Network
-from calibration.rounding import _round_with_feedback, learn_rounding
+from calibration.rounding import _round_with_feedback, first_moments, learn_first, learn_rounding
 from calibration.scales import weight_scales
 from rescompile.graph.quantize import quantize
 from tests.graph.conftest import folded, images, int8, run
@@ -96,6 +96,34 @@ def test_learned_weights_bring_the_logits_closer_to_fp32() -> None:
     assert np.square(better - expected).sum() < 0.85 * np.square(nearest - expected).sum()
     assert steps[-1] == (20, 20)
     assert all(entry.values.dtype == np.int8 and (entry.scales > 0).all() for entry in learned.values())
+
+
+def test_moments_of_the_first_layer_are_those_of_its_patches() -> None:
+    graph = folded("resnet20-cifar", "A")
+    pixels = np.random.default_rng(9).normal(0.5, 1.0, size=(4, 3, 32, 32)).astype(np.float32)
+    found = first_moments(graph, list(pixels))
+    patches = torch.nn.functional.unfold(torch.from_numpy(pixels), 3, padding=1).transpose(0, 1).flatten(1)
+    # of 4,096 positions every one is taken
+    assert np.allclose(found[-1], patches.mean(1), atol=1e-5)
+    assert np.allclose(found[:-1], torch.cov(patches, correction=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [63, 127])
+def test_the_first_layer_rounded_against_its_pixels_errs_less(levels: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(16, 3, 3, 3, generator=generator)
+    x = 0.3 + torch.randn(27, 12, generator=generator) @ torch.randn(12, 4000, generator=generator)
+    mean, centred = x.mean(1), x - x.mean(1, keepdim=True)
+    moments = np.vstack([(centred @ centred.t() / 4000).numpy(), mean.numpy()[None]])
+    found = learn_first(weight.numpy(), np.zeros(16, np.float32), moments, step=0.01, levels=levels)
+    rows, scales = weight.flatten(1), torch.from_numpy(found.scales)[:, None]
+    assert np.abs(found.values.astype(int)).max() == levels
+
+    def error(values: torch.Tensor, bias: torch.Tensor) -> float:
+        return float((values * scales @ x + bias[:, None] - rows @ x).square().mean())
+
+    learned = error(torch.from_numpy(found.values).flatten(1).float(), torch.from_numpy(found.bias))
+    assert learned < 0.4 * error((rows / scales).round(), torch.zeros(16))
 
 
 def test_narrow_layers_stay_within_seven_bits_and_others_do_not() -> None:

@@ -72,6 +72,20 @@ def test_a_tensor_of_full_range_has_255_steps_with_every_method(tmp_path: Path) 
         assert tensor.scale == scale_of(tensor.threshold, tensor.levels)
 
 
+def test_moments_of_the_first_layer_come_back(tmp_path: Path) -> None:
+    first = np.random.default_rng(0).normal(size=(28, 27)).astype(np.float32)
+    again = read_table(written(tmp_path, table(first=first))).moments()
+    assert again is not None
+    assert np.array_equal(again, first)
+    assert table().moments() is None
+
+
+@pytest.mark.parametrize("content", [b"\0" * 40, np.full(6, np.nan, "<f4").tobytes()])
+def test_damaged_moments_are_refused(content: bytes) -> None:
+    with pytest.raises(TableError, match="damaged first_moments"):
+        msgspec.structs.replace(table(), first_moments=content).moments()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_another_method_needs_no_images(tmp_path: Path, method: str) -> None:
     assert read_table(written(tmp_path)).with_method(method) == table(method)

@@ -17,6 +17,7 @@ from rescompile.backends.base import (
 from rescompile.backends.cuda import Gpu, driver, gpus
 from rescompile.backends.triton.plan import PLAN, WEIGHTS
 from rescompile.backends.triton.reading import read_plan, write_plan
+from rescompile.effort import FullRange
 from rescompile.errors import BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write
 from rescompile.manifest import Manifest, Precision
@@ -34,7 +35,7 @@ class Triton:
 
     name = "triton"
     payload_files = (PLAN, WEIGHTS)
-    narrow_weights = False
+    full_range: FullRange = "none"
     simulation = "plan's reference executor (plain PyTorch on the CPU, not a GPU)"
 
     def availability(self, target: str | None = None) -> Availability:
