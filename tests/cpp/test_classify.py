@@ -17,7 +17,7 @@ import rescompile
 from rescompile.backends.base import RunOptions
 from tests.cpp.building import ROOT, Native, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cpp")]
+pytestmark = pytest.mark.slow
 
 PHOTOGRAPH = ROOT / "calibration/photographs/chelsea.jpg"
 ORIENTATION = 0x0112

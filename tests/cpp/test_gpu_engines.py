@@ -29,7 +29,7 @@ from tests.backends.triton.planned import make_plan, manifest_of
 from tests.cpp.building import run
 from tests.cpp.hostile import Fields, changed
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cpp")]
+pytestmark = pytest.mark.slow
 
 IMAGES, LOGITS, ARENA, WEIGHTS = range(4)
 """The numbers of allocations, in the order in which they are made."""

@@ -13,7 +13,7 @@ from rescompile.engine import write_engine
 from rescompile.manifest import read_manifest
 from tests.cpp.hostile import CASES
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cpp")]
+pytestmark = pytest.mark.slow
 
 # oneTBB opens a library in a way that sanitizers forbid, unless it is told; what a front end of OpenVINO leaks when it
 # is shown garbage is not ours

@@ -11,7 +11,7 @@ import pytest
 from tests.cpp.building import Native, blocks, commands, obey, quickly, run
 from tests.cpp.conftest import Folders
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cpp")]
+pytestmark = pytest.mark.slow
 
 CLANG = next((path for name in ("clang", "clang-14") if (path := shutil.which(name))), None)
 

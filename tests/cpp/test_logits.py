@@ -15,7 +15,7 @@ from rescompile.backends.base import RunOptions
 from rescompile.manifest import Manifest, read_manifest
 from tests.cpp.native import Library, NativeError
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cpp")]
+pytestmark = pytest.mark.slow
 
 Engines = dict[str, Path]
 

@@ -19,7 +19,7 @@ from rescompile.engine import write_engine
 from rescompile.manifest import read_manifest
 from tests.cpp.native import Library, NativeEngine, NativeError
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cpp")]
+pytestmark = pytest.mark.slow
 
 CROP = 32
 Load = Callable[[Preprocess], NativeEngine]

@@ -12,7 +12,7 @@ from tests.cpp.building import Native, compiled, run
 from tests.cpp.conftest import Folders
 from tests.cpp.native import Library
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cpp")]
+pytestmark = pytest.mark.slow
 
 # oneTBB opens a library in a way that the sanitizers forbid, unless it is told
 QUIET_TBB = {"TBB_ENABLE_SANITIZERS": "1"}

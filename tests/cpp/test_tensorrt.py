@@ -19,7 +19,7 @@ from tests.cpp.building import SOURCE, blocks, quickly, run
 from tests.cpp.conftest import Folders
 from tests.cpp.hostile import Fields, changed
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cpp")]
+pytestmark = pytest.mark.slow
 
 ROOT = os.environ.get("TensorRT_ROOT")  # noqa: SIM112 - CMake's own spelling
 RTX = importlib.util.find_spec("tensorrt_rtx_libs")
