@@ -235,6 +235,14 @@ def test_draining_waits_for_what_is_in_use_and_hands_all_of_it_out_once() -> Non
     assert idle.drain() == []
 
 
+def test_nobody_takes_what_is_being_drained() -> None:
+    idle = Idle(["one"])
+    idle._draining = True  # as while another thread waits for what is in use
+    with pytest.raises(BackendError, match="closed"), idle.one():
+        pass
+    assert idle.drain() == ["one"]
+
+
 def test_who_waits_for_an_idle_one_hears_that_it_was_closed() -> None:
     idle = Idle(["request"])
     with ThreadPoolExecutor(2) as pool, idle.one() as taken:

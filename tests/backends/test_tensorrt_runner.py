@@ -97,3 +97,10 @@ def test_a_profiler_is_told_of_every_context() -> None:
     runner(trt, parallel=2).attach("profiler")
     assert [context.profiler for context in trt.contexts] == ["profiler"] * 2
     assert trt.gpu.depth == 0
+
+
+def test_closing_drops_every_context() -> None:
+    run = runner(network(), parallel=2)
+    lanes = list(run._lanes)
+    run.close()
+    assert [lane.context for lane in lanes] == [None, None]

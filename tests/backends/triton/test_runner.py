@@ -114,6 +114,14 @@ def test_too_little_memory_gives_everything_back(written: tuple[Path, Plan]) -> 
     assert gpu.nothing_left()
 
 
+def test_weights_that_cannot_be_copied_leave_nothing_behind(written: tuple[Path, Plan]) -> None:
+    gpu = FakeGpu(written[1])
+    gpu.failing["memcpy_htod"] = 2
+    with pytest.raises(BackendError, match="cannot run this engine: cumemcpy_htod failed: error 2"):
+        runner(written, gpu)
+    assert gpu.nothing_left()
+
+
 def test_machine_code_that_the_driver_refuses_is_an_error(written: tuple[Path, Plan], tmp_path: Path) -> None:
     for file in written[0].iterdir():
         damaged = file.suffix == ".cubin"
