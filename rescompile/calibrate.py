@@ -20,8 +20,9 @@ from calibration.rounding import LearnedWeight, learn_first, learn_rounding
 from calibration.scales import FULL_LEVELS, LEVELS, NARROW_LEVELS
 from calibration.survey import Wanted, survey
 from calibration.table import CalibrationTable, make_table, read_table
+from rescompile.backends.base import FullRange
 from rescompile.config import CalibrationConfig
-from rescompile.effort import RECIPES, FullRange, Recipe
+from rescompile.effort import RECIPES, Recipe
 from rescompile.errors import UsageError
 from rescompile.graph.equalize import equalize
 from rescompile.graph.quantize import quantize as to_quantized

@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from rescompile.backends.base import FullRange
+
 Effort = Literal["fast", "balanced", "best"]
 Rounding = Literal["nearest", "learned"]
 WeightScales = Literal["max", "mse"]
-FullRange = Literal["free", "costs", "none"]
-"""What a backend pays for inputs of all 256 values of int8 (``graph.full_range``): nothing; weights of seven bits, or
-twice the work; or it has no kernels for them."""
 
 EFFORTS: tuple[str, ...] = get_args(Effort)
 DEFAULT_EFFORT: Effort = "balanced"

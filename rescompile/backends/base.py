@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_chec
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.effort import FullRange
 from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import Batch, Manifest, Precision
 
@@ -21,6 +20,10 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) during long work."""
 
 RestType = Literal["float32", "float16"]
+
+FullRange = Literal["free", "costs", "none"]
+"""What a backend pays for inputs of all 256 values of int8 (``graph.full_range``): nothing; weights of seven bits, or
+twice the work; or it has no kernels for them."""
 
 Hint = Literal["latency", "throughput"]
 """Whether one call shall be answered soon, or many at once be answered in little time altogether."""

@@ -19,11 +19,11 @@ from rescompile.backends.base import (
     RUN_DEFAULTS,
     Availability,
     BuildRequest,
+    FullRange,
     Payload,
     RestType,
     RunOptions,
 )
-from rescompile.effort import FullRange
 from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import Manifest, Precision
 

@@ -21,6 +21,7 @@ from rescompile.backends.base import (
     RUN_DEFAULTS,
     Availability,
     BuildRequest,
+    FullRange,
     Hint,
     Payload,
     RestType,
@@ -31,7 +32,6 @@ from rescompile.backends.idle import Idle
 from rescompile.backends.onnxruntime import refuse_target
 from rescompile.backends.openvino_cache import CompiledModels, compiled_models
 from rescompile.backends.sharing import shareable
-from rescompile.effort import FullRange
 from rescompile.errors import BackendError, EngineError
 from rescompile.files import check_room
 from rescompile.manifest import Batch, Manifest, Precision

@@ -14,6 +14,7 @@ from rescompile.backends.base import (
     RUN_DEFAULTS,
     Availability,
     BuildRequest,
+    FullRange,
     Payload,
     RestType,
     RunOptions,
@@ -21,7 +22,6 @@ from rescompile.backends.base import (
 from rescompile.backends.cuda import Gpu, driver, gpus
 from rescompile.backends.tensorrt_callbacks import joined, make_logger, make_monitor
 from rescompile.backends.tensorrt_inspector import fused_adds
-from rescompile.effort import FullRange
 from rescompile.errors import BackendError, BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write, writing
 from rescompile.manifest import Manifest, Precision

@@ -9,6 +9,7 @@ from rescompile.backends.base import (
     RUN_DEFAULTS,
     Availability,
     BuildRequest,
+    FullRange,
     Payload,
     RestType,
     Runner,
@@ -17,7 +18,6 @@ from rescompile.backends.base import (
 from rescompile.backends.cuda import Gpu, driver, gpus
 from rescompile.backends.triton.plan import PLAN, WEIGHTS
 from rescompile.backends.triton.reading import read_plan, write_plan
-from rescompile.effort import FullRange
 from rescompile.errors import BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write
 from rescompile.manifest import Manifest, Precision
