@@ -33,7 +33,8 @@ _HEADER = """# Performance
 
 Made by `python -m benchmarks.performance_page` from the files in `benchmarks/results/`; do not edit it. Nobody is timed
 before its answers were checked, contenders of one table took turns, and ratios are by image: above 1, ours is faster.
-[benchmarks/README.md](../benchmarks/README.md) says how to read the figures.
+[benchmarks/README.md](../benchmarks/README.md) says how to read the figures, and
+[performance-notes.md](performance-notes.md) where they come from.
 """
 _COMMANDS = {
     "suites": "pytest benchmarks/ --benchmark-only",
