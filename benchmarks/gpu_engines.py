@@ -36,7 +36,7 @@ from rescompile.measure.results import result_path
 from rescompile.measure.roofline import Roofline
 
 HALF_ALLOWED = 2e-2
-BATCHES = (1, 32, 128)
+BATCHES = (1, 8, 32, 128)
 
 
 class OurGpuEngine:
