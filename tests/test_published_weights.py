@@ -6,7 +6,6 @@ The publisher is a server on this machine, and its file a checkpoint of ours und
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -58,21 +57,17 @@ def publish(folder: Path, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(pretrained.PUBLISHED, (spec.name, "v1"), name)
 
 
-DEPTH, BLOCKS = (101, 33) if os.environ.get("RESCOMPILE_EXHAUSTIVE") == "1" else (18, 8)
-"""ResNet-101 takes three minutes on one core; RESCOMPILE_EXHAUSTIVE=1 asks for it."""
-
-
 @pytest.mark.slow
 def test_the_users_own_words_work_as_they_stand(publisher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(publisher, DEPTH, monkeypatch)
-    words = f"build --depth {DEPTH} --precision int8"
+    publish(publisher, 101, monkeypatch)
+    words = "build --depth 101 --precision int8"
     result = CliRunner().invoke(app, [*words.split(), "--max-relative-rms", "1"])
     assert result.exit_code == 0, result.output
-    folder = Path(f"resnet{DEPTH}-int8-openvino")
+    folder = Path("resnet101-int8-openvino")
     report, manifest = read_report(folder), read_manifest(folder)
     assert report.passed
     assert report.engine_executed
-    assert (report.fused.fused, report.fused.of) == (BLOCKS, BLOCKS)  # type: ignore[union-attr]
+    assert (report.fused.fused, report.fused.of) == (33, 33)  # type: ignore[union-attr]
     assert manifest.calibration is not None
     assert manifest.calibration.source == "built-in photographs"
     assert "--backend auto chose" in result.output
