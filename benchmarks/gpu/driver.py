@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends import cuda
@@ -33,7 +35,7 @@ class Driver:
         self.library: Any = library or cuda.driver()
         if self.library is None:
             raise Error("this machine has no CUDA driver")
-        self.Context = SimpleNamespace(pop=self._pop)
+        self.Context = SimpleNamespace(pop=self._pop, synchronize=lambda: self.call("cuCtxSynchronize"))
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the driver.
@@ -57,10 +59,10 @@ class Driver:
         self.call("cuDeviceGet", ctypes.byref(device), index)
         return SimpleNamespace(retain_primary_context=lambda: _Context(self, device))
 
-    def Stream(self) -> Any:  # noqa: N802
+    def Stream(self, flags: int = 0) -> Any:  # noqa: N802
         """See pycuda."""
         handle = ctypes.c_void_p()
-        self.call("cuStreamCreate", ctypes.byref(handle), 0)
+        self.call("cuStreamCreate", ctypes.byref(handle), flags)
         return SimpleNamespace(
             handle=handle.value, synchronize=lambda: self.call("cuStreamSynchronize", handle)
         )
@@ -70,6 +72,10 @@ class Driver:
         address = ctypes.c_uint64()
         self.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
         return Memory(self, address.value)
+
+    def pagelocked_empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """See pycuda; the array's ``base`` frees its memory."""
+        return np.asarray(_Locked(self, shape, np.dtype(dtype)))
 
     def memset_d8(self, memory: Memory, value: int, size: int) -> None:
         """See pycuda."""
@@ -83,6 +89,11 @@ class Driver:
         """See pycuda."""
         size = ctypes.c_size_t(array.nbytes)
         self.call("cuMemcpyHtoDAsync_v2", memory.pointer, _host(array), size, _handle(stream))
+
+    def memcpy_dtod_async(self, memory: Memory, source: int, size: int, stream: Any) -> None:
+        """See pycuda."""
+        place = ctypes.c_uint64(source)
+        self.call("cuMemcpyDtoDAsync_v2", memory.pointer, place, ctypes.c_size_t(size), _handle(stream))
 
     def memcpy_dtoh_async(self, array: NDArray[Any], memory: Memory, stream: Any) -> None:
         """See pycuda."""
@@ -118,6 +129,21 @@ class Memory:
         self._driver.call("cuMemFree_v2", self.pointer)
 
 
+class _Locked:
+    """Page-locked memory of the host, as NumPy takes it."""
+
+    def __init__(self, driver: Driver, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._driver, self._address = driver, ctypes.c_void_p()
+        size = max(1, math.prod(shape) * dtype.itemsize)
+        driver.call("cuMemAllocHost_v2", ctypes.byref(self._address), ctypes.c_size_t(size))
+        self.__array_interface__ = {
+            "version": 3, "shape": shape, "typestr": dtype.str, "data": (self._address.value, False)
+        }  # fmt: skip
+
+    def free(self) -> None:
+        self._driver.call("cuMemFreeHost", self._address)
+
+
 class _Context:
     def __init__(self, driver: Driver, device: ctypes.c_int) -> None:
         self._driver, self._device, self._handle = driver, device, ctypes.c_void_p()
@@ -127,6 +153,7 @@ class _Context:
         self._driver.call("cuCtxPushCurrent_v2", self._handle)
 
     def detach(self) -> None:
+        self._driver.Context.pop()  # it is on top, as it must be for pycuda
         self._driver.call("cuDevicePrimaryCtxRelease_v2", self._device)
 
 

@@ -63,6 +63,12 @@ class Host:
         del self.memory[address.value]
         return 0
 
+    def cuMemAllocHost_v2(self, address: Any, size: Any) -> int:  # noqa: N802
+        return self.cuMemAlloc_v2(address, size)
+
+    def cuMemFreeHost(self, address: Any) -> int:  # noqa: N802
+        return self.cuMemFree_v2(address)
+
     def cuMemsetD8_v2(self, address: Any, value: Any, size: Any) -> int:  # noqa: N802
         ctypes.memset(address.value, value.value, size.value)
         return 0
