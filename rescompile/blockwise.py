@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
 from rescompile.graph.factors import factors_of, in_original_unit
-from rescompile.graph.full_range import offsets_of, without_offset
+from rescompile.graph.offsets import offsets_of, without_offset
 from rescompile.metrics import decibels
 from rescompile.report import BlockError
 

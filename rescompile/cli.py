@@ -132,6 +132,8 @@ def build(
 
     - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --fp16-blocks stem,layer4.2`
 
+    - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --full-range`
+
     - `rescompile build --onnx mine.onnx --precision fp16 --backend tensorrt-rtx --target sm_89 --batch 1:8:32`
 
     - `rescompile build --depth 50 --weights my.pth --backend triton --target sm_90 --batch 8`

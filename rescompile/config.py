@@ -257,6 +257,10 @@ class BuildConfig:
             raise UsageError(
                 f"a calibration was passed, but --precision {self.precision} needs none; leave it out"
             )
+        if self.precision != "int8" and self.calibration.full_range is not None:
+            raise UsageError(
+                f"--full-range is about the integers of an int8 engine; leave it out with --precision {self.precision}"
+            )
         positive(self.validation_images, "--validation-images")
         if self.fp16_blocks is not None and self.precision != "int8":
             raise UsageError(

@@ -16,7 +16,7 @@ from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize
 from calibration.scales import FULL_LEVELS, LEVELS
 from rescompile.errors import GraphError
 from rescompile.graph.factors import factors_of
-from rescompile.graph.full_range import offsets_of
+from rescompile.graph.offsets import offsets_of
 from rescompile.manifest import Manifest
 
 _OURS = "pass a graph that rescompile made"

@@ -27,7 +27,7 @@ from rescompile.blockwise import Probe
 from rescompile.engine import Engine, check_files, load
 from rescompile.errors import EngineError, UsageError, did_you_mean
 from rescompile.graph.factors import factors_of, in_original_unit
-from rescompile.graph.full_range import offsets_of
+from rescompile.graph.offsets import offsets_of
 from rescompile.graph.topology import block_outputs
 from rescompile.manifest import NAME, Manifest, read_manifest
 from rescompile.side_facts import (

@@ -22,8 +22,9 @@ from rescompile.calibrate import Calibrated, calibrate, calibration_images, quan
 from rescompile.config import CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
 from rescompile.graph.factors import factors_of
-from rescompile.graph.full_range import fold_zero_points, offsets_of
+from rescompile.graph.full_range import fold_zero_points
 from rescompile.graph.lint import lint
+from rescompile.graph.offsets import offsets_of
 from rescompile.graph.topology import (
     block_outputs,
     full_range_tensors,

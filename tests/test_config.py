@@ -116,6 +116,11 @@ REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
         "leave it out with --precision fp16",
     ),
     (BuildConfig, {"model": MODEL, "fp16_blocks": ("fc",), "backend": "triton"}, "without FP16 blocks only"),
+    (
+        BuildConfig,
+        {"model": MODEL, "precision": "fp16", "calibration": CalibrationConfig(full_range=True)},
+        "--full-range is about the integers of an int8 engine",
+    ),
     (CalibrationConfig, {"table": Path("a"), "full_range": False}, "--full-range need images"),
     (BuildConfig, {"model": MODEL, "fp16_blocks": "auto"}, "pass --validation-set with --min-agreement"),
     (

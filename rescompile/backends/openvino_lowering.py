@@ -23,7 +23,8 @@ from onnx import helper, numpy_helper
 
 from rescompile.backends.openvino_pools import quantize_before_pools
 from rescompile.errors import BackendError
-from rescompile.graph.full_range import ZERO_POINT, unfold_zero_points
+from rescompile.graph.full_range import unfold_zero_points
+from rescompile.graph.offsets import ZERO_POINT
 
 _SIGN_KEEPING = {
     "AveragePool", "Cast", "DequantizeLinear", "Flatten", "GlobalAveragePool", "Identity", "MaxPool",

@@ -14,12 +14,10 @@ convolutions without padding may read such a tensor: the 1x1 convolutions of bot
 (``topology.full_range_tensors``).
 
 ``fold_zero_points`` goes that way and ``unfold_zero_points`` back, for what takes unsigned activations. The graph
-carries z in ``ModelProto.metadata_props``: key ``rescompile.offset.<tensor>``, value the number as ``float.hex``.
+carries z, as ``offsets`` says.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -27,13 +25,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
+from rescompile.graph.offsets import PREFIX, ZERO_POINT, offsets_of
 from rescompile.graph.surgeon import read, write
 from rescompile.graph.topology import WEIGHTED_OPS, consumers
-from rescompile.graph.vocabulary import METADATA_PREFIX
-
-PREFIX = f"{METADATA_PREFIX}offset."
-ZERO_POINT = -128
-"""Where zero is stored in a tensor of full range."""
 
 
 def fold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -91,35 +85,12 @@ def unfold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
     return write(graph)
 
 
-def offsets_of(model: onnx.ModelProto) -> dict[str, float]:
-    """Tensor name to offset: original value = max(value + offset, 0). Empty for a graph without any.
-
-    Raises:
-        GraphError: an entry that is damaged.
-    """
-    return {
-        entry.key.removeprefix(PREFIX): _offset(entry.key.removeprefix(PREFIX), entry.value)
-        for entry in model.metadata_props
-        if entry.key.startswith(PREFIX)
-    }
-
-
-def without_offset(
-    tensor: str, values: NDArray[np.floating], offsets: Mapping[str, float]
-) -> NDArray[np.floating]:
-    """``values`` of one tensor as they are where it has no offset, else as the ReLU would give them."""
-    if tensor not in offsets:
-        return values
-    restored: NDArray[np.float32] = np.maximum(values.astype(np.float32) + np.float32(offsets[tensor]), 0)
-    return restored
-
-
 def _move(maker: gs.Node, restored: gs.Variable, offset: float) -> None:
     """Take ``offset`` away from what ``maker`` makes, and give it back to those who read ``restored``."""
     _add_to_bias(_branch_of(maker), -offset)
     for reader in consumers(restored):
         if reader.op in WEIGHTED_OPS:
-            require_unpadded(reader)
+            _require_unpadded(reader)
             _add_to_bias(reader, offset * _sums(reader))
         elif reader.op == "Add":
             _add_to_bias(_branch_of(reader), offset)
@@ -129,7 +100,7 @@ def _move(maker: gs.Node, restored: gs.Variable, offset: float) -> None:
             )
 
 
-def require_unpadded(reader: gs.Node) -> None:
+def _require_unpadded(reader: gs.Node) -> None:
     """Refuse a reader that fills its input up with zeros.
 
     Raises:
@@ -182,13 +153,3 @@ def _zero_point(quantize: gs.Node) -> int:
 def _set_zero_point(quantize: gs.Node, dequantize: gs.Node, value: int) -> None:
     zero = gs.Constant(quantize.inputs[2].name, np.array(value, np.int8))
     quantize.inputs[2] = dequantize.inputs[2] = zero
-
-
-def _offset(tensor: str, text: str) -> float:
-    try:
-        offset = float.fromhex(text)
-    except ValueError:
-        offset = float("nan")
-    if not 0 < offset < float("inf"):
-        raise GraphError(f"the graph's offset of '{tensor}' is damaged ({text!r}); build the engine again")
-    return offset

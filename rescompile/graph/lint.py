@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from rescompile.graph.full_range import offsets_of
+from rescompile.graph.offsets import offsets_of
 from rescompile.graph.surgeon import read
 from rescompile.graph.topology import (
     MOVEMENT_OPS,

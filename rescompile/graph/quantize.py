@@ -27,7 +27,7 @@ from calibration.rounding import LearnedWeight
 from calibration.scales import dequantize, weight_scales
 from calibration.scales import quantize as to_int8
 from rescompile.errors import GraphError
-from rescompile.graph.full_range import ZERO_POINT
+from rescompile.graph.offsets import ZERO_POINT
 from rescompile.graph.surgeon import read, write
 from rescompile.graph.topology import (
     WEIGHTED_OPS,

@@ -7,15 +7,10 @@ import onnx
 import pytest
 
 from rescompile.errors import GraphError
-from rescompile.graph.full_range import (
-    PREFIX,
-    fold_zero_points,
-    offsets_of,
-    unfold_zero_points,
-    without_offset,
-)
+from rescompile.graph.full_range import fold_zero_points, unfold_zero_points
 from rescompile.graph.half import half
 from rescompile.graph.lint import fusable_adds, lint
+from rescompile.graph.offsets import PREFIX, offsets_of, without_offset
 from rescompile.graph.quantize import quantize
 from rescompile.graph.restore import restore
 from rescompile.graph.topology import full_range_tensors, quantized_tensors
