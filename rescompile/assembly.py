@@ -68,7 +68,7 @@ def backend_for(config: BuildConfig) -> ChosenBackend:
         notes = (f"--backend auto chose {name}: {reason}",)
     backend = get_backend(name)
     backend.check(config.target)
-    if config.calibration.full_range and backend.full_range == "none":
+    if config.calibration.full_range and backend.int8.full_range == "none":
         raise UsageError(
             f"--backend {name} has kernels for 0..127 behind a ReLU only; leave --full-range out, or choose another "
             "--backend"

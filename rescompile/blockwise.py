@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
+from rescompile.graph.constant_channels import real_channels
 from rescompile.graph.factors import factors_of, in_original_unit
 from rescompile.graph.offsets import offsets_of, without_offset
 from rescompile.metrics import decibels
@@ -125,6 +126,7 @@ class Probe:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         proto = onnx.load_model_from_string(model)
         self.factors, self._offsets = factors_of(proto), offsets_of(proto)
+        self._channels = real_channels(proto)
         _expose(proto, tensors, role=role)
         self._session = ort.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -138,10 +140,13 @@ class Probe:
         """Tensors of one image [...]; a graph with a fixed batch gets copies of it, of which one counts."""
         batch = np.repeat(image[None].astype(self._dtype), self._batch, axis=0)
         outputs = self._session.run(self._tensors, {self._input: batch})
-        return {
-            name: in_original_unit(name, without_offset(name, array[0], self._offsets), self.factors)
-            for name, array in zip(self._tensors, outputs, strict=True)
-        }
+        found = zip(self._tensors, outputs, strict=True)
+        return {name: self._in_network(name, array[0]) for name, array in found}
+
+    def _in_network(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
+        """``values`` [C, ...] of one tensor as the network has them: no constant channels, offsets or factors."""
+        real = without_offset(name, values[: self._channels.get(name)], self._offsets)
+        return in_original_unit(name, real, self.factors)
 
 
 def _expose(proto: onnx.ModelProto, tensors: Sequence[str], *, role: str) -> None:

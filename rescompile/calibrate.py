@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +21,7 @@ from calibration.rounding import LearnedWeight, learn_first, learn_rounding
 from calibration.scales import FULL_LEVELS, LEVELS, NARROW_LEVELS
 from calibration.survey import Wanted, survey
 from calibration.table import CalibrationTable, make_table, read_table
-from rescompile.backends.base import FullRange
+from rescompile.backends.base import PADDED_CHANNELS, FullRange, Int8Support
 from rescompile.config import CalibrationConfig
 from rescompile.effort import RECIPES, Recipe
 from rescompile.errors import UsageError
@@ -39,6 +40,10 @@ BUILT_IN_ADVICE = (
 )
 
 
+ANY_BACKEND = Int8Support()
+"""For a table that is made for no backend in particular: every one of them takes it."""
+
+
 @dataclass(frozen=True)
 class Calibrated:
     """The table, what the weights are made with, and what the user must be told about where the scales come from."""
@@ -51,7 +56,7 @@ class Calibrated:
     comparison: Comparison | None = field(default=None, compare=False, repr=False)
     """Every method on every tensor; None for a table that was read."""
     full_range: FullRange = "costs"
-    """As ``Backend.full_range``: where it costs, weights that meet inputs of all 256 values stay within 63."""
+    """As ``Int8Support.full_range``: where it costs, weights that meet inputs of all 256 values stay within 63."""
 
 
 def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
@@ -74,12 +79,9 @@ def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
 
 
 def calibrate(
-    source: Source, config: CalibrationConfig, progress: Progress, *, full_range: FullRange = "costs"
+    source: Source, config: CalibrationConfig, progress: Progress, int8: Int8Support = ANY_BACKEND
 ) -> Calibrated:
-    """The table of ``config``: read from its file and checked, or measured on its images.
-
-    ``full_range`` is what the backend pays for inputs of all 256 values of int8; a table for none in particular is made
-    for one that pays.
+    """The table of ``config``: read from its file and checked, or measured on its images, for a backend with ``int8``.
 
     Raises:
         TableError: the table is damaged or was made for another checkpoint, preprocessing or graph.
@@ -91,17 +93,15 @@ def calibrate(
         table = read_table(config.table)
         table.check(checkpoint_sha256=source.checkpoint.sha256, preprocess=source.preprocess, tensors=tensors)
         table = table if config.method is None else table.with_method(config.method)
-        if full_range == "none" and FULL_LEVELS in table.levels().values():
-            raise UsageError(
-                "the calibration table has tensors of full range, for which the backend has no kernels; calibrate with "
-                "--no-full-range, or choose another --backend"
-            )
-        return Calibrated(table, recipe=_recipe_of(table, config), full_range=full_range)
+        able = full_range_tensors(source.graph, widest=_widest(int8, asked=True))
+        _require_range(table, able if int8.full_range != "none" else ())
+        return Calibrated(table, recipe=_recipe_of(table, config), full_range=int8.full_range)
     images = calibration_images(config, source)
     hardships = hard_weights(source.graph)
     recipe = _for_hard_weights(config.recipe, config) if hardships else config.recipe
-    able = full_range_tensors(source.graph) if recipe.full_range else []
-    levels = dict.fromkeys(able if full_range in recipe.full_range else (), FULL_LEVELS)
+    widest = _widest(int8, asked=bool(config.full_range))
+    able = full_range_tensors(source.graph, widest=widest) if recipe.full_range else []
+    levels = dict.fromkeys(able if int8.full_range in recipe.full_range else (), FULL_LEVELS)
     seen = survey(
         source.graph,
         tensors,
@@ -131,7 +131,7 @@ def calibrate(
     )
     advice = (BUILT_IN_ADVICE,) if config.images is None else ()
     found = notes_on_hardships((*hardships, *seen.hardships), recipe)
-    if able and full_range == "none":
+    if able and int8.full_range == "none":
         found += ("half of int8 stays unused behind a ReLU: this backend's kernels have no other range yet",)
     thresholds = {name: entry.thresholds for name, entry in table.tensors.items()}
     return Calibrated(
@@ -140,8 +140,24 @@ def calibrate(
         recipe,
         seen.samples,
         compare_methods(seen.histograms, thresholds, seen.noise, seen.factors),
-        full_range,
+        int8.full_range,
     )
+
+
+def _widest(int8: Int8Support, *, asked: bool) -> int:
+    """The most channels of a padded tensor of full range: where constant ones cost nothing, or the user asked."""
+    if int8.constant_channels == "never":
+        return 0
+    return PADDED_CHANNELS if int8.constant_channels == "padding" and not asked else sys.maxsize
+
+
+def _require_range(table: CalibrationTable, able: Collection[str]) -> None:
+    wrong = [name for name, levels in table.levels().items() if levels == FULL_LEVELS and name not in able]
+    if wrong:
+        raise UsageError(
+            f"the calibration table gives '{wrong[0]}' all 256 values of int8, which the backend does not take there; "
+            "calibrate with --no-full-range, or for this --backend"
+        )
 
 
 def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx.ModelProto:

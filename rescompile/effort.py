@@ -32,7 +32,7 @@ class Recipe:
     rounding: Rounding
     weight_scales: WeightScales = "max"
     full_range: tuple[FullRange, ...] = ()
-    """On which backends zero is stored as -128 where ``graph.full_range`` allows it: in bottlenecks."""
+    """On which backends zero is stored as -128 where ``topology.full_range_tensors`` allows it."""
 
     @property
     def needs_gradients(self) -> bool:

@@ -127,7 +127,7 @@ class CalibrationOptions:
         bool | None,
         _option(
             "Calibration",
-            "Use all 256 values of int8 behind a ReLU, where bottlenecks allow it; the effort's.",
+            "Use all 256 values of int8 behind a ReLU, even where channels must be added; the effort's.",
             "--full-range/--no-full-range",
         ),
     ] = None

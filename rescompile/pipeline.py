@@ -36,7 +36,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
         calibrated, notes = None, (*chosen.notes, *source.notes)
         if config.precision == "int8":
             with clock.stage("calibrate"):
-                calibrated = calibrate(source, config.calibration, progress, full_range=backend.full_range)
+                calibrated = calibrate(source, config.calibration, progress, backend.int8)
             notes = (*notes, *calibrated.notes)
         with clock.stage("quantize"):
             mixed = mixture.as_asked(source, calibrated, named, progress)

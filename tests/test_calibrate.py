@@ -18,6 +18,7 @@ from calibration.errors import CalibrationError, ImageSetError, TableError
 from calibration.observers import histogram_of
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable, make_table, read_table
+from rescompile.backends.base import Int8Support
 from rescompile.calibrate import Calibrated, calibrate, calibration_images, quantize
 from rescompile.config import CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
@@ -144,7 +145,7 @@ def test_the_backend_decides_with_the_effort_who_gets_the_full_range(
     small: Path, bottlenecks: Source, backend: Any, effort: Any, wide: int
 ) -> None:
     config = CalibrationConfig(images=small / "images.npz", limit=4, effort=effort)
-    calibrated = calibrate(bottlenecks, config, Silent(), full_range=backend)
+    calibrated = calibrate(bottlenecks, config, Silent(), Int8Support(backend))
     assert list(calibrated.table.levels().values()).count(255) == wide
     assert any("half of int8 stays unused" in note for note in calibrated.notes) == (backend == "none")
     held = {
@@ -161,13 +162,33 @@ def test_the_backend_decides_with_the_effort_who_gets_the_full_range(
         assert narrow == set(reading_all_of_int8(bottlenecks.graph, full_range_tensors(bottlenecks.graph)))
 
 
+@pytest.mark.parametrize(
+    ("channels", "asked", "wide"),
+    [
+        ("never", True, 0),
+        ("padding", None, 7),
+        ("padding", True, 18),
+        ("padding", False, 0),
+        ("free", None, 18),
+    ],
+)
+def test_padded_tensors_have_the_full_range_where_constant_channels_cost_nothing(
+    small: Path, small_source: Source, channels: Any, asked: bool | None, wide: int
+) -> None:
+    config = CalibrationConfig(images=small / "images.npz", limit=4, effort="balanced", full_range=asked)
+    calibrated = calibrate(small_source, config, Silent(), Int8Support("free", channels))
+    found = [name for name, levels in calibrated.table.levels().items() if levels == 255]
+    assert len(found) == wide
+    assert wide != 7 or all(name.startswith(("relu1", "layer1.")) for name in found), "16 channels"
+
+
 def test_a_table_of_full_range_is_refused_where_there_are_no_kernels(
     small: Path, bottlenecks: Source, tmp_path: Path
 ) -> None:
     table = made(bottlenecks, images=small / "images.npz", limit=4, effort="fast", full_range=True).table
     table.write(tmp_path / "t.json")
-    with pytest.raises(UsageError, match="tensors of full range, for which the backend has no kernels"):
-        calibrate(bottlenecks, CalibrationConfig(table=tmp_path / "t.json"), Silent(), full_range="none")
+    with pytest.raises(UsageError, match="all 256 values of int8, which the backend does not take there"):
+        calibrate(bottlenecks, CalibrationConfig(table=tmp_path / "t.json"), Silent(), Int8Support("none"))
 
 
 def test_pixels_of_another_network_are_refused(

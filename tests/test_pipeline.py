@@ -89,7 +89,7 @@ def test_weights_that_meet_signed_inputs_have_seven_bits_where_the_backend_pays(
     held = {each.name: numpy_helper.to_array(each) for each in tensors}
     assert np.abs(held["conv1.weight.int8"].astype(int)).max() == 63
     assert np.abs(held["layer1.0.conv1.weight.int8"].astype(int)).max() == 127
-    paying = {name for name in BACKENDS if get_backend(name).full_range == "costs"}
+    paying = {name for name in BACKENDS if get_backend(name).int8.full_range == "costs"}
     assert paying == {"openvino", "onnxruntime"}
 
 

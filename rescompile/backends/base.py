@@ -25,6 +25,22 @@ FullRange = Literal["free", "costs", "none"]
 """What a backend pays for inputs of all 256 values of int8 (``graph.full_range``): nothing; weights of seven bits, or
 twice the work; or it has no kernels for them."""
 
+ConstantChannels = Literal["free", "padding", "never"]
+"""What a backend pays for ``graph.constant_channels``: nothing, because it takes them away again; nothing in tensors of
+at most ``PADDED_CHANNELS``, whose kernels read twice as many channels anyway; or it does not take them."""
+PADDED_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class Int8Support:
+    """What a backend's INT8 engines take beside 127 steps behind a ReLU, and what it pays for that."""
+
+    full_range: FullRange = "costs"
+    """Inputs that use all 256 values."""
+    constant_channels: ConstantChannels = "never"
+    """Where convolutions pad such inputs."""
+
+
 Hint = Literal["latency", "throughput"]
 """Whether one call shall be answered soon, or many at once be answered in little time altogether."""
 
@@ -131,8 +147,7 @@ class Backend(Protocol):
     name: str
     payload_files: tuple[str, ...]
     """Files without which no engine of this kind is loaded; there may be more."""
-    full_range: FullRange
-    """What it pays for inputs that use all 256 values of int8."""
+    int8: Int8Support
 
     def availability(self, target: str | None = None) -> Availability:
         """What can be done here, found without building anything; ``run`` is about an engine for ``target``."""

@@ -19,7 +19,7 @@ from rescompile.backends.base import (
     RUN_DEFAULTS,
     Availability,
     BuildRequest,
-    FullRange,
+    Int8Support,
     Payload,
     RestType,
     RunOptions,
@@ -100,7 +100,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     payload_files = (MODEL,)
-    full_range: FullRange = "costs"
+    int8 = Int8Support("costs", "never")
 
     def availability(self, target: str | None = None) -> Availability:
         """Always there: ONNX Runtime is a dependency of the project."""

@@ -21,8 +21,8 @@ from rescompile.backends.base import (
     RUN_DEFAULTS,
     Availability,
     BuildRequest,
-    FullRange,
     Hint,
+    Int8Support,
     Payload,
     RestType,
     RunOptions,
@@ -51,7 +51,7 @@ class OpenVino:
 
     name = "openvino"
     payload_files = (MODEL, WEIGHTS)
-    full_range: FullRange = "costs"
+    int8 = Int8Support("costs", "free")
 
     def availability(self, target: str | None = None) -> Availability:
         """Always there: OpenVINO is a dependency of the project."""

@@ -14,7 +14,7 @@ from rescompile.backends.base import (
     RUN_DEFAULTS,
     Availability,
     BuildRequest,
-    FullRange,
+    Int8Support,
     Payload,
     RestType,
     RunOptions,
@@ -56,7 +56,7 @@ class TensorRt:
         self.module = module
         self.name = module.replace("_", "-")
         self.payload_files = (MODEL,)
-        self.full_range: FullRange = "free"
+        self.int8 = Int8Support("free", "padding")
         self.is_rtx = module == "tensorrt_rtx"
 
     def availability(self, target: str | None = None) -> Availability:

@@ -9,9 +9,8 @@ constant moves into biases, and what remains has no zero point:
     skips     conv + b + y                                   ->  conv + (b + z) + y'
 
 The ReLU goes away, because the quantizer saturates at -128, which is where y = 0 lies. The integers are the same, and
-the engine has one operation less. A reader that pads its input with zeros would pad with z instead, so only
-convolutions without padding may read such a tensor: the 1x1 convolutions of bottlenecks
-(``topology.full_range_tensors``).
+the engine has one operation less. A convolution that pads its input with zeros would pad with z instead; its tensor
+gets ``constant_channels``, so that z counts nothing there. An option A shortcut pads with what zero has become.
 
 ``fold_zero_points`` goes that way and ``unfold_zero_points`` back, for what takes unsigned activations. The graph
 carries z, as ``offsets`` says.
@@ -19,15 +18,24 @@ carries z, as ``offsets`` says.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
+from rescompile.graph.constant_channels import (
+    add_constant_channels,
+    balance,
+    padding_readers,
+    remove_constant_channels,
+    unbalance,
+)
 from rescompile.graph.offsets import PREFIX, ZERO_POINT, offsets_of
 from rescompile.graph.surgeon import read, write
-from rescompile.graph.topology import WEIGHTED_OPS, consumers
+from rescompile.graph.topology import MOVEMENT_OPS, WEIGHTED_OPS, consumers
 
 
 def fold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -37,23 +45,23 @@ def fold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
         GraphError: a quantizer with that zero point whose tensor a ReLU does not make, or whose readers cannot take it.
     """
     graph = read(model)
-    found = [node for node in graph.nodes if node.op == "QuantizeLinear" and _zero_point(node) == ZERO_POINT]
-    for quantize in found:
-        tensor, offset = quantize.inputs[0], -ZERO_POINT * float(quantize.inputs[1].values)
-        made = _above_pool(tensor).inputs
-        if not made or made[0].op != "Relu":
-            raise GraphError(
-                f"'{tensor.name}' has the zero point {ZERO_POINT}, but no ReLU makes it: quantize it symmetrically"
-            )
-        (dequantize,) = consumers(quantize.outputs[0])
-        (relu,) = made
+    found = [node for node in graph.nodes if node.op == "QuantizeLinear" and _is_full_range(node)]
+    if not found:
+        return model
+    relus = [_relu_of(quantize) for quantize in found]
+    add_constant_channels(
+        graph, [reader for quantize in found for reader in padding_readers(_restored(quantize))]
+    )
+    for quantize, relu in zip(found, relus, strict=True):
+        offset = -ZERO_POINT * float(quantize.inputs[1].values)
         maker, output = relu.inputs[0].inputs[0], relu.outputs[0]
-        _move(maker, dequantize.outputs[0], offset)
+        _add_to_bias(_branch_of(maker), -offset)
+        _Readers(graph, offset, folding=True).visit(_restored(quantize))
         relu.outputs.clear()
         maker.outputs = [output]
-        _set_zero_point(quantize, dequantize, 0)
-        graph.rescompile_metadata[PREFIX + tensor.name] = offset.hex()
-    return write(graph) if found else model
+        _set_zero_point(quantize, 0)
+        graph.rescompile_metadata[PREFIX + quantize.inputs[0].name] = offset.hex()
+    return write(graph)
 
 
 def unfold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -71,43 +79,64 @@ def unfold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
         if name not in quantizers:
             raise GraphError(f"the graph's offset of '{name}' has no quantizer; build the engine again")
         quantize = quantizers[name]
+        if _is_moved(quantize):
+            continue  # with the tensor that it moves
         output = _above_pool(quantize.inputs[0])
         maker = output.inputs[0]
-        (dequantize,) = consumers(quantize.outputs[0])
-        _move(maker, dequantize.outputs[0], -offset)
+        _add_to_bias(_branch_of(maker), offset)
+        _Readers(graph, offset, folding=False).visit(_restored(quantize))
         summed = gs.Variable(f"{output.name}.sum", output.dtype, output.shape)
         maker.outputs = [summed]
         graph.nodes.append(gs.Node("Relu", f"{output.name}.relu", {}, [summed], [output]))
-        _set_zero_point(quantize, dequantize, ZERO_POINT)
+        _set_zero_point(quantize, ZERO_POINT)
+    remove_constant_channels(graph)
     graph.rescompile_metadata = {
         key: value for key, value in graph.rescompile_metadata.items() if not key.startswith(PREFIX)
     }
     return write(graph)
 
 
-def _move(maker: gs.Node, restored: gs.Variable, offset: float) -> None:
-    """Take ``offset`` away from what ``maker`` makes, and give it back to those who read ``restored``."""
-    _add_to_bias(_branch_of(maker), -offset)
-    for reader in consumers(restored):
-        if reader.op in WEIGHTED_OPS:
-            _require_unpadded(reader)
-            _add_to_bias(reader, offset * _sums(reader))
-        elif reader.op == "Add":
-            _add_to_bias(_branch_of(reader), offset)
-        else:
-            raise GraphError(
-                f"'{reader.name}' ({reader.op}) cannot read a tensor of full range: only a convolution"
-            )
+@dataclass(frozen=True)
+class _Readers:
+    """What is done to those who read a tensor of full range, in one direction or the other."""
 
+    graph: gs.Graph
+    offset: float
+    folding: bool
 
-def _require_unpadded(reader: gs.Node) -> None:
-    """Refuse a reader that fills its input up with zeros.
+    def visit(self, restored: gs.Variable) -> None:
+        """Let all readers of ``restored``, which is dequantized, count without its offset, or with it again."""
+        for reader in consumers(restored):
+            if reader.op == "Conv" and any(reader.attrs.get("pads", ())):
+                (balance if self.folding else unbalance)(self.graph, reader)
+            elif reader.op in WEIGHTED_OPS:
+                _add_to_bias(reader, self._signed * _sums(reader))
+            elif reader.op == "Add":
+                _add_to_bias(_branch_of(reader), self._signed)
+            elif reader.op in MOVEMENT_OPS:
+                self._follow(reader)
+            else:
+                raise GraphError(
+                    f"'{reader.name}' ({reader.op}) cannot read a tensor of full range: only a convolution"
+                )
 
-    Raises:
-        GraphError: it does.
-    """
-    if any(reader.attrs.get("pads", ())):
-        raise GraphError(f"'{reader.name}' pads a tensor of full range with zeros, which are not zero there")
+    @property
+    def _signed(self) -> float:
+        return self.offset if self.folding else -self.offset
+
+    def _follow(self, moving: gs.Node) -> None:
+        """An option A shortcut: what it makes has the same zero, and what it pads with is that."""
+        (moved,) = moving.outputs
+        if moving.op == "Pad":
+            zero = gs.Constant(f"{moving.name}.value", np.array(-self.offset, moved.dtype))
+            moving.inputs = [*moving.inputs[:2], *[zero] * self.folding]
+        for reader in [node for node in consumers(moved) if node.op == "QuantizeLinear"]:
+            _set_zero_point(reader, 0 if self.folding else ZERO_POINT)
+            if self.folding:
+                self.graph.rescompile_metadata[PREFIX + moved.name] = self.offset.hex()
+            self.visit(_restored(reader))
+        if not any(node.op == "QuantizeLinear" for node in consumers(moved)):
+            self.visit(moved)
 
 
 def _above_pool(tensor: gs.Tensor) -> gs.Tensor:
@@ -146,10 +175,34 @@ def _add_to_bias(node: gs.Node, change: float | NDArray[np.float64]) -> None:
     node.inputs[2] = gs.Constant(bias.name, moved)
 
 
-def _zero_point(quantize: gs.Node) -> int:
-    return int(quantize.inputs[2].values) if len(quantize.inputs) > 2 else 0
+def _is_full_range(quantize: gs.Node) -> bool:
+    """Whether its zero is stored as -128, and not only because it follows a shortcut that moves such values."""
+    chosen = len(quantize.inputs) > 2 and int(quantize.inputs[2].values) == ZERO_POINT
+    return chosen and not _is_moved(quantize)
 
 
-def _set_zero_point(quantize: gs.Node, dequantize: gs.Node, value: int) -> None:
+def _is_moved(quantize: gs.Node) -> bool:
+    made = quantize.inputs[0].inputs
+    return bool(made) and made[0].op in MOVEMENT_OPS
+
+
+def _relu_of(quantize: gs.Node) -> gs.Node:
+    tensor = quantize.inputs[0]
+    made = _above_pool(tensor).inputs
+    if not made or made[0].op != "Relu":
+        raise GraphError(
+            f"'{tensor.name}' has the zero point {ZERO_POINT}, but no ReLU makes it: quantize it symmetrically"
+        )
+    return made[0]
+
+
+def _restored(quantize: gs.Node) -> gs.Variable:
+    """The dequantized form of what ``quantize`` makes."""
+    (dequantize,) = consumers(quantize.outputs[0])
+    return dequantize.outputs[0]
+
+
+def _set_zero_point(quantize: gs.Node, value: int) -> None:
+    (dequantize,) = consumers(quantize.outputs[0])
     zero = gs.Constant(quantize.inputs[2].name, np.array(value, np.int8))
     quantize.inputs[2] = dequantize.inputs[2] = zero

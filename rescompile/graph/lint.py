@@ -7,14 +7,15 @@ can be linted too. A rule yields sentences that name the block and the fix. Back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from rescompile.graph.constant_channels import is_balanced
 from rescompile.graph.offsets import offsets_of
 from rescompile.graph.surgeon import read
 from rescompile.graph.topology import (
@@ -28,6 +29,8 @@ from rescompile.graph.topology import (
     maker_block,
 )
 from rescompile.manifest import Precision
+
+_HALF_STEP = float(np.finfo(np.float16).eps)
 
 Findings = Iterator[str]
 Rule = Callable[["Subject"], Findings]
@@ -46,8 +49,8 @@ class Subject:
     opset: int
     fp16_blocks: frozenset[str] = frozenset()
     """Blocks that are meant to stay in floating point."""
-    full_range: frozenset[str] = frozenset()
-    """Tensors whose ReLU is the saturation of their quantizer."""
+    full_range: Mapping[str, float] = field(default_factory=dict)
+    """Tensors whose ReLU is the saturation of their quantizer, to their offsets."""
 
     def nodes(self, *ops: str) -> list[gs.Node]:
         """Nodes of these kinds, in the order of execution."""
@@ -97,7 +100,7 @@ def lint(
         residual_adds,
         opset,
         frozenset(fp16_blocks),
-        frozenset(offsets_of(model)),
+        offsets_of(model),
     )
     return tuple(Violation(name, text) for name, rule in RULES.items() for text in rule(subject))
 
@@ -292,19 +295,42 @@ def _feeds_add_as_skip(node: gs.Node) -> bool:
 
 @_rule("full-range")
 def _full_range(subject: Subject) -> Findings:
-    """Zero is stored as -128 in these tensors, so each has a quantizer, and nobody may pad it with zeros."""
+    """Zero is stored as -128 in these tensors, so each has a quantizer, and padding with zeros must not count."""
     quantizers = {node.inputs[0].name: node for node in subject.nodes("QuantizeLinear")}
     for name in sorted(subject.full_range):
         if name not in quantizers:
             yield f"'{name}' has an offset, but no quantizer that saturates: put its Q/DQ back"
             continue
         for dequantize in consumers(quantizers[name].outputs[0]):
-            for reader in consumers(dequantize.outputs[0]):
-                if reader.op != "Add" and (reader.op != "Conv" or any(reader.attrs.get("pads", ()))):
+            for reader in _behind_movements(dequantize.outputs[0]):
+                if reader.op == "Conv":
+                    if any(reader.attrs.get("pads", ())) and not is_balanced(reader):
+                        yield (
+                            f"'{reader.name}' pads '{name}', whose zero is not 0, and the weights of a tap do not sum "
+                            "to zero: give it constant channels, or quantize it symmetrically"
+                        )
+                elif reader.op == "Pad":
+                    zero = -subject.full_range[name]
+                    if not np.isclose(_pad_value(reader), zero, rtol=_HALF_STEP):
+                        yield f"'{reader.name}' pads '{name}' with another value than its zero: pad with {zero:g}"
+                elif reader.op not in ("Add", "Slice", "QuantizeLinear"):
                     yield (
                         f"'{reader.name}' ({reader.op}) reads '{name}', whose zero is not 0: only sums and "
-                        "convolutions without padding can; quantize it symmetrically"
+                        "convolutions can; quantize it symmetrically"
                     )
+
+
+def _behind_movements(tensor: gs.Tensor) -> Iterator[gs.Node]:
+    """Who reads ``tensor``, or what a shortcut's movements make of it."""
+    for node in consumers(tensor):
+        yield node
+        if node.op in MOVEMENT_OPS:
+            yield from _behind_movements(node.outputs[0])
+
+
+def _pad_value(pad: gs.Node) -> float:
+    values = _values(pad.inputs[2]) if len(pad.inputs) > 2 else None
+    return 0.0 if values is None else float(values)
 
 
 @_rule("residual-skip-only")

@@ -77,7 +77,7 @@ def quantize(
     for name in wanted:
         _quantize_activation(graph, tensors[name], scales[name], ZERO_POINT if name in full_range else 0)
     for name, source in padded.items():
-        _quantize_activation(graph, tensors[name], scales[source], 0)
+        _quantize_activation(graph, tensors[name], scales[source], ZERO_POINT if source in full_range else 0)
     for node in [node for node in graph.nodes if node.op in WEIGHTED_OPS]:
         source = behind_quantizers(node.inputs[0]).name
         weight = node.inputs[1].values

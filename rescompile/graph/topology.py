@@ -78,26 +78,37 @@ def quantized_tensors(model: onnx.ModelProto) -> list[str]:
     return [name for name in made if name in wanted]
 
 
-def full_range_tensors(model: onnx.ModelProto) -> list[str]:
+def full_range_tensors(model: onnx.ModelProto, *, widest: int = 0) -> list[str]:
     """The ``quantized_tensors`` that may store their zero as -128 (``full_range``), in the order of execution.
 
-    A ReLU makes them, with or without a max pool behind it, and who reads them adds them or multiplies them without
-    padding: the inputs of a bottleneck's 1x1 convolutions.
+    A ReLU makes them, with or without a max pool behind it, and who reads them adds them or multiplies them: without
+    padding, as the 1x1 convolutions of bottlenecks do, or in tensors of at most ``widest`` channels with it, which
+    then get constant channels. An option A shortcut may stand between a tensor and the addition.
     """
     tensors = read(model).tensors()
-    return [name for name in quantized_tensors(model) if _is_full_range(tensors[name])]
+    return [name for name in quantized_tensors(model) if _is_full_range(tensors[name], widest)]
 
 
-def _is_full_range(tensor: gs.Tensor) -> bool:
+def _is_full_range(tensor: gs.Tensor, widest: int) -> bool:
     maker = tensor.inputs[0] if tensor.inputs else None
     if maker is not None and maker.op == "MaxPool":
         maker = maker.inputs[0].inputs[0]
     if maker is None or maker.op != "Relu":
         return False
     return all(
-        node.op == "Add" or (node.op == "Conv" and not any(node.attrs.get("pads", ())))
+        node.op == "Add"
+        or (node.op == "Conv" and (node.inputs[1].shape[1] <= widest or not any(node.attrs.get("pads", ()))))
+        or (node.op in MOVEMENT_OPS and all(ends.op in ("Add", *MOVEMENT_OPS) for ends in _behind(node)))
         for node in consumers(tensor)
     )
+
+
+def _behind(moving: gs.Node) -> Iterator[gs.Node]:
+    """The nodes that read what ``moving`` and the movements behind it make."""
+    for node in consumers(moving.outputs[0]):
+        yield node
+        if node.op in MOVEMENT_OPS:
+            yield from _behind(node)
 
 
 def reading_all_of_int8(model: onnx.ModelProto, full_range: Collection[str]) -> list[str]:

@@ -50,10 +50,12 @@ def int8(name: str, shortcut: str | None = None) -> onnx.ModelProto:
 
 
 @cache
-def with_zero_points(name: str, part: float = 0.9) -> onnx.ModelProto:
+def with_zero_points(
+    name: str, part: float = 0.9, widest: int = 0, shortcut: str | None = None
+) -> onnx.ModelProto:
     """Quantized with ``part`` of the ranges of a random input; where it may be, with 255 steps between 0 and there."""
-    graph = folded(name)
-    tensors, full = quantized_tensors(graph), full_range_tensors(graph)
+    graph = folded(name, shortcut)
+    tensors, full = quantized_tensors(graph), full_range_tensors(graph, widest=widest)
     seen = run(graph, images(name), outputs=tensors)
     steps = {tensor: 255 if tensor in full else 127 for tensor in tensors}
     scales = {tensor: part * float(np.abs(seen[tensor]).max()) / steps[tensor] for tensor in tensors}

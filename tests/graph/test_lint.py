@@ -273,11 +273,14 @@ def other_reader(model: onnx.ModelProto) -> None:
     ("mutate", "message"),
     [
         (lost_quantizer, "'layer1.1.relu' has an offset, but no quantizer that saturates"),
-        (padded_reader, r"'layer2.0.conv3' \(Conv\) reads 'layer2.0.relu2', whose zero is not 0"),
+        (
+            padded_reader,
+            r"'layer2.0.conv3' pads 'layer2.0.relu2', whose zero is not 0, and the weights of a tap do",
+        ),
         (other_reader, r"'other' \(Sigmoid\) reads 'layer3.1.relu', whose zero is not 0"),
     ],
 )
-def test_tensors_of_full_range_are_added_or_multiplied_without_padding(
+def test_tensors_of_full_range_are_added_or_multiplied_and_padding_does_not_count(
     mutate: Mutation, message: str
 ) -> None:
     model = fold_zero_points(with_zero_points("resnet50"))

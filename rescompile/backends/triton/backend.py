@@ -9,7 +9,7 @@ from rescompile.backends.base import (
     RUN_DEFAULTS,
     Availability,
     BuildRequest,
-    FullRange,
+    Int8Support,
     Payload,
     RestType,
     Runner,
@@ -35,7 +35,7 @@ class Triton:
 
     name = "triton"
     payload_files = (PLAN, WEIGHTS)
-    full_range: FullRange = "none"
+    int8 = Int8Support("none", "never")
     simulation = "plan's reference executor (plain PyTorch on the CPU, not a GPU)"
 
     def availability(self, target: str | None = None) -> Availability:
