@@ -13,9 +13,10 @@ import msgspec
 from rich.progress import Progress
 
 from benchmarks.accuracy.checkpoints import Checkpoint, checkpoints
-from benchmarks.accuracy.ours import KINDS, built, directory
+from benchmarks.accuracy.judge import Judge
+from benchmarks.accuracy.ours import FIRST, KINDS, built, directory
 from benchmarks.accuracy.page import PAGE, page
-from benchmarks.accuracy.peers import PEERS, Judge, quantized
+from benchmarks.accuracy.peers import PEERS, quantized
 from benchmarks.accuracy.results import Accuracy, Row, read_accuracy
 from benchmarks.rows import RESULTS
 from rescompile.files import atomic_write
@@ -59,11 +60,13 @@ def main(words: Sequence[str] | None = None) -> int:
 def _rows(checkpoint: Checkpoint, show: Callable[[str], None]) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="rescompile-accuracy-") as name:
         folder = Path(name)
-        for kind in KINDS:
-            yield built(checkpoint, kind, folder)
-            show(f"{checkpoint.model} {kind}")
-        ours = directory(folder, KINDS[0])
+        yield built(checkpoint, FIRST, folder)
+        show(f"{checkpoint.model} {FIRST}")
+        ours = directory(folder, FIRST)
         judge = Judge(checkpoint, read_manifest(ours).preprocess, ours / "reference.onnx")
+        for kind in KINDS[1:]:
+            yield built(checkpoint, kind, folder, judge)
+            show(f"{checkpoint.model} {kind}")
         for peer in PEERS:
             yield quantized(peer, judge, folder)
             show(f"{checkpoint.model} {peer.name}")

@@ -7,20 +7,39 @@ import sys
 from pathlib import Path
 
 import msgspec
+import onnx
 
 from benchmarks.accuracy.checkpoints import Checkpoint
+from benchmarks.accuracy.judge import Judge
 from benchmarks.accuracy.results import Row
-from rescompile.report import BuildReport
+from rescompile.backends.openvino import simulate
+from rescompile.manifest import Batch
+from rescompile.report import BuildReport, Parity
 
-KINDS = ("fp16", "int8 fast", "int8 balanced", "int8 best")
+TARGET = "sm_89"
+
+FIRST = "fp16"
+_TENSORRT = " for TensorRT"
+KINDS = (
+    FIRST,
+    "int8 fast",
+    "int8 balanced",
+    "int8 best",
+    f"int8 balanced{_TENSORRT}",
+    f"int8 best{_TENSORRT}",
+)
 _QUANTIZING = ("calibrate", "quantize")
 
 
-def built(checkpoint: Checkpoint, kind: str, folder: Path) -> Row:
-    """Build and judge one engine; ``folder`` keeps it, and the fp32 graph beside it."""
-    precision, _, effort = kind.partition(" ")
+def built(checkpoint: Checkpoint, kind: str, folder: Path, judge: Judge | None = None) -> Row:
+    """Build and judge one engine; ``folder`` keeps it, and the fp32 graph beside it.
+
+    An engine for TensorRT is built by TensorRT-RTX, and ``judge`` lets OpenVINO execute its graph.
+    """
+    precision, _, effort = kind.removesuffix(_TENSORRT).partition(" ")
+    backend = ["tensorrt-rtx", "--target", TARGET] if kind.endswith(_TENSORRT) else ["openvino"]
     words = ["build", "--model", checkpoint.model, "--weights", str(checkpoint.unpacked(folder))]
-    words += ["--precision", precision, "--backend", "openvino", "--output", str(directory(folder, kind))]
+    words += ["--precision", precision, "--output", str(directory(folder, kind)), "--backend", *backend]
     words += ["--validation-set", str(checkpoint.validation), "--force", "--json"]
     if effort:
         words += ["--effort", effort, "--calibration-set", str(checkpoint.calibration)]
@@ -41,13 +60,17 @@ def built(checkpoint: Checkpoint, kind: str, folder: Path) -> Row:
         return msgspec.structs.replace(row, skipped=lines[-1] if lines else f"exit code {done.returncode}")
     report = msgspec.json.decode(done.stdout, type=BuildReport)
     stages = [stage for stage in report.stages if stage.name in _QUANTIZING]
+    found: Parity = report
+    if judge is not None and kind.endswith(_TENSORRT):
+        graph = onnx.load(directory(folder, kind) / "model.onnx")
+        found = judge.measure(simulate(graph, Batch(1, 1, 64)))
     return msgspec.structs.replace(
         row,
-        images=report.images,
-        top1_reference=report.top1_reference,
-        top1=report.top1_engine,
-        agreement=report.top1_agreement,
-        relative_rms=report.relative_rms,
+        images=found.images,
+        top1_reference=found.top1_reference,
+        top1=found.top1_engine,
+        agreement=found.top1_agreement,
+        relative_rms=found.relative_rms,
         seconds=sum(stage.seconds for stage in stages) if effort else None,
         peak_rss_bytes=max(stage.peak_rss_bytes for stage in stages) if effort else None,
     )

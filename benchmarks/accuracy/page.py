@@ -18,8 +18,9 @@ Made by `python -m benchmarks.accuracy` (extra `bench`, with `RESCOMPILE_DATA`);
 [accuracy-notes.md](accuracy-notes.md) says more about methods, about an engine and its graph, and about build time.
 
 Every row is one engine against the fp32 network, on images that calibration has not seen. Ours are executed by
-OpenVINO from a graph that keeps TensorRT's rules: symmetric, one scale for an activation tensor, Q/DQ on the skip only,
-with some weights of seven bits for CPUs ([ADR 12](adr/0012-relu-by-saturation.md)). The others are executed by the
+OpenVINO from a graph that keeps TensorRT's rules: symmetric, one scale for an activation tensor, Q/DQ on the skip only.
+Graphs for CPUs have some weights of seven bits ([ADR 12](adr/0012-relu-by-saturation.md)); those *for TensorRT* are the
+graphs that its engines for GPUs are built from, which may use more of int8. The others are executed by the
 runtime they are made for, ONNX Runtime without fusing, so that its INT8 products cannot saturate on a CPU without VNNI.
 *Agreement* is the share of images with fp32's class, *relative RMS* that of the error of the logits over that of the
 logits. On 300 images one point of top-1 or agreement is three images: noise; relative RMS tells more. *Seconds* and

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,14 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy.checkpoints import Checkpoint
+from benchmarks.accuracy.judge import Judge, Run, batch_size
 from benchmarks.accuracy.results import Row
 from calibration.images import open_image_set
 from calibration.preprocess import Preprocess, normalize
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.metrics import ParityMeter
-from rescompile.report import Parity
-
-Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -49,27 +45,6 @@ PEERS = (
     Peer("ONNX Runtime entropy", "onnxruntime-entropy", "onnxruntime", "onnxruntime"),
     Peer("ONNX Runtime percentile", "onnxruntime-percentile", "onnxruntime", "onnxruntime"),
 )
-
-
-class Judge:
-    """The validation set and what fp32 says of it, computed once."""
-
-    def __init__(self, checkpoint: Checkpoint, steps: Preprocess, reference: Path) -> None:
-        self.checkpoint, self.steps, self.reference = checkpoint, steps, reference
-        run = reference_session(reference, optimize=True)
-        self._logits = [run(pixels) for pixels, _ in self._batches()]
-
-    def measure(self, engine: Run) -> Parity:
-        """``engine`` against fp32."""
-        meter = ParityMeter()
-        for (pixels, labels), logits in zip(self._batches(), self._logits, strict=True):
-            meter.update(logits, engine(pixels), labels)
-        return meter.result(image_source=self.checkpoint.validation.name, image_fingerprint="")
-
-    def _batches(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64] | None]]:
-        images = open_image_set(self.checkpoint.validation, limit=None, seed=0)
-        for batch in images.batches(self.steps, _batch(self.steps)):
-            yield normalize(batch.images, self.steps), batch.labels
 
 
 def quantized(peer: Peer, judge: Judge, folder: Path) -> Row:
@@ -113,17 +88,12 @@ def quantized(peer: Peer, judge: Judge, folder: Path) -> Row:
     )
 
 
-def _batch(steps: Preprocess) -> int:
-    """Images at once: many small ones, few large ones."""
-    return max(4, 64 * 32 * 32 // steps.crop**2)
-
-
 def _calibration_images(checkpoint: Checkpoint, steps: Preprocess, folder: Path) -> Path:
     """The images that our engines are calibrated on, preprocessed; the seed of the choice is the same."""
     path = folder / "calibration.npz"
     if not path.is_file():
         chosen = open_image_set(checkpoint.calibration, limit=checkpoint.calibration_images, seed=0)
-        batches = [normalize(batch.images, steps) for batch in chosen.batches(steps, _batch(steps))]
+        batches = [normalize(batch.images, steps) for batch in chosen.batches(steps, batch_size(steps))]
         np.savez(path, images=np.concatenate(batches))
     return path
 
