@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,22 +10,24 @@ from numpy.typing import NDArray
 
 from calibration.builtin import builtin_image_set
 from calibration.comparison import Comparison, compare_methods
-from calibration.errors import TableError
 from calibration.hardness import Hardship, hard_weights
 from calibration.images import ImageSet, open_image_set
 from calibration.preprocess import normalize
 from calibration.rounding import IMAGES as LEARNING_IMAGES
-from calibration.rounding import LearnedWeight, learn_first, learn_rounding
-from calibration.scales import FULL_LEVELS, LEVELS, NARROW_LEVELS
+from calibration.rounding import learn_rounding
+from calibration.scales import FULL_LEVELS
 from calibration.survey import Wanted, survey
 from calibration.table import CalibrationTable, make_table, read_table
-from rescompile.backends.base import FullRange
+from rescompile.backends.base import Backend, FullRange
 from rescompile.config import CalibrationConfig
 from rescompile.effort import RECIPES, Recipe
 from rescompile.errors import UsageError
+from rescompile.first_layer import learned_first
 from rescompile.graph.equalize import equalize
+from rescompile.graph.pixels import can_be_exact, read_pixels, to_pixels
 from rescompile.graph.quantize import quantize as to_quantized
 from rescompile.graph.topology import full_range_tensors, quantized_tensors, reading_all_of_int8
+from rescompile.graph.vocabulary import INPUT, PIXEL_STEP, PIXELS
 from rescompile.source import Source
 from rescompile.stages import Progress
 
@@ -52,6 +53,8 @@ class Calibrated:
     """Every method on every tensor; None for a table that was read."""
     full_range: FullRange = "costs"
     """As ``Backend.full_range``: where it costs, weights that meet inputs of all 256 values stay within 63."""
+    exact_pixels: bool = False
+    """Whether the first quantizer holds pixels (``graph.pixels``), and not the table's scale of the input."""
 
 
 def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
@@ -73,13 +76,28 @@ def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
     return builtin_image_set(seed=config.seed)
 
 
+def calibrate_for(
+    backend: Backend, source: Source, config: CalibrationConfig, progress: Progress
+) -> Calibrated:
+    """As ``calibrate``, for what ``backend`` has kernels for."""
+    return calibrate(
+        source, config, progress, full_range=backend.full_range, exact_pixels=backend.exact_pixels
+    )
+
+
 def calibrate(
-    source: Source, config: CalibrationConfig, progress: Progress, *, full_range: FullRange = "costs"
+    source: Source,
+    config: CalibrationConfig,
+    progress: Progress,
+    *,
+    full_range: FullRange = "costs",
+    exact_pixels: bool = True,
 ) -> Calibrated:
     """The table of ``config``: read from its file and checked, or measured on its images.
 
-    ``full_range`` is what the backend pays for inputs of all 256 values of int8; a table for none in particular is made
-    for one that pays.
+    ``full_range`` is what the backend pays for inputs of all 256 values of int8, and ``exact_pixels`` says whether it
+    takes graphs that quantize pixels; a table for none in particular is made for one that pays and takes them. The
+    table is the same with and without exact pixels. One that was imported keeps its scale of the input.
 
     Raises:
         TableError: the table is damaged or was made for another checkpoint, preprocessing or graph.
@@ -96,7 +114,9 @@ def calibrate(
                 "the calibration table has tensors of full range, for which the backend has no kernels; calibrate with "
                 "--no-full-range, or choose another --backend"
             )
-        return Calibrated(table, recipe=_recipe_of(table, config), full_range=full_range)
+        exact = exact_pixels and not table.imported and can_be_exact(source.preprocess)
+        return Calibrated(table, recipe=_recipe_of(table, config), full_range=full_range, exact_pixels=exact)
+    exact = exact_pixels and can_be_exact(source.preprocess)
     images = calibration_images(config, source)
     hardships = hard_weights(source.graph)
     recipe = _for_hard_weights(config.recipe, config) if hardships else config.recipe
@@ -139,9 +159,22 @@ def calibrate(
         (*advice, *notes_on_skipped(images), *found),
         recipe,
         seen.samples,
-        compare_methods(seen.histograms, thresholds, seen.noise, seen.factors),
+        compare_methods(
+            seen.histograms, thresholds, seen.noise, seen.factors, exact=(INPUT,) if exact else ()
+        ),
         full_range,
+        exact,
     )
+
+
+def original_of(source: Source, calibrated: Calibrated) -> onnx.ModelProto:
+    """The fp32 graph that ``quantize`` starts from, whose blocks can stand in for those of the quantized one.
+
+    Its weights are equalized and its first convolution reads pixels, where that is so in the quantized one.
+    """
+    factors = calibrated.table.factors()
+    graph = equalize(source.graph, factors) if factors else source.graph
+    return read_pixels(graph, source.preprocess) if calibrated.exact_pixels else graph
 
 
 def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx.ModelProto:
@@ -153,7 +186,12 @@ def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx
     table, recipe = calibrated.table, calibrated.recipe
     factors, scales = table.factors(), table.scales()
     means = {name: mean / factors.get(name, np.float32(1)) for name, mean in table.means().items()}
-    graph = equalize(source.graph, factors) if factors else source.graph
+    graph = original_of(source, calibrated)
+    if calibrated.exact_pixels:
+        scales[PIXELS] = PIXEL_STEP
+        if INPUT in means:
+            factor, offset = to_pixels(source.preprocess)
+            means[PIXELS] = (factor * means[INPUT] + offset).astype(np.float32)
     full_range = [name for name, levels in table.levels().items() if levels == FULL_LEVELS]
     narrow = reading_all_of_int8(graph, full_range) if calibrated.full_range == "costs" else ()
     if recipe.rounding == "learned":
@@ -162,7 +200,8 @@ def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx
             graph, nearest, calibrated.samples, means, narrow=narrow, progress=progress.advanced
         )
     else:
-        learned = _learned_first(graph, table, narrow)
+        input_to_pixels = to_pixels(source.preprocess) if calibrated.exact_pixels else None
+        learned = learned_first(graph, table, narrow, input_to_pixels)
     return to_quantized(
         graph,
         scales,
@@ -171,29 +210,6 @@ def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx
         learned=learned,
         full_range=full_range,
     )
-
-
-def _learned_first(
-    graph: onnx.ModelProto, table: CalibrationTable, narrow: Collection[str]
-) -> dict[str, LearnedWeight]:
-    """The first convolution, rounded against its pixels, of which every table knows enough; others are narrow nowhere.
-
-    In seven bits its weights cost as much as those of all other layers together when they are rounded to the nearest.
-    """
-    moments = table.moments()
-    if moments is None:
-        return {}
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
-    node = next(each for each in graph.graph.node if each.input[0] == graph.graph.input[0].name)
-    weight, bias = (onnx.numpy_helper.to_array(constants[name]) for name in node.input[1:3])
-    if moments.shape[1] != weight[0].size:
-        raise TableError(
-            f"the calibration table's first_moments are of {moments.shape[1]} weights, '{node.name}' has "
-            f"{weight[0].size}: calibrate again with this model"
-        )
-    levels = NARROW_LEVELS if node.name in narrow else LEVELS
-    step = table.scales()[node.input[0]]
-    return {node.name: learn_first(weight, bias, moments, step=step, levels=levels)}
 
 
 def _recipe_of(table: CalibrationTable, config: CalibrationConfig) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rescompile import assembly, judgement, mixture
-from rescompile.calibrate import calibrate
+from rescompile.calibrate import calibrate_for
 from rescompile.config import BuildConfig
 from rescompile.deployable import make_deployable
 from rescompile.files import atomic_directory
@@ -36,7 +36,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
         calibrated, notes = None, (*chosen.notes, *source.notes)
         if config.precision == "int8":
             with clock.stage("calibrate"):
-                calibrated = calibrate(source, config.calibration, progress, full_range=backend.full_range)
+                calibrated = calibrate_for(backend, source, config.calibration, progress)
             notes = (*notes, *calibrated.notes)
         with clock.stage("quantize"):
             mixed = mixture.as_asked(source, calibrated, named, progress)

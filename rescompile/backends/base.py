@@ -133,6 +133,8 @@ class Backend(Protocol):
     """Files without which no engine of this kind is loaded; there may be more."""
     full_range: FullRange
     """What it pays for inputs that use all 256 values of int8."""
+    exact_pixels: bool
+    """Whether it takes INT8 graphs that undo the normalization in front of their first quantizer (``graph.pixels``)."""
 
     def availability(self, target: str | None = None) -> Availability:
         """What can be done here, found without building anything; ``run`` is about an engine for ``target``."""

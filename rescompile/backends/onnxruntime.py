@@ -101,6 +101,7 @@ class OnnxRuntime:
     name = "onnxruntime"
     payload_files = (MODEL,)
     full_range: FullRange = "costs"
+    exact_pixels = True
 
     def availability(self, target: str | None = None) -> Availability:
         """Always there: ONNX Runtime is a dependency of the project."""

@@ -52,6 +52,7 @@ class OpenVino:
     name = "openvino"
     payload_files = (MODEL, WEIGHTS)
     full_range: FullRange = "costs"
+    exact_pixels = True
 
     def availability(self, target: str | None = None) -> Availability:
         """Always there: OpenVINO is a dependency of the project."""

@@ -57,6 +57,7 @@ class TensorRt:
         self.name = module.replace("_", "-")
         self.payload_files = (MODEL,)
         self.full_range: FullRange = "free"
+        self.exact_pixels = True
         self.is_rtx = module == "tensorrt_rtx"
 
     def availability(self, target: str | None = None) -> Availability:

@@ -36,6 +36,7 @@ class Triton:
     name = "triton"
     payload_files = (PLAN, WEIGHTS)
     full_range: FullRange = "none"
+    exact_pixels = False
     simulation = "plan's reference executor (plain PyTorch on the CPU, not a GPU)"
 
     def availability(self, target: str | None = None) -> Availability:
