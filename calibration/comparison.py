@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 import numpy as np
@@ -39,6 +39,7 @@ def compare_methods(
     thresholds: Mapping[str, Mapping[str, float]],
     noise: NoiseModel | None = None,
     factors: Mapping[str, NDArray[np.floating]] | None = None,
+    exact: Collection[str] = (),
 ) -> Comparison:
     """What the ``thresholds`` (tensor to method to threshold) cost.
 
@@ -47,10 +48,13 @@ def compare_methods(
         thresholds: as a calibration table has them.
         noise: the model that knows what an error does to the logits.
         factors: channel factors [C] of every tensor, where the network is equalized.
+        exact: tensors that the deployable graph quantizes without error, whatever their thresholds.
     """
     tensors = {
         name: {
-            method: _result(name, histogram, threshold, noise, None if factors is None else factors[name])
+            method: _exact(threshold, noise)
+            if name in exact
+            else _result(name, histogram, threshold, noise, None if factors is None else factors[name])
             for method, threshold in thresholds[name].items()
         }
         for name, histogram in histograms.items()
@@ -61,6 +65,10 @@ def compare_methods(
             parts = [entry[method].logits_rms or 0.0 for entry in tensors.values()]
             together[method] = float(np.sqrt(np.square(parts).sum()))
     return Comparison(tensors, together)
+
+
+def _exact(threshold: float, noise: NoiseModel | None) -> MethodResult:
+    return MethodResult(threshold, None, 0.0, None if noise is None else 0.0)
 
 
 def _result(

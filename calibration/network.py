@@ -158,6 +158,7 @@ _OPS: dict[str, Callable[[Node, list[Tensor]], Tensor]] = {
     "Gemm": _gemm,
     "Relu": lambda node, arguments: arguments[0].relu(),
     "Add": lambda node, arguments: arguments[0] + arguments[1],
+    "Mul": lambda node, arguments: arguments[0] * arguments[1],
     "MaxPool": _max_pool,
     "GlobalAveragePool": lambda node, arguments: arguments[0].mean((2, 3), keepdim=True),
     "Flatten": lambda node, arguments: arguments[0].flatten(1),

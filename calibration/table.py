@@ -81,6 +81,11 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         """SHA-256 of this table with its own ``sha256`` left empty."""
         return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, sha256=""))).hexdigest()
 
+    @property
+    def imported(self) -> bool:
+        """Whether another tool chose the scales, on images that are not known."""
+        return self.images.count == 0
+
     def scales(self) -> dict[str, float]:
         """Scale of every tensor."""
         return {name: tensor.scale for name, tensor in self.tensors.items()}

@@ -12,22 +12,24 @@ from numpy.typing import NDArray
 
 from calibration.builtin import builtin_image_set
 from calibration.comparison import Comparison, compare_methods
-from calibration.errors import TableError
 from calibration.hardness import Hardship, hard_weights
 from calibration.images import ImageSet, open_image_set
 from calibration.preprocess import normalize
 from calibration.rounding import IMAGES as LEARNING_IMAGES
-from calibration.rounding import LearnedWeight, learn_first, learn_rounding
-from calibration.scales import FULL_LEVELS, LEVELS, NARROW_LEVELS
+from calibration.rounding import learn_rounding
+from calibration.scales import FULL_LEVELS
 from calibration.survey import Wanted, survey
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.backends.base import PADDED_CHANNELS, FullRange, Int8Support
 from rescompile.config import CalibrationConfig
 from rescompile.effort import RECIPES, Recipe
 from rescompile.errors import UsageError
+from rescompile.first_layer import learned_first
 from rescompile.graph.equalize import equalize
+from rescompile.graph.pixels import can_be_exact, read_pixels, to_pixels
 from rescompile.graph.quantize import quantize as to_quantized
 from rescompile.graph.topology import full_range_tensors, quantized_tensors, reading_all_of_int8
+from rescompile.graph.vocabulary import INPUT, PIXEL_STEP, PIXELS
 from rescompile.source import Source
 from rescompile.stages import Progress
 
@@ -57,6 +59,8 @@ class Calibrated:
     """Every method on every tensor; None for a table that was read."""
     full_range: FullRange = "costs"
     """As ``Int8Support.full_range``: where it costs, weights that meet inputs of all 256 values stay within 63."""
+    exact_pixels: bool = False
+    """Whether the first quantizer holds pixels (``graph.pixels``), and not the table's scale of the input."""
 
 
 def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
@@ -83,6 +87,8 @@ def calibrate(
 ) -> Calibrated:
     """The table of ``config``: read from its file and checked, or measured on its images, for a backend with ``int8``.
 
+    The table is the same with and without exact pixels. One that was imported keeps its scale of the input.
+
     Raises:
         TableError: the table is damaged or was made for another checkpoint, preprocessing or graph.
         UsageError, ImageSetError: as ``calibration_images``.
@@ -95,7 +101,11 @@ def calibrate(
         table = table if config.method is None else table.with_method(config.method)
         able = full_range_tensors(source.graph, widest=_widest(int8, asked=True))
         _require_range(table, able if int8.full_range != "none" else ())
-        return Calibrated(table, recipe=_recipe_of(table, config), full_range=int8.full_range)
+        exact = int8.exact_pixels and not table.imported and can_be_exact(source.preprocess)
+        return Calibrated(
+            table, recipe=_recipe_of(table, config), full_range=int8.full_range, exact_pixels=exact
+        )
+    exact = int8.exact_pixels and can_be_exact(source.preprocess)
     images = calibration_images(config, source)
     hardships = hard_weights(source.graph)
     recipe = _for_hard_weights(config.recipe, config) if hardships else config.recipe
@@ -139,8 +149,11 @@ def calibrate(
         (*advice, *notes_on_skipped(images), *found),
         recipe,
         seen.samples,
-        compare_methods(seen.histograms, thresholds, seen.noise, seen.factors),
+        compare_methods(
+            seen.histograms, thresholds, seen.noise, seen.factors, exact=(INPUT,) if exact else ()
+        ),
         int8.full_range,
+        exact,
     )
 
 
@@ -160,6 +173,16 @@ def _require_range(table: CalibrationTable, able: Collection[str]) -> None:
         )
 
 
+def original_of(source: Source, calibrated: Calibrated) -> onnx.ModelProto:
+    """The fp32 graph that ``quantize`` starts from, whose blocks can stand in for those of the quantized one.
+
+    Its weights are equalized and its first convolution reads pixels, where that is so in the quantized one.
+    """
+    factors = calibrated.table.factors()
+    graph = equalize(source.graph, factors) if factors else source.graph
+    return read_pixels(graph, source.preprocess) if calibrated.exact_pixels else graph
+
+
 def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx.ModelProto:
     """The network of ``source`` with Q/DQ by the table, equalized where it has factors, weights by the recipe.
 
@@ -169,7 +192,12 @@ def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx
     table, recipe = calibrated.table, calibrated.recipe
     factors, scales = table.factors(), table.scales()
     means = {name: mean / factors.get(name, np.float32(1)) for name, mean in table.means().items()}
-    graph = equalize(source.graph, factors) if factors else source.graph
+    graph = original_of(source, calibrated)
+    if calibrated.exact_pixels:
+        scales[PIXELS] = PIXEL_STEP
+        if INPUT in means:
+            factor, offset = to_pixels(source.preprocess)
+            means[PIXELS] = (factor * means[INPUT] + offset).astype(np.float32)
     full_range = [name for name, levels in table.levels().items() if levels == FULL_LEVELS]
     narrow = reading_all_of_int8(graph, full_range) if calibrated.full_range == "costs" else ()
     if recipe.rounding == "learned":
@@ -178,7 +206,8 @@ def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx
             graph, nearest, calibrated.samples, means, narrow=narrow, progress=progress.advanced
         )
     else:
-        learned = _learned_first(graph, table, narrow)
+        input_to_pixels = to_pixels(source.preprocess) if calibrated.exact_pixels else None
+        learned = learned_first(graph, table, narrow, input_to_pixels)
     return to_quantized(
         graph,
         scales,
@@ -187,29 +216,6 @@ def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx
         learned=learned,
         full_range=full_range,
     )
-
-
-def _learned_first(
-    graph: onnx.ModelProto, table: CalibrationTable, narrow: Collection[str]
-) -> dict[str, LearnedWeight]:
-    """The first convolution, rounded against its pixels, of which every table knows enough; others are narrow nowhere.
-
-    In seven bits its weights cost as much as those of all other layers together when they are rounded to the nearest.
-    """
-    moments = table.moments()
-    if moments is None:
-        return {}
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
-    node = next(each for each in graph.graph.node if each.input[0] == graph.graph.input[0].name)
-    weight, bias = (onnx.numpy_helper.to_array(constants[name]) for name in node.input[1:3])
-    if moments.shape[1] != weight[0].size:
-        raise TableError(
-            f"the calibration table's first_moments are of {moments.shape[1]} weights, '{node.name}' has "
-            f"{weight[0].size}: calibrate again with this model"
-        )
-    levels = NARROW_LEVELS if node.name in narrow else LEVELS
-    step = table.scales()[node.input[0]]
-    return {node.name: learn_first(weight, bias, moments, step=step, levels=levels)}
 
 
 def _recipe_of(table: CalibrationTable, config: CalibrationConfig) -> Recipe:

@@ -14,7 +14,7 @@ from calibration.table import read_table
 from rescompile.assembly import CALIBRATION, REFERENCE, REPORT_JSON
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.triton.summary import PlanSummary, summary_of
-from rescompile.calibrate import Calibrated, notes_on_skipped, quantize
+from rescompile.calibrate import Calibrated, notes_on_skipped, original_of, quantize
 from rescompile.calibrate import calibrate as calibrate_source
 from rescompile.config import CalibrationConfig, ModelConfig, positive
 from rescompile.engine import Engine, check_files, load, simulate
@@ -22,7 +22,7 @@ from rescompile.environment import describe
 from rescompile.errors import BackendError, BackendUnavailable, EngineError, OutputError, UsageError
 from rescompile.judgement import stand_in
 from rescompile.manifest import Manifest, read_manifest
-from rescompile.mixture import original_of, sample_images
+from rescompile.mixture import sample_images
 from rescompile.parity import compare, open_validation_set
 from rescompile.report import BuildReport, FusedAdds, Limits
 from rescompile.sensitivity import SensitivityReport, expected_damage, measure_damage, ranked

@@ -16,10 +16,9 @@ from calibration.preprocess import normalize
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.openvino import simulate
 from rescompile.budget import Search, find
-from rescompile.calibrate import Calibrated, calibration_images, quantize
+from rescompile.calibrate import Calibrated, calibration_images, original_of, quantize
 from rescompile.config import BuildConfig, CalibrationConfig
 from rescompile.errors import UsageError, did_you_mean
-from rescompile.graph.equalize import equalize
 from rescompile.graph.reformats import along
 from rescompile.graph.restore import restore
 from rescompile.graph.topology import block_outputs
@@ -80,12 +79,6 @@ def as_asked(
     if not blocks:
         return Mixture(graph, calibrated)
     return Mixture(restore(graph, original_of(source, calibrated), blocks), calibrated, blocks)
-
-
-def original_of(source: Source, calibrated: Calibrated) -> onnx.ModelProto:
-    """The fp32 graph whose blocks can stand in for those of the quantized one: equalized where that is."""
-    factors = calibrated.table.factors()
-    return equalize(source.graph, factors) if factors else source.graph
 
 
 def sample_images(

@@ -269,7 +269,7 @@ def _homes(layers: Sequence[LayerTime], blocks: Mapping[str, str]) -> list[str]:
     return homes
 
 
-_STEM = ("input", "conv1", "relu1", "maxpool", "preprocess")
+_STEM = ("input", "conv1", "relu1", "maxpool", "pixels", "preprocess")
 _HEAD = ("avgpool", "flatten", "fc", "logits")
 
 

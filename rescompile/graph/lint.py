@@ -28,6 +28,7 @@ from rescompile.graph.topology import (
     is_quantized,
     maker_block,
 )
+from rescompile.graph.vocabulary import PIXEL_STEP, PIXELS
 from rescompile.manifest import Precision
 
 _HALF_STEP = float(np.finfo(np.float16).eps)
@@ -331,6 +332,24 @@ def _behind_movements(tensor: gs.Tensor) -> Iterator[gs.Node]:
 def _pad_value(pad: gs.Node) -> float:
     values = _values(pad.inputs[2]) if len(pad.inputs) > 2 else None
     return 0.0 if values is None else float(values)
+
+
+@_rule("exact-pixels")
+def _exact_pixels(subject: Subject) -> Findings:
+    """Where the first convolution reads pixels, its quantizer holds them without rounding, and no pixel is padding."""
+    for quantize in subject.nodes("QuantizeLinear"):
+        if quantize.inputs[0].name != PIXELS:
+            continue
+        scale = _values(quantize.inputs[1])
+        if scale is not None and not (scale == PIXEL_STEP).all():
+            yield f"'{PIXELS}' holds multiples of {PIXEL_STEP}, but '{quantize.name}' has another scale: use that"
+        for dequantize in consumers(quantize.outputs[0]):
+            for reader in consumers(dequantize.outputs[0]):
+                if any(reader.attrs.get("pads", ())):
+                    yield (
+                        f"'{reader.name}' pads '{PIXELS}' with zeros, which are pixels of 128: pad the normalized "
+                        "image in front of it"
+                    )
 
 
 @_rule("residual-skip-only")

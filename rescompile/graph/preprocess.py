@@ -4,6 +4,9 @@
 
 It stays a multiply and an add in front of the stem: folding ``b`` into the convolution's bias would be wrong at
 the border, where the padding is zero after normalization and not before it.
+
+A graph that undoes the normalization (``graph.pixels``) has a multiply of its own, behind its padding. Zeros stay zeros
+there, so both multiplies become one, in front: PIXEL_STEP, a power of two, which rounds nothing in any type.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import onnx_graphsurgeon as gs
 
 from calibration.preprocess import Preprocess
 from rescompile.graph.surgeon import read, write
+from rescompile.graph.topology import consumers
+from rescompile.graph.vocabulary import PIXEL_STEP, PIXELS_MULTIPLY
 
 
 def take_uint8(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
@@ -22,8 +27,9 @@ def take_uint8(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProt
     x = graph.inputs[0]
     batch, channels, height, width = x.shape
     mean, std = (np.asarray(v, np.float64).reshape(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
-    factor = gs.Constant("preprocess.factor", (1.0 / (255.0 * std)).astype(np.float32))
-    offset = gs.Constant("preprocess.offset", (-mean / std).astype(np.float32))
+    undone = 255.0 * std * PIXEL_STEP if _take_out_multiply(graph) else np.ones_like(std)
+    factor = gs.Constant("preprocess.factor", (undone / (255.0 * std)).astype(np.float32))
+    offset = gs.Constant("preprocess.offset", (-mean / std * undone).astype(np.float32))
     pixels = gs.Variable(x.name, np.uint8, [batch, height, width, channels])
     # the network's own tensor needs another name now that the pixels have taken the input's
     x.name = "preprocess"
@@ -39,3 +45,15 @@ def take_uint8(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProt
     ]
     graph.inputs = [pixels]
     return write(graph)
+
+
+def _take_out_multiply(graph: gs.Graph) -> bool:
+    """Take the multiply by which ``graph`` undoes the normalization out of it; False where there is none."""
+    scale = next((node for node in graph.nodes if node.name == PIXELS_MULTIPLY), None)
+    if scale is None:
+        return False
+    padded, (scaled,) = scale.inputs[0], scale.outputs
+    for reader in list(consumers(scaled)):
+        reader.inputs = [padded if used is scaled else used for used in reader.inputs]
+    scale.outputs.clear()
+    return True

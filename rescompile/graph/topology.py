@@ -42,7 +42,12 @@ def residual_adds(graph: gs.Graph) -> list[ResidualAdd]:
     Raises:
         GraphError: an Add that is not the end of a named residual block.
     """
-    return [_residual_add(node) for node in graph.nodes if node.op == "Add"]
+    return [_residual_add(node) for node in graph.nodes if node.op == "Add" and not _adds_constant(node)]
+
+
+def _adds_constant(add: gs.Node) -> bool:
+    """Whether it belongs to what is in front of the stem: normalization, done or undone."""
+    return any(isinstance(tensor, gs.Constant) for tensor in add.inputs)
 
 
 def _residual_add(add: gs.Node) -> ResidualAdd:

@@ -10,6 +10,13 @@ from __future__ import annotations
 INPUT = "input"
 OUTPUT = "logits"
 
+PIXELS = "pixels"
+"""What the first convolution reads in graphs that ``graph.pixels`` has rewritten: (byte - 128) * PIXEL_STEP."""
+PIXELS_PAD, PIXELS_MULTIPLY = f"{PIXELS}.pad", f"{PIXELS}.multiply"
+"""Nodes that make it; ``pixels.scale`` is its quantizer's."""
+PIXEL_STEP = 2.0**-6
+"""Scale of its quantizer, of which every binary type holds all multiples."""
+
 OPSET = 19
 """First opset whose QuantizeLinear takes FP16 scales; TensorRT 10.12, OpenVINO and ONNX Runtime all read it."""
 IR_VERSION = 9

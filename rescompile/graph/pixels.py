@@ -1,0 +1,103 @@
+"""The first convolution reads pixels, which INT8 holds without any error.
+
+A photograph is decoded and resized to bytes u in 0..255, and normalized then: x = (u / 255 - mean) / std. One scale for
+all three channels does not meet the grid of x, because std differs by channel. So the deployable graph undoes the
+normalization in front of its first quantizer:
+
+    input ── Pad ── Mul ── Add ── pixels ── Q ── DQ ── conv1 without padding
+
+``pixels`` holds (u - 128) * PIXEL_STEP, and its quantizer has that scale: the integers are u - 128, in [-128, 127], and
+nothing is rounded. A step of 2**-6 is close to that of x, 1 / (255 std), so the weights keep their magnitude, which
+their scales' type, FP16, asks for. The padding stands in front, where zero means what the network means by it; behind
+the Add it would be a pixel of 128.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from calibration.preprocess import Preprocess, normalize
+from rescompile.errors import GraphError
+from rescompile.graph.surgeon import read, write
+from rescompile.graph.topology import consumers
+from rescompile.graph.vocabulary import PIXEL_STEP, PIXELS, PIXELS_MULTIPLY, PIXELS_PAD
+
+_NEAR = 0.5
+"""Steps: what is nearer to an integer is rounded to it."""
+
+
+def to_pixels(preprocess: Preprocess) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Factor [3] and offset [3] that turn the network's input x into ``pixels``: factor * x + offset."""
+    mean, std = (np.asarray(values, np.float64) for values in (preprocess.mean, preprocess.std))
+    return 255 * std * PIXEL_STEP, (255 * mean - 128) * PIXEL_STEP
+
+
+def can_be_exact(preprocess: Preprocess) -> bool:
+    """Whether every byte comes back from the normalized input, in FP32 and rounded to FP16 after every operation.
+
+    It does for every mean in [0, 1]. A mean far outside leaves the input's type no digits for the pixel.
+    """
+    bytes_of_all = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    factor, offset = (values.reshape(1, 3, 1, 1) for values in to_pixels(preprocess))
+    expected = bytes_of_all.transpose(0, 3, 1, 2).astype(np.float64) - 128
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = normalize(bytes_of_all, preprocess)
+        steps = [
+            (x.astype(kind) * factor.astype(kind) + offset.astype(kind)).astype(np.float64) / PIXEL_STEP
+            for kind in (np.float32, np.float16)
+        ]
+    return all(bool((np.abs(found - expected) < _NEAR).all()) for found in steps)
+
+
+def read_pixels(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
+    """Folded fp32 ``model`` with ``pixels`` in front of its first convolution; it computes the same.
+
+    Raises:
+        GraphError: the input is not read by one ungrouped convolution alone.
+    """
+    graph = read(model)
+    image = graph.inputs[0]
+    readers = list(consumers(image))
+    if [node.op for node in readers] != ["Conv"] or readers[0].attrs.get("group", 1) != 1:
+        raise GraphError(
+            f"'{image.name}' is not read by one ungrouped convolution alone: a ResNet's stem is one"
+        )
+    (conv,) = readers
+    factor, offset = to_pixels(preprocess)
+    padded = _pad(graph, conv, image)
+    scaled, pixels = (gs.Variable(name, np.float32, padded.shape) for name in (PIXELS_MULTIPLY, PIXELS))
+    graph.nodes += [
+        gs.Node("Mul", scaled.name, {}, [padded, _planes(f"{PIXELS}.factor", factor)], [scaled]),
+        gs.Node("Add", pixels.name, {}, [scaled, _planes(f"{PIXELS}.offset", offset)], [pixels]),
+    ]
+    weight, bias = (constant.values.astype(np.float64) for constant in conv.inputs[1:3])
+    weight = weight / factor[:, None, None]
+    conv.inputs = [
+        pixels,
+        gs.Constant(conv.inputs[1].name, weight.astype(np.float32)),
+        gs.Constant(conv.inputs[2].name, (bias - weight.sum(axis=(2, 3)) @ offset).astype(np.float32)),
+    ]
+    return write(graph)
+
+
+def _pad(graph: gs.Graph, conv: gs.Node, image: gs.Variable) -> gs.Variable:
+    """``image`` with the zeros around it that ``conv`` has put there so far."""
+    top, left, bottom, right = conv.attrs.get("pads", [0, 0, 0, 0])
+    if not any((top, left, bottom, right)):
+        return image
+    batch, channels, height, width = image.shape
+    padded = gs.Variable(
+        PIXELS_PAD, image.dtype, [batch, channels, top + height + bottom, left + width + right]
+    )
+    amounts = gs.Constant(f"{PIXELS_PAD}.amounts", np.array([0, 0, top, left, 0, 0, bottom, right]))
+    graph.nodes.append(gs.Node("Pad", padded.name, {}, [image, amounts], [padded]))
+    conv.attrs["pads"] = [0, 0, 0, 0]
+    return padded
+
+
+def _planes(name: str, values: NDArray[np.float64]) -> gs.Constant:
+    """[1, 3, 1, 1]"""
+    return gs.Constant(name, values.astype(np.float32).reshape(1, 3, 1, 1))
