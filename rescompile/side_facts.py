@@ -17,6 +17,7 @@ from calibration.scales import FULL_LEVELS, LEVELS
 from rescompile.errors import GraphError
 from rescompile.graph.factors import factors_of
 from rescompile.graph.offsets import offsets_of
+from rescompile.graph.vocabulary import PIXELS
 from rescompile.manifest import Manifest
 
 _OURS = "pass a graph that rescompile made"
@@ -95,12 +96,15 @@ def classes_of(proto: onnx.ModelProto, path: Path) -> int:
 
 
 def quantized(proto: onnx.ModelProto) -> dict[str, str]:
-    """Tensor to its INT8 form, for each QuantizeLinear of an activation, in the order of execution."""
-    constants = {tensor.name for tensor in proto.graph.initializer}
+    """Tensor to its INT8 form, for each QuantizeLinear of an activation that can saturate, in the order of execution.
+
+    Pixels cannot: black and white are -128 and 127 there.
+    """
+    exact = {PIXELS, *(tensor.name for tensor in proto.graph.initializer)}
     return {
         node.input[0]: node.output[0]
         for node in proto.graph.node
-        if node.op_type == "QuantizeLinear" and node.input[0] not in constants
+        if node.op_type == "QuantizeLinear" and node.input[0] not in exact
     }
 
 

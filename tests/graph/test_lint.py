@@ -394,7 +394,14 @@ def test_a_declared_block_that_does_not_exist_is_refused() -> None:
 
 
 def test_every_rule_has_a_mutation() -> None:
-    elsewhere = {"scale-type", "no-quantizer-in-float", "weight-constant", "fp16-blocks", "full-range"}
+    elsewhere = {
+        "scale-type",
+        "no-quantizer-in-float",
+        "weight-constant",
+        "fp16-blocks",
+        "full-range",
+        "exact-pixels",
+    }
     assert {rule for _, rule, _ in MUTATIONS} | elsewhere == set(RULES)
 
 
