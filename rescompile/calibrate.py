@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,9 @@ BUILT_IN_ADVICE = (
     "the best accuracy"
 )
 
+
+SMALL = 2_000_000
+"""Weights of a network whose rounding is learned within seconds: CIFAR's ResNets up to 110 layers."""
 
 ANY_BACKEND = Int8Support()
 """For a table that is made for no backend in particular: every one of them takes it."""
@@ -108,7 +112,7 @@ def calibrate(
     exact = int8.exact_pixels and can_be_exact(source.preprocess)
     images = calibration_images(config, source)
     hardships = hard_weights(source.graph)
-    recipe = _for_hard_weights(config.recipe, config) if hardships else config.recipe
+    recipe = _recipe_for(source, config, hard=bool(hardships))
     widest = _widest(int8, asked=bool(config.full_range))
     able = full_range_tensors(source.graph, widest=widest) if recipe.full_range else []
     levels = dict.fromkeys(able if int8.full_range in recipe.full_range else (), FULL_LEVELS)
@@ -234,10 +238,18 @@ def _recipe_of(table: CalibrationTable, config: CalibrationConfig) -> Recipe:
     )
 
 
-def _for_hard_weights(recipe: Recipe, config: CalibrationConfig) -> Recipe:
-    """Learned rounding, unless the user has chosen an effort or a rounding."""
-    chosen = config.effort is not None or config.rounding is not None
-    return recipe if chosen else replace(recipe, rounding="learned")
+def _recipe_for(source: Source, config: CalibrationConfig, *, hard: bool) -> Recipe:
+    """The methods of the effort, and learned rounding where it takes seconds, or where weights are hard to round.
+
+    A choice of the user's stands: of a rounding, and against hard weights of an effort, too.
+    """
+    soon = config.effort != "fast" and _weights_of(source) <= SMALL
+    wanted = config.rounding is None and (soon or (hard and config.effort is None))
+    return replace(config.recipe, rounding="learned") if wanted else config.recipe
+
+
+def _weights_of(source: Source) -> int:
+    return sum(math.prod(tensor.dims) for tensor in source.graph.graph.initializer)
 
 
 def notes_on_hardships(hardships: tuple[Hardship, ...], recipe: Recipe) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def made_table_without_gradients(source: Source) -> CalibrationTable:
 def test_a_table_of_channels_makes_the_same_graph_without_images(
     small: Path, small_source: Source, tmp_path: Path
 ) -> None:
-    calibrated = made(small_source, images=small / "images.npz", limit=8)
+    calibrated = made(small_source, images=small / "images.npz", limit=8, rounding="nearest")
     calibrated.table.write(tmp_path / "t.json")
     again = made(small_source, table=tmp_path / "t.json")
     assert again.table == calibrated.table
@@ -111,14 +111,14 @@ def bottlenecks() -> Source:
     return open_source(ModelConfig(model="resnet20-cifar-bottleneck", weights="random"), Silent())
 
 
-@pytest.mark.parametrize("effort", ["balanced", "best"])
+@pytest.mark.parametrize("rounding", ["nearest", "learned"])
 def test_the_full_range_brings_bottlenecks_nearer_to_fp32(
-    small: Path, bottlenecks: Source, effort: str, tmp_path: Path
+    small: Path, bottlenecks: Source, rounding: str, tmp_path: Path
 ) -> None:
     pixels = normalize(np.load(small / "images.npz")["images"], bottlenecks.preprocess)
     expected, errors = run(bottlenecks.graph, pixels)["logits"], []
     for full_range in (True, False):
-        calibrated = made(bottlenecks, images=small / "images.npz", effort=effort, full_range=full_range)
+        calibrated = made(bottlenecks, images=small / "images.npz", rounding=rounding, full_range=full_range)
         wide = [name for name, levels in calibrated.table.levels().items() if levels == 255]
         assert wide == (full_range_tensors(bottlenecks.graph) if full_range else [])
         graph = fold_zero_points(quantize(bottlenecks, calibrated, Silent()))
@@ -128,7 +128,7 @@ def test_the_full_range_brings_bottlenecks_nearer_to_fp32(
     assert errors[0] < errors[1]
     calibrated.table.write(tmp_path / "t.json")
     again = quantize(bottlenecks, made(bottlenecks, table=tmp_path / "t.json"), Silent())
-    assert effort == "best" or again == graph, "a table brings its levels"
+    assert rounding == "learned" or again == graph, "a table brings its levels"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,18 @@ def test_padded_tensors_have_the_full_range_where_constant_channels_cost_nothing
     found = [name for name, levels in calibrated.table.levels().items() if levels == 255]
     assert len(found) == wide
     assert wide != 7 or all(name.startswith(("relu1", "layer1.")) for name in found), "16 channels"
+
+
+def test_rounding_is_learned_where_that_takes_seconds(
+    small: Path, small_source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(**fields: Any) -> str:
+        return made(small_source, images=small / "images.npz", limit=4, **fields).recipe.rounding
+
+    assert [chosen(), chosen(effort="balanced"), chosen(effort="fast")] == ["learned", "learned", "nearest"]
+    assert chosen(rounding="nearest") == "nearest"
+    monkeypatch.setattr("rescompile.calibrate.SMALL", 1_000)
+    assert [chosen(), chosen(effort="best")] == ["nearest", "learned"]
 
 
 def test_a_table_of_full_range_is_refused_where_there_are_no_kernels(

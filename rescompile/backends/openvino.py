@@ -327,10 +327,10 @@ def quantized_layers(graph: onnx.ModelProto) -> int:
 
 
 def residual_adds(graph: onnx.ModelProto) -> set[str]:
-    """Output names of the Adds of two computed tensors."""
+    """Names of the Adds of two computed tensors, which OpenVINO calls its layers by."""
     constants = {tensor.name for tensor in graph.graph.initializer}
     adds = (node for node in graph.graph.node if node.op_type == "Add")
-    return {node.output[0] for node in adds if not constants & set(node.input)}
+    return {node.name for node in adds if not constants & set(node.input)}
 
 
 @contextmanager
