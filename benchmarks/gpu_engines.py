@@ -1,7 +1,8 @@
 """Whole networks on a GPU: ``python -m benchmarks.gpu_engines``; a part of ``benchmarks.gpu_suite``.
 
-Our TensorRT and Triton engines race PyTorch in FP16, compiled and not, as on the CPU: from images in the host's memory
-to logits there, answers checked first, in turns. The results are written anew after each race.
+Our TensorRT and Triton engines race PyTorch in FP16, compiled and not, and the engines of trtexec, as on the CPU:
+from images in the host's memory to logits there, answers checked first, in turns. The results are written anew after
+each race.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from numpy.typing import NDArray
 
 from benchmarks.engine_races import MODES, EngineRaces
 from benchmarks.networks import TINY, Budget, Network, network
-from benchmarks.peers.base import INT8_ALLOWED, Call, Entrant, Missing
+from benchmarks.peers.base import HALF_ALLOWED, INT8_ALLOWED, Call, Entrant, Missing
 from benchmarks.peers.torch import model_of
+from benchmarks.peers.trtexec import Trtexec
 from benchmarks.rows import RESULTS, Results, Row, with_ratios
 from benchmarks.table import lines
 from benchmarks.workshop import Workshop
@@ -35,7 +37,6 @@ from rescompile.measure.origin import Origin, origin
 from rescompile.measure.results import result_path
 from rescompile.measure.roofline import Roofline
 
-HALF_ALLOWED = 2e-2
 BATCHES = (1, 8, 32, 128)
 
 
@@ -104,6 +105,9 @@ ENTRANTS: tuple[Entrant, ...] = (
     TorchHalf("eager"),
     TorchHalf("max-autotune"),
     TorchHalf("torch_tensorrt"),
+    Trtexec("fp16"),
+    Trtexec("our fp16 graph"),
+    Trtexec("our int8 graph"),
 )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.accuracy.results import FORMAT as ACCURACY
+from benchmarks.profile_section import missing_lines, profile_lines
 from benchmarks.rows import RESULTS, Results, Row
 from rescompile.bench import FORMAT as BENCH
 from rescompile.bench import BenchReport
@@ -27,6 +28,8 @@ from rescompile.facts import duration, size
 from rescompile.files import atomic_write
 from rescompile.measure.suite_results import FORMAT as SUITES
 from rescompile.measure.timing import Timing
+from rescompile.profile import FORMAT as PROFILE
+from rescompile.profile import ProfileReport
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 _HEADER = """# Performance
@@ -39,6 +42,8 @@ before its answers were checked, contenders of one table took turns, and ratios 
 _COMMANDS = {
     "suites": "pytest benchmarks/ --benchmark-only",
     "bench": "rescompile bench resnet50-int8-openvino --output benchmarks/results/DEVICE/bench-resnet50-int8.json",
+    "profile": "rescompile profile resnet50-fp32-openvino resnet50-fp16-openvino resnet50-int8-openvino \\\n"
+    "    --output benchmarks/results/DEVICE/profile-resnet50.json",
     "gpu": "python -m benchmarks.gpu_suite",
 }
 _NOT_YET = "not measured yet"
@@ -50,6 +55,7 @@ class Found:
 
     suites: list[tuple[Path, Results]] = field(default_factory=list)
     benches: list[tuple[Path, BenchReport]] = field(default_factory=list)
+    profiles: list[tuple[Path, ProfileReport]] = field(default_factory=list)
     kernels: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
 
 
@@ -57,7 +63,7 @@ def read_folder(folder: Path) -> Found:
     """All results below ``folder``.
 
     Raises:
-        ValueError: a file is none of the three kinds; the message names it.
+        ValueError: a file is of none of these kinds; the message names it.
     """
     found = Found()
     for path in sorted(folder.glob("*/*.json"), reverse=True):
@@ -67,6 +73,8 @@ def read_folder(folder: Path) -> Found:
                 found.suites.append((path, msgspec.convert(document, Results)))
             elif document.get("format") == BENCH:
                 found.benches.append((path, msgspec.convert(document, BenchReport)))
+            elif document.get("format") == PROFILE:
+                found.profiles.append((path, msgspec.convert(document, ProfileReport)))
             elif "ceilings" in document:
                 found.kernels.append((path, document))
             elif document.get("format") != ACCURACY:  # those have a page of their own
@@ -87,6 +95,8 @@ def page(folder: Path, home: Path) -> str:
         *_suites(on_cpu, home, "suites"),
         "## Starts and memory\n",
         *_benches(found.benches, home),
+        "## Where the time goes\n",
+        *_profiles(found.profiles, home),
         "## On a GPU\n",
         *_suites(on_gpu, home, "gpu"),
         "### Kernels\n",
@@ -189,6 +199,15 @@ def _benches(reports: Sequence[tuple[Path, BenchReport]], home: Path) -> Iterato
             f"{size(peak) if peak else _NOT_YET} |"
         )
     yield ""
+
+
+def _profiles(reports: Sequence[tuple[Path, ProfileReport]], home: Path) -> Iterator[str]:
+    yield _command("profile")
+    yield "A floor is what a block's operations or bytes need at the rates that the same run measured.\n"
+    if not reports:
+        yield from missing_lines(_NOT_YET)
+    for path, report in reports:
+        yield from profile_lines(report, _link(path, home))
 
 
 def _kernels(runs: Sequence[tuple[Path, dict[str, Any]]], home: Path) -> Iterator[str]:

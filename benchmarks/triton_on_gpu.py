@@ -21,7 +21,7 @@ from rescompile.backends.triton.plan import Plan
 from rescompile.backends.triton.reading import read_plan
 from rescompile.backends.triton.reference import ReferenceRunner
 from rescompile.backends.triton.runner import PlanRunner
-from rescompile.engine import read_golden
+from rescompile.golden_file import read_golden
 from rescompile.manifest import read_manifest
 from rescompile.optional import installed, require
 

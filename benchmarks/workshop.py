@@ -18,7 +18,7 @@ from calibration.builtin import builtin_image_set
 from calibration.images import open_image_set
 from calibration.preprocess import normalize
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.engine import read_golden
+from rescompile.golden_file import read_golden
 from rescompile.manifest import read_manifest
 from rescompile.report import BuildReport, StageRecord
 

@@ -115,10 +115,3 @@ class _Buffers:
 
     def __init__(self, size: int) -> None:
         self.arrays = (np.empty(size, np.float32), np.empty(size, np.int32), np.empty(size, np.intp))
-
-
-def histogram_of(array: ArrayLike, *, name: str = "tensor") -> Histogram:
-    """Histogram of one array; for tests and for tensors that are at hand whole."""
-    observer = RangeObserver(name)
-    observer.update(array)
-    return observer.histogram()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from calibration.channel_groups import WEIGHTED
 from calibration.network import Network, Node, Values
-from calibration.scales import LEVELS, NARROW_LEVELS, weight_scales
+from calibration.scales import LEVELS, NARROW_LEVELS, channel_scales
 
 if TYPE_CHECKING:
     import onnx
@@ -184,7 +184,7 @@ def _learn(weight: Tensor, bias: Tensor, covariance: Tensor, mean: Tensor, level
     rows = weight.flatten(1)
     diagonal = covariance.diagonal().clamp_min(0)
     covariance.diagonal().copy_(diagonal + DAMPING * (float(diagonal.mean()) or 1.0))
-    scales = torch.from_numpy(weight_scales(weight.numpy(), levels=levels))
+    scales = torch.from_numpy(channel_scales(weight.numpy(), levels))
     values = _round_with_feedback(rows, covariance, scales, levels)
     moved = (rows - values * scales[:, None]) @ mean
     integers = values.to(torch.int8).reshape(weight.shape)

@@ -77,31 +77,46 @@ def dequantize(q: NDArray[np.int8], scale: ArrayLike) -> NDArray[np.float32]:
     return q.astype(np.float32) * _along_first_axis(scale, q.ndim)
 
 
-def weight_scales(
-    weight: NDArray[np.float32], method: Literal["max", "mse"] = "max", levels: int = LEVELS
-) -> NDArray[np.float32]:
-    """Scale [K] of each output channel of ``weight`` [K, ...], whose largest integer is ``levels``.
+def channel_scales(weight: NDArray[np.float32], levels: int = LEVELS) -> NDArray[np.float32]:
+    """Scale [K] of each output channel of ``weight`` [K, ...], whose largest magnitude is ``levels`` steps.
+
+    Raises:
+        CalibrationError: the weights hold NaN or infinity, or a channel is too large for an FP16 scale.
+    """
+    return scales_of(_amax(_channels(weight)), levels)
+
+
+def weight_scales(weight: NDArray[np.float32], method: Literal["max", "mse"] = "max") -> NDArray[np.float32]:
+    """Scale [K] of each output channel of ``weight`` [K, ...], by its largest magnitude or by least squared error.
 
     ``mse`` searches the clipping threshold of least squared error between half of each channel's amax and a little
     more than all of it: with n weights and one outlier a the best one is about a * (1 - n / 193548).
 
     Raises:
-        CalibrationError: the weights hold NaN or infinity, or a channel is too large for an FP16 scale.
+        CalibrationError: as ``channel_scales``.
     """
-    rows = np.ascontiguousarray(weight, np.float32).reshape(weight.shape[0], -1)
-    amax = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    if method == "max":
+        return channel_scales(weight)
+    rows = _channels(weight)
+    amax = _amax(rows)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(lambda part: _least_squares(rows[part], amax[part]), _channel_slices(rows.shape))
+        return np.concatenate(list(found))
+
+
+def _channels(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(weight, np.float32).reshape(weight.shape[0], -1)
+
+
+def _amax(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Largest magnitude [K] of each of ``rows`` [K, N]."""
+    amax: NDArray[np.float32] = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     if not np.isfinite(amax).all():
         channel = int(np.flatnonzero(~np.isfinite(amax))[0])
         raise CalibrationError(
             f"output channel {channel} of a weight holds NaN or infinity: check the checkpoint"
         )
-    if method == "max":
-        return scales_of(amax, levels)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(
-            lambda part: _least_squares(rows[part], amax[part], levels), _channel_slices(rows.shape)
-        )
-        return np.concatenate(list(found))
+    return amax
 
 
 def _along_first_axis(scale: ArrayLike, ndim: int) -> NDArray[np.float32]:
@@ -115,25 +130,23 @@ def _channel_slices(shape: tuple[int, int]) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, channels, step))
 
 
-def _least_squares(rows: NDArray[np.float32], amax: NDArray[np.float32], levels: int) -> NDArray[np.float32]:
-    best = scales_of(amax, levels)
-    least = _squared_error(rows, best, levels)
+def _least_squares(rows: NDArray[np.float32], amax: NDArray[np.float32]) -> NDArray[np.float32]:
+    best = scales_of(amax)
+    least = _squared_error(rows, best)
     for factors in (_COARSE, _FINE):
-        centre = amax if factors is not _FINE else best * levels
+        centre = amax if factors is not _FINE else best * LEVELS
         for factor in factors:
-            candidate = scales_of(centre * np.float32(factor), levels)
-            error = _squared_error(rows, candidate, levels)
+            candidate = scales_of(centre * np.float32(factor))
+            error = _squared_error(rows, candidate)
             better = error < least
             best, least = np.where(better, candidate, best), np.where(better, error, least)
     return best
 
 
-def _squared_error(
-    rows: NDArray[np.float32], scales: NDArray[np.float32], levels: int
-) -> NDArray[np.float32]:
+def _squared_error(rows: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.float32]:
     steps = rows / scales[:, None]
     rounded = np.rint(steps)
-    np.clip(rounded, -levels, levels, out=rounded)
+    np.clip(rounded, -LEVELS, LEVELS, out=rounded)
     np.subtract(steps, rounded, out=steps)
     squares: NDArray[np.float32] = np.einsum("ij,ij->i", steps, steps)
     return squares * scales * scales

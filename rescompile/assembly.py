@@ -13,13 +13,13 @@ from rescompile.backends.base import Backend, BuildRequest, Payload
 from rescompile.cache import cache_directory
 from rescompile.config import BuildConfig, InputFormat
 from rescompile.deployable import Deployable
-from rescompile.engine import write_engine
 from rescompile.environment import describe
 from rescompile.errors import UsageError
 from rescompile.files import atomic_write
 from rescompile.golden import TOLERANCE
 from rescompile.manifest import CalibrationRef, Manifest, TensorSpec
 from rescompile.sanity import GOLDEN
+from rescompile.sealing import write_engine
 from rescompile.source import Source
 from rescompile.stages import Progress
 

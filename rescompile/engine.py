@@ -1,11 +1,10 @@
-"""The engine directory: sealed with a manifest when it is built, checked and tested when it is loaded.
+"""An engine in memory, and its way there: the directory is checked, loaded, and proves itself on its golden inputs.
 
 Loading needs neither torch nor onnx, only the library of the engine's own backend.
 """
 
 from __future__ import annotations
 
-import io
 import stat
 import threading
 from collections.abc import Iterator
@@ -14,9 +13,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,12 +31,13 @@ from rescompile.backends.base import (
     Simulates,
 )
 from rescompile.backends.sharing import DeviceImages, as_array, on_cuda
+from rescompile.engine_inputs import IMAGES, part, refuse
 from rescompile.errors import EngineError, UsageError
-from rescompile.files import sha256_of, writing
-from rescompile.manifest import FileDigest, Manifest, read_manifest
+from rescompile.files import sha256_of
+from rescompile.golden_file import read_golden
+from rescompile.manifest import Manifest, read_manifest
 from rescompile.metrics import relative_rms
-from rescompile.npz import read_arrays
-from rescompile.sanity import GOLDEN, check_manifest, require_files
+from rescompile.sanity import check_manifest, require_files
 from rescompile.submissions import Submissions
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     Given = NDArray[Any] | SupportsDLPack | SupportsCudaArray
 
 _ADVICE = "copy or build the engine again"
-_IMAGES = (np.ndarray, DeviceImages)
 
 
 class Engine:
@@ -105,8 +103,8 @@ class Engine:
             if self._fits(len(images)):
                 return runner(images)
             most = self.manifest.batch.max
-            parts = [_part(images, start, start + most) for start in range(0, len(images), most)]
-            return np.concatenate([self._run(runner, part) for part in parts])
+            parts = [part(images, start, start + most) for start in range(0, len(images), most)]
+            return np.concatenate([self._run(runner, some) for some in parts])
 
     def _fits(self, count: int) -> bool:
         return self.manifest.batch.min <= count <= self.manifest.batch.max
@@ -170,9 +168,9 @@ class Engine:
     def _checked(self, given: object) -> NDArray[Any] | DeviceImages:
         """``given`` as images that this engine takes."""
         images = given if isinstance(given, np.ndarray) else self._shared(given)
-        array = isinstance(images, _IMAGES) and images.ndim > 0 and len(images) > 0
+        array = isinstance(images, IMAGES) and images.ndim > 0 and len(images) > 0
         if not (array and images.dtype == self._dtype and images.shape[1:] == self._image):
-            self._refuse(images)  # its words take longer than the rest of a call
+            refuse(images, self.manifest.inputs[0])  # its words take longer than the rest of a call
         return images
 
     def _shared(self, given: object) -> Any:
@@ -183,25 +181,6 @@ class Engine:
         if not isinstance(runner, Lends):
             raise EngineError("this engine is closed; load it again")
         return runner.lend(given)
-
-    def _refuse(self, images: Any) -> NoReturn:
-        """Say what is wrong with ``images``."""
-        expected = self.manifest.inputs[0]
-        wanted = f"{expected.dtype} [N, {', '.join(map(str, expected.shape[1:]))}] ({expected.layout})"
-        if not isinstance(images, _IMAGES):
-            kind = f"{type(images).__module__}.{type(images).__name__}"
-            raise UsageError(f"the images are a {kind}; pass a NumPy array {wanted}")
-        found = f"{images.dtype} {list(images.shape)}"
-        if images.dtype != expected.dtype:
-            raise UsageError(
-                f"the images are {found}, but this engine takes {wanted}; convert them with "
-                f"images.astype(np.{expected.dtype}), or make them with engine.preprocess"
-            )
-        if images.shape[1:] != expected.shape[1:]:
-            raise UsageError(
-                f"the images are {found}, but this engine takes {wanted}{_hint(images, expected.shape)}"
-            )
-        raise UsageError(f"there are no images in {found}; pass one or more")
 
 
 def load(
@@ -320,36 +299,6 @@ def _readable(path: Path) -> Iterator[Path]:
         raise EngineError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
 
 
-def write_engine(directory: Path, manifest: Manifest) -> Manifest:
-    """Write ``manifest.json`` over all files that are in ``directory`` now; returns the manifest with hashes.
-
-    Raises:
-        ValueError: ``directory`` holds something else than plain files.
-        OutputError: the disk is full.
-    """
-    paths = sorted(path for path in directory.iterdir() if path.name != manifests.NAME)
-    strange = [path.name for path in paths if path.is_symlink() or not path.is_file()]
-    if strange:
-        raise ValueError(f"an engine directory holds plain files only, not '{strange[0]}'")
-    files = {path.name: FileDigest(sha256_of(path), path.stat().st_size) for path in paths}
-    sealed = msgspec.structs.replace(manifest, files=files)
-    with writing(directory):
-        sealed.write(directory)
-    return read_manifest(directory)
-
-
-def golden_bytes(images: NDArray[Any], logits: NDArray[np.float32]) -> bytes:
-    """The contents of ``golden.npz``; the same arrays give the same bytes.
-
-    Args:
-        images: [N, ...], in the engine's input layout and dtype.
-        logits: [N, classes] float32, what the deployable graph's reference execution makes of them.
-    """
-    stream = io.BytesIO()
-    np.savez(stream, images=images, logits=logits)
-    return stream.getvalue()
-
-
 def _self_test(directory: Path, engine: Engine) -> None:
     """Run the golden inputs.
 
@@ -367,45 +316,3 @@ def _self_test(directory: Path, engine: Engine) -> None:
             f"the engine in {directory} does not reproduce its golden answers on this machine (relative RMS "
             f"{error:.3g}, allowed {allowed:g}); build it again here"
         )
-
-
-def read_golden(directory: Path, manifest: Manifest) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """The golden images [N, ...] in the engine's layout and dtype, and the logits [N, classes] expected of them.
-
-    Raises:
-        EngineError: the file cannot be read, or does not fit the manifest.
-    """
-    check_manifest(directory, manifest)
-    path = directory / GOLDEN
-    try:
-        images, logits = read_arrays(path, ("images", "logits"))
-    except (OSError, ValueError) as error:
-        raise EngineError(
-            f"{path} holds no golden images and logits ({error}); build the engine again"
-        ) from error
-    fed = manifest.inputs[0]
-    fits = (
-        images.shape[1:] == fed.shape[1:]
-        and images.dtype == fed.dtype
-        and len(images) > 0
-        and logits.shape == (len(images), len(manifest.classes))
-        and logits.dtype == np.float32
-        and np.isfinite(logits).all()
-    )
-    if not fits:
-        raise EngineError(f"{path} does not fit the manifest; build the engine again")
-    return images, logits
-
-
-def _part(images: NDArray[Any] | DeviceImages, start: int, stop: int) -> NDArray[Any] | DeviceImages:
-    return images[start:stop] if isinstance(images, np.ndarray) else images.part(start, stop)
-
-
-def _hint(images: NDArray[Any] | DeviceImages, expected: tuple[int, ...]) -> str:
-    """The likeliest mistake about a shape, as the end of a sentence."""
-    if images.shape == expected[1:]:
-        return "; add the batch dimension with images[None]"
-    for axes in ((0, 3, 1, 2), (0, 2, 3, 1)):
-        if images.ndim == 4 and tuple(images.shape[axis] for axis in axes)[1:] == expected[1:]:
-            return f"; change the layout with images.transpose{axes}"
-    return "; make them with engine.preprocess"

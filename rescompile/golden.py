@@ -14,7 +14,7 @@ from calibration.builtin import golden_images
 from calibration.preprocess import Preprocess, normalize
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.config import InputFormat
-from rescompile.engine import golden_bytes
+from rescompile.golden_file import golden_bytes
 from rescompile.manifest import Precision
 
 COUNT = 4

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.engine import read_golden
 from rescompile.errors import EngineError
+from rescompile.golden_file import read_golden
 from rescompile.manifest import Manifest
 
 Check = Callable[[NDArray[Any]], None]

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rescompile.errors import GraphError
-from rescompile.graph.topology import block_outputs
-from rescompile.side_facts import block_of
+from rescompile.graph.topology import block_of, block_outputs
 
 if TYPE_CHECKING:
     import onnx
@@ -54,14 +53,13 @@ def work_of(model: onnx.ModelProto, batch: int) -> tuple[BlockWork, ...]:
         GraphError: shapes or blocks cannot be found: the graph is somebody else's.
     """
     graph = _Sized(model, batch)
-    blocks = block_outputs(model)
     found = {block: BlockWork(
         block=block, float_ops=0, int8_ops=0, weight_bytes=0, activation_bytes=0, layers=0
-    ) for block in blocks}  # fmt: skip
+    ) for block in block_outputs(model)}  # fmt: skip
     for node in model.graph.node:
-        block = block_of(node.output[0], blocks) if node.output[0] != blocks["fc"] else "fc"
         added = _of_node(node, graph)
         if added is not None:
+            block = block_of(node.name)
             found[block] = _sum(found[block], added)
     return tuple(found.values())
 

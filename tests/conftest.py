@@ -1,19 +1,27 @@
-"""Fixtures that every test may use: real data where it is, and small data of our own."""
+"""Fixtures that every test may use: real data where it is, and small data of our own.
+
+Kernels run in Triton's interpreter. Triton and the kernels read ``TRITON_INTERPRET`` when they are imported, so it is
+set here, before any test module is, and the kernels are imported at once.
+"""
 
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import fused_kernels.kernels
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.manifest import Batch
 from rescompile.models.checkpoint import random_model
 from rescompile.models.registry import find
+from rescompile.optional import installed
 from rescompile.pipeline import build
 from rescompile.report import Limits
 from rescompile.source import Source, open_source
@@ -21,6 +29,12 @@ from rescompile.stages import Silent
 
 # an engine that a test loads leaves nothing in the user's cache; tests of the cache switch it on
 os.environ["RESCOMPILE_ENGINE_CACHE"] = "off"
+
+if installed("triton"):
+    os.environ["TRITON_INTERPRET"] = "1"
+    for module in iter_modules(fused_kernels.kernels.__path__):
+        # now, and not when first launched: a test may have another environment by then
+        import_module(f"fused_kernels.kernels.{module.name}")
 
 
 @pytest.hookimpl(optionalhook=True)

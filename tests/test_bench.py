@@ -10,10 +10,12 @@ import pytest
 
 from rescompile import bench as module
 from rescompile.bench import BenchReport, bench, contenders
-from rescompile.engine import golden_bytes, load, read_golden, write_engine
+from rescompile.engine import load
 from rescompile.errors import BackendError, EngineError, UsageError
+from rescompile.golden_file import golden_bytes, read_golden
 from rescompile.manifest import Batch, read_manifest
 from rescompile.measure.start import start_once
+from rescompile.sealing import write_engine
 from rescompile.views_bench import lines
 from tests.backends.engines import make_engine, manifest
 from tests.reports import report

@@ -15,7 +15,6 @@ from PIL import Image
 
 from calibration.builtin import builtin_image_set
 from calibration.errors import CalibrationError, ImageSetError, TableError
-from calibration.observers import histogram_of
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.backends.base import Int8Support
@@ -34,6 +33,7 @@ from rescompile.graph.topology import (
 )
 from rescompile.source import Source, open_source
 from rescompile.stages import Silent
+from tests.calibration.histograms import histogram_of
 from tests.graph.conftest import run
 
 

@@ -22,8 +22,8 @@ Said = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from rescompile.engine import write_engine
     from rescompile.manifest import read_manifest
+    from rescompile.sealing import write_engine
 
     folder = tmp_path_factory.mktemp("measured") / "e"
     make_engine(folder)

@@ -27,13 +27,14 @@ from rescompile.backends.onnxruntime import reference_session
 from rescompile.blockwise import SQNR_CEILING_DB
 from rescompile.compare import ROUNDING_DB, Comparison, ComparisonReport, compare
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig, PreprocessOptions
-from rescompile.engine import golden_bytes, write_engine
 from rescompile.errors import BackendUnavailable, EngineError, GraphError
+from rescompile.golden_file import golden_bytes
 from rescompile.graph.factors import set_factors
 from rescompile.graph.quantize import quantize
 from rescompile.graph.topology import quantized_tensors
 from rescompile.manifest import Batch, TensorSpec, read_manifest
 from rescompile.report import Limits
+from rescompile.sealing import write_engine
 from rescompile.side_facts import saturated_elements
 from rescompile.sides import LogitsSide, SideName, open_side, parse_side
 from rescompile.stages import Silent

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,10 +19,12 @@ from calibration.errors import ImageSetError
 from calibration.preprocess import normalize, to_uint8
 from rescompile.backends.base import RunOptions
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.engine import Engine, check_files, golden_bytes, load, write_engine
+from rescompile.engine import Engine, check_files, load
 from rescompile.errors import EngineError, UsageError
-from rescompile.manifest import Batch, Manifest, TensorSpec, read_manifest
+from rescompile.golden_file import golden_bytes
+from rescompile.manifest import Batch, TensorSpec, read_manifest
 from rescompile.metrics import relative_rms
+from rescompile.sealing import write_engine
 from tests.backends.engines import make_engine, manifest
 from tests.backends.graphs import CLASSES, IMAGE_SHAPE, sample_images
 
@@ -270,40 +270,6 @@ def test_answers_that_are_not_finite_fail_the_self_test(
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        b"no archive",
-        golden_bytes(sample_images(2), np.zeros((2, 3), np.float32)),
-        golden_bytes(sample_images(2), np.full((2, CLASSES), np.inf, np.float32)),
-        golden_bytes(sample_images(2)[:0], np.zeros((0, CLASSES), np.float32)),
-    ],
-)
-def test_golden_answers_that_make_no_sense_are_refused(folder: Path, content: bytes) -> None:
-    (folder / "golden.npz").write_bytes(content)
-    resealed(folder)
-    with pytest.raises(EngineError, match=r"golden\.npz (holds no golden|does not fit)"):
-        load(folder)
-
-
-def test_golden_answers_are_never_unpickled(folder: Path) -> None:
-    stream = io.BytesIO()
-    np.savez(stream, images=np.array([{"code": 1}], object), logits=np.zeros(1))
-    (folder / "golden.npz").write_bytes(stream.getvalue())
-    resealed(folder)
-    with pytest.raises(EngineError, match="holds no golden images"):
-        load(folder)
-
-
-def test_golden_bytes_do_not_depend_on_the_clock() -> None:
-    images, logits = sample_images(2), np.zeros((2, CLASSES), np.float32)
-    made = golden_bytes(images, logits)
-    assert golden_bytes(images.copy(), logits.copy()) == made
-    assert {entry.date_time for entry in zipfile.ZipFile(io.BytesIO(made)).infolist()} == {
-        (1980, 1, 1, 0, 0, 0)
-    }
-
-
-@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"backend": "tpu"}, "names the backend 'tpu', this rescompile has onnxruntime"),
@@ -324,24 +290,6 @@ def test_an_engine_that_cannot_be_tested_is_refused(folder: Path) -> None:
     resealed(folder)
     with pytest.raises(EngineError, match=r"lists no golden\.npz"):
         load(folder)
-
-
-@pytest.mark.parametrize("kind", ["folder", "link"])
-def test_only_plain_files_are_sealed(tmp_path: Path, kind: str) -> None:
-    if kind == "folder":
-        (tmp_path / "inner").mkdir()
-    else:
-        (tmp_path / "inner").symlink_to("/etc/hostname")
-    with pytest.raises(ValueError, match="plain files only, not 'inner'"):
-        write_engine(tmp_path, manifest("fp32", "openvino"))
-
-
-def test_sealing_again_takes_new_files_in(folder: Path) -> None:
-    (folder / "report.json").write_text("{}")
-    before = read_manifest(folder)
-    assert isinstance(write_engine(folder, before), Manifest)
-    assert set(read_manifest(folder).files) == {*before.files, "report.json"}
-    load(folder).close()
 
 
 LIGHT = """

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import rescompile
-from rescompile.engine import write_engine
 from rescompile.errors import RescompileError
 from rescompile.manifest import read_manifest
 from rescompile.npz import read_arrays
+from rescompile.sealing import write_engine
 from tests.cpp.hostile import CASES, Case, changed, shape
 
 PYTHON = {

@@ -20,8 +20,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from rescompile.engine import load, read_golden
+from rescompile.engine import load
 from rescompile.errors import RescompileError
+from rescompile.golden_file import read_golden
 from rescompile.manifest import read_manifest
 from tests.backends.engines import make_engine
 from tests.cpp.hostile import seal

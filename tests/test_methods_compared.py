@@ -14,7 +14,6 @@ from onnx import numpy_helper
 
 from calibration.comparison import Comparison, compare_methods
 from calibration.hardness import Hardship
-from calibration.observers import histogram_of
 from rescompile import plot_methods
 from rescompile.calibrate import calibrate, notes_on_hardships
 from rescompile.cli import main
@@ -23,6 +22,7 @@ from rescompile.effort import RECIPES, Effort
 from rescompile.source import Source
 from rescompile.stages import Silent
 from rescompile.views_methods import lines
+from tests.calibration.histograms import histogram_of
 
 
 @pytest.fixture(scope="module")

@@ -49,8 +49,10 @@ def test_half_precision_moves_half_of_the_bytes(small_engines: dict[str, Path]) 
     from rescompile.graph.half import half as halved
 
     model = onnx.load(small_engines["fp32"] / "model.onnx")
-    half = {block.block: block for block in work_of(halved(model), 1)}
-    assert half["layer2.1"].bytes * 2 == work(small_engines["fp32"])["layer2.1"].bytes
+    half, single = {block.block: block for block in work_of(halved(model), 1)}, work(small_engines["fp32"])
+    assert half["layer2.1"].bytes * 2 == single["layer2.1"].bytes
+    assert {name: block.ops for name, block in half.items()} == {name: b.ops for name, b in single.items()}
+    assert half["fc"].weight_bytes * 2 == single["fc"].weight_bytes > 0
 
 
 def test_a_graph_without_shapes_is_refused(small_engines: dict[str, Path]) -> None:

@@ -15,6 +15,7 @@ Call = Callable[[NDArray[Any]], NDArray[np.float32]]
 """Images float32 [N, 3, H, W] to logits [N, classes]."""
 
 FP32_ALLOWED = 1e-3
+HALF_ALLOWED = 2e-2
 INT8_ALLOWED = 0.25
 """Largest relative RMS of logits to fp32's with which a contender still computes the same network.
 

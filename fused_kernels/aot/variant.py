@@ -55,10 +55,6 @@ class Variant:
         names = [parameter for parameter, _ in self.types]
         return dict(self.constants).get((names.index(name),)) if name in names else None
 
-    def tensor_types(self) -> list[str]:
-        """Element types of the tensors, in order."""
-        return [kind[1:] for _, item in self.types for kind in _leaves(item) if kind.startswith("*")]
-
 
 def variant_of(launch: Launch) -> Variant:
     """What is compiled for ``launch``; its tensors may be on the meta device."""
@@ -135,7 +131,3 @@ def source_of(variant: Variant) -> Any:
         constexprs=constants,
         attrs={path: [["tt.divisibility", 16]] for path in variant.divisible},
     )
-
-
-def _leaves(kind: Type) -> list[str]:
-    return [kind] if isinstance(kind, str) else [leaf for item in kind for leaf in _leaves(item)]

@@ -56,7 +56,8 @@ def start_once(directory: Path, environment: Mapping[str, str], *, threads: int 
 def main() -> None:
     """Load the engine of the first argument, run one golden image, print what it took and end."""
     from rescompile.backends.base import RunOptions
-    from rescompile.engine import load, read_golden
+    from rescompile.engine import load
+    from rescompile.golden_file import read_golden
     from rescompile.measure.memory import resident_bytes
     from rescompile.stages import peak_memory_bytes
 

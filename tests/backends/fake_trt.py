@@ -191,7 +191,8 @@ class ExecutionContext:
 
     def execute_async_v3(self, handle: int) -> bool:
         gpu, shape = self.network.gpu, self.shape
-        fed, answered = self.addresses["images"], self.addresses["logits"]
+        answered = self.addresses["logits"]
+        fed = next(address for name, address in self.addresses.items() if name != "logits")
         self.network.executed.append((handle, fed, shape))
         for name, ms in self.network.reported if self.profiler is not None else ():
             self.profiler.report_layer_time(name, ms * len(self.network.executed))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rescompile.backends.profiling import open_profiler
-from rescompile.engine import read_golden
 from rescompile.errors import BackendError, UsageError
+from rescompile.golden_file import read_golden
 from rescompile.manifest import read_manifest
 from tests.backends.engines import make_engine, manifest
 

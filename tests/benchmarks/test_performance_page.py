@@ -11,10 +11,12 @@ import pytest
 
 from benchmarks import performance_page
 from benchmarks.performance_page import PAGE, page
+from benchmarks.profile_section import profile_lines
 from benchmarks.rows import RESULTS
 from tests.benchmarks.test_rows import results, row
 from tests.measure.scripted import steady
 from tests.test_bench_compare import bench_report
+from tests.test_measured_report import profile_report
 
 KERNELS = {
     "schema": 1,
@@ -38,6 +40,7 @@ def folder(tmp_path: Path) -> Path:
         device / "2026-11-20T1200-abc.json"
     )
     (device / "bench-r50.json").write_bytes(bench_report({1: steady(5)}).to_json())
+    (device / "profile-r50.json").write_bytes(profile_report().to_json())
     (tmp_path / "results/gpu").mkdir()
     (tmp_path / "results/gpu/k.json").write_text(json.dumps(KERNELS))
     return tmp_path / "results"
@@ -81,6 +84,35 @@ def test_what_nobody_measured_says_so(folder: Path, tmp_path: Path) -> None:
     assert not re.search(r"\d x\b|\[\d", empty)
     for command in ("pytest benchmarks/ --benchmark-only", "python -m benchmarks.gpu_suite"):
         assert command in empty
+
+
+def test_a_profile_has_its_blocks_times_and_floors_side_by_side(folder: Path) -> None:
+    text = page(folder, folder.parent)
+    report = profile_report()
+    fp32, int8 = (engine.blocks[0] for engine in report.engines)
+    assert (
+        "| block | fp32 ms | fp32 floor ms | fp32 x floor | int8 ms | int8 floor ms | int8 x floor |" in text
+    )
+    cells = [
+        f"[{b.ms:.3f}](results/cpu/profile-r50.json) | {b.floor_ms:.3f} | {b.ms / b.floor_ms:.1f}"
+        for b in (fp32, int8)
+    ]
+    assert f"| stem | {' | '.join(cells)} |" in text
+    assert "A call takes 6 ms in fp32, 3 ms in int8." in text
+    assert "- F.\n- N.\n" in text
+
+
+def test_a_block_without_work_has_no_ratio_to_its_floor() -> None:
+    report = profile_report()
+    idle = [
+        msgspec.structs.replace(
+            engine, blocks=(msgspec.structs.replace(b, memory_ms=0.0, arithmetic_ms=0.0),)
+        )
+        for engine in report.engines
+        for b in engine.blocks[:1]
+    ]
+    text = "\n".join(profile_lines(msgspec.structs.replace(report, engines=tuple(idle)), "x.json"))
+    assert "| stem | [1.000](x.json) | 0.000 |  | [0.500](x.json) | 0.000 |  |" in text
 
 
 def test_a_file_that_is_no_result_is_refused(folder: Path, tmp_path: Path) -> None:

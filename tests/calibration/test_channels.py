@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from calibration.channels import BINS, ChannelHistograms, ChannelObserver
 from calibration.errors import CalibrationError
-from calibration.observers import histogram_of
+from tests.calibration.histograms import histogram_of
 
 
 def observed(*batches: NDArray[np.float32]) -> ChannelHistograms:

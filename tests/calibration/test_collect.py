@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.collect import collect
 from calibration.errors import CalibrationError
-from calibration.observers import Histogram, histogram_of
+from calibration.observers import Histogram
+from tests.calibration.histograms import histogram_of
 
 TENSORS = ("input", "stem", "block.conv", "block")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from calibration.comparison import compare_methods
-from calibration.observers import histogram_of
 from calibration.scales import LEVELS
 from calibration.thresholds import METHODS
+from tests.calibration.histograms import histogram_of
 
 X = np.abs(np.random.default_rng(0).normal(size=100_000)).astype(np.float32)
 

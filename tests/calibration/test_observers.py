@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError
-from calibration.observers import BINS, Histogram, RangeObserver, histogram_of
+from calibration.observers import BINS, Histogram, RangeObserver
+from tests.calibration.histograms import histogram_of
 
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
 small = st.floats(-100, 100, width=32)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from calibration.builtin import builtin_image_set
 from calibration.errors import CalibrationError, TableError
-from calibration.observers import histogram_of
 from calibration.preprocess import CIFAR, IMAGENET
 from calibration.scales import scale_of
 from calibration.table import CalibrationTable, make_table, read_table
 from calibration.thresholds import METHODS
 from calibration.version import VERSION
+from tests.calibration.histograms import histogram_of
 
 CHECKPOINT = "ab" * 32
 rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.errors import CalibrationError
-from calibration.observers import Histogram, histogram_of
+from calibration.observers import Histogram
 from calibration.thresholds import (
     METHODS,
     _divergences,
@@ -16,6 +16,7 @@ from calibration.thresholds import (
     amax_percentile,
     parse_method,
 )
+from tests.calibration.histograms import histogram_of
 
 rng = np.random.default_rng(0)
 SHAPES = {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rescompile.engine import write_engine
 from rescompile.manifest import read_manifest
+from rescompile.sealing import write_engine
 from tests.cpp.hostile import CASES
 
 pytestmark = pytest.mark.slow

@@ -1,24 +1,16 @@
-"""What every test of the kernels stands on: Triton's interpreter, watched and poisoned memory, seeded tensors.
-
-The kernels read ``TRITON_INTERPRET`` when they are imported, so it is set here, before any test module of this
-package is. Nothing imports a kernel before one is launched.
-"""
+"""What every test of the kernels stands on: watched and poisoned memory, seeded tensors."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from importlib import import_module
 from importlib.util import find_spec
-from pkgutil import iter_modules
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils import deterministic
 
-import fused_kernels.kernels
 from fused_kernels.candidates import fit
 from fused_kernels.choice import choosing
 from fused_kernels.launch import implementation
@@ -28,12 +20,6 @@ from fused_kernels.tiles import Tile
 from tests.fused_kernels.sanitizer import sanitized
 
 HAS_TRITON = find_spec("triton") is not None
-if HAS_TRITON:
-    os.environ["TRITON_INTERPRET"] = "1"
-    for module in iter_modules(fused_kernels.kernels.__path__):
-        # now, and not when first launched: a test may have another environment by then
-        import_module(f"fused_kernels.kernels.{module.name}")
-
 SMALL = Tile(32, 32, 32, splits=2)
 """Several tiles each way on tensors of 33 and more; the interpreter pays for programs, not for elements."""
 

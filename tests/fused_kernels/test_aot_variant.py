@@ -96,7 +96,6 @@ def test_types_constants_and_alignment_of_one_launch() -> None:
     assert (names.index("M"),) in variant.divisible  # 128
     assert (names.index("H"),) not in variant.divisible  # 8
     assert (names.index("epilogue_args"), 0) in variant.divisible
-    assert variant.tensor_types() == ["bf16", "bf16", "bf16", "fp32"]
     assert (variant.warps, variant.stages) == (4, 3)
 
 

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from rescompile.assembly import REPORT_JSON
-from rescompile.engine import write_engine
 from rescompile.manifest import Batch, Manifest
+from rescompile.sealing import write_engine
 from tests.backends.engines import RANGE, make_engine, manifest
 from tests.reports import report
 

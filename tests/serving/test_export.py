@@ -12,9 +12,9 @@ import onnxruntime
 import openvino as ov
 import pytest
 
-from rescompile.engine import read_golden
 from rescompile.errors import EngineError, OutputError, UsageError
 from rescompile.files import sha256_of
+from rescompile.golden_file import read_golden
 from rescompile.manifest import Batch, read_manifest
 from rescompile.serving.export import ExportConfig, export
 from rescompile.serving.triton_repository import Batching

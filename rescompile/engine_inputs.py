@@ -1,0 +1,53 @@
+"""Images that an engine is given: what they may be, a part of them, and what is wrong with others."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescompile.backends.sharing import DeviceImages
+from rescompile.errors import UsageError
+from rescompile.manifest import TensorSpec
+
+IMAGES = (np.ndarray, DeviceImages)
+"""On the host, and on a GPU."""
+
+
+def part(images: NDArray[Any] | DeviceImages, start: int, stop: int) -> NDArray[Any] | DeviceImages:
+    """Images ``start`` to ``stop``, not copied."""
+    return images[start:stop] if isinstance(images, np.ndarray) else images.part(start, stop)
+
+
+def refuse(images: Any, expected: TensorSpec) -> NoReturn:
+    """Say what is wrong with ``images`` for an engine that takes ``expected``.
+
+    Raises:
+        UsageError: always.
+    """
+    wanted = f"{expected.dtype} [N, {', '.join(map(str, expected.shape[1:]))}] ({expected.layout})"
+    if not isinstance(images, IMAGES):
+        kind = f"{type(images).__module__}.{type(images).__name__}"
+        raise UsageError(f"the images are a {kind}; pass a NumPy array {wanted}")
+    found = f"{images.dtype} {list(images.shape)}"
+    if images.dtype != expected.dtype:
+        raise UsageError(
+            f"the images are {found}, but this engine takes {wanted}; convert them with "
+            f"images.astype(np.{expected.dtype}), or make them with engine.preprocess"
+        )
+    if images.shape[1:] != expected.shape[1:]:
+        raise UsageError(
+            f"the images are {found}, but this engine takes {wanted}{_hint(images, expected.shape)}"
+        )
+    raise UsageError(f"there are no images in {found}; pass one or more")
+
+
+def _hint(images: NDArray[Any] | DeviceImages, expected: tuple[int, ...]) -> str:
+    """The likeliest mistake about a shape, as the end of a sentence."""
+    if images.shape == expected[1:]:
+        return "; add the batch dimension with images[None]"
+    for axes in ((0, 3, 1, 2), (0, 2, 3, 1)):
+        if images.ndim == 4 and tuple(images.shape[axis] for axis in axes)[1:] == expected[1:]:
+            return f"; change the layout with images.transpose{axes}"
+    return "; make them with engine.preprocess"
