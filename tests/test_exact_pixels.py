@@ -16,7 +16,8 @@ from calibration.preprocess import normalize
 from calibration.rounding import first_moments
 from calibration.table import CalibrationTable
 from rescompile.backends import BACKENDS, get_backend
-from rescompile.calibrate import Calibrated, calibrate, calibrate_for, original_of, quantize
+from rescompile.backends.base import Int8Support
+from rescompile.calibrate import Calibrated, calibrate, original_of, quantize
 from rescompile.config import CalibrationConfig
 from rescompile.first_layer import moments_after
 from rescompile.graph.pixels import to_pixels
@@ -27,7 +28,7 @@ from tests.graph.conftest import run
 
 
 def made(source: Source, *, exact: bool, **fields: Any) -> Calibrated:
-    return calibrate(source, CalibrationConfig(**fields), Silent(), exact_pixels=exact)
+    return calibrate(source, CalibrationConfig(**fields), Silent(), Int8Support(exact_pixels=exact))
 
 
 def scales_of(graph: onnx.ModelProto) -> dict[str, float]:
@@ -125,9 +126,9 @@ def test_moments_of_pixels_follow_from_those_of_the_input(small: Path, small_sou
 
 
 def test_backends_say_whether_they_take_pixels(small: Path, small_source: Source) -> None:
-    taking = {name for name in BACKENDS if get_backend(name).exact_pixels}
+    taking = {name for name in BACKENDS if get_backend(name).int8.exact_pixels}
     assert taking == set(BACKENDS) - {"triton"}
     config = CalibrationConfig(images=small / "images.npz", limit=4, effort="fast")
     for name in ("triton", "tensorrt"):
-        calibrated = calibrate_for(get_backend(name), small_source, config, Silent())
+        calibrated = calibrate(small_source, config, Silent(), get_backend(name).int8)
         assert (PIXELS in scales_of(quantize(small_source, calibrated, Silent()))) == (name in taking)
