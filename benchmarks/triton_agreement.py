@@ -209,7 +209,7 @@ def real_value(
     v = F.conv2d(x, weight, constant(f"{step.name}.bias"), stride=conv.stride, padding=conv.padding)
     if isinstance(step, Convolution) and step.residual is not None:
         v = v + tensors[step.residual].to(dtype) * constant(f"{step.residual}.scale")
-    if isinstance(step, Stem) or step.relu:
+    if step.relu:
         v = v.relu()
     if isinstance(step, Stem) and step.pool:
         v = F.max_pool2d(v, 3, 2, 1)

@@ -92,9 +92,16 @@ def _convolved(
     x: Tensor, layer: Folded, conv: Conv, residual: Tensor | None = None, residual_scale: float | None = None
 ) -> Tensor:
     if layer.scale is None:
-        return conv_bias(x, layer.w, layer.bias, conv, relu=True, residual=residual)
+        return conv_bias(x, layer.w, layer.bias, conv, relu=layer.relu, residual=residual)
     return conv_int8(
-        x, layer.w, layer.scale, layer.bias, conv, relu=True, residual=residual, residual_scale=residual_scale
+        x,
+        layer.w,
+        layer.scale,
+        layer.bias,
+        conv,
+        relu=layer.relu,
+        residual=residual,
+        residual_scale=residual_scale,
     )
 
 

@@ -111,11 +111,11 @@ def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
 
 
 def stem_inference(
-    image: Tensor, w: Tensor, bias: Tensor, conv: Conv, *, pool: bool, scale: Tensor | None
+    image: Tensor, w: Tensor, bias: Tensor, conv: Conv, *, pool: bool, scale: Tensor | None, relu: bool
 ) -> Tensor:
     """See ``ops.stem.stem_inference``."""
     if scale is None:
-        z = conv_bias(image.to(w.dtype), w, bias, conv, relu=True)
+        z = conv_bias(image.to(w.dtype), w, bias, conv, relu=relu)
     else:
-        z = conv_int8(image, w, scale, bias, conv, relu=True)
+        z = conv_int8(image, w, scale, bias, conv, relu=relu)
     return nhwc(F.max_pool2d(wide(z), 3, 2, 1).to(z.dtype)) if pool else z

@@ -14,7 +14,6 @@ from rescompile.cache import cache_directory
 from rescompile.config import BuildConfig, InputFormat
 from rescompile.deployable import Deployable
 from rescompile.environment import describe
-from rescompile.errors import UsageError
 from rescompile.files import atomic_write
 from rescompile.golden import TOLERANCE
 from rescompile.manifest import CalibrationRef, Manifest, TensorSpec
@@ -59,7 +58,7 @@ def backend_for(config: BuildConfig) -> ChosenBackend:
     """The backend that was asked for, or the best of this machine for ``auto``, with the reason.
 
     Raises:
-        UsageError: the target does not exist for the backend, or it has no kernels for --full-range.
+        UsageError: the target does not exist for the backend.
         BackendUnavailable: it cannot build here.
     """
     name, notes = config.backend, tuple[str, ...]()
@@ -68,11 +67,6 @@ def backend_for(config: BuildConfig) -> ChosenBackend:
         notes = (f"--backend auto chose {name}: {reason}",)
     backend = get_backend(name)
     backend.check(config.target)
-    if config.calibration.full_range and backend.int8.full_range == "none":
-        raise UsageError(
-            f"--backend {name} has kernels for 0..127 behind a ReLU only; leave --full-range out, or choose another "
-            "--backend"
-        )
     return ChosenBackend(backend, notes)
 
 

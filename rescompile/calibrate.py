@@ -103,8 +103,7 @@ def calibrate(
         table = read_table(config.table)
         table.check(checkpoint_sha256=source.checkpoint.sha256, preprocess=source.preprocess, tensors=tensors)
         table = table if config.method is None else table.with_method(config.method)
-        able = full_range_tensors(source.graph, widest=_widest(int8, asked=True))
-        _require_range(table, able if int8.full_range != "none" else ())
+        _require_range(table, full_range_tensors(source.graph, widest=_widest(int8, asked=True)))
         exact = int8.exact_pixels and not table.imported and can_be_exact(source.preprocess)
         return Calibrated(
             table, recipe=_recipe_of(table, config), full_range=int8.full_range, exact_pixels=exact
@@ -114,8 +113,8 @@ def calibrate(
     hardships = hard_weights(source.graph)
     recipe = _recipe_for(source, config, hard=bool(hardships))
     widest = _widest(int8, asked=bool(config.full_range))
-    able = full_range_tensors(source.graph, widest=widest) if recipe.full_range else []
-    levels = dict.fromkeys(able if int8.full_range in recipe.full_range else (), FULL_LEVELS)
+    wide = full_range_tensors(source.graph, widest=widest) if int8.full_range in recipe.full_range else []
+    levels = dict.fromkeys(wide, FULL_LEVELS)
     seen = survey(
         source.graph,
         tensors,
@@ -145,8 +144,6 @@ def calibrate(
     )
     advice = (BUILT_IN_ADVICE,) if config.images is None else ()
     found = notes_on_hardships((*hardships, *seen.hardships), recipe)
-    if able and int8.full_range == "none":
-        found += ("half of int8 stays unused behind a ReLU: this backend's kernels have no other range yet",)
     thresholds = {name: entry.thresholds for name, entry in table.tensors.items()}
     return Calibrated(
         table,

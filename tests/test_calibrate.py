@@ -138,7 +138,6 @@ def test_the_full_range_brings_bottlenecks_nearer_to_fp32(
         ("free", "balanced", 12),
         ("costs", "balanced", 0),
         ("costs", "best", 12),
-        ("none", "best", 0),
     ],
 )
 def test_the_backend_decides_with_the_effort_who_gets_the_full_range(
@@ -147,7 +146,6 @@ def test_the_backend_decides_with_the_effort_who_gets_the_full_range(
     config = CalibrationConfig(images=small / "images.npz", limit=4, effort=effort)
     calibrated = calibrate(bottlenecks, config, Silent(), Int8Support(backend))
     assert list(calibrated.table.levels().values()).count(255) == wide
-    assert any("half of int8 stays unused" in note for note in calibrated.notes) == (backend == "none")
     held = {
         tensor.name.removesuffix(".weight.int8"): np.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max()
         for tensor in quantize(bottlenecks, calibrated, Silent()).graph.initializer
@@ -194,13 +192,13 @@ def test_rounding_is_learned_where_that_takes_seconds(
     assert [chosen(), chosen(effort="best")] == ["nearest", "learned"]
 
 
-def test_a_table_of_full_range_is_refused_where_there_are_no_kernels(
-    small: Path, bottlenecks: Source, tmp_path: Path
+def test_a_table_of_full_range_is_refused_where_the_backend_does_not_take_it(
+    small: Path, small_source: Source, tmp_path: Path
 ) -> None:
-    table = made(bottlenecks, images=small / "images.npz", limit=4, effort="fast", full_range=True).table
-    table.write(tmp_path / "t.json")
+    config = CalibrationConfig(images=small / "images.npz", limit=4, effort="fast", full_range=True)
+    calibrate(small_source, config, Silent(), Int8Support("free", "free")).table.write(tmp_path / "t.json")
     with pytest.raises(UsageError, match="all 256 values of int8, which the backend does not take there"):
-        calibrate(bottlenecks, CalibrationConfig(table=tmp_path / "t.json"), Silent(), Int8Support("none"))
+        calibrate(small_source, CalibrationConfig(table=tmp_path / "t.json"), Silent(), Int8Support("free"))
 
 
 def test_pixels_of_another_network_are_refused(

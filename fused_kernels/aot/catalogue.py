@@ -70,6 +70,7 @@ def catalogue() -> list[Entry]:
         entries += [*passes_over_memory(dtype), *stems(dtype)]
     for dtype in (*floats, torch.int8):
         entries += [*chains(dtype), *heads(dtype)]
+    entries += chains(torch.int8, relu=False)
     return [*entries, *int8_stems(), *images(), *shortcuts(), *small_vectors()]
 
 
@@ -130,18 +131,24 @@ def int8_inference(plane: Plane) -> Iterator[Entry]:
         if window in MAIN_PATH:
             yield Entry(f"conv_int8 {form} + ReLU", int8, partial(call, relu=True))
         if conv.stride == 1:
-            residual = partial(call, relu=True, residual=y, residual_scale=0.5)
-            yield Entry(f"conv_int8 {form} + residual + ReLU", int8, residual)
+            residual = partial(call, residual=y, residual_scale=0.5)
+            yield Entry(f"conv_int8 {form} + residual + ReLU", int8, partial(residual, relu=True))
+            if window == "1x1":  # a bottleneck's last; only its tensors saturate in place of a ReLU
+                yield Entry(f"conv_int8 {form} + residual", int8, partial(residual, relu=False))
 
 
-def chains(dtype: torch.dtype) -> Iterator[Entry]:
-    """The chain kernel at every width and dtype that it is used for."""
+def chains(dtype: torch.dtype, *, relu: bool = True) -> Iterator[Entry]:
+    """The chain kernel at every width and dtype that it is used for.
+
+    Without ``relu``, in int8, the 3x3 and the last 1x1 saturate instead; the next block's first 1x1 never does.
+    """
     for width in (64, 128):
         for stride in (1, 2):
             for following in (None, width):
                 if not chain.chain_fits(width, dtype, following):
                     continue
-                conv2, conv3 = folded(width, width, 3, dtype), folded(4 * width, width, 1, dtype)
+                conv2 = folded(width, width, 3, dtype, relu=relu)
+                conv3 = folded(4 * width, width, 1, dtype, relu=relu)
                 conv1 = None if following is None else folded(following, 4 * width, 1, dtype)
                 call = partial(
                     chain.chain,
@@ -154,7 +161,7 @@ def chains(dtype: torch.dtype) -> Iterator[Entry]:
                     residual_scale=0.5 if dtype == torch.int8 else None,
                 )
                 form = f"{width}{'/2' if stride == 2 else ''}{'' if following is None else ' + next 1x1'}"
-                yield Entry(f"chain {form}", dtype, call)
+                yield Entry(f"chain {form}{'' if relu else ', full range'}", dtype, call)
 
 
 def heads(dtype: torch.dtype) -> Iterator[Entry]:
@@ -181,11 +188,12 @@ def stems(dtype: torch.dtype) -> Iterator[Entry]:
 
 
 def int8_stems() -> Iterator[Entry]:
-    """The same for int8 inference."""
+    """The same for int8 inference, with a ReLU and with saturation in its place."""
     for name, (image, w, conv) in _stems(torch.int8).items():
         c, pool = w.shape[0], conv.stride == 2
         call = partial(stem.stem_inference, image, w, vector(c), conv, pool=pool, scale=vector(c))
         yield Entry(f"stem_inference {name}", torch.int8, call)
+        yield Entry(f"stem_inference {name}, full range", torch.int8, partial(call, relu=False))
 
 
 def images() -> Iterator[Entry]:
@@ -305,10 +313,10 @@ def batch_norm(c: int) -> Tensor:
     return torch.empty((4, c), device="meta")
 
 
-def folded(k: int, c: int, side: int, dtype: torch.dtype) -> chain.Folded:
+def folded(k: int, c: int, side: int, dtype: torch.dtype, *, relu: bool = True) -> chain.Folded:
     """A folded convolution [k, c, side, side]."""
     w = torch.empty((k, c, side, side), dtype=dtype, device="meta", memory_format=torch.channels_last)
-    return chain.Folded(w, vector(k), vector(k) if dtype == torch.int8 else None)
+    return chain.Folded(w, vector(k), vector(k) if dtype == torch.int8 else None, relu=relu)
 
 
 def _stem_passes(image: Tensor, w: Tensor, conv: Conv, *, pool: bool) -> None:

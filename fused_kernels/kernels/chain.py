@@ -4,6 +4,8 @@
     z    = relu(h @ w3.T + b3 + residual)             z, residual [M, EXPANDED]
     next = relu(z @ w1.T + b1)                        next [M, NEXT], where there is a next block
 
+In int8 each of them may go without its ReLU and saturate at -128 instead.
+
 A program owns BLOCK_M pixels of every tensor it writes, so nothing is computed twice: the 3x3 reads its halo from
 memory, the 1x1s need none. z goes by in blocks of columns, each stored and at once multiplied into ``next``.
 Against one kernel for each convolution this saves writing and reading h, and reading z once.
@@ -29,6 +31,7 @@ def chain_kernel(
     x_ptr, w2_ptr, scale2_ptr, b2_ptr, w3_ptr, scale3_ptr, b3_ptr, residual_ptr, residual_scale, z_ptr,
     w1_ptr, scale1_ptr, b1_ptr, next_ptr, M, H, W, P, Q,
     STRIDE: tl.constexpr, WIDTH: tl.constexpr, EXPANDED: tl.constexpr, NEXT: tl.constexpr,
+    RELU2: tl.constexpr, RELU3: tl.constexpr, RELU1: tl.constexpr,
     PROLOGUE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_Z: tl.constexpr, BLOCK_NEXT: tl.constexpr, BLOCK_K: tl.constexpr,
     FLAT: tl.constexpr,
@@ -44,7 +47,7 @@ def chain_kernel(
         rows // (P * Q), rows // Q % P * STRIDE - 1, rows % Q * STRIDE - 1, ok_m, ok_c, H, W, WIDTH, 1,
         WIDTH, WIDTH, 3, 3, 3, 0, 0, 1, 1, PROLOGUE, PRECISION, BLOCK_K, FLAT,
     )  # fmt: skip
-    h = activation(affine(acc, scale2_ptr, b2_ptr, c, ok_c), DTYPE)
+    h = activation(affine(acc, scale2_ptr, b2_ptr, c, ok_c), DTYPE, RELU2)
     pixels = rows.to(tl.int64)
     m = tl.arange(0, BLOCK_NEXT)
     total = tl.zeros((BLOCK_M, BLOCK_NEXT), dtype=ACC)
@@ -56,10 +59,10 @@ def chain_kernel(
         )
         v = affine(v, scale3_ptr, b3_ptr, k, ok_k)
         v = with_residual(v, residual_ptr, residual_scale, pixels, ok_m, k, ok_k, EXPANDED)
-        z = activation(v, DTYPE)
+        z = activation(v, DTYPE, RELU3)
         put(z, z_ptr, pixels, ok_m, k, ok_k, EXPANDED)
         if next_ptr is not None:
             total = mma(z, weights(w1_ptr, m, m < NEXT, k, ok_k, EXPANDED), total, PRECISION)
     if next_ptr is not None:
-        v = activation(affine(total, scale1_ptr, b1_ptr, m, m < NEXT), DTYPE)
+        v = activation(affine(total, scale1_ptr, b1_ptr, m, m < NEXT), DTYPE, RELU1)
         put(v, next_ptr, pixels, ok_m, m, m < NEXT, NEXT)

@@ -153,11 +153,12 @@ def with_residual(v, ptr, scale, pixels, ok_m, cols, ok_n, COLS):
 
 
 @triton.jit
-def activation(v, DTYPE: tl.constexpr):
-    """relu(v) as ``DTYPE``; as int8, rounded half to even and saturated to [0, 127]."""
+def activation(v, DTYPE: tl.constexpr, RELU: tl.constexpr = True):
+    """relu(v) as ``DTYPE``; as int8 rounded half to even and saturated to [0, 127], or [-128, 127] without ``RELU``."""
     if tl.int8 == DTYPE:
-        return to_int8(v, 0.0)
+        return to_int8(v, 0.0 if RELU else -128.0)
     else:
+        tl.static_assert(RELU, "a ReLU by saturation is int8's alone")
         return relu(v).to(DTYPE)
 
 
@@ -203,11 +204,16 @@ def requantize_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args
 
 
 @triton.jit
-def requantize_residual_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
-    """int8(acc * scale + bias + residual * residual_scale) in [0, 127].
+def requantize_residual(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """int8(acc * scale + bias + residual * residual_scale); ``args`` = (scale, bias, residual, residual_scale)."""
+    v = affine(acc, args[0], args[1], cols, ok_n)
+    v = with_residual(v, args[2], args[3], pixels, ok_m, cols, ok_n, COLS)
+    put(to_int8(v, -128.0), out_ptr, pixels, ok_m, cols, ok_n, COLS)
 
-    ``args`` = (scale, bias, residual, residual_scale).
-    """
+
+@triton.jit
+def requantize_residual_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
+    """As ``requantize_residual``, saturated to [0, 127]."""
     v = affine(acc, args[0], args[1], cols, ok_n)
     v = with_residual(v, args[2], args[3], pixels, ok_m, cols, ok_n, COLS)
     put(activation(v, out_ptr.dtype.element_ty), out_ptr, pixels, ok_m, cols, ok_n, COLS)

@@ -6,7 +6,8 @@
     pool_backward   dy = a * g + b * (y - mean) + c                     reads dz and y again, writes dy; g is not stored
     activate        z = relu(bn(y))                                     these for a stem without max pool
     stem_wgrad      dw = sum over output pixels of dy and the packed rows under them
-    conv_pool       z = maxpool3x3/2(relu(conv(x) + bias))              the convolution's output stays on the chip
+    conv_pool       z = maxpool3x3/2(relu(conv(x) + bias))              the convolution's output stays on the chip;
+                                                                        in int8 the ReLU may be missing
 
 The pool has padding 1: pixel (p, q) of z covers rows 2p - 1 to 2p + 1 and columns 2q - 1 to 2q + 1 of y.
 """

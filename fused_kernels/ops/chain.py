@@ -4,12 +4,14 @@
     z    = relu(conv3(h) + residual)       1x1; the block's output
     next = relu(conv1(z))                  1x1; where the next block's chain starts
 
+In int8 each ReLU may be missing: saturation at -128 takes its place (``Folded.relu``).
+
 One kernel, ``kernels/chain.py``; a stage of bottlenecks is one chain for each block.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -40,6 +42,8 @@ class Folded:
     """fp32 [K]; for int8 in units of the result."""
     scale: Tensor | None = None
     """fp32 [K], for int8 alone; see ``ops.inference.requantization``."""
+    relu: bool = field(default=True, kw_only=True)
+    """Whether a ReLU follows, as it must in floating point; without one int8 saturates to [-128, 127]."""
 
 
 def chain_fits(width: int, dtype: torch.dtype, next_width: int | None = None) -> bool:
@@ -69,7 +73,7 @@ def chain(
 ) -> tuple[Tensor, Tensor | None]:
     """The rest of a bottleneck after its first convolution, and the first convolution of the next one.
 
-    Every value between two convolutions is rounded to the dtype of ``x``, and int8 saturated to [0, 127], exactly as
+    Every value between two convolutions is rounded to the dtype of ``x``, and int8 saturated, exactly as
     ``ops.inference`` stores it.
 
     Args:
@@ -124,10 +128,11 @@ def chain(
     return z, following
 
 
-def _layer(name: str, layer: Folded | None) -> dict[str, Tensor | None]:
+def _layer(name: str, layer: Folded | None) -> dict[str, Tensor | bool | None]:
     if layer is None:
-        return {f"w{name}_ptr": None, f"scale{name}_ptr": None, f"b{name}_ptr": None}
-    return {f"w{name}_ptr": nhwc(layer.w), f"scale{name}_ptr": layer.scale, f"b{name}_ptr": layer.bias}
+        return {f"w{name}_ptr": None, f"scale{name}_ptr": None, f"b{name}_ptr": None, f"RELU{name}": None}
+    operands = {f"w{name}_ptr": nhwc(layer.w), f"scale{name}_ptr": layer.scale, f"b{name}_ptr": layer.bias}
+    return operands | {f"RELU{name}": layer.relu}
 
 
 def _power_of_two(number: int) -> bool:
@@ -180,6 +185,8 @@ def _require_layer(name: str, layer: Folded, shape: tuple[int, ...], x: Tensor) 
     require_vector(f"{name}.bias", layer.bias, shape[0], x)
     if (layer.scale is not None) != (x.dtype == torch.int8):
         raise ShapeError(f"{name}.scale goes with int8 activations: give it for them and for no others")
+    if not layer.relu and layer.scale is None:
+        raise Unsupported(f"{name}.relu is off, but only int8 saturates in its place: leave it on")
     if layer.scale is not None:
         require_int32_sums(x, layer.w)
         require_vector(f"{name}.scale", layer.scale, shape[0], x)

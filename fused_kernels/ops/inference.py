@@ -4,7 +4,7 @@
     conv_int8   y = int8(conv(x) * scale + bias + residual * residual_scale)       int8, sums in int32
 
 ``fold`` makes weights and biases out of a convolution and its batch norm, ``requantization`` the vectors of
-``conv_int8`` out of quantization scales. A residual is added before the ReLU and is refused where there is none.
+``conv_int8`` out of quantization scales. A residual is added before the ReLU, or in int8 before saturation at -128.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def conv_bias(
         ShapeError, Unsupported: operands that do not fit, or a dtype or combination without a kernel.
     """
     require_float(x.dtype, what="conv_bias")
-    _require_operands(x, w, conv, relu, residual)
+    _require_operands(x, w, conv, residual)
+    if residual is not None and not relu:
+        raise Unsupported("a residual is added before a ReLU: pass relu=True, or add the residual afterwards")
     require_vector("bias", bias, w.shape[0], x)
     epilogue = "bias_residual_relu" if residual is not None else "bias_relu" if relu else "bias"
     args = (bias,) if residual is None else (bias, nhwc(residual))
@@ -77,7 +79,7 @@ def conv_int8(
         scale: fp32 [K], from units of the int32 sums to units of y; see ``requantization``.
         bias: fp32 [K], in units of y.
         conv: the window.
-        relu: saturate to [0, 127] instead of [-128, 127]; a residual needs it.
+        relu: saturate to [0, 127] instead of [-128, 127].
         residual: int8 in the shape of the result.
         residual_scale: from units of the residual to units of y; taken as fp32.
 
@@ -89,16 +91,15 @@ def conv_int8(
     """
     if x.dtype != torch.int8:
         raise Unsupported(f"conv_int8 takes int8, not {str(x.dtype).removeprefix('torch.')}")
-    _require_operands(x, w, conv, relu, residual)
+    _require_operands(x, w, conv, residual)
     require_int32_sums(x, w)
     require_vector("scale", scale, w.shape[0], x)
     require_vector("bias", bias, w.shape[0], x)
     require_residual_scale(residual, residual_scale)
-    if residual is None or residual_scale is None:
-        y = _launched(x, w, conv, "requantize_relu" if relu else "requantize", (scale, bias))
-    else:
-        args = (scale, bias, nhwc(residual), float(residual_scale))
-        y = _launched(x, w, conv, "requantize_residual_relu", args)
+    epilogue, args = "requantize", tuple[Any, ...]((scale, bias))
+    if residual is not None and residual_scale is not None:
+        epilogue, args = "requantize_residual", (scale, bias, nhwc(residual), float(residual_scale))
+    y = _launched(x, w, conv, f"{epilogue}_relu" if relu else epilogue, args)
     if y is not None:
         return y
     return references.conv_int8(
@@ -241,7 +242,7 @@ def _launched(x: Tensor, w: Tensor, conv: Conv, epilogue: str, args: tuple[Any, 
     return y
 
 
-def _require_operands(x: Tensor, w: Tensor, conv: Conv, relu: bool, residual: Tensor | None) -> None:
+def _require_operands(x: Tensor, w: Tensor, conv: Conv, residual: Tensor | None) -> None:
     if (
         x.ndim != 4
         or w.ndim != 4
@@ -257,8 +258,6 @@ def _require_operands(x: Tensor, w: Tensor, conv: Conv, relu: bool, residual: Te
         raise ShapeError(f"x is {x.dtype} and w is {w.dtype}: convert one of them")
     if residual is None:
         return
-    if not relu:
-        raise Unsupported("a residual is added before a ReLU: pass relu=True, or add the residual afterwards")
     shape = (x.shape[0], w.shape[0], *conv.output_size(x.shape[2], x.shape[3]))
     if residual.shape != shape or residual.dtype != x.dtype:
         raise ShapeError(

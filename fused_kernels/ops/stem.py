@@ -238,9 +238,12 @@ def stem_inference(
     *,
     pool: bool = True,
     scale: Tensor | None = None,
+    relu: bool = True,
     take: Take | None = None,
 ) -> Tensor:
     """relu(conv(image) + bias), then max pool 3x3/2 with padding 1; in int8, requantized before the ReLU.
+
+    What lies beside the plane is never the maximum, whichever numbers the pool reads.
 
     Args:
         image: as in ``pack``; int8 where ``w`` is, unless ``take`` quantizes it.
@@ -249,26 +252,33 @@ def stem_inference(
         conv: the window.
         pool: whether there is a max pool.
         scale: only in int8, fp32 [K] and positive: input scale * weight scale / output scale.
+        relu: whether there is a ReLU, as there must be in floating point; without one int8 saturates to [-128, 127].
         take: how the image is normalized and quantized while it is packed; None takes it as it is.
 
     Returns:
-        [N, K, P', Q'] in the dtype of ``w``; in int8 round_half_even(conv * scale + bias) within [0, 127].
+        [N, K, P', Q'] in the dtype of ``w``; in int8 round_half_even(conv * scale + bias), saturated.
 
     Raises:
         ShapeError, Unsupported: operands that do not fit, or a dtype without a kernel.
     """
     if (scale is not None) != (w.dtype == torch.int8):
         raise Unsupported(f"the stem takes a scale with int8 weights and with no others, not {w.dtype}")
+    if scale is None and not relu:
+        raise Unsupported(
+            "the stem goes without its ReLU in int8 alone, which saturates in its place: pass relu=True"
+        )
     for name, vector in (("bias", bias), ("scale", scale)):
         if vector is not None:
             require_vector(name, vector, w.shape[0], w)
     tile = _fprop_tile(image, w, conv, "stem_pool" if pool else "stem_bias_relu", take)
     if tile == CUDNN:
         image = image if take is None else taken(image, w.dtype, take)
-        return stem_references.stem_inference(image, w, bias, conv, pool=pool, scale=scale)
+        return stem_references.stem_inference(image, w, bias, conv, pool=pool, scale=scale, relu=relu)
     packed = pack(image, conv, w.dtype) if take is None else take_image(image, conv, w.dtype, take)
     out = _empty_output(image, w, conv)
-    epilogue, args = ("bias_relu", (bias,)) if scale is None else ("requantize_relu", (scale, bias))
+    epilogue, args = "bias_relu", tuple[Tensor, ...]((bias,))
+    if scale is not None:
+        epilogue, args = "requantize_relu" if relu else "requantize", (scale, bias)
     if not pool:
         stem_launch.fprop(packed, w, out, conv, tile, epilogue, args)
         return out

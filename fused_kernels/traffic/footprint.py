@@ -66,6 +66,7 @@ def finishes_block_inference(launch: Launch) -> bool:
     """Whether this launch adds the shortcut, after which a block's output is there."""
     return launch.kernel == "chain.chain_kernel" or _epilogue(launch) in {
         "bias_residual_relu",
+        "requantize_residual",
         "requantize_residual_relu",
     }
 

@@ -155,8 +155,8 @@ def _inference(problem: Problem, draw: _Draw) -> Call:
 
 
 def _int8_inference(problem: Problem, draw: _Draw) -> Call:
-    conv, relu = problem.conv, problem.epilogue != "requantize"
-    residual = (draw.output(),) if problem.epilogue == "requantize_residual_relu" else ()
+    conv, relu = problem.conv, problem.epilogue.endswith("_relu")
+    residual = (draw.output(),) if "residual" in problem.epilogue else ()
 
     def function(x: Tensor, w: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
         residual_scale = None if residual is None else 0.5
@@ -272,6 +272,7 @@ _BUILDERS: dict[tuple[str, str], Callable[[Problem, _Draw], Call]] = {
     ("fprop", "bias_residual_relu"): _inference,
     ("fprop", "requantize"): _int8_inference,
     ("fprop", "requantize_relu"): _int8_inference,
+    ("fprop", "requantize_residual"): _int8_inference,
     ("fprop", "requantize_residual_relu"): _int8_inference,
     ("fprop", "logits"): _logits,
     ("fprop", "stem_moments"): _stem,

@@ -21,9 +21,9 @@ Progress = Callable[[int, int], None]
 
 RestType = Literal["float32", "float16"]
 
-FullRange = Literal["free", "costs", "none"]
-"""What a backend pays for inputs of all 256 values of int8 (``graph.full_range``): nothing; weights of seven bits, or
-twice the work; or it has no kernels for them."""
+FullRange = Literal["free", "costs"]
+"""What a backend pays for inputs of all 256 values of int8 (``graph.full_range``): nothing; or weights of seven bits,
+or twice the work."""
 
 ConstantChannels = Literal["free", "padding", "never"]
 """What a backend pays for ``graph.constant_channels``: nothing, because it takes them away again; nothing in tensors of

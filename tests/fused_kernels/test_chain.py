@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -31,6 +32,9 @@ from tests.fused_kernels.tolerances import assert_close
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SMALL = Tile(32, 64, 32)
 """Several tiles of pixels and of columns; a step of the 3x3 is half of a width of 64."""
+Relus = tuple[bool, bool, bool]
+RELUS: Relus = (True, True, True)
+"""Whether each convolution has its ReLU."""
 
 
 class Shapes(NamedTuple):
@@ -90,26 +94,30 @@ def chained(
     return [z, *(convolved(z, layer.w, layer.bias, dtype) for layer in layers[2:])]
 
 
-def check_chain_int8(shapes: Shapes, tile: Tile | None = SMALL) -> None:
+def check_chain_int8(shapes: Shapes, tile: Tile | None = SMALL, relu: Relus = RELUS) -> None:
     x, residual = random_int8(shapes.n, shapes.width, shapes.h, shapes.w, low=0), random_int8(*shapes.output)
     layers = [random_layer(k, c, r, r, spread=100.0) for k, c, r in shapes.layers]
-    folded = [Folded(layer.w, layer.bias, layer.scale) for layer in layers]
+    folded = [
+        Folded(layer.w, layer.bias, layer.scale, relu=each) for layer, each in zip(layers, relu, strict=False)
+    ]
     with nullcontext() if tile is None else tiles(tile):
         z, following = chain(
             x, folded[0], folded[1], residual, *folded[2:], stride=shapes.stride, residual_scale=0.37
         )
-    truth = chained_int8(x, layers, residual, shapes.stride)
+    truth = chained_int8(x, layers, residual, shapes.stride, relu)
     assert_same_bits("z", z, truth[0])
     assert (following is None) == (shapes.following is None)
     if following is not None:
         assert_same_bits("next", following, truth[1])
 
 
-def chained_int8(x: Tensor, layers: list[Layer], residual: Tensor, stride: int) -> list[Tensor]:
+def chained_int8(
+    x: Tensor, layers: list[Layer], residual: Tensor, stride: int, relu: Relus = RELUS
+) -> list[Tensor]:
     """As ``chained``, with residual_scale 0.37."""
-    h = quantized.conv_int8(x, layers[0], (stride, 1), relu=True)
-    z = quantized.conv_int8(h, layers[1], (1, 0), relu=True, residual=residual, residual_scale=0.37)
-    return [z, *(quantized.conv_int8(z, layer, (1, 0), relu=True) for layer in layers[2:])]
+    h = quantized.conv_int8(x, layers[0], (stride, 1), relu=relu[0])
+    z = quantized.conv_int8(h, layers[1], (1, 0), relu=relu[1], residual=residual, residual_scale=0.37)
+    return [z, *(quantized.conv_int8(z, layer, (1, 0), relu=relu[2]) for layer in layers[2:])]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -123,6 +131,13 @@ def test_every_dtype_stride_and_ending(dtype: torch.dtype, stride: int, followin
 @pytest.mark.parametrize("following", [None, 40])
 def test_int8_of_every_stride_and_ending(stride: int, following: int | None) -> None:
     check_chain_int8(Shapes(stride=stride, following=following))
+
+
+@pytest.mark.parametrize("context", [kernels, reference])
+@pytest.mark.parametrize("relu", [(False, False, True), (False, True, True), (True, False, False)])
+def test_int8_saturates_at_the_lowest_integer_where_there_is_no_relu(context: Any, relu: Relus) -> None:
+    with context():
+        check_chain_int8(Shapes(), relu=relu)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, *DTYPES], ids=str)
@@ -153,14 +168,20 @@ TILES = st.builds(
 
 
 @FUZZ
-@given(SHAPES, TILES, st.sampled_from([*DTYPES, torch.int8]), st.integers(0, 2**16))
-def test_any_shape_and_tile(shapes: Shapes, tile: Tile, dtype: torch.dtype, seed: int) -> None:
+@given(
+    SHAPES,
+    TILES,
+    st.sampled_from([*DTYPES, torch.int8]),
+    st.tuples(*[st.booleans()] * 3),
+    st.integers(0, 2**16),
+)
+def test_any_shape_and_tile(shapes: Shapes, tile: Tile, dtype: torch.dtype, relu: Relus, seed: int) -> None:
     # a few sums may cancel to nothing, and relative errors of 16-bit types with them
     n, _, rows, columns = shapes.output
     fewest = n * rows * columns * min(shapes.expanded, shapes.following or shapes.expanded)
     assume(dtype in (torch.int8, torch.float32) or fewest >= 64)
     reseed(seed)
-    check_chain_int8(shapes, tile) if dtype == torch.int8 else check_chain(shapes, dtype, tile)
+    check_chain_int8(shapes, tile, relu) if dtype == torch.int8 else check_chain(shapes, dtype, tile)
 
 
 def test_operands_in_nchw_memory_are_taken_too() -> None:
@@ -319,6 +340,7 @@ def test_int8_needs_its_scales() -> None:
     ("change", "message"),
     [
         ({"stride": 3}, "stride 1 or 2, not 3"),
+        ({"conv3": replace(folded(48, 32, 1), relu=False)}, "conv3.relu is off, but only int8 saturates"),
         ({"conv1": folded(513, 48, 1)}, "next width is at most 512, not 513"),
         ({"x": torch.zeros(1, 32, 4, 4, dtype=torch.int64)}, "takes float32, float16 or bfloat16, not int64"),
     ],

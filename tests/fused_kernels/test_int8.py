@@ -24,14 +24,14 @@ from tests.fused_kernels.conftest import kernels, normal, reference, reseed, til
 from tests.fused_kernels.quantized import Layer, assert_same_bits, random_int8, random_layer
 from tests.fused_kernels.strategies import FUZZ, tiled_cases
 
-EPILOGUES = ["requantize", "requantize_relu", "requantize_residual_relu"]
+EPILOGUES = ["requantize", "requantize_relu", "requantize_residual", "requantize_residual_relu"]
 POINTWISE = Conv(1, 1)
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", [kernels, reference], ids=["kernel", "reference"])
 
 
 def check_conv_int8(case: Case, epilogue: str) -> None:
     x, layer = random_int8(case.n, case.c, case.h, case.w), random_layer(case.k, case.c, case.r, case.s)
-    arguments: dict[str, Any] = {"relu": epilogue != "requantize"}
+    arguments: dict[str, Any] = {"relu": epilogue.endswith("relu")}
     if "residual" in epilogue:
         p, q = case.conv.output_size(case.h, case.w)
         arguments |= {"residual": random_int8(case.n, case.k, p, q), "residual_scale": 0.37}
@@ -136,10 +136,28 @@ def test_results_saturate_at_both_ends(implementation: Any, relu: bool) -> None:
 
 
 @IMPLEMENTATIONS
-def test_a_residual_alone_saturates_and_rounds_like_everything_else(implementation: Any) -> None:
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_residual_alone_saturates_and_rounds_like_everything_else(implementation: Any, relu: bool) -> None:
     with implementation():
-        y = scaled(every_int8() * 0, 1, 1.0, 0.0, relu=True, residual=every_int8(), residual_scale=1.5)
-    assert y == [max(0, min(127, round(1.5 * v))) for v in range(-128, 128)]
+        y = scaled(every_int8() * 0, 1, 1.0, 0.0, relu=relu, residual=every_int8(), residual_scale=1.5)
+    assert y == [max(0 if relu else -128, min(127, round(1.5 * v))) for v in range(-128, 128)]
+
+
+@IMPLEMENTATIONS
+def test_zero_stored_as_the_lowest_integer_is_a_relu_of_the_full_range(implementation: Any) -> None:
+    """Bias and residual carry 128 steps, as ``graph.full_range`` folds them; q + 128 is the ReLU's result in steps."""
+    x, step = every_int8(), 0.25
+    with implementation():
+        made = scaled(x, 3, step, -128.0, relu=False)
+        stored = torch.tensor(made).to(torch.int8).reshape(x.shape)
+        # 128 steps of the residual are taken in by the bias: 0.5 * 128 - 128
+        added = scaled(x, 3, step, -64.0, relu=False, residual=stored, residual_scale=0.5)
+    steps = [min(255, max(0, round(3 * step * v))) for v in range(-128, 128)]
+    assert [v + 128 for v in made] == steps
+    assert [v + 128 for v in added] == [
+        min(255, max(0, round(3 * step * v + 0.5 * residual)))
+        for v, residual in zip(range(-128, 128), steps, strict=True)
+    ]
 
 
 @IMPLEMENTATIONS
@@ -260,11 +278,6 @@ RESIDUAL = torch.zeros(1, 8, 4, 4, dtype=torch.int8)
 def test_operands_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         conv_int8(**operands(**change))
-
-
-def test_a_residual_without_a_relu_is_refused() -> None:
-    with pytest.raises(Unsupported, match="a residual is added before a ReLU"):
-        conv_int8(**operands(relu=False, residual=RESIDUAL, residual_scale=1.0))
 
 
 def test_floats_are_refused() -> None:

@@ -68,15 +68,15 @@ def int8(*shape: int, low: int = -128, high: int = 127) -> Tensor:
     return torch.randint(low, high + 1, shape).to(torch.int8)
 
 
-def check_int8(case: StemCase) -> None:
+def check_int8(case: StemCase, *, relu: bool = True) -> None:
     """Products and sums in int64, then fp32 in the order of the docstring."""
     image, w = int8(case.n, case.c, case.h, case.w), int8(case.k, case.c, case.conv.r, case.conv.s)
     # a scale of 2**-n makes ties, which must round to even, and sums that saturate
     scale, bias = 2.0 ** torch.randint(-14, -8, (case.k,)), torch.randint(-40, 40, (case.k,)) / 2
-    z = stem.stem_inference(image, w, bias, case.conv, pool=case.pool, scale=scale)
+    z = stem.stem_inference(image, w, bias, case.conv, pool=case.pool, scale=scale, relu=relu)
     sums = F.conv2d(image.double(), w.double(), None, case.conv.stride, case.conv.padding).long()
     v = sums.float() * scale[:, None, None] + bias[:, None, None]
-    right = v.round().clamp(0, 127)
+    right = v.round().clamp(0 if relu else -128, 127)
     right = F.max_pool2d(right, 3, 2, 1) if case.pool else right
     assert z.dtype == torch.int8
     assert torch.equal(z.float(), right)
@@ -96,11 +96,12 @@ def test_the_reference_computes_float64() -> None:
 
 
 @pytest.mark.usefixtures("both")
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "saturation"])
 @pytest.mark.parametrize("pool", [True, False], ids=["pool", "no pool"])
 @pytest.mark.parametrize("case", CASES, ids=["imagenet", "cifar"])
-def test_an_int8_stem_is_exact(case: StemCase, pool: bool) -> None:
+def test_an_int8_stem_is_exact(case: StemCase, pool: bool, relu: bool) -> None:
     with tiles(ONE_PROGRAM):
-        check_int8(replace(case, pool=pool))
+        check_int8(replace(case, pool=pool), relu=relu)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 7, 8, 9])
@@ -133,12 +134,19 @@ def stems(draw: st.DrawFn) -> StemCase:
 
 
 @FUZZ
-@given(stems(), st.sampled_from([32, 64]), st.sampled_from([16, 32]), st.booleans(), st.integers(0, 2**16))
-def test_a_stem_of_any_geometry(case: StemCase, n: int, k: int, flat: bool, seed: int) -> None:
+@given(
+    stems(),
+    st.sampled_from([32, 64]),
+    st.sampled_from([16, 32]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**16),
+)
+def test_a_stem_of_any_geometry(case: StemCase, n: int, k: int, flat: bool, relu: bool, seed: int) -> None:
     reseed(seed)
     with tiles(Tile(64, n, k, flat=flat, group=2)):
         check(case)
-        check_int8(case)
+        check_int8(case, relu=relu)
 
 
 @pytest.mark.usefixtures("both")
@@ -149,8 +157,12 @@ def test_what_lies_outside_of_the_plane_never_wins() -> None:
         z8 = stem.stem_inference(
             image.char(), w.char(), torch.full((16,), 5.0), Conv(1, 1), scale=torch.ones(16)
         )
+        low = stem.stem_inference(
+            image.char(), w.char(), torch.full((16,), -120.0), Conv(1, 1), scale=torch.ones(16), relu=False
+        )
     for values in (z, z8):
         assert set(values.flatten().tolist()) == {2.0}  # a zero beside the plane would give 5
+    assert set(low.flatten().tolist()) == {-123}  # and -120 or 0 here
 
 
 @pytest.mark.usefixtures("both")
@@ -240,3 +252,10 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(error, match=message):
         stem.stem_inference(image, w, torch.zeros(8), CIFAR, scale=scale)
+
+
+def test_a_stem_in_floating_point_has_its_relu() -> None:
+    with pytest.raises(Unsupported, match="without its ReLU in int8 alone"):
+        stem.stem_inference(
+            torch.zeros(1, 3, 4, 4), torch.zeros(8, 3, 3, 3), torch.zeros(8), CIFAR, relu=False
+        )

@@ -168,6 +168,7 @@ def test_errors_are_relative_in_both_norms() -> None:
         ("fprop", "identity", "bias_residual_relu", torch.float16),
         ("fprop", "identity", "requantize", torch.int8),
         ("fprop", "identity", "requantize_relu", torch.int8),
+        ("fprop", "identity", "requantize_residual", torch.int8),
         ("fprop", "identity", "requantize_residual_relu", torch.int8),
         ("fprop", "identity", "logits", torch.bfloat16),
         ("fprop", "identity", "logits", torch.int8),

@@ -5,6 +5,7 @@ A chain rounds between its convolutions exactly as they do when each is a launch
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from fused_kernels.geometry import Conv
@@ -57,6 +58,7 @@ class _Finder:
         )
         if conv1 is not None and not chain_fits(width, dtype, len(self._weight(conv1))):
             conv1 = None
+        layers = [conv2, conv3] if conv1 is None else [conv2, conv3, conv1]
         return Chain(
             name=conv2.name.rpartition(".")[0] or conv2.name,
             input=conv2.input,
@@ -68,6 +70,7 @@ class _Finder:
             residual_scale=conv3.residual_scale,
             output=conv3.output,
             following=None if conv1 is None else conv1.output,
+            without_relu=tuple(layer.name for layer in layers if not layer.relu),
         )
 
     def _last_of(self, conv2: Convolution) -> Convolution | None:
@@ -75,7 +78,7 @@ class _Finder:
         k, _, _, c = self._weight(conv2).shape
         windows = {Conv(3, 3, 1, 1), Conv(3, 3, 2, 1)}
         users = self.users.get(conv2.output, [])
-        if conv_of(conv2.window) not in windows or k != c or not _plain(conv2) or len(users) != 1:
+        if conv_of(conv2.window) not in windows or k != c or not self._plain(conv2) or len(users) != 1:
             return None
         conv3 = users[0]
         if not isinstance(conv3, Convolution) or conv3.input != conv2.output:
@@ -84,7 +87,7 @@ class _Finder:
 
     def _first(self, step: Step, dtype: torch.dtype) -> Convolution | None:
         """``step``, if it is the first convolution of a bottleneck that is a chain itself."""
-        if not isinstance(step, Convolution) or not conv_of(step.window).pointwise or not _plain(step):
+        if not isinstance(step, Convolution) or not conv_of(step.window).pointwise or not self._plain(step):
             return None
         after = self.users.get(step.output, [])
         second = after[0] if len(after) == 1 else None
@@ -92,9 +95,9 @@ class _Finder:
             return None
         return step if chain_fits(len(self._weight(second)), dtype) else None
 
+    def _plain(self, step: Convolution) -> bool:
+        """Whether it adds nothing and ends as a layer of a chain may: in a ReLU, or in INT8 saturated."""
+        return step.residual is None and (step.relu or self._weight(step).dtype == np.int8)
+
     def _weight(self, step: Convolution) -> Array:
         return self.weights[f"{step.name}.weight"]
-
-
-def _plain(step: Convolution) -> bool:
-    return step.relu and step.residual is None

@@ -95,7 +95,7 @@ class Walk:
         factor, offset = (self._weights.get(name) for name in (FACTOR, OFFSET))
         how = Take(factor, offset, step.image_scale, _REST[step.rest])
         scale, bias = self._vectors(step.name)
-        return stem_inference(image, w, bias, conv, pool=step.pool, scale=scale, take=how)
+        return stem_inference(image, w, bias, conv, pool=step.pool, scale=scale, relu=step.relu, take=how)
 
     def _convolution(self, step: Convolution, x: Tensor, residual: Tensor | None) -> Tensor:
         w, conv = self._krsc(step.name), conv_of(step.window)
@@ -106,8 +106,8 @@ class Walk:
         return conv_int8(x, w, scale, bias, conv, relu=step.relu, residual=residual, residual_scale=ratio)
 
     def _chain(self, step: Chain, x: Tensor, residual: Tensor) -> tuple[Tensor, ...]:
-        conv2, conv3 = self._folded(step.conv2), self._folded(step.conv3)
-        conv1 = None if step.conv1 is None else self._folded(step.conv1)
+        conv2, conv3 = self._folded(step, step.conv2), self._folded(step, step.conv3)
+        conv1 = None if step.conv1 is None else self._folded(step, step.conv1)
         made = chain(x, conv2, conv3, residual, conv1, stride=step.stride, residual_scale=step.residual_scale)
         return tuple(tensor for tensor in made if tensor is not None)
 
@@ -118,9 +118,9 @@ class Walk:
             return pool_fc(x, w, bias)
         return pool_fc_int8(x, step.pool_scale, w, scale, bias)
 
-    def _folded(self, name: str) -> Folded:
+    def _folded(self, step: Chain, name: str) -> Folded:
         scale, bias = self._vectors(name)
-        return Folded(self._krsc(name), bias, scale)
+        return Folded(self._krsc(name), bias, scale, relu=name not in step.without_relu)
 
     def _krsc(self, name: str) -> Tensor:
         """[K, C, R, S] in KRSC memory."""

@@ -51,7 +51,7 @@ def group_of(graph: Graph, conv: onnx.NodeProto) -> Group:
     if after is not None and after.op_type == "Relu":
         nodes.append(after)
         after = graph.only_user(after.output[0])
-    if len(nodes) == 2 and after is not None and after.op_type == "MaxPool":
+    if residual is None and after is not None and after.op_type == "MaxPool":
         nodes.append(after)
     return Group(conv, tuple(nodes), residual)
 

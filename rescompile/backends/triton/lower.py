@@ -5,7 +5,9 @@ computes in INT8 is, with integers q, scales s and channel k,
 
     q_out = int8(sum(q_in * q_w) * (s_in * s_w[k] / s_out) + b[k] / s_out + q_res * (s_res / s_out))
 
-which is the graph's own Q/DQ arithmetic, its factors multiplied out once, in fp64, and stored as fp32.
+which is the graph's own Q/DQ arithmetic, its factors multiplied out once, in fp64, and stored as fp32. A tensor of full
+range has no ReLU in front of its quantizer, which saturates at -128 in its place; what its zero adds to the sums of
+those who read it is in their biases already (``graph.full_range``).
 """
 
 from __future__ import annotations
@@ -111,8 +113,11 @@ class _Lowering:
         first, scale = self.graph.behind(group.conv.input[0])
         rest, normalized = self._image(first)
         window, weight, bias = operands_of(self.graph, group.conv)
-        if not group.has("Relu") or group.residual is not None:
-            raise refused(group.conv, "the first convolution is followed by a ReLU alone")
+        relu = group.has("Relu")
+        if group.residual is not None or not (relu or weight.scales is not None):
+            raise refused(
+                group.conv, "the first convolution is followed by a ReLU alone, or by INT8's quantizer"
+            )
         if weight.values.shape[1] > PIXEL:
             raise refused(group.conv, f"an image has at most {PIXEL} channels")
         pool = group.has("MaxPool")
@@ -124,7 +129,7 @@ class _Lowering:
         packed = pack_weight(torch.tensor(weight.values), conv_of(window))
         self.weights[f"{group.conv.name}.weight"] = packed.numpy()
         self.planes[group.output] = p, q
-        return Stem(group.conv.name, group.output, window, pool, normalized, scale, rest)
+        return Stem(group.conv.name, group.output, window, pool, normalized, scale, rest, relu)
 
     def _image(self, tensor: str) -> tuple[Rest, bool]:
         """How the graph's input becomes ``tensor``: the type that it is rounded to, and whether it is normalized."""
@@ -159,8 +164,8 @@ class _Lowering:
             raise refused(group.nodes[-1], "a max pool runs in the stem alone")
         relu, residual, residual_scale = group.has("Relu"), None, None
         if group.residual is not None:
-            if not relu:
-                raise refused(group.nodes[-1], "a residual add is followed by a ReLU")
+            if not (relu or weight.scales is not None):
+                raise refused(group.nodes[-1], "a residual add is followed by a ReLU, or by INT8's quantizer")
             residual, residual_scale = self.graph.behind(group.residual)
             self._plane(residual, group.conv)
         self.planes[group.output] = conv_of(window).output_size(*self.planes[name])

@@ -1,7 +1,8 @@
 """The fused operations of a plan, in the order of execution. Tensors go by the names that the graph has for them.
 
-In INT8 a name stands for the quantized tensor, whose real value is scale * integer. A convolution ``c`` has the weights
-``c.weight``, ``c.bias`` and, in INT8, ``c.scale``; see ``weights``.
+In INT8 a name stands for the quantized tensor, whose real value is scale * integer. Without a ReLU it saturates to
+[-128, 127], which is a ReLU of its own where zero lies at -128 (docs/adr/0012-relu-by-saturation.md). A convolution
+``c`` has the weights ``c.weight``, ``c.bias`` and, in INT8, ``c.scale``; see ``weights``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stem", tag_field="kind"):
-    """The image, normalized and quantized where the graph does that, through the first convolution and a ReLU."""
+    """The image, normalized and quantized where the graph does that, through the first convolution (+ ReLU)."""
 
     name: str
     output: str
@@ -38,6 +39,8 @@ class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stem", 
     """Of the quantized image; None in floating point."""
     rest: Rest
     """What each step of the normalization is rounded to."""
+    relu: bool = True
+    """In floating point always."""
 
 
 class Convolution(
@@ -56,7 +59,7 @@ class Convolution(
 
 
 class Chain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chain", tag_field="kind"):
-    """A bottleneck's 3x3, its last 1x1 with the residual, and the next block's first 1x1, each through a ReLU."""
+    """A bottleneck's 3x3, its last 1x1 with the residual, and the next block's first 1x1."""
 
     name: str
     input: str
@@ -70,6 +73,8 @@ class Chain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chain"
     output: str
     following: str | None
     """What ``conv1`` gives."""
+    without_relu: tuple[str, ...] = ()
+    """Those of its convolutions that no ReLU follows, in INT8 alone."""
 
 
 class Widen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="widen", tag_field="kind"):

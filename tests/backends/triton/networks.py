@@ -18,20 +18,26 @@ from rescompile.backends.triton.chains import with_chains
 from rescompile.backends.triton.lower import Network, lower
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold
+from rescompile.graph.full_range import fold_zero_points
 from rescompile.graph.half import half
 from rescompile.graph.preprocess import take_uint8
 from rescompile.graph.quantize import quantize
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.topology import full_range_tensors, quantized_tensors
 from rescompile.manifest import Precision
 from rescompile.models.cifar import CIFAR_STEM
 from rescompile.models.resnet import IMAGENET_STEM, BasicBlock, Bottleneck, ResNet
 
 CLASSES = 10
-SIDES = {"cifar": 8, "basic": 16, "bottleneck": 16, "stride on 1x1": 16}
-"""Networks by name, and the side of their images."""
+FULL_RANGE = ", full range"
+SIDES = {
+    "cifar": 8, "basic": 16, "bottleneck": 16, "stride on 1x1": 16,
+    "bottleneck, full range": 16, "stride on 1x1, full range": 16,
+}  # fmt: skip
+"""Networks by name, and the side of their images. Full range is about INT8: zero is stored as -128 where it may be."""
 
 
 def _network(name: str) -> ResNet:
+    name = name.removesuffix(FULL_RANGE)
     if name == "cifar":  # option A shortcuts, no pool
         return ResNet(BasicBlock, (1, 1), widths=(16, 32), stem=CIFAR_STEM, shortcut="A", classes=CLASSES)
     if name == "basic":  # 7x7 stem with pool, projections
@@ -62,13 +68,18 @@ def deployable(name: str, precision: Precision, *, pixels: bool = False) -> onnx
     graph = folded(name)
     if precision == "int8":
         tensors = quantized_tensors(graph)
+        wide = full_range_tensors(graph) if name.endswith(FULL_RANGE) else []
         made = [tensor for tensor in tensors if tensor != "input"]
         seen = reference_session(graph.SerializeToString(), optimize=False, outputs=made).tensors(
             floats(name, 8)
         )
         seen["input"] = floats(name, 8)
         # a little less than the range, so that some values saturate
-        graph = quantize(graph, {tensor: 0.8 * float(np.abs(seen[tensor]).max()) / 127 for tensor in tensors})
+        scales = {
+            tensor: 0.8 * float(np.abs(seen[tensor]).max()) / (255 if tensor in wide else 127)
+            for tensor in tensors
+        }
+        graph = fold_zero_points(quantize(graph, scales, full_range=wide))
     if pixels:
         graph = take_uint8(graph, msgspec.structs.replace(CIFAR, crop=SIDES[name]))
     return half(graph) if precision == "fp16" else graph

@@ -11,7 +11,7 @@ from rescompile.backends.triton.chains import with_chains
 from rescompile.backends.triton.execute import Walk
 from rescompile.backends.triton.lower import Network, lower
 from rescompile.backends.triton.steps import Chain, reads, writes
-from tests.backends.triton.networks import SIDES, deployable, floats, network
+from tests.backends.triton.networks import FULL_RANGE, SIDES, deployable, floats, network
 
 
 def answers(made: Network, name: str) -> torch.Tensor:
@@ -20,7 +20,7 @@ def answers(made: Network, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
-@pytest.mark.parametrize("name", ["bottleneck", "stride on 1x1"])
+@pytest.mark.parametrize("name", [name for name in SIDES if name not in ("cifar", "basic")])
 def test_answers_stay_the_same_to_the_bit(name: str, precision: Any) -> None:
     plain = lower(deployable(name, precision), (SIDES[name], SIDES[name]))
     chained = with_chains(plain)
@@ -41,6 +41,17 @@ def test_a_chain_runs_the_next_first_convolution_where_it_reads_the_same_pixels(
     chains = [step for step in network(name, "int8").steps if isinstance(step, Chain)]
     assert [chain.conv1 for chain in chains] == following
     assert [chain.stride for chain in chains][-1] == (2 if name == "bottleneck" else 1)
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "bottleneck, full range"])
+def test_a_chain_says_which_of_its_convolutions_saturate(name: str) -> None:
+    chains = [step for step in network(name, "int8").steps if isinstance(step, Chain)]
+    bare = [
+        ("layer1.0.conv2", "layer1.0.conv3"),
+        ("layer1.1.conv2", "layer1.1.conv3"),
+        ("layer2.0.conv2",),
+    ]
+    assert [chain.without_relu for chain in chains] == (bare if name.endswith(FULL_RANGE) else [()] * 3)
 
 
 @pytest.mark.parametrize(("name", "precision"), [("basic", "int8"), ("bottleneck", "fp32")])

@@ -67,17 +67,18 @@ def test_a_step_differs_from_onnxruntime_at_ties_alone_and_by_one(name: str) -> 
         assert row.differ == 0 or "shortcut" not in row.tensor, row
 
 
-def test_a_tie_goes_to_the_even_neighbour_as_in_the_graph() -> None:
+@pytest.mark.parametrize("name", ["cifar", "bottleneck, full range"])
+def test_a_tie_goes_to_the_even_neighbour_as_in_the_graph(name: str) -> None:
     """Every scale a power of two, so that fp32 rounds nothing and ties are exact: no integer may differ."""
     model = onnx.ModelProto()
-    model.CopyFrom(deployable("cifar", "int8"))
+    model.CopyFrom(deployable(name, "int8"))
     for tensor in model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
         if tensor.name.endswith(".scale"):
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.exp2(np.rint(np.log2(values))), tensor.name))
         elif tensor.name.endswith(".bias"):
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.rint(values * 1024) / 1024, tensor.name))
-    made, x = lower(model, (8, 8)), floats("cifar", 8)
+    made, x = lower(model, (SIDES[name], SIDES[name])), floats(name, 8)
     tensors = integers(model, [n for s in made.steps for n in writes(s)], x)
     run, ties = walk(made), 0
     for step in weighted(made):

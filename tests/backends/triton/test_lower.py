@@ -15,7 +15,8 @@ from rescompile.backends.triton.execute import Walk
 from rescompile.backends.triton.lower import lower
 from rescompile.backends.triton.steps import Convolution, Stem, Widen, Window, residual_adds
 from rescompile.errors import BackendError
-from tests.backends.triton.networks import SIDES, deployable, floats, network
+from rescompile.graph.offsets import offsets_of
+from tests.backends.triton.networks import FULL_RANGE, SIDES, deployable, floats, network
 
 BLOCKS = {
     "cifar": "conv1 layer1.0.conv1 layer1.0.conv2 layer2.0.shortcut layer2.0.conv1 layer2.0.conv2 fc",
@@ -23,6 +24,7 @@ BLOCKS = {
     "bottleneck": "conv1 layer1.0.downsample layer1.0.conv1 layer1.0 layer1.1 layer2.0.downsample layer2.0 fc",
     "stride on 1x1": "conv1 layer1.0.downsample layer1.0.conv1 layer1.0 layer2.0.downsample layer2.0.conv1 layer2.0 fc",
 }
+BLOCKS |= {f"{name}{FULL_RANGE}": BLOCKS[name] for name in ("bottleneck", "stride on 1x1")}
 
 
 def lowered(model: onnx.ModelProto, name: str = "basic") -> Any:
@@ -45,14 +47,26 @@ def node(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
 def test_steps_are_the_blocks(name: str, precision: Any) -> None:
     steps = network(name, precision).steps
     assert [step.name for step in steps] == BLOCKS[name].split()
-    assert residual_adds(steps) == (3 if name == "bottleneck" else 2)
+    assert residual_adds(steps) == (3 if name.startswith("bottleneck") else 2)
 
 
 def test_a_step_says_what_is_fused() -> None:
     stem, conv, last = lowered(deployable("cifar", "int8"), "cifar").steps[:3]
-    assert stem == Stem("conv1", "relu1", Window(3, 3, 1, 1), False, False, stem.image_scale, "float32")
+    assert stem == Stem("conv1", "relu1", Window(3, 3, 1, 1), False, False, stem.image_scale, "float32", True)
     assert conv == Convolution("layer1.0.conv1", "relu1", "layer1.0.relu1", Window(3, 3, 1, 1), True)
     assert (last.relu, last.residual, last.output) == (True, "relu1", "layer1.0.relu")
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "bottleneck, full range"])
+def test_a_tensor_of_full_range_has_no_relu(name: str) -> None:
+    model = deployable(name, "int8")
+    steps = lowered(model, name).steps
+    made = [step for step in steps if isinstance(step, Stem | Convolution) and "downsample" not in step.name]
+    bare = {step.output for step in made if not step.relu}
+    assert bare == set(offsets_of(model))
+    assert len(bare) == (6 if name.endswith(FULL_RANGE) else 0)
+    residuals = [step.name for step in made if isinstance(step, Convolution) and step.residual and step.relu]
+    assert "layer2.0.conv3" in residuals, "the last block keeps its ReLU"
 
 
 @pytest.mark.parametrize(("precision", "rest"), [("int8", "float32"), ("fp16", "float16")])
@@ -154,16 +168,6 @@ REFUSED: dict[str, tuple[str, Callable[[onnx.GraphProto], None], str]] = {
         "'maxpool' .MaxPool.: .*3x3 with stride 2",
     ),
     "other op": ("basic", become("layer1.0.relu1", "Sigmoid"), "'layer1.0.relu1' .Sigmoid.: no fused kernel"),
-    "stem without relu": (
-        "cifar",
-        reread("relu1.quantize", 0, "conv1"),
-        "'conv1' .Conv.: .*followed by a ReLU",
-    ),
-    "add without relu": (
-        "cifar",
-        reread("layer1.0.relu.quantize", 0, "layer1.0.add"),
-        "residual add is followed by a ReLU",
-    ),
     "zero point": (
         "basic",
         replace_constant("layer1.0.relu1.zero_point", lambda v: np.array(3, np.int8)),
@@ -238,6 +242,32 @@ def test_what_no_kernel_computes_is_refused_by_name(case: str) -> None:
     name, edit, words = REFUSED[case]
     with pytest.raises(BackendError, match=words):
         lowered(edited(name, edit), name)
+
+
+@pytest.mark.parametrize(
+    ("relu", "words"),
+    [
+        (
+            "relu1",
+            "'conv1' .Conv.: the first convolution is followed by a ReLU alone, or by INT8's quantizer",
+        ),
+        (
+            "layer1.0.relu",
+            "'layer1.0.add' .Add.: a residual add is followed by a ReLU, or by INT8's quantizer",
+        ),
+    ],
+)
+def test_a_relu_is_missed_in_floating_point(relu: str, words: str) -> None:
+    def drop(graph: onnx.GraphProto) -> None:
+        gone = node(graph, relu)
+        for each in graph.node:
+            for position, name in enumerate(each.input):
+                if name == gone.output[0]:
+                    each.input[position] = gone.input[0]
+        graph.node.remove(gone)
+
+    with pytest.raises(BackendError, match=words):
+        lowered(edited("cifar", drop, "fp16"), "cifar")
 
 
 def test_an_image_too_small_for_the_window_is_refused() -> None:

@@ -42,6 +42,17 @@ def test_a_plan_comes_back_as_it_was(written: tuple[Path, Plan]) -> None:
     assert read_plan(folder, manifest_of(plan)) == plan
 
 
+def test_a_plan_that_says_nothing_of_relus_has_them(tmp_path: Path) -> None:
+    """As plans did before there were tensors of full range."""
+    plan = make_plan(tmp_path, "bottleneck", "int8")
+
+    def silent(body: Body) -> None:
+        for step in body["steps"]:
+            step.pop({"stem": "relu", "chain": "without_relu"}.get(step["kind"], ""), None)
+
+    assert read_plan(changed((tmp_path, plan), tmp_path, silent)) == plan
+
+
 def launch(body: Body, number: int = 1) -> Body:
     made: Body = body["programs"][0]["launches"][number]
     return made
