@@ -7,9 +7,11 @@ optimizations off, executes Q/DQ in fp32. Where a value lies at a tie between tw
 that one spreads. With ``--explain N`` every tensor of N images is computed from ONNX Runtime's own inputs to it, so
 that nothing spreads, and every integer that differs is held against its real value: its distance from the tie is shown.
 
-``--control`` takes PyTorch in the executor's place, which executes Q/DQ in fp32 as ONNX Runtime does and only adds up
-in another order: how far two fp32 executions of one graph part is what no third can stay below. Every image whose class
-differs is shown with the lead of its class in ONNX Runtime's logits, beside the RMS by which its logits differ.
+``--control fp32`` takes PyTorch in the executor's place, which executes Q/DQ in fp32 as ONNX Runtime does and only adds
+up in another order: how far two fp32 executions of one graph part is what no third can stay below. ``--control fp64``
+executes it in fp64, where next to nothing is rounded but by the quantizers: how far ONNX Runtime itself is off. Every
+image whose class differs is shown with the lead of its class in ONNX Runtime's logits, beside the RMS by which its
+logits differ.
 """
 
 from __future__ import annotations
@@ -41,8 +43,9 @@ from rescompile.backends.triton.steps import Convolution, Head, Stem, Step, Wide
 from rescompile.engine import simulate
 from rescompile.manifest import Manifest, read_manifest
 
-Network = Callable[[NDArray[Any]], NDArray[np.float32]]
+Network = Callable[[NDArray[Any]], NDArray[np.floating]]
 BATCH = 4
+_CONTROLS = {"fp32": torch.float32, "fp64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,14 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="a folder of images or an .npz")
     parser.add_argument("--limit", type=int, default=300, help="most images to compare on")
     parser.add_argument("--explain", type=int, default=0, help="images of which every tensor is compared")
-    parser.add_argument("--control", action="store_true", help="PyTorch's fp32 execution in the plan's place")
+    parser.add_argument("--control", choices=list(_CONTROLS), help="PyTorch's execution in the plan's place")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     asked = parser.parse_args()
     manifest = read_manifest(asked.engine)
     images = np.concatenate(list(_images(manifest, asked.images, asked.limit)))
     model = onnx.load(asked.engine / "model.onnx")
-    agreement = agree(asked.engine, images, partial(in_fp32, model) if asked.control else None)
+    control = None if asked.control is None else partial(in_pytorch, model, _CONTROLS[asked.control])
+    agreement = agree(asked.engine, images, control)
     for image in agreement.parted:
         print(
             f"image {image.index}: class {image.expected} became {image.found}; its lead was {image.lead:.4f}, the "
@@ -169,8 +173,8 @@ def integers(model: onnx.ModelProto, names: list[str], images: NDArray[Any]) -> 
     return {name: torch.from_numpy(found[f"{name}.quantize"]) for name in names}
 
 
-def in_fp32(model: onnx.ModelProto, images: NDArray[Any]) -> NDArray[np.float32]:
-    """Logits of float32 ``images``, Q/DQ executed in fp32 by PyTorch."""
+def in_pytorch(model: onnx.ModelProto, dtype: torch.dtype, images: NDArray[Any]) -> NDArray[np.floating]:
+    """Logits of float32 ``images``, Q/DQ executed in ``dtype`` by PyTorch."""
     x, tensors = torch.from_numpy(images), dict[str, Tensor]()
     for step in lower(model, (images.shape[2], images.shape[3])).steps:
         if isinstance(step, Widen):
@@ -178,11 +182,11 @@ def in_fp32(model: onnx.ModelProto, images: NDArray[Any]) -> NDArray[np.float32]
                 tensors[step.input], stride=step.stride, before=step.before, after=step.after
             )
         elif isinstance(step, Stem | Convolution):
-            v = real_value(model, step, tensors, x, torch.float32)
+            v = real_value(model, step, tensors, x, dtype)
             tensors[step.output] = v.round().clamp(-128, 127).to(torch.int8)
         else:
-            constant = _constants(model, torch.float32)
-            pooled = (tensors[step.input].float() * constant(f"{step.input}.scale")).mean(dim=(2, 3))
+            constant = _constants(model, dtype)
+            pooled = (tensors[step.input].to(dtype) * constant(f"{step.input}.scale")).mean(dim=(2, 3))
             scale = constant("flatten.scale")
             pooled = (pooled / scale).round().clamp(-128, 127) * scale
             weight = constant(f"{step.name}.weight.int8") * constant(f"{step.name}.weight.scale")[:, None]

@@ -20,7 +20,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.triton_agreement import agree, explain, in_fp32, integers, real_value
+from benchmarks.triton_agreement import agree, explain, in_pytorch, integers, real_value
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.triton.execute import Walk
 from rescompile.backends.triton.lower import Network, lower
@@ -100,11 +100,12 @@ def test_logits_are_the_graphs(name: str, pixels: bool, precision: Any, limit: f
     assert np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()) < limit
 
 
-@pytest.mark.parametrize("name", ["cifar", "basic"])
-def test_the_control_executes_the_same_graph_in_fp32(name: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["cifar", "basic", "bottleneck, full range"])
+def test_the_control_executes_the_same_graph(name: str, dtype: torch.dtype) -> None:
     model, x = deployable(name, "int8"), floats(name, 8)
     expected = reference_session(model.SerializeToString(), optimize=False)(x)
-    found = in_fp32(model, x)
+    found = in_pytorch(model, dtype, x)
     assert np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()) < 0.02
 
 
