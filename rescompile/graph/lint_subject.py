@@ -1,0 +1,72 @@
+"""What a rule of the fusion contract looks at, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from rescompile.graph.topology import block_of
+from rescompile.manifest import Precision
+
+Findings = Iterator[str]
+Rule = Callable[["Subject"], Findings]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A graph under inspection."""
+
+    graph: gs.Graph
+    precision: Precision
+    rest_type: str
+    """``float32`` or ``float16``: the type asked of everything that is not quantized."""
+    residual_adds: int
+    """How many the network's definition has."""
+    opset: int
+    fp16_blocks: frozenset[str] = frozenset()
+    """Blocks that are meant to stay in floating point."""
+    full_range: Mapping[str, float] = field(default_factory=dict)
+    """Tensors whose ReLU is the saturation of their quantizer, to their offsets."""
+
+    def nodes(self, *ops: str) -> list[gs.Node]:
+        """Nodes of these kinds, in the order of execution."""
+        return [node for node in self.graph.nodes if node.op in ops]
+
+    def adds(self) -> list[gs.Node]:
+        """The residual adds; preprocessing in the graph has an Add of its own."""
+        return [node for node in self.nodes("Add") if node.name.endswith(".add")]
+
+    def in_int8(self, node: gs.Node) -> bool:
+        """Whether ``node`` belongs to a block that is meant to be quantized."""
+        return self.precision == "int8" and block_of(node.name) not in self.fp16_blocks
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A broken rule: ``str(violation)`` is the sentence for the user."""
+
+    rule: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"[{self.rule}] {self.message}"
+
+
+def values_of(tensor: gs.Tensor) -> NDArray[np.generic] | None:
+    """Those of a constant; None for what is computed."""
+    return tensor.values if isinstance(tensor, gs.Constant) else None
+
+
+def same_scale(first: gs.Node, second: gs.Node) -> bool:
+    """Whether both have one and the same constant scale."""
+    one, other = values_of(first.inputs[1]), values_of(second.inputs[1])
+    return one is not None and other is not None and np.array_equal(one, other)
+
+
+def made_by(tensor: gs.Tensor) -> str:
+    """The operation that makes ``tensor``; empty for an input or a constant."""
+    return tensor.inputs[0].op if tensor.inputs else ""
