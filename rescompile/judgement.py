@@ -10,17 +10,18 @@ import numpy as np
 
 from calibration.names import text_of
 from calibration.preprocess import normalize
-from calibration.table import CalibrationTable
 from rescompile.assembly import REPORT_HTML, REPORT_JSON, Contents
 from rescompile.backends import get_backend
 from rescompile.backends.base import Backend, Payload, Simulates
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.blockwise import block_errors
+from rescompile.calibrate import Calibrated
 from rescompile.config import BuildConfig
 from rescompile.deployable import Deployable
 from rescompile.engine import load, simulate
 from rescompile.files import atomic_write
 from rescompile.graph.topology import block_outputs
+from rescompile.graph.vocabulary import INPUT
 from rescompile.html_report import render
 from rescompile.manifest import Manifest
 from rescompile.mixture import Mixture
@@ -138,7 +139,7 @@ def make_report(
         environment=manifest.environment,
         notes=notes,
         blocks=blocks,
-        ranges=_ranges(contents.table),
+        ranges=_ranges(mixture.calibrated),
         logits=measured.logits,
         checkpoint=manifest.checkpoint,
         calibration=manifest.calibration,
@@ -156,10 +157,15 @@ def _fused(deployable: Deployable, payload: Payload) -> FusedAdds | None:
     return FusedAdds(payload.fused_adds, deployable.fused.of, "engine")
 
 
-def _ranges(table: CalibrationTable | None) -> tuple[ActivationRange, ...]:
-    if table is None:
+def _ranges(calibrated: Calibrated | None) -> tuple[ActivationRange, ...]:
+    """Of the tensors that the table's thresholds quantize, which the input is not where its pixels are exact."""
+    if calibrated is None:
         return ()
-    return tuple(ActivationRange(name, entry.amax, entry.threshold) for name, entry in table.tensors.items())
+    return tuple(
+        ActivationRange(name, entry.amax, entry.threshold)
+        for name, entry in calibrated.table.tensors.items()
+        if name != INPUT or not calibrated.exact_pixels
+    )
 
 
 def write_report(folder: Path, report: BuildReport) -> None:
