@@ -17,9 +17,10 @@ from rescompile.backends.triton.summary import PlanSummary, summary_of
 from rescompile.calibrate import Calibrated, notes_on_skipped, original_of, quantize
 from rescompile.calibrate import calibrate as calibrate_source
 from rescompile.config import CalibrationConfig, ModelConfig, positive
-from rescompile.engine import Engine, check_files, load, simulate
+from rescompile.engine import Engine, load, simulate
 from rescompile.environment import describe
 from rescompile.errors import BackendError, BackendUnavailable, EngineError, OutputError, UsageError
+from rescompile.intactness import check_files
 from rescompile.judgement import stand_in
 from rescompile.manifest import Manifest, read_manifest
 from rescompile.mixture import sample_images

@@ -5,11 +5,9 @@ Loading needs neither torch nor onnx, only the library of the engine's own backe
 
 from __future__ import annotations
 
-import stat
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile import manifest as manifests
 from rescompile.backends import get_backend
 from rescompile.backends.base import (
     RUN_DEFAULTS,
@@ -33,11 +30,10 @@ from rescompile.backends.base import (
 from rescompile.backends.sharing import DeviceImages, as_array, on_cuda
 from rescompile.engine_inputs import IMAGES, part, refuse
 from rescompile.errors import EngineError, UsageError
-from rescompile.files import sha256_of
 from rescompile.golden_file import read_golden
-from rescompile.manifest import Manifest, read_manifest
+from rescompile.intactness import checked_manifest
+from rescompile.manifest import Manifest
 from rescompile.metrics import relative_rms
-from rescompile.sanity import check_manifest, require_files
 from rescompile.submissions import Submissions
 
 if TYPE_CHECKING:
@@ -46,8 +42,6 @@ if TYPE_CHECKING:
     from rescompile.backends.sharing import SupportsCudaArray, SupportsDLPack
 
     Given = NDArray[Any] | SupportsDLPack | SupportsCudaArray
-
-_ADVICE = "copy or build the engine again"
 
 
 class Engine:
@@ -234,20 +228,6 @@ def simulate(directory: Path) -> Engine | None:
     return engine
 
 
-def checked_manifest(directory: Path, *, hashes: bool = True) -> Manifest:
-    """The manifest of a directory of which everything is checked that can be without loading the engine.
-
-    Raises:
-        EngineError: the directory is damaged or incomplete.
-    """
-    manifest = read_manifest(directory)
-    check_manifest(directory, manifest)
-    needed = get_backend(manifest.backend).payload_files
-    require_files(directory / manifests.NAME, manifest, needed, "the engine cannot be loaded")
-    check_files(directory, manifest, hashes=hashes)
-    return manifest
-
-
 def _prove(directory: Path, engine: Engine) -> None:
     """The golden self-test; an engine that fails it is closed."""
     try:
@@ -255,48 +235,6 @@ def _prove(directory: Path, engine: Engine) -> None:
     except BaseException:
         engine.close()
         raise
-
-
-def check_files(directory: Path, manifest: Manifest, *, hashes: bool = True) -> None:
-    """Check that every file of the manifest is there, a plain file, of its size and (``hashes``) of its hash.
-
-    Raises:
-        EngineError: names the first file that is not.
-    """
-    for name, digest in manifest.files.items():
-        with _readable(directory / name) as path:
-            found = path.lstat()
-            if not stat.S_ISREG(found.st_mode):
-                raise EngineError(f"{path} is no plain file (a symbolic link, perhaps); {_ADVICE}")
-            if found.st_size != digest.bytes:
-                raise EngineError(
-                    f"{path} has {found.st_size:,} bytes instead of {digest.bytes:,}; {_ADVICE}"
-                )
-    if hashes:
-        _check_hashes(directory, manifest)
-
-
-def _check_hashes(directory: Path, manifest: Manifest) -> None:
-    """Hash every file, two at a time: the graphs of a deep network are most of a load otherwise."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(2) as pool:
-        pending = {name: pool.submit(sha256_of, directory / name) for name in manifest.files}
-        for name, digest in manifest.files.items():
-            with _readable(directory / name) as path:
-                if pending[name].result() != digest.sha256:
-                    raise EngineError(f"{path} was changed after the build (its hash differs); {_ADVICE}")
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[Path]:
-    """Turn the operating system's refusal to read ``path`` into a sentence."""
-    try:
-        yield path
-    except FileNotFoundError:
-        raise EngineError(f"{path} is missing, although the manifest lists it; {_ADVICE}") from None
-    except OSError as error:
-        raise EngineError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _self_test(directory: Path, engine: Engine) -> None:

@@ -24,11 +24,12 @@ from calibration.preprocess import Preprocess
 from rescompile.assembly import MODEL, REFERENCE
 from rescompile.backends.openvino import OpenVinoTensors
 from rescompile.blockwise import Probe
-from rescompile.engine import Engine, check_files, load
+from rescompile.engine import Engine, load
 from rescompile.errors import EngineError, UsageError, did_you_mean
 from rescompile.graph.factors import factors_of, in_original_unit
 from rescompile.graph.offsets import offsets_of
 from rescompile.graph.topology import block_outputs
+from rescompile.intactness import check_files
 from rescompile.manifest import NAME, Manifest, read_manifest
 from rescompile.side_facts import (
     Fed,

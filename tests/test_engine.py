@@ -19,9 +19,10 @@ from calibration.errors import ImageSetError
 from calibration.preprocess import normalize, to_uint8
 from rescompile.backends.base import RunOptions
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.engine import Engine, check_files, load
+from rescompile.engine import Engine, load
 from rescompile.errors import EngineError, UsageError
 from rescompile.golden_file import golden_bytes
+from rescompile.intactness import check_files
 from rescompile.manifest import Batch, TensorSpec, read_manifest
 from rescompile.metrics import relative_rms
 from rescompile.sealing import write_engine
@@ -235,7 +236,7 @@ def test_a_file_that_may_not_be_read_is_told(folder: Path, monkeypatch: pytest.M
     def refused(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("rescompile.engine.sha256_of", refused)
+    monkeypatch.setattr("rescompile.intactness.sha256_of", refused)
     with pytest.raises(EngineError, match=r"cannot be read \(Permission denied\)"):
         check_files(folder, read_manifest(folder))
 
