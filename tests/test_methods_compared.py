@@ -123,8 +123,13 @@ def test_every_hardship_is_told_with_what_was_done_or_can_be() -> None:
 
 @pytest.mark.parametrize(("effort", "learned"), [(None, True), ("balanced", False), ("best", True)])
 def test_heavy_weights_are_rounded_against_each_other_unless_the_user_chose(
-    effort: Effort | None, learned: bool, small: Path, small_source: Source
+    effort: Effort | None,
+    learned: bool,
+    small: Path,
+    small_source: Source,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("rescompile.calibrate.SMALL", 1_000)  # of small networks rounding is always learned
     graph = onnx.ModelProto()
     graph.CopyFrom(small_source.graph)
     entry = next(entry for entry in graph.graph.initializer if entry.name == "layer2.1.conv1.weight")
