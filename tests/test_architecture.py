@@ -21,7 +21,7 @@ OPTIONAL = {"tensorrt", "tensorrt_rtx", "pycuda", "triton"}
 HEAVY = {"torch", "onnx", "onnx_graphsurgeon", "onnxruntime", "openvino", "matplotlib", "google"}
 SIBLINGS = {"calibration", "fused_kernels"} & {path.name for path in ROOT.iterdir()}
 BOTTOM = {"cache", "errors", "version", "manifest", "optional", "files", "metrics"}
-GRAPH_HELPERS = {"constant_channels", "factors", "offsets", "surgeon", "topology", "vocabulary"}
+GRAPH_HELPERS = {"constant_channels", "factors", "notes", "offsets", "surgeon", "topology", "vocabulary"}
 
 
 def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -60,15 +61,17 @@ def main(words: Sequence[str] | None = None) -> int:
 def _rows(checkpoint: Checkpoint, show: Callable[[str], None]) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="rescompile-accuracy-") as name:
         folder = Path(name)
-        yield built(checkpoint, FIRST, folder)
-        show(f"{checkpoint.model} {FIRST}")
-        ours = directory(folder, FIRST)
-        judge = Judge(checkpoint, read_manifest(ours).preprocess, ours / "reference.onnx")
-        for kind in KINDS[1:]:
+
+        @cache
+        def judge() -> Judge:
+            ours = directory(folder, FIRST)
+            return Judge(checkpoint, read_manifest(ours).preprocess, ours / "reference.onnx")
+
+        for kind in KINDS:
             yield built(checkpoint, kind, folder, judge)
             show(f"{checkpoint.model} {kind}")
         for peer in PEERS:
-            yield quantized(peer, judge, folder)
+            yield quantized(peer, judge(), folder)
             show(f"{checkpoint.model} {peer.name}")
 
 

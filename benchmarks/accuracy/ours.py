@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -31,13 +32,14 @@ KINDS = (
 _QUANTIZING = ("calibrate", "quantize")
 
 
-def built(checkpoint: Checkpoint, kind: str, folder: Path, judge: Judge | None = None) -> Row:
+def built(checkpoint: Checkpoint, kind: str, folder: Path, judge: Callable[[], Judge]) -> Row:
     """Build and judge one engine; ``folder`` keeps it, and the fp32 graph beside it.
 
     An engine for TensorRT is built by TensorRT-RTX, and ``judge`` lets OpenVINO execute its graph.
     """
     precision, _, effort = kind.removesuffix(_TENSORRT).partition(" ")
-    backend = ["tensorrt-rtx", "--target", TARGET] if kind.endswith(_TENSORRT) else ["openvino"]
+    for_gpu = kind.endswith(_TENSORRT)
+    backend = ["tensorrt-rtx", "--target", TARGET] if for_gpu else ["openvino"]
     words = ["build", "--model", checkpoint.model, "--weights", str(checkpoint.unpacked(folder))]
     words += ["--precision", precision, "--output", str(directory(folder, kind)), "--backend", *backend]
     words += ["--validation-set", str(checkpoint.validation), "--force", "--json"]
@@ -61,9 +63,10 @@ def built(checkpoint: Checkpoint, kind: str, folder: Path, judge: Judge | None =
     report = msgspec.json.decode(done.stdout, type=BuildReport)
     stages = [stage for stage in report.stages if stage.name in _QUANTIZING]
     found: Parity = report
-    if judge is not None and kind.endswith(_TENSORRT):
-        graph = onnx.load(directory(folder, kind) / "model.onnx")
-        found = judge.measure(simulate(graph, Batch(1, 1, 64)))
+    if for_gpu:
+        # its own verdict is about few images, and keeps a failed engine under another name
+        graph = onnx.load(Path(report.engine_directory) / "model.onnx")
+        found = judge().measure(simulate(graph, Batch(1, 1, 64)))
     return msgspec.structs.replace(
         row,
         images=found.images,

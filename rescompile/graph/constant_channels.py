@@ -18,7 +18,7 @@ The graph carries how many channels are real in ``ModelProto.metadata_props``: k
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from calibration.scales import LEVELS
 from rescompile.errors import GraphError
-from rescompile.graph.topology import WEIGHTED_OPS, consumers
+from rescompile.graph.notes import notes_of, notes_under
+from rescompile.graph.topology import WEIGHTED_OPS, weight_of
 from rescompile.graph.vocabulary import METADATA_PREFIX
 
 PREFIX = f"{METADATA_PREFIX}channels."
@@ -44,15 +45,7 @@ def real_channels(model: onnx.ModelProto) -> dict[str, int]:
     Raises:
         GraphError: an entry that is damaged.
     """
-    return _noted({entry.key: entry.value for entry in model.metadata_props})
-
-
-def _noted(metadata: Mapping[str, str]) -> dict[str, int]:
-    return {
-        key.removeprefix(PREFIX): _count(key.removeprefix(PREFIX), text)
-        for key, text in metadata.items()
-        if key.startswith(PREFIX)
-    }
+    return {name: _count(name, text) for name, text in notes_of(model, PREFIX).items()}
 
 
 def _count(tensor: str, text: str) -> int:
@@ -92,8 +85,8 @@ def add_constant_channels(graph: gs.Graph, readers: list[gs.Node]) -> None:
 def remove_constant_channels(graph: gs.Graph) -> None:
     """The inverse, where nobody's weights use them any more. ``graph`` is changed in place."""
     groups, tensors = _Groups(graph), graph.tensors()
-    noted = _noted(graph.rescompile_metadata)
-    counts = {groups.of(tensors[name]): count for name, count in noted.items() if name in tensors}
+    noted = notes_under(graph.rescompile_metadata, PREFIX)
+    counts = {groups.of(tensors[name]): _count(name, text) for name, text in noted.items() if name in tensors}
     _set_channels(graph, groups, counts)
     graph.rescompile_metadata = {
         key: text for key, text in graph.rescompile_metadata.items() if not key.startswith(PREFIX)
@@ -102,7 +95,7 @@ def remove_constant_channels(graph: gs.Graph) -> None:
 
 def balance(graph: gs.Graph, reader: gs.Node) -> None:
     """Let the weights of each tap of ``reader`` sum to zero, by those of the constant channels."""
-    weight, real = _weight(reader), _real(graph, reader)
+    weight, real = weight_of(reader), _real(graph, reader)
     values = weight.values.copy()
     limit = LEVELS if values.dtype == np.int8 else np.inf
     missing = -_tap_sums(values[:, :real])
@@ -115,14 +108,14 @@ def balance(graph: gs.Graph, reader: gs.Node) -> None:
 
 def unbalance(graph: gs.Graph, reader: gs.Node) -> None:
     """The inverse of ``balance``: the weights of the constant channels are 0 again."""
-    values = _weight(reader).values.copy()
+    values = weight_of(reader).values.copy()
     values[:, _real(graph, reader) :] = 0
     _put_weight(reader, values)
 
 
 def is_balanced(reader: gs.Node) -> bool:
     """Whether the weights of every tap of a convolution sum to zero; those of a float one, up to rounding."""
-    values = _weight(reader).values
+    values = weight_of(reader).values
     sums = _tap_sums(values)
     if values.dtype == np.int8:
         return not sums.any()
@@ -131,7 +124,7 @@ def is_balanced(reader: gs.Node) -> bool:
 
 
 def _needed(reader: gs.Node) -> int:
-    values = _weight(reader).values
+    values = weight_of(reader).values
     largest = float(np.abs(_tap_sums(values)).max(initial=0.0))
     return int(np.ceil(largest / LEVELS)) if values.dtype == np.int8 else int(largest > 0)
 
@@ -145,18 +138,14 @@ def _tap_sums(values: NDArray[Any]) -> NDArray[Any]:
 
 def _real(graph: gs.Graph, reader: gs.Node) -> int:
     noted = graph.rescompile_metadata.get(PREFIX + reader.inputs[0].name)
-    return _weight(reader).values.shape[_CHANNELS] if noted is None else _count(reader.inputs[0].name, noted)
-
-
-def _weight(node: gs.Node) -> gs.Constant:
-    """The constant that holds the weights of ``node``, INT8 or not."""
-    held = node.inputs[1]
-    return held if isinstance(held, gs.Constant) else held.inputs[0].inputs[0]
+    return (
+        weight_of(reader).values.shape[_CHANNELS] if noted is None else _count(reader.inputs[0].name, noted)
+    )
 
 
 def _put_weight(node: gs.Node, values: NDArray[Any]) -> None:
     held = node.inputs[1]
-    constant = gs.Constant(_weight(node).name, values)
+    constant = gs.Constant(weight_of(node).name, values)
     if isinstance(held, gs.Constant):
         node.inputs[1] = constant
     else:
@@ -182,7 +171,7 @@ def _set_channels(graph: gs.Graph, groups: _Groups, counts: dict[str, int]) -> N
 
 
 def _resize_weighted(node: gs.Node, inputs: int | None, outputs: int | None) -> None:
-    transposed, values = _is_transposed(node), _weight(node).values
+    transposed, values = _is_transposed(node), weight_of(node).values
     if inputs is not None:
         values = _resized(values, 0 if transposed else 1, inputs)
     if outputs is not None:
@@ -241,7 +230,7 @@ class _Groups:
         """By group, where a weighted node reads or makes one of its tensors."""
         for node in graph.nodes:
             if node.op in WEIGHTED_OPS:
-                sizes = _weight(node).values.shape[:2]
+                sizes = weight_of(node).values.shape[:2]
                 outputs, inputs = sizes[::-1] if _is_transposed(node) else sizes
                 self.channels[self.of(node.inputs[0])] = inputs * node.attrs.get("group", 1)
                 self.channels[self.of(node.outputs[0])] = outputs
@@ -254,8 +243,3 @@ class _Groups:
 
     def tensors(self, groups: dict[str, int]) -> Iterator[gs.Variable]:
         return (tensor for tensor in self._tensors if self.of(tensor) in groups)
-
-
-def padding_readers(tensor: gs.Tensor) -> list[gs.Node]:
-    """Convolutions that pad ``tensor`` with zeros."""
-    return [node for node in consumers(tensor) if node.op == "Conv" and any(node.attrs.get("pads", ()))]

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
+from rescompile.graph.notes import notes_of
 from rescompile.graph.vocabulary import METADATA_PREFIX
 
 PREFIX = f"{METADATA_PREFIX}factors."
@@ -43,11 +44,7 @@ def factors_of(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
     Raises:
         GraphError: an entry that is damaged.
     """
-    return {
-        entry.key.removeprefix(PREFIX): _decoded(entry.key.removeprefix(PREFIX), entry.value)
-        for entry in model.metadata_props
-        if entry.key.startswith(PREFIX)
-    }
+    return {name: _decoded(name, text) for name, text in notes_of(model, PREFIX).items()}
 
 
 def in_original_unit(

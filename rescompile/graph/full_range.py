@@ -29,13 +29,12 @@ from rescompile.errors import GraphError
 from rescompile.graph.constant_channels import (
     add_constant_channels,
     balance,
-    padding_readers,
     remove_constant_channels,
     unbalance,
 )
 from rescompile.graph.offsets import PREFIX, ZERO_POINT, offsets_of
 from rescompile.graph.surgeon import read, write
-from rescompile.graph.topology import MOVEMENT_OPS, WEIGHTED_OPS, consumers
+from rescompile.graph.topology import MOVEMENT_OPS, WEIGHTED_OPS, consumers, pads_input
 
 
 def fold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -49,9 +48,8 @@ def fold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
     if not found:
         return model
     relus = [_relu_of(quantize) for quantize in found]
-    add_constant_channels(
-        graph, [reader for quantize in found for reader in padding_readers(_restored(quantize))]
-    )
+    reading = [node for quantize in found for node in consumers(_restored(quantize))]
+    add_constant_channels(graph, [node for node in reading if pads_input(node)])
     for quantize, relu in zip(found, relus, strict=True):
         offset = -ZERO_POINT * float(quantize.inputs[1].values)
         maker, output = relu.inputs[0].inputs[0], relu.outputs[0]
@@ -107,7 +105,7 @@ class _Readers:
     def visit(self, restored: gs.Variable) -> None:
         """Let all readers of ``restored``, which is dequantized, count without its offset, or with it again."""
         for reader in consumers(restored):
-            if reader.op == "Conv" and any(reader.attrs.get("pads", ())):
+            if pads_input(reader):
                 (balance if self.folding else unbalance)(self.graph, reader)
             elif reader.op in WEIGHTED_OPS:
                 _add_to_bias(reader, self._signed * _sums(reader))

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from rescompile.graph.constant_channels import is_balanced
 from rescompile.graph.lint_subject import Findings, Subject, values_of
-from rescompile.graph.topology import (
-    MOVEMENT_OPS,
-    consumers,
-)
+from rescompile.graph.topology import consumers, pads_input, readers
 from rescompile.graph.vocabulary import PIXEL_STEP, PIXELS
 
-_HALF_STEP = float(np.finfo(np.float16).eps)
+_FP16_EPS = float(np.finfo(np.float16).eps)
 
 
 def full_range(subject: Subject) -> Findings:
@@ -26,30 +21,24 @@ def full_range(subject: Subject) -> Findings:
             yield f"'{name}' has an offset, but no quantizer that saturates: put its Q/DQ back"
             continue
         for dequantize in consumers(quantizers[name].outputs[0]):
-            for reader in _behind_movements(dequantize.outputs[0]):
-                if reader.op == "Conv":
-                    if any(reader.attrs.get("pads", ())) and not is_balanced(reader):
-                        yield (
-                            f"'{reader.name}' pads '{name}', whose zero is not 0, and the weights of a tap do not sum "
-                            "to zero: give it constant channels, or quantize it symmetrically"
-                        )
-                elif reader.op == "Pad":
-                    zero = -subject.full_range[name]
-                    if not np.isclose(_pad_value(reader), zero, rtol=_HALF_STEP):
-                        yield f"'{reader.name}' pads '{name}' with another value than its zero: pad with {zero:g}"
-                elif reader.op not in ("Add", "Slice", "QuantizeLinear"):
-                    yield (
-                        f"'{reader.name}' ({reader.op}) reads '{name}', whose zero is not 0: only sums and "
-                        "convolutions can; quantize it symmetrically"
-                    )
+            for node in readers(dequantize.outputs[0]):
+                yield from _reading(node, name, -subject.full_range[name])
 
 
-def _behind_movements(tensor: gs.Tensor) -> Iterator[gs.Node]:
-    """Who reads ``tensor``, or what a shortcut's movements make of it."""
-    for node in consumers(tensor):
-        yield node
-        if node.op in MOVEMENT_OPS:
-            yield from _behind_movements(node.outputs[0])
+def _reading(node: gs.Node, tensor: str, zero: float) -> Findings:
+    """What is wrong with ``node`` as a reader of ``tensor``, where the network's zero is ``zero``."""
+    if pads_input(node) and not is_balanced(node):
+        yield (
+            f"'{node.name}' pads '{tensor}', whose zero is not 0, and the weights of a tap do not sum to zero: give it "
+            "constant channels, or quantize it symmetrically"
+        )
+    if node.op == "Pad" and not np.isclose(_pad_value(node), zero, rtol=_FP16_EPS):
+        yield f"'{node.name}' pads '{tensor}' with another value than its zero: pad with {zero:g}"
+    if node.op not in ("Conv", "Pad", "Add", "Slice", "QuantizeLinear"):
+        yield (
+            f"'{node.name}' ({node.op}) reads '{tensor}', whose zero is not 0: only sums and convolutions can; "
+            "quantize it symmetrically"
+        )
 
 
 def _pad_value(pad: gs.Node) -> float:
@@ -67,7 +56,7 @@ def exact_pixels(subject: Subject) -> Findings:
             yield f"'{PIXELS}' holds multiples of {PIXEL_STEP}, but '{quantize.name}' has another scale: use that"
         for dequantize in consumers(quantize.outputs[0]):
             for reader in consumers(dequantize.outputs[0]):
-                if any(reader.attrs.get("pads", ())):
+                if pads_input(reader):
                     yield (
                         f"'{reader.name}' pads '{PIXELS}' with zeros, which are pixels of 128: pad the normalized "
                         "image in front of it"

@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
+from rescompile.graph.notes import notes_of
 from rescompile.graph.vocabulary import METADATA_PREFIX
 
 PREFIX = f"{METADATA_PREFIX}offset."
@@ -26,11 +27,7 @@ def offsets_of(model: onnx.ModelProto) -> dict[str, float]:
     Raises:
         GraphError: an entry that is damaged.
     """
-    return {
-        entry.key.removeprefix(PREFIX): _offset(entry.key.removeprefix(PREFIX), entry.value)
-        for entry in model.metadata_props
-        if entry.key.startswith(PREFIX)
-    }
+    return {name: _offset(name, text) for name, text in notes_of(model, PREFIX).items()}
 
 
 def without_offset(

@@ -101,19 +101,10 @@ def _is_full_range(tensor: gs.Tensor, widest: int) -> bool:
     if maker is None or maker.op != "Relu":
         return False
     return all(
-        node.op == "Add"
-        or (node.op == "Conv" and (node.inputs[1].shape[1] <= widest or not any(node.attrs.get("pads", ()))))
-        or (node.op in MOVEMENT_OPS and all(ends.op in ("Add", *MOVEMENT_OPS) for ends in _behind(node)))
-        for node in consumers(tensor)
+        node.op in ("Add", *MOVEMENT_OPS)
+        or (node.op == "Conv" and (weight_of(node).shape[1] <= widest or not pads_input(node)))
+        for node in readers(tensor)
     )
-
-
-def _behind(moving: gs.Node) -> Iterator[gs.Node]:
-    """The nodes that read what ``moving`` and the movements behind it make."""
-    for node in consumers(moving.outputs[0]):
-        yield node
-        if node.op in MOVEMENT_OPS:
-            yield from _behind(node)
 
 
 def reading_all_of_int8(model: onnx.ModelProto, full_range: Collection[str]) -> list[str]:
@@ -192,6 +183,24 @@ def consumers(tensor: gs.Tensor) -> Iterator[gs.Node]:
         if id(node) not in seen:
             seen.add(id(node))
             yield node
+
+
+def readers(tensor: gs.Tensor) -> Iterator[gs.Node]:
+    """Nodes that use ``tensor``, and behind the movements of an option A shortcut those that use what they make."""
+    for node in consumers(tensor):
+        yield node
+        if node.op in MOVEMENT_OPS:
+            yield from readers(node.outputs[0])
+
+
+def pads_input(node: gs.Node) -> bool:
+    """Whether ``node`` is a convolution that fills its input up with zeros."""
+    return node.op == "Conv" and any(node.attrs.get("pads", ()))
+
+
+def weight_of(node: gs.Node) -> gs.Constant:
+    """The constant that holds the weights of a convolution or the classifier, INT8 or not."""
+    return behind_quantizers(node.inputs[1])
 
 
 def quantizer_names(tensor: str) -> tuple[str, str]:
