@@ -27,20 +27,19 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.onnx_in_pytorch import execute
 from calibration.images import open_image_set
 from calibration.preprocess import normalize
 from fused_kernels.launch import implementation
-from fused_kernels.ops.shortcut import widen
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.triton.execute import Walk
-from rescompile.backends.triton.groups import conv_of
 from rescompile.backends.triton.lower import lower
-from rescompile.backends.triton.steps import Convolution, Head, Stem, Step, Widen, writes
+from rescompile.backends.triton.steps import Head, writes
 from rescompile.engine import simulate
+from rescompile.graph.constant_channels import real_channels
 from rescompile.manifest import Manifest, read_manifest
 
 Network = Callable[[NDArray[Any]], NDArray[np.floating]]
@@ -148,19 +147,20 @@ def explain(model: onnx.ModelProto, images: NDArray[Any]) -> list[Difference]:
     network = lower(model, (images.shape[2], images.shape[3]))
     walk = Walk(network.steps, {name: torch.tensor(values) for name, values in network.weights.items()})
     names = [name for step in network.steps for name in writes(step)]
-    tensors, x = integers(model, names, images), torch.from_numpy(images)
+    given, real = integers(model, names, images), real_channels(model)
+    unrounded = execute(model, images, torch.float64, given).unrounded
+    # the plan has none of the constant channels, which come behind the others
+    tensors = {name: values[:, : real.get(name)] for name, values in given.items()}
     rows = []
     for step in network.steps:
         if isinstance(step, Head):
             continue
         with implementation("reference"):
-            (found,) = walk.run(step, x, tensors)
+            (found,) = walk.run(step, torch.from_numpy(images), tensors)
         expected = tensors[step.output]
         differ = found != expected
-        distance = 0.0
-        if isinstance(step, Stem | Convolution) and bool(differ.any()):
-            v = real_value(model, step, tensors, x)
-            distance = float((v - v.floor() - 0.5).abs()[differ].max())
+        v = unrounded[step.output][:, : real.get(step.output)]
+        distance = float((v - v.floor() - 0.5).abs()[differ].max()) if bool(differ.any()) else 0.0
         steps = int((found.int() - expected.int()).abs().max())
         rows.append(Difference(step.output, found.numel(), int(differ.sum()), steps, distance))
     return rows
@@ -174,56 +174,8 @@ def integers(model: onnx.ModelProto, names: list[str], images: NDArray[Any]) -> 
 
 
 def in_pytorch(model: onnx.ModelProto, dtype: torch.dtype, images: NDArray[Any]) -> NDArray[np.floating]:
-    """Logits of float32 ``images``, Q/DQ executed in ``dtype`` by PyTorch."""
-    x, tensors = torch.from_numpy(images), dict[str, Tensor]()
-    for step in lower(model, (images.shape[2], images.shape[3])).steps:
-        if isinstance(step, Widen):
-            tensors[step.output] = widen(
-                tensors[step.input], stride=step.stride, before=step.before, after=step.after
-            )
-        elif isinstance(step, Stem | Convolution):
-            v = real_value(model, step, tensors, x, dtype)
-            tensors[step.output] = v.round().clamp(-128, 127).to(torch.int8)
-        else:
-            constant = _constants(model, dtype)
-            pooled = (tensors[step.input].to(dtype) * constant(f"{step.input}.scale")).mean(dim=(2, 3))
-            scale = constant("flatten.scale")
-            pooled = (pooled / scale).round().clamp(-128, 127) * scale
-            weight = constant(f"{step.name}.weight.int8") * constant(f"{step.name}.weight.scale")[:, None]
-    return F.linear(pooled, weight, constant(f"{step.name}.bias")).numpy()
-
-
-def real_value(
-    model: onnx.ModelProto,
-    step: Step,
-    tensors: dict[str, Tensor],
-    image: Tensor,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """What the graph's quantizer behind ``step`` rounds, in units of its output, from the graph's constants."""
-    constant = _constants(model, dtype)
-    assert isinstance(step, Stem | Convolution)
-    if isinstance(step, Stem):
-        scale = constant("input.scale")
-        x = (image / scale.float()).round().clamp(-128, 127).to(dtype) * scale
-    else:
-        x = tensors[step.input].to(dtype) * constant(f"{step.input}.scale")
-    weight = constant(f"{step.name}.weight.int8") * constant(f"{step.name}.weight.scale")[:, None, None, None]
-    conv = conv_of(step.window)
-    v = F.conv2d(x, weight, constant(f"{step.name}.bias"), stride=conv.stride, padding=conv.padding)
-    if isinstance(step, Convolution) and step.residual is not None:
-        v = v + tensors[step.residual].to(dtype) * constant(f"{step.residual}.scale")
-    if step.relu:
-        v = v.relu()
-    if isinstance(step, Stem) and step.pool:
-        v = F.max_pool2d(v, 3, 2, 1)
-    return v / constant(f"{step.output}.scale")
-
-
-def _constants(model: onnx.ModelProto, dtype: torch.dtype) -> Callable[[str], Tensor]:
-    """The graph's constants by name, as ``dtype``."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    return lambda name: torch.tensor(onnx.numpy_helper.to_array(constants[name])).to(dtype)
+    """Logits of ``images``, Q/DQ executed in ``dtype`` by PyTorch."""
+    return execute(model, images, dtype).logits.numpy()
 
 
 def _parted(index: int, expected: NDArray[Any], found: NDArray[Any]) -> Parted:

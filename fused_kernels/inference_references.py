@@ -16,6 +16,7 @@ from torch import Tensor
 from fused_kernels.geometry import Conv
 from fused_kernels.layout import nhwc, per_channel
 from fused_kernels.references import wide
+from fused_kernels.zero_point import crossed_borders
 
 if TYPE_CHECKING:
     from fused_kernels.ops.chain import Folded
@@ -43,9 +44,13 @@ def conv_int8(
     relu: bool,
     residual: Tensor | None = None,
     residual_scale: float | None = None,
+    zero_sums: Tensor | None = None,
 ) -> Tensor:
     """See ``ops.inference.conv_int8``."""
     acc = _sums(x, w, conv)
+    if zero_sums is not None:
+        borders = crossed_borders(conv, x.shape[2], x.shape[3]).to(x.device)
+        acc = acc + zero_sums[borders].permute(2, 0, 1)
     v = acc.float() * per_channel(scale) + per_channel(bias)
     if residual is not None and residual_scale is not None:
         v = v + residual.float() * torch.tensor(residual_scale, dtype=torch.float32, device=x.device)
@@ -102,6 +107,7 @@ def _convolved(
         relu=layer.relu,
         residual=residual,
         residual_scale=residual_scale,
+        zero_sums=layer.zero_sums,
     )
 
 

@@ -16,14 +16,14 @@ constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t tensor_limit = std::int64_t{1} << 40;
 constexpr std::int64_t most_threads = 1024, warp = 32;
 
-const std::vector<std::string> dtypes = {"int8", "uint8", "float16", "float32"};
-constexpr std::array<std::int64_t, 4> item_bytes = {1, 1, 2, 4};
+const std::vector<std::string> dtypes = {"int8", "uint8", "int32", "float16", "float32"};
+constexpr std::array<std::int64_t, 5> item_bytes = {1, 1, 4, 2, 4};
 const std::vector<std::string> precisions = {"fp32", "fp16", "int8"};
-/// The kinds of parameters: the first four are addresses.
-const std::vector<std::string> kinds = {"*i8", "*u8", "*fp16", "*fp32", "i32", "i64", "fp32"};
-constexpr std::array<ParameterKind, 7> kind_of = {
+/// The kinds of parameters: the first five are addresses.
+const std::vector<std::string> kinds = {"*i8", "*u8", "*i32", "*fp16", "*fp32", "i32", "i64", "fp32"};
+constexpr std::array<ParameterKind, 8> kind_of = {
     ParameterKind::address, ParameterKind::address, ParameterKind::address, ParameterKind::address,
-    ParameterKind::i32,     ParameterKind::i64,     ParameterKind::fp32};
+    ParameterKind::address, ParameterKind::i32,     ParameterKind::i64,     ParameterKind::fp32};
 
 PlanTensor read_tensor(const Json& value, const std::string& where, Mistake& mistake) {
   Fields fields(value, where, mistake);

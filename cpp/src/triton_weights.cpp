@@ -13,7 +13,7 @@ constexpr std::uint64_t weights_limit = std::uint64_t{8} << 30;
 
 /// The types of a plan by their names in the file.
 const std::map<std::string, std::string> types_in_file = {
-    {"I8", "int8"}, {"U8", "uint8"}, {"F16", "float16"}, {"F32", "float32"}};
+    {"I8", "int8"}, {"U8", "uint8"}, {"I32", "int32"}, {"F16", "float16"}, {"F32", "float32"}};
 
 std::string words_of(const std::string& dtype, const std::vector<std::int64_t>& shape) {
   std::string words = dtype + " [";

@@ -7,8 +7,9 @@ that divide by 16, as a network's do, on the planes of ResNet-50's third stage a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from fused_kernels.geometry import Conv
 from fused_kernels.ops import chain, convolution, head, inference, passes, shortcut, statistics, stem
 from fused_kernels.ops.image import Take
 from fused_kernels.ops.partials import Partials
+from fused_kernels.zero_point import COMBINATIONS, has_zero_sums
 
 WINDOWS = {
     "3x3": Conv(3, 3, padding=1),
@@ -70,7 +72,7 @@ def catalogue() -> list[Entry]:
         entries += [*passes_over_memory(dtype), *stems(dtype)]
     for dtype in (*floats, torch.int8):
         entries += [*chains(dtype), *heads(dtype)]
-    entries += chains(torch.int8, relu=False)
+    entries += chains(torch.int8, full_range=True)
     return [*entries, *int8_stems(), *images(), *shortcuts(), *small_vectors()]
 
 
@@ -133,23 +135,38 @@ def int8_inference(plane: Plane) -> Iterator[Entry]:
         if conv.stride == 1:
             residual = partial(call, residual=y, residual_scale=0.5)
             yield Entry(f"conv_int8 {form} + residual + ReLU", int8, partial(residual, relu=True))
-            if window == "1x1":  # a bottleneck's last; only its tensors saturate in place of a ReLU
-                yield Entry(f"conv_int8 {form} + residual", int8, partial(residual, relu=False))
+            yield Entry(f"conv_int8 {form} + residual", int8, partial(residual, relu=False))
+        if has_zero_sums(conv):
+            yield from full_range_inference(plane, window, call)
 
 
-def chains(dtype: torch.dtype, *, relu: bool = True) -> Iterator[Entry]:
+def full_range_inference(plane: Plane, window: str, call: Callable[..., object]) -> Iterator[Entry]:
+    """The same where zero is stored as -128: saturation in place of a ReLU, but for the network's last one."""
+    form, moved = f"{window}, full range{plane.label}", partial(call, zero_sums=table(plane.c))
+    yield Entry(f"conv_int8 {form}", torch.int8, partial(moved, relu=False))
+    if WINDOWS[window].stride == 1:
+        y = output(plane, WINDOWS[window], torch.int8)
+        residual = partial(moved, residual=y, residual_scale=0.5)
+        yield Entry(f"conv_int8 {form} + residual", torch.int8, partial(residual, relu=False))
+        yield Entry(f"conv_int8 {form} + residual + ReLU", torch.int8, partial(residual, relu=True))
+
+
+def chains(dtype: torch.dtype, *, full_range: bool = False) -> Iterator[Entry]:
     """The chain kernel at every width and dtype that it is used for.
 
-    Without ``relu``, in int8, the 3x3 and the last 1x1 saturate instead; the next block's first 1x1 never does.
+    With ``full_range``, in int8, zero is stored as -128: every layer saturates in place of its ReLU.
     """
+    relu = not full_range
     for width in (64, 128):
         for stride in (1, 2):
             for following in (None, width):
                 if not chain.chain_fits(width, dtype, following):
                     continue
                 conv2 = folded(width, width, 3, dtype, relu=relu)
+                if full_range:
+                    conv2 = replace(conv2, zero_sums=table(width))
                 conv3 = folded(4 * width, width, 1, dtype, relu=relu)
-                conv1 = None if following is None else folded(following, 4 * width, 1, dtype)
+                conv1 = None if following is None else folded(following, 4 * width, 1, dtype, relu=relu)
                 call = partial(
                     chain.chain,
                     activation(Plane(32, width, 28), dtype),
@@ -161,7 +178,7 @@ def chains(dtype: torch.dtype, *, relu: bool = True) -> Iterator[Entry]:
                     residual_scale=0.5 if dtype == torch.int8 else None,
                 )
                 form = f"{width}{'/2' if stride == 2 else ''}{'' if following is None else ' + next 1x1'}"
-                yield Entry(f"chain {form}{'' if relu else ', full range'}", dtype, call)
+                yield Entry(f"chain {form}{', full range' if full_range else ''}", dtype, call)
 
 
 def heads(dtype: torch.dtype) -> Iterator[Entry]:
@@ -199,8 +216,11 @@ def int8_stems() -> Iterator[Entry]:
 def images() -> Iterator[Entry]:
     """Stems that take an application's image."""
     norm = partial(Take, vector(3), vector(3))
+    undone: dict[str, Any] = {"undo_factor": vector(3), "undo_offset": vector(3), "margin": 3}
     ways = {
         "int8 of a float image": (torch.int8, torch.float32, Take(scale=0.5)),
+        "int8 of a float image, exact": (torch.int8, torch.float32, Take(scale=0.5, **undone)),
+        "int8 of pixels, exact": (torch.int8, torch.uint8, norm(scale=0.5, **undone)),
         "int8 of pixels": (torch.int8, torch.uint8, norm(scale=0.5)),
         "int8 of pixels, fp16 before": (torch.int8, torch.uint8, norm(scale=0.5, rest=torch.float16)),
         "fp16 of pixels": (torch.float16, torch.uint8, norm(rest=torch.float16)),
@@ -208,7 +228,7 @@ def images() -> Iterator[Entry]:
     }
     for name, (dtype, given, how) in ways.items():
         _, w, conv = _stems(dtype)["7x7/2"]
-        c = w.shape[0]
+        c, conv = w.shape[0], replace(conv, padding=conv.padding - how.margin)
         call = partial(stem.stem_inference, _image(224, given), w, vector(c), conv, take=how)
         scaled = partial(call, scale=vector(c)) if dtype == torch.int8 else call
         yield Entry(f"stem_inference {name}", dtype, scaled)
@@ -219,6 +239,8 @@ def shortcuts() -> Iterator[Entry]:
     for dtype in (torch.int8, torch.bfloat16, torch.float32):
         call = partial(shortcut.widen, activation(NARROW, dtype), stride=2, before=8, after=8)
         yield Entry("widen /2", dtype, call)
+        if dtype == torch.int8:
+            yield Entry("widen /2, full range", dtype, partial(call, zero_point=-128))
 
 
 def _stems(dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor, Conv]]:
@@ -306,6 +328,11 @@ def weight(plane: Plane, conv: Conv, dtype: torch.dtype) -> Tensor:
 def vector(c: int) -> Tensor:
     """fp32 [c]."""
     return torch.empty((c,), device="meta")
+
+
+def table(c: int) -> Tensor:
+    """int32 [16, c]: zero sums."""
+    return torch.empty((COMBINATIONS, c), dtype=torch.int32, device="meta")
 
 
 def batch_norm(c: int) -> Tensor:

@@ -4,7 +4,7 @@
     z    = relu(h @ w3.T + b3 + residual)             z, residual [M, EXPANDED]
     next = relu(z @ w1.T + b1)                        next [M, NEXT], where there is a next block
 
-In int8 each of them may go without its ReLU and saturate at -128 instead.
+In int8 each of them may go without its ReLU and saturate at -128 instead, and x may store its zero as -128, too.
 
 A program owns BLOCK_M pixels of every tensor it writes, so nothing is computed twice: the 3x3 reads its halo from
 memory, the 1x1s need none. z goes by in blocks of columns, each stored and at once multiplied into ``next``.
@@ -17,6 +17,7 @@ import triton.language as tl
 from fused_kernels.kernels.epilogues import activation, affine, put, with_residual
 from fused_kernels.kernels.gemm import accumulate
 from fused_kernels.kernels.numerics import mma
+from fused_kernels.kernels.zero_point import add_zero_sums
 
 
 @triton.jit
@@ -28,7 +29,7 @@ def weights(w_ptr, cols, ok_n, depth, ok_k, DEPTH: tl.constexpr):
 
 @triton.jit
 def chain_kernel(
-    x_ptr, w2_ptr, scale2_ptr, b2_ptr, w3_ptr, scale3_ptr, b3_ptr, residual_ptr, residual_scale, z_ptr,
+    x_ptr, w2_ptr, scale2_ptr, b2_ptr, zero_sums_ptr, w3_ptr, scale3_ptr, b3_ptr, residual_ptr, residual_scale, z_ptr,
     w1_ptr, scale1_ptr, b1_ptr, next_ptr, M, H, W, P, Q,
     STRIDE: tl.constexpr, WIDTH: tl.constexpr, EXPANDED: tl.constexpr, NEXT: tl.constexpr,
     RELU2: tl.constexpr, RELU3: tl.constexpr, RELU1: tl.constexpr,
@@ -36,17 +37,24 @@ def chain_kernel(
     BLOCK_M: tl.constexpr, BLOCK_Z: tl.constexpr, BLOCK_NEXT: tl.constexpr, BLOCK_K: tl.constexpr,
     FLAT: tl.constexpr,
 ):  # fmt: skip
-    """Scales and ``residual_scale`` are None unless x is int8; w1, b1 and next are None where no block follows."""
+    """Scales and ``residual_scale`` are None unless x is int8; w1, b1 and next are None where no block follows.
+
+    ``zero_sums`` is None but for an x whose zero is stored as another integer.
+    """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     ok_m = rows < M
     c = tl.arange(0, WIDTH)
     ok_c = c < WIDTH
+    top = rows // Q % P * STRIDE - 1
+    left = rows % Q * STRIDE - 1
     acc = accumulate(
         tl.zeros((BLOCK_M, WIDTH), dtype=ACC), x_ptr, w2_ptr + c[None, :] * (9 * WIDTH), (),
-        rows // (P * Q), rows // Q % P * STRIDE - 1, rows % Q * STRIDE - 1, ok_m, ok_c, H, W, WIDTH, 1,
+        rows // (P * Q), top, left, ok_m, ok_c, H, W, WIDTH, 1,
         WIDTH, WIDTH, 3, 3, 3, 0, 0, 1, 1, PROLOGUE, PRECISION, BLOCK_K, FLAT,
     )  # fmt: skip
+    if zero_sums_ptr is not None:
+        acc = add_zero_sums(acc, zero_sums_ptr, top, left, H, W, ok_m, c, ok_c, WIDTH)
     h = activation(affine(acc, scale2_ptr, b2_ptr, c, ok_c), DTYPE, RELU2)
     pixels = rows.to(tl.int64)
     m = tl.arange(0, BLOCK_NEXT)

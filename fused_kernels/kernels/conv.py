@@ -9,11 +9,12 @@ import triton
 import triton.language as tl
 
 from fused_kernels.kernels.gemm import accumulate, tile_of
+from fused_kernels.kernels.zero_point import add_zero_sums
 
 
 @triton.jit
 def conv_kernel(
-    x_ptr, w_ptr, out_ptr, prologue_args, epilogue_args,
+    x_ptr, w_ptr, out_ptr, prologue_args, epilogue_args, zero_sums_ptr,
     M, H, W, P, Q, OUT_H, OUT_W, COLS, COL_STRIDE, TAP_STRIDE, DEPTH_STRIDE,
     DEPTH: tl.constexpr, PITCH: tl.constexpr, WINDOW: tl.constexpr,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, FIRST_H: tl.constexpr, FIRST_W: tl.constexpr,
@@ -23,7 +24,10 @@ def conv_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, FLAT: tl.constexpr,
 ):  # fmt: skip
-    """x [N, H, W, PITCH], out [N, OUT_H, OUT_W, COLS]; the rows are the M = N*P*Q points of a grid over ``out``."""
+    """x [N, H, W, PITCH], out [N, OUT_H, OUT_W, COLS]; the rows are the M = N*P*Q points of a grid over ``out``.
+
+    ``zero_sums`` is None but for an int8 x whose zero is stored as another integer.
+    """
     row_tile, col_tile = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(COLS, BLOCK_N), GROUP)
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -32,11 +36,15 @@ def conv_kernel(
     n = rows // (P * Q)
     p = rows // Q % P
     q = rows % Q
+    h = p * IN_STRIDE + BASE_H
+    w = q * IN_STRIDE + BASE_W
     acc = accumulate(
         tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC), x_ptr, w_ptr + cols[None, :] * COL_STRIDE, prologue_args,
-        n, p * IN_STRIDE + BASE_H, q * IN_STRIDE + BASE_W, ok_m, ok_n, H, W, TAP_STRIDE, DEPTH_STRIDE,
+        n, h, w, ok_m, ok_n, H, W, TAP_STRIDE, DEPTH_STRIDE,
         DEPTH, PITCH, WINDOW, TAPS_H, TAPS_W, FIRST_H, FIRST_W, STEP, EVERY, PROLOGUE, PRECISION, BLOCK_K, FLAT,
     )  # fmt: skip
+    if zero_sums_ptr is not None:
+        acc = add_zero_sums(acc, zero_sums_ptr, h, w, H, W, ok_m, cols, ok_n, COLS)
     out_h = p * OUT_STRIDE + OUT_BASE_H
     pixels = (n * OUT_H + out_h).to(tl.int64) * OUT_W + q * OUT_STRIDE + OUT_BASE_W
     EPILOGUE(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, epilogue_args)

@@ -24,7 +24,12 @@ from fused_kernels.geometry import Conv
 from fused_kernels.launch import Functor, Out, launch
 from fused_kernels.layout import empty_nhwc, nhwc
 from fused_kernels.numeric_types import precision, require_float
-from fused_kernels.ops.inference import require_int32_sums, require_residual_scale, require_vector
+from fused_kernels.ops.inference import (
+    require_int32_sums,
+    require_residual_scale,
+    require_vector,
+    require_zero_sums,
+)
 from fused_kernels.problem import Problem
 
 WIDEST = 256
@@ -44,6 +49,8 @@ class Folded:
     """fp32 [K], for int8 alone; see ``ops.inference.requantization``."""
     relu: bool = field(default=True, kw_only=True)
     """Whether a ReLU follows, as it must in floating point; without one int8 saturates to [-128, 127]."""
+    zero_sums: Tensor | None = field(default=None, kw_only=True)
+    """int32 [16, K] of ``zero_point.zero_sums`` where the input's zero is another integer; of a 3x3 alone."""
 
 
 def chain_fits(width: int, dtype: torch.dtype, next_width: int | None = None) -> bool:
@@ -111,6 +118,7 @@ def chain(
         tile,
         x_ptr=nhwc(x),
         **_layer("2", conv2),
+        zero_sums_ptr=conv2.zero_sums,
         **_layer("3", conv3),
         residual_ptr=nhwc(residual),
         residual_scale=None if residual_scale is None else float(residual_scale),
@@ -187,6 +195,12 @@ def _require_layer(name: str, layer: Folded, shape: tuple[int, ...], x: Tensor) 
         raise ShapeError(f"{name}.scale goes with int8 activations: give it for them and for no others")
     if not layer.relu and layer.scale is None:
         raise Unsupported(f"{name}.relu is off, but only int8 saturates in its place: leave it on")
+    if layer.zero_sums is not None:
+        r, s = layer.w.shape[2:]
+        window = Conv(r, s, padding=r // 2)
+        require_zero_sums(f"{name}.zero_sums", layer.zero_sums, layer.w, window)
+    if layer.zero_sums is not None and layer.scale is None:
+        raise Unsupported(f"{name}.zero_sums belongs to int8 activations, not to {x.dtype}")
     if layer.scale is not None:
-        require_int32_sums(x, layer.w)
+        require_int32_sums(x, layer.w, layer.zero_sums)
         require_vector(f"{name}.scale", layer.scale, shape[0], x)

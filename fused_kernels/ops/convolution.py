@@ -184,10 +184,14 @@ def fprop(
     prologue_args: Any,
     epilogue: str,
     epilogue_args: Any,
+    zero_sums: Tensor | None = None,
     *,
     exact: bool = False,
 ) -> None:
-    """Launch one fprop into ``out``; ``w`` is [K, C, R, S] in any memory. ``exact`` multiplies fp32 without TF32."""
+    """Launch one fprop into ``out``; ``w`` is [K, C, R, S] in any memory. ``exact`` multiplies fp32 without TF32.
+
+    ``zero_sums`` are those of ``inference.conv_int8``.
+    """
     n, c, h, wd = x.shape
     k, p, q = out.shape[1:]
     launch(
@@ -199,6 +203,7 @@ def fprop(
         out_ptr=Out(out),
         prologue_args=prologue_args,
         epilogue_args=epilogue_args,
+        zero_sums_ptr=zero_sums,
         **{"M": n * p * q, "H": h, "W": wd, "P": p, "Q": q, "OUT_H": p, "OUT_W": q},
         **{"COLS": k, "COL_STRIDE": conv.r * conv.s * c, "TAP_STRIDE": c, "DEPTH_STRIDE": 1},
         **{"DEPTH": c, "PITCH": c, "WINDOW": conv.s},
@@ -228,6 +233,7 @@ def dgrad(
             out_ptr=Out(out),
             prologue_args=(),
             epilogue_args=(*epilogue_args, first_tile) if epilogue in _WITH_PARTIALS else epilogue_args,
+            zero_sums_ptr=None,
             **{"M": n * height * width, "H": p, "W": q, "P": height, "Q": width, "OUT_H": h, "OUT_W": wd},
             **{"COLS": c, "COL_STRIDE": 1, "TAP_STRIDE": c, "DEPTH_STRIDE": conv.r * conv.s * c},
             **{"DEPTH": k, "PITCH": k, "WINDOW": conv.s},

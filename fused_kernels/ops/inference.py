@@ -1,10 +1,11 @@
 """Convolutions for inference, with batch norm folded into them; every activation is [N, C, H, W] in NHWC memory.
 
     conv_bias   y = relu(conv(x) + bias + residual)                                fp32, fp16 and bf16
-    conv_int8   y = int8(conv(x) * scale + bias + residual * residual_scale)       int8, sums in int32
+    conv_int8   y = int8((conv(x) + zero_sums) * scale + bias + residual * residual_scale)     int8, sums in int32
 
 ``fold`` makes weights and biases out of a convolution and its batch norm, ``requantization`` the vectors of
-``conv_int8`` out of quantization scales. A residual is added before the ReLU, or in int8 before saturation at -128.
+``conv_int8`` out of quantization scales, ``zero_point.zero_sums`` what a zero point adds. A residual is added before
+the ReLU, or in int8 before saturation at -128.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fused_kernels.layout import empty_nhwc, nhwc
 from fused_kernels.numeric_types import require_float
 from fused_kernels.ops.convolution import fprop
 from fused_kernels.problem import Problem
+from fused_kernels.zero_point import COMBINATIONS, has_zero_sums
 
 INT32_PRODUCTS = 2**31 // 128**2
 """So many products of two int8 may add up to 2**31, which int32 does not hold."""
@@ -68,10 +70,12 @@ def conv_int8(
     relu: bool,
     residual: Tensor | None = None,
     residual_scale: float | None = None,
+    zero_sums: Tensor | None = None,
 ) -> Tensor:
-    """v = conv(x) * scale + bias (+ residual * residual_scale), to the nearest int8, ties to even, saturated.
+    """v = sums * scale + bias (+ residual * residual_scale), to the nearest int8, ties to even, saturated.
 
-    The products add up in int32; the rest is fp32 in the order in which it is written here.
+    The sums are conv(x), or those of an x whose zero is stored as another integer: conv(x) + ``zero_sums``, in int32.
+    The rest is fp32 in the order in which it is written here.
 
     Args:
         x: int8.
@@ -82,6 +86,7 @@ def conv_int8(
         relu: saturate to [0, 127] instead of [-128, 127].
         residual: int8 in the shape of the result.
         residual_scale: from units of the residual to units of y; taken as fp32.
+        zero_sums: int32 [16, K] of ``zero_point.zero_sums``; the window is 3x3 with padding 1 then.
 
     Returns:
         y int8 [N, K, P, Q].
@@ -92,18 +97,28 @@ def conv_int8(
     if x.dtype != torch.int8:
         raise Unsupported(f"conv_int8 takes int8, not {str(x.dtype).removeprefix('torch.')}")
     _require_operands(x, w, conv, residual)
-    require_int32_sums(x, w)
+    require_int32_sums(x, w, zero_sums)
+    if zero_sums is not None:
+        require_zero_sums("zero_sums", zero_sums, w, conv)
     require_vector("scale", scale, w.shape[0], x)
     require_vector("bias", bias, w.shape[0], x)
     require_residual_scale(residual, residual_scale)
     epilogue, args = "requantize", tuple[Any, ...]((scale, bias))
     if residual is not None and residual_scale is not None:
         epilogue, args = "requantize_residual", (scale, bias, nhwc(residual), float(residual_scale))
-    y = _launched(x, w, conv, f"{epilogue}_relu" if relu else epilogue, args)
+    y = _launched(x, w, conv, f"{epilogue}_relu" if relu else epilogue, args, zero_sums)
     if y is not None:
         return y
     return references.conv_int8(
-        x, w, scale, bias, conv, relu=relu, residual=residual, residual_scale=residual_scale
+        x,
+        w,
+        scale,
+        bias,
+        conv,
+        relu=relu,
+        residual=residual,
+        residual_scale=residual_scale,
+        zero_sums=zero_sums,
     )
 
 
@@ -203,8 +218,28 @@ def require_vector(name: str, vector: Tensor, channels: int, x: Tensor) -> None:
         )
 
 
-def require_int32_sums(x: Tensor, w: Tensor) -> None:
+def require_zero_sums(name: str, sums: Tensor, w: Tensor, conv: Conv) -> None:
+    """Refuse what ``zero_point.zero_sums`` does not make of ``w``, and windows that it is not made for.
+
+    Raises:
+        ShapeError: the message names the sums.
+    """
+    if not has_zero_sums(conv):
+        raise ShapeError(
+            f"{name} belongs to a 3x3 convolution with padding 1, not to {conv.r}x{conv.s} with {conv.padding}"
+        )
+    expected = (COMBINATIONS, w.shape[0])
+    if sums.shape != expected or sums.dtype != torch.int32 or not sums.is_contiguous():
+        raise ShapeError(
+            f"{name} is {sums.dtype} {tuple(sums.shape)} with strides {sums.stride()}:"
+            f" it must be torch.int32 {expected} in one piece"
+        )
+
+
+def require_int32_sums(x: Tensor, w: Tensor, zero_sums: Tensor | None = None) -> None:
     """Refuse integer products without elements, and those so long that int32 may not hold their sum.
+
+    With ``zero_sums`` an input's values reach 255, so half as many fit.
 
     Raises:
         ShapeError: a size is zero.
@@ -212,10 +247,11 @@ def require_int32_sums(x: Tensor, w: Tensor) -> None:
     """
     if x.numel() == 0:
         raise ShapeError(f"x is {tuple(x.shape)}: quantized kernels take at least one element")
-    if w[0].numel() >= INT32_PRODUCTS:
+    limit = INT32_PRODUCTS if zero_sums is None else INT32_PRODUCTS // 2
+    if w[0].numel() >= limit:
         raise Unsupported(
             f"a weight of {tuple(w.shape)} adds up {w[0].numel()} products, which int32 may not hold:"
-            f" at most {INT32_PRODUCTS - 1}"
+            f" at most {limit - 1}"
         )
 
 
@@ -230,7 +266,9 @@ def require_residual_scale(residual: Tensor | None, scale: float | None) -> None
         raise ShapeError(f"{given} is given without {missing}: give both or neither")
 
 
-def _launched(x: Tensor, w: Tensor, conv: Conv, epilogue: str, args: tuple[Any, ...]) -> Tensor | None:
+def _launched(
+    x: Tensor, w: Tensor, conv: Conv, epilogue: str, args: tuple[Any, ...], zero_sums: Tensor | None = None
+) -> Tensor | None:
     """The result of the kernel, or None where plain PyTorch is to compute it."""
     n, c, h, width = x.shape
     problem = Problem("fprop", x.dtype, n, h, width, c, w.shape[0], conv, "identity", epilogue)
@@ -238,7 +276,7 @@ def _launched(x: Tensor, w: Tensor, conv: Conv, epilogue: str, args: tuple[Any, 
     if tile == CUDNN:
         return None
     y = empty_nhwc(x, n, w.shape[0], *conv.output_size(h, width))
-    fprop(nhwc(x), w, y, conv, tile, "identity", (), epilogue, args)
+    fprop(nhwc(x), w, y, conv, tile, "identity", (), epilogue, args, zero_sums)
     return y
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from fused_kernels.layout import empty_nhwc, nhwc
 from fused_kernels.ops.passes import pass_tile
 
 
-def widen(x: Tensor, *, stride: int, before: int, after: int) -> Tensor:
+def widen(x: Tensor, *, stride: int, before: int, after: int, zero_point: int = 0) -> Tensor:
     """Every ``stride``-th pixel of ``x``, with ``before`` and ``after`` channels of zeros around its own.
 
     Args:
@@ -19,6 +20,7 @@ def widen(x: Tensor, *, stride: int, before: int, after: int) -> Tensor:
         stride: 1 or more.
         before: channels of zeros in front.
         after: channels of zeros behind.
+        zero_point: the integer that an int8 ``x`` stores its zero as.
 
     Returns:
         [N, before + C + after, ceil(H / stride), ceil(W / stride)] in the dtype of ``x`` and NHWC memory.
@@ -31,8 +33,10 @@ def widen(x: Tensor, *, stride: int, before: int, after: int) -> Tensor:
             f"x {tuple(x.shape)}, stride {stride} and {before} + {after} channels make no shortcut: x is"
             " [N, C, H, W], the stride 1 or more, and channels are added"
         )
+    if zero_point and (x.dtype != torch.int8 or not -128 <= zero_point <= 127):
+        raise ShapeError(f"a zero point of {zero_point} is no int8, or x, which is {x.dtype}, is none")
     if not uses_kernels(x):
-        return nhwc(F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, after)))
+        return nhwc(F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, after), value=zero_point))
     n, c, h, w = x.shape
     y = empty_nhwc(x, n, before + c + after, -(-h // stride), -(-w // stride))
     rows, channels = n * y.shape[2] * y.shape[3], y.shape[1]
@@ -44,6 +48,6 @@ def widen(x: Tensor, *, stride: int, before: int, after: int) -> Tensor:
         x_ptr=nhwc(x),
         y_ptr=Out(y),
         **{"M": rows, "H": h, "W": w, "P": y.shape[2], "Q": y.shape[3], "DEPTH": c, "C": channels},
-        **{"STRIDE": stride, "BEFORE": before, "BLOCK_M": tile.m, "BLOCK_C": tile.n},
+        **{"STRIDE": stride, "BEFORE": before, "ZERO": zero_point, "BLOCK_M": tile.m, "BLOCK_C": tile.n},
     )
     return y

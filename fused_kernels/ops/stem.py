@@ -270,12 +270,14 @@ def stem_inference(
     for name, vector in (("bias", bias), ("scale", scale)):
         if vector is not None:
             require_vector(name, vector, w.shape[0], w)
-    tile = _fprop_tile(image, w, conv, "stem_pool" if pool else "stem_bias_relu", take)
+    # as the image sees it: the margin is padding that ``take`` has put there
+    window = conv if take is None else replace(conv, padding=conv.padding + take.margin)
+    tile = _fprop_tile(image, w, window, "stem_pool" if pool else "stem_bias_relu", take)
     if tile == CUDNN:
         image = image if take is None else taken(image, w.dtype, take)
         return stem_references.stem_inference(image, w, bias, conv, pool=pool, scale=scale, relu=relu)
     packed = pack(image, conv, w.dtype) if take is None else take_image(image, conv, w.dtype, take)
-    out = _empty_output(image, w, conv)
+    out = _empty_output(image, w, window)
     epilogue, args = "bias_relu", tuple[Tensor, ...]((bias,))
     if scale is not None:
         epilogue, args = "requantize_relu" if relu else "requantize", (scale, bias)

@@ -38,6 +38,7 @@ def fprop(
         out_ptr=Out(out),
         prologue_args=(),
         epilogue_args=args,
+        zero_sums_ptr=None,
         **{"M": n * p * q, "H": height, "W": width, "P": p, "Q": q, "OUT_H": p, "OUT_W": q},
         **{"COLS": k, "COL_STRIDE": conv.r * depth(conv), "TAP_STRIDE": depth(conv), "DEPTH_STRIDE": 1},
         **{"DEPTH": depth(conv), "PITCH": PIXEL, "WINDOW": 1},

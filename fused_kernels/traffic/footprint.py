@@ -99,6 +99,8 @@ def _convolution(launch: Launch) -> Bytes:
     moved += a["TAPS_H"] * a["TAPS_W"] * a["DEPTH"] * a["COLS"] * w.element_size()
     moved += a["M"] * a["COLS"] * out.element_size()
     moved += sum(size(tensor) for tensor in a["prologue_args"])
+    if a["zero_sums_ptr"] is not None:
+        moved += size(a["zero_sums_ptr"])
     found = Bytes()
     for tensor, written in _tensors(a["epilogue_args"]):
         if written:  # partial sums: one row for each of this launch's tiles

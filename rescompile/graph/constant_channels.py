@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from calibration.scales import LEVELS
 from rescompile.errors import GraphError
 from rescompile.graph.notes import notes_of, notes_under
+from rescompile.graph.surgeon import read, write
 from rescompile.graph.topology import WEIGHTED_OPS, weight_of
 from rescompile.graph.vocabulary import METADATA_PREFIX
 
@@ -82,8 +83,20 @@ def add_constant_channels(graph: gs.Graph, readers: list[gs.Node]) -> None:
     _set_channels(graph, groups, counts)
 
 
+def without_constant_channels(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` without them, for kernels that know what zero is stored as where they pad.
+
+    Convolutions that pad a tensor of full range then lack what these channels added to their sums.
+    """
+    if not real_channels(model):
+        return model
+    graph = read(model)
+    remove_constant_channels(graph)
+    return write(graph)
+
+
 def remove_constant_channels(graph: gs.Graph) -> None:
-    """The inverse, where nobody's weights use them any more. ``graph`` is changed in place."""
+    """The inverse, whatever weights their readers have for them. ``graph`` is changed in place."""
     groups, tensors = _Groups(graph), graph.tensors()
     noted = notes_under(graph.rescompile_metadata, PREFIX)
     counts = {groups.of(tensors[name]): _count(name, text) for name, text in noted.items() if name in tensors}

@@ -35,7 +35,7 @@ class Triton:
 
     name = "triton"
     payload_files = (PLAN, WEIGHTS)
-    int8 = Int8Support("free", "never", exact_pixels=False)
+    int8 = Int8Support("free", "free")
     simulation = "plan's reference executor (plain PyTorch on the CPU, not a GPU)"
 
     def availability(self, target: str | None = None) -> Availability:

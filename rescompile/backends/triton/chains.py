@@ -71,6 +71,7 @@ class _Finder:
             output=conv3.output,
             following=None if conv1 is None else conv1.output,
             without_relu=tuple(layer.name for layer in layers if not layer.relu),
+            zero_sums=conv2.zero_sums,
         )
 
     def _last_of(self, conv2: Convolution) -> Convolution | None:

@@ -23,6 +23,8 @@ from rescompile.backends.triton.groups import conv_of
 from rescompile.backends.triton.steps import (
     FACTOR,
     OFFSET,
+    UNDO_FACTOR,
+    UNDO_OFFSET,
     Chain,
     Convolution,
     Head,
@@ -80,7 +82,15 @@ class Walk:
             return (self._stem(step, images),)
         if isinstance(step, Widen):
             x = tensors[step.input]
-            return (widen(x, stride=step.stride, before=step.before, after=step.after),)
+            return (
+                widen(
+                    x,
+                    stride=step.stride,
+                    before=step.before,
+                    after=step.after,
+                    zero_point=step.zero_point,
+                ),
+            )
         if isinstance(step, Head):
             return (self._head(step, tensors[step.input]),)
         residual = None if step.residual is None else tensors[step.residual]
@@ -92,8 +102,10 @@ class Walk:
         conv = conv_of(step.window)
         image = images.permute(0, 3, 1, 2) if step.normalized else images
         w = unpack_weight(self._weights[f"{step.name}.weight"], conv, image.shape[1])
-        factor, offset = (self._weights.get(name) for name in (FACTOR, OFFSET))
-        how = Take(factor, offset, step.image_scale, _REST[step.rest])
+        factor, offset, undo_factor, undo_offset = (
+            self._weights.get(name) for name in (FACTOR, OFFSET, UNDO_FACTOR, UNDO_OFFSET)
+        )
+        how = Take(factor, offset, step.image_scale, _REST[step.rest], undo_factor, undo_offset, step.margin)
         scale, bias = self._vectors(step.name)
         return stem_inference(image, w, bias, conv, pool=step.pool, scale=scale, relu=step.relu, take=how)
 
@@ -102,8 +114,17 @@ class Walk:
         scale, bias = self._vectors(step.name)
         if scale is None:
             return conv_bias(x, w, bias, conv, relu=step.relu, residual=residual)
-        ratio = step.residual_scale
-        return conv_int8(x, w, scale, bias, conv, relu=step.relu, residual=residual, residual_scale=ratio)
+        return conv_int8(
+            x,
+            w,
+            scale,
+            bias,
+            conv,
+            relu=step.relu,
+            residual=residual,
+            residual_scale=step.residual_scale,
+            zero_sums=self._weights.get(f"{step.name}.zero_sums"),
+        )
 
     def _chain(self, step: Chain, x: Tensor, residual: Tensor) -> tuple[Tensor, ...]:
         conv2, conv3 = self._folded(step, step.conv2), self._folded(step, step.conv3)
@@ -120,7 +141,13 @@ class Walk:
 
     def _folded(self, step: Chain, name: str) -> Folded:
         scale, bias = self._vectors(name)
-        return Folded(self._krsc(name), bias, scale, relu=name not in step.without_relu)
+        return Folded(
+            self._krsc(name),
+            bias,
+            scale,
+            relu=name not in step.without_relu,
+            zero_sums=self._weights.get(f"{name}.zero_sums"),
+        )
 
     def _krsc(self, name: str) -> Tensor:
         """[K, C, R, S] in KRSC memory."""

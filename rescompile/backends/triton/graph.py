@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rescompile.errors import BackendError
+from rescompile.graph.offsets import offsets_of
 
 Array = NDArray[Any]
 MIXED = "networks of mixed precision have no plan yet; pass --fp16-blocks none, or --precision fp16"
@@ -36,6 +37,7 @@ class Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         proto = model.graph
+        self._offsets = offsets_of(model)
         self.nodes = list(proto.node)
         self.input, self.output = proto.input[0], proto.output[0].name
         self._constants = {tensor.name: tensor for tensor in proto.initializer}
@@ -62,6 +64,15 @@ class Graph:
         """The node that alone reads ``tensor``; None where there are several, or it is the output."""
         users = self.users(tensor)
         return users[0] if len(users) == 1 and tensor != self.output else None
+
+    def image_path(self) -> list[onnx.NodeProto]:
+        """What is done to the input before a quantizer or a convolution reads it, in the order of execution."""
+        path: list[onnx.NodeProto] = []
+        node = self.only_user(self.input.name)
+        while node is not None and node.op_type not in {"QuantizeLinear", "Conv"}:
+            path.append(node)
+            node = self.only_user(node.output[0])
+        return path
 
     def constant(self, name: str) -> Array | None:
         """The values of an initializer, or None where ``name`` is computed."""
@@ -100,6 +111,10 @@ class Graph:
                 f"{', '.join(node.name for node in self.users(tensor))}): {MIXED}"
             )
         return scales.pop() if scales else None
+
+    def offset_of(self, tensor: str) -> float:
+        """What is missing in ``tensor`` because its zero is stored as the lowest integer; 0 where it is stored as 0."""
+        return self._offsets.get(tensor, 0.0)
 
     def weight(self, name: str) -> Weight | None:
         """A constant in floating point, or int8 values behind a DequantizeLinear; None where it is computed.

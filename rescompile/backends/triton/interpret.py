@@ -33,7 +33,13 @@ from rescompile.errors import BackendError
 
 UNWRITTEN = 0x7F
 """What every byte of the arena is before the first launch: 127 in int8, NaN in floating point."""
-_TYPES = {"*i8": torch.int8, "*u8": torch.uint8, "*fp16": torch.float16, "*fp32": torch.float32}
+_TYPES = {
+    "*i8": torch.int8,
+    "*i32": torch.int32,
+    "*u8": torch.uint8,
+    "*fp16": torch.float16,
+    "*fp32": torch.float32,
+}
 
 
 class Interpreter:

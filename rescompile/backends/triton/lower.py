@@ -7,13 +7,15 @@ computes in INT8 is, with integers q, scales s and channel k,
 
 which is the graph's own Q/DQ arithmetic, its factors multiplied out once, in fp64, and stored as fp32. A tensor of full
 range has no ReLU in front of its quantizer, which saturates at -128 in its place; what its zero adds to the sums of
-those who read it is in their biases already (``graph.full_range``).
+those who read it is in their biases already (``graph.full_range``), but for convolutions that pad it: in place of the
+graph's constant channels they have ``zero_sums``. A stem that reads pixels pads the image before it undoes the
+normalization (``graph.pixels``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -23,12 +25,15 @@ from fused_kernels.geometry import Conv
 from fused_kernels.ops.head import head_scales
 from fused_kernels.ops.inference import requantization
 from fused_kernels.stem_layout import PIXEL, pack_weight
+from fused_kernels.zero_point import zero_sums
 from rescompile.backends.triton.graph import MIXED, Array, Graph, Weight, attributes, refused, unused
 from rescompile.backends.triton.groups import Group, conv_of, group_of, operands_of, require_pool
 from rescompile.backends.triton.movement import MOVEMENT_OPS, Plane, ends_movement, read_movement
 from rescompile.backends.triton.steps import (
     FACTOR,
     OFFSET,
+    UNDO_FACTOR,
+    UNDO_OFFSET,
     Convolution,
     Head,
     Rest,
@@ -37,6 +42,8 @@ from rescompile.backends.triton.steps import (
     Widen,
 )
 from rescompile.errors import BackendError
+from rescompile.graph.constant_channels import without_constant_channels
+from rescompile.graph.offsets import ZERO_POINT
 
 KNOWN = {
     "Conv", "Gemm", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "QuantizeLinear", "DequantizeLinear",
@@ -59,7 +66,19 @@ def lower(model: onnx.ModelProto, plane: Plane) -> Network:
     Raises:
         BackendError: the graph holds what no kernel computes; the message names the node.
     """
-    return _Lowering(Graph(model), plane).run()
+    return _Lowering(Graph(without_constant_channels(model)), plane).run()
+
+
+class _Image(NamedTuple):
+    """How the graph's input becomes what the first convolution reads, or what its quantizer does."""
+
+    rest: Rest
+    """What every step is rounded to."""
+    normalized: bool
+    margin: int
+    """Zeros around the normalized image."""
+    undone: bool
+    """Whether it is multiplied and added to once more, which makes pixels of it."""
 
 
 class _Lowering:
@@ -86,12 +105,14 @@ class _Lowering:
     def _ends(self) -> list[onnx.NodeProto]:
         """The last node of every step, in the order of execution: a step runs where all that it reads is there."""
         self.groups: dict[str, Group] = {}
-        ends = []
+        ends, image = [], {node.name for node in self.graph.image_path()}
         for node in self.graph.nodes:
             if node.op_type == "Conv":
                 group = group_of(self.graph, node)
                 self.groups[group.output] = group
                 ends.append(group.nodes[-1])
+            elif node.name in image:
+                continue
             elif node.op_type == "Gemm" or ends_movement(self.graph, node):
                 ends.append(node)
         return sorted(ends, key=self.graph.position)
@@ -111,7 +132,7 @@ class _Lowering:
 
     def _stem(self, group: Group) -> Step:
         first, scale = self.graph.behind(group.conv.input[0])
-        rest, normalized = self._image(first)
+        image = self._image(first)
         window, weight, bias = operands_of(self.graph, group.conv)
         relu = group.has("Relu")
         if group.residual is not None or not (relu or weight.scales is not None):
@@ -121,7 +142,7 @@ class _Lowering:
         if weight.values.shape[1] > PIXEL:
             raise refused(group.conv, f"an image has at most {PIXEL} channels")
         pool = group.has("MaxPool")
-        p, q = conv_of(window).output_size(*self.image_plane)
+        p, q = conv_of(window).output_size(*(side + 2 * image.margin for side in self.image_plane))
         if pool:
             require_pool(group.nodes[-1])
             p, q = Conv(3, 3, 2, 1).output_size(p, q)
@@ -129,33 +150,67 @@ class _Lowering:
         packed = pack_weight(torch.tensor(weight.values), conv_of(window))
         self.weights[f"{group.conv.name}.weight"] = packed.numpy()
         self.planes[group.output] = p, q
-        return Stem(group.conv.name, group.output, window, pool, normalized, scale, rest, relu)
+        return Stem(
+            group.conv.name,
+            group.output,
+            window,
+            pool,
+            image.normalized,
+            scale,
+            image.rest,
+            relu,
+            image.margin,
+            image.undone,
+        )
 
-    def _image(self, tensor: str) -> tuple[Rest, bool]:
-        """How the graph's input becomes ``tensor``: the type that it is rounded to, and whether it is normalized."""
-        path: list[onnx.NodeProto] = []
-        while tensor != self.graph.input.name:
-            node = self.graph.maker(tensor)
-            if node is None:
-                raise BackendError(f"the Triton engine finds no way from the graph's input to '{tensor}'")
-            path.insert(0, node)
-            tensor = str(node.input[0])
+    def _image(self, tensor: str) -> _Image:
+        """The way from the graph's input to ``tensor``; its constants become weights."""
+        path = self.graph.image_path()
+        if tensor != (path[-1].output[0] if path else self.graph.input.name):
+            raise BackendError(f"the Triton engine finds no way from the graph's input to '{tensor}'")
         self._use(*path)
         casts = [attributes(node)["to"] for node in path if node.op_type == "Cast"]
         rest: Rest = "float16" if onnx.TensorProto.FLOAT16 in casts else "float32"
-        steps = [node.op_type for node in path if node.op_type != "Cast"]
-        if not steps:
-            return rest, False
-        if steps != ["Transpose", "Mul", "Add"] or attributes(path[1])["perm"] != [0, 3, 1, 2]:
-            raise refused(
-                path[0], "pixels are transposed, multiplied and added to, as --input uint8-nhwc does"
-            )
-        for name, node in zip((FACTOR, OFFSET), path[-2:], strict=True):
-            values = self.graph.constant(node.input[1])
-            if values is None:
-                raise refused(node, "an image is normalized by constants")
-            self.weights[name] = values.astype(np.float32).reshape(-1)
-        return rest, True
+        left = [node for node in path if node.op_type != "Cast"]
+        normalized = bool(left) and left[0].op_type == "Transpose"
+        if normalized:
+            layout = [node.op_type for node in left[:3]], attributes(left[0])["perm"]
+            if layout != (["Transpose", "Mul", "Add"], [0, 3, 1, 2]):
+                raise refused(
+                    left[0], "pixels are transposed, multiplied and added to, as --input uint8-nhwc does"
+                )
+            self._keep_vector(FACTOR, left[1])
+            self._keep_vector(OFFSET, left[2])
+            left = left[3:]
+        if not left:
+            return _Image(rest, normalized, 0, False)
+        margin = 0
+        if left[0].op_type == "Pad":
+            margin, left = self._margin(left[0]), left[1:]
+        if [node.op_type for node in left] not in (["Mul", "Add"], ["Add"]):
+            raise refused(left[0] if left else path[-1], "an image is padded, multiplied and added to")
+        self._keep_vector(UNDO_OFFSET, left[-1])
+        self.weights[UNDO_FACTOR] = np.ones_like(self.weights[UNDO_OFFSET])
+        if len(left) > 1:
+            self._keep_vector(UNDO_FACTOR, left[0])
+        return _Image(rest, normalized, margin, True)
+
+    def _keep_vector(self, name: str, node: onnx.NodeProto) -> None:
+        """Keep the constant [1, C, 1, 1] that ``node`` multiplies with or adds."""
+        values = self.graph.constant(node.input[1])
+        if values is None:
+            raise refused(node, "an image is normalized by constants")
+        self.weights[name] = values.astype(np.float32).reshape(-1)
+
+    def _margin(self, pad: onnx.NodeProto) -> int:
+        """How many zeros ``pad`` puts on every side of the image."""
+        pads = self.graph.constant(pad.input[1])
+        if pads is None or len(pad.input) > 2 or len(pads) != 8 or pads[[0, 1, 4, 5]].any():
+            raise refused(pad, "an image is padded with zeros, on its four sides")
+        sides = set(pads[[2, 3, 6, 7]].tolist())
+        if len(sides) > 1 or min(sides) < 0:
+            raise refused(pad, "an image is padded by the same number on every side")
+        return int(sides.pop())
 
     def _convolution(self, group: Group) -> Step:
         name, scale = self.graph.behind(group.conv.input[0])
@@ -172,7 +227,11 @@ class _Lowering:
         ratio = self._store(group, weight, bias, scale, residual_scale)
         stored = np.ascontiguousarray(weight.values.transpose(0, 2, 3, 1))
         self.weights[f"{group.conv.name}.weight"] = stored
-        return Convolution(group.conv.name, name, group.output, window, relu, residual, ratio)
+        moved = window.padding > 0 and self.graph.offset_of(name) > 0
+        if moved:
+            sums = zero_sums(torch.tensor(weight.values), ZERO_POINT)
+            self.weights[f"{group.conv.name}.zero_sums"] = sums.numpy()
+        return Convolution(group.conv.name, name, group.output, window, relu, residual, ratio, moved)
 
     def _store(
         self,
@@ -208,7 +267,7 @@ class _Lowering:
         h, w = self._plane(found.source, end)
         output, stride = str(end.output[0]), found.stride
         self.planes[output] = -(-h // stride), -(-w // stride)
-        return Widen(end.name, found.source, output, stride, found.before, found.after)
+        return Widen(end.name, found.source, output, stride, found.before, found.after, found.zero_point)
 
     def _head(self, gemm: onnx.NodeProto) -> Step:
         pooled, pool_scale = self.graph.behind(gemm.input[0])

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
+import numpy as np
 import onnx
 
 from rescompile.backends.triton.graph import MIXED, Array, Graph, attributes, refused
+from rescompile.graph.offsets import ZERO_POINT
 
 MOVEMENT_OPS = ("Slice", "Pad")
 Plane = tuple[int, int]
@@ -20,6 +22,8 @@ class Movement(NamedTuple):
     stride: int
     before: int
     after: int
+    zero_point: int
+    """What ``source`` stores its zero as."""
     nodes: tuple[onnx.NodeProto, ...]
 
 
@@ -49,7 +53,7 @@ def read_movement(graph: Graph, end: onnx.NodeProto, plane_of: Callable[[str], P
     stride, before, after = [1, 1], 0, 0
     for node in path:
         if node.op_type == "Pad":
-            front, back = _channels(graph, node)
+            front, back = _channels(graph, node, graph.offset_of(source))
             before, after = before + front, after + back
         else:
             steps = _steps(graph, node, plane_of(source))
@@ -61,14 +65,16 @@ def read_movement(graph: Graph, end: onnx.NodeProto, plane_of: Callable[[str], P
         raise refused(end, f"a shortcut reads and writes integers, or neither; {MIXED}")
     if scale_after != scale:
         raise refused(end, "a shortcut that moves values has the scale of what it reads")
-    return Movement(source, stride[0], before, after, tuple(path))
+    zero_point = ZERO_POINT if graph.offset_of(source) else 0
+    return Movement(source, stride[0], before, after, zero_point, tuple(path))
 
 
-def _channels(graph: Graph, pad: onnx.NodeProto) -> tuple[int, int]:
-    """Channels that a Pad adds before and after."""
+def _channels(graph: Graph, pad: onnx.NodeProto, offset: float) -> tuple[int, int]:
+    """Channels that a Pad adds before and after, to a tensor whose zero is -``offset``."""
     pads = graph.constant(pad.input[1])
     value = graph.constant(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else None
-    zeros = attributes(pad).get("mode", b"constant") == b"constant" and (value is None or not value.any())
+    padded_with = 0.0 if value is None else float(value.reshape(()))
+    zeros = attributes(pad).get("mode", b"constant") == b"constant" and np.isclose(padded_with, -offset)
     if pads is None or len(pads) != 8 or not zeros or pads[[0, 2, 3, 4, 6, 7]].any() or pads.min() < 0:
         raise refused(pad, "a shortcut is padded with channels of zeros")
     return int(pads[1]), int(pads[5])

@@ -25,9 +25,9 @@ Size = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=2**20)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
-DType = Literal["int8", "uint8", "float16", "float32"]
-ITEM_BYTES = {"int8": 1, "uint8": 1, "float16": 2, "float32": 4}
-Kind = Literal["*i8", "*u8", "*fp16", "*fp32", "i32", "i64", "fp32"]
+DType = Literal["int8", "uint8", "int32", "float16", "float32"]
+ITEM_BYTES = {"int8": 1, "uint8": 1, "int32": 4, "float16": 2, "float32": 4}
+Kind = Literal["*i8", "*u8", "*i32", "*fp16", "*fp32", "i32", "i64", "fp32"]
 
 
 class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="arena", tag_field="in"):

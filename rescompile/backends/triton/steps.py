@@ -2,7 +2,7 @@
 
 In INT8 a name stands for the quantized tensor, whose real value is scale * integer. Without a ReLU it saturates to
 [-128, 127], which is a ReLU of its own where zero lies at -128 (docs/adr/0012-relu-by-saturation.md). A convolution
-``c`` has the weights ``c.weight``, ``c.bias`` and, in INT8, ``c.scale``; see ``weights``.
+``c`` has the weights ``c.weight``, ``c.bias`` and, in INT8, ``c.scale``, some ``c.zero_sums``; see ``weights``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import msgspec
 Rest = Literal["float32", "float16"]
 FACTOR, OFFSET = "input.factor", "input.offset"
 """Weights of a stem that normalizes."""
+UNDO_FACTOR, UNDO_OFFSET = "input.undo_factor", "input.undo_offset"
+"""Weights of a stem that reads pixels: the way back from what is normalized."""
 
 
 class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,6 +43,10 @@ class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stem", 
     """What each step of the normalization is rounded to."""
     relu: bool = True
     """In floating point always."""
+    margin: int = 0
+    """Zeros around the normalized image, where the stem reads pixels (docs/adr/0014-exact-pixels.md)."""
+    undone: bool = False
+    """Whether the image is then multiplied by ``input.undo_factor`` and ``input.undo_offset`` is added."""
 
 
 class Convolution(
@@ -56,6 +62,8 @@ class Convolution(
     residual: str | None = None
     residual_scale: float | None = None
     """In INT8: from units of the residual to units of the output."""
+    zero_sums: bool = False
+    """Whether it pads an input that stores its zero as -128, so that ``zero_sums`` are added to its sums."""
 
 
 class Chain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chain", tag_field="kind"):
@@ -75,6 +83,8 @@ class Chain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chain"
     """What ``conv1`` gives."""
     without_relu: tuple[str, ...] = ()
     """Those of its convolutions that no ReLU follows, in INT8 alone."""
+    zero_sums: bool = False
+    """As of a convolution, for ``conv2``."""
 
 
 class Widen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="widen", tag_field="kind"):
@@ -86,6 +96,8 @@ class Widen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="widen"
     stride: int
     before: int
     after: int
+    zero_point: int = 0
+    """What the input stores its zero as."""
 
 
 class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="head", tag_field="kind"):
@@ -124,8 +136,12 @@ def weights_of(step: Step, *, integer: bool) -> tuple[str, ...]:
     if isinstance(step, Chain):
         layers = [name for name in (step.conv2, step.conv3, step.conv1) if name is not None]
     kinds = ("weight", "bias", "scale") if integer else ("weight", "bias")
-    image = (FACTOR, OFFSET) if isinstance(step, Stem) and step.normalized else ()
-    return (*image, *(f"{layer}.{kind}" for layer in layers for kind in kinds))
+    named = [f"{layer}.{kind}" for layer in layers for kind in kinds]
+    if isinstance(step, Stem):
+        named += [*(FACTOR, OFFSET) * step.normalized, *(UNDO_FACTOR, UNDO_OFFSET) * step.undone]
+    elif isinstance(step, Convolution | Chain) and step.zero_sums:
+        named.append(f"{layers[0]}.zero_sums")
+    return tuple(named)
 
 
 def residual_adds(steps: tuple[Step, ...]) -> int:

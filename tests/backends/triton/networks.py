@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from calibration.preprocess import CIFAR
+from calibration.preprocess import CIFAR, Preprocess, normalize
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.triton.chains import with_chains
 from rescompile.backends.triton.lower import Network, lower
@@ -20,9 +21,11 @@ from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.full_range import fold_zero_points
 from rescompile.graph.half import half
+from rescompile.graph.pixels import read_pixels
 from rescompile.graph.preprocess import take_uint8
 from rescompile.graph.quantize import quantize
 from rescompile.graph.topology import full_range_tensors, quantized_tensors
+from rescompile.graph.vocabulary import PIXEL_STEP, PIXELS
 from rescompile.manifest import Precision
 from rescompile.models.cifar import CIFAR_STEM
 from rescompile.models.resnet import IMAGENET_STEM, BasicBlock, Bottleneck, ResNet
@@ -31,9 +34,10 @@ CLASSES = 10
 FULL_RANGE = ", full range"
 SIDES = {
     "cifar": 8, "basic": 16, "bottleneck": 16, "stride on 1x1": 16,
-    "bottleneck, full range": 16, "stride on 1x1, full range": 16,
+    "cifar, full range": 8, "basic, full range": 16, "bottleneck, full range": 16, "stride on 1x1, full range": 16,
 }  # fmt: skip
-"""Networks by name, and the side of their images. Full range is about INT8: zero is stored as -128 where it may be."""
+"""Networks by name, and the side of their images. Full range is about INT8: zero is stored as -128 where it may be, and
+the stem reads pixels."""
 
 
 def _network(name: str) -> ResNet:
@@ -68,7 +72,7 @@ def deployable(name: str, precision: Precision, *, pixels: bool = False) -> onnx
     graph = folded(name)
     if precision == "int8":
         tensors = quantized_tensors(graph)
-        wide = full_range_tensors(graph) if name.endswith(FULL_RANGE) else []
+        wide = full_range_tensors(graph, widest=sys.maxsize) if name.endswith(FULL_RANGE) else []
         made = [tensor for tensor in tensors if tensor != "input"]
         seen = reference_session(graph.SerializeToString(), optimize=False, outputs=made).tensors(
             floats(name, 8)
@@ -79,9 +83,11 @@ def deployable(name: str, precision: Precision, *, pixels: bool = False) -> onnx
             tensor: 0.8 * float(np.abs(seen[tensor]).max()) / (255 if tensor in wide else 127)
             for tensor in tensors
         }
+        if name.endswith(FULL_RANGE):
+            graph, scales[PIXELS] = read_pixels(graph, _preprocess(name)), PIXEL_STEP
         graph = fold_zero_points(quantize(graph, scales, full_range=wide))
     if pixels:
-        graph = take_uint8(graph, msgspec.structs.replace(CIFAR, crop=SIDES[name]))
+        graph = take_uint8(graph, _preprocess(name))
     return half(graph) if precision == "fp16" else graph
 
 
@@ -100,8 +106,14 @@ def images(name: str, count: int, *, pixels: bool = False) -> NDArray[Any]:
     return np.random.default_rng(2).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
+def _preprocess(name: str) -> Preprocess:
+    return msgspec.structs.replace(CIFAR, crop=SIDES[name])
+
+
 def floats(name: str, count: int) -> NDArray[np.float32]:
-    """Smooth noise [count, 3, side, side]."""
+    """Smooth noise [count, 3, side, side]; pixels, normalized, where the stem reads those."""
     side = SIDES[name]
+    if name.endswith(FULL_RANGE):
+        return normalize(images(name, count, pixels=True), _preprocess(name))
     noise = np.random.default_rng(1).standard_normal((count, 3, side, side), dtype=np.float32)
     return noise + np.roll(noise, 1, axis=2) + np.roll(noise, 1, axis=3)

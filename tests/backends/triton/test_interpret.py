@@ -23,6 +23,8 @@ CASES = [
     ("basic", "int8", True, 1),
     ("bottleneck", "int8", False, 2),
     ("stride on 1x1", "int8", False, 1),
+    ("cifar, full range", "int8", False, 2),
+    ("basic, full range", "int8", True, 1),
     ("bottleneck, full range", "int8", False, 2),
     ("bottleneck, full range", "int8", True, 1),
     ("stride on 1x1, full range", "int8", False, 1),

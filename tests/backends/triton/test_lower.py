@@ -11,11 +11,14 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from fused_kernels.zero_point import zero_sums
 from rescompile.backends.triton.execute import Walk
 from rescompile.backends.triton.lower import lower
 from rescompile.backends.triton.steps import Convolution, Stem, Widen, Window, residual_adds
 from rescompile.errors import BackendError
+from rescompile.graph.constant_channels import real_channels
 from rescompile.graph.offsets import offsets_of
+from rescompile.graph.vocabulary import PIXEL_STEP
 from tests.backends.triton.networks import FULL_RANGE, SIDES, deployable, floats, network
 
 BLOCKS = {
@@ -24,7 +27,7 @@ BLOCKS = {
     "bottleneck": "conv1 layer1.0.downsample layer1.0.conv1 layer1.0 layer1.1 layer2.0.downsample layer2.0 fc",
     "stride on 1x1": "conv1 layer1.0.downsample layer1.0.conv1 layer1.0 layer2.0.downsample layer2.0.conv1 layer2.0 fc",
 }
-BLOCKS |= {f"{name}{FULL_RANGE}": BLOCKS[name] for name in ("bottleneck", "stride on 1x1")}
+BLOCKS |= {f"{name}{FULL_RANGE}": blocks for name, blocks in BLOCKS.items() if name != "cifar"}
 
 
 def lowered(model: onnx.ModelProto, name: str = "basic") -> Any:
@@ -64,9 +67,48 @@ def test_a_tensor_of_full_range_has_no_relu(name: str) -> None:
     made = [step for step in steps if isinstance(step, Stem | Convolution) and "downsample" not in step.name]
     bare = {step.output for step in made if not step.relu}
     assert bare == set(offsets_of(model))
-    assert len(bare) == (6 if name.endswith(FULL_RANGE) else 0)
+    assert len(bare) == (9 if name.endswith(FULL_RANGE) else 0)
     residuals = [step.name for step in made if isinstance(step, Convolution) and step.residual and step.relu]
     assert "layer2.0.conv3" in residuals, "the last block keeps its ReLU"
+
+
+def test_convolutions_that_pad_a_tensor_of_full_range_have_zero_sums() -> None:
+    """In place of the graph's constant channels, which the plan's tensors and weights do not have."""
+    model = deployable("basic, full range", "int8")
+    assert real_channels(model)
+    made = lowered(model, "basic, full range")
+    padding = [step for step in made.steps if isinstance(step, Convolution) and step.window.padding]
+    assert padding
+    assert all(step.zero_sums for step in padding)
+    for step in padding:
+        w = torch.tensor(made.weights[f"{step.name}.weight"]).permute(0, 3, 1, 2)
+        np.testing.assert_array_equal(made.weights[f"{step.name}.zero_sums"], zero_sums(w, -128).numpy())
+    shapes = {step.name: made.weights[f"{step.name}.weight"].shape for step in padding}
+    assert shapes["layer1.0.conv1"] == (16, 3, 3, 16)
+    assert not any(
+        step.zero_sums for step in lowered(deployable("basic", "int8")).steps if isinstance(step, Convolution)
+    )
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_a_stem_that_reads_pixels_has_the_way_back(pixels: bool) -> None:
+    made = network("basic, full range", "int8", pixels=pixels)
+    stem = made.steps[0]
+    assert isinstance(stem, Stem)
+    assert (stem.normalized, stem.margin, stem.undone, stem.window.padding) == (pixels, 3, True, 0)
+    factor, offset = made.weights["input.undo_factor"], made.weights["input.undo_offset"]
+    assert factor.shape == offset.shape == (3,)
+    # bytes come with one multiplication for both ways
+    assert (factor == 1).all() == pixels
+    assert stem.image_scale == PIXEL_STEP
+
+
+def test_a_shortcut_of_a_tensor_of_full_range_adds_its_zero() -> None:
+    steps = network("cifar, full range", "int8").steps
+    (widen,) = [step for step in steps if isinstance(step, Widen)]
+    assert widen.zero_point == -128
+    (plain,) = [step for step in network("cifar", "int8").steps if isinstance(step, Widen)]
+    assert plain.zero_point == 0
 
 
 @pytest.mark.parametrize(("precision", "rest"), [("int8", "float32"), ("fp16", "float16")])
@@ -197,6 +239,36 @@ REFUSED: dict[str, tuple[str, Callable[[onnx.GraphProto], None], str]] = {
         "cifar",
         replace_constant("layer2.0.shortcut.pads", lambda v: v + np.array([0, 0, 1, 0, 0, 0, 0, 0])),
         "padded with channels of zeros",
+    ),
+    "padding with another zero": (
+        "cifar, full range",
+        replace_constant("layer2.0.shortcut.value", lambda v: v / 2),
+        "'layer2.0.shortcut' .Pad.: a shortcut is padded with channels of zeros",
+    ),
+    "an image padded unevenly": (
+        "basic, full range",
+        replace_constant("pixels.pad.amounts", lambda v: v + np.array([0, 0, 1, 0, 0, 0, 0, 0])),
+        "'pixels.pad' .Pad.: an image is padded by the same number on every side",
+    ),
+    "an image with more channels": (
+        "basic, full range",
+        replace_constant("pixels.pad.amounts", lambda v: v + np.array([0, 1, 0, 0, 0, 0, 0, 0])),
+        "'pixels.pad' .Pad.: an image is padded with zeros, on its four sides",
+    ),
+    "an image cropped": (
+        "basic, full range",
+        replace_constant("pixels.pad.amounts", lambda v: -v),
+        "'pixels.pad' .Pad.: an image is padded by the same number",
+    ),
+    "an image added to twice": (
+        "basic, full range",
+        become("pixels.multiply", "Add"),
+        "'pixels.multiply' .Add.: an image is padded, multiplied and added to",
+    ),
+    "an image scaled by what is computed": (
+        "basic, full range",
+        reread("pixels.multiply", 1, "pixels.pad"),
+        "'pixels.multiply' .Mul.: an image is normalized by constants",
     ),
     "a cropped shortcut": (
         "cifar",

@@ -42,15 +42,28 @@ def test_a_plan_comes_back_as_it_was(written: tuple[Path, Plan]) -> None:
     assert read_plan(folder, manifest_of(plan)) == plan
 
 
-def test_a_plan_that_says_nothing_of_relus_has_them(tmp_path: Path) -> None:
-    """As plans did before there were tensors of full range."""
-    plan = make_plan(tmp_path, "bottleneck", "int8")
+@pytest.mark.parametrize("name", ["cifar", "bottleneck"])
+def test_a_plan_that_says_nothing_of_full_range_has_none(name: str, tmp_path: Path) -> None:
+    """As plans did before there was one."""
+    plan, new = (
+        make_plan(tmp_path, name, "int8"),
+        {"margin", "undone", "without_relu", "zero_point", "zero_sums"},
+    )
 
     def silent(body: Body) -> None:
         for step in body["steps"]:
-            step.pop({"stem": "relu", "chain": "without_relu"}.get(step["kind"], ""), None)
+            for field in new | ({"relu"} if step["kind"] == "stem" else set()):
+                step.pop(field, None)
 
     assert read_plan(changed((tmp_path, plan), tmp_path, silent)) == plan
+
+
+@pytest.mark.parametrize("weight", ["layer1.0.conv1.zero_sums", "input.undo_factor", "input.undo_offset"])
+def test_a_plan_lists_what_a_full_range_needs(weight: str, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "cifar, full range", "int8")
+    folder = changed((tmp_path, plan), tmp_path, lambda body: body["weights"].pop(weight))
+    with pytest.raises(EngineError, match=f"needs the weight '{weight}', which the plan does not list"):
+        read_plan(folder)
 
 
 def launch(body: Body, number: int = 1) -> Body:
