@@ -104,11 +104,11 @@ def calibrate(
         table.check(checkpoint_sha256=source.checkpoint.sha256, preprocess=source.preprocess, tensors=tensors)
         table = table if config.method is None else table.with_method(config.method)
         _require_range(table, full_range_tensors(source.graph, widest=_widest(int8, asked=True)))
-        exact = int8.exact_pixels and not table.imported and can_be_exact(source.preprocess)
+        exact = not table.imported and can_be_exact(source.preprocess)
         return Calibrated(
             table, recipe=_recipe_of(table, config), full_range=int8.full_range, exact_pixels=exact
         )
-    exact = int8.exact_pixels and can_be_exact(source.preprocess)
+    exact = can_be_exact(source.preprocess)
     images = calibration_images(config, source)
     hardships = hard_weights(source.graph)
     recipe = _recipe_for(source, config, hard=bool(hardships))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -16,7 +18,6 @@ from calibration.preprocess import normalize
 from calibration.rounding import first_moments
 from calibration.table import CalibrationTable
 from rescompile.backends import BACKENDS, get_backend
-from rescompile.backends.base import Int8Support
 from rescompile.calibrate import Calibrated, calibrate, original_of, quantize
 from rescompile.config import CalibrationConfig
 from rescompile.first_layer import moments_after
@@ -27,8 +28,10 @@ from rescompile.stages import Silent
 from tests.graph.conftest import run
 
 
-def made(source: Source, *, exact: bool, **fields: Any) -> Calibrated:
-    return calibrate(source, CalibrationConfig(**fields), Silent(), Int8Support(exact_pixels=exact))
+def made(source: Source, *, exact: bool = True, **fields: Any) -> Calibrated:
+    """Calibrated, or as if the normalization had lost the pixels."""
+    with nullcontext() if exact else patch("rescompile.calibrate.can_be_exact", return_value=False):
+        return calibrate(source, CalibrationConfig(**fields), Silent())
 
 
 def scales_of(graph: onnx.ModelProto) -> dict[str, float]:
@@ -43,7 +46,7 @@ def scales_of(graph: onnx.ModelProto) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def table(small: Path, small_source: Source) -> CalibrationTable:
-    return made(small_source, exact=True, images=small / "images.npz", limit=8).table
+    return made(small_source, images=small / "images.npz", limit=8).table
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
@@ -75,7 +78,7 @@ def test_a_table_that_was_read_makes_pixels_and_an_imported_one_keeps_its_input(
     small_source: Source, table: CalibrationTable, tmp_path: Path
 ) -> None:
     table.write(tmp_path / "t.json")
-    read = made(small_source, exact=True, table=tmp_path / "t.json")
+    read = made(small_source, table=tmp_path / "t.json")
     found = scales_of(quantize(small_source, read, Silent()))
     assert found.pop(PIXELS) == PIXEL_STEP
     shared = set(table.tensors) - {INPUT}
@@ -85,7 +88,7 @@ def test_a_table_that_was_read_makes_pixels_and_an_imported_one_keeps_its_input(
     imported = msgspec.structs.replace(table, images=unknown, first_moments=b"")
     msgspec.structs.replace(imported, sha256=imported.digest()).write(tmp_path / "i.json")
     assert imported.imported
-    kept = quantize(small_source, made(small_source, exact=True, table=tmp_path / "i.json"), Silent())
+    kept = quantize(small_source, made(small_source, table=tmp_path / "i.json"), Silent())
     assert scales_of(kept)[INPUT] == table.scales()[INPUT]
     assert PIXELS not in scales_of(kept)
 
@@ -94,7 +97,7 @@ def test_a_normalization_that_loses_the_pixel_keeps_its_scale(small: Path, small
     far = replace(
         small_source, preprocess=msgspec.structs.replace(small_source.preprocess, mean=(-100.0,) * 3)
     )
-    calibrated = made(far, exact=True, images=small / "images.npz", limit=4, effort="fast")
+    calibrated = made(far, images=small / "images.npz", limit=4, effort="fast")
     assert not calibrated.exact_pixels
     assert original_of(far, calibrated) is far.graph
 
@@ -125,10 +128,8 @@ def test_moments_of_pixels_follow_from_those_of_the_input(small: Path, small_sou
     assert np.allclose(found[:-1], torch.cov(patches, correction=0), atol=1e-4)
 
 
-def test_backends_say_whether_they_take_pixels(small: Path, small_source: Source) -> None:
-    taking = {name for name in BACKENDS if get_backend(name).int8.exact_pixels}
-    assert taking == set(BACKENDS) - {"triton"}
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_reads_pixels(name: str, small: Path, small_source: Source) -> None:
     config = CalibrationConfig(images=small / "images.npz", limit=4, effort="fast")
-    for name in ("triton", "tensorrt"):
-        calibrated = calibrate(small_source, config, Silent(), get_backend(name).int8)
-        assert (PIXELS in scales_of(quantize(small_source, calibrated, Silent()))) == (name in taking)
+    calibrated = calibrate(small_source, config, Silent(), get_backend(name).int8)
+    assert PIXELS in scales_of(quantize(small_source, calibrated, Silent()))

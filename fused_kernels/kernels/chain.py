@@ -48,13 +48,14 @@ def chain_kernel(
     ok_c = c < WIDTH
     top = rows // Q % P * STRIDE - 1
     left = rows % Q * STRIDE - 1
+    acc = tl.zeros((BLOCK_M, WIDTH), dtype=ACC)
+    if zero_sums_ptr is not None:
+        acc = add_zero_sums(acc, zero_sums_ptr, top, left, H, W, ok_m, c, ok_c, WIDTH)
     acc = accumulate(
-        tl.zeros((BLOCK_M, WIDTH), dtype=ACC), x_ptr, w2_ptr + c[None, :] * (9 * WIDTH), (),
+        acc, x_ptr, w2_ptr + c[None, :] * (9 * WIDTH), (),
         rows // (P * Q), top, left, ok_m, ok_c, H, W, WIDTH, 1,
         WIDTH, WIDTH, 3, 3, 3, 0, 0, 1, 1, PROLOGUE, PRECISION, BLOCK_K, FLAT,
     )  # fmt: skip
-    if zero_sums_ptr is not None:
-        acc = add_zero_sums(acc, zero_sums_ptr, top, left, H, W, ok_m, c, ok_c, WIDTH)
     h = activation(affine(acc, scale2_ptr, b2_ptr, c, ok_c), DTYPE, RELU2)
     pixels = rows.to(tl.int64)
     m = tl.arange(0, BLOCK_NEXT)

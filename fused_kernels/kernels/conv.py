@@ -38,13 +38,14 @@ def conv_kernel(
     q = rows % Q
     h = p * IN_STRIDE + BASE_H
     w = q * IN_STRIDE + BASE_W
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
+    if zero_sums_ptr is not None:
+        acc = add_zero_sums(acc, zero_sums_ptr, h, w, H, W, ok_m, cols, ok_n, COLS)
     acc = accumulate(
-        tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC), x_ptr, w_ptr + cols[None, :] * COL_STRIDE, prologue_args,
+        acc, x_ptr, w_ptr + cols[None, :] * COL_STRIDE, prologue_args,
         n, h, w, ok_m, ok_n, H, W, TAP_STRIDE, DEPTH_STRIDE,
         DEPTH, PITCH, WINDOW, TAPS_H, TAPS_W, FIRST_H, FIRST_W, STEP, EVERY, PROLOGUE, PRECISION, BLOCK_K, FLAT,
     )  # fmt: skip
-    if zero_sums_ptr is not None:
-        acc = add_zero_sums(acc, zero_sums_ptr, h, w, H, W, ok_m, cols, ok_n, COLS)
     out_h = p * OUT_STRIDE + OUT_BASE_H
     pixels = (n * OUT_H + out_h).to(tl.int64) * OUT_W + q * OUT_STRIDE + OUT_BASE_W
     EPILOGUE(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, epilogue_args)

@@ -9,7 +9,7 @@ def add_zero_sums(acc, sums_ptr, h, w, H, W, ok_m, cols, ok_n, COLS):
     """acc + the row of ``sums`` int32 [16, COLS] for the borders that each row's window, first pixel (h, w), crosses.
 
     ``zero_point.py`` makes the table. Most windows cross none and share one row, which is loaded once; only the others
-    load their own.
+    load their own. Before the products: there registers are free that they take.
     """
     above = (h < 0).to(tl.int32)
     below = (h + 3 > H).to(tl.int32)

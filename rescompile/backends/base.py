@@ -39,8 +39,6 @@ class Int8Support:
     """Inputs that use all 256 values."""
     constant_channels: ConstantChannels = "never"
     """Where convolutions pad such inputs."""
-    exact_pixels: bool = True
-    """Whether graphs may undo the normalization in front of their first quantizer (``graph.pixels``)."""
 
 
 Hint = Literal["latency", "throughput"]
