@@ -152,6 +152,17 @@ TEST(weights_are_those_of_the_plan) {
   for (std::size_t size = 0; size < file.size(); ++size) CHECK(!weights(file.substr(0, size)));
 }
 
+TEST(tables_of_int32_are_taken) {
+  const std::string text = replaced(plan_text(), "\"int8\"", "\"int32\"");
+  const auto plan = parsed(replaced(text, "\"*fp32\", \"i64\"", "\"*i32\", \"i64\""));
+  CHECK(plan && plan->weights.at("fc.bias").bytes == 12);
+  const std::string file = safetensors(R"({"stem.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+    "fc.bias": {"dtype": "I32", "shape": [3], "data_offsets": [4, 16]}})", "0123456789abcdef");
+  const auto good = internal::PlanWeights::parse(file, "weights.safetensors", *plan);
+  CHECK(good && (*good)["fc.bias"] == "456789abcdef");
+  CHECK(!internal::PlanWeights::parse(file, "weights.safetensors", *parsed(plan_text())));
+}
+
 TEST(weights_that_lie_elsewhere_are_refused) {
   const std::string data = "1234567", one = R"("stem.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]})";
   const auto with = [&](const std::string& bias) { return safetensors("{" + one + ", " + bias + "}", data); };
