@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from benchmarks.accuracy.checkpoints import Checkpoint, checkpoints
 from benchmarks.accuracy.judge import Judge
 from benchmarks.accuracy.ours import FIRST, KINDS, built, directory
 from benchmarks.accuracy.page import PAGE, page
-from benchmarks.accuracy.peers import PEERS, quantized
+from benchmarks.accuracy.peers import PEERS, Peer, quantized
 from benchmarks.accuracy.results import Accuracy, Row, read_accuracy
 from benchmarks.rows import RESULTS
 from rescompile.files import atomic_write
@@ -41,14 +42,16 @@ def main(words: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    kinds = [kind for kind in KINDS if kind == FIRST or fnmatch(kind, asked.contenders)]
+    peers = [peer for peer in PEERS if fnmatch(peer.name, asked.contenders)]
     watch = Watch()
     with Progress() as bar:
-        task = bar.add_task("", total=len(chosen) * (len(KINDS) + len(PEERS)))
+        task = bar.add_task("", total=len(chosen) * (len(kinds) + len(peers)))
 
         def show(what: str) -> None:
             bar.update(task, description=what, advance=1)
 
-        rows = [row for checkpoint in chosen for row in _rows(checkpoint, show)]
+        rows = [row for checkpoint in chosen for row in _rows(checkpoint, kinds, peers, show)]
     made = origin()
     plain = result_path(RESULTS, made)
     path = asked.results or plain.with_name(f"accuracy-{plain.name}")
@@ -58,7 +61,9 @@ def main(words: Sequence[str] | None = None) -> int:
     return _write_page([path], asked.output)
 
 
-def _rows(checkpoint: Checkpoint, show: Callable[[str], None]) -> Iterator[Row]:
+def _rows(
+    checkpoint: Checkpoint, kinds: Sequence[str], peers: Sequence[Peer], show: Callable[[str], None]
+) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="rescompile-accuracy-") as name:
         folder = Path(name)
 
@@ -67,10 +72,10 @@ def _rows(checkpoint: Checkpoint, show: Callable[[str], None]) -> Iterator[Row]:
             ours = directory(folder, FIRST)
             return Judge(checkpoint, read_manifest(ours).preprocess, ours / "reference.onnx")
 
-        for kind in KINDS:
+        for kind in kinds:
             yield built(checkpoint, kind, folder, judge)
             show(f"{checkpoint.model} {kind}")
-        for peer in PEERS:
+        for peer in peers:
             yield quantized(peer, judge(), folder)
             show(f"{checkpoint.model} {peer.name}")
 
@@ -89,10 +94,19 @@ def _write_page(files: Sequence[Path], output: Path) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("--networks", help="some of them, with commas between: resnet50,resnet20-cifar")
+    parser.add_argument(
+        "--contenders",
+        default="*",
+        metavar="PATTERN",
+        help=f"those like this, and {FIRST}: '*Triton', 'NNCF*'",
+    )
     parser.add_argument("--results", type=Path, help="where the raw JSON goes")
     parser.add_argument("--output", type=Path, default=PAGE, help="the page (docs/accuracy.md)")
     parser.add_argument(
-        "--page", type=Path, nargs="+", help="write the page from these files, measure nothing"
+        "--page",
+        type=Path,
+        nargs="+",
+        help="write the page from these files, measure nothing; of a contender in several the last one counts",
     )
     return parser
 

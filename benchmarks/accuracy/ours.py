@@ -11,23 +11,28 @@ import msgspec
 import onnx
 
 from benchmarks.accuracy.checkpoints import Checkpoint
-from benchmarks.accuracy.judge import Judge
+from benchmarks.accuracy.judge import Judge, Run
 from benchmarks.accuracy.results import Row
 from rescompile.backends.openvino import simulate
+from rescompile.engine import simulate as simulate_engine
 from rescompile.manifest import Batch
 from rescompile.report import BuildReport, Parity
 
 TARGET = "sm_89"
 
+_FOR = " for "
+_BACKENDS = {"": "openvino", "TensorRT": "tensorrt-rtx", "Triton": "triton"}
 FIRST = "fp16"
-_TENSORRT = " for TensorRT"
+"""Whose directory has the fp32 graph that all are judged by."""
 KINDS = (
     FIRST,
     "int8 fast",
     "int8 balanced",
     "int8 best",
-    f"int8 balanced{_TENSORRT}",
-    f"int8 best{_TENSORRT}",
+    f"int8 balanced{_FOR}TensorRT",
+    f"int8 best{_FOR}TensorRT",
+    f"int8 balanced{_FOR}Triton",
+    f"int8 best{_FOR}Triton",
 )
 _QUANTIZING = ("calibrate", "quantize")
 
@@ -35,11 +40,12 @@ _QUANTIZING = ("calibrate", "quantize")
 def built(checkpoint: Checkpoint, kind: str, folder: Path, judge: Callable[[], Judge]) -> Row:
     """Build and judge one engine; ``folder`` keeps it, and the fp32 graph beside it.
 
-    An engine for TensorRT is built by TensorRT-RTX, and ``judge`` lets OpenVINO execute its graph.
+    No GPU takes part: of an engine for TensorRT, built by TensorRT-RTX, ``judge`` lets OpenVINO execute the graph, of a
+    Triton engine plain PyTorch its plan.
     """
-    precision, _, effort = kind.removesuffix(_TENSORRT).partition(" ")
-    for_gpu = kind.endswith(_TENSORRT)
-    backend = ["tensorrt-rtx", "--target", TARGET] if for_gpu else ["openvino"]
+    numbers, _, whom = kind.partition(_FOR)
+    precision, _, effort = numbers.partition(" ")
+    backend = [_BACKENDS[whom], *(["--target", TARGET] if whom else [])]
     words = ["build", "--model", checkpoint.model, "--weights", str(checkpoint.unpacked(folder))]
     words += ["--precision", precision, "--output", str(directory(folder, kind)), "--backend", *backend]
     words += ["--validation-set", str(checkpoint.validation), "--force", "--json"]
@@ -54,7 +60,7 @@ def built(checkpoint: Checkpoint, kind: str, folder: Path, judge: Callable[[], J
         weights=checkpoint.file.name,
         contender=f"rescompile {kind}",
         ours=True,
-        executed_by="openvino",
+        executed_by="plan in PyTorch" if whom == "Triton" else "openvino",
         calibration_images=checkpoint.calibration_images if effort else 0,
     )
     if not done.stdout:
@@ -63,10 +69,9 @@ def built(checkpoint: Checkpoint, kind: str, folder: Path, judge: Callable[[], J
     report = msgspec.json.decode(done.stdout, type=BuildReport)
     stages = [stage for stage in report.stages if stage.name in _QUANTIZING]
     found: Parity = report
-    if for_gpu:
+    if whom:
         # its own verdict is about few images, and keeps a failed engine under another name
-        graph = onnx.load(Path(report.engine_directory) / "model.onnx")
-        found = judge().measure(simulate(graph, Batch(1, 1, 64)))
+        found = judge().measure(_executed(Path(report.engine_directory), whom))
     return msgspec.structs.replace(
         row,
         images=found.images,
@@ -77,6 +82,14 @@ def built(checkpoint: Checkpoint, kind: str, folder: Path, judge: Callable[[], J
         seconds=sum(stage.seconds for stage in stages) if effort else None,
         peak_rss_bytes=max(stage.peak_rss_bytes for stage in stages) if effort else None,
     )
+
+
+def _executed(engine: Path, whom: str) -> Run:
+    if whom == "Triton":
+        plan = simulate_engine(engine)
+        assert plan is not None, "the backend triton simulates"
+        return plan
+    return simulate(onnx.load(engine / "model.onnx"), Batch(1, 1, 64))
 
 
 def directory(folder: Path, kind: str) -> Path:

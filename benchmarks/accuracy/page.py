@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 
 from benchmarks.accuracy.results import Accuracy, Row
@@ -20,8 +19,9 @@ Made by `python -m benchmarks.accuracy` (extra `bench`, with `RESCOMPILE_DATA`);
 Every row is one engine against the fp32 network, on images that calibration has not seen. Ours are executed by
 OpenVINO from a graph that keeps TensorRT's rules: symmetric, one scale for an activation tensor, Q/DQ on the skip only.
 Graphs for CPUs have some weights of seven bits ([ADR 12](adr/0012-relu-by-saturation.md)); those *for TensorRT* are the
-graphs that its engines for GPUs are built from, which may use more of int8. The others are executed by the
-runtime they are made for, ONNX Runtime without fusing, so that its INT8 products cannot saturate on a CPU without VNNI.
+graphs that its engines for GPUs are built from, which may use more of int8. Engines *for Triton* are executed by plain
+PyTorch, with the integers that their kernels compute. The others are executed by the runtime they are made for, ONNX
+Runtime without fusing, so that its INT8 products cannot saturate on a CPU without VNNI.
 *Agreement* is the share of images with fp32's class, *relative RMS* that of the error of the logits over that of the
 logits. On 300 images one point of top-1 or agreement is three images: noise; relative RMS tells more. *Seconds* and
 *memory* are those of calibration and quantization alone, each in a process of its own, one after another.
@@ -30,17 +30,25 @@ _COLUMNS = ("engine", "top-1", "drop", "agreement", "relative RMS", "seconds", "
 
 
 def page(found: Sequence[tuple[Path, Accuracy]]) -> str:
-    """The page, from documents and where they lie."""
-    return "\n".join([_HEADER, *(line for path, run in found for line in _run(path, run))])
+    """The page, from documents and where they lie; of a contender in several the last one counts."""
+    return "\n".join([_HEADER, *_networks(found), *(line for path, run in found for line in _origin(run))])
 
 
-def _run(path: Path, run: Accuracy) -> Iterator[str]:
-    link = os.path.relpath(path.absolute(), PAGE.parent)
-    for network, rows in groupby(run.rows, key=lambda row: (row.network, row.weights)):
-        entries = list(rows)
-        yield from _table(network, entries)
-        yield f"[raw results]({link})"
+def _networks(found: Sequence[tuple[Path, Accuracy]]) -> Iterator[str]:
+    rows: dict[tuple[str, str], dict[str, Row]] = {}
+    links: dict[tuple[str, str], dict[str, None]] = {}
+    for path, run in found:
+        for row in run.rows:
+            network = row.network, row.weights
+            rows.setdefault(network, {})[row.contender] = row
+            links.setdefault(network, {})[os.path.relpath(path.absolute(), PAGE.parent)] = None
+    for network, entries in rows.items():
+        yield from _table(network, sorted(entries.values(), key=lambda row: not row.ours))
+        yield ", ".join(f"[raw results]({link})" for link in links[network])
         yield ""
+
+
+def _origin(run: Accuracy) -> Iterator[str]:
     yield (
         f"Measured on {run.origin.date[:10]} at commit `{run.origin.commit}` on {run.origin.device}, "
         f"{run.origin.threads} threads: `{run.command}`."

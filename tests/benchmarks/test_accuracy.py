@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks.accuracy.__main__ import main
-from benchmarks.accuracy.checkpoints import checkpoints
+from benchmarks.accuracy.checkpoints import Checkpoint, checkpoints
 from benchmarks.accuracy.page import page
 from benchmarks.accuracy.results import Accuracy, Row, read_accuracy
 from rescompile.measure.origin import Origin
@@ -71,3 +72,50 @@ def test_only_checkpoints_that_are_there_are_measured(
     monkeypatch.setenv("RESCOMPILE_DATA", str(tmp_path))
     assert main(["--networks", "resnet50"]) == 1
     assert "no checkpoint to measure" in capsys.readouterr().err
+
+
+def test_several_files_make_one_table_of_each_network(tmp_path: Path) -> None:
+    again = msgspec.structs.replace(ROWS[0], relative_rms=0.0123)
+    triton = msgspec.structs.replace(
+        ROWS[0], contender="rescompile int8 best for Triton", relative_rms=0.0111
+    )
+    later = msgspec.structs.replace(RUN, rows=(again, triton), notes=())
+    text = page([(tmp_path / "one.json", RUN), (tmp_path / "two.json", later)])
+    lines = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ") and "98.00" in line]
+    assert lines == ["| **rescompile int8 best**", "| **rescompile int8 best for Triton**"]
+    assert text.count("## resnet50") == 1
+    assert "0.0123" in text
+    assert "0.0257" not in text, "the later figure counts"
+    assert text.index("for Triton**") < text.index("NNCF mixed"), "ours come first"
+    assert text.count("raw results]") == 2
+    assert text.count("Measured on") == 2
+
+
+def test_some_contenders_are_measured_beside_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def built(checkpoint: Checkpoint, kind: str, folder: Path, judge: object) -> Row:
+        asked.append(kind)
+        return msgspec.structs.replace(ROWS[0], contender=f"rescompile {kind}")
+
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "cifar10").mkdir()
+    for name in ("weights/resnet20-12fca82f.th", "cifar10/test.npz"):
+        (tmp_path / name).touch()
+    monkeypatch.setenv("RESCOMPILE_DATA", str(tmp_path))
+    monkeypatch.setattr("benchmarks.accuracy.__main__.built", built)
+    words = [
+        "--contenders",
+        "*Triton",
+        "--results",
+        str(tmp_path / "r.json"),
+        "--output",
+        str(tmp_path / "p.md"),
+    ]
+    assert main(words) == 0
+    assert asked == ["fp16", "int8 balanced for Triton", "int8 best for Triton"]
+    assert [row.contender for row in read_accuracy(tmp_path / "r.json").rows] == [
+        f"rescompile {kind}" for kind in asked
+    ]
