@@ -189,3 +189,26 @@ def test_windows_that_take_a_table() -> None:
     ] == [True, True, False, False, False]
     with pytest.raises(ShapeError, match="a 3x3 convolution"):
         zero_sums(torch.zeros(4, 4, 1, 1, dtype=torch.int8), -128)
+
+
+@pytest.mark.parametrize("position", [1, 2])
+def test_the_1x1s_of_a_chain_take_no_table(position: int) -> None:
+    shapes = ((32, 32, 3, 3), (96, 32, 1, 1), (40, 96, 1, 1))
+    folded = [Folded(*(random_layer(*shape)[index] for index in (0, 2, 1))) for shape in shapes]
+    sums = torch.zeros(COMBINATIONS, shapes[position][0], dtype=torch.int32)
+    folded[position] = replace(folded[position], zero_sums=sums)
+    x, residual = random_int8(1, 32, 4, 4), random_int8(1, 96, 4, 4)
+    with pytest.raises(ShapeError, match=r"conv\d.zero_sums belongs to a 3x3 convolution .* not to 1x1"):
+        chain(x, folded[0], folded[1], residual, folded[2], residual_scale=0.5)
+
+
+def test_a_chain_of_floats_takes_no_table() -> None:
+    w = torch.zeros(32, 32, 3, 3, dtype=torch.float16)
+    sums = torch.zeros(COMBINATIONS, 32, dtype=torch.int32)
+    conv2 = Folded(w, torch.zeros(32), zero_sums=sums)
+    conv3 = Folded(torch.zeros(96, 32, 1, 1, dtype=torch.float16), torch.zeros(96))
+    x, residual = torch.zeros(1, 32, 4, 4).half(), torch.zeros(1, 96, 4, 4).half()
+    with pytest.raises(
+        Unsupported, match=r"conv2.zero_sums belongs to int8 activations, not to torch.float16"
+    ):
+        chain(x, conv2, conv3, residual)

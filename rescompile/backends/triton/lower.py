@@ -15,7 +15,7 @@ normalization (``graph.pixels``).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,20 +28,15 @@ from fused_kernels.stem_layout import PIXEL, pack_weight
 from fused_kernels.zero_point import zero_sums
 from rescompile.backends.triton.graph import MIXED, Array, Graph, Weight, attributes, refused, unused
 from rescompile.backends.triton.groups import Group, conv_of, group_of, operands_of, require_pool
+from rescompile.backends.triton.image import read_image
 from rescompile.backends.triton.movement import MOVEMENT_OPS, Plane, ends_movement, read_movement
 from rescompile.backends.triton.steps import (
-    FACTOR,
-    OFFSET,
-    UNDO_FACTOR,
-    UNDO_OFFSET,
     Convolution,
     Head,
-    Rest,
     Stem,
     Step,
     Widen,
 )
-from rescompile.errors import BackendError
 from rescompile.graph.constant_channels import without_constant_channels
 from rescompile.graph.offsets import ZERO_POINT
 
@@ -67,18 +62,6 @@ def lower(model: onnx.ModelProto, plane: Plane) -> Network:
         BackendError: the graph holds what no kernel computes; the message names the node.
     """
     return _Lowering(Graph(without_constant_channels(model)), plane).run()
-
-
-class _Image(NamedTuple):
-    """How the graph's input becomes what the first convolution reads, or what its quantizer does."""
-
-    rest: Rest
-    """What every step is rounded to."""
-    normalized: bool
-    margin: int
-    """Zeros around the normalized image."""
-    undone: bool
-    """Whether it is multiplied and added to once more, which makes pixels of it."""
 
 
 class _Lowering:
@@ -132,7 +115,9 @@ class _Lowering:
 
     def _stem(self, group: Group) -> Step:
         first, scale = self.graph.behind(group.conv.input[0])
-        image = self._image(first)
+        image = read_image(self.graph, first)
+        self._use(*image.nodes)
+        self.weights |= image.weights
         window, weight, bias = operands_of(self.graph, group.conv)
         relu = group.has("Relu")
         if group.residual is not None or not (relu or weight.scales is not None):
@@ -151,66 +136,17 @@ class _Lowering:
         self.weights[f"{group.conv.name}.weight"] = packed.numpy()
         self.planes[group.output] = p, q
         return Stem(
-            group.conv.name,
-            group.output,
-            window,
-            pool,
-            image.normalized,
-            scale,
-            image.rest,
-            relu,
-            image.margin,
-            image.undone,
+            name=group.conv.name,
+            output=group.output,
+            window=window,
+            pool=pool,
+            normalized=image.normalized,
+            image_scale=scale,
+            rest=image.rest,
+            relu=relu,
+            margin=image.margin,
+            undone=image.undone,
         )
-
-    def _image(self, tensor: str) -> _Image:
-        """The way from the graph's input to ``tensor``; its constants become weights."""
-        path = self.graph.image_path()
-        if tensor != (path[-1].output[0] if path else self.graph.input.name):
-            raise BackendError(f"the Triton engine finds no way from the graph's input to '{tensor}'")
-        self._use(*path)
-        casts = [attributes(node)["to"] for node in path if node.op_type == "Cast"]
-        rest: Rest = "float16" if onnx.TensorProto.FLOAT16 in casts else "float32"
-        left = [node for node in path if node.op_type != "Cast"]
-        normalized = bool(left) and left[0].op_type == "Transpose"
-        if normalized:
-            layout = [node.op_type for node in left[:3]], attributes(left[0])["perm"]
-            if layout != (["Transpose", "Mul", "Add"], [0, 3, 1, 2]):
-                raise refused(
-                    left[0], "pixels are transposed, multiplied and added to, as --input uint8-nhwc does"
-                )
-            self._keep_vector(FACTOR, left[1])
-            self._keep_vector(OFFSET, left[2])
-            left = left[3:]
-        if not left:
-            return _Image(rest, normalized, 0, False)
-        margin = 0
-        if left[0].op_type == "Pad":
-            margin, left = self._margin(left[0]), left[1:]
-        if [node.op_type for node in left] not in (["Mul", "Add"], ["Add"]):
-            raise refused(left[0] if left else path[-1], "an image is padded, multiplied and added to")
-        self._keep_vector(UNDO_OFFSET, left[-1])
-        self.weights[UNDO_FACTOR] = np.ones_like(self.weights[UNDO_OFFSET])
-        if len(left) > 1:
-            self._keep_vector(UNDO_FACTOR, left[0])
-        return _Image(rest, normalized, margin, True)
-
-    def _keep_vector(self, name: str, node: onnx.NodeProto) -> None:
-        """Keep the constant [1, C, 1, 1] that ``node`` multiplies with or adds."""
-        values = self.graph.constant(node.input[1])
-        if values is None:
-            raise refused(node, "an image is normalized by constants")
-        self.weights[name] = values.astype(np.float32).reshape(-1)
-
-    def _margin(self, pad: onnx.NodeProto) -> int:
-        """How many zeros ``pad`` puts on every side of the image."""
-        pads = self.graph.constant(pad.input[1])
-        if pads is None or len(pad.input) > 2 or len(pads) != 8 or pads[[0, 1, 4, 5]].any():
-            raise refused(pad, "an image is padded with zeros, on its four sides")
-        sides = set(pads[[2, 3, 6, 7]].tolist())
-        if len(sides) > 1 or min(sides) < 0:
-            raise refused(pad, "an image is padded by the same number on every side")
-        return int(sides.pop())
 
     def _convolution(self, group: Group) -> Step:
         name, scale = self.graph.behind(group.conv.input[0])

@@ -255,6 +255,11 @@ REFUSED: dict[str, tuple[str, Callable[[onnx.GraphProto], None], str]] = {
         replace_constant("pixels.pad.amounts", lambda v: v + np.array([0, 1, 0, 0, 0, 0, 0, 0])),
         "'pixels.pad' .Pad.: an image is padded with zeros, on its four sides",
     ),
+    "an image padded with a value": (
+        "basic, full range",
+        lambda graph: node(graph, "pixels.pad").input.append("pixels.scale"),
+        "'pixels.pad' .Pad.: an image is padded with zeros, on its four sides",
+    ),
     "an image cropped": (
         "basic, full range",
         replace_constant("pixels.pad.amounts", lambda v: -v),
