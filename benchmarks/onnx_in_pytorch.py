@@ -24,7 +24,7 @@ class Execution:
 
     logits: Tensor
     unrounded: dict[str, Tensor] = field(repr=False)
-    """What every quantizer rounds, in units of its scale, by the name of the tensor that it quantizes."""
+    """What every quantizer rounds, in units of its scale and from its zero point, by the tensor that it quantizes."""
 
 
 def execute(
@@ -56,12 +56,10 @@ def execute(
     for node in model.graph.node:
         operands = [operand(name) for name in node.input if name]
         if node.op_type == "QuantizeLinear":
-            scaled = operands[0].to(dtype) / operands[1]
-            unrounded[node.input[0]] = scaled
-            made = (integers or {}).get(node.input[0])
-            values[node.output[0]] = (
-                scaled.round().clamp(_LOW, _HIGH).to(torch.int8) if made is None else made
-            )
+            scaled, zero_point = operands[0].to(dtype) / operands[1], operands[2].to(dtype)
+            unrounded[node.input[0]] = scaled + zero_point
+            rounded = (scaled.round() + zero_point).clamp(_LOW, _HIGH).to(torch.int8)
+            values[node.output[0]] = (integers or {}).get(node.input[0], rounded)
         else:
             values[node.output[0]] = _OPS[node.op_type](operands, attributes(node), dtype)
         for name in node.input:
@@ -74,10 +72,11 @@ Operation = Callable[[list[Tensor], dict[str, Any], torch.dtype], Tensor]
 
 
 def _dequantize(operands: list[Tensor], attrs: dict[str, Any], dtype: torch.dtype) -> Tensor:
-    stored, scale = operands[:2]
+    stored, scale, zero_point = operands
     if scale.ndim == 1:
-        scale = scale.reshape([-1 if axis == attrs.get("axis", 1) else 1 for axis in range(stored.ndim)])
-    return stored.to(dtype) * scale
+        shape = [-1 if axis == attrs.get("axis", 1) else 1 for axis in range(stored.ndim)]
+        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+    return (stored.to(dtype) - zero_point.to(dtype)) * scale
 
 
 def _conv(operands: list[Tensor], attrs: dict[str, Any], dtype: torch.dtype) -> Tensor:

@@ -3,9 +3,11 @@
     python -m benchmarks.triton_agreement resnet50-int8-triton --images imagenet/validation --limit 300
 
 Both start from the deployable graph. The plan's executor adds up integers exactly and rounds once; ONNX Runtime, its
-optimizations off, executes Q/DQ in fp32. Where a value lies at a tie between two integers the two may part by one, and
-that one spreads. With ``--explain N`` every tensor of N images is computed from ONNX Runtime's own inputs to it, so
-that nothing spreads, and every integer that differs is held against its real value: its distance from the tie is shown.
+optimizations off, executes Q/DQ in fp32, of the graph with its zero points in place: the integers are the same, and no
+constant channels make large sums that cancel (``graph.full_range``). Where a value lies at a tie between two integers
+the two may part by one, and that one spreads. With ``--explain N`` every tensor of N images is computed from ONNX
+Runtime's own inputs to it, so that nothing spreads, and every integer that differs is held against its real value: its
+distance from the tie is shown.
 
 ``--control fp32`` takes PyTorch in the executor's place, which executes Q/DQ in fp32 as ONNX Runtime does and only adds
 up in another order: how far two fp32 executions of one graph part is what no third can stay below. ``--control fp64``
@@ -34,12 +36,13 @@ from benchmarks.onnx_in_pytorch import execute
 from calibration.images import open_image_set
 from calibration.preprocess import normalize
 from fused_kernels.launch import implementation
+from rescompile.assembly import MODEL
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.triton.execute import Walk
 from rescompile.backends.triton.lower import lower
 from rescompile.backends.triton.steps import Head, writes
 from rescompile.engine import simulate
-from rescompile.graph.constant_channels import real_channels
+from rescompile.graph.full_range import unfold_zero_points
 from rescompile.manifest import Manifest, read_manifest
 
 Network = Callable[[NDArray[Any]], NDArray[np.floating]]
@@ -97,7 +100,7 @@ def main() -> None:
     asked = parser.parse_args()
     manifest = read_manifest(asked.engine)
     images = np.concatenate(list(_images(manifest, asked.images, asked.limit)))
-    model = onnx.load(asked.engine / "model.onnx")
+    model = _with_zero_points(asked.engine)
     control = None if asked.control is None else partial(in_pytorch, model, _CONTROLS[asked.control])
     agreement = agree(asked.engine, images, control)
     for image in agreement.parted:
@@ -109,7 +112,7 @@ def main() -> None:
         f"{agreement.images} images: top-1 agreement {100 * agreement.same_class:.3f} %, same logits on "
         f"{100 * agreement.same_logits:.1f} %, relative RMS {agreement.relative_rms:.5f}"
     )
-    found = explain(model, images[: asked.explain]) if asked.explain else []
+    found = explain(onnx.load(asked.engine / MODEL), images[: asked.explain]) if asked.explain else []
     for row in found:
         print(
             f"{row.tensor:24} {row.differ:8} of {row.values:10} differ, by {row.largest_step} at most, "
@@ -122,7 +125,7 @@ def main() -> None:
 
 def agree(directory: Path, images: NDArray[Any], candidate: Network | None = None) -> Agreement:
     """The engine's executor, or ``candidate``, against ONNX Runtime's execution of its graph on ``images``."""
-    reference = reference_session(directory / "model.onnx", optimize=False)
+    reference = reference_session(_with_zero_points(directory).SerializeToString(), optimize=False)
     executor = candidate or simulate(directory)
     if executor is None:
         raise SystemExit(f"error: {directory} is no engine of the backend triton")
@@ -143,14 +146,16 @@ def agree(directory: Path, images: NDArray[Any], candidate: Network | None = Non
 
 
 def explain(model: onnx.ModelProto, images: NDArray[Any]) -> list[Difference]:
-    """Every quantized tensor of float32 ``images``, computed from what ONNX Runtime has in front of it."""
+    """Every quantized tensor of float32 ``images``, computed from what ONNX Runtime has in front of it.
+
+    ``model`` is the deployable graph.
+    """
     network = lower(model, (images.shape[2], images.shape[3]))
     walk = Walk(network.steps, {name: torch.tensor(values) for name, values in network.weights.items()})
     names = [name for step in network.steps for name in writes(step)]
-    given, real = integers(model, names, images), real_channels(model)
-    unrounded = execute(model, images, torch.float64, given).unrounded
-    # the plan has none of the constant channels, which come behind the others
-    tensors = {name: values[:, : real.get(name)] for name, values in given.items()}
+    with_zero_points = unfold_zero_points(model)
+    tensors = integers(with_zero_points, names, images)
+    unrounded = execute(with_zero_points, images, torch.float64, tensors).unrounded
     rows = []
     for step in network.steps:
         if isinstance(step, Head):
@@ -159,7 +164,7 @@ def explain(model: onnx.ModelProto, images: NDArray[Any]) -> list[Difference]:
             (found,) = walk.run(step, torch.from_numpy(images), tensors)
         expected = tensors[step.output]
         differ = found != expected
-        v = unrounded[step.output][:, : real.get(step.output)]
+        v = unrounded[step.output]
         distance = float((v - v.floor() - 0.5).abs()[differ].max()) if bool(differ.any()) else 0.0
         steps = int((found.int() - expected.int()).abs().max())
         rows.append(Difference(step.output, found.numel(), int(differ.sum()), steps, distance))
@@ -176,6 +181,10 @@ def integers(model: onnx.ModelProto, names: list[str], images: NDArray[Any]) -> 
 def in_pytorch(model: onnx.ModelProto, dtype: torch.dtype, images: NDArray[Any]) -> NDArray[np.floating]:
     """Logits of ``images``, Q/DQ executed in ``dtype`` by PyTorch."""
     return execute(model, images, dtype).logits.numpy()
+
+
+def _with_zero_points(engine: Path) -> onnx.ModelProto:
+    return unfold_zero_points(onnx.load(engine / MODEL))
 
 
 def _parted(index: int, expected: NDArray[Any], found: NDArray[Any]) -> Parted:

@@ -142,7 +142,9 @@ def calibrate(
         levels=levels,
         first=seen.first,
     )
-    advice = (BUILT_IN_ADVICE,) if config.images is None else ()
+    advice: tuple[str, ...] = (BUILT_IN_ADVICE,) if config.images is None else ()
+    if config.full_range:
+        advice += (note_on_full_range(len(wide), len(tensors)),)
     found = notes_on_hardships((*hardships, *seen.hardships), recipe)
     thresholds = {name: entry.thresholds for name, entry in table.tensors.items()}
     return Calibrated(
@@ -247,6 +249,13 @@ def _recipe_for(source: Source, config: CalibrationConfig, *, hard: bool) -> Rec
 
 def _weights_of(source: Source) -> int:
     return sum(math.prod(tensor.dims) for tensor in source.graph.graph.initializer)
+
+
+def note_on_full_range(wide: int, tensors: int) -> str:
+    """What ``--full-range`` has led to."""
+    if not wide:
+        return "--full-range changes nothing: in no tensor of this network does the backend take all 256 values of int8"
+    return f"{wide} of {tensors} quantized tensors use all 256 values of int8"
 
 
 def notes_on_hardships(hardships: tuple[Hardship, ...], recipe: Recipe) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from calibration.errors import CalibrationError, ImageSetError, TableError
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.backends.base import Int8Support
-from rescompile.calibrate import Calibrated, calibrate, calibration_images, quantize
+from rescompile.calibrate import Calibrated, calibrate, calibration_images, note_on_full_range, quantize
 from rescompile.config import CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
 from rescompile.graph.factors import factors_of
@@ -178,6 +178,12 @@ def test_padded_tensors_have_the_full_range_where_constant_channels_cost_nothing
     found = [name for name, levels in calibrated.table.levels().items() if levels == 255]
     assert len(found) == wide
     assert wide != 7 or all(name.startswith(("relu1", "layer1.")) for name in found), "16 channels"
+    said = [note for note in calibrated.notes if "256 values" in note]
+    if asked:
+        assert said == [note_on_full_range(wide, len(calibrated.table.tensors))]
+        assert said[0].startswith(f"{wide} of " if wide else "--full-range changes nothing")
+    else:
+        assert not said
 
 
 def test_rounding_is_learned_where_that_takes_seconds(
