@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import torch
@@ -44,6 +45,7 @@ from rescompile.backends.triton.steps import Head, writes
 from rescompile.engine import simulate
 from rescompile.graph.full_range import unfold_zero_points
 from rescompile.manifest import Manifest, read_manifest
+from rescompile.measure.origin import origin
 
 Network = Callable[[NDArray[Any]], NDArray[np.floating]]
 BATCH = 4
@@ -119,7 +121,12 @@ def main() -> None:
             f"{row.farthest_from_tie:.2e} from a tie"
         )
     if asked.json is not None:
-        body = {"agreement": asdict(agreement), "tensors": [asdict(row) for row in found]}
+        body = {
+            "control": asked.control,
+            "origin": msgspec.to_builtins(origin()),
+            "agreement": asdict(agreement),
+            "tensors": [asdict(row) for row in found],
+        }
         asked.json.write_text(json.dumps(body, indent=1) + "\n", "utf-8")
 
 
