@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
@@ -82,7 +81,7 @@ def _dequantize(operands: list[Tensor], attrs: dict[str, Any], dtype: torch.dtyp
 def _conv(operands: list[Tensor], attrs: dict[str, Any], dtype: torch.dtype) -> Tensor:
     top, left, bottom, right = attrs.get("pads", [0] * 4)
     padded = F.pad(operands[0], (left, right, top, bottom))
-    return F.conv2d(padded, *operands[1:], stride=attrs.get("strides", [1, 1]), groups=attrs.get("group", 1))
+    return F.conv2d(padded, *operands[1:], stride=attrs.get("strides", [1, 1]))
 
 
 def _pad(operands: list[Tensor], attrs: dict[str, Any], dtype: torch.dtype) -> Tensor:
@@ -93,15 +92,12 @@ def _pad(operands: list[Tensor], attrs: dict[str, Any], dtype: torch.dtype) -> T
 def _slice(operands: list[Tensor], attrs: dict[str, Any], dtype: torch.dtype) -> Tensor:
     whole = [slice(None)] * operands[0].ndim
     for start, end, axis, step in zip(*(each.tolist() for each in operands[1:5]), strict=True):
-        whole[axis] = slice(start, min(end, np.iinfo(np.int32).max), step)
+        whole[axis] = slice(start, end, step)
     return operands[0][tuple(whole)]
 
 
 def _pool(operands: list[Tensor], attrs: dict[str, Any], dtype: torch.dtype) -> Tensor:
-    integer = operands[0].dtype == torch.int8  # which PyTorch's pool does not take
-    x = operands[0].float() if integer else operands[0]
-    pooled = F.max_pool2d(x, attrs["kernel_shape"], attrs["strides"], attrs["pads"][:2])
-    return pooled.to(torch.int8) if integer else pooled
+    return F.max_pool2d(operands[0], attrs["kernel_shape"], attrs["strides"], attrs["pads"][:2])
 
 
 def _gemm(operands: list[Tensor], attrs: dict[str, Any], dtype: torch.dtype) -> Tensor:

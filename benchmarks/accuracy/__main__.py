@@ -44,6 +44,13 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     kinds = [kind for kind in KINDS if kind == FIRST or fnmatch(kind, asked.contenders)]
     peers = [peer for peer in PEERS if fnmatch(peer.name, asked.contenders)]
+    if kinds == [FIRST] and not peers and not fnmatch(FIRST, asked.contenders):
+        print(
+            f"error: no contender is like '{asked.contenders}'; there are "
+            f"{', '.join((*KINDS, *(peer.name for peer in PEERS)))}",
+            file=sys.stderr,
+        )
+        return 2
     watch = Watch()
     with Progress() as bar:
         task = bar.add_task("", total=len(chosen) * (len(kinds) + len(peers)))

@@ -119,3 +119,15 @@ def test_some_contenders_are_measured_beside_the_first(
     assert [row.contender for row in read_accuracy(tmp_path / "r.json").rows] == [
         f"rescompile {kind}" for kind in asked
     ]
+
+
+def test_contenders_that_nobody_is_like_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("weights/resnet20-12fca82f.th", "cifar10/test.npz"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    monkeypatch.setenv("RESCOMPILE_DATA", str(tmp_path))
+    assert main(["--contenders", "Trito", "--results", str(tmp_path / "r.json")]) == 2
+    assert "error: no contender is like 'Trito'; there are fp16, int8 fast" in capsys.readouterr().err
+    assert not (tmp_path / "r.json").exists()

@@ -123,7 +123,7 @@ class Walk:
             relu=step.relu,
             residual=residual,
             residual_scale=step.residual_scale,
-            zero_sums=self._weights.get(f"{step.name}.zero_sums"),
+            zero_sums=self._zero_sums(step, step.name),
         )
 
     def _chain(self, step: Chain, x: Tensor, residual: Tensor) -> tuple[Tensor, ...]:
@@ -146,8 +146,11 @@ class Walk:
             bias,
             scale,
             relu=name not in step.without_relu,
-            zero_sums=self._weights.get(f"{name}.zero_sums"),
+            zero_sums=self._zero_sums(step, name) if name == step.conv2 else None,
         )
+
+    def _zero_sums(self, step: Convolution | Chain, name: str) -> Tensor | None:
+        return self._weights[f"{name}.zero_sums"] if step.zero_sums else None
 
     def _krsc(self, name: str) -> Tensor:
         """[K, C, R, S] in KRSC memory."""

@@ -120,9 +120,10 @@ def test_logits_are_the_graphs(name: str, pixels: bool, precision: Any, limit: f
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pixels", [False, True])
 @pytest.mark.parametrize("name", ["cifar", "basic", "bottleneck, full range"])
-def test_the_control_executes_the_same_graph(name: str, dtype: torch.dtype) -> None:
-    model, x = deployable(name, "int8"), floats(name, 8)
+def test_the_control_executes_the_same_graph(name: str, pixels: bool, dtype: torch.dtype) -> None:
+    model, x = deployable(name, "int8", pixels=pixels), images(name, 8, pixels=pixels)
     expected = reference_session(model.SerializeToString(), optimize=False)(x)
     for form in (model, unfold_zero_points(model)):
         found = in_pytorch(form, dtype, x)
