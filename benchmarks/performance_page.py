@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.accuracy.results import FORMAT as ACCURACY
+from benchmarks.agreement_results import FORMAT as AGREEMENT
 from benchmarks.profile_section import missing_lines, profile_lines
 from benchmarks.rows import RESULTS, Results, Row
 from rescompile.bench import FORMAT as BENCH
@@ -46,6 +47,7 @@ _COMMANDS = {
     "    --output benchmarks/results/DEVICE/profile-resnet50.json",
     "gpu": "python -m benchmarks.gpu_suite",
 }
+_ELSEWHERE = {ACCURACY, AGREEMENT}  # docs/accuracy.md and its notes show these
 _NOT_YET = "not measured yet"
 
 
@@ -77,7 +79,7 @@ def read_folder(folder: Path) -> Found:
                 found.profiles.append((path, msgspec.convert(document, ProfileReport)))
             elif "ceilings" in document:
                 found.kernels.append((path, document))
-            elif document.get("format") != ACCURACY:  # those have a page of their own
+            elif document.get("format") not in _ELSEWHERE:
                 raise ValueError("it is of no known format")  # noqa: TRY301
         except (ValueError, msgspec.ValidationError) as error:
             raise ValueError(f"{path} is no raw result ({error})") from None

@@ -19,20 +19,18 @@ logits differ.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.agreement_results import Agreement, AgreementReport, Difference, Parted
 from benchmarks.onnx_in_pytorch import execute
 from calibration.images import open_image_set
 from calibration.preprocess import normalize
@@ -52,45 +50,7 @@ BATCH = 4
 _CONTROLS = {"fp32": torch.float32, "fp64": torch.float64}
 
 
-@dataclass(frozen=True)
-class Parted:
-    """An image whose class differs."""
-
-    index: int
-    expected: int
-    found: int
-    lead: float
-    """Of the expected class over the other one, in the expected logits."""
-    rms: float
-    """Of the difference of this image's logits."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Two executions of the same integers on the same images."""
-
-    images: int
-    same_class: float
-    same_logits: float
-    """Share of images whose logits agree within 1e-5 of the largest."""
-    relative_rms: float
-    parted: list[Parted]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One tensor, computed from the other side's inputs."""
-
-    tensor: str
-    values: int
-    differ: int
-    largest_step: int
-    """In units of the last place; 0 where nothing differs."""
-    farthest_from_tie: float
-    """Of the values that differ, in units of the last place."""
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print both, or write them as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_agreement", description=__doc__)
     parser.add_argument("engine", type=Path, help="directory of an INT8 engine of the backend triton")
@@ -99,7 +59,7 @@ def main() -> None:
     parser.add_argument("--explain", type=int, default=0, help="images of which every tensor is compared")
     parser.add_argument("--control", choices=list(_CONTROLS), help="PyTorch's execution in the plan's place")
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     manifest = read_manifest(asked.engine)
     images = np.concatenate(list(_images(manifest, asked.images, asked.limit)))
     model = _with_zero_points(asked.engine)
@@ -121,13 +81,9 @@ def main() -> None:
             f"{row.farthest_from_tie:.2e} from a tie"
         )
     if asked.json is not None:
-        body = {
-            "control": asked.control,
-            "origin": msgspec.to_builtins(origin()),
-            "agreement": asdict(agreement),
-            "tensors": [asdict(row) for row in found],
-        }
-        asked.json.write_text(json.dumps(body, indent=1) + "\n", "utf-8")
+        AgreementReport(
+            control=asked.control, origin=origin(), agreement=agreement, tensors=tuple(found)
+        ).write(asked.json)
 
 
 def agree(directory: Path, images: NDArray[Any], candidate: Network | None = None) -> Agreement:
@@ -141,10 +97,10 @@ def agree(directory: Path, images: NDArray[Any], candidate: Network | None = Non
     expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
     error = np.abs(found - expected).max(axis=1)
     return Agreement(
-        parted=[
+        parted=tuple(
             _parted(int(index), expected[index], found[index])
             for index in np.flatnonzero(found.argmax(axis=1) != expected.argmax(axis=1))
-        ],
+        ),
         images=len(images),
         same_class=float((found.argmax(axis=1) == expected.argmax(axis=1)).mean()),
         same_logits=float((error <= 1e-5 * np.abs(expected).max(axis=1)).mean()),
@@ -174,7 +130,15 @@ def explain(model: onnx.ModelProto, images: NDArray[Any]) -> list[Difference]:
         v = unrounded[step.output]
         distance = float((v - v.floor() - 0.5).abs()[differ].max()) if bool(differ.any()) else 0.0
         steps = int((found.int() - expected.int()).abs().max())
-        rows.append(Difference(step.output, found.numel(), int(differ.sum()), steps, distance))
+        rows.append(
+            Difference(
+                tensor=step.output,
+                values=found.numel(),
+                differ=int(differ.sum()),
+                largest_step=steps,
+                farthest_from_tie=distance,
+            )
+        )
     return rows
 
 
@@ -197,7 +161,8 @@ def _with_zero_points(engine: Path) -> onnx.ModelProto:
 def _parted(index: int, expected: NDArray[Any], found: NDArray[Any]) -> Parted:
     was, became = int(expected.argmax()), int(found.argmax())
     rms = float(np.sqrt(np.square(found - expected).mean()))
-    return Parted(index, was, became, float(expected[was] - expected[became]), rms)
+    lead = float(expected[was] - expected[became])
+    return Parted(index=index, expected=was, found=became, lead=lead, rms=rms)
 
 
 def _images(manifest: Manifest, path: Path, limit: int) -> Iterator[NDArray[Any]]:

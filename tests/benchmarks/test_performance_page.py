@@ -10,6 +10,8 @@ import msgspec
 import pytest
 
 from benchmarks import performance_page
+from benchmarks.accuracy.results import FORMAT as ACCURACY
+from benchmarks.agreement_results import FORMAT as AGREEMENT
 from benchmarks.performance_page import PAGE, page
 from benchmarks.profile_section import profile_lines
 from benchmarks.rows import RESULTS
@@ -41,6 +43,8 @@ def folder(tmp_path: Path) -> Path:
     )
     (device / "bench-r50.json").write_bytes(bench_report({1: steady(5)}).to_json())
     (device / "profile-r50.json").write_bytes(profile_report().to_json())
+    (device / "accuracy.json").write_text(json.dumps({"format": ACCURACY}))
+    (device / "agreement.json").write_text(json.dumps({"format": AGREEMENT}))
     (tmp_path / "results/gpu").mkdir()
     (tmp_path / "results/gpu/k.json").write_text(json.dumps(KERNELS))
     return tmp_path / "results"

@@ -7,9 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from benchmarks import triton_agreement
+from benchmarks.agreement_results import AgreementReport
+from benchmarks.performance_page import read_folder
 from rescompile.backends import get_backend
 from rescompile.backends.cuda import Gpu
 from rescompile.backends.triton import assemble, backend
@@ -232,3 +236,18 @@ def test_a_real_build_is_deterministic_and_complete(
     assert files[0]["plan.json"] == files[1]["plan.json"]
     assert files[0]["weights.safetensors"] == files[1]["weights.safetensors"]
     assert all((tmp_path / "a" / name).read_bytes()[:4] == b"\x7fELF" for name in machine_code)
+
+
+def test_its_agreement_with_onnxruntime_is_a_raw_result(
+    built: tuple[Path, BuildReport], small: Path, tmp_path: Path
+) -> None:
+    written = tmp_path / "results/cpu/agreement.json"
+    written.parent.mkdir(parents=True)
+    words = f"{built[0]} --images {small / 'images.npz'} --limit 8 --explain 1 --json {written}"
+    triton_agreement.main(words.split())
+    report = msgspec.json.decode(written.read_bytes(), type=AgreementReport)
+    assert report.agreement.images == 8
+    assert report.agreement.same_class == 1
+    assert {row.tensor for row in report.tensors} >= {"relu1", "layer1.0.relu1"}
+    assert all(row.largest_step <= 1 for row in report.tensors)
+    read_folder(tmp_path / "results")

@@ -1,0 +1,62 @@
+"""Raw results of ``benchmarks.triton_agreement``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from rescompile.files import atomic_write
+from rescompile.measure.origin import Origin
+
+FORMAT: Literal["rescompile-triton-agreement-1"] = "rescompile-triton-agreement-1"
+
+
+class Parted(msgspec.Struct, frozen=True, kw_only=True):
+    """An image whose class differs."""
+
+    index: int
+    expected: int
+    found: int
+    lead: float
+    """Of the expected class over the other one, in the expected logits."""
+    rms: float
+    """Of the difference of this image's logits."""
+
+
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+    """Two executions of the same integers on the same images."""
+
+    images: int
+    same_class: float
+    same_logits: float
+    """Share of images whose logits agree within 1e-5 of the largest."""
+    relative_rms: float
+    parted: tuple[Parted, ...]
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """One tensor, computed from the other side's inputs."""
+
+    tensor: str
+    values: int
+    differ: int
+    largest_step: int
+    """In units of the last place; 0 where nothing differs."""
+    farthest_from_tie: float
+    """Of the values that differ, in units of the last place."""
+
+
+class AgreementReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One run."""
+
+    format: Literal["rescompile-triton-agreement-1"] = FORMAT
+    control: str | None
+    origin: Origin
+    agreement: Agreement
+    tensors: tuple[Difference, ...]
+
+    def write(self, path: Path) -> None:
+        """Write the document whole or not at all."""
+        atomic_write(path, msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
