@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,11 +83,11 @@ class Workshop:
         """fp32 logits [4, classes] of the golden images, by ONNX Runtime."""
         return reference_session(self.reference(net), optimize=True)(self.images(net, 4))
 
-    def _once(self, net: Network, what: str, make: object) -> Made:
+    def _once(self, net: Network, what: str, make: Callable[[], Made]) -> Made:
         key = (net.name, what)
         if key not in self.made:
             try:
-                self.made[key] = make()  # type: ignore[operator]
+                self.made[key] = make()
             except Failed as error:
                 self.made[key] = error
         found = self.made[key]
@@ -134,9 +135,12 @@ class Workshop:
 
 
 def _run(command: list[str]) -> bytes:
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, check=False, timeout=TIMEOUT
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parents[1], capture_output=True, check=False, timeout=TIMEOUT
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed(f"it took longer than {TIMEOUT} s") from None
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip().splitlines()
         raise Failed(words[-1] if words else f"exit code {done.returncode}")

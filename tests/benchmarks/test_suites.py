@@ -104,6 +104,14 @@ def test_a_network_that_cannot_be_built_has_rows_that_say_so(workshop: Any) -> N
     assert row.skipped == "its fp32 graph failed: no weights"
 
 
+def test_a_build_that_takes_too_long_has_rows_that_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.workshop.TIMEOUT", 0.01)
+    (row,) = races(Workshop(tmp_path), Entrant("a")).of(NET, "latency")
+    assert row.skipped == "its fp32 graph failed: it took longer than 0.01 s"
+
+
 def test_the_budget_learns_what_a_network_costs() -> None:
     budget = Budget(1)
     budget.claim("resnet152")
