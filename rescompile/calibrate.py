@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.builtin import builtin_image_set
+from calibration.builtin import COUNT, builtin_image_set
 from calibration.comparison import Comparison, compare_methods
 from calibration.hardness import Hardship, hard_weights
 from calibration.images import ImageSet, open_image_set
@@ -68,7 +68,7 @@ class Calibrated:
 
 
 def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
-    """The user's set, or the built-in photographs for an ImageNet network.
+    """The user's set, or the built-in photographs for an ImageNet network; of either, no more than the limit.
 
     Raises:
         UsageError: no set was passed and the network is not ImageNet's.
@@ -83,7 +83,7 @@ def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:
             f"int8 needs images of what this {source.name} with {source.class_count} classes will see, to choose "
             "scales: pass --calibration-set FOLDER (a few hundred images, no labels needed) or --calibration FILE"
         )
-    return builtin_image_set(seed=config.seed)
+    return builtin_image_set(count=min(COUNT, config.limit), seed=config.seed)
 
 
 def calibrate(

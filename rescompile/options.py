@@ -90,7 +90,7 @@ class CalibrationOptions:
         _option("Calibration", "Images that choose the INT8 scales: a folder or .npz; no labels needed."),
     ] = None
     calibration_images: Annotated[
-        int, _option("Calibration", "Most images to use of the calibration set.")
+        int, _option("Calibration", "Most images to use of the calibration set, or of the built-in ones.")
     ] = 512
     calibration_method: Annotated[
         str | None,

@@ -301,6 +301,12 @@ def test_photographs_stand_in_for_imagenet_only(small_source: Source) -> None:
     assert found.source == "built-in photographs"
 
 
+@pytest.mark.parametrize(("limit", "used"), [(5, 5), (127, 127), (512, 128)])
+def test_the_limit_is_one_for_photographs_too(small_source: Source, limit: int, used: int) -> None:
+    found = calibration_images(CalibrationConfig(limit=limit), replace(small_source, is_imagenet=True))
+    assert len(found) == used
+
+
 def test_the_built_in_photographs_come_with_advice(small_source: Source) -> None:
     (advice,) = made(replace(small_source, is_imagenet=True)).notes
     assert "built-in photographs; pass --calibration-set" in advice

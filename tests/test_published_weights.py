@@ -61,7 +61,8 @@ def publish(folder: Path, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_users_own_words_work_as_they_stand(publisher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(publisher, 101, monkeypatch)
     words = "build --depth 101 --precision int8"
-    result = CliRunner().invoke(app, [*words.split(), "--max-relative-rms", "1"])
+    fewer = "--calibration-images 8 --validation-images 8 --max-relative-rms 1"
+    result = CliRunner().invoke(app, [*words.split(), *fewer.split()])
     assert result.exit_code == 0, result.output
     folder = Path("resnet101-int8-openvino")
     report, manifest = read_report(folder), read_manifest(folder)
