@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 
 ELSEWHERE = {
-    "make quickstart": (".ci/run", 'make -C "$clone/rescompile" quickstart'),
+    "make quickstart": (".ci/run", 'make -C "$copy/rescompile" quickstart'),
     "make test": (".ci/run", "make test"),
     "pip install .": ("Makefile", "pip install --quiet --constraint constraints.txt . scikit-learn"),
     "rescompile build --depth 101 --precision int8": (
