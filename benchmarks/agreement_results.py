@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from rescompile.files import atomic_write
 from rescompile.measure.origin import Origin
+from rescompile.measure.results import write_result
 
 FORMAT: Literal["rescompile-triton-agreement-1"] = "rescompile-triton-agreement-1"
 
@@ -59,4 +59,4 @@ class AgreementReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def write(self, path: Path) -> None:
         """Write the document whole or not at all."""
-        atomic_write(path, msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+        write_result(self, path)

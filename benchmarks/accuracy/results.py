@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from rescompile.files import atomic_write
 from rescompile.measure.origin import Origin
+from rescompile.measure.results import write_result
 
 FORMAT: Literal["rescompile-accuracy-1"] = "rescompile-accuracy-1"
 
@@ -45,8 +45,7 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
 
     def write(self, path: Path) -> None:
         """Write the document whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+        write_result(self, path)
 
 
 def read_accuracy(path: Path) -> Accuracy:

@@ -1,10 +1,13 @@
-"""Where a run's results are kept: one folder a device, one file a run."""
+"""Where a run's results are kept, and how: one folder a device, one file a run."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import msgspec
+
+from rescompile.files import atomic_write, writing
 from rescompile.measure.origin import Origin
 
 
@@ -19,3 +22,14 @@ def result_path(folder: Path, origin: Origin) -> Path:
     cores = origin.machine.get("cores")
     device = f"{origin.device} {cores} cores" if cores else origin.device
     return folder / slug(device) / f"{date}-{origin.commit}.json"
+
+
+def write_result(document: msgspec.Struct, path: Path) -> None:
+    """Write ``document`` as indented JSON, whole or not at all; folders that are missing are made.
+
+    Raises:
+        OutputError: ``path`` may not be written, or the disk is full.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
