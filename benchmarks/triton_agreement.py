@@ -32,6 +32,7 @@ from torch import Tensor
 
 from benchmarks.agreement_results import Agreement, AgreementReport, Difference, Parted
 from benchmarks.onnx_in_pytorch import execute
+from calibration.errors import CalibrationError
 from calibration.images import open_image_set
 from calibration.preprocess import normalize
 from fused_kernels.launch import implementation
@@ -41,6 +42,7 @@ from rescompile.backends.triton.execute import Walk
 from rescompile.backends.triton.lower import lower
 from rescompile.backends.triton.steps import Head, writes
 from rescompile.engine import simulate
+from rescompile.errors import EngineError, RescompileError
 from rescompile.graph.full_range import unfold_zero_points
 from rescompile.manifest import Manifest, read_manifest
 from rescompile.measure.origin import origin
@@ -51,7 +53,7 @@ _CONTROLS = {"fp32": torch.float32, "fp64": torch.float64}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print both, or write them as JSON."""
+    """Print both, and write them as JSON where that is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_agreement", description=__doc__)
     parser.add_argument("engine", type=Path, help="directory of an INT8 engine of the backend triton")
     parser.add_argument("--images", type=Path, required=True, help="a folder of images or an .npz")
@@ -60,6 +62,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--control", choices=list(_CONTROLS), help="PyTorch's execution in the plan's place")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     asked = parser.parse_args(argv)
+    if asked.limit < 1 or asked.explain < 0:
+        parser.error("--limit must be 1 or more, --explain 0 or more")
+    try:
+        _compare(asked)
+    except (RescompileError, CalibrationError) as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+def _compare(asked: argparse.Namespace) -> None:
     manifest = read_manifest(asked.engine)
     images = np.concatenate(list(_images(manifest, asked.images, asked.limit)))
     model = _with_zero_points(asked.engine)
@@ -87,11 +98,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def agree(directory: Path, images: NDArray[Any], candidate: Network | None = None) -> Agreement:
-    """The engine's executor, or ``candidate``, against ONNX Runtime's execution of its graph on ``images``."""
+    """The engine's executor, or ``candidate``, against ONNX Runtime's execution of its graph on ``images``.
+
+    Raises:
+        EngineError: it is no engine of the backend triton.
+    """
     reference = reference_session(_with_zero_points(directory).SerializeToString(), optimize=False)
     executor = candidate or simulate(directory)
     if executor is None:
-        raise SystemExit(f"error: {directory} is no engine of the backend triton")
+        raise EngineError(f"{directory} is no engine of the backend triton: pass one")
     parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
     pairs = [(reference(part), executor(part)) for part in parts]
     expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))

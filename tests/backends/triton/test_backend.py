@@ -251,3 +251,32 @@ def test_its_agreement_with_onnxruntime_is_a_raw_result(
     assert {row.tensor for row in report.tensors} >= {"relu1", "layer1.0.relu1"}
     assert all(row.largest_step <= 1 for row in report.tensors)
     read_folder(tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("ENGINE --images IMAGES --limit 0", 2, "--limit must be 1 or more"),
+        ("ENGINE --images IMAGES --explain -1", 2, "--explain 0 or more"),
+        ("nowhere --images IMAGES", 1, "error: nowhere is no engine directory"),
+        ("ENGINE --images nowhere", 1, "error: nowhere does not exist"),
+        ("OTHER --images IMAGES", 1, "is no engine of the backend triton"),
+        ("ENGINE --images IMAGES --limit 1 --json IMAGES/x.json", 1, "part of the path is a file"),
+    ],
+)
+def test_what_agreement_cannot_be_measured_of_is_said(
+    words: str,
+    code: int,
+    said: str,
+    built: tuple[Path, BuildReport],
+    small: Path,
+    small_engines: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"ENGINE": built[0], "OTHER": small_engines["int8"], "IMAGES": small / "images.npz"}
+    for name, place in places.items():
+        words = words.replace(name, str(place))
+    with pytest.raises(SystemExit) as stopped:
+        triton_agreement.main(words.split())
+    assert stopped.value.code == code
+    assert said in capsys.readouterr().err.splitlines()[-1]
