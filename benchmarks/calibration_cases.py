@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.networks import Network
 from benchmarks.rows import Row
 from benchmarks.workshop import CALIBRATION_IMAGES, TIMEOUT, Failed, Workshop
-from rescompile.measure.timing import timing
+from rescompile.measuring.timing import timing
 
 EFFORTS = ("rescompile fast", "rescompile balanced", "NNCF", "ONNX Runtime")
 _QUANTIZERS = {"NNCF": "nncf", "ONNX Runtime": "onnxruntime"}

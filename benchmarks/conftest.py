@@ -18,10 +18,10 @@ from benchmarks.promises import PROMISES
 from benchmarks.rows import RESULTS, Results, Row, judged, with_ratios
 from benchmarks.table import lines
 from benchmarks.workshop import Workshop
-from rescompile.measure.disturbance import Watch
-from rescompile.measure.origin import origin
-from rescompile.measure.results import result_path
-from rescompile.measure.roofline import Roofline, measure_roofline
+from rescompile.measuring.disturbance import Watch
+from rescompile.measuring.origin import origin
+from rescompile.measuring.results import result_path
+from rescompile.measuring.roofline import Roofline, measure_roofline
 
 DEFAULT_NETWORKS = "resnet50,resnet18,resnet101,resnet152"
 """The most telling ones first: where time runs out, the last are left out, and say so."""

@@ -18,10 +18,10 @@ from benchmarks.peers.base import Call
 from benchmarks.peers.torch import Compiled
 from benchmarks.rows import Row
 from benchmarks.workshop import Failed, Workshop
-from rescompile.measure.race import Contender, race
-from rescompile.measure.roofline import Roofline
+from rescompile.measuring.race import Contender, race
+from rescompile.measuring.roofline import Roofline
+from rescompile.measuring.work import work_of
 from rescompile.metrics import relative_rms
-from rescompile.work import work_of
 
 Mode = Literal["latency", "throughput"]
 MODES: tuple[Mode, ...] = ("latency", "throughput")

@@ -30,12 +30,12 @@ from benchmarks.rows import RESULTS, Results, Row, with_ratios
 from benchmarks.table import lines
 from benchmarks.workshop import Workshop
 from rescompile.backends import get_backend
-from rescompile.backends.cuda import gpus
-from rescompile.engine import load
-from rescompile.measure.disturbance import Watch
-from rescompile.measure.origin import Origin, origin
-from rescompile.measure.results import result_path
-from rescompile.measure.roofline import Roofline
+from rescompile.backends.cuda.devices import gpus
+from rescompile.measuring.disturbance import Watch
+from rescompile.measuring.origin import Origin, origin
+from rescompile.measuring.results import result_path
+from rescompile.measuring.roofline import Roofline
+from rescompile.runtime.engine import load
 
 BATCHES = (1, 8, 32, 128)
 

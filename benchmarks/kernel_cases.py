@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.rows import Row
 from fused_kernels import fuse
-from rescompile.measure.race import Contender, race
+from rescompile.measuring.race import Contender, race
 from rescompile.models.registry import create, find
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.environment import cpu_features
-from rescompile.stages import peak_memory_bytes
+from rescompile.progress import peak_memory_bytes
 
 Images = NDArray[np.float32]
 STRIDE = 8

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rescompile.measure.timing import Timing
+from rescompile.measuring.timing import Timing
 
 
 class ReplayClock:

@@ -6,8 +6,8 @@ import argparse
 
 import msgspec
 
-from rescompile.measure.disturbance import Watch
-from rescompile.measure.roofline import Roofline, measure_roofline
+from rescompile.measuring.disturbance import Watch
+from rescompile.measuring.roofline import Roofline, measure_roofline
 
 __all__ = ["Roofline", "measure_roofline"]
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 import rescompile
 from benchmarks.soak import random_images
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino import MODEL, compile_plainly
+from rescompile.backends.openvino.backend import MODEL, compile_plainly
 
 BAR_PERCENT = 5.0
 WARM_UP = 20

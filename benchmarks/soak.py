@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rescompile
-from rescompile.engine import Engine
-from rescompile.measure.memory import resident_bytes
+from rescompile.measuring.memory import resident_bytes
+from rescompile.runtime.engine import Engine
 
 IMAGES = 16
 """Different ones, so that an answer that goes to the wrong caller is seen."""

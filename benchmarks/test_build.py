@@ -11,7 +11,7 @@ from benchmarks.networks import OutOfTime
 from benchmarks.replay import CLOCK, show
 from benchmarks.rows import Row
 from benchmarks.workshop import CALIBRATION_IMAGES, VALIDATION_IMAGES, Failed
-from rescompile.measure.timing import timing
+from rescompile.measuring.timing import timing
 
 MAKERS = {
     "rescompile int8": ("int8", True, "checkpoint to verdict, effort fast"),

@@ -36,16 +36,16 @@ from calibration.errors import CalibrationError
 from calibration.images import open_image_set
 from calibration.preprocess import normalize
 from fused_kernels.launch import implementation
-from rescompile.assembly import MODEL
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.triton.execute import Walk
 from rescompile.backends.triton.lower import lower
 from rescompile.backends.triton.steps import Head, writes
-from rescompile.engine import simulate
+from rescompile.building.engine_directory import MODEL
 from rescompile.errors import EngineError, RescompileError
 from rescompile.graph.full_range import unfold_zero_points
 from rescompile.manifest import Manifest, read_manifest
-from rescompile.measure.origin import origin
+from rescompile.measuring.origin import origin
+from rescompile.runtime.engine import simulate
 
 Network = Callable[[NDArray[Any]], NDArray[np.floating]]
 BATCH = 4

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gpu.driver import Driver
-from rescompile.backends.cuda import driver
+from rescompile.backends.cuda.devices import driver
 from rescompile.backends.triton.plan import Plan
 from rescompile.backends.triton.reading import read_plan
 from rescompile.backends.triton.reference import ReferenceRunner
 from rescompile.backends.triton.runner import PlanRunner
-from rescompile.golden_file import read_golden
 from rescompile.manifest import read_manifest
 from rescompile.optional import installed, require
+from rescompile.runtime.golden_file import read_golden
 
 ALLOWED = {"int8": 0.0, "fp16": 2e-2, "fp32": 1e-3}
 """Largest difference of a logit, over the largest logit."""

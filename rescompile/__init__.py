@@ -17,10 +17,10 @@ from rescompile import version
 if TYPE_CHECKING:
     from rescompile.backends.base import RunOptions
     from rescompile.config import BuildConfig
-    from rescompile.engine import Engine, load
     from rescompile.errors import RescompileError
     from rescompile.pipeline import build
     from rescompile.report import BuildReport, Limits
+    from rescompile.runtime.engine import Engine, load
 
 __version__ = version.VERSION
 
@@ -39,12 +39,12 @@ __all__ = [
 _HOME = {
     "BuildConfig": "config",
     "BuildReport": "report",
-    "Engine": "engine",
+    "Engine": "runtime.engine",
     "Limits": "report",
     "RescompileError": "errors",
     "RunOptions": "backends.base",
     "build": "pipeline",
-    "load": "engine",
+    "load": "runtime.engine",
 }
 
 

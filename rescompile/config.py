@@ -9,7 +9,15 @@ from typing import Any, Literal, get_args
 from calibration.errors import CalibrationError
 from calibration.preprocess import IMAGENET, Preprocess
 from calibration.thresholds import check_method
-from rescompile.effort import DEFAULT_EFFORT, EFFORTS, RECIPES, Effort, Recipe, Rounding, WeightScales
+from rescompile.building.effort import (
+    DEFAULT_EFFORT,
+    EFFORTS,
+    RECIPES,
+    Effort,
+    Recipe,
+    Rounding,
+    WeightScales,
+)
 from rescompile.errors import UsageError, did_you_mean
 from rescompile.manifest import Batch, Precision
 from rescompile.report import Limits

@@ -15,10 +15,10 @@ from typing import Literal
 import msgspec
 
 from rescompile.backends import BACKENDS, choose_backend, get_backend
-from rescompile.backends.cuda import gpus
+from rescompile.backends.cuda.devices import gpus
 from rescompile.cache import cache_directory
-from rescompile.facts import size
 from rescompile.optional import how_to_install, installed
+from rescompile.presenting.report_lines import size
 from rescompile.version import VERSION
 
 PACKAGES = (

@@ -15,7 +15,7 @@ import pytest
 
 from rescompile import environment
 from rescompile.backends import BACKENDS
-from rescompile.backends.cuda import Gpu
+from rescompile.backends.cuda.devices import Gpu
 from rescompile.environment import Finding, cpu_features, describe, diagnose
 from rescompile.version import VERSION
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import rescompile
-from rescompile.backends.cuda import Gpu
+from rescompile.backends.cuda.devices import Gpu
 from rescompile.backends.triton.backend import _obstacle
 from rescompile.manifest import read_manifest
 from tests.kserve import serving
@@ -61,8 +61,8 @@ def test_commands_for_a_checkout_are_tested_by_their_own_tests() -> None:
     text = (ROOT / "docs/how-to/embed-python.md").read_text("utf-8")
     commands = re.findall(r"^python -m (benchmarks\.\w+) ", text, flags=re.MULTILINE)
     assert commands == [soak.__name__, runtime_overhead.__name__]
-    assert "RESCOMPILE_FUZZ_SECONDS=600 python -m pytest tests/test_loader_fuzz.py" in text
-    assert "RESCOMPILE_FUZZ_SECONDS" in (ROOT / "tests/test_loader_fuzz.py").read_text("utf-8")
+    assert "RESCOMPILE_FUZZ_SECONDS=600 python -m pytest tests/runtime/test_loader_fuzz.py" in text
+    assert "RESCOMPILE_FUZZ_SECONDS" in (ROOT / "tests/runtime/test_loader_fuzz.py").read_text("utf-8")
 
 
 def test_the_page_says_what_an_engine_for_another_gpu_says() -> None:

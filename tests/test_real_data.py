@@ -18,7 +18,7 @@ from calibration.preprocess import normalize
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.report import BuildReport, Limits
-from tests.damage import with_outlier
+from tests.accuracy.damage import with_outlier
 
 pytestmark = pytest.mark.slow
 

@@ -23,9 +23,9 @@ from benchmarks.accuracy.results import Accuracy, Row, read_accuracy
 from benchmarks.rows import RESULTS
 from rescompile.files import atomic_write
 from rescompile.manifest import read_manifest
-from rescompile.measure.disturbance import Watch
-from rescompile.measure.origin import origin
-from rescompile.measure.results import result_path
+from rescompile.measuring.disturbance import Watch
+from rescompile.measuring.origin import origin
+from rescompile.measuring.results import result_path
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -13,10 +13,10 @@ import onnx
 from benchmarks.accuracy.checkpoints import Checkpoint
 from benchmarks.accuracy.judge import Judge, Run
 from benchmarks.accuracy.results import Row
-from rescompile.backends.openvino import simulate
-from rescompile.engine import simulate as simulate_engine
+from rescompile.backends.openvino.backend import simulate
 from rescompile.manifest import Batch
 from rescompile.report import BuildReport, Parity
+from rescompile.runtime.engine import simulate as simulate_engine
 
 TARGET = "sm_89"
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends import cuda
+from rescompile.backends.cuda import devices
 
 _END, _BUFFER, _SIZE = (ctypes.c_void_p(value) for value in (0, 1, 2))
 """CU_LAUNCH_PARAM_END, _BUFFER_POINTER and _BUFFER_SIZE."""
@@ -32,7 +32,7 @@ class Driver:
     function_attribute = SimpleNamespace(MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
 
     def __init__(self, library: Any = None) -> None:
-        self.library: Any = library or cuda.driver()
+        self.library: Any = library or devices.driver()
         if self.library is None:
             raise Error("this machine has no CUDA driver")
         self.Context = SimpleNamespace(pop=self._pop, synchronize=lambda: self.call("cuCtxSynchronize"))

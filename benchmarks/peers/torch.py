@@ -59,7 +59,8 @@ def model_of(net: Network, threads: int) -> Any:
     """The network in PyTorch, with the weights that our engines were built from."""
     import torch
 
-    from rescompile.models import checkpoint, registry
+    from rescompile.models import registry
+    from rescompile.sources import checkpoint
 
     torch.set_num_threads(threads)
     spec = registry.find(depth=None, name=net.name)

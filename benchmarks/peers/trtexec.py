@@ -16,7 +16,7 @@ from benchmarks.networks import Network
 from benchmarks.peers.base import HALF_ALLOWED, INT8_ALLOWED, Call, Missing
 from benchmarks.workshop import Failed, Workshop
 from rescompile.backends import get_backend
-from rescompile.backends.tensorrt import MODEL
+from rescompile.backends.tensorrt.backend import MODEL
 from rescompile.errors import BackendError, BackendUnavailable
 from rescompile.manifest import Manifest, read_manifest
 

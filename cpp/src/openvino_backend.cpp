@@ -1,4 +1,4 @@
-// The settings are those of the Python package (rescompile/backends/openvino.py): with the same number of threads the
+// The settings are those of the Python package (rescompile/backends/openvino/backend.py): with the same number of threads the
 // same OpenVINO computes the same bits. FP32 layers stay FP32 on CPUs that have BF16.
 #include "openvino_backend.hpp"
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import cast
 
 from rescompile.backends.base import Backend
-from rescompile.backends.cuda import gpus
+from rescompile.backends.cuda.devices import gpus
 from rescompile.errors import UsageError, did_you_mean
 
 BACKENDS = {
     "onnxruntime": "rescompile.backends.onnxruntime:OnnxRuntime",
-    "openvino": "rescompile.backends.openvino:OpenVino",
-    "tensorrt": "rescompile.backends.tensorrt:full",
-    "tensorrt-rtx": "rescompile.backends.tensorrt:rtx",
+    "openvino": "rescompile.backends.openvino.backend:OpenVino",
+    "tensorrt": "rescompile.backends.tensorrt.backend:full",
+    "tensorrt-rtx": "rescompile.backends.tensorrt.backend:rtx",
     "triton": "rescompile.backends.triton.backend:Triton",
 }
 """Name to ``module:factory``; a factory is called without arguments."""

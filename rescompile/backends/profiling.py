@@ -21,9 +21,9 @@ Kind = Literal["weighted", "reformat", "quantize", "elementwise", "pool", "other
 """What a layer does: convolution or classifier; change of layout or type alone; rounding to INT8; the rest."""
 
 PROFILERS = {
-    "openvino": "rescompile.backends.openvino_profile:OpenVinoProfiler",
-    "tensorrt": "rescompile.backends.tensorrt_profile:full",
-    "tensorrt-rtx": "rescompile.backends.tensorrt_profile:rtx",
+    "openvino": "rescompile.backends.openvino.profile:OpenVinoProfiler",
+    "tensorrt": "rescompile.backends.tensorrt.profile:full",
+    "tensorrt-rtx": "rescompile.backends.tensorrt.profile:rtx",
 }
 """Backend to ``module:factory``; a factory is called as ``open_profiler`` is."""
 

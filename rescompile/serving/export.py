@@ -15,12 +15,12 @@ from pathlib import Path
 
 import msgspec
 
-from rescompile.commands import read_report
+from rescompile.building.commands import read_report
 from rescompile.errors import EngineError, UsageError
 from rescompile.files import atomic_directory, sha256_of
-from rescompile.golden_file import read_golden
-from rescompile.intactness import checked_manifest
 from rescompile.manifest import FileDigest, Manifest
+from rescompile.runtime.golden_file import read_golden
+from rescompile.runtime.integrity import checked_manifest
 from rescompile.serving.model_server import config_of as model_server_config
 from rescompile.serving.payload import SERVER_NAMES, Payload, Server, payload_of
 from rescompile.serving.pbtxt import to_text

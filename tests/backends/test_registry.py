@@ -7,8 +7,8 @@ import pytest
 from rescompile import backends
 from rescompile.backends import BACKENDS, choose_backend, get_backend
 from rescompile.backends.base import Availability, RestType
-from rescompile.backends.cuda import Gpu
-from rescompile.backends.tensorrt import TensorRt
+from rescompile.backends.cuda.devices import Gpu
+from rescompile.backends.tensorrt.backend import TensorRt
 from rescompile.errors import UsageError
 from rescompile.manifest import Precision
 

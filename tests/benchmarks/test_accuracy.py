@@ -11,7 +11,7 @@ from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.checkpoints import Checkpoint, checkpoints
 from benchmarks.accuracy.page import page
 from benchmarks.accuracy.results import Accuracy, Row, read_accuracy
-from rescompile.measure.origin import Origin
+from rescompile.measuring.origin import Origin
 
 ORIGIN = Origin(
     date="2026-01-02T03:04:05+00:00", commit="abc1234", device="a CPU", threads=2, machine={}, settings={}

@@ -13,8 +13,8 @@ from benchmarks.networks import Network
 from benchmarks.peers.base import Missing
 from benchmarks.rows import read_results
 from benchmarks.workshop import Workshop
-from rescompile.backends.cuda import Gpu, gpus
-from rescompile.measure.roofline import Roofline
+from rescompile.backends.cuda.devices import Gpu, gpus
+from rescompile.measuring.roofline import Roofline
 from tests.benchmarks.test_suites import ROOFLINE
 
 

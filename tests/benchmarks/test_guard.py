@@ -11,7 +11,7 @@ from benchmarks import guard as module
 from benchmarks.guard import guard, lines
 from benchmarks.rows import Results, Row
 from tests.benchmarks.test_rows import results, row
-from tests.measure.scripted import steady
+from tests.measuring.scripted import steady
 
 OURS, PEER, OTHER = "rescompile int8", "PyTorch eager", "ONNX Runtime int8"
 

@@ -16,9 +16,9 @@ from benchmarks.performance_page import PAGE, page
 from benchmarks.profile_section import profile_lines
 from benchmarks.rows import RESULTS
 from tests.benchmarks.test_rows import results, row
-from tests.measure.scripted import steady
-from tests.test_bench_compare import bench_report
-from tests.test_measured_report import profile_report
+from tests.measuring.scripted import steady
+from tests.measuring.test_run_comparison import bench_report
+from tests.presenting.test_measurements_page import profile_report
 
 KERNELS = {
     "schema": 1,

@@ -10,10 +10,10 @@ import pytest
 from benchmarks.promises import PROMISES
 from benchmarks.rows import Results, Row, judged, read_results, with_ratios
 from benchmarks.table import lines
-from rescompile.measure.origin import Origin
-from rescompile.measure.results import result_path
-from rescompile.measure.timing import Timing
-from tests.measure.scripted import steady
+from rescompile.measuring.origin import Origin
+from rescompile.measuring.results import result_path
+from rescompile.measuring.timing import Timing
+from tests.measuring.scripted import steady
 
 
 def row(

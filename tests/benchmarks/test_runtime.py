@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks import runtime_overhead, soak
-from rescompile.engine import Engine
 from rescompile.errors import BackendError
+from rescompile.runtime.engine import Engine
 from tests.backends.engines import make_engine, manifest
 from tests.backends.graphs import CLASSES
 

@@ -23,8 +23,8 @@ from benchmarks.peers.torch import Compiled
 from benchmarks.replay import CLOCK, show
 from benchmarks.rows import read_results
 from benchmarks.workshop import Failed, Made, Workshop
-from rescompile.measure.roofline import Roofline
-from tests.measure.scripted import steady
+from rescompile.measuring.roofline import Roofline
+from tests.measuring.scripted import steady
 
 ROOT = Path(__file__).parents[2]
 NET = Network(TINY, "random", "random weights", None)

@@ -16,8 +16,8 @@ from calibration.errors import CalibrationError
 from calibration.noise import ActivationNoise, NoiseModel, WeightNoise, noise_model
 from calibration.sensitivity import Sensitivity, measure_sensitivity
 from calibration.survey import Samples
+from rescompile.building.source import Source
 from rescompile.graph.topology import quantized_tensors
-from rescompile.source import Source
 from tests.graph.conftest import folded, images
 
 

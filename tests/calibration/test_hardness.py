@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from calibration.channels import ChannelHistograms, ChannelObserver
 from calibration.hardness import hard_activations, hard_weights
-from rescompile.source import Source
+from rescompile.building.source import Source
 from tests.calibration.histograms import histogram_of
 
 RNG = np.random.default_rng(0)

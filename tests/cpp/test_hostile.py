@@ -1,4 +1,4 @@
-"""A hostile directory is an error in one sentence to C++, and never a crash; ``tests/test_hostile.py`` asks Python."""
+"""The C++ library answers a hostile directory with one sentence; ``tests/runtime/test_hostile.py`` asks Python."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from rescompile.building.sealing import write_engine
 from rescompile.manifest import read_manifest
-from rescompile.sealing import write_engine
 from tests.cpp.hostile import CASES
 
 pytestmark = pytest.mark.slow

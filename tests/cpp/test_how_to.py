@@ -27,7 +27,7 @@ def root(native: Native, engines: dict[str, Path]) -> Path:
 
 def test_every_command_is_run_by_a_test() -> None:
     build, *others = commands()
-    # as tests/test_published_weights.py builds one, from weights that it does not have to download
+    # as tests/sources/test_published_weights.py builds one, from weights that it does not have to download
     assert build.startswith("rescompile build --depth 50 --precision int8 --backend openvino")
     kinds = [words.split()[0] for words in others if "fuzz" not in words]
     assert kinds == [

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from calibration.errors import ImageSetError
 from calibration.preprocess import Preprocess, normalize, to_uint8
+from rescompile.building.sealing import write_engine
 from rescompile.manifest import read_manifest
-from rescompile.sealing import write_engine
 from tests.cpp.native import Library, NativeEngine, NativeError
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rescompile.backends.cuda import gpus
+from rescompile.backends.cuda.devices import gpus
 from tests.cpp.building import SOURCE, blocks, quickly, run
 from tests.cpp.conftest import Folders
 from tests.cpp.hostile import Fields, changed

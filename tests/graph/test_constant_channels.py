@@ -9,12 +9,12 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from rescompile.blockwise import Probe
+from rescompile.accuracy.error_by_block import Probe
 from rescompile.errors import GraphError
 from rescompile.graph.constant_channels import PREFIX, add_constant_channels, real_channels
 from rescompile.graph.full_range import fold_zero_points, unfold_zero_points
 from rescompile.graph.half import half
-from rescompile.graph.lint import fusable_adds, lint
+from rescompile.graph.lint.contract import fusable_adds, lint
 from rescompile.graph.offsets import offsets_of
 from rescompile.graph.restore import restore
 from rescompile.graph.surgeon import read

@@ -9,7 +9,7 @@ import pytest
 from rescompile.errors import GraphError
 from rescompile.graph.full_range import fold_zero_points, unfold_zero_points
 from rescompile.graph.half import half
-from rescompile.graph.lint import fusable_adds, lint
+from rescompile.graph.lint.contract import fusable_adds, lint
 from rescompile.graph.offsets import PREFIX, offsets_of, without_offset
 from rescompile.graph.quantize import quantize
 from rescompile.graph.restore import restore

@@ -14,10 +14,10 @@ from onnx import helper, numpy_helper
 
 from calibration.network import Network
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize
-from rescompile.backends.openvino_lowering import lower
+from rescompile.backends.openvino.lowering import lower
 from rescompile.errors import GraphError
 from rescompile.graph.half import half
-from rescompile.graph.lint import lint
+from rescompile.graph.lint.contract import lint
 from rescompile.graph.pixels import can_be_exact, read_pixels, to_pixels
 from rescompile.graph.preprocess import take_uint8
 from rescompile.graph.quantize import quantize

@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rescompile.models.checkpoint import build_model, load_checkpoint, spec_of
 from rescompile.models.registry import create, find, with_options
 from rescompile.models.resnet import OptionA, Projection
+from rescompile.sources.checkpoint import build_model, load_checkpoint, spec_of
 
 
 def on_meta(name, **options):

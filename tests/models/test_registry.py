@@ -130,5 +130,5 @@ def test_created_networks_are_in_eval_mode():
 
 
 def test_the_registry_needs_no_torch():
-    code = "import sys, rescompile.models.registry, rescompile.models.pretrained; sys.exit('torch' in sys.modules)"
+    code = "import sys, rescompile.models.registry, rescompile.sources.pretrained; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rescompile.models.checkpoint import random_model
 from rescompile.models.registry import create, find, with_options
 from rescompile.models.resnet import BasicBlock, Bottleneck, Projection, ResNet
+from rescompile.sources.checkpoint import random_model
 
 
 def on_meta(depth, classes=1000, **options):

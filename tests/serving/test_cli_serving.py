@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.building.test_commands import call
 from tests.serving.conftest import Exportable
-from tests.test_commands import call
 
 Say = pytest.CaptureFixture[str]
 

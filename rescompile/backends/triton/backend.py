@@ -15,7 +15,7 @@ from rescompile.backends.base import (
     Runner,
     RunOptions,
 )
-from rescompile.backends.cuda import Gpu, driver, gpus
+from rescompile.backends.cuda.devices import Gpu, driver, gpus
 from rescompile.backends.triton.plan import PLAN, WEIGHTS
 from rescompile.backends.triton.reading import read_plan, write_plan
 from rescompile.errors import BackendUnavailable, UsageError, did_you_mean

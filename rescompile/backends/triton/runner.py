@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from rescompile.backends.cuda_graph import CudaGraph
-from rescompile.backends.cuda_runner import CudaRunner
-from rescompile.backends.cuda_slot import Sizes, Slot
+from rescompile.backends.cuda.graph import CudaGraph
+from rescompile.backends.cuda.runner import CudaRunner
+from rescompile.backends.cuda.slot import Sizes, Slot
 from rescompile.backends.triton.plan import (
     ALIGNMENT,
     Argument,

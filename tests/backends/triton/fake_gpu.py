@@ -13,7 +13,7 @@ import torch
 
 from fused_kernels.launch import kernel_function
 from rescompile.backends.triton.plan import Constant, Function, Kernel, Parameter, Plan
-from tests.backends.fake_cuda import Error, FakeCuda, Stream
+from tests.backends.cuda.fake_cuda import Error, FakeCuda, Stream
 from tests.backends.triton.planned import SCRATCH
 
 TYPES = {"*i8": torch.int8, "*u8": torch.uint8, "*fp16": torch.float16, "*fp32": torch.float32}

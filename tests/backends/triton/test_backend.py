@@ -15,16 +15,16 @@ from benchmarks import triton_agreement
 from benchmarks.agreement_results import AgreementReport
 from benchmarks.performance_page import read_folder
 from rescompile.backends import get_backend
-from rescompile.backends.cuda import Gpu
+from rescompile.backends.cuda.devices import Gpu
 from rescompile.backends.triton import assemble, backend
-from rescompile.commands import inspect, verify
+from rescompile.building.commands import inspect, verify
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
-from rescompile.engine import load, simulate
 from rescompile.errors import BackendUnavailable, EngineError, UsageError
 from rescompile.manifest import Batch, Precision, read_manifest
 from rescompile.pipeline import build
+from rescompile.progress import Silent
 from rescompile.report import BuildReport
-from rescompile.stages import Silent
+from rescompile.runtime.engine import load, simulate
 from tests.backends.engines import make_engine
 from tests.backends.triton.fake_gpu import FakeGpu
 from tests.backends.triton.planned import stand_ins

@@ -15,8 +15,8 @@ from rescompile.backends.triton.record import record
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.half import half
-from rescompile.models.checkpoint import random_model
 from rescompile.models.registry import find
+from rescompile.sources.checkpoint import random_model
 
 LIVES = st.lists(
     st.builds(

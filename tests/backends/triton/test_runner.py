@@ -14,10 +14,10 @@ import pytest
 from rescompile.backends.triton.plan import Plan
 from rescompile.backends.triton.reference import ReferenceRunner
 from rescompile.backends.triton.runner import PlanRunner
-from rescompile.engine import Engine
 from rescompile.errors import BackendError, EngineError
 from rescompile.manifest import Batch
-from tests.backends.fake_cuda import DlpackTensor, InterfaceArray
+from rescompile.runtime.engine import Engine
+from tests.backends.cuda.fake_cuda import DlpackTensor, InterfaceArray
 from tests.backends.triton.fake_gpu import FakeGpu
 from tests.backends.triton.networks import CLASSES, images
 from tests.backends.triton.planned import make_plan, manifest_of

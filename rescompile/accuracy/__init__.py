@@ -1,0 +1,1 @@
+"""How far an engine is from its reference, and in which blocks."""

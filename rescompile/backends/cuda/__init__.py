@@ -1,0 +1,1 @@
+"""What all engines on NVIDIA GPUs share: the driver, memory, streams, graphs."""

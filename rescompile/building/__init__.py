@@ -1,0 +1,1 @@
+"""The stages of a build, which ``pipeline`` calls in turn."""

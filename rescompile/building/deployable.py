@@ -1,0 +1,64 @@
+"""The deployable graph: quantized, with preprocessing if asked, the rest in the backend's type, and linted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from rescompile.backends.base import RestType
+from rescompile.building.mixed_precision import Mixture
+from rescompile.building.source import Source
+from rescompile.config import BuildConfig
+from rescompile.errors import LintError
+from rescompile.graph.full_range import fold_zero_points
+from rescompile.graph.half import half
+from rescompile.graph.lint.contract import RULES, fusable_adds, lint
+from rescompile.graph.preprocess import take_uint8
+from rescompile.graph.reformats import reformats
+from rescompile.report import FusedAdds, LintResult
+
+
+@dataclass(frozen=True)
+class Deployable:
+    """The graph that every backend builds from, and what lint found of it."""
+
+    graph: onnx.ModelProto
+    lint: LintResult
+    fused: FusedAdds | None
+    reformats: int | None
+    """None where nothing is quantized."""
+
+
+def make_deployable(
+    source: Source,
+    mixed: Mixture,
+    config: BuildConfig,
+    rest_type: RestType,
+) -> Deployable:
+    """Rewrite the graph of ``mixed``, or ``source.graph`` where it has none, and check the fusion contract.
+
+    Raises:
+        LintError: the graph breaks a rule; the message names the rule, the block and the fix.
+        GraphError: a weight that FP16 cannot hold.
+    """
+    graph = source.graph if mixed.graph is None else mixed.graph
+    graph = fold_zero_points(graph)
+    if config.input_format == "uint8-nhwc":
+        graph = take_uint8(graph, source.preprocess)
+    if rest_type == "float16":
+        graph = half(graph)
+    violations = lint(
+        graph,
+        precision=config.precision,
+        rest_type=rest_type,
+        residual_adds=source.residual_adds,
+        fp16_blocks=mixed.fp16_blocks,
+    )
+    if violations:
+        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+        raise LintError(f"the deployable graph breaks the fusion contract: {violations[0]}{more}")
+    if mixed.graph is None:
+        return Deployable(graph, LintResult(tuple(RULES), ()), None, None)
+    fused = FusedAdds(fusable_adds(graph), source.residual_adds, "graph")
+    return Deployable(graph, LintResult(tuple(RULES), ()), fused, reformats(graph))

@@ -1,0 +1,194 @@
+"""Which blocks of an INT8 network stay in FP16: as the user names them, or as few as keep the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calibration.preprocess import normalize
+from rescompile.accuracy.parity import BATCH, Judges, compare
+from rescompile.accuracy.sensitivity import IMAGES, measure_damage, ranked
+from rescompile.accuracy.verify import Measurement, Network, judge
+from rescompile.backends.onnxruntime import reference_session
+from rescompile.backends.openvino.backend import simulate
+from rescompile.building.calibrate import Calibrated, calibration_images, original_of, quantize
+from rescompile.building.precision_search import Search, find
+from rescompile.building.source import Source
+from rescompile.config import BuildConfig, CalibrationConfig
+from rescompile.errors import UsageError, did_you_mean
+from rescompile.graph.reformats import along
+from rescompile.graph.restore import restore
+from rescompile.graph.topology import block_outputs
+from rescompile.manifest import Batch, TensorSpec
+from rescompile.metrics import Logits
+from rescompile.progress import Progress
+from rescompile.report import BlockDamage, FrontierPoint, Limits
+
+FLOAT_INPUT = TensorSpec("input", (-1, 3, -1, -1), "float32", "NCHW")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A quantized graph, and which of its blocks are not; no graph where the precision quantizes nothing."""
+
+    graph: onnx.ModelProto | None
+    calibrated: Calibrated | None = None
+    """What it was quantized with."""
+    fp16_blocks: tuple[str, ...] = ()
+    """In the order of execution."""
+    frontier: tuple[FrontierPoint, ...] = ()
+    damages: tuple[BlockDamage, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def named_blocks(source: Source, config: BuildConfig) -> tuple[str, ...]:
+    """The blocks that the user named, in the order of execution.
+
+    Raises:
+        UsageError: a block that the network does not have.
+    """
+    asked = config.fp16_blocks if isinstance(config.fp16_blocks, tuple) else ()
+    known = list(block_outputs(source.graph))
+    for name in asked:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise UsageError(
+                f"--fp16-blocks {name}: the network has no such block; its blocks are {', '.join(known)}.{hint}"
+            )
+    return tuple(name for name in known if name in asked)
+
+
+def as_asked(
+    source: Source, calibrated: Calibrated | None, blocks: tuple[str, ...], progress: Progress
+) -> Mixture:
+    """The quantized graph with ``blocks`` in floating point.
+
+    Raises:
+        GraphError: as ``calibrate.quantize``.
+    """
+    if calibrated is None:
+        return Mixture(None)
+    graph = quantize(source, calibrated, progress)
+    if not blocks:
+        return Mixture(graph, calibrated)
+    return Mixture(restore(graph, original_of(source, calibrated), blocks), calibrated, blocks)
+
+
+def sample_images(
+    calibration: CalibrationConfig, source: Source, count: int = IMAGES
+) -> list[NDArray[np.float32]]:
+    """At most ``count`` calibration images [3, H, W], preprocessed.
+
+    Raises:
+        UsageError, ImageSetError: as ``calibration_images``.
+    """
+    images = calibration_images(replace(calibration, limit=min(count, calibration.limit)), source)
+    batches = images.batches(source.preprocess, BATCH)
+    return list(
+        islice((image for batch in batches for image in normalize(batch.images, source.preprocess)), count)
+    )
+
+
+def keep_budget(
+    mixture: Mixture,
+    source: Source,
+    judges: Judges,
+    measured: Measurement,
+    config: BuildConfig,
+    progress: Progress,
+) -> Mixture:
+    """As few blocks in FP16 as keep the limits; the best choice where even all of them do not.
+
+    Args:
+        mixture: INT8 throughout.
+        judges: the images that accept or reject a choice. Candidates are executed by OpenVINO, whatever the backend.
+        measured: what its engine was measured at.
+    """
+    quantized, limits = mixture.graph, config.limits
+    assert quantized is not None
+    assert mixture.calibrated is not None
+    assert limits is not None
+    original = original_of(source, mixture.calibrated)
+    images = sample_images(config.calibration, source)
+    damages = measure_damage(original, quantized, images, progress=progress.advanced).blocks
+    blocks = tuple(entry.block for entry in damages)
+    point = partial(_point, blocks=blocks, limits=limits)
+    reference = _Remembered(reference_session(source.graph.SerializeToString(), optimize=True))
+
+    def measure(choice: tuple[str, ...]) -> FrontierPoint:
+        candidate = simulate(restore(quantized, original, choice), Batch(1, BATCH, BATCH))
+        found = compare(
+            reference.again(), candidate,
+            images=judges.images, preprocess=source.preprocess, fed=FLOAT_INPUT, progress=progress,
+        )  # fmt: skip
+        return point(choice, found)
+
+    search = Search(blocks, measure, {frozenset(): point((), measured)})
+    best = find(search, ranked(damages))
+    return replace(
+        mixture,
+        graph=restore(quantized, original, best.fp16_blocks),
+        fp16_blocks=best.fp16_blocks,
+        frontier=search.frontier,
+        damages=damages,
+        notes=(_note(best, blocks),),
+    )
+
+
+def _point(
+    choice: tuple[str, ...], found: Measurement, *, blocks: Sequence[str], limits: Limits
+) -> FrontierPoint:
+    parity = found.parity
+    drop = None
+    if parity.top1_reference is not None and parity.top1_engine is not None:
+        drop = 100 * (parity.top1_reference - parity.top1_engine)
+    return FrontierPoint(
+        fp16_blocks=choice,
+        int8_blocks=len(blocks) - len(choice),
+        reformats=along(blocks, choice),
+        top1_agreement=parity.top1_agreement,
+        top1_engine=parity.top1_engine,
+        top1_drop=drop,
+        relative_rms=parity.relative_rms,
+        passed=all(check.passed for check in judge(parity, limits)),
+    )
+
+
+def _note(best: FrontierPoint, blocks: Sequence[str]) -> str:
+    if not best.passed:
+        return (
+            f"the limits cannot be kept even with all {len(blocks)} blocks in FP16; this is the best that was found, "
+            f"with {len(best.fp16_blocks)} of them"
+        )
+    return (
+        f"INT8 throughout missed a limit, so {len(best.fp16_blocks)} of {len(blocks)} blocks stay in FP16: "
+        f"{', '.join(best.fp16_blocks)}; pass --fp16-blocks none to refuse that"
+    )
+
+
+class _Remembered:
+    """A network whose logits are computed once for images that always come in the same batches."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._logits: list[Logits] = []
+
+    def again(self) -> Network:
+        """The network, asked from the first batch on."""
+        position = 0
+
+        def run(images: NDArray[Any]) -> Logits:
+            nonlocal position
+            if position == len(self._logits):
+                self._logits.append(self._network(images))
+            position += 1
+            return self._logits[position - 1]
+
+        return run

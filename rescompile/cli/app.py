@@ -1,0 +1,100 @@
+"""The command line: its commands, gathered, and exit codes. 0: done and passed, 1: failed or user error, 2: usage."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from rescompile.cli.build import build, calibrate, sensitivity
+from rescompile.cli.engine import compare, inspect, run, verify
+from rescompile.cli.measure import bench, profile, report
+from rescompile.cli.options import Json
+from rescompile.cli.serving import export_server
+from rescompile.cli.table import app as table_app
+from rescompile.errors import USER_ERRORS
+
+_STOPPED: dict[object, str] = {130: "interrupted", 143: "terminated"}
+"""Exit codes after SIGINT and SIGTERM."""
+_OUTPUT_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EPIPE}
+
+app = typer.Typer(
+    name="rescompile",
+    help="Takes a ResNet checkpoint to the fastest engine that still gives the right answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (build, calibrate, sensitivity, verify, run, inspect, compare, bench, profile, report):
+    app.command()(command)
+app.command("export-server")(export_server)
+app.add_typer(table_app, name="table")
+
+
+def main() -> NoReturn:
+    """Run the command line; errors that a user can mend become one sentence on stderr."""
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except USER_ERRORS as error:
+        _fail(str(error), getattr(error, "exit_code", 1))
+    except SystemExit as stop:
+        if stop.code in _STOPPED:
+            _fail(f"{_STOPPED[stop.code]}; no unfinished result is left", stop.code)
+        raise
+    except OSError as error:
+        if error.errno not in _OUTPUT_REFUSED:
+            raise
+        # whatever is still in the buffer would be tried again, and fail, when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(f"the output cannot be written ({error.strerror}); send it to another place", 1)
+    raise SystemExit(0)
+
+
+def _fail(sentence: str, code: str | int | None) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from rescompile.version import VERSION
+
+        typer.echo(f"rescompile {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Say what this machine can build and run, and which extra is missing for what.
+
+    Example:
+
+    - `rescompile doctor`
+    """
+    from rescompile.environment import diagnose
+    from rescompile.presenting.terminal.views import print_findings
+
+    findings = diagnose()
+    if json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode() + "\n")
+    else:
+        print_findings(findings)

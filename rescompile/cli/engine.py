@@ -1,0 +1,145 @@
+"""The commands that take an engine directory: verify, run, inspect, compare. No work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rescompile.cli.option_groups import takes_groups
+from rescompile.cli.options import Directory, Json, VerdictOptions
+from rescompile.cli.verdict import end_with_verdict
+
+
+@takes_groups
+def verify(
+    directory: Directory,
+    verdict: VerdictOptions,
+    reference: Annotated[
+        Path | None, typer.Option(help="fp32 ONNX graph, for an engine that was built with --no-reference.")
+    ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave damaged images out instead of stopping.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Judge an engine again: asked beside measured, exit 0 if it passes and 1 if not.
+
+    Example:
+
+    - `rescompile verify resnet50-int8-openvino --validation-set val/ --min-agreement 0.97 --max-top1-drop 0.3`
+    """
+    from rescompile.building.commands import verify as run
+    from rescompile.presenting.terminal.report import TerminalProgress
+
+    with TerminalProgress() as progress:
+        report = run(
+            directory,
+            validation_set=verdict.validation_set,
+            validation_images=verdict.validation_images,
+            limits=verdict.limits(),
+            reference=reference,
+            skip_unreadable=skip_unreadable,
+            progress=progress,
+        )
+    end_with_verdict(report, json=json)
+
+
+def run(
+    directory: Directory,
+    photos: Annotated[list[Path], typer.Argument(help="Image files.", metavar="PHOTO...")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to print for each photo.")] = 5,
+    json: Json = False,
+) -> None:
+    """Classify photographs with an engine.
+
+    Example:
+
+    - `rescompile run resnet50-int8-openvino photo.jpg`
+    """
+    from rescompile.building.commands import classify
+    from rescompile.presenting.terminal.views import print_classes
+
+    answers = classify(directory, photos, top=top)
+    if json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.encode(answers).decode() + "\n")
+    else:
+        print_classes(answers)
+
+
+def inspect(directory: Directory, json: Json = False) -> None:
+    """Show what is inside an engine directory, and whether its files are what they were.
+
+    Example:
+
+    - `rescompile inspect resnet50-int8-openvino`
+    """
+    from rescompile.building.commands import inspect as run
+    from rescompile.presenting.terminal.views import print_inspection
+
+    inspection = run(directory)
+    if json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(inspection), indent=2).decode() + "\n")
+    else:
+        print_inspection(inspection)
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="DIR, DIR:fp32, DIR:graph, DIR:engine or FILE.onnx.", metavar="A")],
+    b: Annotated[
+        str | None,
+        typer.Argument(
+            help="The same for the other side; without it A is a DIR, whose three parts are compared.",
+            metavar="[B]",
+        ),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="A folder of images or .npz; no labels needed.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most images to run.")] = 16,
+    part_db: Annotated[
+        float, typer.Option(help="Two sides part at the first block whose SQNR is below this many dB.")
+    ] = 20.0,
+    plot: Annotated[Path | None, typer.Option(help="Draw SQNR by block into this .svg or .png.")] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave damaged images out instead of stopping.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Line up any two of fp32 reference, deployable graph and engine by block, and say where they part.
+
+    Examples:
+
+    - `rescompile compare resnet50-int8-openvino --images val/`
+
+    - `rescompile compare resnet50-int8-openvino resnet50-fp16-openvino --images val/ --plot sqnr.svg`
+
+    - `rescompile compare resnet50-int8-openvino:fp32 other/model.onnx --images val/ --part-db 15`
+    """
+    from rescompile.accuracy.compare import compare as run
+    from rescompile.presenting.plots.compare import check_plot_path, write_plot
+    from rescompile.presenting.terminal.compare import print_comparison
+    from rescompile.presenting.terminal.report import TerminalProgress
+
+    if plot is not None:
+        check_plot_path(plot)
+    with TerminalProgress() as progress:
+        report = run(
+            a,
+            b,
+            images=images,
+            limit=limit,
+            part_db=part_db,
+            skip_unreadable=skip_unreadable,
+            progress=progress,
+        )
+    if plot is not None:
+        write_plot(report, plot)
+    if json:
+        sys.stdout.write(report.to_json().decode())
+    else:
+        print_comparison(report)

@@ -1,0 +1,1 @@
+"""The fusion contract, checked before an engine is built."""

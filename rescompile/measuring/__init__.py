@@ -1,0 +1,1 @@
+"""Time, memory and traffic of engines, and what disturbed the measurement."""

@@ -1,0 +1,215 @@
+"""``rescompile bench DIR``: what an engine costs on this machine, measured so that a user can decide from it.
+
+Latency and throughput are timed in one race, batch sizes in turns, through ``Engine`` as a user calls it. A cold start
+is a new process that finds no compiled engine in the cache, a warm one finds what a cold one left. Every answer is
+compared with the golden ones before it is timed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from calibration.names import text_of
+from rescompile.backends.base import RunOptions
+from rescompile.building.commands import read_report
+from rescompile.cache import SWITCH
+from rescompile.errors import UsageError
+from rescompile.manifest import Manifest
+from rescompile.measuring.disturbance import Watch
+from rescompile.measuring.origin import Origin, origin
+from rescompile.measuring.race import Contender, race
+from rescompile.measuring.start import Start, start_once
+from rescompile.measuring.timing import Timing
+from rescompile.progress import Progress, StageClock
+from rescompile.runtime.engine import Engine, load
+from rescompile.runtime.golden_check import golden_batch
+
+FORMAT: Literal["rescompile-bench-1"] = "rescompile-bench-1"
+DEFAULT_SECONDS = 15.0
+STARTS = 3
+_MOST_BATCHES = 7
+_FEW_RUNS = 100
+"""Below this many runs the 99th percentile is little more than the slowest run."""
+
+
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Which engine was measured, and how right its build found it; None where nothing was measured."""
+
+    directory: str
+    model: str
+    precision: str
+    backend: str
+    target: str | None
+    batch: str
+    input: str
+    manifest_sha256: str
+    checkpoint_sha256: str
+    bytes: int
+    """Size of the payload that the backend loads, golden answers, graphs and reports left out."""
+    images: int
+    top1: float | None
+    top1_agreement: float | None
+    relative_rms: float | None
+
+
+class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One batch size."""
+
+    batch: int
+    timing: Timing
+    images_per_second: float
+
+
+class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that ``rescompile bench`` found about one engine."""
+
+    format: Literal["rescompile-bench-1"] = FORMAT
+    engine: EngineFacts
+    origin: Origin
+    batches: tuple[BatchResult, ...]
+    """In the order of their sizes; the first is the latency."""
+    cold: tuple[Start, ...]
+    warm: tuple[Start, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def latency(self) -> BatchResult:
+        """The smallest batch."""
+        return self.batches[0]
+
+    @property
+    def best(self) -> BatchResult:
+        """The batch with the most images a second."""
+        return max(self.batches, key=lambda result: result.images_per_second)
+
+    def to_json(self) -> bytes:
+        """The report as indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+def bench(
+    directory: Path,
+    *,
+    batches: Sequence[int] | None = None,
+    seconds: float = DEFAULT_SECONDS,
+    starts: int = STARTS,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Measure the engine in ``directory``.
+
+    Args:
+        directory: an engine directory.
+        batches: batch sizes; None takes powers of two between the engine's smallest and largest.
+        seconds: for the race of all batches.
+        starts: cold and warm starts, each this many, in turns; 0 leaves them out.
+        threads: CPU threads of the engine; None leaves the choice to its library.
+        progress: told what runs.
+
+    Raises:
+        UsageError: a batch that the engine does not take.
+        EngineError: the engine is damaged, or gives a wrong answer at some batch.
+        BackendUnavailable: the engine cannot run on this machine.
+    """
+    clock = StageClock(progress)
+    watch = Watch()
+    options = RunOptions(threads=threads)
+    with clock.stage("load"):
+        engine = load(directory, options=options)
+    with engine:
+        manifest = engine.manifest
+        sizes = _sizes(manifest, batches)
+        with clock.stage("race"):
+            timings = race(contenders(engine, directory, sizes), seconds=seconds)
+    cold, warm = [], []
+    with clock.stage("starts"):
+        for done in range(starts):
+            first, second = _starts(directory, threads)
+            cold.append(first)
+            warm.append(second)
+            if progress is not None:
+                progress.advanced(done + 1, starts)
+    results = tuple(
+        BatchResult(batch=size, timing=found, images_per_second=1e3 * size / found.p50)
+        for size, found in zip(sizes, timings.values(), strict=True)
+    )
+    return BenchReport(
+        engine=engine_facts(directory, manifest),
+        origin=origin(threads),
+        batches=results,
+        cold=tuple(cold),
+        warm=tuple(warm),
+        notes=(*watch.notes(timings), *_notes_on_runs(results)),
+    )
+
+
+def contenders(engine: Engine, directory: Path, sizes: Sequence[int]) -> dict[str, Contender]:
+    """One contender for each batch size, fed with the golden images over and over."""
+    found = {}
+    for size in sizes:
+        fed, check = golden_batch(directory, engine.manifest, size)
+        found[f"batch {size}"] = Contender(partial(engine, fed), check)
+    return found
+
+
+def _sizes(manifest: Manifest, asked: Sequence[int] | None) -> list[int]:
+    low, high = manifest.batch.min, manifest.batch.max
+    if asked is None:
+        powers = [2**power for power in range(31) if low < 2**power < high]
+        every = sorted({low, high, *powers})
+        return sorted(
+            {every[round(i)] for i in np.linspace(0, len(every) - 1, min(len(every), _MOST_BATCHES))}
+        )
+    wrong = [size for size in asked if not low <= size <= high]
+    if wrong or not asked:
+        named = f"--batch {wrong[0]} is" if wrong else "--batch names no size"
+        raise UsageError(f"{named} outside of what this engine takes; choose from {low} to {high}")
+    return sorted(set(asked))
+
+
+def _starts(directory: Path, threads: int | None) -> tuple[Start, Start]:
+    """A cold start and the warm one that follows it, with a cache of their own."""
+    with tempfile.TemporaryDirectory(prefix="rescompile-bench-") as cache:
+        environment = {name: value for name, value in os.environ.items() if name != SWITCH}
+        environment["RESCOMPILE_CACHE"] = cache
+        cold = start_once(directory, environment, threads=threads)
+        return cold, start_once(directory, environment, threads=threads)
+
+
+def engine_facts(directory: Path, manifest: Manifest) -> EngineFacts:
+    """What manifest and build report say of the engine."""
+    built, fed = read_report(directory), manifest.inputs[0]
+    others = {"model.onnx", "reference.onnx", "golden.npz", "calibration.json", "report.json", "report.html"}
+    if manifest.backend == "onnxruntime":
+        others -= {"model.onnx"}
+    return EngineFacts(
+        directory=text_of(directory),
+        model=manifest.model,
+        precision=manifest.precision,
+        backend=manifest.backend,
+        target=manifest.target,
+        batch=str(manifest.batch),
+        input=f"{fed.dtype} {fed.layout} {list(fed.shape)}",
+        manifest_sha256=manifest.sha256,
+        checkpoint_sha256=manifest.checkpoint.sha256,
+        bytes=sum(digest.bytes for name, digest in manifest.files.items() if name not in others),
+        images=built.images,
+        top1=built.top1_engine,
+        top1_agreement=built.top1_agreement,
+        relative_rms=built.relative_rms,
+    )
+
+
+def _notes_on_runs(results: Sequence[BatchResult]) -> list[str]:
+    few = [str(result.batch) for result in results if result.timing.runs < _FEW_RUNS]
+    if not few:
+        return []
+    return [f"p99 of batch {', '.join(few)} is little more than the slowest of fewer than {_FEW_RUNS} runs"]

@@ -1,0 +1,41 @@
+"""Where figures come from: machine, software, threads, commit, date."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timezone
+
+import msgspec
+
+from rescompile.environment import describe
+from rescompile.measuring.checkout import commit_of
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a figure depends on and that can be read without changing it."""
+
+    date: str
+    """UTC, ISO 8601, to the second."""
+    commit: str
+    device: str
+    threads: int
+    """What the engine was told or, untold, the cores that this process may use."""
+    machine: dict[str, str]
+    """As ``rescompile.environment.describe``: processor, instruction sets, memory, versions."""
+    settings: dict[str, str]
+    """Variables of the process that change numbers of threads."""
+
+
+def origin(threads: int | None = None) -> Origin:
+    """This machine and this moment; ``threads`` is what the measured engine was told."""
+    machine = describe()
+    return Origin(
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commit=commit_of(),
+        device=machine["cpu"],
+        threads=threads or int(machine["cores"]),
+        machine=machine,
+        settings={name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
+    )

@@ -1,0 +1,298 @@
+"""``rescompile profile DIR...``: time by block beside the bytes, operations and floor of that block.
+
+Engines of one network stand side by side: the view that answers "why is INT8 not faster?". Layers are timed by the
+engine's own library and belong to the block whose nodes they compute; a floor is what the block's operations or bytes
+need at this machine's measured rates.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from calibration.names import text_of
+from rescompile.accuracy.graph_description import block_of, read_graph
+from rescompile.backends.base import RunOptions
+from rescompile.backends.profiling import LayerTime, open_profiler
+from rescompile.building.engine_directory import MODEL
+from rescompile.errors import EngineError, UsageError
+from rescompile.graph.topology import block_outputs
+from rescompile.manifest import Manifest, read_manifest
+from rescompile.measuring.bench import EngineFacts, engine_facts
+from rescompile.measuring.disturbance import Watch
+from rescompile.measuring.origin import Origin, origin
+from rescompile.measuring.profile_findings import findings
+from rescompile.measuring.race import Contender, race
+from rescompile.measuring.roofline import Roofline, measure_roofline
+from rescompile.measuring.timing import Timing
+from rescompile.measuring.work import BlockWork, work_of
+from rescompile.progress import Progress, StageClock
+from rescompile.runtime.engine import load
+from rescompile.runtime.golden_check import golden_batch
+
+FORMAT: Literal["rescompile-profile-1"] = "rescompile-profile-1"
+ROUNDS = 5
+FEWEST_RUNS, MOST_RUNS = 3, 200
+"""Of one round."""
+_INTEGER = ("u8", "i8", "")
+"""Types of an integer layer; nothing where the library does not tell."""
+DEFAULT_SECONDS = 5.0
+
+
+class LayerProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer: what it is, and its median time."""
+
+    name: str
+    block: str
+    kind: str
+    implementation: str
+    precision: str
+    ms: float
+
+
+class BlockProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """One block of one engine."""
+
+    block: str
+    ms: float
+    """Median over the rounds of the sum of its layers' means."""
+    launches: int
+    """Layers that were executed."""
+    reformat_ms: float
+    """Of it, changes of layout or type alone."""
+    float_layers: tuple[str, ...]
+    """Convolutions and classifier that did not run in an integer type; empty where the library does not tell."""
+    work: BlockWork
+    memory_ms: float
+    arithmetic_ms: float
+
+    @property
+    def floor_ms(self) -> float:
+        """What operations or bytes need, whichever is longer."""
+        return max(self.memory_ms, self.arithmetic_ms)
+
+    @property
+    def bound(self) -> Literal["memory", "arithmetic"]:
+        """Which of them it is."""
+        return "memory" if self.memory_ms > self.arithmetic_ms else "arithmetic"
+
+
+class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine."""
+
+    engine: EngineFacts
+    wall: Timing
+    """Of the engine as it is used, without counters."""
+    layers_ms: float
+    """Median over the rounds of the sum of all layers' means, counters on."""
+    blocks: tuple[BlockProfile, ...]
+    layers: tuple[LayerProfile, ...]
+
+
+class ProfileReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Engines of one network, side by side."""
+
+    format: Literal["rescompile-profile-1"] = FORMAT
+    batch: int
+    origin: Origin
+    roofline: Roofline
+    engines: tuple[EngineProfile, ...]
+    findings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> bytes:
+        """The report as indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+@dataclass
+class _Subject:
+    """An engine under the glass."""
+
+    directory: Path
+    manifest: Manifest
+    work: dict[str, BlockWork]
+    blocks: Mapping[str, str]
+    rounds: list[dict[str, LayerTime]] = field(default_factory=list)
+    """Layers by name, in the order of execution."""
+
+
+def profile(
+    directories: Sequence[Path],
+    *,
+    batch: int = 1,
+    seconds: float = DEFAULT_SECONDS,
+    threads: int | None = None,
+    roofline: Roofline | None = None,
+    progress: Progress | None = None,
+) -> ProfileReport:
+    """Time the layers of every engine in ``directories``, in turns.
+
+    Args:
+        directories: engine directories of one network, one or more.
+        batch: images of one call.
+        seconds: for each engine, half of it with counters on.
+        threads: CPU threads; None leaves the choice to the library.
+        roofline: the machine's rates; None measures them.
+        progress: told what runs.
+
+    Raises:
+        UsageError: engines of different networks, a batch that one of them does not take, or a backend that does
+            not tell the time of its layers.
+        EngineError: an engine is damaged, or gives a wrong answer.
+        BackendUnavailable: an engine cannot run on this machine.
+    """
+    clock, watch = StageClock(progress), Watch()
+    subjects = [_subject(directory, batch) for directory in directories]
+    _same_network(subjects)
+    with clock.stage("roofline"):
+        rates = roofline or measure_roofline(threads=threads)
+    with clock.stage("engines"):
+        walls = _race(subjects, batch, seconds / 2 * len(subjects), threads)
+    with clock.stage("layers"):
+        _count(subjects, walls, batch, seconds / 2, threads)
+    engines = tuple(_profiled(s, wall, rates) for s, wall in zip(subjects, walls, strict=True))
+    named = {text_of(s.directory): wall for s, wall in zip(subjects, walls, strict=True)}
+    return ProfileReport(
+        batch=batch,
+        origin=origin(threads),
+        roofline=rates,
+        engines=engines,
+        findings=tuple(findings(engines, rates)),
+        notes=tuple(watch.notes(named)),
+    )
+
+
+def _subject(directory: Path, batch: int) -> _Subject:
+    manifest = read_manifest(directory)
+    low, high = manifest.batch.min, manifest.batch.max
+    if not low <= batch <= high:
+        raise UsageError(f"--batch {batch} is outside of what {directory} takes; choose from {low} to {high}")
+    path = directory / MODEL
+    if not path.is_file():
+        raise EngineError(f"{path} is not there, so its blocks are not known; build the engine again")
+    graph = read_graph(path)
+    work = {block.block: block for block in work_of(graph, batch)}
+    return _Subject(directory, manifest, work, block_outputs(graph))
+
+
+def _same_network(subjects: Sequence[_Subject]) -> None:
+    first = subjects[0]
+    for other in subjects[1:]:
+        if list(other.work) != list(first.work):
+            raise UsageError(
+                f"{first.directory} is a {first.manifest.model} and {other.directory} a {other.manifest.model}; "
+                "profile engines of one network together"
+            )
+
+
+def _race(subjects: Sequence[_Subject], batch: int, seconds: float, threads: int | None) -> list[Timing]:
+    engines = [load(subject.directory, options=RunOptions(threads=threads)) for subject in subjects]
+    try:
+        contenders = {}
+        for index, (subject, engine) in enumerate(zip(subjects, engines, strict=True)):
+            images, check = golden_batch(subject.directory, subject.manifest, batch)
+            contenders[str(index)] = Contender(partial(engine, images), check)
+        return list(race(contenders, seconds=seconds).values())
+    finally:
+        for engine in engines:
+            engine.close()
+
+
+def _count(
+    subjects: Sequence[_Subject], walls: Sequence[Timing], batch: int, seconds: float, threads: int | None
+) -> None:
+    """Fill ``rounds``: one round of each engine after the other, each round with a profiler of its own."""
+    fed = [golden_batch(subject.directory, subject.manifest, batch) for subject in subjects]
+    for _ in range(ROUNDS):
+        for subject, wall, (images, check) in zip(subjects, walls, fed, strict=True):
+            runs = max(FEWEST_RUNS, round(1e3 * seconds / ROUNDS / wall.p50))
+            profiler = open_profiler(subject.directory, subject.manifest, threads=threads)
+            try:
+                logits, layers = profiler(images, min(runs, MOST_RUNS))
+            finally:
+                profiler.close()
+            check(logits)
+            subject.rounds.append({layer.name: layer for layer in layers})
+
+
+def _profiled(subject: _Subject, wall: Timing, rates: Roofline) -> EngineProfile:
+    # a layer that is about as short as the clock's tick is missing in some rounds
+    every = {name: layer for found in reversed(subject.rounds) for name, layer in found.items()}
+    seen = [layer for name, layer in every.items() if _median(subject, [name])]
+    homes = _homes(seen, subject.blocks)
+    layers = tuple(
+        LayerProfile(
+            name=layer.name,
+            block=home,
+            kind=layer.kind,
+            implementation=layer.implementation,
+            precision=layer.precision,
+            ms=_median(subject, [layer.name]),
+        )
+        for layer, home in zip(seen, homes, strict=True)
+    )
+    return EngineProfile(
+        engine=engine_facts(subject.directory, subject.manifest),
+        wall=wall,
+        layers_ms=_median(subject, list(every)),
+        blocks=tuple(_block(block, subject, layers, rates) for block in subject.work),
+        layers=layers,
+    )
+
+
+def _median(subject: _Subject, names: Sequence[str]) -> float:
+    """Median over the rounds of the sum of the layers ``names``."""
+    sums = [sum(found[name].ms for name in names if name in found) for found in subject.rounds]
+    return statistics.median(sums)
+
+
+def _homes(layers: Sequence[LayerTime], blocks: Mapping[str, str]) -> list[str]:
+    """The block of each layer; one that names no node of the graph belongs to where the layer before it does."""
+    homes: list[str] = []
+    for layer in layers:
+        counts: dict[str, int] = defaultdict(int)
+        for origin_name in layer.origins:
+            home = _home(origin_name, blocks)
+            if home is not None:
+                counts[home] += 1
+        # a layer that reaches into two blocks, as a quantizer of the next one, ends where it was begun
+        first = next(iter(counts), None)
+        homes.append(first or (homes[-1] if homes else next(iter(blocks))))
+    return homes
+
+
+_STEM = ("input", "conv1", "relu1", "maxpool", "pixels", "preprocess")
+_HEAD = ("avgpool", "flatten", "fc", "logits")
+
+
+def _home(name: str, blocks: Mapping[str, str]) -> str | None:
+    """The block whose node ``name`` is or begins with; None for a name that the library made up."""
+    found = block_of(name, blocks)
+    if found not in ("stem", "fc") or name.startswith(_STEM):
+        return found
+    return "fc" if name.startswith(_HEAD) else None
+
+
+def _block(block: str, subject: _Subject, layers: Sequence[LayerProfile], rates: Roofline) -> BlockProfile:
+    own = [layer for layer in layers if layer.block == block]
+    work = subject.work[block]
+    return BlockProfile(
+        block=block,
+        ms=_median(subject, [layer.name for layer in own]),
+        launches=len(own),
+        reformat_ms=sum(layer.ms for layer in own if layer.kind == "reformat"),
+        float_layers=tuple(
+            layer.name for layer in own if layer.kind == "weighted" and layer.precision not in _INTEGER
+        ),
+        work=work,
+        memory_ms=rates.memory_ms(work.bytes),
+        arithmetic_ms=rates.arithmetic_ms(work.float_ops, work.int8_ops),
+    )

@@ -1,0 +1,1 @@
+"""Everything that a person looks at: terminal, plots and HTML pages."""

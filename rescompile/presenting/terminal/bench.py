@@ -1,0 +1,102 @@
+"""What ``rescompile bench`` prints: aligned lines, then the notes."""
+
+from __future__ import annotations
+
+import statistics
+
+from rescompile.measuring.bench import BenchReport
+from rescompile.measuring.run_comparison import BenchComparison, Change
+from rescompile.measuring.start import Start
+from rescompile.presenting.report_lines import duration, plain, size
+from rescompile.presenting.terminal.views import columns
+
+
+def print_bench(report: BenchReport) -> None:
+    """One line a batch size, one a kind of start, then where the figures come from."""
+    print(*lines(report), sep="\n")
+
+
+def lines(report: BenchReport) -> list[str]:
+    """The report as text."""
+    engine, source = report.engine, report.origin
+    header = ["batch", "p50 ms", "p90 ms", "p99 ms", "95 % of p50", "images/s", "runs", ""]
+    best = report.best.batch
+    rows = [
+        [
+            str(result.batch),
+            *(f"{value:.3f}" for value in (result.timing.p50, result.timing.p90, result.timing.p99)),
+            f"{result.timing.low:.3f} to {result.timing.high:.3f}",
+            f"{result.images_per_second:.1f}",
+            str(result.timing.runs),
+            "<- most images a second" if result.batch == best else "",
+        ]
+        for result in report.batches
+    ]
+    return [
+        plain(f"{engine.model} {engine.precision} {engine.backend}, {engine.directory}, {engine.input}"),
+        *columns([header, *rows], right=(0, 1, 2, 3, 5, 6)),
+        *_starts(report),
+        f"payload {size(engine.bytes)}",
+        plain(
+            f"measured on {source.device}, {source.threads} threads, commit {source.commit}, {source.date}"
+        ),
+        *(plain(f"note: {note}") for note in report.notes),
+    ]
+
+
+def _starts(report: BenchReport) -> list[str]:
+    if not report.cold:
+        return []
+    header = ["start", "to first answer", "load", "first answer", "memory", "peak"]
+    rows = [_start("cold", report.cold), _start("warm", report.warm)]
+    return columns([header, *rows], right=(1, 2, 3, 4, 5))
+
+
+def _start(name: str, starts: tuple[Start, ...]) -> list[str]:
+    def middle(field: str) -> float:
+        return float(statistics.median(getattr(start, field) for start in starts))
+
+    return [
+        name,
+        duration(middle("process_seconds")),
+        duration(middle("load_seconds")),
+        duration(middle("first_seconds")),
+        size(round(middle("rss_bytes"))),
+        size(round(middle("peak_rss_bytes"))),
+    ]
+
+
+def print_bench_comparison(comparison: BenchComparison) -> None:
+    """One line a figure, changes marked, then what else differs."""
+    print(*comparison_lines(comparison), sep="\n")
+
+
+def comparison_lines(comparison: BenchComparison) -> list[str]:
+    """The comparison as text."""
+    rows = [
+        [
+            change.name,
+            _value(change, change.a),
+            _value(change, change.b),
+            f"{change.ratio:.3f}",
+            change.verdict,
+        ]
+        for change in comparison.changes
+    ]
+    beyond = sum(change.verdict != "within noise" for change in comparison.changes)
+    said = (
+        f"{beyond} of {len(rows)} figures changed beyond noise" if beyond else "nothing changed beyond noise"
+    )
+    return [
+        plain(f"A  {comparison.a}"),
+        plain(f"B  {comparison.b}"),
+        *columns([["", "A", "B", "B / A", ""], *rows], right=(1, 2, 3)),
+        said,
+        *(plain(f"note: {note}") for note in comparison.notes),
+    ]
+
+
+def _value(change: Change, value: float) -> str:
+    if change.unit == "bytes":
+        return size(round(value))
+    return f"{value:.3f} {change.unit}"

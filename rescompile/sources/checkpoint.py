@@ -1,0 +1,165 @@
+"""Checkpoint files to networks: load, identify, build; refuse what does not fit, in one sentence.
+
+file ──reading──> payload ──naming──> canonical state_dict ──anatomy──> ModelSpec
+                                               └──────────build_model───────> ResNet
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from calibration.names import text_of
+from rescompile.errors import CheckpointError
+from rescompile.models.random_weights import random_model
+from rescompile.models.registry import ModelSpec, create
+from rescompile.models.resnet import ResNet
+from rescompile.sources.digest import file_sha256
+from rescompile.sources.identification import describe, identify, variant
+from rescompile.sources.naming import canonical, listing, state_dict_in
+from rescompile.sources.reading import read_payload
+
+__all__ = ["Checkpoint", "build_model", "identify", "load_checkpoint", "random_model", "spec_of"]
+
+_BATCH_NORM_EPS = 1e-5
+_COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The weights of one ResNet: float32 on the CPU under torchvision's names."""
+
+    state_dict: dict[str, Tensor]
+    sha256: str
+    """SHA-256 of the file, in hexadecimal."""
+    source: str
+    """Name of the file."""
+    classes: int
+    """Rows of ``fc.weight``."""
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a .pth, .th, .pt or .safetensors file; no code that it may contain is run.
+
+    Takes state_dicts of torchvision, timm and akamaster's CIFAR models, plain or nested, with any one prefix,
+    fp16, bf16, fp32 or fp64.
+
+    Raises:
+        CheckpointError: the file cannot be read, holds no ResNet, or one of a kind that is not supported.
+    """
+    state_dict = canonical(state_dict_in(read_payload(path), path), path)
+    kind = variant(state_dict)
+    if kind is not None:
+        raise CheckpointError(f"{path} holds {kind}, which is not supported: pass a plain ResNet")
+    for name, role in (("conv1.weight", "stem"), ("fc.weight", "classifier")):
+        if name not in state_dict:
+            raise CheckpointError(f"{path} has no {role} '{name}': it holds {describe(state_dict)}")
+    classifier = state_dict["fc.weight"]
+    if classifier.ndim != 2 or classifier.shape[0] < 1:
+        raise CheckpointError(f"{path}: fc.weight has shape {_shape(classifier)}, not [classes, features]")
+    return Checkpoint(state_dict, _hash(path), text_of(path.name), classifier.shape[0])
+
+
+def spec_of(checkpoint: Checkpoint) -> ModelSpec:
+    """The network that the file holds, for ``--weights FILE`` without a depth or model.
+
+    Raises:
+        CheckpointError: it is none that rescompile knows.
+    """
+    spec = identify(checkpoint.state_dict)
+    if spec is None:
+        raise CheckpointError(
+            f"{checkpoint.source} holds {describe(checkpoint.state_dict)}, which is no network that rescompile knows"
+        )
+    return spec
+
+
+def build_model(spec: ModelSpec, checkpoint: Checkpoint) -> ResNet:
+    """The network of ``spec`` with the weights and the number of classes of the file, in eval mode.
+
+    The shortcut option is the file's, unless ``with_options`` chose one.
+
+    Raises:
+        CheckpointError: the file holds another network, lacks or adds tensors, or has values that cannot be used.
+    """
+    spec = _agreed(spec, checkpoint)
+    with torch.device("meta"):
+        model = create(spec, checkpoint.classes)
+    expected = model.state_dict()
+    counters = {name: torch.zeros((), dtype=torch.long) for name in expected if name.endswith(_COUNTER)}
+    _check_fit({name: tensor for name, tensor in expected.items() if name not in counters}, spec, checkpoint)
+    _check_values(checkpoint)
+    model.to_empty(device="cpu").load_state_dict({**checkpoint.state_dict, **counters})
+    return model.eval()
+
+
+def _agreed(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
+    """``spec`` with the file's shortcut option, or an error where the file is known to hold another network."""
+    held = identify(checkpoint.state_dict)
+    if held is None:
+        return spec
+    if held.name != spec.name:
+        flag = f"--depth {held.depth}" if held.family == "imagenet" else f"--model {held.name}"
+        raise CheckpointError(
+            f"{checkpoint.source} holds a {held.name}, but {spec.name} was asked: pass {flag}, or other weights"
+        )
+    if held.shortcut != spec.shortcut and spec.shortcut_asked:
+        raise CheckpointError(
+            f"{checkpoint.source} holds a {held.name} with shortcut option {held.shortcut}, "
+            f"but option {spec.shortcut} was asked: leave the option out, or pass other weights"
+        )
+    return replace(spec, shortcut=held.shortcut)
+
+
+def _check_fit(expected: Mapping[str, Tensor], spec: ModelSpec, checkpoint: Checkpoint) -> None:
+    found = checkpoint.state_dict
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    misshapen = [
+        f"{name} ({_shape(found[name])} instead of {_shape(tensor)})"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    parts = [
+        f"{word}: {listing(names)}"
+        for word, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if parts:
+        raise CheckpointError(
+            f"{checkpoint.source} does not fit {spec.name}; {'; '.join(parts)}. The file holds "
+            f"{describe(found)}: pass weights of this network"
+        )
+
+
+def _check_values(checkpoint: Checkpoint) -> None:
+    for name, tensor in checkpoint.state_dict.items():
+        bad = int(tensor.numel() - torch.isfinite(tensor).sum())
+        if bad:
+            raise CheckpointError(
+                f"{checkpoint.source}: {name} has {bad} of {tensor.numel()} values NaN or infinite: "
+                "the training diverged or the file is damaged, pass another checkpoint"
+            )
+        if name.endswith("running_var") and (tensor + _BATCH_NORM_EPS <= 0).any():
+            channel = int(tensor.argmin())
+            raise CheckpointError(
+                f"{checkpoint.source}: {name} is negative ({tensor[channel].item():g} in channel {channel}), "
+                "which no variance can be: the file is damaged, pass another checkpoint"
+            )
+
+
+def _hash(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}): check the path and its disk"
+        ) from error
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))

@@ -1,0 +1,124 @@
+"""Which network a state_dict belongs to, told from its names and shapes alone."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from rescompile.errors import UsageError
+from rescompile.models.registry import IMAGENET_SPECS, BlockKind, ModelSpec, cifar_spec
+from rescompile.sources.naming import listing
+
+_CONV = re.compile(r"layer(\d{1,3})\.(\d{1,5})\.conv(\d)\.weight")
+_ATTENTION = re.compile(r"layer\d+\.\d+\.(se|se_module|attn|attention|eca|cbam|ca|sa|fc\d)\.")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What the names and shapes say about a ResNet."""
+
+    stem: tuple[int, int]
+    """Channels and kernel size of ``conv1``."""
+    block: BlockKind
+    stages: tuple[int, ...]
+    """Blocks per stage."""
+    projections: bool
+    """Whether any shortcut has parameters."""
+
+    def __str__(self) -> str:
+        channels, kernel = self.stem
+        sizes = "-".join(map(str, self.stages))
+        return f"a ResNet of {sizes} {self.block} blocks with a {kernel}x{kernel} stem of {channels} channels"
+
+
+def anatomy(state_dict: Mapping[str, Tensor]) -> Anatomy | None:
+    """The structure of a ResNet under torchvision's names; None where the names are not a ResNet's."""
+    blocks: dict[int, set[int]] = defaultdict(set)
+    last_conv = 0
+    for match in filter(None, map(_CONV.fullmatch, state_dict)):
+        blocks[int(match[1])].add(int(match[2]))
+        last_conv = max(last_conv, int(match[3]))
+    stem = state_dict.get("conv1.weight")
+    if (
+        stem is None
+        or stem.ndim != 4
+        or last_conv not in {2, 3}
+        or sorted(blocks) != list(range(1, len(blocks) + 1))
+    ):
+        return None
+    return Anatomy(
+        stem=(stem.shape[0], stem.shape[2]),
+        block="basic" if last_conv == 2 else "bottleneck",
+        stages=tuple(len(blocks[stage]) for stage in sorted(blocks)),
+        projections=any(".downsample." in name for name in state_dict),
+    )
+
+
+def variant(state_dict: Mapping[str, Tensor]) -> str | None:
+    """The name of a relative of ResNet that rescompile does not support, or None."""
+    if any(re.match(r"conv1\.\d+\.", name) for name in state_dict):
+        return "a ResNet-D stem (or -C, -S, -T: several convolutions in conv1)"
+    averaged = (state_dict.get(name) for name in state_dict if name.endswith("downsample.1.weight"))
+    if any(tensor is not None and tensor.ndim == 4 for tensor in averaged):
+        return "a ResNet-D shortcut (average pooling before the projection)"
+    if any(_ATTENTION.match(name) for name in state_dict):
+        return "an SE network (squeeze-and-excitation or another attention in the blocks)"
+    return _widened(state_dict)
+
+
+def _widened(state_dict: Mapping[str, Tensor]) -> str | None:
+    stem, conv1, conv2 = (
+        state_dict.get(name) for name in ("conv1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight")
+    )
+    if stem is None or conv1 is None or conv2 is None or {stem.ndim, conv1.ndim, conv2.ndim} != {4}:
+        return None
+    if conv2.shape[1] < conv1.shape[0]:
+        return "a ResNeXt (grouped convolutions)"
+    if conv1.shape[0] > stem.shape[0]:
+        return "a wide ResNet"
+    return None
+
+
+def identify(state_dict: Mapping[str, Tensor]) -> ModelSpec | None:
+    """The network that a canonical state_dict belongs to, shortcut option included; None where it is no known one.
+
+    The place of the stride (v1 or v1.5) leaves no trace in the weights: the result has v1.5's.
+    """
+    found = anatomy(state_dict)
+    if found is None or variant(state_dict) is not None:
+        return None
+    if found.stem == (64, 7):
+        specs = IMAGENET_SPECS.values()
+        return next(
+            (spec for spec in specs if (spec.stages, spec.block) == (found.stages, found.block)), None
+        )
+    if found.stem == (16, 3) and len(found.stages) == 3 and len(set(found.stages)) == 1:
+        return _cifar(found)
+    return None
+
+
+def _cifar(found: Anatomy) -> ModelSpec | None:
+    layers = 2 if found.block == "basic" else 3
+    try:
+        spec = cifar_spec(layers * sum(found.stages) + 2, found.block)
+    except UsageError:
+        return None
+    return replace(spec, shortcut="B" if found.projections or found.block == "bottleneck" else "A")
+
+
+def describe(state_dict: Mapping[str, Tensor]) -> str:
+    """What a state_dict holds, as a noun for error messages."""
+    spec = identify(state_dict)
+    if spec is not None:
+        option = (
+            f" with shortcut option {spec.shortcut}"
+            if (spec.family, spec.block) == ("cifar", "basic")
+            else ""
+        )
+        return f"a {spec.name}{option}"
+    kind = variant(state_dict) or anatomy(state_dict)
+    return str(kind) if kind else f"no ResNet (its parameters are {listing(state_dict)})"

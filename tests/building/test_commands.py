@@ -1,0 +1,146 @@
+"""The smaller commands, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rescompile.cli import app
+
+Say = pytest.CaptureFixture[str]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["rescompile", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def engine(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands") / "engine"
+    with pytest.MonkeyPatch.context() as patch:
+        code = call(patch, "build", "--weights", small / "net.pth", "--calibration-set", small / "images.npz",
+                    "--validation-set", small / "images.npz", "--max-relative-rms", 0.5, "--output", folder,
+                    "--json")  # fmt: skip
+    assert code == 0
+    return folder
+
+
+def test_build_prints_its_report_as_json(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    code = call(monkeypatch, "build", "--weights", small / "net.pth", "--precision", "fp32", "--output", tmp_path / "e",
+                "--json")  # fmt: skip
+    report = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert report["passed"]
+    assert report == json.loads((tmp_path / "e/report.json").read_text())
+
+
+def test_verify_prints_asked_beside_measured(
+    engine: Path, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    words = ("verify", engine, "--validation-set", small / "images.npz")
+    assert call(monkeypatch, *words, "--max-relative-rms", 0.5) == 0
+    assert "asked at most 0.5" in capsys.readouterr().out
+    assert call(monkeypatch, *words, "--max-relative-rms", 1e-9, "--json") == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["passed"]
+    assert report["limits"]["max_relative_rms"] == 1e-9
+
+
+def test_verify_takes_the_limits_of_the_build_by_itself(
+    engine: Path, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    assert call(monkeypatch, "verify", engine, "--validation-set", small / "images.npz", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["limits"]["max_relative_rms"] == 0.5
+
+
+def test_run_prints_the_classes_of_each_photograph(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    for name in ("a.png", "b.jpg"):
+        pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    assert call(monkeypatch, "run", engine, tmp_path / "a.png", tmp_path / "b.jpg", "--top", 3) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert "%" in lines[1]
+    assert "class " in lines[1]
+    assert call(monkeypatch, "run", engine, tmp_path / "a.png", "--json") == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert len(answer["classes"]) == 5
+    shares = [share for _, share in answer["classes"]]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_inspect_shows_what_is_inside(engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say) -> None:
+    assert call(monkeypatch, "inspect", engine) == 0
+    printed = capsys.readouterr().out
+    for word in (
+        "resnet20-cifar",
+        "9 of 9, seen in the engine",
+        "model.bin",
+        "hash as built",
+        "by logit from 24 images",
+    ):
+        assert word in printed
+    assert call(monkeypatch, "inspect", engine, "--json") == 0
+    inspection = json.loads(capsys.readouterr().out)
+    assert inspection["manifest"]["precision"] == "int8"
+    assert inspection["calibrated_tensors"] == 21
+
+
+def test_doctor_names_every_backend_and_the_missing_extras(
+    monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    assert call(monkeypatch, "doctor") == 0
+    printed = capsys.readouterr().out
+    for word in ("openvino", "tensorrt-rtx", "onnxruntime", "--backend auto"):
+        assert word in printed
+    assert call(monkeypatch, "doctor", "--json") == 0
+    assert {"subject", "status", "text"} <= set(json.loads(capsys.readouterr().out)[0])
+
+
+def test_calibrate_writes_a_table_and_prints_every_method(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    words = ("calibrate", "--weights", small / "net.pth", "--calibration-set", small / "images.npz")
+    assert call(monkeypatch, *words, "--calibration-images", 8, "--output", tmp_path / "t.json") == 0
+    printed = capsys.readouterr().out
+    assert "logit*" in printed
+    assert "layer3.2.relu" in printed
+    assert "8 images of images.npz" in printed
+    assert call(monkeypatch, *words, "--output", tmp_path / "t.json", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "t.json").read_text())
+
+
+def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: Say) -> None:
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.startswith("rescompile 0.")
+
+
+def test_names_that_are_no_utf8_go_through_every_command(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/na\xffme"))
+    strange.mkdir()
+    images, weights = strange / "images.npz", strange / "net.pth"
+    images.write_bytes((small / "images.npz").read_bytes())
+    weights.write_bytes((small / "net.pth").read_bytes())
+    monkeypatch.chdir(strange)
+    words = ("build", "--weights", weights, "--precision", "fp32", "--validation-set", images)
+    assert call(monkeypatch, *words, "--output", strange / "e") == 0
+    assert "\ufffd" in json.loads((strange / "e/report.json").read_text())["engine_directory"]
+    assert call(monkeypatch, "verify", strange / "e", "--validation-set", images) == 0
+    Image.new("RGB", (32, 32)).save(strange / "a.png")
+    assert call(monkeypatch, "run", strange / "e", strange / "a.png", "--json") == 0
+    assert "\ufffd" in capsys.readouterr().out

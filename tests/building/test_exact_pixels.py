@@ -1,0 +1,135 @@
+"""INT8 builds quantize pixels without error where the backend takes them, whatever made the table."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from calibration.preprocess import normalize
+from calibration.rounding import first_moments
+from calibration.table import CalibrationTable
+from rescompile.backends import BACKENDS, get_backend
+from rescompile.building.calibrate import Calibrated, calibrate, original_of, quantize
+from rescompile.building.first_layer import moments_after
+from rescompile.building.source import Source
+from rescompile.config import CalibrationConfig
+from rescompile.graph.pixels import to_pixels
+from rescompile.graph.vocabulary import INPUT, PIXEL_STEP, PIXELS
+from rescompile.progress import Silent
+from tests.graph.conftest import run
+
+
+def made(source: Source, *, exact: bool = True, **fields: Any) -> Calibrated:
+    """Calibrated, or as if the normalization had lost the pixels."""
+    with nullcontext() if exact else patch("rescompile.building.calibrate.can_be_exact", return_value=False):
+        return calibrate(source, CalibrationConfig(**fields), Silent())
+
+
+def scales_of(graph: onnx.ModelProto) -> dict[str, float]:
+    """Of every activation."""
+    held = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.graph.initializer}
+    return {
+        node.input[0]: float(held[node.input[1]])
+        for node in graph.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+
+
+@pytest.fixture(scope="module")
+def table(small: Path, small_source: Source) -> CalibrationTable:
+    return made(small_source, images=small / "images.npz", limit=8).table
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
+def test_the_stem_is_nearer_to_fp32_with_exact_pixels(small: Path, small_source: Source, effort: str) -> None:
+    images = small / "images.npz"
+    x = normalize(np.load(images)["images"], small_source.preprocess)
+    errors = []
+    for exact in (True, False):
+        calibrated = made(small_source, exact=exact, images=images, effort=effort)
+        expected, found = (
+            run(graph, x, ["conv1"])["conv1"]
+            for graph in (original_of(small_source, calibrated), quantize(small_source, calibrated, Silent()))
+        )
+        errors.append(float(np.square(found - expected).sum() / np.square(expected).sum()))
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_the_table_is_the_same_for_every_backend(
+    small: Path, small_source: Source, table: CalibrationTable
+) -> None:
+    plain = made(small_source, exact=False, images=small / "images.npz", limit=8)
+    assert plain.table == table
+    assert PIXELS not in table.tensors
+    graph = quantize(small_source, plain, Silent())
+    assert scales_of(graph)[INPUT] == table.scales()[INPUT]
+
+
+def test_a_table_that_was_read_makes_pixels_and_an_imported_one_keeps_its_input(
+    small_source: Source, table: CalibrationTable, tmp_path: Path
+) -> None:
+    table.write(tmp_path / "t.json")
+    read = made(small_source, table=tmp_path / "t.json")
+    found = scales_of(quantize(small_source, read, Silent()))
+    assert found.pop(PIXELS) == PIXEL_STEP
+    shared = set(table.tensors) - {INPUT}
+    assert {name: found[name] for name in shared} == {name: table.scales()[name] for name in shared}
+    assert INPUT not in found
+    unknown = msgspec.structs.replace(table.images, count=0)
+    imported = msgspec.structs.replace(table, images=unknown, first_moments=b"")
+    msgspec.structs.replace(imported, sha256=imported.digest()).write(tmp_path / "i.json")
+    assert imported.imported
+    kept = quantize(small_source, made(small_source, table=tmp_path / "i.json"), Silent())
+    assert scales_of(kept)[INPUT] == table.scales()[INPUT]
+    assert PIXELS not in scales_of(kept)
+
+
+def test_a_normalization_that_loses_the_pixel_keeps_its_scale(small: Path, small_source: Source) -> None:
+    far = replace(
+        small_source, preprocess=msgspec.structs.replace(small_source.preprocess, mean=(-100.0,) * 3)
+    )
+    calibrated = made(far, images=small / "images.npz", limit=4, effort="fast")
+    assert not calibrated.exact_pixels
+    assert original_of(far, calibrated) is far.graph
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_the_comparison_says_what_the_input_costs(small: Path, small_source: Source, effort: str) -> None:
+    for exact in (True, False):
+        comparison = made(
+            small_source, exact=exact, images=small / "images.npz", limit=4, effort=effort
+        ).comparison
+        assert comparison is not None
+        for result in comparison.tensors[INPUT].values():
+            assert (result.sqnr_db is None) == exact
+            if effort == "balanced":
+                assert result.logits_rms is not None
+                assert (result.logits_rms == 0) == exact
+            else:
+                assert result.logits_rms is None
+
+
+def test_moments_of_pixels_follow_from_those_of_the_input(small: Path, small_source: Source) -> None:
+    x = normalize(np.load(small / "images.npz")["images"][:4], small_source.preprocess)
+    factor, offset = (values.reshape(1, 3, 1, 1) for values in to_pixels(small_source.preprocess))
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))) * factor + offset
+    patches = torch.nn.functional.unfold(torch.from_numpy(padded), 3).transpose(0, 1).flatten(1)
+    found = moments_after(first_moments(small_source.graph, list(x)), *to_pixels(small_source.preprocess))
+    assert np.allclose(found[-1], patches.mean(1), atol=1e-5)
+    assert np.allclose(found[:-1], torch.cov(patches, correction=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_reads_pixels(name: str, small: Path, small_source: Source) -> None:
+    config = CalibrationConfig(images=small / "images.npz", limit=4, effort="fast")
+    calibrated = calibrate(small_source, config, Silent(), get_backend(name).int8)
+    assert PIXELS in scales_of(quantize(small_source, calibrated, Silent()))

@@ -1,0 +1,85 @@
+"""Exit codes, and what stands on which stream."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any
+
+import pytest
+
+from calibration.errors import ImageSetError
+from rescompile.cli import app
+from rescompile.errors import EngineError, UsageError
+
+Said = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> Any:
+    """Run ``doctor`` while its work raises; gives the exit code and what stands on stderr."""
+
+    def run(error: BaseException) -> tuple[object, str]:
+        def diagnose() -> None:
+            raise error
+
+        monkeypatch.setattr("rescompile.environment.diagnose", diagnose)
+        monkeypatch.setattr(sys, "argv", ["rescompile", "doctor"])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        return stop.value.code, printed.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UsageError("pass one"), 2, "error: pass one\n"),
+        (EngineError("it is damaged"), 1, "error: it is damaged\n"),
+        (ImageSetError("no image"), 1, "error: no image\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted; no unfinished result is left\n"),
+        (SystemExit(143), 143, "error: terminated; no unfinished result is left\n"),
+        (SystemExit(7), 7, ""),
+    ],
+)
+def test_every_end_has_its_code_and_at_most_one_sentence(
+    ends: Any, error: BaseException, code: int, said: str
+) -> None:
+    assert ends(error) == (code, said)
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), OSError(errno.EIO, "disk broken")])
+def test_our_own_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def diagnose() -> None:
+        raise error
+
+    monkeypatch.setattr("rescompile.environment.diagnose", diagnose)
+    monkeypatch.setattr(sys, "argv", ["rescompile", "doctor"])
+    with pytest.raises(type(error)):
+        app.main()
+
+
+def test_every_command_is_listed(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    monkeypatch.setattr(sys, "argv", ["rescompile", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("build", "calibrate", "verify", "run", "inspect", "doctor"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("frobnicate", "No such command"), ("build --frob", "No such option"), ("run engine", "PHOTO")],
+)
+def test_what_the_command_line_does_not_know_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: Said, words: str, said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rescompile", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err

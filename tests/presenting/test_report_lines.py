@@ -1,0 +1,84 @@
+"""What is promised of the words that terminal and page share."""
+
+from __future__ import annotations
+
+import pytest
+
+from rescompile.presenting import report_lines
+from rescompile.report import Check, Limits, LintResult
+from tests.reports import report
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"),
+    [(1.0, "100 %"), (0.97333, "97.333 %"), (0.96, "96 %"), (0.0, "0 %"), (-1e-9, "0 %")],
+)
+def test_percent(fraction: float, text: str) -> None:
+    assert report_lines.percent(fraction) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.2, "0.2 points"), (1.0, "1 point"), (-0.66, "-0.66 points")])
+def test_points(value: float, text: str) -> None:
+    assert report_lines.points(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0.00 s"), (9.99, "9.99 s"), (9.999, "10.0 s"), (99.96, "1 min 40 s"), (185, "3 min 05 s")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert report_lines.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 MB"), (640_000_000, "640 MB"), (1_250_000_000, "1.25 GB")]
+)
+def test_size(count: int, text: str) -> None:
+    assert report_lines.size(count) == text
+
+
+def test_plain_makes_control_characters_visible_and_leaves_letters_alone() -> None:
+    assert report_lines.plain("Größe 漢 a\nb\x1b[0m") == "Größe 漢 a\\x0ab\\x1b[0m"
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "verified"),
+        ({"passed": False}, "failed"),
+        ({"passed": False, "engine_executed": False}, "failed"),
+        ({"engine_executed": False}, "built, not executed here"),
+        ({"limits": Limits()}, "built, not judged"),
+        ({"images": 0}, "built, not judged"),
+    ],
+)
+def test_only_an_engine_that_ran_and_was_judged_is_verified(changes, verdict: str) -> None:
+    assert report(**changes).verdict == verdict
+
+
+def test_the_explanation_names_the_failed_checks() -> None:
+    checks = (Check("agreement", "", "", passed=False), Check("relative RMS", "", "", passed=True))
+    found = report_lines.explanation(report(passed=False, checks=checks))
+    assert found == "1 of 2 checks failed on 300 images: agreement."
+
+
+def test_the_explanation_names_broken_rules() -> None:
+    assert "2 rules" in report_lines.explanation(report(passed=False, lint=LintResult(("a",), ("b", "c"))))
+
+
+def test_the_explanation_claims_nothing_where_nothing_was_asked() -> None:
+    assert "nothing is claimed" in report_lines.explanation(report(limits=Limits()))
+
+
+def test_one_image_is_one_image() -> None:
+    assert "on 1 image." in report_lines.explanation(report(images=1))
+
+
+def test_target_none_is_this_machine() -> None:
+    assert ("target", "this machine") in report_lines.identity(report())
+    assert ("target", "sm_89") in report_lines.identity(report(target="sm_89"))
+
+
+def test_unlabelled_images_have_no_top1_lines() -> None:
+    labels = [label for label, _ in report_lines.measurements(report(top1_reference=None, top1_engine=None))]
+    assert labels == ["images", "agreement with fp32", "relative RMS", "cosine", "largest error"]

@@ -1,0 +1,165 @@
+"""A hostile directory is an error in one sentence, and never a traceback; the cases are those of the C++ library."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import os
+import shutil
+import struct
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rescompile
+from rescompile.building.sealing import write_engine
+from rescompile.errors import RescompileError
+from rescompile.manifest import read_manifest
+from rescompile.runtime.npz import read_arrays
+from tests.cpp.hostile import CASES, Case, changed, shape
+
+PYTHON = {
+    "another backend": "needs a CUDA GPU|is not installed|cannot run here|lists no model.engine",
+    "no network listed": r"lists no model\.xml, so the engine cannot be loaded",
+    "absurd least batch": "a least batch of 2,147,483,647 images, which fits into no memory",
+    "absurd largest batch": r"model\.xml does not fit the manifest",
+    "batch the wrong way round": "batch sizes 4:2:1, which are not min <= opt <= max",
+    "absurd image": "an input of the absurd size",
+    "no classes": "names 0 classes",
+    "golden doubles": "an array is neither float32 nor uint8",
+    "golden pickle": "an array is neither float32 nor uint8",
+    "golden shape": r"golden\.npz does not fit the manifest",
+    "compressed golden": "it is compressed",
+    "parent folder": "outside of its directory; do not use this engine",
+    "linked payload": r"model\.bin is no plain file \(a symbolic link",
+    "swapped payload": r"model\.bin was changed after the build",
+    "another format": "has format 2, this rescompile reads format 1",
+    "other golden answers": "does not reproduce its golden answers",
+}
+"""What Python says, where its words are its own; the rest is only known to be one sentence."""
+MORE = {
+    "other classes": Case(
+        changed(lambda fields: fields["outputs"][0].update(shape=[-1, 3]) or fields.update(classes=list("abc"))), 2, ""
+    ),
+    "large image and batch": Case(shape(-1, 3, 10_000, 10_000), 2, ""),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def good(small_engines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine of the files that a library needs."""
+    folder = tmp_path_factory.mktemp("good") / "engine"
+    folder.mkdir()
+    for name in ("manifest.json", "model.xml", "model.bin", "golden.npz"):
+        shutil.copy(small_engines["int8"] / name, folder)
+    write_engine(folder, read_manifest(folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", [*CASES, *MORE])
+def test_python_refuses_in_one_sentence(good: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "spoilt"
+    shutil.copytree(good, folder)
+    (CASES | MORE)[name].spoil(folder)
+    with pytest.raises(RescompileError, match=PYTHON.get(name)) as refused:
+        rescompile.load(folder).close()
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 6000
+    del refused
+    gc.collect()  # an archive that was left open would warn, and a warning is an error
+
+
+def test_the_good_one_is_good(good: Path) -> None:
+    rescompile.load(good).close()
+
+
+def npz(path: Path, content: bytes, name: str = "images.npy", compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr(name, content)
+    return path
+
+
+def npy(header: str, data: bytes = b"", version: bytes = b"\1\0") -> bytes:
+    text = header.encode("latin-1")
+    size = struct.pack("<H" if version[0] == 1 else "<I", len(text))
+    return b"\x93NUMPY" + version + size + text + data
+
+
+SHAPED = "{'descr': '<f4', 'fortran_order': False, 'shape': %s}"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "something else than NumPy arrays"),
+        (b"\x93NUMPX" + bytes(20), "something else than NumPy arrays"),
+        (npy(SHAPED % "(2,)", bytes(4)), "an array was cut"),
+        (npy(SHAPED % "(2,)", bytes(12)), "an array was cut"),
+        (npy(SHAPED % f"({2**62}, {2**62})", bytes(4)), "an array was cut"),
+        (npy(SHAPED % "(-1,)", bytes(4)), "header of an array is damaged"),
+        (npy(SHAPED % "(True,)", bytes(4)), "header of an array is damaged"),
+        (npy(SHAPED % "[1]", bytes(4)), "header of an array is damaged"),
+        (npy(SHAPED % f"({'1, ' * 40})", bytes(4)), "header of an array is damaged"),
+        (npy((SHAPED % "(1,)").replace("False", "True"), bytes(4)), "header of an array is damaged"),
+        (npy((SHAPED % "(1,)").replace("<f4", "|O"), bytes(4)), "neither float32 nor uint8"),
+        (npy((SHAPED % "(1,)").replace("'<f4'", "[]"), bytes(4)), "neither float32 nor uint8"),
+        (npy("(" * 900), "header of an array is damaged"),
+        (npy("[1, 2]"), "header of an array is damaged"),
+        (npy("{'descr': " + " " * 2000), "header of an array is damaged"),
+        (npy("import os\0"), "header of an array is damaged"),
+    ],
+)
+def test_arrays_that_are_none_are_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_arrays(npz(tmp_path / "a.npz", content), ["images"])
+
+
+def test_archives_that_are_none_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with pytest.raises(ValueError, match=r"it has no images\.npy"):
+        read_arrays(npz(path, b"", name="other.npy"), ["images"])
+    with pytest.raises(ValueError, match="it is compressed"):
+        read_arrays(npz(path, bytes(1000), compression=zipfile.ZIP_DEFLATED), ["images"])
+    (tmp_path / "link.npz").symlink_to(path)
+    os.mkfifo(tmp_path / "pipe.npz")
+    for strange in ("link.npz", "pipe.npz"):
+        with pytest.raises(ValueError, match="it is no plain file"):
+            read_arrays(tmp_path / strange, ["images"])
+    with path.open("wb") as stream:
+        stream.truncate((1 << 30) + 1)
+    with pytest.raises(ValueError, match="it has more than 1,073,741,824 bytes"):
+        read_arrays(path, ["images"])
+
+
+@pytest.mark.parametrize("version", [b"\1\0", b"\2\0"])
+def test_what_numpy_writes_is_read(tmp_path: Path, version: bytes) -> None:
+    stream: Any = io.BytesIO()
+    expected = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # older NumPy cannot read version 2; this is a test of ours
+        np.lib.format.write_array(stream, expected, version=tuple(version))
+    (found,) = read_arrays(npz(tmp_path / "a.npz", stream.getvalue()), ["images"])
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_engine_without_a_payload_in_its_manifest_is_refused_whatever_its_backend(
+    good: Path, tmp_path: Path
+) -> None:
+    for backend, name in (
+        ("tensorrt", "model.engine"),
+        ("triton", "plan.json"),
+        ("onnxruntime", "model.onnx"),
+    ):
+        folder = tmp_path / backend
+        shutil.copytree(good, folder)
+        changed(lambda fields, backend=backend: fields.update(backend=backend))(folder)
+        assert json.loads((folder / "manifest.json").read_bytes())["backend"] == backend
+        with pytest.raises(RescompileError, match=f"lists no {name}, so the engine cannot be loaded"):
+            rescompile.load(folder)

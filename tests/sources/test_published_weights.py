@@ -1,0 +1,96 @@
+"""The shortest command there is: published weights, built-in photographs, the best backend of this machine.
+
+The publisher is a server on this machine, and its file a checkpoint of ours under a hash of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rescompile.building.commands import read_report
+from rescompile.cli.app import app
+from rescompile.manifest import read_manifest
+from rescompile.models.registry import find
+from rescompile.sources import pretrained
+from rescompile.sources.checkpoint import random_model
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and prints nothing."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that is served as if it were torchvision's; the cache is empty."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("RESCOMPILE_WEIGHTS_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("RESCOMPILE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+def publish(folder: Path, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a network of ``depth`` there and let its hash be the published one."""
+    spec = find(depth=depth, name=None)
+    model, _ = random_model(spec, 1000, seed=0)
+    torch.save(model.state_dict(), folder / "new.pth")
+    digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
+    name = f"resnet{depth}-{digest[:8]}.pth"
+    (folder / "new.pth").rename(folder / name)
+    monkeypatch.setitem(pretrained.PUBLISHED, (spec.name, "v1"), name)
+
+
+@pytest.mark.slow
+def test_the_users_own_words_work_as_they_stand(publisher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(publisher, 101, monkeypatch)
+    words = "build --depth 101 --precision int8"
+    fewer = "--calibration-images 8 --validation-images 8 --max-relative-rms 1"
+    result = CliRunner().invoke(app, [*words.split(), *fewer.split()])
+    assert result.exit_code == 0, result.output
+    folder = Path("resnet101-int8-openvino")
+    report, manifest = read_report(folder), read_manifest(folder)
+    assert report.passed
+    assert report.engine_executed
+    assert (report.fused.fused, report.fused.of) == (33, 33)  # type: ignore[union-attr]
+    assert manifest.calibration is not None
+    assert manifest.calibration.source == "built-in photographs"
+    assert "--backend auto chose" in result.output
+    assert "pass --calibration-set" in result.output
+    assert len(manifest.classes) == 1000
+
+
+def test_weights_that_are_not_the_published_ones_are_refused(
+    publisher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(publisher, 18, monkeypatch)
+    (file,) = publisher.iterdir()
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    result = CliRunner().invoke(app, ["build", "--depth", "18"])
+    assert isinstance(result.exception, Exception)
+    assert "does not have its published SHA-256" in str(result.exception)
+    assert not Path("resnet18-int8-openvino").exists()
+
+
+def test_offline_the_sentence_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESCOMPILE_CACHE", str(tmp_path))
+    monkeypatch.setenv("RESCOMPILE_WEIGHTS_URL", "http://127.0.0.1:9")
+    result = CliRunner().invoke(app, ["build", "--depth", "101"])
+    assert "--weights FILE" in str(result.exception)
+    assert "resnet101-63fe2227.pth" in str(result.exception)
