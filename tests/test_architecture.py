@@ -25,8 +25,8 @@ SIBLINGS = {"calibration", "fused_kernels"} & {path.name for path in ROOT.iterdi
 PRODUCT = [*SOURCES, *sorted((ROOT / "fused_kernels").rglob("*.py"))]
 LAYERS = (
     ("errors", "version", "wording"),
-    ("files", "optional", "cache"),
     ("manifest",),
+    ("files", "optional", "cache"),
     ("report",),
     ("metrics", "progress"),
     ("models",),

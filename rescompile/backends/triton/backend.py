@@ -16,10 +16,11 @@ from rescompile.backends.base import (
     RunOptions,
 )
 from rescompile.backends.cuda.devices import Gpu, driver, gpus
-from rescompile.backends.triton.plan import PLAN, WEIGHTS
 from rescompile.backends.triton.reading import read_plan, write_plan
 from rescompile.errors import BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write
+from rescompile.manifest import TRITON_PLAN as PLAN
+from rescompile.manifest import TRITON_WEIGHTS as WEIGHTS
 from rescompile.manifest import Manifest, Precision
 from rescompile.optional import installed, require
 

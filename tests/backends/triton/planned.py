@@ -15,11 +15,13 @@ from fused_kernels.aot.variant import CONSTANT, Variant
 from rescompile.backends.base import Progress
 from rescompile.backends.triton import assemble
 from rescompile.backends.triton import plan as plans
-from rescompile.backends.triton.plan import PLAN, WEIGHTS, Plan
+from rescompile.backends.triton.plan import Plan
 from rescompile.backends.triton.reading import write_plan
 from rescompile.backends.triton.weights import write_weights
 from rescompile.backends.triton.worker import Code
 from rescompile.manifest import FORMAT, Batch, CheckpointRef, FileDigest, Manifest, Precision, TensorSpec
+from rescompile.manifest import TRITON_PLAN as PLAN
+from rescompile.manifest import TRITON_WEIGHTS as WEIGHTS
 from tests.backends.triton.networks import CLASSES, SIDES, network
 
 SCRATCH = 2
