@@ -15,8 +15,9 @@ from rich.text import Text
 
 from rescompile.manifest import REPORT_HTML
 from rescompile.presenting import report_lines
-from rescompile.presenting.report_lines import Line, plain
+from rescompile.presenting.report_lines import Line
 from rescompile.report import BuildReport, StageRecord
+from rescompile.wording import plain
 
 _STYLES = {"verified": "bold green", "failed": "bold red"}
 
