@@ -207,7 +207,7 @@ def test_a_launch_that_the_driver_refuses_leaves_nothing_behind(written: tuple[P
 def test_the_runtime_imports_neither_torch_nor_triton_nor_onnx() -> None:
     program = (
         "import sys, rescompile.backends.triton.runner, rescompile.backends.triton.backend, "
-        "rescompile.backends.triton.reading; print(*{name.split('.')[0] for name in sys.modules})"
+        "rescompile.backends.triton.plan_file; print(*{name.split('.')[0] for name in sys.modules})"
     )
     loaded = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
