@@ -49,7 +49,7 @@ class ReferenceSession:
         """
         if self._session is None:
             raise BackendError("this ONNX Runtime session is closed; load the engine again")
-        with _in_our_words("ONNX Runtime cannot run the graph on these images"):
+        with _translate_errors("ONNX Runtime cannot run the graph on these images"):
             values = self._session.run(self._names, {self._input: np.ascontiguousarray(images)})
         return dict(zip(self._names, values, strict=True))
 
@@ -87,7 +87,7 @@ def reference_session(
     source = model.read_bytes() if isinstance(model, Path) else model
     if outputs is not None:
         source = _with_outputs(source, outputs)
-    with _in_our_words(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
+    with _translate_errors(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = outputs if outputs is not None else [output.name for output in session.get_outputs()]
     return ReferenceSession(session, names)
@@ -157,7 +157,7 @@ def _with_outputs(model: bytes, outputs: Sequence[str]) -> bytes:
 
 
 @contextmanager
-def _in_our_words(what: str) -> Iterator[None]:
+def _translate_errors(what: str) -> Iterator[None]:
     """ONNX Runtime's errors have no base class of their own but ``Exception``, only a module."""
     try:
         yield

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.openvino.backend import compile_counting, in_our_words
+from rescompile.backends.openvino.backend import compile_counting, translate_errors
 from rescompile.backends.profiling import WARM_RUNS, Kind, LayerTime
 from rescompile.manifest import OPENVINO_MODEL, Manifest
 
@@ -55,7 +55,7 @@ class OpenVinoProfiler:
         Raises:
             BackendError: OpenVINO cannot run the model on them.
         """
-        with in_our_words("OpenVINO cannot run this engine"):
+        with translate_errors("OpenVINO cannot run this engine"):
             self._infer(images, WARM_RUNS)
             before = {info.node_name: _ms(info) for info in self._request.profiling_info}
             logits = self._infer(images, runs)

@@ -16,7 +16,7 @@ from rescompile.backends.base import (
     RunOptions,
 )
 from rescompile.backends.cuda.devices import Gpu, driver, gpus
-from rescompile.backends.triton.reading import read_plan, write_plan
+from rescompile.backends.triton.plan_file import read_plan, write_plan
 from rescompile.errors import BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write
 from rescompile.manifest import TRITON_PLAN as PLAN
@@ -72,9 +72,9 @@ class Triton:
         import onnx
 
         from rescompile.backends.triton import plan as plans
-        from rescompile.backends.triton.assemble import assemble
-        from rescompile.backends.triton.chains import with_chains
-        from rescompile.backends.triton.lower import lower
+        from rescompile.backends.triton.lowering.chains import with_chains
+        from rescompile.backends.triton.lowering.network import lower
+        from rescompile.backends.triton.planning.assemble import assemble
         from rescompile.backends.triton.steps import residual_adds
         from rescompile.backends.triton.summary import summarize
         from rescompile.backends.triton.weights import write_weights

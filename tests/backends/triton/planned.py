@@ -13,10 +13,10 @@ from calibration.preprocess import CIFAR
 from fused_kernels.aot.targets import TARGETS, Target
 from fused_kernels.aot.variant import CONSTANT, Variant
 from rescompile.backends.base import Progress
-from rescompile.backends.triton import assemble
 from rescompile.backends.triton import plan as plans
 from rescompile.backends.triton.plan import Plan
-from rescompile.backends.triton.reading import write_plan
+from rescompile.backends.triton.plan_file import write_plan
+from rescompile.backends.triton.planning import assemble
 from rescompile.backends.triton.weights import write_weights
 from rescompile.backends.triton.worker import Code
 from rescompile.manifest import FORMAT, Batch, CheckpointRef, FileDigest, Manifest, Precision, TensorSpec

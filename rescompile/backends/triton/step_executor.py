@@ -19,7 +19,6 @@ from fused_kernels.ops.inference import conv_bias, conv_int8
 from fused_kernels.ops.shortcut import widen
 from fused_kernels.ops.stem import stem_inference
 from fused_kernels.stem_layout import unpack_weight
-from rescompile.backends.triton.groups import conv_of
 from rescompile.backends.triton.steps import (
     FACTOR,
     OFFSET,
@@ -40,7 +39,7 @@ Observer = Callable[[int, Step], None]
 """Called with every step and its position before it runs."""
 
 
-class Walk:
+class StepExecutor:
     """Steps with their weights; call it with images.
 
     Args:
@@ -99,7 +98,7 @@ class Walk:
         return self._chain(step, tensors[step.input], tensors[step.residual])
 
     def _stem(self, step: Stem, images: Tensor) -> Tensor:
-        conv = conv_of(step.window)
+        conv = step.window.conv()
         image = images.permute(0, 3, 1, 2) if step.normalized else images
         w = unpack_weight(self._weights[f"{step.name}.weight"], conv, image.shape[1])
         factor, offset, undo_factor, undo_offset = (
@@ -110,7 +109,7 @@ class Walk:
         return stem_inference(image, w, bias, conv, pool=step.pool, scale=scale, relu=step.relu, take=how)
 
     def _convolution(self, step: Convolution, x: Tensor, residual: Tensor | None) -> Tensor:
-        w, conv = self._krsc(step.name), conv_of(step.window)
+        w, conv = self._krsc(step.name), step.window.conv()
         scale, bias = self._vectors(step.name)
         if scale is None:
             return conv_bias(x, w, bias, conv, relu=step.relu, residual=residual)

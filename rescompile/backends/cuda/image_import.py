@@ -6,17 +6,17 @@ import ctypes
 import threading
 from typing import Any
 
-from rescompile.backends.cuda.arrays import Described, check_device, describe
+from rescompile.backends.cuda.array_protocols import ArrayMemory, check_device, describe
 from rescompile.backends.cuda.context import DEVICE
 from rescompile.backends.cuda.events import Events
-from rescompile.backends.sharing import DeviceImages, kind_of
+from rescompile.backends.zero_copy import DeviceImages, type_name
 from rescompile.errors import UsageError
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the default stream, torch's for one, waits for none of ours
 _CONTEXT, _ORDINAL = 1, 9  # CU_POINTER_ATTRIBUTE_CONTEXT and _DEVICE_ORDINAL
 
 
-class Intake:
+class ImageImporter:
     """A stream that waits for writers, and the events that it hands to readers.
 
     The context is current in every method. Any thread may call ``lend``; ``close`` comes last.
@@ -28,7 +28,7 @@ class Intake:
         self._events = Events(library)
         self._lock = threading.Lock()
 
-    def lend(self, given: object) -> DeviceImages:
+    def import_images(self, given: object) -> DeviceImages:
         """The images of ``given``, which is on a CUDA device; its event holds back who reads them.
 
         Raises:
@@ -47,7 +47,7 @@ class Intake:
         self._events.close()
         self._stream = None
 
-    def _check_home(self, given: object, found: Described) -> None:
+    def _check_home(self, given: object, found: ArrayMemory) -> None:
         """Refuse an address that this context cannot reach: to read it would end the context."""
         if 0 in found.shape:
             return
@@ -55,7 +55,7 @@ class Intake:
         address = ctypes.c_void_p(found.address)
         if self._library.cuPointerGetAttribute(ctypes.byref(number), _ORDINAL, address) != 0:
             raise UsageError(
-                f"the CUDA driver knows no memory at the address of the {kind_of(given)}; pass a tensor that is "
+                f"the CUDA driver knows no memory at the address of the {type_name(given)}; pass a tensor that is "
                 "still alive, or a NumPy array"
             )
         check_device(given, number.value, DEVICE)
@@ -64,6 +64,6 @@ class Intake:
         known = self._library.cuPointerGetAttribute(ctypes.byref(owner), _CONTEXT, address) == 0
         if known and owner.value not in (None, here.value):
             raise UsageError(
-                f"the {kind_of(given)} belongs to another CUDA context; make it in the device's primary context, as "
+                f"the {type_name(given)} belongs to another CUDA context; make it in the device's primary context, as "
                 "torch, CuPy and Numba do, or pass a NumPy array"
             )

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rescompile.backends.triton.plan import Plan
-from rescompile.backends.triton.reading import read_plan
+from rescompile.backends.triton.plan_file import read_plan
 from rescompile.backends.triton.weights import read_weights, write_weights
 from rescompile.errors import EngineError
 from rescompile.manifest import TRITON_PLAN as PLAN

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fused_kernels.aot.targets import TARGETS
-from rescompile.backends.triton.chains import with_chains
-from rescompile.backends.triton.lower import Network, lower
-from rescompile.backends.triton.memory import Life, live_bytes, place
-from rescompile.backends.triton.record import record
+from rescompile.backends.triton.lowering.chains import with_chains
+from rescompile.backends.triton.lowering.network import Network, lower
+from rescompile.backends.triton.planning.arena import Life, live_bytes, place
+from rescompile.backends.triton.planning.recording import record
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.half import half

@@ -15,7 +15,7 @@ from fused_kernels.launch import Functor, Launch
 from rescompile.backends.base import Progress
 from rescompile.backends.triton import plan as plans
 from rescompile.backends.triton.compile import compile_variants
-from rescompile.backends.triton.lower import Network
+from rescompile.backends.triton.lowering.network import Network
 from rescompile.backends.triton.plan import (
     Argument,
     Constant,
@@ -26,7 +26,7 @@ from rescompile.backends.triton.plan import (
     Plan,
     Source,
 )
-from rescompile.backends.triton.record import Recording, record, tensor_of
+from rescompile.backends.triton.planning.recording import Recording, record, tensor_of
 from rescompile.backends.triton.steps import Head
 from rescompile.backends.triton.worker import Code
 from rescompile.errors import BackendError

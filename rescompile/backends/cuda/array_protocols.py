@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rescompile.backends.sharing import UNSHARED, SupportsDLPack, kind_of
+from rescompile.backends.zero_copy import SHARING_ERRORS, SupportsDLPack, type_name
 from rescompile.errors import UsageError
 
 LEGACY_STREAM = 1
@@ -16,7 +16,7 @@ _KINDS = {0: "i", 1: "u", 2: "f"}
 """DLPack's kinds of numbers that NumPy has, too."""
 
 
-class Described(NamedTuple):
+class ArrayMemory(NamedTuple):
     """C-contiguous memory of a GPU."""
 
     address: int
@@ -54,7 +54,7 @@ _pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
 
 
-def describe(given: Any, stream: int, device: int) -> Described:
+def describe(given: Any, stream: int, device: int) -> ArrayMemory:
     """The memory of ``given``, an object for which ``sharing.on_cuda`` holds.
 
     What speaks DLPack lets ``stream``, a handle, wait for its writer.
@@ -66,9 +66,9 @@ def describe(given: Any, stream: int, device: int) -> Described:
         if isinstance(given, SupportsDLPack):
             return _from_dlpack(given, stream, device)
         return _from_interface(given)
-    except (*UNSHARED, KeyError) as error:
+    except (*SHARING_ERRORS, KeyError) as error:
         raise UsageError(
-            f"the {kind_of(given)} cannot be shared ({error}); pass a tensor without gradient, or a NumPy array"
+            f"the {type_name(given)} cannot be shared ({error}); pass a tensor without gradient, or a NumPy array"
         ) from error
 
 
@@ -80,12 +80,12 @@ def check_device(given: object, found: int, device: int) -> None:
     """
     if found != device:
         raise UsageError(
-            f"the {kind_of(given)} is on CUDA device {found}, but this engine runs on device {device}; copy the "
+            f"the {type_name(given)} is on CUDA device {found}, but this engine runs on device {device}; copy the "
             f"images there (tensor.to('cuda:{device}') in torch)"
         )
 
 
-def _from_dlpack(given: SupportsDLPack, stream: int, device: int) -> Described:
+def _from_dlpack(given: SupportsDLPack, stream: int, device: int) -> ArrayMemory:
     check_device(given, given.__dlpack_device__()[1], device)
     capsule = given.__dlpack__(stream=stream)
     # the capsule is not renamed: it stays the owner, and gives the memory back when it is dropped
@@ -96,10 +96,12 @@ def _from_dlpack(given: SupportsDLPack, stream: int, device: int) -> Described:
         raise TypeError("its elements are neither integers nor floating-point numbers")
     strides = tuple(step * item for step in tensor.strides[: tensor.ndim]) if tensor.strides else None
     _check_contiguous(given, shape, strides, item)
-    return Described((tensor.data or 0) + tensor.byte_offset, shape, np.dtype(f"{kind}{item}"), capsule, None)
+    return ArrayMemory(
+        (tensor.data or 0) + tensor.byte_offset, shape, np.dtype(f"{kind}{item}"), capsule, None
+    )
 
 
-def _from_interface(given: Any) -> Described:
+def _from_interface(given: Any) -> ArrayMemory:
     said = given.__cuda_array_interface__
     if said.get("mask") is not None:
         raise TypeError("it has a mask")
@@ -107,7 +109,7 @@ def _from_interface(given: Any) -> Described:
     _check_contiguous(given, shape, said.get("strides"), dtype.itemsize)
     # before version 3 nothing was said of streams: the default one is what such packages write with
     stream = said.get("stream") if said["version"] >= 3 else LEGACY_STREAM
-    return Described(said["data"][0], shape, dtype, given, stream)
+    return ArrayMemory(said["data"][0], shape, dtype, given, stream)
 
 
 def _check_contiguous(
@@ -118,6 +120,6 @@ def _check_contiguous(
     for size, step in zip(reversed(shape), reversed(strides or ()), strict=False):
         if size != 1 and step != expected and 0 not in shape:
             raise UsageError(
-                f"the {kind_of(given)} is not contiguous in the order of its axes; pass tensor.contiguous()"
+                f"the {type_name(given)} is not contiguous in the order of its axes; pass tensor.contiguous()"
             )
         expected *= size

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import onnx
 
-from rescompile.backends.triton.graph import MIXED, Array, Graph, attributes, refused
+from rescompile.backends.triton.lowering.graph import MIXED, Array, Graph, attributes, refused
 from rescompile.graph.offsets import ZERO_POINT
 
 MOVEMENT_OPS = ("Slice", "Pad")

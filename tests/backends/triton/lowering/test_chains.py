@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from rescompile.backends.triton.chains import with_chains
-from rescompile.backends.triton.execute import Walk
-from rescompile.backends.triton.lower import Network, lower
+from rescompile.backends.triton.lowering.chains import with_chains
+from rescompile.backends.triton.lowering.network import Network, lower
+from rescompile.backends.triton.step_executor import StepExecutor
 from rescompile.backends.triton.steps import Chain, reads, writes
 from tests.backends.triton.networks import FULL_RANGE, SIDES, deployable, floats, network
 
 
 def answers(made: Network, name: str) -> torch.Tensor:
-    walk = Walk(made.steps, {key: torch.tensor(values) for key, values in made.weights.items()})
+    walk = StepExecutor(made.steps, {key: torch.tensor(values) for key, values in made.weights.items()})
     return walk(torch.from_numpy(floats(name, 2)))
 
 

@@ -10,9 +10,8 @@ import torch
 
 from fused_kernels.geometry import Conv
 from fused_kernels.ops.chain import chain_fits
-from rescompile.backends.triton.graph import Array
-from rescompile.backends.triton.groups import conv_of
-from rescompile.backends.triton.lower import Network
+from rescompile.backends.triton.lowering.graph import Array
+from rescompile.backends.triton.lowering.network import Network
 from rescompile.backends.triton.steps import Chain, Convolution, Step, reads
 
 
@@ -79,16 +78,16 @@ class _Finder:
         k, _, _, c = self._weight(conv2).shape
         windows = {Conv(3, 3, 1, 1), Conv(3, 3, 2, 1)}
         users = self.users.get(conv2.output, [])
-        if conv_of(conv2.window) not in windows or k != c or not self._plain(conv2) or len(users) != 1:
+        if conv2.window.conv() not in windows or k != c or not self._plain(conv2) or len(users) != 1:
             return None
         conv3 = users[0]
         if not isinstance(conv3, Convolution) or conv3.input != conv2.output:
             return None
-        return conv3 if conv_of(conv3.window).pointwise else None
+        return conv3 if conv3.window.conv().pointwise else None
 
     def _first(self, step: Step, dtype: torch.dtype) -> Convolution | None:
         """``step``, if it is the first convolution of a bottleneck that is a chain itself."""
-        if not isinstance(step, Convolution) or not conv_of(step.window).pointwise or not self._plain(step):
+        if not isinstance(step, Convolution) or not step.window.conv().pointwise or not self._plain(step):
             return None
         after = self.users.get(step.output, [])
         second = after[0] if len(after) == 1 else None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from rescompile.backends.triton.graph import Array, Graph, attributes, refused
+from rescompile.backends.triton.lowering.graph import Array, Graph, attributes, refused
 from rescompile.backends.triton.steps import FACTOR, OFFSET, UNDO_FACTOR, UNDO_OFFSET, Rest
 from rescompile.errors import BackendError
 

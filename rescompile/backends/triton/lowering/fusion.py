@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import onnx
 
-from fused_kernels.geometry import Conv
-from rescompile.backends.triton.graph import Array, Graph, Weight, attributes, refused
+from rescompile.backends.triton.lowering.graph import Array, Graph, Weight, attributes, refused
 from rescompile.backends.triton.steps import Window
 
 
@@ -75,11 +74,6 @@ def operands_of(graph: Graph, conv: onnx.NodeProto) -> Operands:
             conv, "kernels have one stride and one padding for both axes, and neither groups nor dilations"
         )
     return Operands(Window(r, s, int(strides[0]), int(pads[0])), weight, bias)
-
-
-def conv_of(window: Window) -> Conv:
-    """The window as the kernels' geometry knows it."""
-    return Conv(window.r, window.s, window.stride, window.padding)
 
 
 def require_pool(node: onnx.NodeProto) -> None:

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.cuda.intake import NON_BLOCKING
-from rescompile.backends.sharing import DeviceImages
+from rescompile.backends.cuda.image_import import NON_BLOCKING
+from rescompile.backends.zero_copy import DeviceImages
 
 ALIGNMENT = 256
 """Bytes: TensorRT asks for it, and Triton's kernels were compiled for 16 of them."""
 
 
-class Sizes(NamedTuple):
+class RequestSizes(NamedTuple):
     """What a request needs at most."""
 
     most: int
@@ -28,7 +28,7 @@ class Sizes(NamedTuple):
     classes: int
 
 
-class Slot:
+class RequestSlot:
     """Room for one request of the largest batch. The context is current in every method; one thread at a time.
 
     Work is put into the stream and nobody waits until all of it is there. Images and logits travel through
@@ -38,7 +38,7 @@ class Slot:
         the driver's own error: there is too little memory; nothing stays behind.
     """
 
-    def __init__(self, cuda: Any, sizes: Sizes) -> None:
+    def __init__(self, cuda: Any, sizes: RequestSizes) -> None:
         self._cuda, self.sizes = cuda, sizes
         self._held: list[Any] = []
         self.stream: Any = cuda.Stream(NON_BLOCKING)
@@ -90,7 +90,7 @@ class Slot:
     def _address_of(self, images: NDArray[np.generic] | DeviceImages, rows: int) -> int:
         """Where ``rows`` images, the given ones first, are read once the stream is there."""
         if isinstance(images, DeviceImages):
-            images.ready.hold(self.stream.handle)
+            images.ready.make_wait(self.stream.handle)
             if rows == len(images) and images.address % ALIGNMENT == 0:
                 return images.address
             self._cuda.memcpy_dtod_async(self.images, images.address, images.nbytes, self.stream)

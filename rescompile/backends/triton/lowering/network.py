@@ -26,10 +26,10 @@ from fused_kernels.ops.head import head_scales
 from fused_kernels.ops.inference import requantization
 from fused_kernels.stem_layout import PIXEL, pack_weight
 from fused_kernels.zero_point import zero_sums
-from rescompile.backends.triton.graph import MIXED, Array, Graph, Weight, attributes, refused, unused
-from rescompile.backends.triton.groups import Group, conv_of, group_of, operands_of, require_pool
-from rescompile.backends.triton.image import read_image
-from rescompile.backends.triton.movement import MOVEMENT_OPS, Plane, ends_movement, read_movement
+from rescompile.backends.triton.lowering.fusion import Group, group_of, operands_of, require_pool
+from rescompile.backends.triton.lowering.graph import MIXED, Array, Graph, Weight, attributes, refused, unused
+from rescompile.backends.triton.lowering.preprocessing import read_image
+from rescompile.backends.triton.lowering.shortcut import MOVEMENT_OPS, Plane, ends_movement, read_movement
 from rescompile.backends.triton.steps import (
     Convolution,
     Head,
@@ -127,12 +127,12 @@ class _Lowering:
         if weight.values.shape[1] > PIXEL:
             raise refused(group.conv, f"an image has at most {PIXEL} channels")
         pool = group.has("MaxPool")
-        p, q = conv_of(window).output_size(*(side + 2 * image.margin for side in self.image_plane))
+        p, q = window.conv().output_size(*(side + 2 * image.margin for side in self.image_plane))
         if pool:
             require_pool(group.nodes[-1])
             p, q = Conv(3, 3, 2, 1).output_size(p, q)
         self._store(group, weight, bias, scale, None)
-        packed = pack_weight(torch.tensor(weight.values), conv_of(window))
+        packed = pack_weight(torch.tensor(weight.values), window.conv())
         self.weights[f"{group.conv.name}.weight"] = packed.numpy()
         self.planes[group.output] = p, q
         return Stem(
@@ -159,7 +159,7 @@ class _Lowering:
                 raise refused(group.nodes[-1], "a residual add is followed by a ReLU, or by INT8's quantizer")
             residual, residual_scale = self.graph.behind(group.residual)
             self._plane(residual, group.conv)
-        self.planes[group.output] = conv_of(window).output_size(*self.planes[name])
+        self.planes[group.output] = window.conv().output_size(*self.planes[name])
         ratio = self._store(group, weight, bias, scale, residual_scale)
         stored = np.ascontiguousarray(weight.values.transpose(0, 2, 3, 1))
         self.weights[f"{group.conv.name}.weight"] = stored

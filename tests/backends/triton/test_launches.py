@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from rescompile.backends.triton import interpret
-from rescompile.backends.triton.interpret import Interpreter
-from rescompile.backends.triton.reading import read_plan
+from rescompile.backends.triton.plan_file import read_plan
 from rescompile.backends.triton.reference import ReferenceRunner
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch
+from tests.backends.triton import interpreter
+from tests.backends.triton.interpreter import Interpreter
 from tests.backends.triton.networks import images
 from tests.backends.triton.planned import make_plan, manifest_of
 
@@ -70,7 +70,7 @@ def test_a_tensor_that_is_overwritten_too_early_is_seen(tmp_path: Path) -> None:
 
 def test_without_the_interpreter_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(tmp_path, "cifar", "int8")
-    monkeypatch.setattr(interpret, "interpreted", lambda: False)
+    monkeypatch.setattr(interpreter, "interpreted", lambda: False)
     with pytest.raises(BackendError, match="set TRITON_INTERPRET=1"):
         Interpreter(tmp_path, plan)
 

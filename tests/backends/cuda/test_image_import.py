@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from rescompile.backends.cuda import events
-from rescompile.backends.cuda.arrays import DLTensor, _pointer_of
-from rescompile.backends.sharing import DeviceImages
+from rescompile.backends.cuda.array_protocols import DLTensor, _pointer_of
+from rescompile.backends.zero_copy import DeviceImages
 from rescompile.errors import BackendError, EngineError, UsageError
 from tests.backends.cuda.fake_cuda import ELSEWHERE, DlpackTensor, FakeCuda, InterfaceArray
 from tests.backends.cuda.test_runner import agree, load
@@ -25,7 +25,7 @@ KINDS = [DlpackTensor, InterfaceArray]
 
 def executed(engine: Any) -> list[tuple[int, int, tuple[int, ...]]]:
     """Stream, address and shape of every inference."""
-    trt: FakeNetwork = engine._runner._lanes[0].context.network
+    trt: FakeNetwork = engine._runner._executors[0].context.network
     return trt.executed
 
 
@@ -72,7 +72,7 @@ def test_images_at_a_crooked_address_are_copied_on_the_gpu() -> None:
 def test_the_fake_gpu_shows_images_that_are_read_before_they_are_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(events.Event, "hold", lambda self, stream: None)
+    monkeypatch.setattr(events.Event, "make_wait", lambda self, stream: None)
     gpu, images = FakeCuda(), sample_images(2)
     with load(gpu) as engine:
         assert not agree(engine(DlpackTensor(gpu, images)), images)
@@ -237,7 +237,7 @@ def test_events_are_used_again() -> None:
 def test_a_request_that_is_cancelled_gives_its_event_back() -> None:
     gpu, images = FakeCuda(), sample_images(2)
     engine = load(gpu)
-    lent = engine._runner.lend(DlpackTensor(gpu, images))  # type: ignore[union-attr]
+    lent = engine._runner.import_images(DlpackTensor(gpu, images))  # type: ignore[union-attr]
     assert isinstance(lent, DeviceImages)
     engine.close()
     assert gpu.nothing_left()
@@ -253,7 +253,7 @@ def test_a_closed_engine_takes_no_tensor() -> None:
     with pytest.raises(EngineError, match="closed"):
         engine(given)
     with pytest.raises(BackendError, match="closed"):
-        runner.lend(given)
+        runner.import_images(given)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fused_kernels.choice import choosing, default_tile
 from fused_kernels.launch import Launch, Out, implementation, listening
-from rescompile.backends.triton.execute import Walk
-from rescompile.backends.triton.memory import Life, Placement, place
 from rescompile.backends.triton.plan import ALIGNMENT, Address, Images, Logits, Memory, Stored
+from rescompile.backends.triton.planning.arena import Life, Placement, place
+from rescompile.backends.triton.step_executor import StepExecutor
 from rescompile.backends.triton.steps import Stem, Step
 
 Storage = int
@@ -77,7 +77,7 @@ def record(
         choosing(lambda problem: default_tile(problem, shared=shared_limit)),
         listening(heard),
     ):
-        logits = Walk(steps, weights)(images, before=at)
+        logits = StepExecutor(steps, weights)(images, before=at)
     known: dict[Storage, Address] = {storage_of(tensor): Stored(name) for name, tensor in weights.items()}
     known |= {storage_of(images): Images(), storage_of(logits): Logits()}
     lives = _lives(launches, known)

@@ -14,7 +14,7 @@ from rescompile.errors import UsageError
 
 CUDA = 2
 """DLPack's number of devices of this kind."""
-UNSHARED = (BufferError, RuntimeError, TypeError, ValueError)
+SHARING_ERRORS = (BufferError, RuntimeError, TypeError, ValueError)
 """What packages raise where a tensor cannot be shared."""
 
 
@@ -44,7 +44,7 @@ class SupportsCudaArray(Protocol):
 class Ready(Protocol):
     """The moment from which on memory may be read."""
 
-    def hold(self, stream: int) -> None:
+    def make_wait(self, stream: int) -> None:
         """Let what ``stream``, a handle, is given from now on wait for it."""
         ...
 
@@ -85,12 +85,12 @@ def on_cuda(given: object) -> bool:
     if isinstance(given, SupportsDLPack):
         try:
             return given.__dlpack_device__()[0] == CUDA
-        except UNSHARED:
+        except SHARING_ERRORS:
             return False  # whoever asks for its memory hears the reason
     return hasattr(given, "__cuda_array_interface__")
 
 
-def kind_of(given: object) -> str:
+def type_name(given: object) -> str:
     """The type of ``given`` for a sentence."""
     return f"{type(given).__module__}.{type(given).__name__}"
 
@@ -105,21 +105,21 @@ def as_array(given: object) -> Any:
         return given
     if on_cuda(given):
         raise UsageError(
-            f"the {kind_of(given)} is on a CUDA device, but this engine runs on the CPU; copy the images to the CPU "
+            f"the {type_name(given)} is on a CUDA device, but this engine runs on the CPU; copy the images to the CPU "
             "(tensor.cpu() in torch)"
         )
     if not isinstance(given, SupportsDLPack):
         return given
     try:
         return np.from_dlpack(given)
-    except UNSHARED as error:
+    except SHARING_ERRORS as error:
         raise UsageError(
-            f"the {kind_of(given)} cannot be shared ({error}); pass a tensor on the CPU, without gradient, or a "
+            f"the {type_name(given)} cannot be shared ({error}); pass a tensor on the CPU, without gradient, or a "
             "NumPy array"
         ) from error
 
 
-def shareable(images: NDArray[Any]) -> NDArray[Any]:
+def writable_view(images: NDArray[Any]) -> NDArray[Any]:
     """``images``, contiguous, as they are or as a view of the same memory that pretends to be writeable.
 
     OpenVINO copies read-only arrays, as DLPack gives them, although it only reads its inputs.

@@ -12,8 +12,8 @@ import torch
 from onnx import helper, numpy_helper
 
 from fused_kernels.zero_point import zero_sums
-from rescompile.backends.triton.execute import Walk
-from rescompile.backends.triton.lower import lower
+from rescompile.backends.triton.lowering.network import lower
+from rescompile.backends.triton.step_executor import StepExecutor
 from rescompile.backends.triton.steps import Convolution, Stem, Widen, Window, residual_adds
 from rescompile.errors import BackendError
 from rescompile.graph.constant_channels import real_channels
@@ -148,7 +148,7 @@ def test_a_shortcut_may_be_sliced_and_padded_in_any_order() -> None:
     assert Widen("layer2.0.slice2", "layer1.0.relu", "layer2.0.shortcut", 2, 8, 8) in made.steps
     x = torch.from_numpy(floats("cifar", 2))
     both = [
-        Walk(n.steps, {k: torch.tensor(v) for k, v in n.weights.items()})(x)
+        StepExecutor(n.steps, {k: torch.tensor(v) for k, v in n.weights.items()})(x)
         for n in (made, network("cifar", "int8"))
     ]
     assert torch.equal(*both)
