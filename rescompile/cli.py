@@ -13,7 +13,6 @@ from rescompile.cli_build import build, calibrate, sensitivity
 from rescompile.cli_engine import compare, inspect, run, verify
 from rescompile.cli_measure import bench, profile, report
 from rescompile.cli_serving import export_server
-from rescompile.cli_table import app as table_app
 from rescompile.errors import USER_ERRORS
 from rescompile.options import Json
 
@@ -33,7 +32,6 @@ app = typer.Typer(
 for command in (build, calibrate, sensitivity, verify, run, inspect, compare, bench, profile, report):
     app.command()(command)
 app.command("export-server")(export_server)
-app.add_typer(table_app, name="table")
 
 
 def main() -> NoReturn:

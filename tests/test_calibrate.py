@@ -214,8 +214,8 @@ def test_pixels_of_another_network_are_refused(
     foreign = msgspec.structs.replace(table, first_moments=moments)
     with pytest.raises(TableError, match=r"first_moments are of 3 weights, 'conv1' has 27"):
         quantize(small_source, Calibrated(foreign), Silent())
-    imported = msgspec.structs.replace(table, first_moments=b"")
-    nearest = quantize(small_source, Calibrated(imported), Silent())
+    without = msgspec.structs.replace(table, first_moments=b"")
+    nearest = quantize(small_source, Calibrated(without), Silent())
     assert nearest != quantize(small_source, Calibrated(table), Silent())
 
 
