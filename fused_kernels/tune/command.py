@@ -18,8 +18,8 @@ from fused_kernels.launch import interpreted
 from fused_kernels.problem import Problem
 from fused_kernels.shared_memory import limit_on
 from fused_kernels.table import (
-    CUDNN,
     FOLDER_VARIABLE,
+    REFERENCE,
     Entries,
     current_table,
     read_table,
@@ -126,9 +126,7 @@ def by_weight(problems: Counter[Problem]) -> list[Problem]:
 def describe(outcome: Outcome) -> str:
     """One line, and one more for each tile that was dropped."""
     times, best = outcome.milliseconds, outcome.best
-    line = (
-        f"{outcome.problem.key}: {_name(best)} {times[best]:.4f} ms, cuDNN and passes {times[CUDNN]:.4f} ms"
-    )
+    line = f"{outcome.problem.key}: {_name(best)} {times[best]:.4f} ms, cuDNN and passes {times[REFERENCE]:.4f} ms"
     dropped = (f"  dropped {_name(tile)}: {reason}" for tile, reason in outcome.dropped.items())
     return "\n".join([f"{line}, of {len(times) - 1} right tiles", *dropped])
 

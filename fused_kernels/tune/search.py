@@ -12,7 +12,7 @@ from fused_kernels.choice import Chosen, choosing
 from fused_kernels.launch import implementation
 from fused_kernels.problem import Problem
 from fused_kernels.shared_memory import HOPPER
-from fused_kernels.table import CUDNN
+from fused_kernels.table import REFERENCE
 from fused_kernels.tiles import Tile
 from fused_kernels.tune.call import Call
 from fused_kernels.tune.timing import Timer
@@ -26,7 +26,7 @@ class Outcome:
     """What the search found for one problem."""
 
     problem: Problem
-    milliseconds: dict[Tile | Literal["cudnn"], float]
+    milliseconds: dict[Tile | Literal["reference"], float]
     """Of every right candidate and of plain PyTorch, which convolves with cuDNN."""
     dropped: dict[Tile, str]
     """Candidates that are not right, or do not run, with the reason."""
@@ -55,7 +55,7 @@ def search(problem: Problem, call: Call, check: Check, timer: Timer, *, shared: 
             right.append(tile)
         else:
             dropped[tile] = wrong
-    names: list[Tile | Literal["cudnn"]] = [*right, CUDNN]
+    names: list[Tile | Literal["reference"]] = [*right, REFERENCE]
     runs = [*(partial(_run, call, tile) for tile in right), partial(_run_reference, call)]
     return Outcome(problem, dict(zip(names, timer(runs), strict=True)), dropped)
 

@@ -22,7 +22,7 @@ from fused_kernels.geometry import Conv
 from fused_kernels.launch import Out, launch
 from fused_kernels.problem import Problem
 from fused_kernels.shared_memory import HOPPER
-from fused_kernels.table import CUDNN, read_table, write_table
+from fused_kernels.table import REFERENCE, read_table, write_table
 from fused_kernels.tiles import Tile
 from fused_kernels.tune.call import Call, call_of
 from fused_kernels.tune.command import by_weight, describe, main, tune
@@ -99,13 +99,13 @@ def test_the_fastest_right_tile_wins() -> None:
     tiles = candidates(SMALL)
     outcome = search(SMALL, call_of(SMALL, CPU), lambda _: None, clock(3.0, 1.0, 2.0, 4.0, 5.0, 6.0, 7.0))
     assert outcome.best == tiles[1]
-    assert outcome.milliseconds[CUDNN] == 7.0
+    assert outcome.milliseconds[REFERENCE] == 7.0
     assert not outcome.dropped
 
 
 def test_plain_pytorch_wins_where_it_is_faster() -> None:
     outcome = search(SMALL, call_of(SMALL, CPU), lambda _: None, clock(3.0, 1.0, 2.0, 4.0, 5.0, 6.0, 0.5))
-    assert outcome.best == CUDNN
+    assert outcome.best == REFERENCE
 
 
 def one_channel(y: Tensor) -> object:
@@ -219,7 +219,7 @@ def test_int8_may_differ_by_one_in_few_elements(elements: int, step: int, messag
 
 def test_a_table_is_extended(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
-    kept = {"fprop elsewhere": Tile(64, 64, 64), "dgrad elsewhere": CUDNN}
+    kept = {"fprop elsewhere": Tile(64, 64, 64), "dgrad elsewhere": REFERENCE}
     write_table(path, "A GPU", kept)
     said: list[str] = []
     tune(
@@ -238,7 +238,7 @@ def test_a_table_is_extended(tmp_path: Path) -> None:
 
 def test_what_a_table_holds_is_not_searched_again_unless_asked(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
-    write_table(path, "A GPU", {SMALL.key: CUDNN})
+    write_table(path, "A GPU", {SMALL.key: REFERENCE})
 
     def again(*, retune: bool) -> list[Outcome]:
         return tune(
@@ -247,7 +247,7 @@ def test_what_a_table_holds_is_not_searched_again_unless_asked(tmp_path: Path) -
         )  # fmt: skip
 
     assert again(retune=False) == []
-    assert read_table(path) == {SMALL.key: CUDNN}
+    assert read_table(path) == {SMALL.key: REFERENCE}
     assert again(retune=True)[0].best == candidates(SMALL)[0]
     assert read_table(path) == {SMALL.key: candidates(SMALL)[0]}
 
@@ -265,7 +265,7 @@ def test_a_search_that_is_out_of_time_keeps_what_it_has(tmp_path: Path) -> None:
 def test_a_broken_table_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     path.write_text("{}", "utf-8")
-    with pytest.raises(TuningError, match="is no tuning table"):
+    with pytest.raises(TuningError, match="is not a tuning table"):
         tune(Counter([SMALL]), CPU, path, device_name="A GPU", timer=clock(1.0), verifier=trusting)
     assert path.read_text("utf-8") == "{}"
 
