@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from fused_kernels.traffic import floors, ours
-from fused_kernels.traffic.differences import differences
-from fused_kernels.traffic.footprint import Bytes
-from fused_kernels.traffic.shapes import resnet
-from fused_kernels.traffic.tables import Row, Table, inference, training
+from benchmarks.traffic import floors, ours
+from benchmarks.traffic.differences import differences
+from benchmarks.traffic.footprint import Bytes
+from benchmarks.traffic.shapes import resnet
+from benchmarks.traffic.tables import Row, Table, inference, training
 
 GB = 1e9
 HEADER = ("", "eager", "torch.compile", "ours", "floor", "ours / floor")
@@ -110,7 +110,7 @@ that it walks over in part, that part: a second read inside of one launch is exp
 launch shares nothing. How each column is counted:
 
 - **eager**: the `aten` calls of torchvision's blocks under AMP, from their arguments; operations of two passes by a
-  table of passes (`fused_kernels/traffic/torch_ops.py`).
+  table of passes (`benchmarks/traffic/torch_ops.py`).
 - **torch.compile**: a model of Inductor's passes around cuDNN's convolutions (`compiled.py`), not a trace. Inductor's
   own schedule for a row of bottlenecks moves a little more: 20 passes over the widest tensor where the model has 16.
 - **ours**: the launches of the fused operators, recorded on meta tensors and counted from the kernels' own arguments,

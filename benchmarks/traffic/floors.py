@@ -34,8 +34,8 @@ from __future__ import annotations
 
 import torch
 
-from fused_kernels.traffic.footprint import Bytes
-from fused_kernels.traffic.shapes import BlockShape, NetworkShape
+from benchmarks.traffic.footprint import Bytes
+from benchmarks.traffic.shapes import BlockShape, NetworkShape
 
 FP32 = 4
 UPDATE = 5 * FP32

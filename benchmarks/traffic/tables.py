@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from fused_kernels.traffic import compiled, eager, floors, ours
-from fused_kernels.traffic.footprint import Bytes
-from fused_kernels.traffic.shapes import NetworkShape
+from benchmarks.traffic import compiled, eager, floors, ours
+from benchmarks.traffic.footprint import Bytes
+from benchmarks.traffic.shapes import NetworkShape
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from __future__ import annotations
 
 import torch
 
-from fused_kernels.traffic.floors import FP32
-from fused_kernels.traffic.footprint import Bytes
-from fused_kernels.traffic.shapes import BlockShape, ConvShape, NetworkShape
+from benchmarks.traffic.floors import FP32
+from benchmarks.traffic.footprint import Bytes
+from benchmarks.traffic.shapes import BlockShape, ConvShape, NetworkShape
 
 
 def block_training(block: BlockShape, after: BlockShape | None, n: int, dtype: torch.dtype) -> Bytes:

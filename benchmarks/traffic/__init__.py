@@ -9,5 +9,5 @@
     floors      fusedA (training) and pool (inference): formulas in its docstring
     tables      all of them, block by block;  pages, command: the same for readers
 
-The command is ``python -m fused_kernels.traffic``; what it says is in docs/traffic.md.
+The command is ``python -m benchmarks.traffic``; what it says is in docs/traffic.md.
 """

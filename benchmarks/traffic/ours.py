@@ -13,6 +13,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from benchmarks.traffic.footprint import (
+    Bytes,
+    bytes_of,
+    finishes_block_backward,
+    finishes_block_inference,
+)
+from benchmarks.traffic.shapes import EPS, BlockShape, ConvShape, NetworkShape, chain_of
+from benchmarks.traffic.torch_ops import TorchOps
 from fused_kernels import blocks, blocks_inference, stem_pass
 from fused_kernels.launch import Launch, listening
 from fused_kernels.layout import nhwc
@@ -20,14 +28,6 @@ from fused_kernels.normalization import Affine
 from fused_kernels.ops.head import pool_fc
 from fused_kernels.ops.stem import stem_inference
 from fused_kernels.specification import Layer
-from fused_kernels.traffic.footprint import (
-    Bytes,
-    bytes_of,
-    finishes_block_backward,
-    finishes_block_inference,
-)
-from fused_kernels.traffic.shapes import EPS, BlockShape, ConvShape, NetworkShape, chain_of
-from fused_kernels.traffic.torch_ops import TorchOps
 
 T = TypeVar("T")
 TORCH = "PyTorch"

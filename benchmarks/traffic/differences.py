@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fused_kernels.traffic import ours
-from fused_kernels.traffic.footprint import STATISTICS, WORKSPACE
-from fused_kernels.traffic.tables import Table
+from benchmarks.traffic import ours
+from benchmarks.traffic.footprint import STATISTICS, WORKSPACE
+from benchmarks.traffic.tables import Table
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,12 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from fused_kernels.errors import Unsupported
-from fused_kernels.geometry import Conv
-from fused_kernels.launch import Launch, recording
-from fused_kernels.ops import convolution
-from fused_kernels.tiles import Tile
-from fused_kernels.traffic import compiled, eager, floors, ours
-from fused_kernels.traffic.command import main, show
-from fused_kernels.traffic.differences import differences
-from fused_kernels.traffic.footprint import STATISTICS, Bytes, bytes_of, size
-from fused_kernels.traffic.pages import BAR, PUBLISHED, as_page
-from fused_kernels.traffic.shapes import (
+from benchmarks.traffic import compiled, eager, floors, ours
+from benchmarks.traffic.command import main, show
+from benchmarks.traffic.differences import differences
+from benchmarks.traffic.footprint import STATISTICS, Bytes, bytes_of, size
+from benchmarks.traffic.pages import BAR, PUBLISHED, as_page
+from benchmarks.traffic.shapes import (
     ConvShape,
     NetworkShape,
     block_shape,
@@ -30,8 +25,13 @@ from fused_kernels.traffic.shapes import (
     resnet,
     touched,
 )
-from fused_kernels.traffic.tables import inference, training
-from fused_kernels.traffic.torch_ops import TorchOps
+from benchmarks.traffic.tables import inference, training
+from benchmarks.traffic.torch_ops import TorchOps
+from fused_kernels.errors import Unsupported
+from fused_kernels.geometry import Conv
+from fused_kernels.launch import Launch, recording
+from fused_kernels.ops import convolution
+from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import tiles
 
 HALF = torch.float16
@@ -278,7 +278,7 @@ def test_the_differences_explain_all_but_a_thousandth() -> None:
 
 def test_the_page_is_what_the_command_writes() -> None:
     network = resnet("resnet50")
-    command = "python -m fused_kernels.traffic --markdown docs/traffic.md"
+    command = "python -m benchmarks.traffic --markdown docs/traffic.md"
     page = as_page(training(network, 256, torch.bfloat16), inference(network, 256, torch.bfloat16), command)
     assert PAGE.read_text("utf-8") == page, f"docs/traffic.md is old: {command}"
 
@@ -290,9 +290,9 @@ def _exit_code(*arguments: str) -> object:
 
 
 def test_the_module_runs() -> None:
-    line = [sys.executable, "-m", "fused_kernels.traffic", "--help"]
+    line = [sys.executable, "-m", "benchmarks.traffic", "--help"]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert "Example: python -m fused_kernels.traffic" in done.stdout
+    assert "Example: python -m benchmarks.traffic" in done.stdout
 
 
 def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from benchmarks.traffic.shapes import touched
 from fused_kernels.launch import Launch, Out
-from fused_kernels.traffic.shapes import touched
 
 Bytes = Counter[str]
 """Bytes by kind of work; ``sum(bytes.values())`` is the total."""

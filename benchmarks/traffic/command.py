@@ -1,4 +1,4 @@
-"""``python -m fused_kernels.traffic``: 0 shown, 1 the network or dtype cannot be counted, 2 usage."""
+"""``python -m benchmarks.traffic``: 0 shown, 1 the network or dtype cannot be counted, 2 usage."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from benchmarks.traffic.pages import BAR, HEADER, as_page, as_text, cells, verdict
+from benchmarks.traffic.shapes import DEPTHS, resnet
+from benchmarks.traffic.tables import Table, inference, training
 from fused_kernels.errors import FusedKernelError
-from fused_kernels.traffic.pages import BAR, HEADER, as_page, as_text, cells, verdict
-from fused_kernels.traffic.shapes import DEPTHS, resnet
-from fused_kernels.traffic.tables import Table, inference, training
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if asked.markdown is not None and asked.only is not None:
         parser.error("--markdown writes both passes: leave out --training and --inference")
     try:
-        _run(asked, shlex.join(["python", "-m", "fused_kernels.traffic", *given]))
+        _run(asked, shlex.join(["python", "-m", "benchmarks.traffic", *given]))
     except FusedKernelError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -79,10 +79,10 @@ def _coloured(table: Table) -> RichTable:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m fused_kernels.traffic",
+        prog="python -m benchmarks.traffic",
         description="Bytes that a ResNet moves, block by block: eager, torch.compile, the fused operators (counted from"
         " their launches' arguments) and the least that must move.",
-        epilog="Example: python -m fused_kernels.traffic --model resnet50 --batch 256 --training",
+        epilog="Example: python -m benchmarks.traffic --model resnet50 --batch 256 --training",
     )
     parser.add_argument("--model", choices=list(DEPTHS), default="resnet50")
     parser.add_argument("--batch", type=int, default=256, metavar="N")

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fused_kernels.traffic.footprint import Bytes
-from fused_kernels.traffic.shapes import touched
+from benchmarks.traffic.footprint import Bytes
+from benchmarks.traffic.shapes import touched
 
 UNWRITTEN = ("empty", "new_empty")
 """Operations that only allocate."""

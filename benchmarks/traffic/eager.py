@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_kernels.traffic.footprint import Bytes
-from fused_kernels.traffic.ours import meta
-from fused_kernels.traffic.shapes import EPS, BlockShape, ConvShape, NetworkShape
-from fused_kernels.traffic.torch_ops import TorchOps
+from benchmarks.traffic.footprint import Bytes
+from benchmarks.traffic.ours import meta
+from benchmarks.traffic.shapes import EPS, BlockShape, ConvShape, NetworkShape
+from benchmarks.traffic.torch_ops import TorchOps
 
 
 @dataclass
