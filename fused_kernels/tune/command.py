@@ -16,7 +16,7 @@ import torch
 from fused_kernels.errors import FusedKernelError, TuningError
 from fused_kernels.launch import interpreted
 from fused_kernels.problem import Problem
-from fused_kernels.shared_memory import limit_on
+from fused_kernels.shared_memory import capability_of, limit_on
 from fused_kernels.table import (
     FOLDER_VARIABLE,
     REFERENCE,
@@ -102,8 +102,8 @@ def tune(
     todo = [problem for problem in by_weight(problems) if retune or problem.key not in entries]
     shared = limit_on(device)
     if device.type == "cuda":
-        count = precompile(todo, shared=shared)
-        say(f"{len(todo)} problems, {count} launches compiled in {time.monotonic() - started:.0f} s")
+        count = precompile(todo, capability_of(device), shared=shared)
+        say(f"{len(todo)} problems, {count} kernels compiled in {time.monotonic() - started:.0f} s")
     outcomes: list[Outcome] = []
     for problem in todo:
         if minutes is not None and time.monotonic() - started > 60 * minutes:
