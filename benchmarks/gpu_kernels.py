@@ -28,10 +28,10 @@ if str(ROOT) not in sys.path:
 
 from benchmarks.gpu import worker  # noqa: E402 - the path comes first
 from benchmarks.gpu.environment import default_output  # noqa: E402
+from benchmarks.gpu.networks import FULL, TINY  # noqa: E402
 from benchmarks.gpu.options import Options  # noqa: E402
 from benchmarks.gpu.peers import Farm, inference_batch, priorities  # noqa: E402
 from benchmarks.gpu.phase_blocks import compiled_blocks  # noqa: E402
-from benchmarks.gpu.plain_resnet import FULL, TINY  # noqa: E402
 from benchmarks.gpu.report import Report, as_text, bars_for  # noqa: E402
 from benchmarks.gpu.workloads import Workload  # noqa: E402
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.int8_network import Int8Network
 from benchmarks.gpu.launches import floor_ms, network_launches
+from benchmarks.gpu.networks import folded, images, plain, settle
 from benchmarks.gpu.peers import Peer, Remote, priorities
 from benchmarks.gpu.phase_blocks import COMPILED, EAGER, HERE, OURS, case_of
-from benchmarks.gpu.plain_resnet import folded, images, plain, settle
 from benchmarks.gpu.timing import (
     Call,
     Contender,

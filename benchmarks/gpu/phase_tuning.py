@@ -45,10 +45,10 @@ def tuning(context: Context) -> None:
     shared = limit_on(context.device)
     for problem in problems:
         if context.left() > 0:
-            variants = context.warmer.add(launches_of([problem], shared=shared))
-            context.warmer.wait(variants, min(context.deadline, time.monotonic() + PATIENCE))
+            variants = context.precompiler.add(launches_of([problem], shared=shared))
+            context.precompiler.wait(variants, min(context.deadline, time.monotonic() + PATIENCE))
         context.run(problem.key, "tuning", partial(_tuned, problem, context, shared))
-    context.warmer.cancel()
+    context.precompiler.cancel()
 
 
 def candidate_launches(context: Context) -> Iterator[Launch]:

@@ -27,9 +27,9 @@ from benchmarks.gpu.gpu_lock import GpuLock, hold_while_inductor_times
 from benchmarks.gpu.int8_network import Int8Network
 from benchmarks.gpu.launches import floor_ms, flops_of, network_launches
 from benchmarks.gpu.layers import distinct_layers
+from benchmarks.gpu.networks import FULL, TINY, flops, folded, images, plain, settle
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.peers import Farm, priorities
-from benchmarks.gpu.plain_resnet import FULL, TINY, flops, folded, images, plain, settle
 from benchmarks.gpu.report import Report, as_text, bars_for
 from benchmarks.gpu.training_cases import training_specs
 from benchmarks.gpu.workloads import Setting, Workload
