@@ -18,8 +18,8 @@ from benchmarks.gpu.networks import Scale
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.peers import inference_batch
 from benchmarks.gpu.precompile import Precompiler
-from benchmarks.gpu.timing import first_line
 from benchmarks.gpu.workloads import Setting
+from fused_kernels.tune.timing import first_line
 
 
 class DeviceLost(RuntimeError):

@@ -29,11 +29,12 @@ from benchmarks.gpu.phase_kernels import kernel_launches, kernels
 from benchmarks.gpu.phase_network import network, network_workload_launches
 from benchmarks.gpu.phase_tuning import candidate_launches, tuning, use_tables
 from benchmarks.gpu.precompile import Precompiler
-from benchmarks.gpu.timing import first_line, free
+from benchmarks.gpu.timing import free
 from benchmarks.gpu.workloads import Setting, Workload
 from fused_kernels.compiling.variant import Variant
 from fused_kernels.launch import Launch, interpreted
 from fused_kernels.shared_memory import capability_of
+from fused_kernels.tune.timing import first_line
 
 PHASES: dict[str, Callable[[Context], None]] = {
     "correctness": correctness,

@@ -17,15 +17,7 @@ from fused_kernels.errors import FusedKernelError, TuningError
 from fused_kernels.launch import interpreted
 from fused_kernels.problem import Problem
 from fused_kernels.shared_memory import capability_of, limit_on
-from fused_kernels.table import (
-    FOLDER_VARIABLE,
-    REFERENCE,
-    Entries,
-    current_table,
-    read_table,
-    table_name,
-    write_table,
-)
+from fused_kernels.table import FOLDER_VARIABLE, REFERENCE, add_entry, read_table, table_name
 from fused_kernels.tiles import Tile
 from fused_kernels.tune.call import Call, call_of
 from fused_kernels.tune.network import problems_of
@@ -98,8 +90,8 @@ def tune(
         say: is told one line for each problem.
     """
     started = time.monotonic()
-    entries: Entries = read_table(output) if output.is_file() else {}
-    todo = [problem for problem in by_weight(problems) if retune or problem.key not in entries]
+    known = read_table(output) if output.is_file() else {}
+    todo = [problem for problem in by_weight(problems) if retune or problem.key not in known]
     shared = limit_on(device)
     if device.type == "cuda":
         count = precompile(todo, capability_of(device), shared=shared)
@@ -111,10 +103,8 @@ def tune(
             break
         call = call_of(problem, device)
         outcomes.append(search(problem, call, verifier(call), timer, shared=shared))
-        entries[problem.key] = outcomes[-1].best
-        write_table(output, device_name, entries)
+        add_entry(output, device_name, problem.key, outcomes[-1].best)
         say(describe(outcomes[-1]))
-    current_table.cache_clear()
     return outcomes
 
 

@@ -15,7 +15,7 @@ from fused_kernels.shared_memory import HOPPER
 from fused_kernels.table import REFERENCE
 from fused_kernels.tiles import Tile
 from fused_kernels.tune.call import Call
-from fused_kernels.tune.timing import Timer
+from fused_kernels.tune.timing import Timer, first_line
 
 Check = Callable[[Tile], str | None]
 """What is wrong with a tile's results, or None."""
@@ -70,7 +70,7 @@ def _checked(check: Check, tile: Tile) -> str | None:
         return check(tile)
     except Exception as error:
         # out of registers or shared memory on this GPU, or refused by this Triton: not a tile to choose
-        return f"does not run: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        return f"does not run: {first_line(error)}"
 
 
 def _run(call: Call, tile: Tile) -> None:
