@@ -1,16 +1,20 @@
-"""Timing on any device: ``fused_kernels.tune.timing`` on a GPU, the host's clock elsewhere; and notes for readers."""
+"""Timing contenders in turns, on a GPU or by the host's clock, until their medians are stable."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
 
-from fused_kernels.tune.timing import UNSTABLE, Contender, Measured, Replay
+from fused_kernels.tune.timing import Contender, Replay, one_round
+
+UNSTABLE = 0.05
+"""A middle 80 % wider than this share of the median asks for more rounds, and is reported."""
 
 
 @dataclass
@@ -39,6 +43,59 @@ def contender(step: Callable[[], Any], device: torch.device, *, flush: bool = Fa
         return Replay(step, flush=flush)
     step()
     return Call(step, device)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds of one contender."""
+
+    median: float
+    min: float
+    p10: float
+    p90: float
+    rounds: int
+
+    @property
+    def spread(self) -> float:
+        """Width of the middle 80 %, as a share of the median."""
+        return (self.p90 - self.p10) / self.median if self.median else 0.0
+
+    def to_json(self) -> dict[str, float]:
+        """A plain dictionary."""
+        return asdict(self)
+
+
+def race(
+    contenders: Mapping[str, Contender], *, seconds: float, rounds: int = 10, each: int = 1
+) -> dict[str, Measured]:
+    """Time all contenders in turns, ``each`` runs at a time.
+
+    Args:
+        contenders: what to time, by name.
+        seconds: stop after this long, but not before three rounds.
+        rounds: if one is unstable after these, all get as many again.
+        each: runs of one contender in a round.
+    """
+    started = time.perf_counter()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    one_round(contenders)  # the first replay uploads the graph
+    for done in range(1, 2 * rounds + 1):
+        for name, found in one_round(contenders, each).items():
+            times[name] += found
+        late = time.perf_counter() - started > seconds
+        stable = all(summary(all_times).spread <= UNSTABLE for all_times in times.values())
+        if (late and done >= 3) or (done >= rounds and stable):
+            break
+    return {name: summary(all_times) for name, all_times in times.items()}
+
+
+def summary(times: Sequence[float]) -> Measured:
+    """Median, minimum and percentiles of at least one time."""
+    ordered = sorted(times)
+    last = len(ordered) - 1
+    return Measured(
+        median(ordered), ordered[0], ordered[round(0.1 * last)], ordered[round(0.9 * last)], len(ordered)
+    )
 
 
 def notes_of(measured: Mapping[str, Measured], contenders: Mapping[str, Contender]) -> list[str]:

@@ -1,12 +1,9 @@
-"""Times on a GPU as medians over interleaved rounds, A B C, A B C, …, so that a drifting clock affects all alike."""
+"""Times on a GPU in interleaved rounds, A B C, A B C, …, so that a drifting clock affects all alike."""
 
 from __future__ import annotations
 
 import gc
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import cache
 from statistics import median
 from typing import Any, Protocol
@@ -15,8 +12,6 @@ import torch
 
 ROUNDS = 15
 """Rounds of the tuner."""
-UNSTABLE = 0.05
-"""A middle 80 % wider than this share of the median asks for more rounds."""
 FLUSH_BYTES = 256 * 2**20
 """Several times the L2 cache of any GPU: a network finds its operands in memory, not there."""
 
@@ -31,26 +26,6 @@ class Contender(Protocol):
 
     def times(self, count: int) -> list[float]:
         """Milliseconds of ``count`` runs."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Milliseconds of one contender."""
-
-    median: float
-    min: float
-    p10: float
-    p90: float
-    rounds: int
-
-    @property
-    def spread(self) -> float:
-        """Width of the middle 80 %, as a share of the median."""
-        return (self.p90 - self.p10) / self.median if self.median else 0.0
-
-    def to_json(self) -> dict[str, float]:
-        """A plain dictionary."""
-        return asdict(self)
 
 
 class Replay:
@@ -132,48 +107,21 @@ class Replay:
         return [start.elapsed_time(end) for start, end in pairs]
 
 
-def race(
-    contenders: Mapping[str, Contender], *, seconds: float, rounds: int = 10, each: int = 1
-) -> dict[str, Measured]:
-    """Time all contenders in turns, ``each`` runs at a time.
-
-    Args:
-        contenders: what to time, by name.
-        seconds: stop after this long, but not before three rounds.
-        rounds: if one is unstable after these, all get as many again.
-        each: runs of one contender in a round.
-    """
-    started = time.perf_counter()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for one in contenders.values():
-        one.times(1)  # the first replay uploads the graph
-    for done in range(1, 2 * rounds + 1):
-        for name, one in contenders.items():
-            times[name] += one.times(each)
-        late = time.perf_counter() - started > seconds
-        stable = all(summary(found).spread <= UNSTABLE for found in times.values())
-        if (late and done >= 3) or (done >= rounds and stable):
-            break
-    return {name: summary(found) for name, found in times.items()}
+def one_round(contenders: Mapping[str, Contender], each: int = 1) -> dict[str, list[float]]:
+    """Milliseconds of ``each`` runs of every contender, one contender after the other."""
+    return {name: one.times(each) for name, one in contenders.items()}
 
 
 def on_gpu(functions: Sequence[Callable[[], None]]) -> list[float]:
-    """The tuner's timer: median milliseconds of each function, with an L2 cache that holds none of its operands."""
+    """Median milliseconds of each function, with an L2 cache that holds none of its operands."""
     # nothing reads the graphs' results, so they may share their memory
     stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
     replays = {
         str(index): Replay(step, flush=True, stream=stream, pool=pool) for index, step in enumerate(functions)
     }
-    return [found.median for found in race(replays, seconds=math.inf, rounds=ROUNDS).values()]
-
-
-def summary(times: Sequence[float]) -> Measured:
-    """Median, minimum and percentiles of at least one time."""
-    ordered = sorted(times)
-    last = len(ordered) - 1
-    return Measured(
-        median(ordered), ordered[0], ordered[round(0.1 * last)], ordered[round(0.9 * last)], len(ordered)
-    )
+    one_round(replays)  # the first replay uploads the graph
+    rounds = [one_round(replays) for _ in range(ROUNDS)]
+    return [median(found[name][0] for found in rounds) for name in replays]
 
 
 def first_line(error: BaseException) -> str:
