@@ -308,7 +308,7 @@ def test_a_network_asks_for_a_problem_as_often_as_it_has_it() -> None:
 
 
 def test_an_unknown_network_is_refused() -> None:
-    with pytest.raises(Unsupported, match="no network 'resnet5': choose one of resnet18"):
+    with pytest.raises(Unsupported, match="unknown network 'resnet5': choose one of resnet18"):
         problems_of("resnet5", batch=1, dtype=torch.float32, training=True)
 
 
@@ -320,9 +320,9 @@ def test_a_problem_of_another_version_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ([], 1, "error: tuning takes a CUDA GPU"),
+        ([], 1, "error: tuning needs a CUDA GPU"),
         (["--dtype", "int8"], 1, "error: int8 is for inference"),
-        (["--model", "vgg16"], 1, "error: no network 'vgg16'"),
+        (["--model", "vgg16"], 1, "error: unknown network 'vgg16'"),
         (["--batch", "0"], 2, "--batch 0: at least one image is needed"),
         (["--dtype", "float8"], 2, "invalid choice: 'float8'"),
     ],
