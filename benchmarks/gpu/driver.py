@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.cuda.devices import devices
+from rescompile.backends.cuda import devices
 
 _END, _BUFFER, _SIZE = (ctypes.c_void_p(value) for value in (0, 1, 2))
 """CU_LAUNCH_PARAM_END, _BUFFER_POINTER and _BUFFER_SIZE."""

@@ -28,7 +28,7 @@ from rescompile.backends import get_backend
 from rescompile.backends.base import BuildRequest
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.sealing import write_engine
-from rescompile.cli.app import app
+from rescompile.cli import app
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig, PreprocessOptions
 from rescompile.errors import BackendUnavailable, EngineError, GraphError
 from rescompile.graph.factors import set_factors

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from calibration.network import Network
 from rescompile.accuracy.sensitivity import BATCH, SensitivityReport, expected_damage, measure_damage, ranked
-from rescompile.cli.app import app
+from rescompile.cli import app
 from rescompile.graph.restore import restore
 from rescompile.graph.topology import block_outputs, quantized_tensors
 from rescompile.metrics import relative_rms

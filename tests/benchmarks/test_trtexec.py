@@ -17,7 +17,7 @@ from benchmarks.peers.base import Missing
 from benchmarks.peers.trtexec import Trtexec
 from benchmarks.workshop import Failed, Made
 from rescompile.backends.cuda.devices import Gpu
-from rescompile.backends.tensorrt.backend import backend
+from rescompile.backends.tensorrt import backend
 from tests.backends.cuda.fake_cuda import FakeCuda
 from tests.backends.tensorrt.fake_trt import FakeNetwork
 

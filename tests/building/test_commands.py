@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rescompile.cli.app import app
+from rescompile.cli import app
 
 Say = pytest.CaptureFixture[str]
 

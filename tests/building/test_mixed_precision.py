@@ -17,7 +17,7 @@ import torch
 import rescompile
 from calibration.image_archive import ArchiveImages
 from calibration.image_files import ImageFiles
-from rescompile.cli.app import app
+from rescompile.cli import app
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
 from rescompile.manifest import read_manifest

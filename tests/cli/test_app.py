@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from calibration.errors import ImageSetError
-from rescompile.cli.app import app
+from rescompile.cli import app
 from rescompile.errors import EngineError, UsageError
 
 Said = pytest.CaptureFixture[str]

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from rescompile import load
-from rescompile.cli.app import app
+from rescompile.cli import app
 from rescompile.manifest import read_manifest
 from rescompile.report import read_report
 from tests.backends.graphs import residual_net, saved

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from rescompile.cli.app import app
+from rescompile.cli import app
 from rescompile.measuring.profile import ProfileReport
 from tests.backends.engines import make_engine
 from tests.measuring.scripted import steady

@@ -6,8 +6,8 @@ import ctypes
 import threading
 from typing import Any
 
+from rescompile.backends.cuda.array_protocols import ArrayMemory, check_device, describe
 from rescompile.backends.cuda.context import DEVICE
-from rescompile.backends.cuda.devices.array_protocols import ArrayMemory, check_device, describe
 from rescompile.backends.cuda.events import Events
 from rescompile.backends.zero_copy import DeviceImages, type_name
 from rescompile.errors import UsageError

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.cuda.devices.image_import import NON_BLOCKING
+from rescompile.backends.cuda.image_import import NON_BLOCKING
 from rescompile.backends.zero_copy import DeviceImages
 
 ALIGNMENT = 256

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from rescompile.backends.base import check_batch
 from rescompile.backends.cuda.context import PrimaryContext
-from rescompile.backends.cuda.devices.image_import import ImageImporter
-from rescompile.backends.cuda.devices.request_slot import RequestSizes, RequestSlot
+from rescompile.backends.cuda.image_import import ImageImporter
+from rescompile.backends.cuda.request_slot import RequestSizes, RequestSlot
 from rescompile.backends.resource_pool import ResourcePool
 from rescompile.backends.zero_copy import DeviceImages
 from rescompile.errors import BackendError

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from rescompile.backends.cuda.devices.request_slot import RequestSizes, RequestSlot
+from rescompile.backends.cuda.request_slot import RequestSizes, RequestSlot
 from rescompile.backends.cuda.runner import CudaRunner
 from rescompile.backends.tensorrt.callbacks import joined, make_logger
 from rescompile.errors import BackendError

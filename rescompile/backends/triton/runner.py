@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rescompile.backends.cuda.devices.request_slot import RequestSizes, RequestSlot
 from rescompile.backends.cuda.graph import CudaGraph
+from rescompile.backends.cuda.request_slot import RequestSizes, RequestSlot
 from rescompile.backends.cuda.runner import CudaRunner
 from rescompile.backends.triton.plan import (
     ALIGNMENT,

@@ -12,7 +12,7 @@ from collections.abc import Collection
 import onnx
 import onnx_graphsurgeon as gs
 
-from rescompile.graph.lint.contract import blocks, quantizers, ranges
+from rescompile.graph.lint import blocks, quantizers, ranges
 from rescompile.graph.lint.subject import Rule, Subject, Violation, made_by
 from rescompile.graph.offsets import offsets_of
 from rescompile.graph.surgeon import read

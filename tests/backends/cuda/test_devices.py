@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rescompile.backends.cuda.devices import devices
+from rescompile.backends.cuda import devices
 
 
 class FakeDriver:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rescompile.backends.cuda.devices.array_protocols import DLTensor, _pointer_of
 
-from rescompile.backends.cuda.devices import events
+from rescompile.backends.cuda import events
+from rescompile.backends.cuda.array_protocols import DLTensor, _pointer_of
 from rescompile.backends.zero_copy import DeviceImages
 from rescompile.errors import BackendError, EngineError, UsageError
 from tests.backends.cuda.fake_cuda import ELSEWHERE, DlpackTensor, FakeCuda, InterfaceArray

@@ -11,7 +11,7 @@ import pytest
 
 from rescompile import cache
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino.backend import backend
+from rescompile.backends.openvino import backend
 from rescompile.backends.openvino.cache import compiled_models, processor
 from rescompile.errors import EngineError
 from rescompile.manifest import Manifest, read_manifest

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rescompile.backends.profiling import PROFILERS, LayerTime, open_profiler
-from rescompile.backends.tensorrt.backend import profile
+from rescompile.backends.tensorrt import profile
 from rescompile.backends.tensorrt.profile import _layer
 from rescompile.manifest import Manifest
 from tests.backends.engines import manifest
