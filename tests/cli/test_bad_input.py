@@ -395,7 +395,7 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-from rescompile.cli import main
+from rescompile.cli.app import main
 main()
 """
 
