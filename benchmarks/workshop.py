@@ -21,7 +21,7 @@ from calibration.preprocess import normalize
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.manifest import REFERENCE, read_manifest
 from rescompile.report import BuildReport, StageRecord
-from rescompile.runtime.golden_file import read_golden
+from rescompile.runtime.golden import read_golden
 
 CALIBRATION_IMAGES = 16
 """Enough for scales that make sense; the speed of an engine does not depend on them."""

@@ -15,7 +15,7 @@ from calibration.preprocess import Preprocess, normalize
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.config import InputFormat
 from rescompile.manifest import Precision
-from rescompile.runtime.golden_file import golden_bytes
+from rescompile.runtime.golden import golden_bytes
 
 COUNT = 4
 

@@ -37,7 +37,7 @@ from rescompile.graph.topology import quantized_tensors
 from rescompile.manifest import Batch, TensorSpec, read_manifest
 from rescompile.progress import Silent
 from rescompile.report import Limits
-from rescompile.runtime.golden_file import golden_bytes
+from rescompile.runtime.golden import golden_bytes
 from tests.backends import engines
 from tests.graph.conftest import folded, run
 

@@ -15,8 +15,8 @@ from rescompile.measuring import bench as module
 from rescompile.measuring.bench import BenchReport, bench, contenders
 from rescompile.measuring.start import start_once
 from rescompile.presenting.terminal.bench import lines
-from rescompile.runtime.engine import load
-from rescompile.runtime.golden_file import golden_bytes, read_golden
+from rescompile.runtime.golden import golden_bytes, read_golden
+from rescompile.runtime.loading import load
 from tests.backends.engines import make_engine, manifest
 from tests.reports import report
 

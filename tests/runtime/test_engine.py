@@ -23,9 +23,10 @@ from rescompile.building.sealing import write_engine
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Batch, TensorSpec, read_manifest
 from rescompile.metrics import relative_rms
-from rescompile.runtime.engine import Engine, load
-from rescompile.runtime.golden_file import golden_bytes
+from rescompile.runtime.engine import Engine
+from rescompile.runtime.golden import golden_bytes
 from rescompile.runtime.integrity import check_files
+from rescompile.runtime.loading import load
 from tests.backends.engines import make_engine, manifest
 from tests.backends.graphs import CLASSES, IMAGE_SHAPE, sample_images
 

@@ -15,7 +15,7 @@ import pytest
 from rescompile.errors import EngineError, OutputError, UsageError
 from rescompile.files import sha256_of
 from rescompile.manifest import Batch, read_manifest
-from rescompile.runtime.golden_file import read_golden
+from rescompile.runtime.golden import read_golden
 from rescompile.serving.export import ExportConfig, export
 from rescompile.serving.triton_repository import Batching
 from tests.serving.conftest import Exportable

@@ -11,7 +11,7 @@ import pytest
 
 from rescompile.errors import EngineError
 from rescompile.manifest import read_manifest
-from rescompile.runtime.golden_file import golden_bytes, read_golden
+from rescompile.runtime.golden import golden_bytes, read_golden
 from tests.backends.engines import make_engine
 from tests.backends.graphs import CLASSES, sample_images
 
@@ -43,7 +43,7 @@ def test_what_was_written_is_read(built: Path) -> None:
 )
 def test_golden_answers_that_make_no_sense_are_refused(built: Path, content: bytes) -> None:
     (built / "golden.npz").write_bytes(content)
-    with pytest.raises(EngineError, match=r"golden\.npz (holds no golden|does not fit)"):
+    with pytest.raises(EngineError, match=r"golden\.npz (does not hold golden|does not fit)"):
         read_golden(built, read_manifest(built))
 
 
