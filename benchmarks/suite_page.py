@@ -18,7 +18,7 @@ from rescompile.presenting.html import page
 from rescompile.presenting.html.measurements_page import origin_lines
 from rescompile.presenting.plots.plot import Plot
 
-BAR_HEADER = ("promise", "asked", "measured", "")
+BAR_HEADER = ("target", "asked", "measured", "")
 CASE_HEADER = ("contender", "batch", "p50 ms", "to best peer", "of roofline")
 
 
@@ -37,7 +37,7 @@ def render_suites(runs: Sequence[Results]) -> str:
         folder=Path(__file__).parent / "templates",
         title="Measurements of the suites",
         tone="",
-        headline=f"{kept} of {len(judged)} promises kept" if judged else "Measured",
+        headline=f"{kept} of {len(judged)} targets met" if judged else "Measured",
         explanation=f"On {devices}. Answers were checked before they were timed.",
         notes=[note for run in runs for note in run.notes],
         bar_header=BAR_HEADER,
@@ -52,7 +52,7 @@ def render_suites(runs: Sequence[Results]) -> str:
 
 def _bar(bar: Bar) -> tuple[str, ...]:
     measured = "" if bar.measured is None else f"{bar.measured:.2f}x"
-    verdict = {True: "kept", False: "missed", None: "not measured"}[bar.passed]
+    verdict = {True: "met", False: "missed", None: "not measured"}[bar.passed]
     return bar.name, f"{bar.asked:.2f}x", measured, verdict
 
 

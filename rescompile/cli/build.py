@@ -105,8 +105,8 @@ def calibrate(
     """
     from rescompile.building.commands import calibrate as run
     from rescompile.presenting.plots.plot import check_plot_path
+    from rescompile.presenting.terminal.calibrate import print_calibrated
     from rescompile.presenting.terminal.report import TerminalProgress
-    from rescompile.presenting.terminal.views import print_calibrated
 
     if plot is not None:
         check_plot_path(plot)
