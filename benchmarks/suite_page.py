@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 import msgspec
 
 from benchmarks.suite_plots import RACED, suite_plots
-from benchmarks.suite_results import Bar, Results, Row, read_results
+from benchmarks.suite_results import Results, Row, read_results
 from rescompile.errors import RescompileError
 from rescompile.files import atomic_write, check_output_file, writing
 from rescompile.presenting.html import page
 from rescompile.presenting.html.measurements_page import origin_lines
 from rescompile.presenting.plots.plot import Plot
-
-BAR_HEADER = ("target", "asked", "measured", "")
-CASE_HEADER = ("contender", "batch", "p50 ms", "to best peer", "of roofline")
 
 
 def plots_of(runs: Sequence[Results]) -> list[Plot]:
@@ -40,47 +37,16 @@ def render_suites(runs: Sequence[Results]) -> str:
         headline=f"{kept} of {len(judged)} targets met" if judged else "Measured",
         explanation=f"On {devices}. Answers were checked before they were timed.",
         notes=[note for run in runs for note in run.notes],
-        bar_header=BAR_HEADER,
-        case_header=CASE_HEADER,
-        runs=[
-            {"bars": [_bar(bar) for bar in run.bars], "cases": _cases(run, number)}
-            for number, run in enumerate(runs, 1)
-        ],
-        origins=[[("measured with", run.command), *origin_lines(run.origin)] for run in runs],
+        runs=[(run, _cases(run, number)) for number, run in enumerate(runs, 1)],
+        origin_lines=origin_lines,
     )
 
 
-def _bar(bar: Bar) -> tuple[str, ...]:
-    measured = "" if bar.measured is None else f"{bar.measured:.2f}x"
-    verdict = {True: "met", False: "missed", None: "not measured"}[bar.passed]
-    return bar.name, f"{bar.asked:.2f}x", measured, verdict
-
-
-def _cases(run: Results, number: int) -> list[dict[str, object]]:
+def _cases(run: Results, number: int) -> Iterator[tuple[str, Plot | None, list[Row]]]:
+    """Title, plot and rows of each case; only races of whole networks have a plot."""
     plots = suite_plots(run, number)
-    cases = []
-    for (suite, case), group in groupby(run.rows, key=lambda row: (row.suite, row.case)):
-        rows = list(group)
-        cases.append(
-            {
-                "title": f"{suite}: {case}",
-                "plot": plots.get(case) if suite == RACED else None,
-                "timed": [_timed(row) for row in rows if row.timing is not None],
-                "skipped": [f"{row.contender}: {row.skipped}" for row in rows if row.skipped],
-            }
-        )
-    return cases
-
-
-def _timed(row: Row) -> tuple[str, ...]:
-    assert row.timing is not None
-    return (
-        row.contender,
-        str(row.batch),
-        f"{row.timing.p50:.3f}",
-        "" if row.ratio_to_best_peer is None else f"{row.ratio_to_best_peer:.2f}x",
-        "" if row.share_of_roofline is None else f"{100 * row.share_of_roofline:.0f} %",
-    )
+    for (suite, case), rows in groupby(run.rows, key=lambda row: (row.suite, row.case)):
+        yield f"{suite}: {case}", plots.get(case) if suite == RACED else None, list(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from benchmarks.suite_results import Results, Row
 from rescompile.presenting.plots.bench import spans
-from rescompile.presenting.plots.figure import INK, ascii_only, colour, log_axis, new_axes
+from rescompile.presenting.plots.figure import INK, ascii_only, colour, log_axis
 from rescompile.presenting.plots.plot import Plot
 from rescompile.wording import plain
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 RACED = "engines"
 """The suite whose cases are drawn; the others are tables."""
@@ -27,15 +27,17 @@ def suite_plots(results: Results, number: int = 1) -> dict[str, Plot]:
         case: Plot(
             f"suite-{number}-{case.replace(' ', '-')}",
             f"{plain(case)}: milliseconds per image, on a logarithmic axis. Ours are blue; shorter is better.",
-            partial(_draw, list(rows)),
+            partial(_draw, rows),
+            height=70 + 26 * len(rows),
         )
-        for case, rows in groupby(timed, key=lambda row: row.case)
+        for case, group in groupby(timed, key=lambda row: row.case)
+        for rows in [list(group)]
     }
 
 
-def _draw(rows: Sequence[Row]) -> Figure:
+def _draw(rows: Sequence[Row], axes: Axes) -> None:
     ordered = sorted(rows, key=lambda row: row.ms_per_image or 0.0)
-    figure, axes = new_axes(70 + 26 * len(ordered), grid=False)
+    axes.grid(visible=False)
     times, ends = [], []
     for place, row in enumerate(ordered):
         own = row.timing
@@ -55,4 +57,3 @@ def _draw(rows: Sequence[Row]) -> Figure:
     axes.set_xlim(min(times) / 2, max(ends) * 2.5)
     log_axis(axes, "x")
     axes.set_xlabel("milliseconds per image")
-    return figure

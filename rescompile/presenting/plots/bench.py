@@ -10,16 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.measuring.bench import BenchReport
-from rescompile.presenting.plots.figure import ascii_only, colour, legend, log_axis, new_axes
+from rescompile.presenting.plots.figure import ascii_only, colour, legend, log_axis
 from rescompile.presenting.plots.plot import Plot
 from rescompile.wording import plain
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 
 def bench_plots(reports: Sequence[BenchReport]) -> list[Plot]:
-    """All plots that ``reports``, one or more, allow."""
+    """All plots that ``reports`` allow."""
+    if not reports:
+        return []
     batches = ", ".join(str(size) for size in sorted({report.latency.batch for report in reports}))
     made = [
         Plot(
@@ -68,8 +70,7 @@ def _quality(reports: Sequence[BenchReport]) -> str:
     return " or ".join(words[kind] for kind in sorted(kinds, reverse=True))
 
 
-def _draw_throughput(reports: Sequence[BenchReport]) -> Figure:
-    figure, axes = new_axes(320)
+def _draw_throughput(reports: Sequence[BenchReport], axes: Axes) -> None:
     for index, (report, label) in enumerate(zip(reports, labels(reports), strict=True)):
         rates = [result.images_per_second for result in report.batches]
         low = [1e3 * result.batch / result.timing.high for result in report.batches]
@@ -92,11 +93,9 @@ def _draw_throughput(reports: Sequence[BenchReport]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set(xlabel="batch size", ylabel="images per second")
     legend(axes)
-    return figure
 
 
-def _draw_latency(reports: Sequence[BenchReport]) -> Figure:
-    figure, axes = new_axes(320)
+def _draw_latency(reports: Sequence[BenchReport], axes: Axes) -> None:
     for index, (report, label) in enumerate(zip(reports, labels(reports), strict=True)):
         found = report.latency.timing
         shares = np.linspace(0, 100, len(found.samples)) if len(found.samples) > 1 else np.array([100.0])
@@ -106,11 +105,9 @@ def _draw_latency(reports: Sequence[BenchReport]) -> Figure:
     axes.set_ylim(0, 101)
     axes.set(xlabel="milliseconds per call", ylabel="% of calls")
     legend(axes)
-    return figure
 
 
-def _draw_accuracy(reports: Sequence[BenchReport]) -> Figure:
-    figure, axes = new_axes(320)
+def _draw_accuracy(reports: Sequence[BenchReport], axes: Axes) -> None:
     values = []
     for index, (report, label) in enumerate(zip(reports, labels(reports), strict=True)):
         if (value := accuracy(report)) is not None:
@@ -126,4 +123,3 @@ def _draw_accuracy(reports: Sequence[BenchReport]) -> Figure:
     log_axis(axes, "x")
     axes.set(xlabel="milliseconds per call (p50)", ylabel=f"{_quality(reports)}, %".lower())
     legend(axes)
-    return figure

@@ -19,14 +19,12 @@ from rescompile.presenting.plots.figure import (
     legend,
     log_axis,
     named_bars,
-    new_axes,
 )
 from rescompile.presenting.plots.plot import Plot
 from rescompile.report import ActivationRange, BlockError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _BITMAP_MAIN, _BITMAP_ALERT = "#4c8fd0", "#e0703f"
 """Clouds of points are bitmaps, so that thousands stay small; CSS does not reach them, so these are mid-tones."""
@@ -60,6 +58,7 @@ def logits(pairs: Pairs, *, precision: str, subject: str) -> Plot:
         "logits",
         f"{len(pairs)} logits of the {subject}, drawn evenly from all images. Points on the line equal fp32.",
         partial(_draw_logits, pairs, precision),
+        width=PAGE_WIDTH / 2,
     )
 
 
@@ -69,23 +68,21 @@ def logit_errors(pairs: Pairs, *, precision: str) -> Plot:
         "logit-errors",
         "The error of the same logits. A cloud that leans or bends shows more than rounding errors.",
         partial(_draw_logit_errors, pairs, precision),
+        width=PAGE_WIDTH / 2,
     )
 
 
-def _draw_errors(blocks: Sequence[BlockError]) -> Figure:
+def _draw_errors(blocks: Sequence[BlockError], axes: Axes) -> None:
     values = np.array([block.sqnr_db for block in blocks])
-    figure, axes = new_axes(300)
     worst = int(values.argmin())
     label = f"worst: {blocks[worst].block}, {values[worst]:.1f} dB"
     named_bars(axes, values, [block.block for block in blocks], worst, label)
     axes.set_ylim(min(0.0, float(values.min())) * 1.08, max(1.0, float(values.max())) * 1.08)
     axes.set_ylabel("SQNR in dB")
-    return figure
 
 
-def _draw_ranges(ranges: Sequence[ActivationRange]) -> Figure:
+def _draw_ranges(ranges: Sequence[ActivationRange], axes: Axes) -> None:
     amax, threshold = _positive([r.amax for r in ranges]), _positive([r.threshold for r in ranges])
-    figure, axes = new_axes(320)
     x = np.arange(len(ranges))
     labels = ("largest magnitude seen (amax)", "chosen threshold")
     if len(ranges) <= MOST_NAMES:
@@ -101,28 +98,23 @@ def _draw_ranges(ranges: Sequence[ActivationRange]) -> Figure:
     axes.set_ylabel("magnitude")
     legend(axes)
     label_positions(axes, [r.tensor for r in ranges])
-    return figure
 
 
-def _draw_logits(pairs: Pairs, precision: str) -> Figure:
+def _draw_logits(pairs: Pairs, precision: str, axes: Axes) -> None:
     values = _array(pairs)
-    figure, axes = new_axes(320, width=PAGE_WIDTH / 2)
     bounds = _span(values)
     axes.plot(bounds, bounds, color=INK, alpha=0.5, linewidth=1)
     _cloud(axes, values[:, 0], values[:, 1])
     axes.set(xlim=bounds, ylim=bounds, xlabel="fp32 logit", ylabel=f"{precision} logit")
-    return figure
 
 
-def _draw_logit_errors(pairs: Pairs, precision: str) -> Figure:
+def _draw_logit_errors(pairs: Pairs, precision: str, axes: Axes) -> None:
     values = _array(pairs)
     error = values[:, 1] - values[:, 0]
-    figure, axes = new_axes(320, width=PAGE_WIDTH / 2)
     axes.axhline(0, color=INK, alpha=0.5, linewidth=1)
     _cloud(axes, values[:, 0], error)
     axes.set(xlim=_span(values), ylim=_span(np.stack([error, -error])))
     axes.set(xlabel="fp32 logit", ylabel=f"error ({precision} - fp32)")
-    return figure
 
 
 def _array(pairs: Pairs) -> NDArray[np.float64]:

@@ -14,21 +14,19 @@ from rescompile.presenting.plots.figure import (
     label_positions,
     legend,
     log_axis,
-    new_axes,
 )
 from rescompile.presenting.plots.plot import Plot
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 
 def methods_by_tensor(comparison: Comparison) -> Plot:
     """Expected error of the logits for each method and tensor; SQNR of the tensor where no gradients are known."""
-    return Plot("methods-by-tensor", "Every calibration method by tensor.", partial(_draw, comparison))
+    return Plot("methods-by-tensor", "Every calibration method by tensor.", partial(_draw, comparison), 380)
 
 
-def _draw(comparison: Comparison) -> Figure:
-    figure, axes = new_axes(380)
+def _draw(comparison: Comparison, axes: Axes) -> None:
     by_logits = bool(comparison.together)
     names = list(comparison.tensors)
     for index, method in enumerate(comparison.tensors[names[0]]):
@@ -42,4 +40,3 @@ def _draw(comparison: Comparison) -> Figure:
     axes.set_ylabel("relative RMS of the logits" if by_logits else "SQNR in dB")
     legend(axes, columns=4)
     label_positions(axes, names)
-    return figure

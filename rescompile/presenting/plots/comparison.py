@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rescompile.accuracy.compare import Comparison, ComparisonReport
-from rescompile.presenting.plots.figure import INK, ascii_only, colour, label_positions, legend, new_axes
+from rescompile.presenting.plots.figure import INK, ascii_only, colour, label_positions, legend
 from rescompile.presenting.plots.plot import Plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def comparison_by_block(report: ComparisonReport) -> Plot:
@@ -21,8 +20,7 @@ def comparison_by_block(report: ComparisonReport) -> Plot:
     return Plot("comparison-by-block", "Signal-to-noise ratio (SQNR) by block.", partial(_draw, report))
 
 
-def _draw(report: ComparisonReport) -> Figure:
-    figure, axes = new_axes(340)
+def _draw(report: ComparisonReport, axes: Axes) -> None:
     # an engine that shows its logits alone has one block: it stands where that block stands among the others
     names = [block.block for block in max(report.comparisons, key=lambda c: len(c.blocks)).blocks]
     for index, comparison in enumerate(report.comparisons):
@@ -31,7 +29,6 @@ def _draw(report: ComparisonReport) -> Figure:
     axes.set_ylabel("SQNR in dB")
     legend(axes, columns=1)
     label_positions(axes, names)
-    return figure
 
 
 def _line(axes: Axes, comparison: Comparison, names: Sequence[str], shade: str) -> None:

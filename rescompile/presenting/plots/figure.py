@@ -46,7 +46,7 @@ def style(salt: str) -> Iterator[None]:
         yield
 
 
-def new_axes(height: float, *, width: float = PAGE_WIDTH, grid: bool = True) -> tuple[Figure, Axes]:
+def new_axes(height: float, width: float) -> tuple[Figure, Axes]:
     """A transparent figure of ``width`` x ``height`` points with open axes in the page's ink."""
     from matplotlib.figure import Figure
 
@@ -55,8 +55,7 @@ def new_axes(height: float, *, width: float = PAGE_WIDTH, grid: bool = True) -> 
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
     axes.set_axisbelow(True)
-    if grid:
-        axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.8)
+    axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.8)
     axes.tick_params(colors=INK, length=3)
     axes.xaxis.label.set_color(INK)
     axes.yaxis.label.set_color(INK)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rescompile.presenting.plots.figure import ALERT, INK, MAIN, legend, new_axes
+from rescompile.presenting.plots.figure import ALERT, INK, MAIN, legend
 from rescompile.presenting.plots.plot import Plot
 from rescompile.report import FrontierPoint
 from rescompile.wording import counted
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 _MOST_LABELS = 12
 """Points that are labelled with their reformats; the labels of more would overlap."""
@@ -28,8 +28,7 @@ def precision_search(points: Sequence[FrontierPoint]) -> Plot:
     )
 
 
-def _draw(points: Sequence[FrontierPoint]) -> Figure:
-    figure, axes = new_axes(300)
+def _draw(points: Sequence[FrontierPoint], axes: Axes) -> None:
     for passed, colour, label in ((True, MAIN, "within the limits"), (False, ALERT, "misses a limit")):
         chosen = [point for point in points if point.passed == passed]
         x, y = [point.int8_blocks for point in chosen], [100 * point.top1_agreement for point in chosen]
@@ -48,4 +47,3 @@ def _draw(points: Sequence[FrontierPoint]) -> Figure:
     axes.set(xlabel="blocks in INT8", ylabel="agreement with fp32 in %")
     axes.locator_params(axis="x", integer=True)
     legend(axes)
-    return figure

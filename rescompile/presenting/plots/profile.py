@@ -8,36 +8,37 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rescompile.measuring.profile import EngineProfile, ProfileReport
-from rescompile.presenting.plots.figure import INK, ascii_only, colour, legend, log_axis, new_axes
+from rescompile.presenting.plots.figure import INK, ascii_only, colour, legend, log_axis
 from rescompile.presenting.plots.plot import Plot
 from rescompile.wording import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _ROOM_FOR_NAME = 0.045
 """Share of the longest bar that a block must have to carry its name."""
 
 
-def roofline(report: ProfileReport, suffix: str = "") -> Plot:
-    """Operations per second of each block against its operations per byte, below the machine's limits."""
-    return Plot(
-        f"roofline{suffix}",
-        f"{_subject(report)}: operations per second of each block against its operations per byte. The lines are this "
-        "machine's measured limits; blocks on the slope are limited by memory.",
-        partial(_draw_roofline, report),
-    )
-
-
-def timeline(report: ProfileReport, suffix: str = "") -> Plot:
-    """The blocks of one call in the order of execution, one bar an engine."""
-    return Plot(
-        f"timeline{suffix}",
-        f"{_subject(report)}: the blocks of one call in the order of execution. The pale end is time "
-        "between and outside of layers.",
-        partial(_draw_timeline, report),
-    )
+def profile_plots(report: ProfileReport, number: int = 1) -> list[Plot]:
+    """Both plots of the ``number``-th profile of a page."""
+    suffix = f"-{number}" if number > 1 else ""
+    subject = f"{report.engines[0].engine.model}, batch {report.batch}"
+    return [
+        Plot(
+            f"roofline{suffix}",
+            f"{subject}: operations per second of each block against its operations per byte. The lines are this "
+            "machine's measured limits; blocks on the slope are limited by memory.",
+            partial(_draw_roofline, report),
+            height=380,
+        ),
+        Plot(
+            f"timeline{suffix}",
+            f"{subject}: the blocks of one call in the order of execution. The pale end is time between and outside of "
+            "layers.",
+            partial(_draw_timeline, report),
+            height=90 + 46 * len(report.engines),
+        ),
+    ]
 
 
 def name_of(engine: EngineProfile, report: ProfileReport) -> str:
@@ -50,12 +51,7 @@ def name_of(engine: EngineProfile, report: ProfileReport) -> str:
     )
 
 
-def _subject(report: ProfileReport) -> str:
-    return f"{report.engines[0].engine.model}, batch {report.batch}"
-
-
-def _draw_roofline(report: ProfileReport) -> Figure:
-    figure, axes = new_axes(380)
+def _draw_roofline(report: ProfileReport, axes: Axes) -> None:
     intensities = []
     for index, engine in enumerate(report.engines):
         points = [block for block in engine.blocks if block.ms and block.work.bytes and block.work.ops]
@@ -69,7 +65,6 @@ def _draw_roofline(report: ProfileReport) -> Figure:
     log_axis(axes, "y")
     axes.set(xlabel="operations per byte", ylabel="Gop/s")
     legend(axes, columns=3)
-    return figure
 
 
 def _draw_limits(axes: Axes, report: ProfileReport, intensities: list[float]) -> None:
@@ -88,9 +83,9 @@ def _draw_limits(axes: Axes, report: ProfileReport, intensities: list[float]) ->
     axes.plot([], [], "--", color=INK, alpha=0.5, label="from cache")
 
 
-def _draw_timeline(report: ProfileReport) -> Figure:
+def _draw_timeline(report: ProfileReport, axes: Axes) -> None:
+    axes.grid(visible=False)
     engines = report.engines
-    figure, axes = new_axes(90 + 46 * len(engines), grid=False)
     longest = max(max(engine.wall.p50, engine.layers_ms) for engine in engines)
     for row, engine in enumerate(engines):
         end = _draw_blocks(axes, row, engine, room=_ROOM_FOR_NAME * longest)
@@ -100,7 +95,6 @@ def _draw_timeline(report: ProfileReport) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, longest * 1.02)
     axes.set_xlabel("milliseconds of one call")
-    return figure
 
 
 def _draw_blocks(axes: Axes, row: int, engine: EngineProfile, *, room: float) -> float:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rescompile.presenting.plots.figure import named_bars, new_axes
+from rescompile.presenting.plots.figure import named_bars
 from rescompile.presenting.plots.plot import Plot
 from rescompile.report import BlockDamage
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 
 def sensitivity_by_block(blocks: Sequence[BlockDamage]) -> Plot:
@@ -26,12 +26,10 @@ def sensitivity_by_block(blocks: Sequence[BlockDamage]) -> Plot:
     )
 
 
-def _draw(blocks: Sequence[BlockDamage]) -> Figure:
+def _draw(blocks: Sequence[BlockDamage], axes: Axes) -> None:
     values = np.array([entry.relative_rms for entry in blocks])
-    figure, axes = new_axes(300)
     worst = int(values.argmax())
     label = f"most sensitive: {blocks[worst].block}, {values[worst]:.4f}"
     named_bars(axes, values, [entry.block for entry in blocks], worst, label)
     axes.set_ylim(0, float(values.max()) * 1.08 or 1.0)
     axes.set_ylabel("relative RMS of the logits")
-    return figure
