@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TERMS = {
     "agreement": "Share of the images for which the engine and the fp32 network name the same class.",
-    "relative RMS": "Size of the logits' error: the RMS of their difference from fp32, divided by the RMS of the fp32 "
+    "relative RMS": "Error of the logits: the RMS of their difference from fp32, divided by the RMS of the fp32 "
     "logits. 0 means equal.",
     "cosine": "Cosine of the angle between the engine's logits and the fp32 logits. 1 means the same direction.",
     "SQNR": "Signal-to-quantization-noise ratio of a tensor in dB. 20 dB is an error of a tenth of its RMS.",

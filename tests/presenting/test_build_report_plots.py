@@ -132,7 +132,8 @@ def test_two_thousand_logits_stay_small() -> None:
 def test_matplotlib_is_imported_by_drawing_only_and_pyplot_never() -> None:
     program = (
         "import sys; from rescompile.presenting.html import report_page;"
-        "from rescompile.presenting.plots.build_report import logit_errors; assert 'matplotlib' not in sys.modules; logit_errors([(1.0, 2.0)], precision='int8').svg();"
+        "from rescompile.presenting.plots.build_report import logit_errors; assert 'matplotlib' not in sys.modules;"
+        "logit_errors([(1.0, 2.0)], precision='int8').svg();"
         "assert 'matplotlib' in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

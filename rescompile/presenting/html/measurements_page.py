@@ -62,7 +62,7 @@ def origin_lines(origin: Origin) -> list[tuple[str, str]]:
 
 def _headline(found: Measurements) -> tuple[str, str]:
     """The time of the fastest engine, and what was measured where."""
-    origins = [report.origin for report in (*found.benches, *found.profiles)]
+    origins = [*(report.origin for report in found.benches), *(report.origin for report in found.profiles)]
     devices = ", ".join(dict.fromkeys(origin.device for origin in origins))
     checked = "Answers were checked before they were timed."
     if found.benches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,7 @@ def _draw_ranges(ranges: Sequence[ActivationRange], axes: Axes) -> None:
         axes.plot(x, amax, "o", ms=7, mfc="none", mec=MAIN, mew=1.6, label=labels[0])
         axes.plot(x, threshold, "o", ms=4, color=ALERT, mew=0, label=labels[1])
     else:
-        dots = {"mew": 0, "rasterized": True}
+        dots: dict[str, Any] = {"mew": 0, "rasterized": True}
         axes.plot(x, amax, "o", ms=5, color=_BITMAP_MAIN, label=labels[0], **dots)
         axes.plot(x, threshold, "o", ms=2.8, color=_BITMAP_ALERT, label=labels[1], **dots)
     log_axis(axes, "y")
