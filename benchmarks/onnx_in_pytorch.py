@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rescompile.backends.triton.graph import attributes
+from rescompile.backends.triton.lowering.graph import attributes
 
 _LOW, _HIGH = -128, 127
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu.driver import Driver
 from rescompile.backends.cuda.devices import driver
 from rescompile.backends.triton.plan import Plan
-from rescompile.backends.triton.reading import read_plan
+from rescompile.backends.triton.plan_file import read_plan
 from rescompile.backends.triton.reference import ReferenceRunner
 from rescompile.backends.triton.runner import PlanRunner
 from rescompile.manifest import read_manifest

@@ -14,7 +14,7 @@ from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import Batch, Manifest, Precision
 
 if TYPE_CHECKING:
-    from rescompile.backends.sharing import DeviceImages
+    from rescompile.backends.zero_copy import DeviceImages
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) during long work."""
@@ -193,10 +193,10 @@ class Concurrent(Protocol):
 
 
 @runtime_checkable
-class Lends(Protocol):
+class ZeroCopyRunner(Protocol):
     """A runner on a GPU, which reads images where they are."""
 
-    def lend(self, given: object) -> DeviceImages:
+    def import_images(self, given: object) -> DeviceImages:
         """The images of ``given``, for which ``sharing.on_cuda`` holds, as the runner takes them; not copied.
 
         Raises:
@@ -207,16 +207,16 @@ class Lends(Protocol):
 
 
 @runtime_checkable
-class Keeps(Protocol):
+class CachesCompilation(Protocol):
     """A runner that can keep what its library compiled, so that the next load is faster."""
 
-    def keep(self) -> None:
+    def cache_compilation(self) -> None:
         """Keep it; called once the engine has proved that it is right. It never fails: a cache is a shortcut."""
         ...
 
 
 @runtime_checkable
-class Simulates(Protocol):
+class SimulatingBackend(Protocol):
     """A backend whose engines can be executed, slowly, where their device is missing."""
 
     simulation: str

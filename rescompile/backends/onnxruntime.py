@@ -25,9 +25,7 @@ from rescompile.backends.base import (
     RunOptions,
 )
 from rescompile.errors import BackendError, UsageError
-from rescompile.manifest import Manifest, Precision
-
-MODEL = "model.onnx"
+from rescompile.manifest import GRAPH, Manifest, Precision
 
 
 class ReferenceSession:
@@ -51,7 +49,7 @@ class ReferenceSession:
         """
         if self._session is None:
             raise BackendError("this ONNX Runtime session is closed; load the engine again")
-        with _in_our_words("ONNX Runtime cannot run the graph on these images"):
+        with _translate_errors("ONNX Runtime cannot run the graph on these images"):
             values = self._session.run(self._names, {self._input: np.ascontiguousarray(images)})
         return dict(zip(self._names, values, strict=True))
 
@@ -89,7 +87,7 @@ def reference_session(
     source = model.read_bytes() if isinstance(model, Path) else model
     if outputs is not None:
         source = _with_outputs(source, outputs)
-    with _in_our_words(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
+    with _translate_errors(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = outputs if outputs is not None else [output.name for output in session.get_outputs()]
     return ReferenceSession(session, names)
@@ -99,7 +97,7 @@ class OnnxRuntime:
     """The reference as a backend: its engine is the deployable graph itself. Runners are thread-safe."""
 
     name = "onnxruntime"
-    payload_files = (MODEL,)
+    payload_files = (GRAPH,)
     int8 = Int8Support("costs", "never")
 
     def availability(self, target: str | None = None) -> Availability:
@@ -119,15 +117,15 @@ class OnnxRuntime:
     def build(self, request: BuildRequest, directory: Path) -> Payload:
         """Name the deployable graph as payload, once ONNX Runtime has accepted it."""
         reference_session(request.model, optimize=False).close()
-        if request.model.resolve() != (directory / MODEL).resolve():
-            raise ValueError(f"the onnxruntime engine is {MODEL} of its own directory, not {request.model}")
-        return Payload(files=(MODEL,))
+        if request.model.resolve() != (directory / GRAPH).resolve():
+            raise ValueError(f"the onnxruntime engine is {GRAPH} of its own directory, not {request.model}")
+        return Payload(files=(GRAPH,))
 
     def load(
         self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS
     ) -> ReferenceSession:
         """Open ``model.onnx``, optimizations off."""
-        return reference_session(directory / MODEL, optimize=False, threads=options.threads)
+        return reference_session(directory / GRAPH, optimize=False, threads=options.threads)
 
 
 def refuse_target(name: str, target: str | None) -> None:
@@ -159,7 +157,7 @@ def _with_outputs(model: bytes, outputs: Sequence[str]) -> bytes:
 
 
 @contextmanager
-def _in_our_words(what: str) -> Iterator[None]:
+def _translate_errors(what: str) -> Iterator[None]:
     """ONNX Runtime's errors have no base class of their own but ``Exception``, only a module."""
     try:
         yield

@@ -13,7 +13,7 @@ from rescompile.errors import BackendError
 T = TypeVar("T")
 
 
-class Idle(Generic[T]):
+class ResourcePool(Generic[T]):
     """The things that nobody uses. Any thread may take one, or close."""
 
     def __init__(self, things: Sequence[T]) -> None:
@@ -24,7 +24,7 @@ class Idle(Generic[T]):
             self._queue.put(thing)
 
     @contextmanager
-    def one(self) -> Iterator[T]:
+    def acquire(self) -> Iterator[T]:
         """An idle thing, for the body alone.
 
         Raises:

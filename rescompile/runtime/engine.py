@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from rescompile.backends import get_backend
 from rescompile.backends.base import (
     RUN_DEFAULTS,
+    CachesCompilation,
     Concurrent,
     Hint,
-    Keeps,
-    Lends,
     Runner,
     RunOptions,
-    Simulates,
+    SimulatingBackend,
+    ZeroCopyRunner,
 )
-from rescompile.backends.sharing import DeviceImages, as_array, on_cuda
+from rescompile.backends.zero_copy import DeviceImages, as_array, on_cuda
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest
 from rescompile.metrics import relative_rms
@@ -39,7 +39,7 @@ from rescompile.runtime.submissions import Submissions
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from rescompile.backends.sharing import SupportsCudaArray, SupportsDLPack
+    from rescompile.backends.zero_copy import SupportsCudaArray, SupportsDLPack
 
     Given = NDArray[Any] | SupportsDLPack | SupportsCudaArray
 
@@ -55,7 +55,7 @@ class Engine:
         self.manifest = manifest
         self._dtype, self._image = np.dtype(manifest.inputs[0].dtype), manifest.inputs[0].shape[1:]
         self._runner: Runner | None = runner
-        self._concurrent, self._lends = isinstance(runner, Concurrent), isinstance(runner, Lends)
+        self._concurrent, self._zero_copy = isinstance(runner, Concurrent), isinstance(runner, ZeroCopyRunner)
         self._lock = threading.Lock()
         self._submissions = Submissions(runner.parallel if isinstance(runner, Concurrent) else 1)
 
@@ -170,11 +170,11 @@ class Engine:
     def _shared(self, given: object) -> Any:
         """``given``, something of another package, over the same memory."""
         runner = self._runner
-        if not (self._lends and on_cuda(given)):
+        if not (self._zero_copy and on_cuda(given)):
             return as_array(given)
-        if not isinstance(runner, Lends):
+        if not isinstance(runner, ZeroCopyRunner):
             raise EngineError("this engine is closed; load it again")
-        return runner.lend(given)
+        return runner.import_images(given)
 
 
 def load(
@@ -205,8 +205,8 @@ def load(
     engine = Engine(manifest, runner)
     if verify:
         _prove(directory, engine)
-        if isinstance(runner, Keeps):
-            runner.keep()
+        if isinstance(runner, CachesCompilation):
+            runner.cache_compilation()
     return engine
 
 
@@ -221,7 +221,7 @@ def simulate(directory: Path) -> Engine | None:
     """
     manifest = checked_manifest(directory, hashes=True)
     backend = get_backend(manifest.backend)
-    if not isinstance(backend, Simulates):
+    if not isinstance(backend, SimulatingBackend):
         return None
     engine = Engine(manifest, backend.simulate(directory, manifest))
     _prove(directory, engine)

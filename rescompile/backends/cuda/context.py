@@ -26,7 +26,7 @@ class PrimaryContext:
 
     def __init__(self, cuda: Any, library: Any) -> None:
         self._cuda, self._library = cuda, library
-        with self._in_our_words():
+        with self._translate_errors():
             cuda.init()
             self._context: Any = cuda.Device(DEVICE).retain_primary_context()
 
@@ -37,7 +37,7 @@ class PrimaryContext:
         Raises:
             BackendError: the driver refuses what the body asks for.
         """
-        with self._in_our_words():
+        with self._translate_errors():
             self._context.push()
             try:
                 yield
@@ -54,7 +54,7 @@ class PrimaryContext:
         self._library.cuCtxSetCurrent(before)
 
     @contextmanager
-    def _in_our_words(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except self._cuda.Error as error:

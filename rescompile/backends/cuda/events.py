@@ -25,7 +25,7 @@ class Event:
         """
         call(self._library, "cuEventRecord", ctypes.c_void_p(self._handle), ctypes.c_void_p(stream))
 
-    def hold(self, stream: int) -> None:
+    def make_wait(self, stream: int) -> None:
         """Let what ``stream`` is given from now on wait for that work.
 
         Raises:

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from rescompile.backends.base import check_batch
 from rescompile.backends.cuda.context import PrimaryContext
-from rescompile.backends.cuda.intake import Intake
-from rescompile.backends.cuda.slot import Sizes, Slot
-from rescompile.backends.resource_pool import Idle
-from rescompile.backends.sharing import DeviceImages
+from rescompile.backends.cuda.image_import import ImageImporter
+from rescompile.backends.cuda.request_slot import RequestSizes, RequestSlot
+from rescompile.backends.resource_pool import ResourcePool
+from rescompile.backends.zero_copy import DeviceImages
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch
 
 
-class Lane(Protocol):
+class SlotExecutor(Protocol):
     """What executes the requests of one slot. The context is current in every method; one thread at a time."""
 
     def rows(self, count: int) -> int:
@@ -46,14 +46,14 @@ class Lane(Protocol):
         ...
 
 
-L = TypeVar("L", bound=Lane)
-L_co = TypeVar("L_co", bound=Lane, covariant=True)
+L = TypeVar("L", bound=SlotExecutor)
+L_co = TypeVar("L_co", bound=SlotExecutor, covariant=True)
 
 
 class Network(Protocol[L_co]):
     """An engine's code and weights on the GPU. The context is current in every method; one thread at a time."""
 
-    def lane(self, slot: Slot) -> L_co:
+    def executor(self, slot: RequestSlot) -> L_co:
         """What executes requests in ``slot``.
 
         Raises:
@@ -62,7 +62,7 @@ class Network(Protocol[L_co]):
         ...
 
     def close(self) -> None:
-        """Give everything back, once the lanes are closed."""
+        """Give everything back, once the executors are closed."""
         ...
 
 
@@ -87,7 +87,7 @@ class CudaRunner(Generic[L]):
         library: Any,
         open_network: Callable[[], Network[L]],
         *,
-        sizes: Sizes,
+        sizes: RequestSizes,
         batch: Batch,
         parallel: int,
     ) -> None:
@@ -101,9 +101,9 @@ class CudaRunner(Generic[L]):
             with self._context.current(), ExitStack() as opened:
                 network = open_network()
                 opened.callback(network.close)
-                self._intake = Intake(cuda, library)
-                opened.callback(self._intake.close)
-                self._lanes: list[L] = []
+                self._importer = ImageImporter(cuda, library)
+                opened.callback(self._importer.close)
+                self._executors: list[L] = []
                 slots = [self._open(cuda, network, sizes, opened) for _ in range(parallel)]
                 # zeros and weights are on their way in the default stream, for which no slot's stream waits
                 cuda.Context.synchronize()
@@ -111,7 +111,7 @@ class CudaRunner(Generic[L]):
         except BaseException:
             self._held.close()
             raise
-        self._idle = Idle(list(zip(slots, self._lanes, strict=True)))
+        self._idle = ResourcePool(list(zip(slots, self._executors, strict=True)))
 
     def __call__(self, images: NDArray[np.generic] | DeviceImages) -> NDArray[np.float32]:
         """Logits [N, classes] of ``images`` [N, ...], an array in the manifest's layout and dtype or a lent one.
@@ -123,17 +123,17 @@ class CudaRunner(Generic[L]):
         """
         lent = isinstance(images, DeviceImages) and len(images) > 0
         check_batch(max(len(images), self._batch.min) if lent else len(images), self._batch)
-        with self._idle.one() as (slot, lane), self._context.current():
-            rows = lane.rows(len(images))
-            return slot.run(images, rows, lambda address: lane.enqueue(rows, address))
+        with self._idle.acquire() as (slot, executor), self._context.current():
+            rows = executor.rows(len(images))
+            return slot.run(images, rows, lambda address: executor.enqueue(rows, address))
 
-    def lend(self, given: object) -> DeviceImages:
-        """The images of ``given``, which is on a CUDA device: see ``base.Lends``."""
+    def import_images(self, given: object) -> DeviceImages:
+        """The images of ``given``, which is on a CUDA device: see ``base.ZeroCopyRunner``."""
         with self._lock:
             if self._closed:
                 raise BackendError("this engine is closed; load it again")
             with self._context.current():
-                return self._intake.lend(given)
+                return self._importer.import_images(given)
 
     def close(self) -> None:
         """Finish the calls that run and free everything; calling it twice is harmless."""
@@ -145,11 +145,11 @@ class CudaRunner(Generic[L]):
             with self._held, self._context.current():
                 self._opened.close()
 
-    def _open(self, cuda: Any, network: Network[L], sizes: Sizes, opened: ExitStack) -> Slot:
-        """A slot with its lane, both closed with ``opened``."""
-        slot = Slot(cuda, sizes)
+    def _open(self, cuda: Any, network: Network[L], sizes: RequestSizes, opened: ExitStack) -> RequestSlot:
+        """A slot with its executor, both closed with ``opened``."""
+        slot = RequestSlot(cuda, sizes)
         opened.callback(slot.close)
-        lane = network.lane(slot)
-        opened.callback(lane.close)
-        self._lanes.append(lane)
+        executor = network.executor(slot)
+        opened.callback(executor.close)
+        self._executors.append(executor)
         return slot

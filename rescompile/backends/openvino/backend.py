@@ -30,16 +30,17 @@ from rescompile.backends.base import (
 )
 from rescompile.backends.onnxruntime import refuse_target
 from rescompile.backends.openvino.cache import CompiledModels, compiled_models
-from rescompile.backends.resource_pool import Idle
-from rescompile.backends.sharing import shareable
+from rescompile.backends.resource_pool import ResourcePool
+from rescompile.backends.zero_copy import writable_view
 from rescompile.errors import BackendError, EngineError
 from rescompile.files import check_room
+from rescompile.manifest import OPENVINO_MODEL as MODEL
+from rescompile.manifest import OPENVINO_WEIGHTS as WEIGHTS
 from rescompile.manifest import Batch, Manifest, Precision
 
 if TYPE_CHECKING:
     import onnx
 
-MODEL, WEIGHTS = "model.xml", "model.bin"
 
 _TUNING = {"SNIPPETS_MODE": "DISABLE"}
 """Not in OpenVINO's manual: with its fusion of elementwise chains on, an identity block's add is no longer fused
@@ -116,7 +117,7 @@ class OpenVinoRunner:
         advised = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if hint == "throughput" else 1
         self.parallel = int(advised)
         self._compiled: Any = compiled
-        self._requests = Idle([compiled.create_infer_request() for _ in range(self.parallel)])
+        self._requests = ResourcePool([compiled.create_infer_request() for _ in range(self.parallel)])
         self._batch, self._kept = batch, kept
 
     def __call__(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
@@ -126,13 +127,13 @@ class OpenVinoRunner:
             BackendError: N is outside of the engine's batch range, or the runner is closed.
         """
         check_batch(len(images), self._batch)
-        with self._requests.one() as request, in_our_words("OpenVINO cannot run this engine"):
+        with self._requests.acquire() as request, translate_errors("OpenVINO cannot run this engine"):
             # not infer([images]): its way to a tensor takes longer than all of ours
-            request.set_input_tensor(self._tensor(shareable(images), shared_memory=True))
+            request.set_input_tensor(self._tensor(writable_view(images), shared_memory=True))
             request.infer(share_outputs=True)
             return np.array(request.get_output_tensor().data, np.float32)
 
-    def keep(self) -> None:
+    def cache_compilation(self) -> None:
         """Keep the compiled model for the next load, where it was compiled by this one."""
         if self._kept is not None and self._compiled is not None:
             self._kept.write(self._compiled)
@@ -173,7 +174,7 @@ def simulate(model: onnx.ModelProto, batch: Batch) -> OpenVinoRunner:
 
     from rescompile.backends.openvino.lowering import lower
 
-    with in_our_words("OpenVINO cannot read the deployable graph"):
+    with translate_errors("OpenVINO cannot read the deployable graph"):
         compiled, _ = _compile_model(ov.Core().read_model(lower(model).SerializeToString()), RUN_DEFAULTS)
     return OpenVinoRunner(compiled, batch)
 
@@ -195,7 +196,7 @@ class OpenVinoTensors:
         import openvino as ov
 
         path = directory / MODEL
-        with in_our_words(f"OpenVINO cannot load {path}"):
+        with translate_errors(f"OpenVINO cannot load {path}"):
             model = ov.Core().read_model(path)
             ports = {
                 name: port for op in model.get_ops() for port in op.outputs() for name in port.get_names()
@@ -217,7 +218,7 @@ class OpenVinoTensors:
             BackendError: OpenVINO cannot run the model on it.
         """
         images = np.repeat(image[None], self._count, axis=0)
-        with in_our_words("OpenVINO cannot run this engine"):
+        with translate_errors("OpenVINO cannot run this engine"):
             self._request.infer([images])
             return {name: np.array(self._request.get_tensor(name).data[0], np.float32) for name in self.names}
 
@@ -227,7 +228,7 @@ def _save(graph: onnx.ModelProto, request: BuildRequest, directory: Path) -> Non
     import openvino as ov
 
     serialized = graph.SerializeToString()
-    with in_our_words("OpenVINO cannot read the deployable graph"):
+    with translate_errors("OpenVINO cannot read the deployable graph"):
         model = ov.Core().read_model(serialized)
         low, high = request.batch.min, request.batch.max
         batch = ov.Dimension(low) if low == high else ov.Dimension(low, high)
@@ -238,7 +239,7 @@ def _save(graph: onnx.ModelProto, request: BuildRequest, directory: Path) -> Non
     except RuntimeError as error:
         # C++ streams do not say why they failed
         check_room(directory, len(serialized))
-        raise BackendError(f"OpenVINO cannot write {directory / MODEL}: {_last_words(error)}") from error
+        raise BackendError(f"OpenVINO cannot write {directory / MODEL}: {error_reason(error)}") from error
 
 
 def compile_counting(path: Path, *, threads: int | None) -> Any:
@@ -249,7 +250,7 @@ def compile_counting(path: Path, *, threads: int | None) -> Any:
     """
     import openvino as ov
 
-    with in_our_words(f"OpenVINO cannot load {path}"):
+    with translate_errors(f"OpenVINO cannot load {path}"):
         model = ov.Core().read_model(path)
         return _compile_model(model, RunOptions(threads=threads), counters=True)[0]
 
@@ -267,7 +268,7 @@ def _compile(path: Path, options: RunOptions) -> tuple[Any, tuple[str, ...]]:
     """The model at ``path`` compiled for this CPU, and notes on what could not be set."""
     import openvino as ov
 
-    with in_our_words(f"OpenVINO cannot load {path}"):
+    with translate_errors(f"OpenVINO cannot load {path}"):
         return _compile_model(ov.Core().read_model(path), options)
 
 
@@ -334,15 +335,15 @@ def residual_adds(graph: onnx.ModelProto) -> set[str]:
 
 
 @contextmanager
-def in_our_words(what: str) -> Iterator[None]:
+def translate_errors(what: str) -> Iterator[None]:
     """Turn an error of OpenVINO's into a BackendError that begins with ``what``."""
     try:
         yield
     except RuntimeError as error:
-        raise BackendError(f"{what}: {_last_words(error)}") from error
+        raise BackendError(f"{what}: {error_reason(error)}") from error
 
 
-def _last_words(error: RuntimeError) -> str:
+def error_reason(error: RuntimeError) -> str:
     """The reason in OpenVINO's message, behind the lines that say where in its source it was raised."""
     lines = [line.strip(" -") for line in str(error).splitlines()]
     where = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't", "Summary")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.openvino.backend import MODEL, compile_counting, in_our_words
+from rescompile.backends.openvino.backend import compile_counting, translate_errors
 from rescompile.backends.profiling import WARM_RUNS, Kind, LayerTime
-from rescompile.manifest import Manifest
+from rescompile.manifest import OPENVINO_MODEL, Manifest
 
 _KINDS: dict[str, Kind] = {
     "Convolution": "weighted",
@@ -38,7 +38,7 @@ class OpenVinoProfiler:
     """
 
     def __init__(self, directory: Path, manifest: Manifest, *, threads: int | None = None) -> None:
-        compiled = compile_counting(directory / MODEL, threads=threads)
+        compiled = compile_counting(directory / OPENVINO_MODEL, threads=threads)
         self._known = {
             op.get_friendly_name(): {key: str(value.value) for key, value in op.get_rt_info().items()}
             for op in compiled.get_runtime_model().get_ordered_ops()
@@ -55,7 +55,7 @@ class OpenVinoProfiler:
         Raises:
             BackendError: OpenVINO cannot run the model on them.
         """
-        with in_our_words("OpenVINO cannot run this engine"):
+        with translate_errors("OpenVINO cannot run this engine"):
             self._infer(images, WARM_RUNS)
             before = {info.node_name: _ms(info) for info in self._request.profiling_info}
             logits = self._infer(images, runs)

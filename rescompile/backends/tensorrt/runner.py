@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from rescompile.backends.cuda.request_slot import RequestSizes, RequestSlot
 from rescompile.backends.cuda.runner import CudaRunner
-from rescompile.backends.cuda.slot import Sizes, Slot
 from rescompile.backends.tensorrt.callbacks import joined, make_logger
 from rescompile.errors import BackendError
 from rescompile.manifest import Manifest
 
 
-class TensorRtRunner(CudaRunner["_Lane"]):
+class TensorRtRunner(CudaRunner["_SlotExecutor"]):
     """An engine with its execution contexts. Any number of threads may call it, and close it meanwhile.
 
     Args:
@@ -39,7 +39,7 @@ class TensorRtRunner(CudaRunner["_Lane"]):
             cuda,
             library,
             lambda: _Network(trt, engine, manifest),
-            sizes=Sizes(manifest.batch.max, fed.shape[1:], np.dtype(fed.dtype), answered.shape[-1]),
+            sizes=RequestSizes(manifest.batch.max, fed.shape[1:], np.dtype(fed.dtype), answered.shape[-1]),
             batch=manifest.batch,
             parallel=parallel,
         )
@@ -47,8 +47,8 @@ class TensorRtRunner(CudaRunner["_Lane"]):
     def attach(self, profiler: Any) -> None:
         """Let ``profiler``, an IProfiler, be told the time of each layer at every later call."""
         with self._context.current():
-            for lane in self._lanes:
-                lane.context.profiler = profiler
+            for executor in self._executors:
+                executor.context.profiler = profiler
 
 
 class _Network:
@@ -61,13 +61,13 @@ class _Network:
         if self._engine is None:
             self._refuse()
 
-    def lane(self, slot: Slot) -> _Lane:
+    def executor(self, slot: RequestSlot) -> _SlotExecutor:
         """An execution context, which takes the memory of its activations."""
         context = self._engine.create_execution_context()
         answered = self._manifest.outputs[0].name
         if context is None or not context.set_tensor_address(answered, int(slot.logits)):
             self._refuse()
-        return _Lane(context, slot, self._manifest, self._logger)
+        return _SlotExecutor(context, slot, self._manifest, self._logger)
 
     def close(self) -> None:
         """Drop the engine."""
@@ -77,10 +77,10 @@ class _Network:
         raise BackendError(f"{self._module} refuses the engine: {_said(self._logger)}")
 
 
-class _Lane:
+class _SlotExecutor:
     """An execution context, whose logits go to its slot."""
 
-    def __init__(self, context: Any, slot: Slot, manifest: Manifest, logger: Any) -> None:
+    def __init__(self, context: Any, slot: RequestSlot, manifest: Manifest, logger: Any) -> None:
         self.context: Any = context
         self._slot, self._logger = slot, logger
         self._fed, self._least = manifest.inputs[0].name, manifest.batch.min

@@ -16,15 +16,16 @@ from rescompile.backends.base import (
     RunOptions,
 )
 from rescompile.backends.cuda.devices import Gpu, driver, gpus
-from rescompile.backends.triton.plan import PLAN, WEIGHTS
-from rescompile.backends.triton.reading import read_plan, write_plan
+from rescompile.backends.triton.plan_file import read_plan, write_plan
 from rescompile.errors import BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write
+from rescompile.manifest import TRITON_PLAN as PLAN
+from rescompile.manifest import TRITON_WEIGHTS as WEIGHTS
 from rescompile.manifest import Manifest, Precision
 from rescompile.optional import installed, require
 
 if TYPE_CHECKING:
-    from fused_kernels.aot.targets import Target
+    from fused_kernels.compiling.targets import Target
 
 _BUILDING = "building a Triton engine"
 _RUNNING = "running a Triton engine"
@@ -71,9 +72,9 @@ class Triton:
         import onnx
 
         from rescompile.backends.triton import plan as plans
-        from rescompile.backends.triton.assemble import assemble
-        from rescompile.backends.triton.chains import with_chains
-        from rescompile.backends.triton.lower import lower
+        from rescompile.backends.triton.lowering.chains import with_chains
+        from rescompile.backends.triton.lowering.network import lower
+        from rescompile.backends.triton.planning.assemble import assemble
         from rescompile.backends.triton.steps import residual_adds
         from rescompile.backends.triton.summary import summarize
         from rescompile.backends.triton.weights import write_weights
@@ -128,7 +129,7 @@ class Triton:
 
 
 def _target(name: str | None) -> Target:
-    from fused_kernels.aot.targets import TARGETS
+    from fused_kernels.compiling.targets import TARGETS
 
     known = list(TARGETS)
     if name is None:

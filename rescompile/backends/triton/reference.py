@@ -27,10 +27,10 @@ class ReferenceRunner:
     def __init__(self, directory: Path, plan: Plan) -> None:
         import torch
 
-        from rescompile.backends.triton.execute import Walk
+        from rescompile.backends.triton.step_executor import StepExecutor
 
         weights = {name: torch.from_numpy(values) for name, values in read_weights(directory, plan).items()}
-        self._walk: Walk | None = Walk(plan.steps, weights)
+        self._walk: StepExecutor | None = StepExecutor(plan.steps, weights)
 
     def __call__(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """Logits [N, classes] of ``images`` [N, ...] in the manifest's layout and dtype.

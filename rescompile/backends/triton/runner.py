@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from rescompile.backends.cuda.graph import CudaGraph
+from rescompile.backends.cuda.request_slot import RequestSizes, RequestSlot
 from rescompile.backends.cuda.runner import CudaRunner
-from rescompile.backends.cuda.slot import Sizes, Slot
 from rescompile.backends.triton.plan import (
     ALIGNMENT,
     Argument,
@@ -38,7 +38,7 @@ PLAIN_SHARED = 48 << 10
 """Bytes of dynamic shared memory that a function may use without being asked."""
 
 
-class PlanRunner(CudaRunner["_Lane"]):
+class PlanRunner(CudaRunner["_SlotExecutor"]):
     """An engine with its memory, functions and graphs. Any number of threads may call it, and close it meanwhile.
 
     Args:
@@ -60,7 +60,7 @@ class PlanRunner(CudaRunner["_Lane"]):
             cuda,
             library,
             lambda: _Network(cuda, library, directory, plan, weights),
-            sizes=Sizes(most, plan.image.shape, np.dtype(plan.image.dtype), plan.classes),
+            sizes=RequestSizes(most, plan.image.shape, np.dtype(plan.image.dtype), plan.classes),
             batch=Batch(least, least, most),
             parallel=parallel,
         )
@@ -83,9 +83,9 @@ class _Network:
             self.close()
             raise
 
-    def lane(self, slot: Slot) -> _Lane:
+    def executor(self, slot: RequestSlot) -> _SlotExecutor:
         """An arena and, when they are needed, graphs."""
-        return _Lane(self, slot)
+        return _SlotExecutor(self, slot)
 
     def close(self) -> None:
         """Free the weights and drop the machine code."""
@@ -128,10 +128,10 @@ class _Network:
         self.weights = {name: int(base) + offset for name, offset in offsets.items()}
 
 
-class _Lane:
+class _SlotExecutor:
     """An arena, and the graphs of one slot by program."""
 
-    def __init__(self, network: _Network, slot: Slot) -> None:
+    def __init__(self, network: _Network, slot: RequestSlot) -> None:
         self._network, self._slot, self._plan = network, slot, network.plan
         self._arena = int(slot.allocate(max(program.arena_bytes for program in self._plan.programs)))
         self._graphs: dict[tuple[int, bool], CudaGraph] = {}

@@ -7,9 +7,12 @@ In INT8 a name stands for the quantized tensor, whose real value is scale * inte
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
+
+if TYPE_CHECKING:
+    from fused_kernels.geometry import Conv
 
 Rest = Literal["float32", "float16"]
 FACTOR, OFFSET = "input.factor", "input.offset"
@@ -25,6 +28,12 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     s: int
     stride: int
     padding: int
+
+    def conv(self) -> Conv:
+        """The window as the kernels' geometry has it; needs the fused kernels, which a runtime does not."""
+        from fused_kernels.geometry import Conv
+
+        return Conv(self.r, self.s, self.stride, self.padding)
 
 
 class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stem", tag_field="kind"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from rescompile.backends.triton.plan import Plan
-from rescompile.backends.triton.reading import read_plan
+from rescompile.backends.triton.plan_file import read_plan
 from rescompile.manifest import Manifest
 
 

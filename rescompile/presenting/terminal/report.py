@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, 
 from rich.progress import Progress as RichBar
 from rich.text import Text
 
+from rescompile.manifest import REPORT_HTML
 from rescompile.presenting import report_lines
 from rescompile.presenting.report_lines import Line
 from rescompile.presenting.terminal.table import columns
@@ -62,7 +63,7 @@ def _facts(report: BuildReport) -> list[Line]:
         *((f"stage {stage.name}", report_lines.stage_value(stage)) for stage in report.stages),
         *(("note", note) for note in report.notes),
         ("engine directory", report.engine_directory),
-        ("build report", str(Path(report.engine_directory) / "report.html")),
+        ("build report", str(Path(report.engine_directory) / REPORT_HTML)),
     ]
 
 

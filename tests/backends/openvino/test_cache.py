@@ -155,5 +155,5 @@ def test_a_closed_runner_keeps_nothing(tmp_path: Path, kept: Path) -> None:
     found = make_engine(tmp_path / "e")
     runner = backend.OpenVino().load(tmp_path / "e", found)
     runner.close()
-    runner.keep()
+    runner.cache_compilation()
     assert not kept.exists()

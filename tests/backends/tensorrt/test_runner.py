@@ -101,6 +101,6 @@ def test_a_profiler_is_told_of_every_context() -> None:
 
 def test_closing_drops_every_context() -> None:
     run = runner(network(), parallel=2)
-    lanes = list(run._lanes)
+    executors = list(run._executors)
     run.close()
-    assert [lane.context for lane in lanes] == [None, None]
+    assert [executor.context for executor in executors] == [None, None]

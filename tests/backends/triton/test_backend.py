@@ -16,7 +16,8 @@ from benchmarks.agreement_results import AgreementReport
 from benchmarks.performance_page import read_folder
 from rescompile.backends import get_backend
 from rescompile.backends.cuda.devices import Gpu
-from rescompile.backends.triton import assemble, backend
+from rescompile.backends.triton import backend
+from rescompile.backends.triton.planning import assemble
 from rescompile.building.commands import inspect, verify
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import BackendUnavailable, EngineError, UsageError

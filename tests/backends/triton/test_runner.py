@@ -183,7 +183,7 @@ def test_memory_of_every_slot_is_counted_and_weights_are_there_once(written: tup
 def test_images_on_the_gpu_are_read_where_they_are(written: tuple[Path, Plan], kind: Any, count: int) -> None:
     x, gpu = images("cifar", count), FakeGpu(written[1])
     run = runner(written, gpu)
-    lent = run.lend(kind(gpu, x))
+    lent = run.import_images(kind(gpu, x))
     np.testing.assert_array_equal(run(lent), ReferenceRunner(*written)(x))
     # two images are filled up to three, in memory of the engine
     whole = len(written[1].program_for(count).launches)
@@ -197,7 +197,7 @@ def test_a_launch_that_the_driver_refuses_leaves_nothing_behind(written: tuple[P
     for working in (0, launches, 2 * launches - 1):  # before, during and after the capture
         gpu.failing["LaunchKernel"], gpu.working["LaunchKernel"] = 719, working
         with pytest.raises(BackendError, match=r"cannot run this engine: cuLaunchKernel failed: error 719"):
-            run(run.lend(InterfaceArray(gpu, x)))
+            run(run.import_images(InterfaceArray(gpu, x)))
         assert (gpu.captured, list(gpu.pending())) == ({}, [])
     run.close()
     assert gpu.graphs == {}
@@ -207,7 +207,7 @@ def test_a_launch_that_the_driver_refuses_leaves_nothing_behind(written: tuple[P
 def test_the_runtime_imports_neither_torch_nor_triton_nor_onnx() -> None:
     program = (
         "import sys, rescompile.backends.triton.runner, rescompile.backends.triton.backend, "
-        "rescompile.backends.triton.reading; print(*{name.split('.')[0] for name in sys.modules})"
+        "rescompile.backends.triton.plan_file; print(*{name.split('.')[0] for name in sys.modules})"
     )
     loaded = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
