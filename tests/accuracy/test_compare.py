@@ -388,7 +388,7 @@ def test_a_damaged_directory_is_refused(built: Path, small: Path, tmp_path: Path
         (["int8", "--part-db", "nan"], 2, "no number of decibels"),
         (["int8", "--limit", "0"], 2, "--limit"),
         (["int8", "--plot", "sqnr.pdf"], 2, "sqnr.pdf is neither .svg nor .png"),
-        (["int8", "--plot", "none/sqnr.svg"], 1, "none is no folder"),
+        (["int8", "--plot", "none/sqnr.svg"], 1, "folder none does not exist"),
     ],
 )
 def test_bad_input_is_one_sentence(

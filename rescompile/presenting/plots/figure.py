@@ -29,7 +29,7 @@ _CSS = {
     MAIN: f"var(--plot-main, {MAIN})",
     ALERT: f"var(--plot-alert, {ALERT})",
 }
-"""What ``to_svg`` writes for a colour; the ink is no exact black, so that nothing else has it."""
+"""Colours that ``to_svg`` replaces by CSS; the ink is not exactly black, so that nothing else has its colour."""
 
 MOST_NAMES = 60
 """Above this many blocks or tensors, single names would overlap; stage names stand instead."""

@@ -66,4 +66,4 @@ def check_plot_path(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {path.name} is neither .svg nor .png; name the file with one of these")
     if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path.parent} is no folder; make it, or choose another --plot")
+        raise OutputError(f"the folder {path.parent} does not exist; make it, or choose another --plot")

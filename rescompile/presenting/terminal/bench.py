@@ -1,4 +1,4 @@
-"""What ``rescompile bench`` prints: aligned lines, then the notes."""
+"""Terminal output of ``rescompile bench``: aligned lines, then the notes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``rescompile calibrate`` prints: the table, or with ``--compare`` every method on every tensor."""
+"""Terminal output of ``rescompile calibrate``: the table, or with ``--compare`` every method on every tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``rescompile compare`` prints: one aligned line a block, and where the two diverge."""
+"""Terminal output of ``rescompile compare``: one aligned line a block, and where the two diverge."""
 
 from __future__ import annotations
 

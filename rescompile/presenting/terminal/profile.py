@@ -1,4 +1,4 @@
-"""What ``rescompile profile`` prints: one line a block, engines side by side, then the findings."""
+"""Terminal output of ``rescompile profile``: one line a block, engines side by side, then the findings."""
 
 from __future__ import annotations
 

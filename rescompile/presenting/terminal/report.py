@@ -1,4 +1,4 @@
-"""What ``rescompile build`` and ``verify`` print: progress on stderr, and the report as one aligned line per fact.
+"""Terminal output of ``build`` and ``verify``: progress on stderr, and the report as one aligned line per fact.
 
 Each fact has a line of its own so that grep and awk work on it; colours appear on terminals only.
 """

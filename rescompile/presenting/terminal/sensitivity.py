@@ -1,4 +1,4 @@
-"""What ``rescompile sensitivity`` prints: one aligned line a block, the most sensitive first."""
+"""Terminal output of ``rescompile sensitivity``: one aligned line a block, the most sensitive first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``rescompile export-server`` prints: one fact a line, then the files."""
+"""Terminal output of ``rescompile export-server``: one fact a line, then the files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``run``, ``inspect`` and ``doctor`` print: aligned lines, one fact each."""
+"""Terminal output of ``run``, ``inspect`` and ``doctor``: aligned lines, one fact each."""
 
 from __future__ import annotations
 
