@@ -61,6 +61,11 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     files: dict[str, FileDigest]
 
+    @property
+    def server_name(self) -> str:
+        """The server's full name, for people."""
+        return SERVER_NAMES[self.server]
+
 
 def export(directory: Path, config: ExportConfig) -> Export:
     """Write the repository of the engine in ``directory``, whole or not at all.

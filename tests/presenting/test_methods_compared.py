@@ -19,8 +19,8 @@ from rescompile.building.effort import RECIPES, Effort
 from rescompile.building.source import Source
 from rescompile.cli.app import main
 from rescompile.config import CalibrationConfig
-from rescompile.presenting.plots import methods
-from rescompile.presenting.terminal.methods import lines
+from rescompile.presenting.plots.calibration_methods import methods_by_tensor
+from rescompile.presenting.terminal.calibrate import comparison_lines as lines
 from rescompile.progress import Silent
 from tests.calibration.histograms import histogram_of
 
@@ -65,14 +65,14 @@ def test_a_dead_tensor_is_a_dash_and_can_be_drawn() -> None:
     thresholds = {"dead": {"max": 0.0}, "live": {"max": 4.0}}
     comparison = compare_methods(histograms, thresholds)
     assert any(line.split() == ["dead", "-"] for line in lines(comparison, "max"))
-    assert methods.svg(comparison).startswith("<svg ")
+    assert methods_by_tensor(comparison).svg().startswith("<svg ")
 
 
 def test_the_plot_has_a_line_for_every_method(
     by_logits: Comparison, by_sqnr: Comparison, tmp_path: Path
 ) -> None:
     for comparison in (by_logits, by_sqnr):
-        svg = methods.svg(comparison)
+        svg = methods_by_tensor(comparison).svg()
         shown = [
             "".join(node.itertext()).strip()
             for node in ET.fromstring(svg).iter()
@@ -80,8 +80,8 @@ def test_the_plot_has_a_line_for_every_method(
         ]
         for method in next(iter(comparison.tensors.values())):
             assert any(word.split(": ")[0] == method for word in shown) or ":" in method
-        assert svg == methods.svg(comparison)
-    methods.write_plot(by_sqnr, tmp_path / "a.PNG")
+        assert svg == methods_by_tensor(comparison).svg()
+    methods_by_tensor(by_sqnr).write(tmp_path / "a.PNG")
     assert (tmp_path / "a.PNG").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,4 +1,4 @@
-"""What is promised of the plots."""
+"""Plots of a build's report, and what holds for every plot."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rescompile.report import ActivationRange, BlockError
 from tests.reports import blocks, pairs, ranges
 
 PLOTS: dict[str, Callable[[], str]] = {
-    "error by block": lambda: build_report.error_by_block(blocks(18)),
-    "activation ranges": lambda: build_report.activation_ranges(ranges(50)),
-    "many ranges": lambda: build_report.activation_ranges(ranges(200)),
-    "logits": lambda: build_report.logits(pairs(500), precision="int8"),
-    "logit errors": lambda: build_report.logit_errors(pairs(500), precision="int8"),
+    "error by block": lambda: build_report.error_by_block(blocks(18)).svg(),
+    "activation ranges": lambda: build_report.activation_ranges(ranges(50)).svg(),
+    "many ranges": lambda: build_report.activation_ranges(ranges(200)).svg(),
+    "logits": lambda: build_report.logits(pairs(500), precision="int8", subject="engine").svg(),
+    "logit errors": lambda: build_report.logit_errors(pairs(500), precision="int8").svg(),
 }
 
 
@@ -65,14 +65,14 @@ def test_ink_follows_the_page_and_no_background_is_painted(name: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 18, 60, 61, 600])
 def test_bars_work_for_any_number_of_blocks(count: int) -> None:
-    svg = build_report.error_by_block(blocks(max(count, 2))[:count])
+    svg = build_report.error_by_block(blocks(max(count, 2))[:count]).svg()
     assert "SQNR in dB" in words(svg)
     assert len(svg) < 120_000
 
 
 def test_few_blocks_are_named_and_many_are_named_by_stage() -> None:
-    assert {"stem", "layer1.0", "fc"} <= set(words(build_report.error_by_block(blocks(18))))
-    many = set(words(build_report.error_by_block(blocks(600))))
+    assert {"stem", "layer1.0", "fc"} <= set(words(build_report.error_by_block(blocks(18)).svg()))
+    many = set(words(build_report.error_by_block(blocks(600)).svg()))
     assert {"layer1", "layer2", "layer3", "layer4"} <= many
     assert "layer1.0" not in many
 
@@ -83,26 +83,26 @@ def test_the_worst_block_is_marked_with_its_figure() -> None:
         BlockError("layer1.1", -3.25, 0.2),
         BlockError("fc", 25.0, 1.0),
     ]
-    svg = build_report.error_by_block(entries)
+    svg = build_report.error_by_block(entries).svg()
     assert "worst: layer1.1, -3.2 dB" in words(svg)
     assert "--plot-alert" in svg
 
 
 def test_names_are_text_and_never_markup_or_mathematics() -> None:
     names = ["<script>alert(1)</script>", "$x^2$", "каталог\x00"]
-    found = words(build_report.error_by_block([BlockError(name, 20.0, 1.0) for name in names]))
+    found = words(build_report.error_by_block([BlockError(name, 20.0, 1.0) for name in names]).svg())
     assert {"<script>alert(1)</script>", "$x^2$", "????????"} <= set(found)
 
 
 @pytest.mark.parametrize("count", [1, 50, 60, 61, 1300])
 def test_ranges_work_for_any_number_of_tensors(count: int) -> None:
-    svg = build_report.activation_ranges(ranges(count))
+    svg = build_report.activation_ranges(ranges(count)).svg()
     assert {"largest magnitude seen (amax)", "chosen threshold"} <= set(words(svg))
     assert len(svg) < 250_000
 
 
 def test_thresholds_equal_to_amax_leave_both_visible() -> None:
-    equal = build_report.activation_ranges([ActivationRange("layer1.0.conv1", 2.0, 2.0)] * 3)
+    equal = build_report.activation_ranges([ActivationRange("layer1.0.conv1", 2.0, 2.0)] * 3).svg()
     ring, dot = "stroke: var(--plot-main", "fill: var(--plot-alert"
     assert ring in equal
     assert dot in equal
@@ -112,26 +112,28 @@ def test_thresholds_equal_to_amax_leave_both_visible() -> None:
 @pytest.mark.parametrize("amax", [0.0, 1e-30, 1e30])
 def test_ranges_of_any_magnitude_are_drawn(amax: float) -> None:
     entries = [ActivationRange("layer1.0.conv1", amax, amax), ActivationRange("layer1.0.conv2", 3.0, 2.0)]
-    assert words(build_report.activation_ranges(entries))
+    assert words(build_report.activation_ranges(entries).svg())
 
 
 def test_dead_tensors_only_are_drawn() -> None:
-    assert words(build_report.activation_ranges([ActivationRange("conv1", 0.0, 0.0)] * 2))
+    assert words(build_report.activation_ranges([ActivationRange("conv1", 0.0, 0.0)] * 2).svg())
 
 
 @pytest.mark.parametrize("values", [[(0.0, 0.0)], [(1.0, 1.0)] * 3, [(-1e4, 1e4), (1e4, -1e4)]])
 def test_logits_of_any_spread_are_drawn(values: list[tuple[float, float]]) -> None:
-    assert "fp16 logit" in words(build_report.logits(values, precision="fp16"))
-    assert "error (fp16 - fp32)" in words(build_report.logit_errors(values, precision="fp16"))
+    assert "fp16 logit" in words(build_report.logits(values, precision="fp16", subject="engine").svg())
+    assert "error (fp16 - fp32)" in words(build_report.logit_errors(values, precision="fp16").svg())
 
 
 def test_two_thousand_logits_stay_small() -> None:
-    assert len(build_report.logits(pairs(2000), precision="int8")) < 100_000
+    assert len(build_report.logits(pairs(2000), precision="int8", subject="engine").svg()) < 100_000
 
 
 def test_matplotlib_is_imported_by_drawing_only_and_pyplot_never() -> None:
     program = (
-        "import sys; from rescompile import plots, html_report; assert 'matplotlib' not in sys.modules;"
-        "plots.logits([(1.0, 2.0)], precision='int8'); assert 'matplotlib.pyplot' not in sys.modules"
+        "import sys; from rescompile.presenting.html import report_page;"
+        "from rescompile.presenting.plots.build_report import logit_errors; assert 'matplotlib' not in sys.modules;"
+        "logit_errors([(1.0, 2.0)], precision='int8').svg();"
+        "assert 'matplotlib' in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

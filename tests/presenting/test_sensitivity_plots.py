@@ -1,4 +1,4 @@
-"""What is promised of the plots about blocks in FP16."""
+"""Plots about blocks in FP16: their sensitivity, and the search for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rescompile.presenting.plots import damage
+from rescompile.presenting.plots.precision_search import precision_search
+from rescompile.presenting.plots.sensitivity import sensitivity_by_block
 from rescompile.report import BlockDamage
 from tests.reports import frontier
 
@@ -20,29 +21,29 @@ def words(svg: str) -> list[str]:
     ]
 
 
-def test_the_block_with_the_most_damage_is_marked_with_its_figure() -> None:
-    shown = words(damage.damage_by_block(DAMAGES))
-    assert "most damage: layer1.4, 0.0500" in shown
+def test_the_most_sensitive_block_is_marked_with_its_figure() -> None:
+    shown = words(sensitivity_by_block(DAMAGES).svg())
+    assert "most sensitive: layer1.4, 0.0500" in shown
     assert {entry.block for entry in DAMAGES} <= set(shown)
 
 
 @pytest.mark.parametrize("damages", [(BlockDamage("stem", 0.0),), DAMAGES * 20])
-def test_one_block_without_damage_and_many_blocks_can_be_drawn(damages: tuple[BlockDamage, ...]) -> None:
-    svg = damage.damage_by_block(damages)
+def test_one_block_without_error_and_many_blocks_can_be_drawn(damages: tuple[BlockDamage, ...]) -> None:
+    svg = sensitivity_by_block(damages).svg()
     assert "relative RMS of the logits" in words(svg)
-    assert svg == damage.damage_by_block(damages)
+    assert svg == sensitivity_by_block(damages).svg()
 
 
 def test_the_suffix_chooses_svg_or_png(tmp_path: Path) -> None:
-    damage.write_plot(DAMAGES, tmp_path / "a.svg")
-    damage.write_plot(DAMAGES, tmp_path / "a.PNG")
+    sensitivity_by_block(DAMAGES).write(tmp_path / "a.svg")
+    sensitivity_by_block(DAMAGES).write(tmp_path / "a.PNG")
     assert (tmp_path / "a.svg").read_text().startswith("<svg ")
     assert (tmp_path / "a.PNG").read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_point_of_a_frontier_names_its_reformats_while_there_is_room() -> None:
-    shown = words(damage.frontier(frontier(3)))
+    shown = words(precision_search(frontier(3)).svg())
     assert {"0 reformats", "3 reformats", "1 reformat", "blocks in INT8", "misses a limit"} <= set(shown)
     assert not any(
-        " reformat" in word or "reformats" in word for word in words(damage.frontier(frontier(13)))
+        " reformat" in word or "reformats" in word for word in words(precision_search(frontier(13)).svg())
     )

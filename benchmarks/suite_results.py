@@ -1,4 +1,4 @@
-"""What a run of the suites in ``benchmarks/`` found, as a document: rows of one case have raced each other."""
+"""Results of one run of the suites, as a JSON document; the rows of one case were timed against each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT: Literal["rescompile-suites-1"] = "rescompile-suites-1"
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One contender of one case. Either it has a timing, or ``skipped`` says why it has none."""
+    """One contender of one case: its timing, or in ``skipped`` the reason why it has none."""
 
     suite: str
     case: str
@@ -29,15 +29,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     timing: Timing | None = None
     images_per_second: float | None = None
     relative_rms: float | None = None
-    """Of its logits against fp32's, looked at before it was timed."""
+    """Error of its logits against fp32's, measured before it was timed."""
     allowed: float | None = None
     floor_ms: float | None = None
-    """What operations or bytes of the case need at the machine's measured rates, for one call."""
+    """Shortest possible time of one call at the machine's measured rates."""
     share_of_roofline: float | None = None
-    """floor_ms over the median: 1 where the machine's own limit is reached."""
+    """floor_ms over the median; 1 is the machine's limit."""
     best_peer: str | None = None
     ratio_to_best_peer: float | None = None
-    """The best peer's time by image over this one's: above 1, this one is faster."""
+    """The best peer's time per image over this one's: above 1, this one is faster."""
     peak_rss_bytes: int | None = None
     stages: tuple[StageRecord, ...] = ()
     skipped: str | None = None
@@ -50,7 +50,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bar(msgspec.Struct, frozen=True, kw_only=True):
-    """A ratio that the project has promised; ``measured`` and ``passed`` are None where a side has no time."""
+    """A ratio that the project promises; ``measured`` and ``passed`` are None where one of the two has no time."""
 
     name: str
     case: str
