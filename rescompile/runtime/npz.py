@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import read_array_header_1_0, read_magic
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from numpy.typing import NDArray
 
 _TYPES = (np.dtype("<f4"), np.dtype("u1"))
+_HEADERS = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
 _MOST_HEADER_BYTES = 1000
 _MOST_BYTES = 1 << 30
 
@@ -55,14 +56,17 @@ def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _array(content: bytes) -> NDArray[Any]:
-    """The array in a ``.npy`` file of format 1.0, which ``numpy.savez`` writes for arrays of plain types."""
+    """The array in a ``.npy`` file."""
     stream = io.BytesIO(content)
     try:
-        version = read_magic(stream)
-        shape, fortran_order, dtype = read_array_header_1_0(stream, max_header_size=_MOST_HEADER_BYTES)
+        read_header = _HEADERS[read_magic(stream)]
+    except (ValueError, KeyError) as error:
+        raise ValueError("it holds something else than NumPy arrays") from error
+    try:
+        shape, fortran_order, dtype = read_header(stream, max_header_size=_MOST_HEADER_BYTES)
     except (ValueError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError("the header of an array is damaged") from error
-    if version != (1, 0) or fortran_order or len(shape) > 32 or any(size < 0 for size in shape):
+    if fortran_order or len(shape) > 32 or not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError("the header of an array is damaged")
     if dtype not in _TYPES:
         raise ValueError("an array is neither float32 nor uint8")

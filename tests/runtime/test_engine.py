@@ -225,11 +225,11 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 def test_links_and_folders_are_no_files(folder: Path, tmp_path: Path) -> None:
     (folder / "model.onnx").rename(tmp_path / "elsewhere.onnx")
     (folder / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
-    with pytest.raises(EngineError, match="is no plain file"):
+    with pytest.raises(EngineError, match="is not a regular file"):
         load(folder)
     (folder / "model.onnx").unlink()
     (folder / "model.onnx").mkdir()
-    with pytest.raises(EngineError, match="is no plain file"):
+    with pytest.raises(EngineError, match="is not a regular file"):
         load(folder)
 
 
@@ -290,7 +290,7 @@ def test_a_manifest_that_describes_no_engine_is_refused(
 def test_an_engine_that_cannot_be_tested_is_refused(folder: Path) -> None:
     (folder / "golden.npz").unlink()
     resealed(folder)
-    with pytest.raises(EngineError, match=r"lists no golden\.npz"):
+    with pytest.raises(EngineError, match=r"does not list golden\.npz"):
         load(folder)
 
 

@@ -223,7 +223,7 @@ def test_damaged_engines_and_missing_payloads_are_refused(exportable: Exportable
     manifest = read_manifest(folder)
     files = {name: digest for name, digest in manifest.files.items() if name != "model.onnx"}
     msgspec.structs.replace(manifest, files=files).write(folder)
-    with pytest.raises(EngineError, match=r"lists no model\.onnx, which the server would run"):
+    with pytest.raises(EngineError, match=r"does not list model\.onnx, which the server would run"):
         export(folder, asked(repository, onnx=True))
     (folder / "model.bin").write_bytes(b"")
     with pytest.raises(EngineError, match=r"model\.bin has 0 bytes"):
