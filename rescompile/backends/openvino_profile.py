@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.openvino import MODEL, compile_counting, in_our_words
+from rescompile.backends.base import RunOptions
+from rescompile.backends.openvino import MODEL
+from rescompile.backends.openvino_compile import compile_model, in_our_words
 from rescompile.backends.profiling import WARM_RUNS, Kind, LayerTime
 from rescompile.manifest import Manifest
 
@@ -38,7 +40,9 @@ class OpenVinoProfiler:
     """
 
     def __init__(self, directory: Path, manifest: Manifest, *, threads: int | None = None) -> None:
-        compiled = compile_counting(directory / MODEL, threads=threads)
+        path = directory / MODEL
+        with in_our_words(f"OpenVINO cannot load {path}"):
+            compiled = compile_model(path, RunOptions(threads=threads), counters=True)
         self._known = {
             op.get_friendly_name(): {key: str(value.value) for key, value in op.get_rt_info().items()}
             for op in compiled.get_runtime_model().get_ordered_ops()
