@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def _array(content: bytes) -> NDArray[Any]:
         raise ValueError("it holds something else than NumPy arrays") from error
     try:
         shape, fortran_order, dtype = read_header(stream, max_header_size=_MOST_HEADER_BYTES)
-    except (ValueError, TypeError, MemoryError, RecursionError) as error:
+    except (ValueError, TypeError, SyntaxError, TokenError, MemoryError, RecursionError) as error:
         raise ValueError("the header of an array is damaged") from error
     if fortran_order or len(shape) > 32 or not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError("the header of an array is damaged")

@@ -275,7 +275,7 @@ def test_answers_that_are_not_finite_fail_the_self_test(
     ("changes", "words"),
     [
         ({"backend": "tpu"}, "names the backend 'tpu', this rescompile has onnxruntime"),
-        ({"inputs": ()}, "no network with one image input"),
+        ({"inputs": ()}, "not describe a network with one image input"),
         ({"classes": ("cat",)}, r"names 1 classes for an output of shape \[-1, 10\]"),
     ],
 )

@@ -51,7 +51,7 @@ def test_golden_answers_are_never_unpickled(built: Path) -> None:
     stream = io.BytesIO()
     np.savez(stream, images=np.array([{"code": 1}], object), logits=np.zeros(1))
     (built / "golden.npz").write_bytes(stream.getvalue())
-    with pytest.raises(EngineError, match="holds no golden images"):
+    with pytest.raises(EngineError, match="does not hold golden images"):
         read_golden(built, read_manifest(built))
 
 

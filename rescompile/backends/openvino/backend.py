@@ -1,7 +1,7 @@
 """OpenVINO on the CPU.
 
-Precision stays what the graph says. OpenVINO would compute FP32 layers in BF16 on CPUs that have it, so it is told
-to infer in f32; INT8 layers stay INT8. The INT8 graph is lowered first (``openvino_lowering``).
+Precision stays what the graph says: float layers infer in f32 (``openvino_compile``), INT8 layers stay INT8. The INT8
+graph is lowered first (``openvino_lowering``).
 
 One compilation serves every batch size of the engine: with ResNet-50 it was as fast as a compilation for one fixed
 size, at batch 1 and at batch 8, and took the same 0.4 seconds to load.
@@ -9,8 +9,7 @@ size, at batch 1 and at batch 8, and took the same 0.4 seconds to load.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,13 @@ from rescompile.backends.base import (
 )
 from rescompile.backends.onnxruntime import refuse_target
 from rescompile.backends.openvino.cache import CompiledModels, compiled_models
+from rescompile.backends.openvino.compiling import (
+    compile_model,
+    compile_noting,
+    error_reason,
+    settings_of,
+    translate_errors,
+)
 from rescompile.backends.resource_pool import ResourcePool
 from rescompile.backends.zero_copy import writable_view
 from rescompile.errors import BackendError, EngineError
@@ -40,11 +46,6 @@ from rescompile.manifest import Batch, Manifest, Precision
 
 if TYPE_CHECKING:
     import onnx
-
-
-_TUNING = {"SNIPPETS_MODE": "DISABLE"}
-"""Not in OpenVINO's manual: with its fusion of elementwise chains on, an identity block's add is no longer fused
-into the convolution before it. The numbers are the same to the bit."""
 
 
 class OpenVino:
@@ -79,12 +80,12 @@ class OpenVino:
 
         graph = lower(onnx.load(request.model))
         _save(graph, request, directory)
-        compiled, hidden = _compile(directory / MODEL, RUN_DEFAULTS)
+        compiled, hidden = _compile(directory / MODEL)
         return _inspect(graph, compiled, request.precision, notes=hidden)
 
     def load(self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> OpenVinoRunner:
         """Compile the payload for this CPU, or take what an earlier load kept; ``options`` give threads and cache."""
-        kept = compiled_models(manifest, (MODEL, WEIGHTS), options, _settings(options) | _TUNING)
+        kept = compiled_models(manifest, (MODEL, WEIGHTS), options, settings_of(options))
         found = None if kept is None else kept.read()
         if found is not None:
             _check_ports(directory / MODEL, found, manifest)
@@ -170,12 +171,10 @@ def simulate(model: onnx.ModelProto, batch: Batch) -> OpenVinoRunner:
     Raises:
         BackendError: OpenVINO refuses the graph; its own words are in the message.
     """
-    import openvino as ov
-
     from rescompile.backends.openvino.lowering import lower
 
     with translate_errors("OpenVINO cannot read the deployable graph"):
-        compiled, _ = _compile_model(ov.Core().read_model(lower(model).SerializeToString()), RUN_DEFAULTS)
+        compiled = compile_model(lower(model).SerializeToString())
     return OpenVinoRunner(compiled, batch)
 
 
@@ -207,8 +206,7 @@ class OpenVinoTensors:
             self.clipped = {name for name in self.names if ports[name].get_node().get_type_name() in _CLIPS}
             """Those that the lowering clips at the largest value of the quantizer behind them."""
             model.add_outputs([name for name in self.names if name not in present])
-            compiled, _ = _compile_model(model, RUN_DEFAULTS)
-            self._request: Any = compiled.create_infer_request()
+            self._request: Any = compile_model(model).create_infer_request()
         self._count = batch.min
 
     def __call__(self, image: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
@@ -242,60 +240,9 @@ def _save(graph: onnx.ModelProto, request: BuildRequest, directory: Path) -> Non
         raise BackendError(f"OpenVINO cannot write {directory / MODEL}: {error_reason(error)}") from error
 
 
-def compile_counting(path: Path, *, threads: int | None) -> Any:
-    """The model at ``path`` compiled as for running it, with the performance counters of its layers on.
-
-    Raises:
-        BackendError: OpenVINO refuses it; its own words are in the message.
-    """
-    import openvino as ov
-
+def _compile(path: Path, options: RunOptions = RUN_DEFAULTS) -> tuple[Any, tuple[str, ...]]:
     with translate_errors(f"OpenVINO cannot load {path}"):
-        model = ov.Core().read_model(path)
-        return _compile_model(model, RunOptions(threads=threads), counters=True)[0]
-
-
-def compile_plainly(path: Path, options: RunOptions) -> Any:
-    """The model at ``path`` compiled as for running it.
-
-    Raises:
-        BackendError: OpenVINO refuses it; its own words are in the message.
-    """
-    return _compile(path, options)[0]
-
-
-def _compile(path: Path, options: RunOptions) -> tuple[Any, tuple[str, ...]]:
-    """The model at ``path`` compiled for this CPU, and notes on what could not be set."""
-    import openvino as ov
-
-    with translate_errors(f"OpenVINO cannot load {path}"):
-        return _compile_model(ov.Core().read_model(path), options)
-
-
-def _settings(options: RunOptions) -> dict[str, Any]:
-    """What every version of OpenVINO is told."""
-    settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": options.hint.upper(),
-    }
-    if options.threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = options.threads
-    return settings
-
-
-def _compile_model(model: Any, options: RunOptions, *, counters: bool = False) -> tuple[Any, tuple[str, ...]]:
-    import openvino as ov
-
-    core = ov.Core()
-    settings = _settings(options) | ({"PERF_COUNT": "YES"} if counters else {})
-    try:
-        return core.compile_model(model, "CPU", settings | _TUNING), ()
-    except RuntimeError as error:
-        if not any(key in str(error) for key in _TUNING):
-            raise
-    return core.compile_model(model, "CPU", settings), (
-        f"OpenVINO {ov.__version__} does not know {', '.join(_TUNING)}: fewer residual adds are fused",
-    )
+        return compile_noting(path, options)
 
 
 def _inspect(
@@ -332,20 +279,3 @@ def residual_adds(graph: onnx.ModelProto) -> set[str]:
     constants = {tensor.name for tensor in graph.graph.initializer}
     adds = (node for node in graph.graph.node if node.op_type == "Add")
     return {node.name for node in adds if not constants & set(node.input)}
-
-
-@contextmanager
-def translate_errors(what: str) -> Iterator[None]:
-    """Turn an error of OpenVINO's into a BackendError that begins with ``what``."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise BackendError(f"{what}: {error_reason(error)}") from error
-
-
-def error_reason(error: RuntimeError) -> str:
-    """The reason in OpenVINO's message, behind the lines that say where in its source it was raised."""
-    lines = [line.strip(" -") for line in str(error).splitlines()]
-    where = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't", "Summary")
-    said = [line for line in lines if line and not line.startswith(where)]
-    return said[0] if said else (lines[0] if lines else "no reason given")

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.openvino.backend import compile_counting, translate_errors
+from rescompile.backends.base import RunOptions
+from rescompile.backends.openvino.compiling import compile_model, translate_errors
 from rescompile.backends.profiling import WARM_RUNS, Kind, LayerTime
-from rescompile.manifest import OPENVINO_MODEL, Manifest
+from rescompile.manifest import OPENVINO_MODEL as MODEL
+from rescompile.manifest import Manifest
 
 _KINDS: dict[str, Kind] = {
     "Convolution": "weighted",
@@ -38,7 +40,9 @@ class OpenVinoProfiler:
     """
 
     def __init__(self, directory: Path, manifest: Manifest, *, threads: int | None = None) -> None:
-        compiled = compile_counting(directory / OPENVINO_MODEL, threads=threads)
+        path = directory / MODEL
+        with translate_errors(f"OpenVINO cannot load {path}"):
+            compiled = compile_model(path, RunOptions(threads=threads), counters=True)
         self._known = {
             op.get_friendly_name(): {key: str(value.value) for key, value in op.get_rt_info().items()}
             for op in compiled.get_runtime_model().get_ordered_ops()
