@@ -1,19 +1,25 @@
-"""A folded ONNX ResNet as PyTorch functions, for what ONNX Runtime cannot do: gradients, and stopping at a layer.
+"""A folded ONNX ResNet executed in PyTorch, for what ONNX Runtime cannot do: gradients, and stopping at a layer.
 
-Q/DQ nodes are executed as they are written, so that a deployable graph runs here with the same integers.
+Q/DQ nodes are executed as they are written, so a deployable graph gives the same integers here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from calibration.errors import CalibrationError
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+    from numpy.typing import NDArray
     from torch import Tensor
+
+    Array = TypeVar("Array", NDArray[np.float32], Tensor)
+
+WEIGHTED_OPS = ("Conv", "Gemm")
 
 Values = dict[str, "Tensor"]
 
@@ -29,8 +35,29 @@ class Node:
     attributes: Mapping[str, Any]
 
 
+def read_nodes(model: onnx.ModelProto) -> list[Node]:
+    """Nodes of ``model`` in the order of execution."""
+    from onnx import helper
+
+    return [
+        Node(
+            entry.op_type,
+            entry.name,
+            tuple(entry.input),
+            entry.output[0],
+            {field.name: helper.get_attribute_value(field) for field in entry.attribute},
+        )
+        for entry in model.graph.node
+    ]
+
+
+def output_first(node: Node, weight: Array) -> Array:
+    """``weight`` of a convolution or Gemm as [O, I, ...]: without ``transB`` a Gemm has it the other way round."""
+    return weight if node.op == "Conv" or node.attributes.get("transB") else weight.T
+
+
 class Network:
-    """Nodes in the order of execution, and the constants by tensor name; those may be replaced.
+    """Nodes in the order of execution, and the constants by tensor name; the caller may replace constants.
 
     Nodes that only read constants, such as the DequantizeLinear of a weight, are executed once and become constants.
     """
@@ -45,7 +72,7 @@ class Network:
             entry.name: torch.from_numpy(numpy_helper.to_array(entry).copy())
             for entry in model.graph.initializer
         }
-        nodes = [_node(entry) for entry in model.graph.node]
+        nodes = read_nodes(model)
         unknown = [node for node in nodes if node.op not in _OPS]
         if unknown:
             raise CalibrationError(
@@ -58,7 +85,7 @@ class Network:
         self._finished = _last_uses(self)
 
     def run(self, images: Tensor, observe: Callable[[Node, Tensor], None] | None = None) -> Tensor:
-        """Logits of ``images`` [N, 3, H, W]; ``observe`` is shown every node's output as it is made."""
+        """Logits of ``images`` [N, 3, H, W]; ``observe`` is called with the output of each node."""
         values: Values = {self.input: images}
         for index, node in enumerate(self.nodes):
             values[node.output] = self.step(node, values)
@@ -91,13 +118,6 @@ def _last_uses(network: Network) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names) for names in ending)
 
 
-def _node(entry: onnx.NodeProto) -> Node:
-    from onnx import helper
-
-    attributes = {field.name: helper.get_attribute_value(field) for field in entry.attribute}
-    return Node(entry.op_type, entry.name, tuple(entry.input), entry.output[0], attributes)
-
-
 def _conv(node: Node, arguments: list[Tensor]) -> Tensor:
     from torch.nn.functional import conv2d
 
@@ -110,7 +130,7 @@ def _gemm(node: Node, arguments: list[Tensor]) -> Tensor:
     from torch.nn.functional import linear
 
     x, weight, bias = arguments
-    return linear(x, weight if node.attributes.get("transB") else weight.t(), bias)
+    return linear(x, output_first(node, weight), bias)
 
 
 def _max_pool(node: Node, arguments: list[Tensor]) -> Tensor:
@@ -132,11 +152,10 @@ def _pad(node: Node, arguments: list[Tensor]) -> Tensor:
     from torch.nn.functional import pad
 
     x, amounts = arguments
-    half, widths = x.ndim, amounts.tolist()
-    last_axis_first = [
-        width for axis in reversed(range(half)) for width in (widths[axis], widths[axis + half])
-    ]
-    return pad(x, last_axis_first)
+    before, after = amounts[: x.ndim].tolist(), amounts[x.ndim :].tolist()
+    # PyTorch wants the last axis first
+    widths = [width for axis in reversed(range(x.ndim)) for width in (before[axis], after[axis])]
+    return pad(x, widths)
 
 
 def _quantize(node: Node, arguments: list[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibration.comparison import Comparison
+from calibration.methods.comparison import Comparison
 from rescompile.files import atomic_write
 from rescompile.plots import _INK, _ascii, _axes, _figure, _finish, _logarithmic, _name_positions, _style
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calibration.comparison import Comparison, MethodResult
+from calibration.methods.comparison import Comparison, MethodResult
 from rescompile.facts import plain
 from rescompile.views import columns
 

@@ -12,17 +12,17 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from calibration.comparison import Comparison, compare_methods
-from calibration.hardness import Hardship
+from calibration.methods.comparison import Comparison, compare_methods
+from calibration.methods.quantization_risks import Risk
 from rescompile import plot_methods
-from rescompile.calibrate import calibrate, notes_on_hardships
+from rescompile.calibrate import calibrate, notes_on_risks
 from rescompile.cli import main
 from rescompile.config import CalibrationConfig
 from rescompile.effort import RECIPES, Effort
 from rescompile.source import Source
 from rescompile.stages import Silent
 from rescompile.views_methods import lines
-from tests.calibration.histograms import histogram_of
+from tests.calibration.statistics.histograms import histogram_of
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +110,10 @@ def test_the_command_prints_and_draws_the_comparison(
         assert "21 scales by mse" in printed
 
 
-def test_every_hardship_is_told_with_what_was_done_or_can_be() -> None:
+def test_every_risk_is_told_with_what_was_done_or_can_be() -> None:
     kinds = ("heavy-tailed weights", "outlier activations", "dead channels")
-    found = tuple(Hardship(kind, "fc", f"{kind} in fc") for kind in kinds)  # type: ignore[arg-type]
-    fast, best = notes_on_hardships(found, RECIPES["fast"]), notes_on_hardships(found, RECIPES["best"])
+    found = tuple(Risk(kind, "fc", f"{kind} in fc") for kind in kinds)  # type: ignore[arg-type]
+    fast, best = notes_on_risks(found, RECIPES["fast"]), notes_on_risks(found, RECIPES["best"])
     assert "--effort best rounds" in fast[0]
     assert "--effort balanced equalizes" in fast[1]
     assert "--rounding learned" in best[0]
