@@ -1,4 +1,4 @@
-"""From a photograph to the network's input: resize, centre crop, colour order, normalization.
+"""Photographs to the network's input: resize, centre crop, colour order, normalization.
 
 Calibration tables and engine manifests hold the same object, so that the two can be compared.
 Geometry and rounding are torchvision's (``Resize``, ``CenterCrop``, ``ToTensor``, ``Normalize`` on PIL images).

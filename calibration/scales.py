@@ -58,11 +58,7 @@ def scale_of(amax: float, levels: int = LEVELS) -> float:
 
 
 def quantize(x: ArrayLike, scale: ArrayLike) -> NDArray[np.int8]:
-    """Integers of ``x``; ``scale`` is a number, or [K] for the first axis of ``x``.
-
-    Raises:
-        CalibrationError: ``x`` holds NaN.
-    """
+    """Integers of ``x``; ``scale`` is a number, or [K] for the first axis of ``x``. NaN raises ``CalibrationError``."""
     values = np.asarray(x, np.float32)
     steps = values / _along_first_axis(scale, values.ndim)
     if np.isnan(steps).any():

@@ -46,25 +46,20 @@ class ArchiveImages:
 
     def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8]]]:
         """One function per image, in order."""
-        for index, data in zip(self.indices, self._stream(), strict=True):
+        for index, data in zip(self.indices, self.contents(), strict=True):
             yield partial(
                 _decode, np.frombuffer(data, np.uint8).reshape(self.shape), f"{self.path} images[{index}]"
             )
 
-    def contents(self) -> Iterator[Iterator[bytes]]:
+    def contents(self) -> Iterator[bytes]:
         """The bytes of each image, in order."""
-        return (iter((data,)) for data in self._stream())
-
-    def _stream(self) -> Iterator[bytes]:
-        size = prod(self.shape)
-        position = 0
+        size, wanted = prod(self.shape), set(self.indices)
         with _member(self.path, "images") as file:
             _header(file)
-            for index in self.indices:
-                for _ in range(position, index):
-                    _read(file, size)
-                yield _read(file, size)
-                position = index + 1
+            for index in range(self.indices[-1] + 1):
+                data = _read(file, size)
+                if index in wanted:
+                    yield data
 
 
 def list_archive(path: Path) -> tuple[int, tuple[int, ...], NDArray[np.int64] | None]:

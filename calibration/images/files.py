@@ -19,7 +19,6 @@ from calibration.preprocess import MAX_PIXELS, Preprocess, to_rgb, to_uint8
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_BLOCK = 1 << 20
 _LEAVE_OUT = "remove it, or pass --skip-unreadable to go on without it"
 _warning_filters = threading.Lock()  # Python's warning filters are global, and several threads decode
 
@@ -35,16 +34,16 @@ class ImageFiles:
         """One function per file, in order; each reads its file when called."""
         return (partial(decode, self.root / name) for name in self.names)
 
-    def contents(self) -> Iterator[Iterator[bytes]]:
-        """The bytes of each file, in order, block by block."""
-        return (_blocks(self.root / name) for name in self.names)
+    def contents(self) -> Iterator[bytes]:
+        """The bytes of each file, in order."""
+        return (_read(self.root / name) for name in self.names)
 
 
 def open_image(path: Path, *, remedy: str = _LEAVE_OUT) -> Image:
-    """The whole image at ``path``, decoded, upright and RGB; ``remedy`` ends the message where it cannot be read.
+    """The whole image at ``path``, decoded, upright and RGB.
 
     Raises:
-        ImageSetError: it cannot be read, is damaged or is too large to decode.
+        ImageSetError: it cannot be read, is damaged or is too large to decode; the message ends with ``remedy``.
     """
     try:
         return _load_rgb(path)
@@ -85,10 +84,8 @@ def _reason(error: Exception) -> str:
     return strerror or str(error) or type(error).__name__
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
+def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                yield block
+        return path.read_bytes()
     except OSError as error:
         raise ImageSetError(f"image {path} cannot be read ({error.strerror})") from None

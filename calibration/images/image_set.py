@@ -37,26 +37,20 @@ class ImageSource(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """One name per image, unique within the set."""
-        ...
 
     def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8]]]:
         """One function per image from preprocessing to pixels [crop, crop, 3]; run in any thread."""
-        ...
 
-    def contents(self) -> Iterator[Iterator[bytes]]:
+    def contents(self) -> Iterator[bytes]:
         """The bytes of each image, for the fingerprint."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Some images of a set."""
 
-    images: NDArray[np.uint8]
-    """[n, crop, crop, 3]."""
-    labels: NDArray[np.int64] | None
-    """[n]."""
-    names: tuple[str, ...]
+    images: NDArray[np.uint8]  # [n, crop, crop, 3]
+    labels: NDArray[np.int64] | None  # [n]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,7 +61,6 @@ class ImageSet:
     """Name of the folder or file, without its path."""
     images: ImageSource
     labels: NDArray[np.int64] | None = None
-    """[len], or None."""
     class_names: tuple[str, ...] | None = None
     """Names by label, where the set names its classes."""
     by_folder: bool = False
@@ -95,11 +88,8 @@ class ImageSet:
             ImageSetError: an image can no longer be read.
         """
         digest = hashlib.sha256()
-        for name, blocks in zip(self.images.names, self.images.contents(), strict=True):
-            content = hashlib.sha256()
-            for block in blocks:
-                content.update(block)
-            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + content.digest())
+        for name, content in zip(self.images.names, self.images.contents(), strict=True):
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + hashlib.sha256(content).digest())
         return digest.hexdigest()
 
     def batches(self, preprocess: Preprocess, batch_size: int) -> Iterator[Batch]:
@@ -110,12 +100,10 @@ class ImageSet:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
-        names = self.images.names
         decoded = _decoded(self.images, preprocess)
-        for start in range(0, len(names), batch_size):
-            part = slice(start, start + batch_size)
+        for start in range(0, len(self), batch_size):
             pixels = np.stack(list(islice(decoded, batch_size)))
-            yield Batch(pixels, None if self.labels is None else self.labels[part], names[part])
+            yield Batch(pixels, None if self.labels is None else self.labels[start : start + batch_size])
 
 
 def open_image_set(
@@ -126,7 +114,7 @@ def open_image_set(
     need_labels: bool = False,
     skip_unreadable: bool = False,
 ) -> ImageSet:
-    """Open the image set at ``path``, in any of the four forms of the module docstring.
+    """Open the image set at ``path``, in any of the four forms.
 
     At most ``limit`` images are drawn with ``seed``. With ``skip_unreadable`` every drawn image is decoded once
     at opening, so that length, labels and fingerprint count the readable ones only.

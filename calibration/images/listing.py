@@ -27,28 +27,26 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """List ``folder`` in whichever form it has: ``labels.csv`` with ``images/``, class folders, or flat.
+    """List ``folder``: ``labels.csv`` with ``images/``, class folders, or flat.
 
     Raises:
         ImageSetError: it has none of these forms, mixes them, holds no image or cannot be read.
     """
     try:
-        entries = sorted(
-            (entry for entry in folder.iterdir() if _visible(entry)), key=lambda entry: entry.name
-        )
+        entries = sorted(filter(_visible, folder.iterdir()), key=lambda entry: entry.name)
     except OSError as error:
         raise ImageSetError(f"{folder} cannot be read ({error.strerror}): check its permissions") from None
     if (folder / "labels.csv").is_file():
         return _list_csv(folder / "labels.csv", folder / "images")
     loose = tuple(entry.name for entry in entries if _is_image(entry))
-    classes = [entry.name for entry in entries if entry.is_dir()]
+    classes = tuple(entry.name for entry in entries if entry.is_dir())
     nested = {name: _images_below(folder, folder / name) for name in classes}
     if loose and any(nested.values()):
         raise ImageSetError(
             f"{folder} holds loose images ({loose[0]}) beside folders of images: "
             "move every image into the folder of its class, or leave only loose images"
         )
-    if classes == ["images"] and nested["images"]:
+    if classes == ("images",) and nested["images"]:
         raise ImageSetError(
             f"{folder} has images/ but no labels.csv: add one with the columns file,class_index, "
             f"or pass {folder / 'images'} to use the images without labels"
@@ -58,11 +56,9 @@ def list_folder(folder: Path) -> Listing:
         raise ImageSetError(f"{folder} holds no images: pass a folder with files of the kinds {known}")
     if loose:
         return Listing(folder, loose)
-    labelled = sorted(
-        (name, label) for label, label_name in enumerate(classes) for name in nested[label_name]
-    )
+    labelled = sorted((name, label) for label, images in enumerate(nested.values()) for name in images)
     names, labels = zip(*labelled, strict=True)
-    return Listing(folder, names, labels, tuple(classes), by_folder=True)
+    return Listing(folder, names, labels, classes, by_folder=True)
 
 
 def _list_csv(path: Path, images: Path) -> Listing:
@@ -112,8 +108,9 @@ def _checked(row: dict[str, str | None], where: str, images: Path) -> tuple[str,
     name, index = row["file"], row["class_index"]
     if not name or index is None:
         raise ImageSetError(f"{where} is incomplete: give a file and its class_index")
-    label = int(index) if index.strip().isascii() and index.strip().isdigit() and len(index) < 12 else -1
-    if not 0 <= label < MAX_CLASSES:
+    digits = index.strip()
+    label = int(digits) if digits.isascii() and digits.isdigit() and len(index) < 12 else MAX_CLASSES
+    if label >= MAX_CLASSES:
         raise ImageSetError(
             f"{where} has class_index '{index}': write the number of the class, counted from 0"
         )

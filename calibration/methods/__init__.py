@@ -1,1 +1,1 @@
-"""From statistics to numbers of the INT8 network: thresholds, channel factors, rounded weights, and what they cost."""
+"""Methods that turn statistics into numbers of the INT8 network: thresholds, channel factors, rounded weights."""

@@ -24,14 +24,12 @@ _CANDIDATES = np.log(2.0) * np.linspace(-6.0, 1.25, 117)
 
 @dataclass(frozen=True)
 class Equalized:
-    """The choice, and what the noise model expects of it."""
+    """The choice of ``equalize``."""
 
     factors: dict[str, NDArray[np.float32]]
     """Tensor to the factors [C] that its channels are divided by."""
     thresholds: dict[str, float]
     """Quantized tensor to its clipping threshold after that division."""
-    expected_rms: float
-    """Relative RMS of the logits."""
 
 
 def best_log_steps(model: NoiseModel, log_factors: Array) -> Array:
@@ -71,15 +69,11 @@ def equalize(model: NoiseModel, *, channels: bool = True) -> Equalized:
         log_factors = _minimize(model, log_factors, log_steps)
         log_steps = best_log_steps(model, log_factors)
     factors = np.exp(log_factors).astype(np.float32)
-    total, _, _ = total_noise(model, np.log(factors.astype(np.float64)), log_steps)
-    return Equalized(
-        {name: factors[ids] for name, ids in model.groups.of.items()},
-        {
-            name: float(np.exp(step) * noise.levels)
-            for (name, noise), step in zip(model.activations.items(), log_steps, strict=True)
-        },
-        float(np.sqrt(total)),
-    )
+    thresholds = {
+        name: float(np.exp(step) * noise.levels)
+        for (name, noise), step in zip(model.activations.items(), log_steps, strict=True)
+    }
+    return Equalized({name: factors[ids] for name, ids in model.groups.of.items()}, thresholds)
 
 
 def _minimize(model: NoiseModel, log_factors: Array, log_steps: Array) -> Array:

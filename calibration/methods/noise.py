@@ -4,7 +4,7 @@ Channel c of tensor t is divided by its factor f_c and rounded to multiples of t
 unit its step is u = d_t * f_c, and it is clipped at 127 u, or at 255 u where the tensor has the full range. With e_c(u)
 the expected squared error of that, from the channel's histogram, and G, F of ``sensitivity``:
 
-    activations   sum over t, c   G_tc * e_tc(d_t * f_c)        with larger values weighted as in ``magnitudes``
+    activations   sum over t, c   G_tc * e_tc(d_t * f_c)        weighted by magnitude
     weights       sum over o, k   F_ok / f_k^2 * (max_k |W_ok| f_k / 127)^2 / 12
 
 A row's own factor divides its weights and its scale alike, so it does not appear. Both sums are relative to the
@@ -24,19 +24,17 @@ from calibration.methods.channel_groups import ChannelGroups
 from calibration.network import WEIGHTED_OPS, output_first, read_nodes
 from calibration.scales import LEVELS
 from calibration.statistics.channels import BINS, ChannelHistograms
-from calibration.statistics.magnitudes import bucket_of
-from calibration.statistics.sensitivity import Sensitivity
+from calibration.statistics.sensitivity import Sensitivity, bucket_of
 
 if TYPE_CHECKING:
     import onnx
 
 TAIL = ((1.25, 0.4), (1.5, 0.12), (2.0, 0.04))
 """Allowance for images that calibration has not seen: (size, share) says that this share of a channel's values is that
-many times as large, where 100 images were seen and each shows one value of the channel. More images leave less unseen,
-so the shares fall as one over their number; of n values an image the largest is better known, so they fall as
-1 / sqrt(n). Errors of clipping also add up, in the deep layers to ten times what independent errors do, so the shares
-are larger than what images exceed. Chosen on ResNet-18 and -50 (100 images) and ResNet-20 (64 and 512), judged on other
-images of the calibration set."""
+many times as large, where 100 images were seen and each shows one value of the channel. The shares fall with more
+images, as one over their number, and with n values an image, as 1 / sqrt(n), because the largest is better known.
+Errors of clipping also add up, in the deep layers to ten times what independent errors do, so the shares are larger
+than what images exceed. Chosen on ResNet-18 and -50 (100 images) and ResNet-20 (64 and 512), judged on other images."""
 _TAIL_IMAGES = 100
 _MOST_TAIL = 1.5
 
@@ -50,7 +48,7 @@ Array = NDArray[np.float64]
 def _bin_errors(levels: int) -> Array:
     """[BINS, _POINTS] mean squared error in each bin of a channel with range 1, for every step of the grid.
 
-    The integral of the squared error is that of ``thresholds.squared_error``.
+    The integral is explained at ``thresholds.squared_errors``.
     """
     edges = np.arange(BINS + 1)[:, None] / BINS
     steps = 2.0 ** np.linspace(_LOWEST, _HIGHEST, _POINTS)
@@ -150,10 +148,7 @@ def noise_model(
     sensitivity: Sensitivity,
     levels: Mapping[str, int] | None = None,
 ) -> NoiseModel:
-    """The noise model of a folded fp32 graph; ``histograms`` of every tensor that is quantized.
-
-    ``levels`` are given for the tensors that do not have ``LEVELS``.
-    """
+    """Noise model of a folded fp32 graph whose quantized tensors have ``histograms``, and ``levels`` if not LEVELS."""
     from onnx import numpy_helper
 
     constants = {entry.name: entry for entry in model.graph.initializer}

@@ -50,15 +50,13 @@ def weight_risks(model: onnx.ModelProto) -> tuple[Risk, ...]:
     from onnx import numpy_helper
 
     constants = {entry.name: entry for entry in model.graph.initializer}
-    tails = [
-        (node.name, *_tails(numpy_helper.to_array(constants[node.input[1]])))
-        for node in model.graph.node
-        if node.op_type in WEIGHTED_OPS
-    ]
-    found = [
-        (max(heavy / HEAVY_ROW, spread / ROW_SPREAD), name, heavy, spread) for name, heavy, spread in tails
-    ]
-    risky = [entry for entry in found if entry[0] > 1]
+    risky = []
+    for node in model.graph.node:
+        if node.op_type in WEIGHTED_OPS:
+            heavy, spread = _tails(numpy_helper.to_array(constants[node.input[1]]))
+            degree = max(heavy / HEAVY_ROW, spread / ROW_SPREAD)
+            if degree > 1:
+                risky.append((degree, node.name, heavy, spread))
     if not risky:
         return ()
     _, name, heavy, spread = max(risky)
@@ -88,13 +86,10 @@ def activation_risks(
         ratios = {
             name: entry.amax / amax_percentile(entry) for name, entry in histograms.items() if entry.amax
         }
-        words = "the largest value is {:.0f} times the 99.99th percentile"
-        found = [_outlier(ratios, OUTLIER_VALUE, words)]
-    else:
-        ratios = {name: _widest_channel(entry) for name, entry in channels.items()}
-        words = "one channel has {:.0f} times the range of the median channel"
-        found = [_outlier(ratios, OUTLIER_CHANNEL, words), _dead(channels)]
-    return tuple(entry for entry in found if entry is not None)
+        return _outliers(ratios, OUTLIER_VALUE, "the largest value is {:.0f} times the 99.99th percentile")
+    ratios = {name: _widest_channel(entry) for name, entry in channels.items()}
+    words = "one channel has {:.0f} times the range of the median channel"
+    return _outliers(ratios, OUTLIER_CHANNEL, words) + _dead_channels(channels)
 
 
 def _widest_channel(entry: ChannelHistograms) -> float:
@@ -102,26 +97,26 @@ def _widest_channel(entry: ChannelHistograms) -> float:
     return float(alive.max() / np.median(alive)) if alive.size else 0.0
 
 
-def _outlier(ratios: Mapping[str, float], limit: float, words: str) -> Risk | None:
+def _outliers(ratios: Mapping[str, float], limit: float, words: str) -> tuple[Risk, ...]:
     high = {name: ratio for name, ratio in ratios.items() if ratio > limit}
     if not high:
-        return None
+        return ()
     place = max(high, key=lambda name: high[name])
     text = f"outlier activations in {_count(high, 'tensor')}, worst in {place}: {words.format(high[place])}"
-    return Risk("outlier activations", place, text)
+    return (Risk("outlier activations", place, text),)
 
 
-def _dead(channels: Mapping[str, ChannelHistograms]) -> Risk | None:
+def _dead_channels(channels: Mapping[str, ChannelHistograms]) -> tuple[Risk, ...]:
     shares = {name: float((entry.amax == 0).mean()) for name, entry in channels.items()}
     many = {name: share for name, share in shares.items() if share > MANY_DEAD}
     if not many:
-        return None
+        return ()
     place = max(many, key=lambda name: many[name])
     text = (
         f"dead channels: {100 * many[place]:.0f} % of {place} is zero in every calibration image "
         f"({_count(many, 'tensor')} above {100 * MANY_DEAD:.0f} %)"
     )
-    return Risk("dead channels", place, text)
+    return (Risk("dead channels", place, text),)
 
 
 def _count(entries: Collection[object], noun: str) -> str:

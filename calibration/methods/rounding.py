@@ -7,8 +7,7 @@ that are still to be rounded, so that |(Q - W) x'|^2 stays small (Frantar et al.
 
     b' = b + (W - Q) mean(x)
 
-A refit of W to x' before rounding (least squares with a ridge) was tried and left out: on images that it had not seen
-it was worse or no better, whatever the ridge.
+A refit of W to x' before rounding (least squares with a ridge) was not better on unseen images, whatever the ridge.
 """
 
 from __future__ import annotations
@@ -33,9 +32,8 @@ IMAGES = 64
 CHUNK = 4
 DAMPING = 0.01
 """Share of the mean variance of the layer's input that is added to H, so that few images are not believed too much."""
-_POSITIONS = 4
-"""Positions for each weight of an output channel that are enough for H; where there are more, evenly spread ones."""
-_FEWEST = 4096
+_POSITIONS, _FEWEST = 4, 4096
+"""Positions that H is taken from: so many for each weight of an output channel, and at least so many in all."""
 _BLOCK = 128
 
 
@@ -43,12 +41,9 @@ _BLOCK = 128
 class LearnedWeight:
     """One layer's new parameters."""
 
-    values: NDArray[np.int8]
-    """[O, I, ...]"""
-    scales: NDArray[np.float32]
-    """[O]"""
-    bias: NDArray[np.float32]
-    """[O]"""
+    values: NDArray[np.int8]  # [O, I, ...]
+    scales: NDArray[np.float32]  # [O]
+    bias: NDArray[np.float32]  # [O]
 
 
 def learn_rounding(
@@ -68,7 +63,6 @@ def learn_rounding(
         images: [3, H, W] each, preprocessed; more than ``IMAGES`` take much memory.
         means: channel means [C] of every weighted node's input in the fp32 graph.
         narrow: nodes whose weights stay within ``NARROW_LEVELS``.
-        progress: called with the number of layers done, and of all.
     """
     import torch
 
@@ -102,9 +96,7 @@ def learn_rounding(
 def first_moments(model: onnx.ModelProto, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Covariance [K, K] and below it the mean [K] of what the first convolution multiplies with K weights.
 
-    Args:
-        model: fp32 graph, one of whose convolutions reads the images.
-        images: [3, H, W] each, preprocessed.
+    ``model`` is an fp32 graph, ``images`` are [3, H, W] each, preprocessed.
     """
     import torch
 
@@ -123,14 +115,9 @@ def learn_first(
     step: float,
     levels: int = LEVELS,
 ) -> LearnedWeight:
-    """The first convolution alone, whose input has no errors but those of its own quantizer.
+    """The first convolution alone, from ``first_moments``; its input has only the errors of its own quantizer.
 
-    Args:
-        weight: [O, I, ...].
-        bias: [O].
-        moments: result of ``first_moments``.
-        step: step of the input's quantizer, whose errors are added to the covariance.
-        levels: largest integer of the weights.
+    ``weight`` is [O, I, ...], ``step`` that of the input's quantizer, ``levels`` the largest integer of the weights.
     """
     import torch
 
@@ -156,10 +143,8 @@ def _columns(layer: Node, x: Tensor) -> Tensor:
     rows, columns = attributes["strides"]
     if attributes["kernel_shape"] == [1, 1]:
         return x[:, :, ::rows, ::columns].transpose(0, 1).flatten(1)
-    parts = unfold(
-        x, attributes["kernel_shape"], attributes["dilations"], attributes["pads"][:2], (rows, columns)
-    )
-    return parts.transpose(0, 1).flatten(1)
+    window = attributes["kernel_shape"], attributes["dilations"], attributes["pads"][:2], (rows, columns)
+    return unfold(x, *window).transpose(0, 1).flatten(1)
 
 
 def _moments(layer: Node, chunks: list[Tensor]) -> tuple[Tensor, Tensor]:

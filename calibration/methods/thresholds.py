@@ -11,6 +11,7 @@ than the histogram: see ``equalization``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
@@ -53,10 +54,10 @@ def amax_mse(histogram: Histogram) -> float:
         return histogram.amax
     used = histogram.counts[: int(top) + 1]
     coarse = np.geomspace(1.0, top, _GRID)
-    best = int(np.argmin(_squared_errors(used, coarse)))
+    best = int(np.argmin(squared_errors(used, coarse)))
     fine = np.linspace(coarse[max(best - 1, 0)], coarse[min(best + 1, _GRID - 1)], _GRID)
     fine = np.append(fine, coarse[best])
-    threshold = fine[np.argmin(_squared_errors(used, fine))] * histogram.bin_width
+    threshold = fine[np.argmin(squared_errors(used, fine))] * histogram.bin_width
     return min(float(threshold), histogram.amax)
 
 
@@ -82,7 +83,7 @@ def squared_error(histogram: Histogram, threshold: float) -> float:
     """Expected squared error of the 8-bit grid with this threshold, summed over all values; 0 for a dead tensor."""
     if not histogram.amax or threshold <= 0:
         return 0.0
-    in_bins = _squared_errors(histogram.counts, np.array([threshold / histogram.bin_width]))
+    in_bins = squared_errors(histogram.counts, np.array([threshold / histogram.bin_width]))
     return float(in_bins[0]) * histogram.bin_width**2
 
 
@@ -129,7 +130,7 @@ def _percent(text: str) -> float:
     try:
         percent = float(text)
     except ValueError:
-        percent = 0.0
+        percent = math.nan
     if not 0.0 < percent <= 100.0:
         raise CalibrationError(
             f"percentile:{text} is not a percentage: write a number up to 100, such as percentile:99.9"
@@ -137,7 +138,7 @@ def _percent(text: str) -> float:
     return percent
 
 
-def _squared_errors(counts: NDArray[np.int64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
+def squared_errors(counts: NDArray[np.int64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Summed squared error for each threshold, in bins: elements are taken as spread evenly over their bin.
 
     The integral of the squared error from 0 to an edge u is k * s**3 / 12 + (u - k * s)**3 / 3 with the grid

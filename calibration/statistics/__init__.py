@@ -1,1 +1,1 @@
-"""What calibration images show: histograms of every tensor and channel, and gradients of the logits."""
+"""Statistics of the calibration images: histograms of every tensor and channel, and gradients of the logits."""

@@ -29,18 +29,14 @@ longer than running the network."""
 
 @dataclass(frozen=True, eq=False)
 class ChannelHistograms:
-    """Magnitudes of everything that was observed at the channels of one tensor."""
+    """Magnitudes of everything that was observed at the C channels of one tensor."""
 
     counts: NDArray[np.int64]
     """[C, BINS], number of elements per bin of |x|, of the positions that are counted."""
-    bin_widths: NDArray[np.float64]
-    """[C], powers of two."""
-    minimum: NDArray[np.float32]
-    """[C]"""
-    maximum: NDArray[np.float32]
-    """[C]"""
-    means: NDArray[np.float64]
-    """[C], mean of x."""
+    bin_widths: NDArray[np.float64]  # [C]
+    minimum: NDArray[np.float32]  # [C]
+    maximum: NDArray[np.float32]  # [C]
+    means: NDArray[np.float64]  # [C]
     positions: int
     """Values of a channel in one image."""
     images: int
@@ -51,10 +47,7 @@ class ChannelHistograms:
         return np.maximum(np.maximum(-self.minimum, self.maximum), 0).astype(np.float64)
 
     def merged(self, factors: NDArray[np.float64] | None = None) -> Histogram:
-        """Histogram of the whole tensor, each channel divided by its factor [C] first.
-
-        The elements of a bin are taken as spread evenly over it.
-        """
+        """Histogram of the whole tensor, each channel divided by its factor [C], its bins taken as evenly filled."""
         divisors = np.ones(len(self.counts)) if factors is None else factors
         low = float((self.minimum / divisors).min())
         high = float((self.maximum / divisors).max())
@@ -91,11 +84,7 @@ class ChannelObserver:
         self._sums = np.zeros(channels)
 
     def update(self, array: NDArray[np.float32]) -> None:
-        """Count ``array`` [N, C, ...].
-
-        Raises:
-            CalibrationError: it holds NaN or infinity.
-        """
+        """Count ``array`` [N, C, ...]; NaN or infinity in it raise ``CalibrationError``."""
         if not array.size:
             return
         planes = array.reshape(*array.shape[:2], -1)
@@ -113,11 +102,7 @@ class ChannelObserver:
             self._count(part, counted[:, part].swapaxes(0, 1).reshape(-1, size))
 
     def histograms(self) -> ChannelHistograms:
-        """A snapshot of what was seen so far.
-
-        Raises:
-            CalibrationError: nothing was observed yet.
-        """
+        """A snapshot of what was seen so far; ``CalibrationError`` if that is nothing."""
         if not self._values:
             raise never_observed(self.name)
         return ChannelHistograms(

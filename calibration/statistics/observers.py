@@ -33,7 +33,6 @@ class Histogram:
     counts: NDArray[np.int64]
     """[BINS], number of elements per bin of |x|."""
     bin_width: float
-    """A power of two."""
     minimum: float
     maximum: float
 
@@ -59,22 +58,14 @@ class RangeObserver:
         self._maximum = -math.inf
 
     def update(self, array: ArrayLike) -> None:
-        """Count ``array`` (any shape, read as float32).
-
-        Raises:
-            CalibrationError: it holds NaN or infinity.
-        """
+        """Count ``array`` (any shape, read as float32); NaN or infinity in it raise ``CalibrationError``."""
         flat = np.asarray(array, np.float32).reshape(-1)
         buffers = _Buffers(min(flat.size, _CHUNK))
         for start in range(0, flat.size, _CHUNK):
             self._count(flat[start : start + _CHUNK], buffers)
 
     def histogram(self) -> Histogram:
-        """A snapshot of what was seen so far.
-
-        Raises:
-            CalibrationError: nothing was observed yet.
-        """
+        """A snapshot of what was seen so far; ``CalibrationError`` if that is nothing."""
         if self._minimum > self._maximum:
             raise never_observed(self.name)
         width = math.ldexp(1.0, self._exponent)

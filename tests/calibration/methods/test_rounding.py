@@ -19,7 +19,12 @@ from rescompile.models.checkpoint import random_model
 from rescompile.models.registry import find
 from tests.graph.conftest import folded, images, int8, run
 
-NETWORKS = [("resnet18", None), ("resnet50", None), ("resnet20-cifar", "A"), ("resnet20-cifar", "B")]
+NETWORKS = [
+    ("resnet18", None),
+    ("resnet20-cifar-bottleneck", None),
+    ("resnet20-cifar", "A"),
+    ("resnet20-cifar", "B"),
+]
 
 
 @pytest.mark.parametrize(("name", "shortcut"), NETWORKS)

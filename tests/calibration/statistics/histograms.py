@@ -8,7 +8,7 @@ from calibration.statistics.observers import Histogram, RangeObserver
 
 
 def histogram_of(array: ArrayLike, *, name: str = "tensor") -> Histogram:
-    """What an observer of ``array`` alone has found."""
+    """Histogram of ``array`` alone."""
     observer = RangeObserver(name)
     observer.update(array)
     return observer.histogram()

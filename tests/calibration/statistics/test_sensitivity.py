@@ -8,7 +8,7 @@ import torch
 
 from calibration.methods.noise import ActivationNoise
 from calibration.statistics.channels import ChannelObserver
-from calibration.statistics.magnitudes import BUCKETS, MagnitudeObserver, bucket_of
+from calibration.statistics.sensitivity import BUCKETS, MagnitudeObserver, bucket_of
 
 STEPS = np.log(np.linspace(0.2, 1.2, 101) / 127)
 
