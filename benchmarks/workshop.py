@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.networks import Network
-from calibration.builtin import builtin_image_set
 from calibration.images import open_image_set
+from calibration.images.builtin import builtin_image_set
 from calibration.preprocess import normalize
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.manifest import REFERENCE, read_manifest

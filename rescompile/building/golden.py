@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.builtin import golden_images
+from calibration.images.builtin import golden_images
 from calibration.preprocess import Preprocess, normalize
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.config import InputFormat

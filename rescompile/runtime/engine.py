@@ -99,7 +99,7 @@ class Engine:
         Raises:
             ImageSetError: the image cannot be read or is too small.
         """
-        from calibration.image_files import decode
+        from calibration.images.files import decode
         from calibration.preprocess import normalize, to_uint8
 
         steps = self.manifest.preprocess

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import rescompile
-from calibration.image_archive import ArchiveImages
-from calibration.image_files import ImageFiles
+from calibration.images.archive import ArchiveImages
+from calibration.images.files import ImageFiles
 from rescompile.cli import app
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError

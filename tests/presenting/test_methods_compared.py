@@ -12,9 +12,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from calibration.comparison import Comparison, compare_methods
-from calibration.hardness import Hardship
-from rescompile.building.calibrate import calibrate, notes_on_hardships
+from calibration.methods.comparison import Comparison, compare_methods
+from calibration.methods.quantization_risks import Risk
+from rescompile.building.calibrate import calibrate, notes_on_risks
 from rescompile.building.effort import RECIPES, Effort
 from rescompile.building.source import Source
 from rescompile.cli.app import main
@@ -22,7 +22,7 @@ from rescompile.config import CalibrationConfig
 from rescompile.presenting.plots.calibration_methods import methods_by_tensor
 from rescompile.presenting.terminal.calibrate import comparison_lines as lines
 from rescompile.progress import Silent
-from tests.calibration.histograms import histogram_of
+from tests.calibration.statistics.histograms import histogram_of
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +110,10 @@ def test_the_command_prints_and_draws_the_comparison(
         assert "21 scales by mse" in printed
 
 
-def test_every_hardship_is_told_with_what_was_done_or_can_be() -> None:
+def test_every_risk_is_told_with_what_was_done_or_can_be() -> None:
     kinds = ("heavy-tailed weights", "outlier activations", "dead channels")
-    found = tuple(Hardship(kind, "fc", f"{kind} in fc") for kind in kinds)  # type: ignore[arg-type]
-    fast, best = notes_on_hardships(found, RECIPES["fast"]), notes_on_hardships(found, RECIPES["best"])
+    found = tuple(Risk(kind, "fc", f"{kind} in fc") for kind in kinds)  # type: ignore[arg-type]
+    fast, best = notes_on_risks(found, RECIPES["fast"]), notes_on_risks(found, RECIPES["best"])
     assert "--effort best rounds" in fast[0]
     assert "--effort balanced equalizes" in fast[1]
     assert "--rounding learned" in best[0]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibration.comparison import Comparison
+from calibration.methods.comparison import Comparison
 from rescompile.presenting.plots.figure import (
     ascii_only,
     colour,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from calibration.comparison import Comparison, MethodResult
+from calibration.methods.comparison import Comparison, MethodResult
 from calibration.table import CalibrationTable
 from rescompile.presenting.report_lines import calibrated_on
 from rescompile.presenting.terminal.table import columns
