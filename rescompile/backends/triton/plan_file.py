@@ -13,6 +13,7 @@ from rescompile.backends.triton.plan import (
     ALIGNMENT,
     FORMAT,
     PLAN,
+    READABLE,
     WEIGHTS,
     Argument,
     Kernel,
@@ -55,12 +56,12 @@ def read_plan(directory: Path, manifest: Manifest | None = None) -> Plan:
     try:
         text = path.read_bytes()
         found = msgspec.json.decode(text, type=_Version).format
-        if found != FORMAT:
+        if found not in READABLE:
             raise EngineError(
-                f"{path} has format {found}, this rescompile reads format {FORMAT}: "
+                f"{path} has format {found}, this rescompile reads format {FORMAT} and older: "
                 "build the engine again with this version, or install the version that built it"
             )
-        plan = msgspec.json.decode(text, type=Plan)
+        plan = msgspec.json.decode(text, type=READABLE[found])
     except FileNotFoundError:
         raise EngineError(f"{path} is missing; copy or build the engine again") from None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -135,9 +136,7 @@ def _launch_fault(plan: Plan, program: Program, launch: Launch) -> str | None:
         return f"there is no step {launch.step} among {len(plan.steps)}"
     kernel = plan.kernels[launch.kernel]
     if len(launch.arguments) != len(kernel.parameters):
-        return (
-            f"{len(launch.arguments)} arguments for {len(kernel.parameters)} parameters of {kernel.function}"
-        )
+        return f"{len(launch.arguments)} arguments for {len(kernel.parameters)} parameters of {kernel.entry}"
     faults = (
         _argument_fault(plan, program, kernel, index, value) for index, value in enumerate(launch.arguments)
     )
@@ -145,7 +144,7 @@ def _launch_fault(plan: Plan, program: Program, launch: Launch) -> str | None:
 
 
 def _argument_fault(plan: Plan, program: Program, kernel: Kernel, index: int, value: Argument) -> str | None:
-    kind, what = kernel.parameters[index], f"argument {index} of {kernel.function}"
+    kind, what = kernel.parameters[index], f"argument {index} of {kernel.entry}"
     if isinstance(value, int | float):
         if kind.startswith("*") or (isinstance(value, float) and kind != "fp32"):
             return f"{what} is the number {value} in place of {kind}"

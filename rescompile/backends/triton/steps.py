@@ -21,7 +21,11 @@ UNDO_FACTOR, UNDO_OFFSET = "input.undo_factor", "input.undo_offset"
 """Weights of a stem that reads pixels: the way back from what is normalized."""
 
 
-class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of everything in a plan: immutable, and strict about the fields that it is read from."""
+
+
+class Window(Record, frozen=True):
     """A convolution's window [r, s]; one stride and one padding for both axes."""
 
     r: int
@@ -36,7 +40,7 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Conv(self.r, self.s, self.stride, self.padding)
 
 
-class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stem", tag_field="kind"):
+class Stem(Record, frozen=True, tag="stem", tag_field="kind"):
     """The image, normalized and quantized where the graph does that, through the first convolution (+ ReLU)."""
 
     name: str
@@ -58,9 +62,7 @@ class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stem", 
     """Whether the image is then multiplied by ``input.undo_factor`` and ``input.undo_offset`` is added."""
 
 
-class Convolution(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="convolution", tag_field="kind"
-):
+class Convolution(Record, frozen=True, tag="convolution", tag_field="kind"):
     """Convolution + bias (+ residual) (+ ReLU), requantized in INT8."""
 
     name: str
@@ -75,7 +77,7 @@ class Convolution(
     """Whether it pads an input that stores its zero as -128, so that ``zero_sums`` are added to its sums."""
 
 
-class Chain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chain", tag_field="kind"):
+class Chain(Record, frozen=True, tag="chain", tag_field="kind"):
     """A bottleneck's 3x3, its last 1x1 with the residual, and the next block's first 1x1."""
 
     name: str
@@ -96,7 +98,7 @@ class Chain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chain"
     """As of a convolution, for ``conv2``."""
 
 
-class Widen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="widen", tag_field="kind"):
+class Widen(Record, frozen=True, tag="widen", tag_field="kind"):
     """The shortcut without parameters: every ``stride``-th pixel, between channels of zeros."""
 
     name: str
@@ -109,7 +111,7 @@ class Widen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="widen"
     """What the input stores its zero as."""
 
 
-class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="head", tag_field="kind"):
+class Head(Record, frozen=True, tag="head", tag_field="kind"):
     """Global average pool and fully connected layer; its output are the logits."""
 
     name: str

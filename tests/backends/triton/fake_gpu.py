@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from fused_kernels.launch import kernel_function
-from rescompile.backends.triton.plan import Constant, Function, Kernel, Parameter, Plan
+from rescompile.backends.triton.plan import Kernel, Plan
 from tests.backends.cuda.fake_cuda import Error, FakeCuda, Stream
+from tests.backends.triton.interpreter import TYPES
+from tests.backends.triton.kernel_sources import kernel_sources
 from tests.backends.triton.planned import SCRATCH
-
-TYPES = {"*i8": torch.int8, "*u8": torch.uint8, "*fp16": torch.float16, "*fp32": torch.float32}
 
 
 @dataclass
@@ -54,6 +53,7 @@ class FakeGpu(FakeCuda):
     def __init__(self, plan: Plan, *, room: int = 1 << 30, computes: bool = True) -> None:
         super().__init__(room=room)
         self.plan, self.computes = plan, computes
+        self._sources = kernel_sources(plan)
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.launched: list[int] = []
         self.eager = 0
@@ -87,20 +87,8 @@ class FakeGpu(FakeCuda):
         return any(memory.foreign and memory.address == value for memory in self.memory)
 
     def compute(self, kernel: Kernel, grid: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
-        values = [self._value(kind, value) for kind, value in zip(kernel.parameters, arguments, strict=False)]
-
-        def resolved(source: Parameter | Constant | Function) -> Any:
-            if isinstance(source, Parameter):
-                return values[source.index]
-            return kernel_function(source.name) if isinstance(source, Function) else source.value
-
-        named = {
-            name: resolved(source)
-            if isinstance(source, Parameter | Constant | Function)
-            else tuple(resolved(item) for item in source.items)
-            for name, source in kernel.source.items()
-        }
-        kernel_function(kernel.function)[grid](**named)
+        passed = (self._value(kind, value) for kind, value in zip(kernel.parameters, arguments, strict=False))
+        self._sources[self.plan.kernels.index(kernel)].run(grid, passed)
 
     def _value(self, kind: str, value: Any) -> Any:
         if kind not in TYPES:

@@ -58,6 +58,31 @@ def test_a_plan_that_says_nothing_of_full_range_has_none(name: str, tmp_path: Pa
     assert read_plan(changed((tmp_path, plan), tmp_path, silent)) == plan
 
 
+def of_format_1(body: Body) -> None:
+    """A plan as it was written when kernels also named their source."""
+    body["format"] = 1
+    for kernel in body["kernels"]:
+        source = {"x_ptr": {"is": "parameter", "index": 0}, "items": {"is": "tuple", "items": []}}
+        kernel.update(function="stem.stem_kernel", source=source)
+
+
+def test_a_plan_of_an_older_version_is_read(written: tuple[Path, Plan], tmp_path: Path) -> None:
+    plan = read_plan(changed(written, tmp_path, of_format_1), manifest_of(written[1]))
+    assert plan.programs == written[1].programs
+    assert [kernel.file for kernel in plan.kernels] == [kernel.file for kernel in written[1].kernels]
+
+
+def test_the_fields_of_an_older_version_are_none_of_this_one(
+    written: tuple[Path, Plan], tmp_path: Path
+) -> None:
+    def mixed(body: Body) -> None:
+        of_format_1(body)
+        body["format"] = 2
+
+    with pytest.raises(EngineError, match="is damaged .*function"):
+        read_plan(changed(written, tmp_path, mixed))
+
+
 @pytest.mark.parametrize("weight", ["layer1.0.conv1.zero_sums", "input.undo_factor", "input.undo_offset"])
 def test_a_plan_lists_what_a_full_range_needs(weight: str, tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "cifar, full range", "int8")
@@ -84,7 +109,7 @@ def set_argument(position: int, value: Any) -> Callable[[Body], object]:
 
 
 LIES: dict[str, tuple[Callable[[Body], object], str]] = {
-    "another format": (lambda b: b.update(format=7), "has format 7, this rescompile reads format 1"),
+    "another format": (lambda b: b.update(format=7), "has format 7, this rescompile reads format 2 and older"),
     "no format": (lambda b: b.pop("format"), "is damaged"),
     "an unknown field": (lambda b: b.update(extra=1), "is damaged"),
     "an unknown step": (lambda b: b["steps"][1].update(kind="attention"), "is damaged"),
