@@ -1,4 +1,4 @@
-"""The classifier as a 1x1 convolution, for the one target whose compiler has no FP32 matrix product."""
+"""The classifier lowered to a 1x1 convolution, for the one target whose compiler has no FP32 matrix product."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx import helper, numpy_helper
 
 
 def classifier_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` with every float Gemm of constant weights [M, C] as a convolution over [N, C, 1, 1]."""
+    """``model`` with every float Gemm that has constant weights [M, C] as a convolution over [N, C, 1, 1]."""
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
     graph = lowered.graph

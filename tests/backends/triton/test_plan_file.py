@@ -79,7 +79,7 @@ def test_the_fields_of_an_older_version_are_none_of_this_one(
         of_format_1(body)
         body["format"] = 2
 
-    with pytest.raises(EngineError, match="is damaged .*function"):
+    with pytest.raises(EngineError, match=r"is damaged .*function"):
         read_plan(changed(written, tmp_path, mixed))
 
 
@@ -109,7 +109,10 @@ def set_argument(position: int, value: Any) -> Callable[[Body], object]:
 
 
 LIES: dict[str, tuple[Callable[[Body], object], str]] = {
-    "another format": (lambda b: b.update(format=7), "has format 7, this rescompile reads format 2 and older"),
+    "another format": (
+        lambda b: b.update(format=7),
+        "has format 7, this rescompile reads format 2 and older",
+    ),
     "no format": (lambda b: b.pop("format"), "is damaged"),
     "an unknown field": (lambda b: b.update(extra=1), "is damaged"),
     "an unknown step": (lambda b: b["steps"][1].update(kind="attention"), "is damaged"),
