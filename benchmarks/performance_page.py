@@ -30,7 +30,7 @@ from rescompile.measuring.profile import FORMAT as PROFILE
 from rescompile.measuring.profile import ProfileReport
 from rescompile.measuring.suite_results import FORMAT as SUITES
 from rescompile.measuring.timing import Timing
-from rescompile.presenting.report_lines import duration, size
+from rescompile.wording import duration, size
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 _HEADER = """# Performance

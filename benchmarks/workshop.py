@@ -19,7 +19,7 @@ from calibration.builtin import builtin_image_set
 from calibration.images import open_image_set
 from calibration.preprocess import normalize
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.manifest import read_manifest
+from rescompile.manifest import REFERENCE, read_manifest
 from rescompile.report import BuildReport, StageRecord
 from rescompile.runtime.golden_file import read_golden
 
@@ -71,7 +71,7 @@ class Workshop:
 
     def reference(self, net: Network) -> Path:
         """The fp32 graph."""
-        return self.engine(net, "fp32").path / "reference.onnx"
+        return self.engine(net, "fp32").path / REFERENCE
 
     def images(self, net: Network, count: int) -> NDArray[np.float32]:
         """Golden images [count, 3, H, W], over and over."""

@@ -37,7 +37,7 @@ class ImagesRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     source: str
     count: Annotated[int, msgspec.Meta(ge=0)]
-    """0 where they are unknown: the table was imported."""
+    """0 in a table that version 0.1 imported from another tool."""
     fingerprint: Sha256
     seed: int
 
@@ -80,11 +80,6 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     def digest(self) -> str:
         """SHA-256 of this table with its own ``sha256`` left empty."""
         return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, sha256=""))).hexdigest()
-
-    @property
-    def imported(self) -> bool:
-        """Whether another tool chose the scales, on images that are not known."""
-        return self.images.count == 0
 
     def scales(self) -> dict[str, float]:
         """Scale of every tensor."""

@@ -18,8 +18,8 @@ from rescompile.backends import BACKENDS, choose_backend, get_backend
 from rescompile.backends.cuda.devices import gpus
 from rescompile.cache import cache_directory
 from rescompile.optional import how_to_install, installed
-from rescompile.presenting.report_lines import size
 from rescompile.version import VERSION
+from rescompile.wording import size
 
 PACKAGES = (
     "numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "openvino", "torch", "pillow", "safetensors", "msgspec",

@@ -32,12 +32,11 @@ from rescompile.accuracy.graph_description import (
     tops_of,
 )
 from rescompile.backends.openvino.backend import OpenVinoTensors
-from rescompile.building.engine_directory import MODEL, REFERENCE
 from rescompile.errors import EngineError, UsageError, did_you_mean
 from rescompile.graph.factors import factors_of, in_original_unit
 from rescompile.graph.offsets import offsets_of
 from rescompile.graph.topology import block_outputs
-from rescompile.manifest import NAME, Manifest, read_manifest
+from rescompile.manifest import GRAPH, MANIFEST, REFERENCE, Manifest, read_manifest
 from rescompile.runtime.engine import Engine, load
 from rescompile.runtime.integrity import check_files
 
@@ -132,7 +131,7 @@ def open_side(name: SideName) -> Side:
     if name.part == "fp32":
         path, what = name.path / REFERENCE, "fp32 reference"
     else:
-        path, what = name.path / MODEL, "deployable graph"
+        path, what = name.path / GRAPH, "deployable graph"
     if not path.is_file():
         advice = "it was built with --no-reference; pass the fp32 graph as FILE.onnx" * (name.part == "fp32")
         raise EngineError(f"{path} is not there; {advice or 'build the engine again'}")
@@ -190,7 +189,7 @@ class InnerEngineSide:
     """An OpenVINO engine with its block outputs made outputs of the model in memory; the files stay as they are."""
 
     def __init__(self, directory: Path, manifest: Manifest, *, title: str) -> None:
-        proto = read_graph(directory / MODEL)
+        proto = read_graph(directory / GRAPH)
         outputs = block_outputs(proto)
         self._engine: OpenVinoTensors | None = OpenVinoTensors(
             directory, manifest.batch, tuple(outputs.values())
@@ -228,7 +227,7 @@ class LogitsSide:
         self._fed = Fed.of_manifest(manifest)
         self.name = title
         self.preprocess: Preprocess | None = manifest.preprocess
-        self.blocks = tuple(block_outputs(read_graph(directory / MODEL)))
+        self.blocks = tuple(block_outputs(read_graph(directory / GRAPH)))
         self.visible = frozenset({"fc"})
         self.classes, self.pixels = len(manifest.classes), self._fed.side
         self.tensors: Mapping[str, str] = {}
@@ -253,7 +252,7 @@ def _exists(path: Path) -> bool:
 
 def _preprocess_beside(path: Path) -> Preprocess | None:
     """That of the engine directory in which the file lies, where it belongs to one."""
-    if not (path.parent / NAME).is_file():
+    if not (path.parent / MANIFEST).is_file():
         return None
     manifest = read_manifest(path.parent)
     return manifest.preprocess if path.name in manifest.files else None

@@ -25,9 +25,7 @@ from rescompile.backends.base import (
     RunOptions,
 )
 from rescompile.errors import BackendError, UsageError
-from rescompile.manifest import Manifest, Precision
-
-MODEL = "model.onnx"
+from rescompile.manifest import GRAPH, Manifest, Precision
 
 
 class ReferenceSession:
@@ -95,7 +93,7 @@ class OnnxRuntime:
     """The reference as a backend, whose engine is the deployable graph itself. Several threads may call a runner."""
 
     name = "onnxruntime"
-    payload_files = (MODEL,)
+    payload_files = (GRAPH,)
     int8 = Int8Support("costs", "never")
 
     def availability(self, target: str | None = None) -> Availability:
@@ -115,15 +113,15 @@ class OnnxRuntime:
     def build(self, request: BuildRequest, directory: Path) -> Payload:
         """Check that ONNX Runtime accepts the deployable graph, which is the payload."""
         reference_session(request.model, optimize=False).close()
-        if request.model.resolve() != (directory / MODEL).resolve():
-            raise ValueError(f"the onnxruntime engine is {MODEL} of its own directory, not {request.model}")
-        return Payload(files=(MODEL,))
+        if request.model.resolve() != (directory / GRAPH).resolve():
+            raise ValueError(f"the onnxruntime engine is {GRAPH} of its own directory, not {request.model}")
+        return Payload(files=(GRAPH,))
 
     def load(
         self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS
     ) -> ReferenceSession:
         """Load ``model.onnx``, optimizations off."""
-        return reference_session(directory / MODEL, optimize=False, threads=options.threads)
+        return reference_session(directory / GRAPH, optimize=False, threads=options.threads)
 
 
 def refuse_target(name: str, target: str | None) -> None:

@@ -91,24 +91,22 @@ def calibrate(
 ) -> Calibrated:
     """The table of ``config``: read from its file and checked, or measured on its images, for a backend with ``int8``.
 
-    The table is the same with and without exact pixels. One that was imported keeps its scale of the input.
+    The table is the same with and without exact pixels.
 
     Raises:
         TableError: the table is damaged or was made for another checkpoint, preprocessing or graph.
         UsageError, ImageSetError: as ``calibration_images``.
         CalibrationError: activations that are not finite.
     """
-    tensors = quantized_tensors(source.graph)
+    tensors, exact = quantized_tensors(source.graph), can_be_exact(source.preprocess)
     if config.table is not None:
         table = read_table(config.table)
         table.check(checkpoint_sha256=source.checkpoint.sha256, preprocess=source.preprocess, tensors=tensors)
         table = table if config.method is None else table.with_method(config.method)
         _require_range(table, full_range_tensors(source.graph, widest=_widest(int8, asked=True)))
-        exact = not table.imported and can_be_exact(source.preprocess)
         return Calibrated(
             table, recipe=_recipe_of(table, config), full_range=int8.full_range, exact_pixels=exact
         )
-    exact = can_be_exact(source.preprocess)
     images = calibration_images(config, source)
     hardships = hard_weights(source.graph)
     recipe = _recipe_for(source, config, hard=bool(hardships))

@@ -18,14 +18,14 @@ from rescompile.backends.base import Backend, Payload, SimulatingBackend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.calibrate import Calibrated
 from rescompile.building.deployable import Deployable
-from rescompile.building.engine_directory import REPORT_HTML, REPORT_JSON, Contents
+from rescompile.building.engine_directory import Contents
 from rescompile.building.mixed_precision import Mixture
 from rescompile.building.source import Source
 from rescompile.config import BuildConfig
 from rescompile.files import atomic_write
 from rescompile.graph.topology import block_outputs
 from rescompile.graph.vocabulary import INPUT
-from rescompile.manifest import Manifest
+from rescompile.manifest import REPORT_HTML, REPORT_JSON, Manifest
 from rescompile.presenting.html.report_page import render
 from rescompile.progress import Progress
 from rescompile.report import ActivationRange, BlockError, BuildReport, Check, FusedAdds, Limits, StageRecord

@@ -21,10 +21,9 @@ from calibration.names import text_of
 from rescompile.accuracy.graph_description import block_of, read_graph
 from rescompile.backends.base import RunOptions
 from rescompile.backends.profiling import LayerTime, open_profiler
-from rescompile.building.engine_directory import MODEL
 from rescompile.errors import EngineError, UsageError
 from rescompile.graph.topology import block_outputs
-from rescompile.manifest import Manifest, read_manifest
+from rescompile.manifest import GRAPH, Manifest, read_manifest
 from rescompile.measuring.bench import EngineFacts, engine_facts
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import Origin, origin
@@ -175,7 +174,7 @@ def _subject(directory: Path, batch: int) -> _Subject:
     low, high = manifest.batch.min, manifest.batch.max
     if not low <= batch <= high:
         raise UsageError(f"--batch {batch} is outside of what {directory} takes; choose from {low} to {high}")
-    path = directory / MODEL
+    path = directory / GRAPH
     if not path.is_file():
         raise EngineError(f"{path} is not there, so its blocks are not known; build the engine again")
     graph = read_graph(path)

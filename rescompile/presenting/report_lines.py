@@ -3,44 +3,14 @@
 from __future__ import annotations
 
 from rescompile.report import BuildReport, StageRecord
+from rescompile.wording import counted, duration, percent, points, size
 
 Line = tuple[str, str]
 
 
 def calibrated_on(images: int, source: str) -> str:
-    """Where a table's numbers come from; of an imported one the images are unknown."""
-    return f"{_count(images, 'image')} of {source}" if images else f"{source} (imported)"
-
-
-def plain(text: str) -> str:
-    """``text`` with control characters (terminal escapes, line breaks) made visible instead of obeyed."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
-
-
-def percent(fraction: float) -> str:
-    """0.97333 as ``97.333 %``: three decimals tell one image in a hundred thousand, zeros are dropped."""
-    return f"{_trimmed(100 * fraction)} %"
-
-
-def points(difference: float) -> str:
-    """Percentage points, ``0.2`` as ``0.2 points``."""
-    text = _trimmed(difference)
-    return f"{text} point" if text in {"1", "-1"} else f"{text} points"
-
-
-def size(count: int) -> str:
-    """Bytes in decimal units: ``1.25 GB``, ``640 MB``."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def duration(seconds: float) -> str:
-    """``0.42 s``, ``12.3 s``, ``3 min 05 s``."""
-    if seconds < 9.995:
-        return f"{seconds:.2f} s"
-    if seconds < 99.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
+    """Origin of a calibration table's numbers; an imported table does not say which images it saw."""
+    return f"{counted(images, 'image')} of {source}" if images else f"{source} (imported)"
 
 
 def stage_value(stage: StageRecord) -> str:
@@ -81,7 +51,9 @@ def lint(report: BuildReport) -> str:
     """One line on the fusion contract."""
     if not report.lint.rules:
         return "not checked"
-    return f"{_count(len(report.lint.rules), 'rule')} checked, {len(report.lint.violations) or 'none'} broken"
+    return (
+        f"{counted(len(report.lint.rules), 'rule')} checked, {len(report.lint.violations) or 'none'} broken"
+    )
 
 
 def fused(report: BuildReport) -> str:
@@ -138,7 +110,7 @@ def provenance(report: BuildReport) -> tuple[Line, ...]:
         )
         lines.append(("calibration table sha256", table.sha256))
     if report.images:
-        lines.append(("measured on", f"{report.image_source}: {_count(report.images, 'image')}"))
+        lines.append(("measured on", f"{report.image_source}: {counted(report.images, 'image')}"))
         lines.append(("image set fingerprint", report.image_fingerprint))
     return tuple(lines)
 
@@ -151,24 +123,15 @@ def explanation(report: BuildReport) -> str:
 
 
 def _reason(report: BuildReport) -> str:
-    images = _count(report.images, "image")
+    images = counted(report.images, "image")
     failed = [check.name for check in report.checks if not check.passed]
     if failed:
-        checks = _count(len(report.checks), "check")
+        checks = counted(len(report.checks), "check")
         return f"{len(failed)} of {checks} failed on {images}: {', '.join(failed)}."
     if not report.passed:
-        return f"{_count(len(report.lint.violations), 'rule')} of the fusion contract broken."
+        return f"{counted(len(report.lint.violations), 'rule')} of the fusion contract broken."
     if not report.engine_executed:
         return "The engine could not be executed on this machine, so it is not verified."
     if not report.judged:
         return "Nothing was asked of its answers, so nothing is claimed about them."
     return f"The engine keeps every limit that was asked of it, measured on {images}."
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _trimmed(value: float) -> str:
-    text = f"{value:.3f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.errors import EngineError
-from rescompile.manifest import Manifest
+from rescompile.manifest import GOLDEN, Manifest
 from rescompile.runtime.npz import read_arrays
-from rescompile.runtime.sanity import GOLDEN, check_manifest
+from rescompile.runtime.sanity import check_manifest
 
 
 def golden_bytes(images: NDArray[Any], logits: NDArray[np.float32]) -> bytes:

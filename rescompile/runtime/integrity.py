@@ -10,7 +10,7 @@ from pathlib import Path
 from rescompile.backends import get_backend
 from rescompile.errors import EngineError
 from rescompile.files import sha256_of
-from rescompile.manifest import NAME, Manifest, read_manifest
+from rescompile.manifest import MANIFEST, Manifest, read_manifest
 from rescompile.runtime.sanity import check_manifest, require_files
 
 _ADVICE = "copy or build the engine again"
@@ -25,7 +25,7 @@ def checked_manifest(directory: Path, *, hashes: bool = True) -> Manifest:
     manifest = read_manifest(directory)
     check_manifest(directory, manifest)
     needed = get_backend(manifest.backend).payload_files
-    require_files(directory / NAME, manifest, needed, "the engine cannot be loaded")
+    require_files(directory / MANIFEST, manifest, needed, "the engine cannot be loaded")
     check_files(directory, manifest, hashes=hashes)
     return manifest
 

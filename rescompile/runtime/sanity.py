@@ -8,9 +8,8 @@ from pathlib import Path
 
 from rescompile.backends import BACKENDS
 from rescompile.errors import EngineError
-from rescompile.manifest import NAME, Manifest
+from rescompile.manifest import GOLDEN, MANIFEST, Manifest
 
-GOLDEN = "golden.npz"
 _MOST_IMAGE_VALUES = 1 << 30
 _MOST_LEAST_BATCH_VALUES = 1 << 31
 """Fewer images than the least batch are filled up in memory: 8 GiB of float32."""
@@ -22,7 +21,7 @@ def check_manifest(directory: Path, manifest: Manifest) -> None:
     Raises:
         EngineError: names the field and what is wrong with it.
     """
-    path = directory / NAME
+    path = directory / MANIFEST
     if manifest.backend not in BACKENDS:
         raise EngineError(
             f"{path} names the backend '{manifest.backend}', this rescompile has {', '.join(BACKENDS)}; "

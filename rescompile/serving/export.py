@@ -15,10 +15,10 @@ from pathlib import Path
 
 import msgspec
 
-from rescompile.building.commands import read_report
 from rescompile.errors import EngineError, UsageError
 from rescompile.files import atomic_directory, sha256_of
 from rescompile.manifest import FileDigest, Manifest
+from rescompile.report import read_report
 from rescompile.runtime.golden_file import read_golden
 from rescompile.runtime.integrity import checked_manifest
 from rescompile.serving.model_server import config_of as model_server_config

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from rescompile import load
-from rescompile.building.commands import read_report
 from rescompile.cli import app
 from rescompile.manifest import read_manifest
+from rescompile.report import read_report
 from tests.backends.graphs import residual_net, saved
 
 Answer = Callable[..., str]
@@ -395,7 +395,7 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-from rescompile.cli import main
+from rescompile.cli.app import main
 main()
 """
 

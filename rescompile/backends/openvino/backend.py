@@ -34,12 +34,13 @@ from rescompile.backends.resource_pool import ResourcePool
 from rescompile.backends.zero_copy import writable_view
 from rescompile.errors import BackendError, EngineError
 from rescompile.files import check_room
+from rescompile.manifest import OPENVINO_MODEL as MODEL
+from rescompile.manifest import OPENVINO_WEIGHTS as WEIGHTS
 from rescompile.manifest import Batch, Manifest, Precision
 
 if TYPE_CHECKING:
     import onnx
 
-MODEL, WEIGHTS = "model.xml", "model.bin"
 
 _TUNING = {"SNIPPETS_MODE": "DISABLE"}
 """Not in OpenVINO's manual: with its fusion of elementwise chains on, an identity block's add is no longer fused

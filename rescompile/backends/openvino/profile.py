@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.openvino.backend import MODEL, compile_counting, translate_errors
+from rescompile.backends.openvino.backend import compile_counting, translate_errors
 from rescompile.backends.profiling import WARM_RUNS, Kind, LayerTime
-from rescompile.manifest import Manifest
+from rescompile.manifest import OPENVINO_MODEL, Manifest
 
 _KINDS: dict[str, Kind] = {
     "Convolution": "weighted",
@@ -38,7 +38,7 @@ class OpenVinoProfiler:
     """
 
     def __init__(self, directory: Path, manifest: Manifest, *, threads: int | None = None) -> None:
-        compiled = compile_counting(directory / MODEL, threads=threads)
+        compiled = compile_counting(directory / OPENVINO_MODEL, threads=threads)
         self._known = {
             op.get_friendly_name(): {key: str(value.value) for key, value in op.get_rt_info().items()}
             for op in compiled.get_runtime_model().get_ordered_ops()

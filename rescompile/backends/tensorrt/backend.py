@@ -26,10 +26,10 @@ from rescompile.backends.tensorrt.callbacks import joined_messages, make_logger,
 from rescompile.backends.tensorrt.inspector import fused_adds
 from rescompile.errors import BackendError, BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write, writing
+from rescompile.manifest import TENSORRT_ENGINE as ENGINE
 from rescompile.manifest import Manifest, Precision
 from rescompile.optional import require
 
-MODEL = "model.engine"
 OLDEST = (10, 12)
 """First full TensorRT whose strongly typed networks take our graphs; the older API is gone in 11."""
 WORKSPACE_BYTES = 1 << 30
@@ -57,7 +57,7 @@ class TensorRt:
     def __init__(self, module: str) -> None:
         self.module = module
         self.name = module.replace("_", "-")
-        self.payload_files = (MODEL,)
+        self.payload_files = (ENGINE,)
         self.int8 = Int8Support("free", "padding")
         self.is_rtx = module == "tensorrt_rtx"
 
@@ -116,14 +116,14 @@ class TensorRt:
         monitor.raise_pending()
         if engine is None:
             raise BackendError(f"{self.name} cannot build the engine: {joined_messages(logger.errors)}")
-        atomic_write(directory / MODEL, memoryview(engine))
+        atomic_write(directory / ENGINE, memoryview(engine))
         if not self.is_rtx and request.timing_cache is not None:
             with writing(request.timing_cache):
                 request.timing_cache.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(request.timing_cache, memoryview(config.get_timing_cache().serialize()))
         target = request.target if self.is_rtx else devices.gpus()[0].capability
         return Payload(
-            files=(MODEL,),
+            files=(ENGINE,),
             target=target,
             fused_adds=self._inspect(trt, logger, engine, request),
             notes=(*notes, *logger.notes()),
@@ -137,7 +137,7 @@ class TensorRt:
         obstacle = self._obstacle_to_run(trt, _require_gpu(f"running a {self.name} engine"), manifest.target)
         if obstacle is not None:
             raise BackendUnavailable(f"the engine in {directory} cannot run here: {obstacle}")
-        engine = (directory / MODEL).read_bytes()
+        engine = (directory / ENGINE).read_bytes()
         return TensorRtRunner(trt, open_driver(), engine, manifest, parallel=options.parallel)
 
     def library(self) -> Any:

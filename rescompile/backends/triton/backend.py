@@ -17,15 +17,16 @@ from rescompile.backends.base import (
 )
 from rescompile.backends.cuda import devices
 from rescompile.backends.cuda.driver import open_driver
-from rescompile.backends.triton.plan import PLAN, WEIGHTS
 from rescompile.backends.triton.plan_file import read_plan, write_plan
 from rescompile.errors import BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write
+from rescompile.manifest import TRITON_PLAN as PLAN
+from rescompile.manifest import TRITON_WEIGHTS as WEIGHTS
 from rescompile.manifest import Manifest, Precision
 from rescompile.optional import installed, require
 
 if TYPE_CHECKING:
-    from fused_kernels.aot.targets import Target
+    from fused_kernels.compiling.targets import Target
 
 
 class Triton:
@@ -121,7 +122,7 @@ class Triton:
 
 
 def _target(name: str | None) -> Target:
-    from fused_kernels.aot.targets import TARGETS
+    from fused_kernels.compiling.targets import TARGETS
 
     known = list(TARGETS)
     if name is None:

@@ -15,7 +15,6 @@ import msgspec
 from rescompile.backends.triton.steps import Record, Step
 from rescompile.manifest import Precision
 
-PLAN, WEIGHTS = "plan.json", "weights.safetensors"
 FORMAT = 2
 """Version of the plan; raised when a reader of the old one would misunderstand the new one."""
 ALIGNMENT = 256

@@ -12,9 +12,7 @@ import msgspec
 from rescompile.backends.triton.plan import (
     ALIGNMENT,
     FORMAT,
-    PLAN,
     READABLE,
-    WEIGHTS,
     Argument,
     Kernel,
     Launch,
@@ -26,6 +24,8 @@ from rescompile.backends.triton.plan import (
 from rescompile.backends.triton.steps import Head, reads, weights_of, writes
 from rescompile.errors import EngineError
 from rescompile.files import atomic_write
+from rescompile.manifest import TRITON_PLAN as PLAN
+from rescompile.manifest import TRITON_WEIGHTS as WEIGHTS
 from rescompile.manifest import Manifest
 
 ARENA_LIMIT = 1 << 38

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.triton.plan import WEIGHTS, Plan
+from rescompile.backends.triton.plan import Plan
 from rescompile.errors import EngineError
 from rescompile.files import atomic_write
+from rescompile.manifest import TRITON_WEIGHTS as WEIGHTS
 
 Array = NDArray[Any]
 

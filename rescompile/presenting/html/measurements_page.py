@@ -16,7 +16,7 @@ from rescompile.presenting.plots.bench import bench_plots, labels
 from rescompile.presenting.plots.forms import Plot
 from rescompile.presenting.plots.profile import name_of, profile_plots
 from rescompile.presenting.plots.suites import suite_plots
-from rescompile.presenting.report_lines import duration, size
+from rescompile.wording import duration, size
 
 _MOST_OPEN_NOTES = 4
 

@@ -15,6 +15,7 @@ from rescompile.presenting import report_lines
 from rescompile.presenting.plots import build_report, damage
 from rescompile.presenting.report_lines import Line
 from rescompile.report import BuildReport, Check, StageRecord
+from rescompile.wording import duration, plain, size
 
 _TONES = {"verified": "good", "failed": "bad"}
 _HASHES = {"checkpoint sha256", "calibration table sha256", "image set fingerprint"}
@@ -51,7 +52,7 @@ def _template() -> Template:
 
 
 def _text(text: str) -> str:
-    return html.escape(report_lines.plain(text))
+    return html.escape(plain(text))
 
 
 def _section(title: str, content: str) -> str:
@@ -172,8 +173,8 @@ def _stages(stages: tuple[StageRecord, ...]) -> str:
         return ""
     longest = max(stage.seconds for stage in stages) or 1.0
     rows = "\n".join(_stage(stage, 100 * stage.seconds / longest) for stage in stages)
-    total = report_lines.duration(sum(stage.seconds for stage in stages))
-    peak = report_lines.size(max(stage.peak_rss_bytes for stage in stages))
+    total = duration(sum(stage.seconds for stage in stages))
+    peak = size(max(stage.peak_rss_bytes for stage in stages))
     return (
         '<table><thead><tr><th scope="col">stage</th><th class="bar"></th><th scope="col" class="number">time</th>'
         f'<th scope="col" class="number">peak memory</th></tr></thead><tbody>\n{rows}\n</tbody>'
@@ -185,6 +186,6 @@ def _stages(stages: tuple[StageRecord, ...]) -> str:
 def _stage(stage: StageRecord, share: float) -> str:
     return (
         f'<tr><th scope="row">{_text(stage.name)}</th><td class="bar"><div style="width:{share:.1f}%"></div></td>'
-        f'<td class="number">{report_lines.duration(stage.seconds)}</td>'
-        f'<td class="number">{report_lines.size(stage.peak_rss_bytes)}</td></tr>'
+        f'<td class="number">{duration(stage.seconds)}</td>'
+        f'<td class="number">{size(stage.peak_rss_bytes)}</td></tr>'
     )

@@ -11,7 +11,7 @@ import numpy as np
 from rescompile.measuring.bench import BenchReport
 from rescompile.presenting.plots.build_report import _INK, _ascii, _axes, _figure
 from rescompile.presenting.plots.forms import Plot, colour, legend, plain_log_ticks
-from rescompile.presenting.report_lines import plain
+from rescompile.wording import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

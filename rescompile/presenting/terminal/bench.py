@@ -7,8 +7,8 @@ import statistics
 from rescompile.measuring.bench import BenchReport
 from rescompile.measuring.run_comparison import BenchComparison, Change
 from rescompile.measuring.start import Start
-from rescompile.presenting.report_lines import duration, plain, size
 from rescompile.presenting.terminal.views import columns
+from rescompile.wording import duration, plain, size
 
 
 def print_bench(report: BenchReport) -> None:

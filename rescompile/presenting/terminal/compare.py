@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rescompile.accuracy.compare import BlockComparison, Comparison, ComparisonReport, Saturation
-from rescompile.presenting.report_lines import plain
 from rescompile.presenting.terminal.views import columns
+from rescompile.wording import plain
 
 
 def print_comparison(report: ComparisonReport) -> None:

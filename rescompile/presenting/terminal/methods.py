@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from calibration.comparison import Comparison, MethodResult
-from rescompile.presenting.report_lines import plain
 from rescompile.presenting.terminal.views import columns
+from rescompile.wording import plain
 
 
 def print_methods(comparison: Comparison, method: str) -> None:

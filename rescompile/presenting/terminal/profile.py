@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rescompile.measuring.profile import BlockProfile, EngineProfile, ProfileReport
-from rescompile.presenting.report_lines import plain
 from rescompile.presenting.terminal.views import columns
+from rescompile.wording import plain
 
 
 def print_profile(report: ProfileReport) -> None:

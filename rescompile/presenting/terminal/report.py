@@ -13,9 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, 
 from rich.progress import Progress as RichBar
 from rich.text import Text
 
+from rescompile.manifest import REPORT_HTML
 from rescompile.presenting import report_lines
-from rescompile.presenting.report_lines import Line, plain
+from rescompile.presenting.report_lines import Line
 from rescompile.report import BuildReport, StageRecord
+from rescompile.wording import plain
 
 _STYLES = {"verified": "bold green", "failed": "bold red"}
 
@@ -66,7 +68,7 @@ def _lines(report: BuildReport) -> list[Line]:
     lines += [(f"stage {stage.name}", report_lines.stage_value(stage)) for stage in report.stages]
     lines += [("note", note) for note in report.notes]
     lines.append(("engine directory", report.engine_directory))
-    lines.append(("build report", str(Path(report.engine_directory) / "report.html")))
+    lines.append(("build report", str(Path(report.engine_directory) / REPORT_HTML)))
     return lines
 
 

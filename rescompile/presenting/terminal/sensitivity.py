@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rescompile.accuracy.sensitivity import SensitivityReport
-from rescompile.presenting.report_lines import plain
 from rescompile.presenting.terminal.views import columns
+from rescompile.wording import plain
 
 
 def print_sensitivity(report: SensitivityReport) -> None:

@@ -14,10 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rescompile.backends.triton.plan import PLAN, WEIGHTS, Plan
+from rescompile.backends.triton.plan import Plan
 from rescompile.backends.triton.plan_file import read_plan
 from rescompile.backends.triton.weights import read_weights, write_weights
 from rescompile.errors import EngineError
+from rescompile.manifest import TRITON_PLAN as PLAN
+from rescompile.manifest import TRITON_WEIGHTS as WEIGHTS
 from rescompile.manifest import Batch
 from tests.backends.triton.planned import make_plan, manifest_of
 
