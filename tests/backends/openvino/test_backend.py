@@ -13,7 +13,8 @@ import pytest
 
 from rescompile.backends.base import BuildRequest, RunOptions
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.backends.openvino.backend import OpenVino, backend, residual_adds
+from rescompile.backends.openvino import backend
+from rescompile.backends.openvino.backend import OpenVino, residual_adds
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch, Precision, TensorSpec
 from rescompile.metrics import relative_rms

@@ -13,7 +13,8 @@ import pytest
 from rescompile.backends.base import BuildRequest
 from rescompile.backends.cuda import devices
 from rescompile.backends.cuda.devices import Gpu
-from rescompile.backends.tensorrt.backend import TensorRt, backend, full, rtx, rtx_targets
+from rescompile.backends.tensorrt import backend
+from rescompile.backends.tensorrt.backend import TensorRt, full, rtx, rtx_targets
 from rescompile.errors import BackendError, BackendUnavailable, UsageError
 from rescompile.manifest import Batch, Precision
 from tests.backends.engines import manifest, request
