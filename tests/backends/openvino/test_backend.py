@@ -158,7 +158,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from rescompile.backends.base import BuildRequest
-from rescompile.backends.openvino import OpenVino
+from rescompile.backends.openvino.backend import OpenVino
 from rescompile.errors import OutputError
 from rescompile.manifest import Batch
 folder = Path(sys.argv[1])

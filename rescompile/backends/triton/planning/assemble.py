@@ -15,9 +15,9 @@ from fused_kernels.compiling.variant import CONSTANT, Variant, variant_of
 from fused_kernels.launch import Launch
 from rescompile.backends.base import Progress
 from rescompile.backends.triton import plan as plans
-from rescompile.backends.triton.compile import compile_variants
 from rescompile.backends.triton.lowering.network import Network
 from rescompile.backends.triton.plan import Argument, Kernel, Plan
+from rescompile.backends.triton.planning.compile import compile_variants
 from rescompile.backends.triton.planning.recording import Recording, record, tensor_of
 from rescompile.backends.triton.steps import Head
 from rescompile.errors import BackendError
