@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rescompile.backends.inspection import residual_adds
+
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
@@ -25,11 +27,9 @@ def fused_adds(information: str, model: Path, *, integer: bool) -> int | None:
     """
     import onnx
 
-    graph = onnx.load(model, load_external_data=False).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    adds = {node.name for node in graph.node if node.op_type == "Add" and not constants & set(node.input)}
-    convolutions = {node.name for node in graph.node if node.op_type == "Conv"}
-    return count_fused(information, adds, convolutions, integer=integer)
+    loaded = onnx.load(model, load_external_data=False)
+    convolutions = {node.name for node in loaded.graph.node if node.op_type == "Conv"}
+    return count_fused(information, residual_adds(loaded), convolutions, integer=integer)
 
 
 def count_fused(information: str, adds: set[str], convolutions: set[str], *, integer: bool) -> int | None:
