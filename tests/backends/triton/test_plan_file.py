@@ -136,11 +136,11 @@ LIES: dict[str, tuple[Callable[[Body], object], str]] = {
     "no such step": (lambda b: launch(b).update(step=999), "there is no step 999"),
     "a path": (
         lambda b: b["kernels"][0].update(file="../x.cubin"),
-        "'../x.cubin' is no file of machine code",
+        "'../x.cubin' is not a file of machine code",
     ),
     "another file": (
         lambda b: b["kernels"][0].update(file="model.onnx"),
-        "'model.onnx' is no file of machine code",
+        "'model.onnx' is not a file of machine code",
     ),
     "too few arguments": (lambda b: launch(b)["arguments"].pop(), "arguments for .* parameters of"),
     "beyond the arena": (lambda b: arena(b).update(offset=2**30), "of an arena of .* bytes"),
@@ -153,7 +153,7 @@ LIES: dict[str, tuple[Callable[[Body], object], str]] = {
     "a number as address": (set_argument(0, 7), r"is the number 7 in place of \*i8"),
     "an address as number": (set_argument(-1, {"in": "images"}), "is an address in place of i32"),
     "a fraction as number": (set_argument(-1, 0.5), "is the number 0.5 in place of i32"),
-    "a number too large": (set_argument(-1, 2**40), "1099511627776, is no i32"),
+    "a number too large": (set_argument(-1, 2**40), "is 1099511627776, which is not an i32"),
     "a tensor from nowhere": (
         lambda b: b["steps"][1].update(input="nothing"),
         "step 'layer1.0.conv1' reads 'nothing', which no step before it makes",
