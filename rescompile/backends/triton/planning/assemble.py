@@ -1,4 +1,4 @@
-"""A network, a target and batch sizes to a plan and its machine code."""
+"""Assembling a plan and its machine code from a network, a target and batch sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rescompile.errors import BackendError
 from rescompile.manifest import Batch, Precision
 
 _ASSEMBLER = {"i32": "u32", "i64": "u64", "fp32": "f32"}
-"""Types of numbers in PTX; every address is ``u64``."""
+"""PTX types of numbers; every address is ``u64``."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Assembled:
 
     plan: Plan
     cubins: dict[str, bytes]
-    """By file name."""
+    """Machine code by file name."""
 
 
 def assemble(
