@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 import rescompile
 from benchmarks.soak import random_images
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino.compiling import compile_model
+from rescompile.backends.openvino.compile import compile_model
 from rescompile.manifest import OPENVINO_MODEL
 
 BAR_PERCENT = 5.0

@@ -43,7 +43,7 @@ _ISA = {
 _OPTIONAL = {
     "tensorrt": "engines for this machine's NVIDIA GPU, the fastest",
     "tensorrt_rtx": "engines for GeForce and RTX GPUs, built without a GPU",
-    "pycuda": "running TensorRT and Triton engines",
+    "pycuda": "running TensorRT and Triton engines without ctypes",
     "triton": "building Triton engines without a GPU, and the fused kernels",
 }
 """Optional module to what it is for."""

@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 
 import rescompile
-from rescompile.backends.cuda.devices import Gpu
-from rescompile.backends.triton.backend import _obstacle
+from rescompile.backends.cuda.devices import Gpu, target_obstacle
 from rescompile.manifest import read_manifest
 from tests.kserve import serving
 from tests.test_docs import ROOT, run
@@ -69,7 +68,7 @@ def test_commands_for_a_checkout_are_tested_by_their_own_tests() -> None:
 def test_the_page_says_what_an_engine_for_another_gpu_says() -> None:
     gpu = Gpu("NVIDIA H100", "sm_90", 80 << 30, "13.0")
     page = " ".join((ROOT / "docs/how-to/another-gpu.md").read_text("utf-8").split())
-    assert f"`{_obstacle(gpu, 'sm_89')}`" in page
+    assert f"`{target_obstacle(gpu, 'sm_89')}`" in page
 
 
 @pytest.mark.slow

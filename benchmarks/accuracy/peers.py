@@ -20,7 +20,7 @@ from benchmarks.accuracy.results import Row
 from calibration.images import open_image_set
 from calibration.preprocess import Preprocess, normalize
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.backends.openvino.compiling import compile_model
+from rescompile.backends.openvino.compile import compile_model
 
 
 @dataclass(frozen=True)

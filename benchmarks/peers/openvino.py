@@ -12,7 +12,7 @@ from benchmarks.networks import DEEP, Network
 from benchmarks.peers.base import FP32_ALLOWED, INT8_ALLOWED, Call, Missing
 from benchmarks.workshop import Workshop
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino.compiling import compile_model
+from rescompile.backends.openvino.compile import compile_model
 from rescompile.runtime.loading import load
 
 

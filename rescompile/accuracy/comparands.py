@@ -31,7 +31,7 @@ from rescompile.accuracy.graph_description import (
     saturated_elements,
     tops_of,
 )
-from rescompile.backends.openvino.backend import OpenVinoTensors
+from rescompile.backends.openvino.runner import OpenVinoTensors
 from rescompile.errors import EngineError, UsageError, did_you_mean
 from rescompile.graph.factors import factors_of, in_original_unit
 from rescompile.graph.offsets import offsets_of

@@ -1,4 +1,4 @@
-"""Images in other packages' memory, taken as arrays without a copy."""
+"""Arrays of other packages, taken as images without a copy."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from numpy.typing import NDArray
 from rescompile.errors import UsageError
 
 CUDA = 2
-"""DLPack's number of devices of this kind."""
+"""DLPack's type of CUDA devices."""
 SHARING_ERRORS = (BufferError, RuntimeError, TypeError, ValueError)
-"""What packages raise where a tensor cannot be shared."""
+"""Errors that packages raise where a tensor cannot be shared."""
 
 
 @runtime_checkable
 class SupportsDLPack(Protocol):
-    """A tensor of any package, a torch tensor for one."""
+    """A tensor of any package, such as torch."""
 
     def __dlpack__(self, **options: Any) -> Any:
-        """Its memory as a DLPack capsule."""
+        """The tensor's memory as a DLPack capsule."""
         ...
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """Kind and number of the device that holds it."""
+        """Type and number of the device that holds it."""
         ...
 
 
 @runtime_checkable
 class SupportsCudaArray(Protocol):
-    """An array of any package in a GPU's memory, as Numba and CuPy have them."""
+    """An array in a GPU's memory of any package, such as Numba or CuPy."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Address, shape, type and stream."""
+        """Address, shape, type and stream of the array."""
         ...
 
 
 class Ready(Protocol):
-    """The moment from which on memory may be read."""
+    """The moment from which memory may be read."""
 
     def make_wait(self, stream: int) -> None:
-        """Let what ``stream``, a handle, is given from now on wait for it."""
+        """Let later work of ``stream``, a handle, wait for it."""
         ...
 
 
 @dataclass(frozen=True)
 class DeviceImages:
-    """Images [N, ...] in a GPU's memory that belongs to somebody else, C-contiguous."""
+    """C-contiguous images [N, ...] in GPU memory of another package."""
 
     address: int
     shape: tuple[int, ...]
@@ -70,33 +70,33 @@ class DeviceImages:
 
     @property
     def nbytes(self) -> int:
-        """Of all elements."""
+        """Size of all elements."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def part(self, start: int, stop: int) -> DeviceImages:
-        """The images from ``start`` up to ``stop`` or the last one, not copied."""
+        """Images ``start`` to ``stop``, or to the last one, without a copy."""
         begin = start * self.nbytes // len(self)
         shape = (min(stop, len(self)) - start, *self.shape[1:])
         return replace(self, address=self.address + begin, shape=shape)
 
 
 def on_cuda(given: object) -> bool:
-    """Whether ``given`` says that it is in the memory of a CUDA device."""
+    """Whether ``given`` is an array in the memory of a CUDA device."""
     if isinstance(given, SupportsDLPack):
         try:
             return given.__dlpack_device__()[0] == CUDA
         except SHARING_ERRORS:
-            return False  # whoever asks for its memory hears the reason
+            return False  # asking for its memory then gives the reason
     return hasattr(given, "__cuda_array_interface__")
 
 
 def type_name(given: object) -> str:
-    """The type of ``given`` for a sentence."""
+    """Full name of the type of ``given``, for messages."""
     return f"{type(given).__module__}.{type(given).__name__}"
 
 
 def as_array(given: object) -> Any:
-    """``given`` as a NumPy array over the same memory where it speaks DLPack, else ``given`` itself.
+    """``given`` as a NumPy array over the same memory where it supports DLPack, else ``given`` itself.
 
     Raises:
         UsageError: the tensor is not on the CPU, or cannot be shared.
@@ -120,13 +120,13 @@ def as_array(given: object) -> Any:
 
 
 def writable_view(images: NDArray[Any]) -> NDArray[Any]:
-    """``images``, contiguous, as they are or as a view of the same memory that pretends to be writeable.
+    """``images`` as contiguous memory that claims to be writeable, without a copy where they are contiguous.
 
-    OpenVINO copies read-only arrays, as DLPack gives them, although it only reads its inputs.
+    OpenVINO copies read-only arrays, which DLPack gives, although it only reads its inputs.
     """
     images = np.ascontiguousarray(images)
     if images.flags.writeable:
         return images
     memory: Any = (ctypes.c_char * images.nbytes).from_address(images.ctypes.data)
-    memory.owner = images  # whoever holds the view holds what it looks at
+    memory.owner = images  # the view keeps the memory alive
     return np.frombuffer(memory, images.dtype).reshape(images.shape)

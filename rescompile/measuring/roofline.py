@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino.compiling import compile_model
+from rescompile.backends.openvino.compile import compile_model
 
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _ASSUMED_CACHE = 8 * 2**20

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import rescompile
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino.backend import OpenVinoRunner
+from rescompile.backends.openvino.runner import OpenVinoRunner
 from rescompile.backends.resource_pool import ResourcePool
 from rescompile.backends.zero_copy import writable_view
 from rescompile.errors import BackendError, EngineError, UsageError

@@ -160,7 +160,7 @@ def test_the_record_names_engine_and_files(exportable: Exportable, repository: P
     [
         ("tensorrt-rtx", "triton", "no inference server has a backend for TensorRT-RTX engines; pass --onnx"),
         ("triton", "openvino", "for Triton-kernel engines .*; pass --onnx"),
-        ("tensorrt", "openvino", "runs no TensorRT engine; pass --server triton"),
+        ("tensorrt", "openvino", "does not run TensorRT engines; pass --server triton"),
     ],
 )
 def test_engines_that_no_server_runs_are_refused(

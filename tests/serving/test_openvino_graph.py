@@ -12,7 +12,7 @@ import openvino as ov
 import pytest
 from numpy.typing import NDArray
 
-from rescompile.backends.openvino.compiling import compile_model
+from rescompile.backends.openvino.compile import compile_model
 from rescompile.backends.openvino.lowering import lower
 from rescompile.serving.openvino_graph import write_precise
 from tests.backends.engines import taking_pixels

@@ -1,4 +1,4 @@
-"""What tensors of other packages say of their memory on a GPU: DLPack, and the CUDA array interface."""
+"""Memory of other packages' arrays on a GPU, as DLPack and the CUDA array interface describe it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rescompile.backends.zero_copy import SHARING_ERRORS, SupportsDLPack, type_n
 from rescompile.errors import UsageError
 
 LEGACY_STREAM = 1
-"""The default stream, by the number that both protocols give it, and by CUDA's own handle."""
+"""Handle of the default stream, in both protocols and in CUDA."""
 _KINDS = {0: "i", 1: "u", 2: "f"}
-"""DLPack's kinds of numbers that NumPy has, too."""
+"""DLPack's type codes of numbers that NumPy has too."""
 
 
 class ArrayMemory(NamedTuple):
@@ -25,7 +25,7 @@ class ArrayMemory(NamedTuple):
     owner: object
     """Keeps the memory alive."""
     stream: int | None
-    """Its writer's stream, which somebody has to wait for."""
+    """The writer's stream, which a reader has to wait for; None where it is waited for already."""
 
 
 class _Device(ctypes.Structure):
@@ -37,7 +37,7 @@ class _DType(ctypes.Structure):
 
 
 class DLTensor(ctypes.Structure):
-    """The C structure of the standard, as every version of it has."""
+    """The C structure DLTensor, equal in all versions of the standard."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -55,12 +55,12 @@ _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, 
 
 
 def describe(given: Any, stream: int, device: int) -> ArrayMemory:
-    """The memory of ``given``, an object for which ``sharing.on_cuda`` holds.
+    """The memory of ``given``, an array on a CUDA device.
 
-    What speaks DLPack lets ``stream``, a handle, wait for its writer.
+    An array with DLPack makes ``stream``, a handle, wait for its writer.
 
     Raises:
-        UsageError: it is on another GPU than ``device``, not contiguous, of a strange type, or cannot be shared.
+        UsageError: it is not on ``device``, not contiguous, of an unknown type, or cannot be shared.
     """
     try:
         if isinstance(given, SupportsDLPack):
@@ -73,11 +73,7 @@ def describe(given: Any, stream: int, device: int) -> ArrayMemory:
 
 
 def check_device(given: object, found: int, device: int) -> None:
-    """Refuse what is on another GPU.
-
-    Raises:
-        UsageError: ``found`` is not ``device``.
-    """
+    """Raise a UsageError where ``given`` is on the device ``found``, and not on ``device``."""
     if found != device:
         raise UsageError(
             f"the {type_name(given)} is on CUDA device {found}, but this engine runs on device {device}; copy the "
@@ -88,7 +84,7 @@ def check_device(given: object, found: int, device: int) -> None:
 def _from_dlpack(given: SupportsDLPack, stream: int, device: int) -> ArrayMemory:
     check_device(given, given.__dlpack_device__()[1], device)
     capsule = given.__dlpack__(stream=stream)
-    # the capsule is not renamed: it stays the owner, and gives the memory back when it is dropped
+    # the capsule is not renamed, so it stays the owner and frees the memory when it is dropped
     tensor = DLTensor.from_address(_pointer_of(capsule, b"dltensor"))
     shape = tuple(tensor.shape[: tensor.ndim])
     kind, item = _KINDS.get(tensor.dtype.code), tensor.dtype.bits // 8
@@ -107,7 +103,7 @@ def _from_interface(given: Any) -> ArrayMemory:
         raise TypeError("it has a mask")
     shape, dtype = tuple(said["shape"]), np.dtype(said["typestr"])
     _check_contiguous(given, shape, said.get("strides"), dtype.itemsize)
-    # before version 3 nothing was said of streams: the default one is what such packages write with
+    # before version 3 there was no stream: such packages write in the default one
     stream = said.get("stream") if said["version"] >= 3 else LEGACY_STREAM
     return ArrayMemory(said["data"][0], shape, dtype, given, stream)
 

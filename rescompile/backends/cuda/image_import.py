@@ -1,4 +1,4 @@
-"""Images that are on the GPU already: where they are, and from when on they may be read."""
+"""Images that other packages hold on the GPU, checked and read where they are."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ from typing import Any
 
 from rescompile.backends.cuda.array_protocols import ArrayMemory, check_device, describe
 from rescompile.backends.cuda.context import DEVICE
-from rescompile.backends.cuda.events import Events
+from rescompile.backends.cuda.driver import Cuda
+from rescompile.backends.cuda.events import EventPool
 from rescompile.backends.zero_copy import DeviceImages, type_name
 from rescompile.errors import UsageError
 
-NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: the default stream, torch's for one, waits for none of ours
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream, in which torch works
 _CONTEXT, _ORDINAL = 1, 9  # CU_POINTER_ATTRIBUTE_CONTEXT and _DEVICE_ORDINAL
 
 
 class ImageImporter:
-    """A stream that waits for writers, and the events that it hands to readers.
+    """Takes other packages' arrays, each with an event that marks when it is written.
 
-    The context is current in every method. Any thread may call ``lend``; ``close`` comes last.
+    The context is current in every method. Any thread may call ``import_images``; ``close`` comes last.
     """
 
-    def __init__(self, cuda: Any, library: Any) -> None:
-        self._library = library
-        self._stream: Any = cuda.Stream(NON_BLOCKING)
-        self._events = Events(library)
+    def __init__(self, cuda: Cuda) -> None:
+        self._library = cuda.library
+        self._stream: Any = cuda.api.Stream(NON_BLOCKING)
+        self._events = EventPool(cuda.library)
         self._lock = threading.Lock()
 
     def import_images(self, given: object) -> DeviceImages:
-        """The images of ``given``, which is on a CUDA device; its event holds back who reads them.
+        """The images of ``given``, an array on a CUDA device.
 
         Raises:
             UsageError: they cannot be read where they are.
             BackendError: the driver refuses.
         """
-        with self._lock:  # else the stream would wait for the writer of others, too
+        with self._lock:  # the stream waits for one writer at a time
             event = self._events.take()
             found = describe(given, self._stream.handle, DEVICE)
-            self._check_home(given, found)
+            self._check_context(given, found)
             event.record(self._stream.handle if found.stream is None else found.stream)
         return DeviceImages(found.address, found.shape, found.dtype, found.owner, event)
 
@@ -47,8 +48,8 @@ class ImageImporter:
         self._events.close()
         self._stream = None
 
-    def _check_home(self, given: object, found: ArrayMemory) -> None:
-        """Refuse an address that this context cannot reach: to read it would end the context."""
+    def _check_context(self, given: object, found: ArrayMemory) -> None:
+        """Refuse an address that this context cannot reach: reading it would destroy the context."""
         if 0 in found.shape:
             return
         number, owner, here = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()

@@ -1,4 +1,4 @@
-"""What one request has for itself on the GPU: a stream, and memory on both sides of the bus."""
+"""Stream and memory of one request on the GPU."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rescompile.backends.cuda.image_import import NON_BLOCKING
 from rescompile.backends.zero_copy import DeviceImages
 
 ALIGNMENT = 256
-"""Bytes: TensorRT asks for it, and Triton's kernels were compiled for 16 of them."""
+"""Bytes that addresses are multiples of: TensorRT asks for 256, Triton's kernels were compiled for 16."""
 
 
 class RequestSizes(NamedTuple):
-    """What a request needs at most."""
+    """The largest request."""
 
     most: int
     """Images."""
     image: tuple[int, ...]
-    """Shape of one."""
+    """Shape of one image."""
     dtype: np.dtype[Any]
     classes: int
 
@@ -31,11 +31,12 @@ class RequestSizes(NamedTuple):
 class RequestSlot:
     """Room for one request of the largest batch. The context is current in every method; one thread at a time.
 
-    Work is put into the stream and nobody waits until all of it is there. Images and logits travel through
-    page-locked memory: from other memory the driver would copy in the caller's time.
+    All work of a request is put into the stream before anything waits. Images and logits travel through page-locked
+    memory: copies from other memory would block the caller.
 
-    Raises:
-        the driver's own error: there is too little memory; nothing stays behind.
+    Args:
+        cuda: ``pycuda.driver`` or what stands in for it, whose error is raised where there is too little memory.
+        sizes: of the largest request.
     """
 
     def __init__(self, cuda: Any, sizes: RequestSizes) -> None:
@@ -45,14 +46,14 @@ class RequestSlot:
         try:
             self.images = self.allocate(sizes.most * math.prod(sizes.image) * sizes.dtype.itemsize)
             self.logits = self.allocate(sizes.most * sizes.classes * 4)
-            self._sent = self._locked((sizes.most, *sizes.image), sizes.dtype)
-            self._answered = self._locked((sizes.most, sizes.classes), np.dtype(np.float32))
+            self._sent = self._page_locked((sizes.most, *sizes.image), sizes.dtype)
+            self._answered = self._page_locked((sizes.most, sizes.classes), np.dtype(np.float32))
         except BaseException:
             self.close()
             raise
 
     def allocate(self, size: int) -> Any:
-        """``size`` bytes on the GPU, freed with the slot and zeroed: what was there before is nobody's image."""
+        """``size`` bytes on the GPU, freed with the slot, and zeroed so that no earlier data is read."""
         allocation = self._cuda.mem_alloc(max(size, ALIGNMENT))
         self._held.append(allocation)
         self._cuda.memset_d8(allocation, 0, max(size, ALIGNMENT))
@@ -61,13 +62,10 @@ class RequestSlot:
     def run(
         self, images: NDArray[np.generic] | DeviceImages, rows: int, enqueue: Callable[[int], None]
     ) -> NDArray[np.float32]:
-        """Logits [N, classes] of ``images`` [N, ...], executed by ``enqueue`` as ``rows`` images, at least N.
+        """Logits [N, classes] of ``images`` [N, ...], executed by ``enqueue`` as ``rows`` >= N images.
 
-        Args:
-            enqueue: puts the work on images at an address, aligned, into the stream; the logits go to ``logits``.
-
-        Raises:
-            the driver's own error, and those of ``enqueue``: nothing of the request is under way any more.
+        ``enqueue`` is called with the images' address and puts their inference into the stream; the logits go to
+        ``logits``. After an error of the driver or of ``enqueue`` no work of the request is pending.
         """
         count = len(images)
         try:
@@ -75,7 +73,7 @@ class RequestSlot:
             self._cuda.memcpy_dtoh_async(self._answered[:count], self.logits, self.stream)
             self.stream.synchronize()
         except BaseException:
-            # what was put into the stream reads the caller's memory, and ours
+            # what is in the stream already reads the caller's memory, and ours
             with suppress(self._cuda.Error):
                 self.stream.synchronize()
             raise
@@ -88,7 +86,7 @@ class RequestSlot:
         self._held, self.stream = [], None
 
     def _address_of(self, images: NDArray[np.generic] | DeviceImages, rows: int) -> int:
-        """Where ``rows`` images, the given ones first, are read once the stream is there."""
+        """Address of ``rows`` images, the given ones first, once the stream has come so far."""
         if isinstance(images, DeviceImages):
             images.ready.make_wait(self.stream.handle)
             if rows == len(images) and images.address % ALIGNMENT == 0:
@@ -99,7 +97,7 @@ class RequestSlot:
             self._cuda.memcpy_htod_async(self.images, self._sent[: len(images)], self.stream)
         return int(self.images)
 
-    def _locked(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    def _page_locked(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         made: NDArray[Any] = self._cuda.pagelocked_empty(shape, dtype)
         self._held.append(made.base)
         return made

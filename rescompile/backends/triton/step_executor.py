@@ -1,4 +1,4 @@
-"""Steps on torch tensors, through the operations of ``fused_kernels``: one walk for values and for launches.
+"""Steps executed on torch tensors by the operations of ``fused_kernels``, for their values or for their launches.
 
 On CPU tensors the operations' references compute: integer sums are exact, and what follows them is fp32, one rounding
 for each operation, in the kernels' order. On meta tensors nothing is computed, and every launch is recorded. So what
@@ -7,7 +7,7 @@ is compiled, what a GPU runs and what plain PyTorch checks come from the same ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,8 +35,6 @@ from rescompile.backends.triton.steps import (
 )
 
 _REST = {"float32": torch.float32, "float16": torch.float16}
-Observer = Callable[[int, Step], None]
-"""Called with every step and its position before it runs."""
 
 
 class StepExecutor:
@@ -44,58 +42,47 @@ class StepExecutor:
 
     Args:
         steps: in the order of execution.
-        weights: as ``lower.Network`` has them, on the CPU or on the meta device.
+        weights: as in ``Network``, on the CPU or on the meta device.
     """
 
     def __init__(self, steps: Sequence[Step], weights: dict[str, Tensor]) -> None:
-        self.steps = tuple(steps)
-        self._weights = weights
-        last: dict[str, int] = {}
-        for index, step in enumerate(self.steps):
-            last.update(dict.fromkeys((*reads(step), *writes(step)), index))
-        self._last = last
-        self.tensors: dict[str, Tensor] = {}
-        """Those that a later step still reads."""
+        self.steps, self._weights = tuple(steps), weights
+        self._last = {name: at for at, step in enumerate(steps) for name in (*reads(step), *writes(step))}
+        """Position of the last step that uses a tensor."""
 
-    def __call__(self, images: Tensor, *, before: Observer | None = None) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """Logits fp32 [N, classes] of ``images``: float32 [N, C, H, W], or uint8 [N, H, W, C] where normalized."""
-        logits: Tensor | None = None
-        self.tensors = {}
-        for index, step in enumerate(self.steps):
-            if before is not None:
-                before(index, step)
-            made = self.run(step, images, self.tensors)
+        for step, made in self.walk(images):
             if isinstance(step, Head):
-                logits = made[0]
-            self.tensors.update(zip(writes(step), made, strict=False))
+                return made[0]
+        raise ValueError("these steps have no head")
+
+    def walk(self, images: Tensor) -> Iterator[tuple[Step, tuple[Tensor, ...]]]:
+        """Every step with what it makes; a tensor is dropped after its last reader."""
+        tensors: dict[str, Tensor] = {}
+        for index, step in enumerate(self.steps):
+            made = self.run(step, images, tensors)
+            yield step, made
+            tensors.update(zip(writes(step), made, strict=False))
             for name in (*reads(step), *writes(step)):
                 if self._last[name] == index:
-                    self.tensors.pop(name, None)
-        if logits is None:
-            raise ValueError("these steps have no head")
-        return logits
+                    tensors.pop(name, None)
 
     def run(self, step: Step, images: Tensor, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """What one step makes, in the order of ``steps.writes``; of a head, the logits."""
-        if isinstance(step, Stem):
-            return (self._stem(step, images),)
-        if isinstance(step, Widen):
-            x = tensors[step.input]
-            return (
-                widen(
-                    x,
-                    stride=step.stride,
-                    before=step.before,
-                    after=step.after,
-                    zero_point=step.zero_point,
-                ),
-            )
-        if isinstance(step, Head):
-            return (self._head(step, tensors[step.input]),)
-        residual = None if step.residual is None else tensors[step.residual]
-        if isinstance(step, Convolution):
-            return (self._convolution(step, tensors[step.input], residual),)
-        return self._chain(step, tensors[step.input], tensors[step.residual])
+        """The tensors that one step makes, in the order of ``steps.writes``; for a head, the logits."""
+        match step:
+            case Stem():
+                return (self._stem(step, images),)
+            case Widen(stride=stride, before=before, after=after, zero_point=zero_point):
+                x = tensors[step.input]
+                return (widen(x, stride=stride, before=before, after=after, zero_point=zero_point),)
+            case Head():
+                return (self._head(step, tensors[step.input]),)
+            case Convolution(residual=residual):
+                added = None if residual is None else tensors[residual]
+                return (self._convolution(step, tensors[step.input], added),)
+            case Chain():
+                return self._chain(step, tensors[step.input], tensors[step.residual])
 
     def _stem(self, step: Stem, images: Tensor) -> Tensor:
         conv = step.window.conv()
@@ -104,9 +91,9 @@ class StepExecutor:
         factor, offset, undo_factor, undo_offset = (
             self._weights.get(name) for name in (FACTOR, OFFSET, UNDO_FACTOR, UNDO_OFFSET)
         )
-        how = Take(factor, offset, step.image_scale, _REST[step.rest], undo_factor, undo_offset, step.margin)
+        take = Take(factor, offset, step.image_scale, _REST[step.rest], undo_factor, undo_offset, step.margin)
         scale, bias = self._vectors(step.name)
-        return stem_inference(image, w, bias, conv, pool=step.pool, scale=scale, relu=step.relu, take=how)
+        return stem_inference(image, w, bias, conv, pool=step.pool, scale=scale, relu=step.relu, take=take)
 
     def _convolution(self, step: Convolution, x: Tensor, residual: Tensor | None) -> Tensor:
         w, conv = self._krsc(step.name), step.window.conv()
@@ -152,7 +139,7 @@ class StepExecutor:
         return self._weights[f"{name}.zero_sums"] if step.zero_sums else None
 
     def _krsc(self, name: str) -> Tensor:
-        """[K, C, R, S] in KRSC memory."""
+        """The weight as [K, C, R, S] in KRSC memory."""
         return self._weights[f"{name}.weight"].permute(0, 3, 1, 2)
 
     def _vectors(self, name: str) -> tuple[Tensor | None, Tensor]:

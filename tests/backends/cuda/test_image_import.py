@@ -15,8 +15,8 @@ from rescompile.backends.cuda import events
 from rescompile.backends.cuda.array_protocols import DLTensor, _pointer_of
 from rescompile.backends.zero_copy import DeviceImages
 from rescompile.errors import BackendError, EngineError, UsageError
-from tests.backends.cuda.fake_cuda import ELSEWHERE, DlpackTensor, FakeCuda, InterfaceArray
-from tests.backends.cuda.test_runner import agree, load
+from tests.backends.cuda.fake_cuda import ELSEWHERE, DlpackTensor, FakeCuda, InterfaceArray, Through
+from tests.backends.cuda.test_runner import THROUGH, agree, load
 from tests.backends.graphs import sample_images
 from tests.backends.tensorrt.fake_trt import FakeNetwork
 
@@ -29,11 +29,14 @@ def executed(engine: Any) -> list[tuple[int, int, tuple[int, ...]]]:
     return trt.executed
 
 
+@pytest.mark.parametrize("through", THROUGH)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [2, 8])
-def test_images_are_read_where_they_are_once_they_are_written(kind: Any, count: int) -> None:
+def test_images_are_read_where_they_are_once_they_are_written(
+    kind: Any, count: int, through: Through
+) -> None:
     gpu, images = FakeCuda(), sample_images(count)
-    with load(gpu) as engine:
+    with load(gpu, through=through) as engine:
         given = kind(gpu, images)
         assert agree(engine(given), images)
         assert [entry[1:] for entry in executed(engine)] == [(given.memory.address, images.shape)]
@@ -61,9 +64,10 @@ def test_parts_of_a_large_batch_are_read_where_they_are_and_the_rest_is_filled_u
         assert (last[1] == given.memory.address, last[2]) == (False, (2, 3, 16, 16))
 
 
-def test_images_at_a_crooked_address_are_copied_on_the_gpu() -> None:
+@pytest.mark.parametrize("through", THROUGH)
+def test_images_at_a_crooked_address_are_copied_on_the_gpu(through: Through) -> None:
     gpu, images = FakeCuda(), sample_images(4)
-    with load(gpu) as engine:
+    with load(gpu, through=through) as engine:
         given = InterfaceArray(gpu, images, offset=16)
         assert agree(engine(given), images)
         assert executed(engine)[0][1] % 256 == 0

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from rescompile.backends.base import BuildRequest, RunOptions
+from rescompile.backends.inspection import residual_adds
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.backends.openvino import compiling
-from rescompile.backends.openvino.backend import OpenVino, residual_adds
-from rescompile.backends.openvino.compiling import compile_model
+from rescompile.backends.openvino import compile as compiling
+from rescompile.backends.openvino.backend import OpenVino
+from rescompile.backends.openvino.compile import compile_model
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch, Precision, TensorSpec
 from rescompile.metrics import relative_rms

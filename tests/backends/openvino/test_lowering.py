@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.backends.openvino.compiling import compile_model
+from rescompile.backends.openvino.compile import compile_model
 from rescompile.backends.openvino.lowering import lower
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import fold_zero_points

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import onnx
 import pytest
 
 from rescompile.backends.base import BuildRequest
+from rescompile.backends.cuda import devices
 from rescompile.backends.cuda.devices import Gpu
-from rescompile.backends.tensorrt.backend import TensorRt, backend, full, rtx, rtx_targets
+from rescompile.backends.tensorrt import backend
+from rescompile.backends.tensorrt.backend import TensorRt, full, rtx, rtx_targets
 from rescompile.errors import BackendError, BackendUnavailable, UsageError
 from rescompile.manifest import Batch, Precision
 from tests.backends.engines import manifest, request
@@ -30,14 +31,9 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTrt:
     return pretend(monkeypatch, FakeTrt(), L4)
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, trt: FakeTrt, *gpus: Gpu, pycuda: bool = True) -> FakeTrt:
-    def require(module: str, purpose: str) -> Any:
-        if module == "pycuda.driver" and not pycuda:
-            raise BackendUnavailable(f"{purpose} needs pycuda")
-        return trt
-
-    monkeypatch.setattr(backend, "require", require)
-    monkeypatch.setattr(backend, "gpus", lambda: gpus)
+def pretend(monkeypatch: pytest.MonkeyPatch, trt: FakeTrt, *gpus: Gpu) -> FakeTrt:
+    monkeypatch.setattr(backend, "require", lambda module, purpose: trt)
+    monkeypatch.setattr(devices, "gpus", lambda: gpus)
     return trt
 
 
@@ -276,13 +272,6 @@ def test_whether_an_engine_would_run_here(
     found = backend().availability(target)
     assert (found.build, found.run) == (True, words.endswith("are here"))
     assert words in found.reason
-
-
-def test_without_pycuda_engines_are_built_but_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, FakeTrt(), L4, pycuda=False)
-    found = full().availability()
-    assert (found.build, found.run) == (True, False)
-    assert "needs pycuda" in found.reason
 
 
 def test_an_engine_for_another_gpu_is_not_loaded(trt: FakeTrt, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from rescompile.backends.tensorrt.runner import TensorRtRunner
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch
-from tests.backends.cuda.fake_cuda import FakeCuda
+from tests.backends.cuda.fake_cuda import FakeCuda, cuda
 from tests.backends.engines import manifest
 from tests.backends.graphs import CLASSES, sample_images
 from tests.backends.tensorrt.fake_trt import FakeNetwork
@@ -22,7 +22,7 @@ def network(*refused: str) -> FakeNetwork:
 
 def runner(trt: FakeNetwork, batch: Batch | None = None, parallel: int = 1) -> TensorRtRunner:
     described = manifest("fp32", "tensorrt", batch or Batch(1, 4, 8))
-    return TensorRtRunner(trt, trt.gpu, trt.gpu.library, b"engine", described, parallel=parallel)
+    return TensorRtRunner(trt, cuda(trt.gpu), b"engine", described, parallel=parallel)
 
 
 @pytest.mark.parametrize("count", [1, 8])
@@ -58,7 +58,7 @@ def test_a_batch_outside_of_the_range_is_refused(count: int) -> None:
     [
         ("shape", r"the engine refuses images of shape \[1, 3, 16, 16\]"),
         ("execute", "the engine cannot be executed: it gave no reason"),
-        ("images", "the engine refuses images at its address: it gave no reason"),
+        ("images", "the engine refuses the address of the images: it gave no reason"),
     ],
 )
 def test_what_it_refuses_during_a_call_is_one_sentence(what: str, words: str) -> None:

@@ -13,7 +13,6 @@ from rescompile.backends.triton.plan_file import read_plan
 from rescompile.backends.triton.reference import ReferenceRunner
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch
-from tests.backends.triton import interpreter
 from tests.backends.triton.interpreter import Interpreter
 from tests.backends.triton.networks import images
 from tests.backends.triton.planned import make_plan, manifest_of
@@ -66,13 +65,6 @@ def test_a_tensor_that_is_overwritten_too_early_is_seen(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(damaged)
     plan, x = read_plan(tmp_path), images("cifar", 1)
     assert not np.array_equal(Interpreter(tmp_path, plan)(x), ReferenceRunner(tmp_path, plan)(x))
-
-
-def test_without_the_interpreter_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan(tmp_path, "cifar", "int8")
-    monkeypatch.setattr(interpreter, "interpreted", lambda: False)
-    with pytest.raises(BackendError, match="set TRITON_INTERPRET=1"):
-        Interpreter(tmp_path, plan)
 
 
 def test_steps_that_do_not_fit_their_weights_are_an_error(tmp_path: Path) -> None:

@@ -60,6 +60,31 @@ def test_a_plan_that_says_nothing_of_full_range_has_none(name: str, tmp_path: Pa
     assert read_plan(changed((tmp_path, plan), tmp_path, silent)) == plan
 
 
+def of_format_1(body: Body) -> None:
+    """A plan as it was written when kernels also named their source."""
+    body["format"] = 1
+    for kernel in body["kernels"]:
+        source = {"x_ptr": {"is": "parameter", "index": 0}, "items": {"is": "tuple", "items": []}}
+        kernel.update(function="stem.stem_kernel", source=source)
+
+
+def test_a_plan_of_an_older_version_is_read(written: tuple[Path, Plan], tmp_path: Path) -> None:
+    plan = read_plan(changed(written, tmp_path, of_format_1), manifest_of(written[1]))
+    assert plan.programs == written[1].programs
+    assert [kernel.file for kernel in plan.kernels] == [kernel.file for kernel in written[1].kernels]
+
+
+def test_the_fields_of_an_older_version_are_none_of_this_one(
+    written: tuple[Path, Plan], tmp_path: Path
+) -> None:
+    def mixed(body: Body) -> None:
+        of_format_1(body)
+        body["format"] = 2
+
+    with pytest.raises(EngineError, match=r"is damaged .*function"):
+        read_plan(changed(written, tmp_path, mixed))
+
+
 @pytest.mark.parametrize("weight", ["layer1.0.conv1.zero_sums", "input.undo_factor", "input.undo_offset"])
 def test_a_plan_lists_what_a_full_range_needs(weight: str, tmp_path: Path) -> None:
     plan = make_plan(tmp_path, "cifar, full range", "int8")
@@ -86,7 +111,10 @@ def set_argument(position: int, value: Any) -> Callable[[Body], object]:
 
 
 LIES: dict[str, tuple[Callable[[Body], object], str]] = {
-    "another format": (lambda b: b.update(format=7), "has format 7, this rescompile reads format 1"),
+    "another format": (
+        lambda b: b.update(format=7),
+        "has format 7, this rescompile reads format 2 and older",
+    ),
     "no format": (lambda b: b.pop("format"), "is damaged"),
     "an unknown field": (lambda b: b.update(extra=1), "is damaged"),
     "an unknown step": (lambda b: b["steps"][1].update(kind="attention"), "is damaged"),
@@ -108,11 +136,11 @@ LIES: dict[str, tuple[Callable[[Body], object], str]] = {
     "no such step": (lambda b: launch(b).update(step=999), "there is no step 999"),
     "a path": (
         lambda b: b["kernels"][0].update(file="../x.cubin"),
-        "'../x.cubin' is no file of machine code",
+        "'../x.cubin' is not a file of machine code",
     ),
     "another file": (
         lambda b: b["kernels"][0].update(file="model.onnx"),
-        "'model.onnx' is no file of machine code",
+        "'model.onnx' is not a file of machine code",
     ),
     "too few arguments": (lambda b: launch(b)["arguments"].pop(), "arguments for .* parameters of"),
     "beyond the arena": (lambda b: arena(b).update(offset=2**30), "of an arena of .* bytes"),
@@ -125,7 +153,7 @@ LIES: dict[str, tuple[Callable[[Body], object], str]] = {
     "a number as address": (set_argument(0, 7), r"is the number 7 in place of \*i8"),
     "an address as number": (set_argument(-1, {"in": "images"}), "is an address in place of i32"),
     "a fraction as number": (set_argument(-1, 0.5), "is the number 0.5 in place of i32"),
-    "a number too large": (set_argument(-1, 2**40), "1099511627776, is no i32"),
+    "a number too large": (set_argument(-1, 2**40), "is 1099511627776, which is not an i32"),
     "a tensor from nowhere": (
         lambda b: b["steps"][1].update(input="nothing"),
         "step 'layer1.0.conv1' reads 'nothing', which no step before it makes",

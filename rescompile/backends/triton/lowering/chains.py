@@ -14,34 +14,34 @@ from rescompile.backends.triton.lowering.graph import Array
 from rescompile.backends.triton.lowering.network import Network
 from rescompile.backends.triton.steps import Chain, Convolution, Step, reads
 
+_SPATIAL = (Conv(3, 3, 1, 1), Conv(3, 3, 2, 1))
+
 
 def with_chains(network: Network) -> Network:
     """``network`` with every bottleneck that fits in one step, together with the next one's first convolution."""
-    steps = list(network.steps)
-    finder = _Finder(steps, network.weights)
+    finder = _Finder(network)
     made: list[Step] = []
-    covered: set[str] = set()
-    for step in steps:
-        if step.name in covered:
+    chains: dict[str, Chain] = {}
+    """By the step in whose place they run."""
+    for step in network.steps:
+        if any(step.name == chain.conv1 for chain in chains.values()):
             continue
-        if isinstance(step, Convolution) and (chain := finder.chain_from(step)) is not None:
-            # the shortcut may be made between the two convolutions: the chain runs where its last one did
-            finder.pending[chain.conv3] = chain
-            covered |= {name for name in (chain.conv1,) if name is not None}
-            continue
-        made.append(finder.pending.get(step.name, step))
+        chain = finder.chain_from(step) if isinstance(step, Convolution) else None
+        if chain is None:
+            made.append(chains.get(step.name, step))
+        else:
+            # a shortcut may be made between the two convolutions: the chain runs where its last one did
+            chains[chain.conv3] = chain
     return Network(tuple(made), network.weights)
 
 
 class _Finder:
-    def __init__(self, steps: list[Step], weights: dict[str, Array]) -> None:
-        self.weights = weights
-        self.pending: dict[str, Chain] = {}
-        """Chains by the step in whose place they run."""
-        self.users: dict[str, list[Step]] = {}
-        for step in steps:
+    def __init__(self, network: Network) -> None:
+        self.weights = network.weights
+        self.readers: dict[str, list[Step]] = {name: [] for step in network.steps for name in reads(step)}
+        for step in network.steps:
             for name in reads(step):
-                self.users.setdefault(name, []).append(step)
+                self.readers[name].append(step)
 
     def chain_from(self, conv2: Convolution) -> Chain | None:
         """The chain that begins with this 3x3, if there is one."""
@@ -51,10 +51,8 @@ class _Finder:
         width, dtype = len(self._weight(conv2)), torch.from_numpy(self._weight(conv2)).dtype
         if not chain_fits(width, dtype):
             return None
-        after = self.users.get(conv3.output, [])
-        conv1 = next(
-            (step for step in (self._first(user, dtype) for user in after) if step is not None), None
-        )
+        found = (self._first(step, dtype) for step in self.readers.get(conv3.output, []))
+        conv1 = next((step for step in found if step is not None), None)
         if conv1 is not None and not chain_fits(width, dtype, len(self._weight(conv1))):
             conv1 = None
         layers = [conv2, conv3] if conv1 is None else [conv2, conv3, conv1]
@@ -76,27 +74,31 @@ class _Finder:
     def _last_of(self, conv2: Convolution) -> Convolution | None:
         """The bottleneck's last convolution, if ``conv2`` is its 3x3."""
         k, _, _, c = self._weight(conv2).shape
-        windows = {Conv(3, 3, 1, 1), Conv(3, 3, 2, 1)}
-        users = self.users.get(conv2.output, [])
-        if conv2.window.conv() not in windows or k != c or not self._plain(conv2) or len(users) != 1:
+        if conv2.window.conv() not in _SPATIAL or k != c or not self._plain(conv2):
             return None
-        conv3 = users[0]
-        if not isinstance(conv3, Convolution) or conv3.input != conv2.output:
+        conv3 = self._only_reader(conv2)
+        if conv3 is None or conv3.input != conv2.output or not conv3.window.conv().pointwise:
             return None
-        return conv3 if conv3.window.conv().pointwise else None
+        return conv3
 
     def _first(self, step: Step, dtype: torch.dtype) -> Convolution | None:
         """``step``, if it is the first convolution of a bottleneck that is a chain itself."""
         if not isinstance(step, Convolution) or not step.window.conv().pointwise or not self._plain(step):
             return None
-        after = self.users.get(step.output, [])
-        second = after[0] if len(after) == 1 else None
-        if not isinstance(second, Convolution) or self._last_of(second) is None:
+        second = self._only_reader(step)
+        if second is None or self._last_of(second) is None:
             return None
         return step if chain_fits(len(self._weight(second)), dtype) else None
 
+    def _only_reader(self, step: Convolution) -> Convolution | None:
+        """The convolution that alone reads what ``step`` makes, if there is one."""
+        match self.readers.get(step.output, []):
+            case [Convolution() as reader]:
+                return reader
+        return None
+
     def _plain(self, step: Convolution) -> bool:
-        """Whether it adds nothing and ends as a layer of a chain may: in a ReLU, or in INT8 saturated."""
+        """Whether it adds nothing, and ends as a chain's layer may: in a ReLU, or in INT8 saturated."""
         return step.residual is None and (step.relu or self._weight(step).dtype == np.int8)
 
     def _weight(self, step: Convolution) -> Array:

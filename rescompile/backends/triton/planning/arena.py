@@ -1,8 +1,8 @@
-"""Where every intermediate tensor lies: lifetimes in, offsets of one arena out.
+"""Placing intermediate tensors in one arena: lifetimes in, offsets out.
 
-Largest first, each at the lowest place that no tensor of an overlapping life occupies (Pisarchyk and Lee, 2020,
-"Efficient Memory Management for Deep Neural Net Inference", greedy by size). For a ResNet, of which at most a few
-tensors are alive at once, that is at or near the least possible.
+The largest tensor goes first, each to the lowest place that no tensor of an overlapping life occupies (Pisarchyk and
+Lee, 2020, "Efficient Memory Management for Deep Neural Net Inference", greedy by size). In a ResNet at most a few
+tensors are alive at once, so that is at or near the least possible.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Life:
-    """One tensor: its size, and the first and last launch (both included) that touch it."""
+    """Life of one tensor: its size, and the first and last launch (both included) that use it."""
 
     bytes: int
     first: int
@@ -26,12 +26,12 @@ class Life:
 
 @dataclass(frozen=True)
 class Placement:
-    """Offsets in the order of the tensors, and how good they are."""
+    """Offsets in the order of the tensors, and the memory that they need."""
 
     offsets: tuple[int, ...]
     arena_bytes: int
     live_bytes: int
-    """The largest sum of the sizes of what is alive at one launch: a lower bound of every arena."""
+    """The largest sum of sizes of the tensors alive at one launch: a lower bound of every arena."""
 
 
 def place(lives: Sequence[Life], *, alignment: int) -> Placement:
@@ -61,7 +61,7 @@ def live_bytes(lives: Sequence[Life]) -> int:
 
 
 def _lowest(size: int, taken: Sequence[tuple[int, int]], alignment: int) -> int:
-    """The lowest aligned offset with ``size`` free bytes behind it; ``taken`` are ranges by their beginning."""
+    """The lowest aligned offset with ``size`` free bytes; ``taken`` are ranges, sorted."""
     offset = 0
     for begin, end in taken:
         if offset + size <= begin:

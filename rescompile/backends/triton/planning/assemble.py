@@ -1,4 +1,4 @@
-"""A network, a target and batch sizes to a plan and its machine code."""
+"""Assembling a plan and its machine code from a network, a target and batch sizes."""
 
 from __future__ import annotations
 
@@ -12,28 +12,19 @@ import torch
 from fused_kernels.compiling.compiler import Code
 from fused_kernels.compiling.targets import Target
 from fused_kernels.compiling.variant import CONSTANT, Variant, variant_of
-from fused_kernels.launch import Functor, Launch
+from fused_kernels.launch import Launch
 from rescompile.backends.base import Progress
 from rescompile.backends.triton import plan as plans
-from rescompile.backends.triton.compile import compile_variants
 from rescompile.backends.triton.lowering.network import Network
-from rescompile.backends.triton.plan import (
-    Argument,
-    Constant,
-    Function,
-    Group,
-    Kernel,
-    Parameter,
-    Plan,
-    Source,
-)
+from rescompile.backends.triton.plan import Argument, Kernel, Plan
+from rescompile.backends.triton.planning.compile import compile_variants
 from rescompile.backends.triton.planning.recording import Recording, record, tensor_of
 from rescompile.backends.triton.steps import Head
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch, Precision
 
 _ASSEMBLER = {"i32": "u32", "i64": "u64", "fp32": "f32"}
-"""Types of numbers in PTX; every address is ``u64``."""
+"""PTX types of numbers; every address is ``u64``."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class Assembled:
 
     plan: Plan
     cubins: dict[str, bytes]
-    """By file name."""
+    """Machine code by file name."""
 
 
 def assemble(
@@ -63,21 +54,18 @@ def assemble(
         name: plans.Tensor(cast("plans.DType", str(values.dtype)), values.shape)
         for name, values in network.weights.items()
     }
-    weights = {name: _meta(spec) for name, spec in specs.items()}
+    weights = {name: meta_tensor(spec) for name, spec in specs.items()}
     recordings = [
-        record(network.steps, weights, _meta(image), batch=size, shared_limit=target.shared_limit)
+        record(network.steps, weights, meta_tensor(image), batch=size, shared_limit=target.shared_limit)
         for size in sorted({batch.min, batch.opt, batch.max})
     ]
-    variants = {
-        variant_of(recorded.launch): recorded.launch
-        for recording in recordings
-        for recorded in recording.launches
-    }
-    codes = compile_variants(list(variants), target, progress)
-    kernels = [
-        _kernel(variant, launch, code)
-        for (variant, launch), code in zip(variants.items(), codes, strict=True)
-    ]
+    variants = list(
+        dict.fromkeys(
+            variant_of(recorded.launch) for recording in recordings for recorded in recording.launches
+        )
+    )
+    codes = compile_variants(variants, target, progress)
+    kernels = [_kernel(variant, code) for variant, code in zip(variants, codes, strict=True)]
     index = {variant: position for position, variant in enumerate(variants)}
     head = next(step for step in network.steps if isinstance(step, Head))
     plan = Plan(
@@ -95,7 +83,8 @@ def assemble(
     return Assembled(plan, {kernel.file: code.cubin for kernel, code in zip(kernels, codes, strict=True)})
 
 
-def _meta(spec: plans.Tensor) -> torch.Tensor:
+def meta_tensor(spec: plans.Tensor) -> torch.Tensor:
+    """A tensor of this type and shape without values."""
     return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta")
 
 
@@ -104,8 +93,7 @@ def _program(recording: Recording, index: dict[Variant, int]) -> plans.Program:
     for recorded in recording.launches:
         launch, variant = recorded.launch, variant_of(recorded.launch)
         x, y, z = (*launch.grid, 1, 1)[:3]
-        _, values = _signature(variant, launch)
-        arguments = tuple(_argument(value, recording) for value in values)
+        arguments = tuple(_argument(value, recording) for value in _passed(variant, launch))
         launches.append(plans.Launch(recorded.step, index[variant], (x, y, z), arguments))
     placed = recording.placement
     return plans.Program(
@@ -121,10 +109,9 @@ def _argument(value: Any, recording: Recording) -> Argument:
     return cast("Argument", value) if tensor is None else recording.address(tensor)
 
 
-def _kernel(variant: Variant, launch: Launch, code: Code) -> Kernel:
-    source, values = _signature(variant, launch)
+def _kernel(variant: Variant, code: Code) -> Kernel:
     kinds = _kinds(variant)
-    scratch = len(code.parameters) - len(values)
+    scratch = len(code.parameters) - len(kinds)
     passed = [_ASSEMBLER.get(kind, "u64") for kind in kinds] + ["u64"] * scratch
     if scratch < 0 or passed != list(code.parameters):
         raise BackendError(
@@ -139,8 +126,6 @@ def _kernel(variant: Variant, launch: Launch, code: Code) -> Kernel:
         shared_bytes=code.shared_bytes,
         scratch=scratch,
         parameters=tuple(cast("Any", kind) for kind in kinds),
-        function=variant.kernel,
-        source=source,
     )
 
 
@@ -150,21 +135,11 @@ def _kinds(variant: Variant) -> list[str]:
     return [str(item) for item in items if item != CONSTANT]
 
 
-def _signature(variant: Variant, launch: Launch) -> tuple[dict[str, Source], list[Any]]:
-    """Every parameter of the kernel by name, and the values that a launch passes."""
+def _passed(variant: Variant, launch: Launch) -> list[Any]:
+    """The values that a launch passes, in order: everything that was not compiled in."""
     values: list[Any] = []
-
-    def entry(kind: Any, value: Any) -> Parameter | Constant | Function:
-        if kind != CONSTANT:
-            values.append(value)
-            return Parameter(len(values) - 1)
-        return Function(value.name) if isinstance(value, Functor) else Constant(value)
-
-    source: dict[str, Source] = {}
     for name, kind in variant.types:
         value = launch.arguments[name]
-        if isinstance(kind, tuple):
-            source[name] = Group(tuple(entry(k, v) for k, v in zip(kind, value, strict=True)))
-        else:
-            source[name] = entry(kind, value)
-    return source, values
+        items = zip(kind, value, strict=True) if isinstance(kind, tuple) else [(kind, value)]
+        values += [item for item_kind, item in items if item_kind != CONSTANT]
+    return values

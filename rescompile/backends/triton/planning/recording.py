@@ -1,7 +1,7 @@
-"""A program for one batch size: every step's launches recorded on meta tensors, then placed in an arena.
+"""A program for one batch size: the launches of every step, recorded on meta tensors and placed in an arena.
 
-No GPU and no value takes part. A launch's tensors are told apart by their storage: what a launch writes is in the arena
-(the last of all is the logits), what it only reads is a weight or the images.
+No GPU and no value takes part. Tensors of launches are told apart by their storage: what a launch writes is in the
+arena, except for the logits; what launches only read is a weight or the images.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fused_kernels.choice import choosing, default_tile
-from fused_kernels.launch import Launch, Out, implementation, listening
+from fused_kernels.launch import Launch, Out, implementation, recording
 from rescompile.backends.triton.plan import ALIGNMENT, Address, Images, Logits, Memory, Stored
 from rescompile.backends.triton.planning.arena import Life, Placement, place
 from rescompile.backends.triton.step_executor import StepExecutor
@@ -27,12 +27,13 @@ class Recorded:
     """One launch of a step."""
 
     step: int
+    """Index of the step."""
     launch: Launch
 
 
 @dataclass(frozen=True)
 class Recording:
-    """All launches for one batch size and the address of every tensor in them."""
+    """All launches for one batch size, and the address of every tensor in them."""
 
     batch: int
     launches: tuple[Recorded, ...]
@@ -40,44 +41,32 @@ class Recording:
     placement: Placement
 
     def address(self, tensor: Tensor) -> Address:
-        """Of a tensor of one of the launches."""
+        """The address of a tensor of one of the launches."""
         return self.addresses[storage_of(tensor)]
 
 
 def record(
-    steps: Sequence[Step],
-    weights: dict[str, Tensor],
-    image: Tensor,
-    *,
-    batch: int,
-    shared_limit: int,
+    steps: Sequence[Step], weights: dict[str, Tensor], image: Tensor, *, batch: int, shared_limit: int
 ) -> Recording:
     """Record ``steps`` on ``batch`` images.
 
     Args:
         steps: in the order of execution.
         weights: meta tensors.
-        image: one input without its batch dimension, meta.
+        image: one image without its batch dimension, a meta tensor.
         batch: images at once.
-        shared_limit: bytes of shared memory that a program may use on the target, which decide on tiles.
+        shared_limit: bytes of shared memory of a program on the target, which decide on tiles.
     """
     images = torch.empty((batch, *image.shape), dtype=image.dtype, device="meta")
     launches: list[Recorded] = []
-    now = 0
-
-    def at(index: int, step: Step) -> None:
-        nonlocal now
-        now = index
-
-    def heard(launch: Launch) -> None:
-        launches.append(Recorded(now, launch))
-
     with (
         implementation("kernels"),
         choosing(lambda problem: default_tile(problem, shared=shared_limit)),
-        listening(heard),
+        recording() as recorded,
     ):
-        logits = StepExecutor(steps, weights)(images, before=at)
+        for index, (_, made) in enumerate(StepExecutor(steps, weights).walk(images)):
+            launches += [Recorded(index, launch) for launch in recorded[len(launches) :]]
+            logits = made[0]  # of the last step, the head
     known: dict[Storage, Address] = {storage_of(tensor): Stored(name) for name, tensor in weights.items()}
     known |= {storage_of(images): Images(), storage_of(logits): Logits()}
     lives = _lives(launches, known)
@@ -89,12 +78,12 @@ def record(
 
 
 def storage_of(tensor: Tensor) -> Storage:
-    """What tells two tensors' memory apart, while both exist."""
+    """Identity of a tensor's memory, as long as it exists."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def _lives(launches: Sequence[Recorded], known: dict[Storage, Address]) -> dict[Storage, Life]:
-    """Every tensor that a launch writes, but for those that have their place already."""
+    """The tensors that launches write, except for those with a known place."""
     lives: dict[Storage, Life] = {}
     for index, recorded in enumerate(launches):
         for tensor, written in recorded.launch.tensors():
@@ -107,7 +96,7 @@ def _lives(launches: Sequence[Recorded], known: dict[Storage, Address]) -> dict[
 
 
 def _name_packed(launches: Sequence[Recorded], steps: Sequence[Step], known: dict[Storage, Address]) -> None:
-    """A stem packs its weight anew; the plan's weights hold it packed already."""
+    """Name the weight that each stem packs anew: the plan's weights hold it packed already."""
     for recorded in launches:
         step, weight = steps[recorded.step], recorded.launch.arguments.get("w_ptr")
         if isinstance(step, Stem) and isinstance(weight, Tensor):
@@ -115,7 +104,7 @@ def _name_packed(launches: Sequence[Recorded], steps: Sequence[Step], known: dic
 
 
 def tensor_of(value: object) -> Tensor | None:
-    """The tensor of one argument of a launch, if it is one."""
+    """The tensor in an argument of a launch; None where the argument is something else."""
     if isinstance(value, Out):
         return value.tensor
     return value if isinstance(value, Tensor) else None

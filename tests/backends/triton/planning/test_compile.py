@@ -15,8 +15,8 @@ from fused_kernels.compiling.variant import Variant, variant_of
 from fused_kernels.launch import implementation, recording
 from fused_kernels.ops.shortcut import widen
 from rescompile.backends.base import Progress
-from rescompile.backends.triton import compile as compiling
-from rescompile.backends.triton.compile import compile_variants
+from rescompile.backends.triton.planning import compile as compiling
+from rescompile.backends.triton.planning.compile import compile_variants
 from rescompile.errors import BackendError
 from tests.backends.triton.planned import make_plan, stand_ins
 from tests.fused_kernels.conftest import activation

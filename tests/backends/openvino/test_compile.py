@@ -10,13 +10,13 @@ import pytest
 
 import rescompile
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino.compiling import compile_model, settings_of
+from rescompile.backends.openvino.compile import compile_model, settings_of
 from tests.backends.engines import build
 
 ROOT = Path(rescompile.__file__).parents[1]
 COMPILES = re.compile(r"\b(?:ov|core|Core\(\))\.compile_model\(")
 ALLOWED = {
-    "rescompile/backends/openvino/compiling.py",
+    "rescompile/backends/openvino/compile.py",
     # these are the servers, which have their own settings
     "tests/serving/test_export.py",
     "tests/serving/triton_backend.py",

@@ -1,6 +1,6 @@
-"""Compile with OpenVINO: the one function that does it, so that what is verified is what is executed.
+"""Compiling with OpenVINO: the one place that does it, so that what is verified is what is executed.
 
-OpenVINO computes float layers in bfloat16 on CPUs that have it unless it is told to infer in f32. Every model that is
+OpenVINO computes float layers in bfloat16 on CPUs that have it, unless it is told to infer in f32. Every model that is
 executed here is compiled by ``compile_model``: engines, candidates, tests and the peers in ``benchmarks/``. The C++
 runtime sets the same (``cpp/src/openvino_backend.cpp``).
 """
@@ -21,7 +21,7 @@ into the convolution before it. The numbers are the same to the bit."""
 
 
 def settings_of(options: RunOptions, *, tuned: bool = True) -> dict[str, Any]:
-    """Settings of OpenVINO for ``options``; an older version may not know the ``tuned`` ones."""
+    """OpenVINO's settings for ``options``; an older version may not know the ``tuned`` ones."""
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": options.hint.upper(),
@@ -37,9 +37,9 @@ def compile_model(
     """The model ``source`` compiled for this CPU.
 
     Args:
-        source: the path of a model, the bytes of an ONNX graph, or an OpenVINO model.
+        source: the path of a model, a serialized ONNX graph, or an OpenVINO model.
         options: threads and hint.
-        tuned: with the settings that our engines gain from; without them, as a user of OpenVINO has it.
+        tuned: use the settings that our engines gain from; without them, as a user of OpenVINO has it.
         counters: measure the time of each layer.
 
     Raises:
@@ -51,7 +51,7 @@ def compile_model(
 def compile_noting(
     source: Any, options: RunOptions = RUN_DEFAULTS, *, tuned: bool = True, counters: bool = False
 ) -> tuple[Any, tuple[str, ...]]:
-    """``compile_model``, and notes on what could not be set."""
+    """``compile_model``, and notes on settings that this OpenVINO does not know."""
     import openvino as ov
 
     core = ov.Core()
@@ -71,7 +71,7 @@ def compile_noting(
 
 @contextmanager
 def translate_errors(what: str) -> Iterator[None]:
-    """Turn an error of OpenVINO's into a BackendError that begins with ``what``."""
+    """Turn an error of OpenVINO into a BackendError that begins with ``what``."""
     try:
         yield
     except RuntimeError as error:
@@ -79,8 +79,8 @@ def translate_errors(what: str) -> Iterator[None]:
 
 
 def error_reason(error: RuntimeError) -> str:
-    """The reason in OpenVINO's message, behind the lines that say where in its source it was raised."""
+    """The reason in OpenVINO's message, without the lines that say where in its source it was raised."""
     lines = [line.strip(" -") for line in str(error).splitlines()]
     where = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't", "Summary")
-    said = [line for line in lines if line and not line.startswith(where)]
-    return said[0] if said else (lines[0] if lines else "no reason given")
+    reasons = [line for line in lines if line and not line.startswith(where)]
+    return (reasons or lines or ["no reason given"])[0]

@@ -1,4 +1,4 @@
-"""Compiling every variant that a plan launches, on all cores, without a GPU."""
+"""Compiling the kernels of a plan on all cores, without a GPU."""
 
 from __future__ import annotations
 
