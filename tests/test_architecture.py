@@ -194,7 +194,7 @@ def test_optional_packages_come_through_one_door() -> None:
         "cli/verdict",
         "report",
         "runtime/engine",
-        "runtime/golden_file",
+        "runtime/golden",
         "runtime/inputs",
     ],
 )
