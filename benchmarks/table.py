@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from benchmarks.rows import Results, Row
-from rescompile.presenting.terminal.views import columns
+from rescompile.presenting.terminal.table import columns
 from rescompile.wording import plain, size
 
 

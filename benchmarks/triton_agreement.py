@@ -44,7 +44,7 @@ from rescompile.errors import EngineError, RescompileError
 from rescompile.graph.full_range import unfold_zero_points
 from rescompile.manifest import GRAPH, Manifest, read_manifest
 from rescompile.measuring.origin import origin
-from rescompile.runtime.engine import simulate
+from rescompile.runtime.loading import simulate
 
 Network = Callable[[NDArray[Any]], NDArray[np.floating]]
 BATCH = 4

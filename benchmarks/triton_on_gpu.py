@@ -21,7 +21,7 @@ from rescompile.backends.triton.plan_file import read_plan
 from rescompile.backends.triton.reference import ReferenceRunner
 from rescompile.backends.triton.runner import PlanRunner
 from rescompile.manifest import read_manifest
-from rescompile.runtime.golden_file import read_golden
+from rescompile.runtime.golden import read_golden
 
 ALLOWED = {"int8": 0.0, "fp16": 2e-2, "fp32": 1e-3}
 """Largest difference of a logit, over the largest logit."""

@@ -19,9 +19,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from calibration.collect import collect
 from calibration.images import open_image_set
 from calibration.preprocess import CIFAR, normalize
+from calibration.statistics.collect import collect
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold
@@ -89,7 +89,7 @@ def calibrated() -> CalibrationTable:
         np.savez(Path(folder) / "images.npz", images=coarse.repeat(4, axis=1).repeat(4, axis=2))
         images = open_image_set(Path(folder) / "images.npz")
         batches = (normalize(batch.images, CIFAR) for batch in images.batches(CIFAR, 4))
-        histograms = collect(graph.SerializeToString(), quantized_tensors(graph), batches)
+        histograms = collect(graph, quantized_tensors(graph), batches)
         return make_table(
             histograms,
             "mse",

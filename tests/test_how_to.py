@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -90,7 +91,8 @@ def test_serve_at_scale(folder: Path) -> None:
     assert len(obey("serve", folder)) == 2
     (client,) = blocks("serve", "python")
     (version,) = folder.glob("ovms/*/1")
-    model = ov.compile_model(version / "model.xml", "CPU")
+    (entry,) = json.loads((folder / "ovms/config.json").read_bytes())["model_config_list"]
+    model = ov.compile_model(version / "model.xml", "CPU", entry["config"]["plugin_config"])
     name = version.parent.name
     with serving(name, lambda images: model([images])[0]) as url:
         right = subprocess.run(

@@ -16,7 +16,7 @@ from benchmarks.accuracy.results import Row
 from rescompile.backends.openvino.runner import simulate
 from rescompile.manifest import GRAPH, Batch
 from rescompile.report import BuildReport, Parity
-from rescompile.runtime.engine import simulate as simulate_engine
+from rescompile.runtime.loading import simulate as simulate_engine
 
 TARGET = "sm_89"
 

@@ -37,8 +37,9 @@ from rescompile.graph.factors import factors_of, in_original_unit
 from rescompile.graph.offsets import offsets_of
 from rescompile.graph.topology import block_outputs
 from rescompile.manifest import GRAPH, MANIFEST, REFERENCE, Manifest, read_manifest
-from rescompile.runtime.engine import Engine, load
+from rescompile.runtime.engine import Engine
 from rescompile.runtime.integrity import check_files
+from rescompile.runtime.loading import load
 
 Part = Literal["fp32", "graph", "engine"]
 PARTS: tuple[Part, ...] = get_args(Part)

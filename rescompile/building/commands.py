@@ -27,8 +27,9 @@ from rescompile.errors import BackendError, BackendUnavailable, EngineError, Out
 from rescompile.manifest import CALIBRATION, REFERENCE, Manifest, read_manifest
 from rescompile.progress import Progress, StageClock
 from rescompile.report import BuildReport, FusedAdds, Limits, read_report
-from rescompile.runtime.engine import Engine, load, simulate
+from rescompile.runtime.engine import Engine
 from rescompile.runtime.integrity import check_files
+from rescompile.runtime.loading import load, simulate
 
 
 def calibrate(

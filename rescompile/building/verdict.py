@@ -29,7 +29,7 @@ from rescompile.manifest import REPORT_HTML, REPORT_JSON, Manifest
 from rescompile.presenting.html.report_page import render
 from rescompile.progress import Progress
 from rescompile.report import ActivationRange, BlockError, BuildReport, Check, FusedAdds, Limits, StageRecord
-from rescompile.runtime.engine import load, simulate
+from rescompile.runtime.loading import load, simulate
 
 BLOCK_IMAGES = 4
 """Images on which the error of every block is taken."""

@@ -14,10 +14,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from calibration.channel_groups import WEIGHTED, ChannelGroups, channel_groups
+from calibration.methods.channel_groups import ChannelGroups, channel_groups
 from rescompile.errors import GraphError
 from rescompile.graph.factors import set_factors
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.topology import WEIGHTED_OPS, block_outputs
 
 
 def equalize(model: onnx.ModelProto, factors: Mapping[str, NDArray[np.float32]]) -> onnx.ModelProto:
@@ -36,7 +36,7 @@ def equalize(model: onnx.ModelProto, factors: Mapping[str, NDArray[np.float32]])
     equalized.CopyFrom(model)
     constants = {entry.name: entry for entry in equalized.graph.initializer}
     for node in equalized.graph.node:
-        if node.op_type in WEIGHTED:
+        if node.op_type in WEIGHTED_OPS:
             ahead, behind = by_group[groups.of[node.input[0]]], by_group[groups.of[node.output[0]]]
             weight, bias = (_array(constants[name]) for name in node.input[1:3])
             by_row = weight / behind.reshape(-1, *[1] * (weight.ndim - 1))

@@ -33,8 +33,8 @@ from rescompile.measuring.roofline import Roofline, measure_roofline
 from rescompile.measuring.timing import Timing
 from rescompile.measuring.work import BlockWork, work_of
 from rescompile.progress import Progress, StageClock
-from rescompile.runtime.engine import load
-from rescompile.runtime.golden_check import golden_batch
+from rescompile.runtime.golden import golden_batch
+from rescompile.runtime.loading import load
 
 FORMAT: Literal["rescompile-profile-1"] = "rescompile-profile-1"
 ROUNDS = 5

@@ -1,4 +1,4 @@
-"""A report as lines of (label, value): the words that terminal and page share."""
+"""A build's report as lines of (label, value), which terminal and page share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def stage_value(stage: StageRecord) -> str:
 
 
 def identity(report: BuildReport) -> tuple[Line, ...]:
-    """What was built."""
+    """Network, precision, backend and target."""
     return (
         ("model", report.model),
         ("precision", report.precision),
@@ -29,12 +29,12 @@ def identity(report: BuildReport) -> tuple[Line, ...]:
 
 
 def subject(report: BuildReport) -> str:
-    """What the figures speak of."""
+    """Name of the thing that was measured: the engine, or what ran in its place."""
     return "engine" if report.engine_executed else report.measured_on.partition(" (")[0]
 
 
 def measurements(report: BuildReport) -> tuple[Line, ...]:
-    """Every measured figure of the report, whether or not something was asked of it."""
+    """Every measured figure, with or without a limit on it."""
     if report.top1_agreement is None or not report.images:
         return ()
     lines = [("images", f"{report.images}"), ("agreement with fp32", percent(report.top1_agreement))]
@@ -48,7 +48,7 @@ def measurements(report: BuildReport) -> tuple[Line, ...]:
 
 
 def lint(report: BuildReport) -> str:
-    """One line on the fusion contract."""
+    """How many rules of the fusion contract were checked and broken."""
     if not report.lint.rules:
         return "not checked"
     return (
@@ -57,14 +57,14 @@ def lint(report: BuildReport) -> str:
 
 
 def fused(report: BuildReport) -> str:
-    """One line on the residual adds."""
+    """How many residual adds are fused."""
     if report.fused is None:
         return "not counted"
     return f"{report.fused.fused} of {report.fused.of} (seen in the {report.fused.seen_in})"
 
 
 def fp16_blocks(report: BuildReport) -> tuple[Line, ...]:
-    """The blocks that are not quantized, and what the breaks cost; nothing where there is no break."""
+    """The blocks that stay in FP16 and the reformats between them and INT8; nothing if there are none."""
     if not report.fp16_blocks:
         return ()
     return (("blocks in FP16", ", ".join(report.fp16_blocks)), ("reformats", f"{report.reformats}"))
@@ -82,7 +82,7 @@ FRONTIER_HEADER = (
 
 
 def frontier(report: BuildReport) -> tuple[tuple[str, ...], ...]:
-    """One row for each choice of blocks that was measured, as ``FRONTIER_HEADER`` names its cells."""
+    """One row for each choice of FP16 blocks that was measured; ``FRONTIER_HEADER`` names the cells."""
     return tuple(
         (
             str(point.int8_blocks),
@@ -90,7 +90,7 @@ def frontier(report: BuildReport) -> tuple[tuple[str, ...], ...]:
             percent(point.top1_agreement),
             "no labels" if point.top1_drop is None else points(point.top1_drop),
             f"{point.relative_rms:.5g}",
-            "kept" if point.passed else "missed",
+            "met" if point.passed else "missed",
             ", ".join(point.fp16_blocks) or "none",
         )
         for point in report.frontier
@@ -98,7 +98,7 @@ def frontier(report: BuildReport) -> tuple[tuple[str, ...], ...]:
 
 
 def provenance(report: BuildReport) -> tuple[Line, ...]:
-    """Where weights, ranges and images came from, each with its hash."""
+    """Origin of weights, calibration table and images, each with its hash."""
     lines: list[Line] = []
     if report.checkpoint is not None:
         lines.append(("checkpoint", report.checkpoint.source))
@@ -116,7 +116,7 @@ def provenance(report: BuildReport) -> tuple[Line, ...]:
 
 
 def explanation(report: BuildReport) -> str:
-    """A sentence below the verdict: why this word; and a second one where the engine itself was not measured."""
+    """The reason for the verdict, and a second sentence where the engine itself was not measured."""
     if report.engine_executed or not report.images:
         return _reason(report)
     return f"{_reason(report)} All figures come from the {report.measured_on}."
@@ -133,5 +133,5 @@ def _reason(report: BuildReport) -> str:
     if not report.engine_executed:
         return "The engine could not be executed on this machine, so it is not verified."
     if not report.judged:
-        return "Nothing was asked of its answers, so nothing is claimed about them."
-    return f"The engine keeps every limit that was asked of it, measured on {images}."
+        return "No limit was set, so nothing is claimed about the accuracy of this engine."
+    return f"The engine meets every limit, measured on {images}."

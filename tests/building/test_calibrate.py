@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from calibration.builtin import builtin_image_set
 from calibration.errors import CalibrationError, ImageSetError, TableError
+from calibration.images.builtin import builtin_image_set
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.backends.base import Int8Support
@@ -41,7 +41,7 @@ from rescompile.graph.topology import (
     reading_all_of_int8,
 )
 from rescompile.progress import Silent
-from tests.calibration.histograms import histogram_of
+from tests.calibration.statistics.histograms import histogram_of
 from tests.graph.conftest import run
 
 

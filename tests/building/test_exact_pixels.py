@@ -14,8 +14,8 @@ import onnx
 import pytest
 import torch
 
+from calibration.methods.rounding import first_moments
 from calibration.preprocess import normalize
-from calibration.rounding import first_moments
 from calibration.table import CalibrationTable
 from rescompile.backends import BACKENDS, get_backend
 from rescompile.building.calibrate import Calibrated, calibrate, original_of, quantize

@@ -1,4 +1,4 @@
-"""What is promised of the words that terminal and page share."""
+"""The lines that terminal and page share."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from rescompile.backends.openvino.runner import OpenVinoRunner
 from rescompile.backends.resource_pool import ResourcePool
 from rescompile.backends.zero_copy import writable_view
 from rescompile.errors import BackendError, EngineError, UsageError
-from rescompile.runtime.engine import Engine, load
+from rescompile.runtime.engine import Engine
+from rescompile.runtime.loading import load
 from tests.backends.engines import make_engine, manifest
 from tests.backends.graphs import CLASSES, sample_images
 

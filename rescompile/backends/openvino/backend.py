@@ -22,7 +22,12 @@ from rescompile.backends.base import (
 from rescompile.backends.inspection import quantized_layers, residual_adds
 from rescompile.backends.onnxruntime import refuse_target
 from rescompile.backends.openvino.cache import compiled_models
-from rescompile.backends.openvino.compile import compile_noting, error_reason, settings_of, translate_errors
+from rescompile.backends.openvino.compile import (
+    compile_noting,
+    error_reason,
+    settings_of,
+    translate_errors,
+)
 from rescompile.backends.openvino.runner import OpenVinoRunner
 from rescompile.errors import BackendError, EngineError
 from rescompile.files import check_room

@@ -15,7 +15,7 @@ from rescompile.backends.openvino import backend
 from rescompile.backends.openvino.cache import compiled_models, processor
 from rescompile.errors import EngineError
 from rescompile.manifest import Manifest, read_manifest
-from rescompile.runtime.engine import load
+from rescompile.runtime.loading import load
 from tests.backends.engines import make_engine, manifest
 from tests.backends.graphs import sample_images
 

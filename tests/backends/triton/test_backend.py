@@ -25,7 +25,7 @@ from rescompile.manifest import Batch, Precision, read_manifest
 from rescompile.pipeline import build
 from rescompile.progress import Silent
 from rescompile.report import BuildReport
-from rescompile.runtime.engine import load, simulate
+from rescompile.runtime.loading import load, simulate
 from tests.backends.cuda.fake_cuda import cuda
 from tests.backends.engines import make_engine
 from tests.backends.triton.fake_gpu import FakeGpu
