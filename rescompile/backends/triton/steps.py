@@ -155,6 +155,6 @@ def weights_of(step: Step, *, integer: bool) -> tuple[str, ...]:
     return tuple(named)
 
 
-def residual_adds(steps: tuple[Step, ...]) -> int:
+def fused_adds(steps: tuple[Step, ...]) -> int:
     """Number of steps that add a residual."""
     return sum(isinstance(step, Convolution | Chain) and step.residual is not None for step in steps)
