@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.plain_resnet import Bottleneck, Scale, without_values
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 
 Role = Literal["conv1", "conv2", "conv3", "projection"]
 MAIN_PATH: tuple[Role, ...] = ("conv1", "conv2", "conv3")

@@ -28,7 +28,7 @@ from benchmarks.gpu.timing import (
     race,
 )
 from benchmarks.gpu.workloads import Programs, Workload, programs
-from fused_kernels.blocks_inference import without_chains
+from fused_kernels.blocks.inference import without_chains
 from fused_kernels.launch import Launch
 
 SECONDS = 8.0

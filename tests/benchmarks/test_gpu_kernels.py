@@ -511,7 +511,7 @@ import time, torch, triton
 from benchmarks.gpu import warm
 from fused_kernels.launch import _resolve, kernel_function, recording
 from fused_kernels.ops import statistics
-from fused_kernels.ops.partials import Partials
+from fused_kernels.operands.partials import Partials
 
 if __name__ == "__main__":
     def launches(device):

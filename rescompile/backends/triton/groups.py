@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import onnx
 
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 from rescompile.backends.triton.graph import Array, Graph, Weight, attributes, refused
 from rescompile.backends.triton.steps import Window
 

@@ -21,11 +21,11 @@ import numpy as np
 import onnx
 import torch
 
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.packed_image import PIXEL, pack_weight
+from fused_kernels.operands.zero_point import zero_sums
 from fused_kernels.ops.head import head_scales
 from fused_kernels.ops.inference import requantization
-from fused_kernels.stem_layout import PIXEL, pack_weight
-from fused_kernels.zero_point import zero_sums
 from rescompile.backends.triton.graph import MIXED, Array, Graph, Weight, attributes, refused, unused
 from rescompile.backends.triton.groups import Group, conv_of, group_of, operands_of, require_pool
 from rescompile.backends.triton.image import read_image

@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from fused_kernels.zero_point import zero_sums
+from fused_kernels.operands.zero_point import zero_sums
 from rescompile.backends.triton.execute import Walk
 from rescompile.backends.triton.lower import lower
 from rescompile.backends.triton.steps import Convolution, Stem, Widen, Window, residual_adds
