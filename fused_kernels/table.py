@@ -58,6 +58,13 @@ def write_table(path: Path, device_name: str, entries: Entries) -> None:
     partial.replace(path)
 
 
+def add_entry(path: Path, device_name: str, key: str, chosen: Tile | Literal["reference"]) -> None:
+    """Set one entry of a table, which is made if it is not there; launches see it from now on."""
+    entries = read_table(path) if path.is_file() else {}
+    write_table(path, device_name, entries | {key: chosen})
+    current_table.cache_clear()
+
+
 @cache
 def current_table(device: torch.device) -> Entries:
     """The entries for ``device`` in the user's folder; none where there is no table."""

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import torch
 
-from fused_kernels.aot.targets import Target
-from fused_kernels.aot.variant import CONSTANT, Variant, variant_of
+from fused_kernels.compiling.compiler import Code
+from fused_kernels.compiling.targets import Target
+from fused_kernels.compiling.variant import CONSTANT, Variant, variant_of
 from fused_kernels.launch import Functor, Launch
 from rescompile.backends.base import Progress
 from rescompile.backends.triton import plan as plans
@@ -28,7 +29,6 @@ from rescompile.backends.triton.plan import (
 )
 from rescompile.backends.triton.record import Recording, record, tensor_of
 from rescompile.backends.triton.steps import Head
-from rescompile.backends.triton.worker import Code
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch, Precision
 

@@ -24,7 +24,7 @@ from rescompile.manifest import Manifest, Precision
 from rescompile.optional import installed, require
 
 if TYPE_CHECKING:
-    from fused_kernels.aot.targets import Target
+    from fused_kernels.compiling.targets import Target
 
 _BUILDING = "building a Triton engine"
 _RUNNING = "running a Triton engine"
@@ -128,7 +128,7 @@ class Triton:
 
 
 def _target(name: str | None) -> Target:
-    from fused_kernels.aot.targets import TARGETS
+    from fused_kernels.compiling.targets import TARGETS
 
     known = list(TARGETS)
     if name is None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fused_kernels.aot.targets import TARGETS, Target
-from fused_kernels.aot.variant import Variant, variant_of
+from fused_kernels.compiling.compiler import Code
+from fused_kernels.compiling.pool import CompilePool
+from fused_kernels.compiling.targets import TARGETS, Target
+from fused_kernels.compiling.variant import Variant, variant_of
 from fused_kernels.launch import implementation, recording
 from fused_kernels.ops.shortcut import widen
 from rescompile.backends.base import Progress
 from rescompile.backends.triton import compile as compiling
 from rescompile.backends.triton.compile import compile_variants
-from rescompile.backends.triton.worker import Code, parameters_of
 from rescompile.errors import BackendError
 from tests.backends.triton.planned import make_plan, stand_ins
 from tests.fused_kernels.conftest import activation
@@ -50,76 +52,50 @@ def test_a_kernel_that_does_not_compile_is_named(variant: Variant) -> None:
         compile_variants([wrong], HOPPER)
 
 
-def worker(folder: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a program in place of the worker."""
-    (folder / "stand_in_worker.py").write_text(READ + body)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    monkeypatch.setattr(compiling, "_WORKER", "stand_in_worker")
+class Pool(CompilePool):
+    """A pool whose every answer is ``code``; nothing is started."""
+
+    code = Code(b"code", "entry", 128, 200_000)
+
+    def submit(self, variant: Variant, capability: int) -> Future[Code]:
+        future: Future[Code] = Future()
+        future.set_result(self.code)
+        return future
 
 
-READ = """
-import os, pickle, sys
-
-class Anything:
-    def __setstate__(self, state): pass
-
-class Reader(pickle.Unpickler):  # of positions; the variants' own class would import torch
-    def find_class(self, module, name): return Anything
-
-work = lambda: Reader(sys.stdin.buffer).load()
-"""
-ANSWER = """
-for position, variant in work():
-    pickle.dump((position, (b"code", "entry", 128, {shared}, ("u64",), "")), sys.stdout.buffer)
-"""
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> type[Pool]:
+    """``Pool`` instead of the real one."""
+    monkeypatch.setattr(compiling, "CompilePool", Pool)
+    return Pool
 
 
-def test_every_variant_is_answered_once(
-    variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worker(tmp_path, ANSWER.format(shared=100), monkeypatch)
-    monkeypatch.setattr(compiling, "default_jobs", lambda: 3)
-    codes = compile_variants([variant] * 5, HOPPER)
-    assert [(code.cubin, code.shared_bytes) for code in codes] == [(b"code", 100)] * 5
-
-
-def test_a_kernel_too_large_for_the_target_is_refused(
-    variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worker(tmp_path, ANSWER.format(shared=200_000), monkeypatch)
+@pytest.mark.usefixtures("pool")
+def test_a_kernel_too_large_for_the_target_is_refused(variant: Variant) -> None:
     with pytest.raises(BackendError, match="needs 200,000 bytes of shared memory, sm_89 has 101,376"):
         compile_variants([variant], TARGETS["sm_89"])
-    assert compile_variants([variant], HOPPER)
+    assert compile_variants([variant], HOPPER) == [Pool.code]
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("code", "words"),
     [
-        ("sys.exit('no such thing')", "ended at shortcut.widen_kernel for sm_90: no such thing"),
-        ("work(); os.kill(os.getpid(), 9)", "for sm_90: no reason given"),
-        ("work(); os.write(1, b'garbage')", "for sm_90: no reason given"),
+        (
+            Code(error="the compiler's process ended: killed"),
+            "for sm_90: the compiler's process ended: killed",
+        ),
+        (
+            Code(b"code", workspace_bytes=64),
+            "it asks for a workspace of 64 bytes, which a plan does not give",
+        ),
     ],
 )
-def test_a_worker_that_ends_early_is_an_error(
-    body: str, words: str, variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_code_that_no_plan_can_use_is_an_error(
+    code: Code, words: str, variant: Variant, pool: type[Pool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker(tmp_path, body, monkeypatch)
-    with pytest.raises(BackendError, match=words):
+    monkeypatch.setattr(pool, "code", code)
+    with pytest.raises(BackendError, match=f"Triton cannot compile shortcut.widen_kernel .*{words}"):
         compile_variants([variant], HOPPER)
-
-
-def test_parameters_are_those_of_the_entry_function() -> None:
-    ptx = """
-.func helper(.param .b32 a) { }
-.visible .entry pool_kernel(
-	.param .u64 .ptr .global .align 1 pool_kernel_param_0,
-	.param .u32 pool_kernel_param_1
-)
-.reqntid 128
-{ ld.param.u32 %r1, [pool_kernel_param_1]; }
-"""
-    assert parameters_of(ptx) == ("u64", "u32")
-    assert parameters_of(".version 8.0") == ()
 
 
 def test_arguments_that_the_machine_code_does_not_take_are_refused(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fused_kernels.aot.targets import TARGETS
+from fused_kernels.compiling.targets import TARGETS
 from rescompile.backends.triton.chains import with_chains
 from rescompile.backends.triton.lower import Network, lower
 from rescompile.backends.triton.memory import Life, live_bytes, place

@@ -64,7 +64,7 @@ def compiled(folder: Path, *options: str) -> Kernels:
     """What the command reports; a process of its own, for this one interprets the kernels."""
     report = folder / "kernels.json"
     done = subprocess.run(
-        [sys.executable, "-m", "fused_kernels.aot", "--json", str(report), *options],
+        [sys.executable, "-m", "benchmarks.compiled_kernels", "--json", str(report), *options],
         capture_output=True,
         text=True,
         check=False,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import fused_kernels
-from fused_kernels.aot.catalogue import catalogue
-from fused_kernels.aot.targets import TARGETS
-from fused_kernels.aot.units import Unit, units_of
+from benchmarks.compiled_kernels.catalogue import catalogue
+from benchmarks.compiled_kernels.units import Unit, units_of
+from fused_kernels.compiling.targets import TARGETS
 from fused_kernels.launch import Functor
 
 KERNELS = Path(fused_kernels.__file__).parent / "kernels"

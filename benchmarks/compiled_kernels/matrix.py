@@ -1,6 +1,6 @@
-"""Reports of several targets and Triton releases as one page: ``python -m fused_kernels.aot.matrix REPORT...``.
+"""One page from reports of several targets and releases: ``python -m benchmarks.compiled_kernels.matrix REPORT...``.
 
-A report is what ``python -m fused_kernels.aot --json`` writes; ``scripts/compile-with-newest-triton.sh`` makes them.
+``python -m benchmarks.compiled_kernels --json`` writes a report; ``scripts/compile-with-newest-triton.sh`` makes all.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fused_kernels.aot.report import HEADER, RIGHT, cells_of
-from fused_kernels.aot.targets import TARGETS, Target
+from benchmarks.compiled_kernels.expected import EXPECTED
+from benchmarks.compiled_kernels.report import HEADER, RIGHT, aligned, cells_of, markdown
+from fused_kernels.compiling.targets import TARGETS, Target
 from fused_kernels.tiles import Tile
 
 Kernel = dict[str, Any]
-"""One compilation, as ``report.Row.to_json`` has it."""
+"""One compilation, as in ``report.Row.to_json``."""
 DETAILED = "sm_90"
-"""The target whose kernels are all listed, as the first of the releases compiles them."""
+"""The target whose kernels are all listed, as compiled by the first release."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,19 @@ class Cell:
 
     @property
     def wrong(self) -> list[Kernel]:
-        """Those with problems."""
+        """Kernels with problems."""
         return [kernel for kernel in self.kernels if kernel["problems"]]
 
     @property
     def spilling(self) -> list[Kernel]:
-        """Those that store registers to memory."""
+        """Kernels that store registers to memory."""
         return [kernel for kernel in self.kernels if kernel["spills"]]
 
     def row(self) -> list[str]:
         """The columns of ``_SUMMARY``."""
         return [
             self.target.name,
-            self.target.example,
+            EXPECTED[self.target.name].example,
             self.triton,
             str(len(self.kernels)),
             str(len(self.wrong)),
@@ -64,9 +65,9 @@ _SUMMARY = (
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Print the summary; 1 if a kernel is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m fused_kernels.aot.matrix", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled_kernels.matrix", description=__doc__)
     parser.add_argument(
-        "reports", nargs="+", type=Path, metavar="REPORT", help="from fused_kernels.aot --json"
+        "reports", nargs="+", type=Path, metavar="REPORT", help="from benchmarks.compiled_kernels --json"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the page here, as Markdown")
     asked = parser.parse_args(arguments)
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def cells_from(reports: Iterable[Path]) -> list[Cell]:
-    """Targets by capability, releases in the order of their numbers."""
+    """One cell per target and release, in the order of their numbers."""
     found: dict[tuple[str, str], list[Kernel]] = {}
     for path in reports:
         body = json.loads(path.read_text("utf-8"))
@@ -90,9 +91,7 @@ def cells_from(reports: Iterable[Path]) -> list[Cell]:
 
 def as_text(cells: Sequence[Cell]) -> str:
     """The summary for a terminal, and every kernel that is wrong."""
-    lines = [list(_SUMMARY), *(cell.row() for cell in cells)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_SUMMARY))]
-    text = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in lines]
+    text = [aligned([_SUMMARY, *(cell.row() for cell in cells)], _SUMMARY)]
     for cell in cells:
         text += [
             f"{cell.target.name}, Triton {cell.triton}: {kernel['operation']} {kernel['dtype']}"
@@ -110,16 +109,12 @@ def as_page(cells: Sequence[Cell]) -> str:
     detailed = next((cell for cell in cells if cell.target.name == DETAILED), None)
     if detailed is not None:
         target = detailed.target
-        parts.append(f"## {target.name} ({target.example}), kernel by kernel, Triton {detailed.triton}")
+        parts.append(
+            f"## {target.name} ({EXPECTED[target.name].example}), kernel by kernel, Triton {detailed.triton}"
+        )
         rows = (cells_of(kernel)[1:] for kernel in detailed.kernels)
         parts.append(markdown(HEADER[1:], RIGHT, rows))
     return "\n\n".join(parts) + "\n"
-
-
-def markdown(header: Sequence[str], right: set[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; columns named in ``right`` are figures."""
-    lines = [header, ["---:" if name in right else "---" for name in header], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 _INTRODUCTION = """\

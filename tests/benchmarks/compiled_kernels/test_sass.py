@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from fused_kernels.aot.sass import Machine, disassemble, machine_code, read_listing
+from benchmarks.compiled_kernels.sass import Machine, disassemble, machine_code, read_listing
 
 LISTING = """
 	.headerflags	@"EF_CUDA_64BIT_ADDRESS EF_CUDA_SM90"

@@ -1,4 +1,4 @@
-"""What Triton's compiler is given for one launch, exactly as its just-in-time compiler would derive it.
+"""Everything that Triton's compiler is given for one launch, exactly as its just-in-time compiler would derive it.
 
 Two launches that derive the same variant run the same machine code. Values reach the code in three ways: constants
 (constexpr parameters, None, and whole numbers that are 1), types, and whether a number or an address is divisible by
@@ -17,7 +17,7 @@ from torch import Tensor
 from fused_kernels.launch import Functor, Launch, Out, kernel_function
 
 Path = tuple[int, ...]
-"""Where an argument stands: its position and, within tuples, the positions there."""
+"""Position of an argument and, within tuples, the positions there."""
 Type = str | tuple[Any, ...]
 """``*bf16``, ``i32``, ``constexpr``, or one for each element of a tuple."""
 
@@ -37,7 +37,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One compilation, without its target: hashable, and it can go to another process."""
+    """One compilation, without its target; hashable, and it can be sent to another process."""
 
     kernel: str
     """``module.function`` of ``fused_kernels.kernels``."""
@@ -51,13 +51,13 @@ class Variant:
     fp_fusion: bool
 
     def constant(self, name: str) -> Any:
-        """The value of a constexpr parameter, or None where there is none of this name."""
+        """The value of a constexpr parameter, or None if no constant has this name."""
         names = [parameter for parameter, _ in self.types]
         return dict(self.constants).get((names.index(name),)) if name in names else None
 
 
 def variant_of(launch: Launch) -> Variant:
-    """What is compiled for ``launch``; its tensors may be on the meta device."""
+    """The variant that is compiled for ``launch``, whose tensors may be on the meta device."""
     parameters = inspect.signature(kernel_function(launch.kernel).fn).parameters.values()
     found = _Found()
     types: list[tuple[str, Type]] = []
@@ -112,22 +112,3 @@ class _Found:
 def aligned(tensor: Tensor) -> bool:
     """Whether the first element lies at a multiple of 16 bytes, as every allocation does; a view may not."""
     return tensor.storage_offset() * tensor.element_size() % 16 == 0
-
-
-def source_of(variant: Variant) -> Any:
-    """The ``triton.compiler.ASTSource`` of a variant.
-
-    Triton's interpreter must be off; it makes no compilable functions of the kernels.
-    """
-    from triton.compiler import ASTSource
-
-    constants = {
-        path: kernel_function(value.name) if isinstance(value, Functor) else value
-        for path, value in variant.constants
-    }
-    return ASTSource(
-        fn=kernel_function(variant.kernel),
-        signature=dict(variant.types),
-        constexprs=constants,
-        attrs={path: [["tt.divisibility", 16]] for path in variant.divisible},
-    )

@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 
-from fused_kernels.aot.compiler import Compiled
-from fused_kernels.aot.report import Row, as_markdown, as_text, expected_instructions, ordered, summary
-from fused_kernels.aot.sass import Machine
-from fused_kernels.aot.targets import TARGETS
-from fused_kernels.aot.units import Unit
-from fused_kernels.aot.variant import Variant
+from benchmarks.compiled_kernels.compiled import Compiled
+from benchmarks.compiled_kernels.report import (
+    Row,
+    as_markdown,
+    as_text,
+    expected_instructions,
+    ordered,
+    summary,
+)
+from benchmarks.compiled_kernels.sass import Machine
+from benchmarks.compiled_kernels.units import Unit
+from fused_kernels.compiling.targets import TARGETS
+from fused_kernels.compiling.variant import Variant
 from fused_kernels.tiles import Tile
 
 TILE = Tile(128, 64, 64, warps=4, stages=3)

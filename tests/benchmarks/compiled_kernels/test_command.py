@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fused_kernels.aot import command
-from fused_kernels.aot.command import main
-from fused_kernels.aot.compiler import Compiled
-from fused_kernels.aot.pool import Work
-from fused_kernels.aot.sass import Machine
+from benchmarks.compiled_kernels import command
+from benchmarks.compiled_kernels.command import main
+from benchmarks.compiled_kernels.compiled import Compiled, Work
+from benchmarks.compiled_kernels.sass import Machine
 
 ONE = ["--configs", "default", "--kernels", "passes.join_kernel", "--jobs", "1"]
 
@@ -65,7 +64,7 @@ def test_files_hold_everything(compiler: dict[str, int], tmp_path: Path) -> None
     data = json.loads(as_json.read_text("utf-8"))
     assert data["passed"]
     assert len(data["kernels"]) == 4
-    assert "python -m fused_kernels.aot --configs default" in page.read_text("utf-8")
+    assert "python -m benchmarks.compiled_kernels --configs default" in page.read_text("utf-8")
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -90,4 +89,4 @@ def test_2_where_the_command_is_not_understood(
 
 def test_an_interpreter_compiles_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*ONE) == 2
-    assert "TRITON_INTERPRET is on, and an interpreter compiles nothing: unset it" in capsys.readouterr().err
+    assert "TRITON_INTERPRET is on, and the interpreter compiles nothing: unset it" in capsys.readouterr().err

@@ -10,11 +10,11 @@ from typing import Literal, get_args
 
 import torch
 
-from fused_kernels.aot.catalogue import Entry
-from fused_kernels.aot.targets import Target
-from fused_kernels.aot.variant import Variant, variant_of
+from benchmarks.compiled_kernels.catalogue import Entry
 from fused_kernels.candidates import candidates
 from fused_kernels.choice import choosing, default_tile
+from fused_kernels.compiling.targets import Target
+from fused_kernels.compiling.variant import Variant, variant_of
 from fused_kernels.launch import Launch, recording
 from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile

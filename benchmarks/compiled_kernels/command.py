@@ -1,4 +1,4 @@
-"""``python -m fused_kernels.aot``: 0 all good, 1 a kernel is wrong, 2 usage."""
+"""``python -m benchmarks.compiled_kernels``; exit code 0: all kernels good, 1: one is wrong, 2: wrong usage."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from fused_kernels.aot.catalogue import catalogue
-from fused_kernels.aot.pool import compile_in_processes, default_jobs
-from fused_kernels.aot.report import Row, as_markdown, as_text, ordered, summary
-from fused_kernels.aot.targets import TARGETS, Target
-from fused_kernels.aot.units import CONFIGS, Unit, units_of
+from benchmarks.compiled_kernels.catalogue import catalogue
+from benchmarks.compiled_kernels.compiled import compile_in_processes
+from benchmarks.compiled_kernels.report import Row, as_markdown, as_text, ordered, summary
+from benchmarks.compiled_kernels.units import CONFIGS, Unit, units_of
+from fused_kernels.compiling.pool import default_jobs
+from fused_kernels.compiling.targets import TARGETS, Target
 from fused_kernels.errors import FusedKernelError
 from fused_kernels.launch import interpreted
 
@@ -32,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser = _parser()
     asked = parser.parse_args(given)
     if interpreted():
-        parser.error("TRITON_INTERPRET is on, and an interpreter compiles nothing: unset it")
+        parser.error("TRITON_INTERPRET is on, and the interpreter compiles nothing: unset it")
     if asked.jobs < 1:
         parser.error(f"--jobs {asked.jobs}: at least one process is needed")
     try:
-        code = _run(asked, shlex.join(["python", "-m", "fused_kernels.aot", *given]))
+        code = _run(asked, shlex.join(["python", "-m", "benchmarks.compiled_kernels", *given]))
     except FusedKernelError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
@@ -79,7 +80,7 @@ def _run(asked: argparse.Namespace, command: str) -> int:
 
 
 def _compiled(units: dict[Target, list[Unit]], jobs: int) -> Iterator[Row]:
-    """Every unit's row, in whatever order they finish, with a progress bar on a terminal."""
+    """One row per unit, in the order in which they finish; shows progress on a terminal."""
     wanted = {(unit.variant, target.name): (unit, target) for target, mine in units.items() for unit in mine}
     work = [(unit.variant, target) for unit, target in wanted.values()]
     with _progress(len(work)) as advance:
@@ -111,7 +112,7 @@ def _write(path: Path, text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m fused_kernels.aot",
+        prog="python -m benchmarks.compiled_kernels",
         description="Compile the fused kernels without a GPU and report registers, spills, shared memory and"
         " tensor-core instructions. Fails where a kernel does not compile, needs more shared memory than there is,"
         " multiplies without tensor cores or, on sm_90, spills.",

@@ -1,14 +1,15 @@
-"""What was compiled, row by row: as text, JSON and Markdown, with whatever is wrong with it."""
+"""One row per compilation, with whatever is wrong with it: as text, JSON and Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fused_kernels.aot.compiler import Compiled
-from fused_kernels.aot.targets import TENSOR_MEMORY_COLUMNS, Target
-from fused_kernels.aot.units import Unit
+from benchmarks.compiled_kernels.compiled import Compiled
+from benchmarks.compiled_kernels.expected import EXPECTED, TENSOR_MEMORY_COLUMNS
+from benchmarks.compiled_kernels.units import Unit
+from fused_kernels.compiling.targets import Target
 from fused_kernels.tiles import Tile
 
 _PRODUCT_ROWS = {
@@ -20,7 +21,7 @@ _PRODUCT_ROWS = {
 }
 """Kernels that multiply matrices, and the constant that says how many rows a program's product has."""
 WGMMA_ROWS = 64
-"""What Hopper's and Blackwell's own tensor-core instructions take; fewer rows go the way of Ampere."""
+"""Rows that Hopper's and Blackwell's own tensor-core instructions take; with fewer, Triton uses those of Ampere."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,12 @@ class Row:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong; nothing if the kernel is good."""
+        """Everything that is wrong with it; empty if the kernel is good."""
         compiled, limit = self.compiled, self.target.shared_limit
         if compiled.error is not None:
             return [compiled.error]
         found = []
-        if compiled.machine.spills and self.target.spills_fail:
+        if compiled.machine.spills and EXPECTED[self.target.name].spills_fail:
             found.append(f"{compiled.machine.spills} spill instructions")
         if compiled.shared > limit:
             found.append(f"{compiled.shared} bytes of shared memory, {limit} exist")
@@ -50,7 +51,7 @@ class Row:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Everything in plain types."""
+        """Everything, in plain types."""
         compiled, unit = self.compiled, self.unit
         return {
             "target": self.target.name,
@@ -91,7 +92,7 @@ RIGHT = {"registers", "spills", "shared KB", "16-byte copies"}
 
 
 def cells_of(kernel: Mapping[str, Any]) -> list[str]:
-    """The columns of ``HEADER`` from what ``Row.to_json`` gives."""
+    """The columns of ``HEADER`` from the JSON of a row."""
     instructions = sorted(kernel["tensor_core"].items())
     return [
         kernel["target"],
@@ -109,10 +110,11 @@ def cells_of(kernel: Mapping[str, Any]) -> list[str]:
 
 
 def expected_instructions(unit: Unit, target: Target) -> frozenset[str]:
-    """Tensor-core instructions of which one kind must be there; none where the kernel multiplies no matrices."""
+    """Tensor-core instructions, one kind of which must be there; empty if the kernel multiplies no matrices."""
     if unit.kernel not in _PRODUCT_ROWS or unit.dtype == "float32":
         return frozenset()
-    own = target.int8_instructions if unit.dtype == "int8" else target.float_instructions
+    expected = EXPECTED[target.name]
+    own = expected.int8_instructions if unit.dtype == "int8" else expected.float_instructions
     few_rows = unit.variant.constant(_PRODUCT_ROWS[unit.kernel]) < WGMMA_ROWS
     if few_rows or unit.dtype == "tf32":
         # TF32 operands must lie along the reduction for the newer instructions, which a gradient's do not
@@ -121,7 +123,7 @@ def expected_instructions(unit: Unit, target: Target) -> frozenset[str]:
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:
-    """By target, kernel, dtype, operation and tile."""
+    """Sort by target, kernel, dtype, operation and tile."""
     return sorted(
         rows,
         key=lambda row: (
@@ -136,36 +138,40 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
 
 def as_text(rows: Sequence[Row]) -> str:
     """An aligned table."""
-    lines = [list(HEADER), *(row.cells() for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if name in RIGHT else cell.ljust(width)
-            for name, cell, width in zip(HEADER, line, widths, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    return aligned([HEADER, *(row.cells() for row in rows)], RIGHT)
 
 
 def as_markdown(rows: Sequence[Row], triton_version: str, command: str) -> str:
     """A page with one table for each target."""
     parts = [
         "# Kernels, compiled",
-        f"Written by `{command}` with Triton {triton_version}; no GPU took part. A tile is m x n x k of the"
+        f"Written by `{command}` with Triton {triton_version}, without a GPU. A tile is m x n x k of the"
         " matrix product, warps and pipeline stages. Tensor-core instructions and 16-byte asynchronous copies are"
-        " counted in the machine code, registers are 32-bit ones a thread.",
+        " counted in the machine code; registers are 32-bit ones per thread.",
     ]
     for target in dict.fromkeys(row.target for row in rows):
         mine = [row for row in rows if row.target == target]
-        columns = [index for index, name in enumerate(HEADER) if name != "target"]
-        parts.append(f"## {target.name} ({target.example})\n\n{summary(mine)}")
-        table = [
-            [HEADER[index] for index in columns],
-            ["---:" if HEADER[index] in RIGHT else "---" for index in columns],
-            *([row.cells()[index] for index in columns] for row in mine),
-        ]
-        parts.append("\n".join("| " + " | ".join(line) + " |" for line in table))
+        parts.append(f"## {target.name} ({EXPECTED[target.name].example})\n\n{summary(mine)}")
+        parts.append(markdown(HEADER[1:], RIGHT, (row.cells()[1:] for row in mine)))
     return "\n\n".join(parts) + "\n"
+
+
+def aligned(lines: Sequence[Sequence[str]], right: Collection[str]) -> str:
+    """Columns for a terminal, the header first; those named in ``right`` are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for name, cell, width in zip(lines[0], line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def markdown(header: Sequence[str], right: Collection[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; columns named in ``right`` are aligned to the right."""
+    lines = [header, ["---:" if name in right else "---" for name in header], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def summary(rows: Sequence[Row]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fused_kernels.aot.matrix import as_page, as_text, cells_from, main
+from benchmarks.compiled_kernels.matrix import as_page, as_text, cells_from, main
 from fused_kernels.tiles import Tile
 
 GOOD: dict[str, Any] = {

@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_kernels.aot.operands import Plane, activation, batch_norm, folded, output, table, vector, weight
+from benchmarks.compiled_kernels.operands import (
+    Plane,
+    activation,
+    batch_norm,
+    folded,
+    output,
+    table,
+    vector,
+    weight,
+)
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.operands.image import Take
 from fused_kernels.operands.partials import Partials

@@ -1,4 +1,4 @@
-"""A bottleneck ResNet in plain PyTorch with torchvision's structure and names, to hold the fused network against."""
+"""A bottleneck ResNet in plain PyTorch (``rescompile.models.resnet``) and the fused one with the same parameters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fused_kernels.modules import FusedBottleneck, FusedResNet
+from rescompile.models.resnet import Bottleneck, ResNet
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -32,77 +33,20 @@ TINY = Scale((2, 1), (16, 32), 8, 16)
 """The same structure, small enough for Triton's interpreter."""
 
 
-class Bottleneck(nn.Module):
-    """1x1 down, 3x3 with the stride, 1x1 up to four times the width."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        outputs = 4 * width
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Sequential | None = None
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, K, P, Q]."""
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        y += x if self.downsample is None else self.downsample(x)
-        return cast(Tensor, self.relu(y))
-
-
-class PlainResNet(nn.Module):
-    """Stem, stages ``layer1`` …, global average pool and ``fc``."""
-
-    def __init__(self, scale: Scale) -> None:
-        super().__init__()
-        channels = scale.widths[0]
-        self.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.stages: list[str] = []
-        for index, (width, count) in enumerate(zip(scale.widths, scale.blocks, strict=True)):
-            strides = [1 if index == 0 else 2] + [1] * (count - 1)
-            blocks = []
-            for stride in strides:
-                blocks.append(Bottleneck(channels, width, stride))
-                channels = 4 * width
-            self.stages.append(f"layer{index + 1}")
-            self.add_module(self.stages[-1], nn.Sequential(*blocks))
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, scale.classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [N, 3, H, W] to logits [N, classes]."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for name in self.stages:
-            x = self.get_submodule(name)(x)
-        return cast(Tensor, self.fc(torch.flatten(self.avgpool(x), 1)))
-
-
-def without_values(scale: Scale) -> PlainResNet:
+def without_values(scale: Scale) -> ResNet:
     """A network of shapes alone, on the meta device; it costs nothing to make."""
     with torch.device("meta"):
-        return PlainResNet(scale)
+        return _resnet(scale)
 
 
-def plain(scale: Scale, device: torch.device | str) -> PlainResNet:
+def _resnet(scale: Scale) -> ResNet:
+    return ResNet(Bottleneck, scale.blocks, classes=scale.classes, widths=scale.widths)
+
+
+def plain(scale: Scale, device: torch.device | str) -> ResNet:
     """A seeded network in channels_last, its batch norms with affines of their own."""
     torch.manual_seed(0)
-    network = PlainResNet(scale)
+    network = _resnet(scale)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -110,7 +54,7 @@ def plain(scale: Scale, device: torch.device | str) -> PlainResNet:
     return in_channels_last(network.to(device))
 
 
-def fused(scale: Scale, source: PlainResNet) -> FusedResNet:
+def fused(scale: Scale, source: ResNet) -> FusedResNet:
     """The fused network with the parameters of ``source``, on its device and in its dtype."""
     with torch.device("meta"):  # what is loaded next needs no random numbers first
         network = FusedResNet(FusedBottleneck, scale.blocks, scale.classes, widths=scale.widths)
@@ -143,7 +87,7 @@ def labels(scale: Scale, batch: int, device: torch.device | str) -> Tensor:
     return torch.randint(scale.classes, (batch,), device=device)
 
 
-def settle(network: PlainResNet, x: Tensor) -> PlainResNet:
+def settle(network: ResNet, x: Tensor) -> ResNet:
     """Set the running statistics to those of one batch, so that ``eval`` answers with numbers of a sensible size."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -155,9 +99,9 @@ def settle(network: PlainResNet, x: Tensor) -> PlainResNet:
     return network.eval()
 
 
-def folded(network: PlainResNet) -> PlainResNet:
+def folded(network: ResNet) -> ResNet:
     """Fold every batch norm into its convolution, in place: what a careful user compiles for inference."""
-    parents: Sequence[nn.Module] = [network, *(m for m in network.modules() if isinstance(m, Bottleneck))]
+    parents: Sequence[nn.Module] = [network, *(block for _, block in network.blocks())]
     for parent in parents:
         for index in range(1, 4):
             if hasattr(parent, f"bn{index}"):
@@ -165,8 +109,8 @@ def folded(network: PlainResNet) -> PlainResNet:
                 setattr(parent, f"conv{index}", _fold(conv, norm))
                 setattr(parent, f"bn{index}", nn.Identity())
         if isinstance(parent, Bottleneck) and parent.downsample is not None:
-            conv, norm = parent.downsample
-            parent.downsample = nn.Sequential(_fold(conv, norm), nn.Identity())
+            conv, norm = parent.downsample.children()
+            parent.downsample[0], parent.downsample[1] = _fold(conv, norm), nn.Identity()
     return network
 
 

@@ -1,4 +1,4 @@
-"""What is compiled ahead of time is what a launch would have compiled."""
+"""What is compiled ahead of time has the same name in Triton's cache as what a launch would compile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from fused_kernels.aot.variant import Variant, aligned, variant_of
+from fused_kernels.compiling.variant import Variant, aligned, variant_of
 from fused_kernels.launch import Functor, recording
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops import convolution
@@ -18,33 +18,34 @@ from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import tiles
 
 # Runs where the interpreter is off, on a driver of a GPU that is not there: every launch of the catalogue goes all the
-# way to Triton's own launcher, which then says what it would compile.
+# way to Triton's own launcher, which then says what it would compile: the two hashes that name it in Triton's cache.
 AGAINST_TRITON = """
 import json
 from functools import partial
 from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction, KernelInterface
+from benchmarks.compiled_kernels.catalogue import catalogue
 from fused_kernels import launch
-from fused_kernels.aot.catalogue import catalogue
-from fused_kernels.aot.variant import source_of, variant_of
+from fused_kernels.compiling.compiler import options_of, source_of
+from fused_kernels.compiling.variant import variant_of
+
+TARGET = GPUTarget("cuda", 90, 32)
+BACKEND = make_backend(TARGET)
 
 class Driver:
-    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+    get_current_target = lambda self: TARGET
     get_current_device = lambda self: 0
     get_current_stream = lambda self, device: 0
 
 asked = []
 def instead_of_compiling(function, key, signature, device, constants, options, attributes, warmup):
-    attributes = {path: value for path, value in attributes.items() if value}
-    settings = options.num_warps, options.num_stages, options.enable_fp_fusion
-    asked.append((function.__name__, signature, constants, attributes, settings))
+    asked.append((ASTSource(function, signature, constants, attributes).hash(), options.hash()))
 
 def ours(described):
     variant = variant_of(described)
-    source = source_of(variant)
-    settings = variant.warps, variant.stages, variant.fp_fusion
-    return source.fn.__name__, source.signature, source.constants, source.attrs, settings
+    return source_of(variant).hash(), BACKEND.parse_options(options_of(variant)).hash()
 
 driver.set_active(Driver())
 JITFunction._do_compile = instead_of_compiling
