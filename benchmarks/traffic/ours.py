@@ -21,10 +21,12 @@ from benchmarks.traffic.footprint import (
 )
 from benchmarks.traffic.shapes import EPS, BlockShape, ConvShape, NetworkShape, chain_of
 from benchmarks.traffic.torch_ops import TorchOps
-from fused_kernels import blocks, blocks_inference, stem_pass
+from fused_kernels.blocks import inference as blocks_inference
+from fused_kernels.blocks import stem as stem_pass
+from fused_kernels.blocks import training as blocks
+from fused_kernels.blocks.batch_norm import Affine
 from fused_kernels.launch import Launch, listening
-from fused_kernels.layout import nhwc
-from fused_kernels.normalization import Affine
+from fused_kernels.operands.layout import nhwc
 from fused_kernels.ops.head import pool_fc
 from fused_kernels.ops.stem import stem_inference
 from fused_kernels.specification import Layer

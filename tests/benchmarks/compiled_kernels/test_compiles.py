@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.problem import Problem
 from fused_kernels.shared_memory import needed_by
 from fused_kernels.tiles import Tile

@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from fused_kernels.zero_point import zero_sums
+from fused_kernels.operands.zero_point import zero_sums
 from rescompile.backends.triton.lowering.network import lower
 from rescompile.backends.triton.step_executor import StepExecutor
 from rescompile.backends.triton.steps import Convolution, Stem, Widen, Window, fused_adds

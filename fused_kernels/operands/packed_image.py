@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_kernels.geometry import Conv
-from fused_kernels.layout import nhwc
+from fused_kernels.operands.geometry import Conv, ceil_div
+from fused_kernels.operands.layout import nhwc
 
 PIXEL = 4
 """Elements a pixel: channels, rounded up to what is loaded at once."""
@@ -37,7 +37,7 @@ def depth(conv: Conv) -> int:
 def packed_width(conv: Conv, width: int, columns: int) -> int:
     """Pixels of a packed row: the image with its left padding, and all that ``columns`` output columns read."""
     needed = max(conv.padding + width, (columns - 1) * conv.stride + span(conv))
-    return -(-needed // DIVISOR) * DIVISOR
+    return ceil_div(needed, DIVISOR) * DIVISOR
 
 
 def pack_weight(w: Tensor, conv: Conv) -> Tensor:

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from fused_kernels.blocks.torch_operators import residual_blocks, residual_blocks_inference
 from fused_kernels.errors import ShapeError
-from fused_kernels.geometry import Conv
-from fused_kernels.library import residual_blocks, residual_blocks_inference
 from fused_kernels.modules import norm as norms
 from fused_kernels.modules.folding import folded
-from fused_kernels.numeric_types import compute_dtype
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.numeric_types import compute_dtype
 from fused_kernels.specification import block_text, layer_text
 
-if TYPE_CHECKING:
-    from fused_kernels.modules.block import FusedBlock
-
 Pair = tuple[nn.Conv2d, nn.Module]
+"""A convolution and the batch norm after it."""
 
 
-def run(blocks: Sequence[FusedBlock], x: Tensor) -> Tensor:
+class Layers(Protocol):
+    """A residual block as this module reads it; ``FusedBlock`` says what each method returns."""
+
+    def main(self) -> list[Pair]: ...  # noqa: D102
+
+    def layers(self) -> list[Pair]: ...  # noqa: D102
+
+    def shortcut_kind(self) -> tuple[str, int, tuple[int, int]]: ...  # noqa: D102
+
+
+def run(blocks: Sequence[Layers], x: Tensor) -> Tensor:
     """``blocks`` in order on ``x`` [N, C, H, W], as one operator.
 
     Raises:
@@ -72,7 +80,7 @@ def window(conv: nn.Conv2d) -> Conv:
     return Conv(conv.kernel_size[0], conv.kernel_size[1], conv.stride[0], padding)
 
 
-def _text(block: FusedBlock) -> str:
+def _text(block: Layers) -> str:
     layers = [
         layer_text(window(conv), norms.eps(norm), norms.flags(norm), norms.group_name(norm))
         for conv, norm in block.layers()
@@ -81,7 +89,7 @@ def _text(block: FusedBlock) -> str:
     return block_text(layers, kind, stride, pad)
 
 
-def _require_rows(blocks: Sequence[FusedBlock], x: Tensor) -> None:
+def _require_rows(blocks: Sequence[Layers], x: Tensor) -> None:
     n, _, h, w = x.shape
     for block in blocks:
         for conv, norm in block.main():

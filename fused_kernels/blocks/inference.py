@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fused_kernels.blocks import padded
-from fused_kernels.geometry import Conv
-from fused_kernels.layout import nhwc
+from fused_kernels.blocks.training import padded
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.layout import nhwc
 from fused_kernels.ops.chain import Folded, chain, chain_fits
 from fused_kernels.ops.inference import conv_bias
 from fused_kernels.specification import Block, Chain

@@ -41,8 +41,8 @@ class Gather:
     every: int
     out_stride: int
 
-    def constexprs(self) -> dict[str, int]:
-        """The kernel's compile-time arguments, by name."""
+    def named(self) -> dict[str, int]:
+        """The kernel's compile-time arguments by name, as ``operands.arguments`` passes them."""
         return {
             "TAPS_H": self.h.taps,
             "TAPS_W": self.w.taps,
@@ -115,10 +115,15 @@ class Conv:
 
     def _parity(self, taps: int, parity: int) -> Axis:
         first = (parity + self.padding) % self.stride
-        count = max(0, -(-(taps - first) // self.stride))
+        count = max(0, ceil_div(taps - first, self.stride))
         return Axis(count, first, (parity + self.padding - first) // self.stride, parity)
 
 
 def rows_of_parity(size: int, parity: int, stride: int) -> int:
     """How many of ``range(size)`` leave the remainder ``parity``."""
-    return max(0, -(-(size - parity) // stride))
+    return max(0, ceil_div(size - parity, stride))
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_kernels import blocks, blocks_inference, stem_pass
-from fused_kernels.geometry import Conv
-from fused_kernels.normalization import Affine
+from fused_kernels.blocks import inference, training
+from fused_kernels.blocks import stem as stem_pass
+from fused_kernels.blocks.batch_norm import Affine
+from fused_kernels.blocks.saved_tensors import pack, packed_size, unpack
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops import stem as stem_ops
 from fused_kernels.ops.head import pool_fc
-from fused_kernels.packing import pack, packed_size, unpack
 from fused_kernels.specification import Chain, decode, decode_layer
 
 NAMESPACE = "fused_kernels"
@@ -53,7 +54,7 @@ def residual_blocks(
     specification = decode(chain)
     cast = [weight.to(x.dtype) for weight in weights]
     layers = _layers(specification, cast, gammas, betas, running, momenta)
-    saved, new_running = blocks.forward(x, layers, specification)
+    saved, new_running = training.forward(x, layers, specification)
     if not save:
         return [saved[-1].z, *new_running]
     kept = [copy for copy, weight in zip(cast, weights, strict=True) if weight.dtype != x.dtype]
@@ -79,8 +80,8 @@ def residual_blocks_backward(
         dx (empty where it is not wanted), then dw (fp32, empty where it is not wanted), dgamma and dbeta of each layer.
     """
     specification = decode(chain)
-    wanted = blocks.Wanted(wants_dx, tuple(wants_dw))
-    dx, layers = blocks.backward(dz, x, weights, unpack(saved, specification), specification, wanted)
+    wanted = training.Wanted(wants_dx, tuple(wants_dw))
+    dx, layers = training.backward(dz, x, weights, unpack(saved, specification), specification, wanted)
     flat = [x.new_empty(0) if dx is None else dx]
     for layer in layers:
         flat += [x.new_empty(0) if layer.dw is None else layer.dw, layer.dgamma, layer.dbeta]
@@ -97,14 +98,14 @@ def _layers(
     betas: Sequence[Tensor],
     running: Sequence[Tensor],
     momenta: Sequence[float],
-) -> list[blocks.LayerTensors]:
+) -> list[training.LayerTensors]:
     statistics = iter(running)
     tensors = []
     for layer, weight, gamma, beta, momentum in zip(
         chain.layers, weights, gammas, betas, momenta, strict=True
     ):
         pair = (next(statistics), next(statistics)) if layer.tracked else None
-        tensors.append(blocks.LayerTensors(weight, Affine(gamma, beta, pair, momentum)))
+        tensors.append(training.LayerTensors(weight, Affine(gamma, beta, pair, momentum)))
     return tensors
 
 
@@ -152,8 +153,8 @@ residual_blocks.register_autograd(_backward, setup_context=_save_for_backward)
 
 @torch.library.custom_op(f"{NAMESPACE}::residual_blocks_inference", mutates_args=())
 def residual_blocks_inference(x: Tensor, weights: list[Tensor], biases: list[Tensor], chain: str) -> Tensor:
-    """A chain of residual blocks with batch norms folded in; see ``blocks_inference.infer``. Not differentiable."""
-    return blocks_inference.infer(x, weights, biases, decode(chain))
+    """A chain of residual blocks with batch norms folded in; see ``inference.infer``. Not differentiable."""
+    return inference.infer(x, weights, biases, decode(chain))
 
 
 residual_blocks_inference.register_fake(residual_blocks_inference._init_fn)
@@ -197,7 +198,7 @@ def stem(
         the result, the other tensors of ``SavedStem``, and the next running statistics [2, K] where they are updated.
     """
     pair = (running[0], running[1]) if running else None
-    tensors = blocks.LayerTensors(weight.to(dtype), Affine(gamma, beta, pair, momentum))
+    tensors = training.LayerTensors(weight.to(dtype), Affine(gamma, beta, pair, momentum))
     saved, new_running = stem_pass.forward(image, tensors, decode_layer(layer), pool=pool)
     return [*saved.tensors(), *([] if new_running is None else [new_running])]
 

@@ -1,4 +1,4 @@
-"""Per-tile sums on their way from an epilogue to the statistics."""
+"""Sums by tile, on their way from the kernel that computes a tile to the statistics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from fused_kernels.operands.geometry import ceil_div
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,23 @@ class Partials:
         """C."""
         return self.rows.shape[2]
 
+    @staticmethod
+    def empty(
+        like: Tensor, kinds: int, per_tile: int, *, tiles: int | None = None, moments: bool = False
+    ) -> Partials:
+        """Unwritten rows for an activation ``like`` [N, C, H, W]: its moments, or sums of a gradient."""
+        dtype = moments_dtype(like.dtype) if moments else torch.float32
+        n, channels, h, w = like.shape
+        tiles = ceil_div(n * h * w, per_tile) if tiles is None else tiles
+        rows = torch.empty((kinds, tiles, channels), dtype=dtype, device=like.device)
+        return Partials(rows, per_tile, n * h * w)
+
 
 def moments_dtype(activation: torch.dtype) -> torch.dtype:
-    """What a tile's mean and M2 are stored in: fp32 where the activation is 16 bits wide, fp64 otherwise.
+    """The dtype that a tile's mean and M2 are stored in: fp32 where the activation is 16 bits wide, fp64 otherwise.
 
     A mean of fp32 values, rounded to fp32, is off by up to 3e-5 std at mean/std = 1000, and two tiles whose means lie
     one std apart would have a variance that is off by 2e-5. Of 16-bit values that lie close to one another the mean is
     exact in fp32: each has 11 binary digits at most, and a tile's sum 8 more.
     """
     return torch.float32 if activation in {torch.float16, torch.bfloat16} else torch.float64
-
-
-def empty_partials(like: Tensor, kinds: int, tiles: int, *, moments: bool = False) -> Tensor:
-    """Unwritten rows of ``Partials`` for an activation ``like`` [N, C, H, W]: its moments, or sums of a gradient."""
-    dtype = moments_dtype(like.dtype) if moments else torch.float32
-    return torch.empty((kinds, tiles, like.shape[1]), dtype=dtype, device=like.device)

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import statistics
-from fused_kernels.ops.partials import Partials
 from fused_kernels.specification import Layer
 
 

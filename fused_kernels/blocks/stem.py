@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fused_kernels.blocks import LayerGradients, LayerTensors
-from fused_kernels.normalization import denormalize, normalize
+from fused_kernels.blocks.batch_norm import denormalize, normalize
+from fused_kernels.blocks.training import LayerGradients, LayerTensors
+from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import convolution, statistics, stem
-from fused_kernels.ops.partials import Partials
 from fused_kernels.specification import Layer
 
 

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_kernels.geometry import Conv
-from fused_kernels.layout import nhwc
-from fused_kernels.normalization import Affine, Normalized, NormGradient, denormalize, normalize
+from fused_kernels.blocks.batch_norm import Affine, Normalized, NormGradient, denormalize, normalize
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.layout import nhwc
+from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import convolution, passes, statistics
-from fused_kernels.ops.partials import Partials
 from fused_kernels.specification import Block, Chain, Layer
 
 

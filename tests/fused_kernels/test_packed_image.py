@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fused_kernels.geometry import Conv
-from fused_kernels.stem_layout import depth, pack_weight, packed_width, span, unpack_weight
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.packed_image import depth, pack_weight, packed_width, span, unpack_weight
 from tests.fused_kernels.conftest import normal
 
 IMAGENET, CIFAR = Conv(7, 7, 2, 3), Conv(3, 3, 1, 1)

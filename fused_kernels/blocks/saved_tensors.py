@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from fused_kernels.blocks import SavedBlock, SavedLayer
+from fused_kernels.blocks.training import SavedBlock, SavedLayer
 from fused_kernels.specification import Chain, Layer
 
 

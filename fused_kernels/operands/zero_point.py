@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fused_kernels.errors import ShapeError
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 
 ABOVE, BELOW, LEFT, RIGHT = 1, 2, 4, 8
 COMBINATIONS = 16

@@ -1,7 +1,4 @@
-"""The stem's operations in plain PyTorch; see ``references`` for what that is for.
-
-``pack`` alone knows the packed layout: the others take the image, or undo the packing with a slice.
-"""
+"""References of ``ops.stem``; they take the image, or undo its packing with a slice."""
 
 from __future__ import annotations
 
@@ -10,28 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from fused_kernels.geometry import Conv
-from fused_kernels.inference_references import conv_bias, conv_int8
-from fused_kernels.layout import nhwc
-from fused_kernels.ops.partials import Partials
-from fused_kernels.references import (
+from fused_kernels.operands.folded import Folded
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.layout import nhwc
+from fused_kernels.operands.partials import Partials
+from fused_kernels.references.arithmetic import (
     activated,
     batch_norm,
     batch_norm_gradient,
     gradient_sums,
     moments,
+    summable,
     wide,
 )
-from fused_kernels.stem_layout import PIXEL, packed_width
-
-
-def pack(image: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:
-    """See ``ops.stem.pack``."""
-    n, c, h, w = image.shape
-    width = packed_width(conv, w, conv.output_size(h, w)[1])
-    packed = torch.zeros((n, h, width, PIXEL), dtype=dtype, device=image.device)
-    packed[:, :, conv.padding : conv.padding + w, :c] = image.permute(0, 2, 3, 1)
-    return packed
+from fused_kernels.references.image import pack
+from fused_kernels.references.inference import convolve
 
 
 def stem_conv_moments(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Partials, Tensor]:
@@ -67,21 +57,6 @@ def stem_pool_backward(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor, co
     return nhwc(batch_norm_gradient(g, y, vectors, coefficients).to(y.dtype))
 
 
-def _from_windows(dz: Tensor, index: Tensor, y: Tensor) -> Tensor:
-    """Sum of dz over the windows whose maximum is each pixel of ``y``, wide."""
-    n, c, h, w = y.shape
-    p, q = dz.shape[2:]
-    padded = torch.zeros((n, c, 2 * p + 1, 2 * q + 1), dtype=wide(dz).dtype, device=y.device)
-    for place in range(9):
-        i, j = divmod(place, 3)
-        padded[:, :, i : i + 2 * p : 2, j : j + 2 * q : 2] += torch.where(index == place, wide(dz), 0.0)
-    return padded[:, :, 1 : 1 + h, 1 : 1 + w]
-
-
-def _before_relu(v: Tensor, y: Tensor, vectors: Tensor) -> Tensor:
-    return torch.where(batch_norm(y, vectors) > 0, v, 0.0)
-
-
 def stem_activate(y: Tensor, vectors: Tensor) -> Tensor:
     """See ``ops.stem.stem_activate``."""
     return nhwc(activated(y, vectors))
@@ -103,19 +78,27 @@ def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
     columns = (dy.shape[3] - 1) * conv.stride + conv.s
     # the columns of ``packed`` are padded already, its rows are not
     x, padding = packed[:, :, :columns, :channels].permute(0, 3, 1, 2), (conv.padding, 0)
-    if x.device.type == "cpu":  # 16-bit convolutions on a CPU also add up in 16 bits
-        x, dy = wide(x), wide(dy)
     size = (dy.shape[1], channels, conv.r, conv.s)
-    dw = conv2d_weight(x, size, dy, stride=conv.stride, padding=padding)  # type: ignore[no-untyped-call]
+    dw = conv2d_weight(summable(x), size, summable(dy), stride=conv.stride, padding=padding)  # type: ignore[no-untyped-call]
     return nhwc(wide(dw))
 
 
-def stem_inference(
-    image: Tensor, w: Tensor, bias: Tensor, conv: Conv, *, pool: bool, scale: Tensor | None, relu: bool
-) -> Tensor:
-    """See ``ops.stem.stem_inference``."""
-    if scale is None:
-        z = conv_bias(image.to(w.dtype), w, bias, conv, relu=relu)
-    else:
-        z = conv_int8(image, w, scale, bias, conv, relu=relu)
+def stem_inference(image: Tensor, layer: Folded, conv: Conv, *, pool: bool) -> Tensor:
+    """``ops.stem.stem_inference`` of an image that is converted already."""
+    z = convolve(image.to(layer.w.dtype), layer, conv)
     return nhwc(F.max_pool2d(wide(z), 3, 2, 1).to(z.dtype)) if pool else z
+
+
+def _from_windows(dz: Tensor, index: Tensor, y: Tensor) -> Tensor:
+    """Sum of dz over the windows whose maximum is each pixel of ``y``, wide."""
+    n, c, h, w = y.shape
+    p, q = dz.shape[2:]
+    padded = torch.zeros((n, c, 2 * p + 1, 2 * q + 1), dtype=wide(dz).dtype, device=y.device)
+    for place in range(9):
+        i, j = divmod(place, 3)
+        padded[:, :, i : i + 2 * p : 2, j : j + 2 * q : 2] += torch.where(index == place, wide(dz), 0.0)
+    return padded[:, :, 1 : 1 + h, 1 : 1 + w]
+
+
+def _before_relu(v: Tensor, y: Tensor, vectors: Tensor) -> Tensor:
+    return torch.where(batch_norm(y, vectors) > 0, v, 0.0)
