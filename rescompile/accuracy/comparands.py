@@ -34,9 +34,8 @@ from rescompile.accuracy.graph_description import (
 from rescompile.backends.openvino.backend import OpenVinoTensors
 from rescompile.building.engine_directory import MODEL, REFERENCE
 from rescompile.errors import EngineError, UsageError, did_you_mean
-from rescompile.graph.factors import factors_of, in_original_unit
-from rescompile.graph.offsets import offsets_of
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.shared.metadata import factors_of, in_original_unit, offsets_of
+from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import NAME, Manifest, read_manifest
 from rescompile.runtime.engine import Engine, load
 from rescompile.runtime.integrity import check_files

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize
 from calibration.scales import FULL_LEVELS, LEVELS
 from rescompile.errors import GraphError
-from rescompile.graph.factors import factors_of
-from rescompile.graph.offsets import offsets_of
-from rescompile.graph.vocabulary import PIXELS
+from rescompile.graph.shared.metadata import factors_of, offsets_of
+from rescompile.graph.shared.names import PIXELS
 from rescompile.manifest import Manifest
 
 _OURS = "pass a graph that rescompile made"

@@ -18,7 +18,7 @@ from rescompile.building.source import open_source
 from rescompile.config import ModelConfig
 from rescompile.errors import OutputError, UsageError
 from rescompile.files import sha256_of
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.shared.topology import quantized_tensors
 from rescompile.progress import Progress, StageClock
 
 _SHOWN = 8  # names in a line

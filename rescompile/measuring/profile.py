@@ -23,7 +23,7 @@ from rescompile.backends.base import RunOptions
 from rescompile.backends.profiling import LayerTime, open_profiler
 from rescompile.building.engine_directory import MODEL
 from rescompile.errors import EngineError, UsageError
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import Manifest, read_manifest
 from rescompile.measuring.bench import EngineFacts, engine_facts
 from rescompile.measuring.disturbance import Watch

@@ -24,7 +24,7 @@ from calibration.scales import scale_of
 from calibration.table import make_table, read_table
 from rescompile.building.source import Source
 from rescompile.cli import app
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.shared.topology import quantized_tensors
 from tests import portable
 
 Say = pytest.CaptureFixture[str]

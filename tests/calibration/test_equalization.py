@@ -17,7 +17,7 @@ from calibration.noise import ActivationNoise, NoiseModel, WeightNoise, noise_mo
 from calibration.sensitivity import Sensitivity, measure_sensitivity
 from calibration.survey import Samples
 from rescompile.building.source import Source
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.shared.topology import quantized_tensors
 from tests.graph.conftest import folded, images
 
 

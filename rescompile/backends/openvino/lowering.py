@@ -24,7 +24,7 @@ from onnx import helper, numpy_helper
 from rescompile.backends.openvino.pools import quantize_before_pools
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import unfold_zero_points
-from rescompile.graph.offsets import ZERO_POINT
+from rescompile.graph.shared.metadata import ZERO_POINT
 
 _SIGN_KEEPING = {
     "AveragePool", "Cast", "DequantizeLinear", "Flatten", "GlobalAveragePool", "Identity", "MaxPool",

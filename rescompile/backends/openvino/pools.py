@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx
 import onnx_graphsurgeon as gs
 
-from rescompile.graph.surgeon import read, write
-from rescompile.graph.topology import consumers
+from rescompile.graph.shared.editing import read, reconnect, write
+from rescompile.graph.shared.links import consumers
 
 
 def quantize_before_pools(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -22,8 +22,7 @@ def quantize_before_pools(model: onnx.ModelProto) -> onnx.ModelProto:
         assert pair is not None
         quantize, dequantize = pair
         (source,), (pooled,), (restored,) = pool.inputs, pool.outputs, dequantize.outputs
-        for reader in list(consumers(restored)):
-            reader.inputs = [pooled if used is restored else used for used in reader.inputs]
+        reconnect(restored.outputs, restored, pooled)
         quantize.inputs = [source, *quantize.inputs[1:]]
         pool.inputs = [restored]
     return write(graph) if found else model
@@ -32,10 +31,10 @@ def quantize_before_pools(model: onnx.ModelProto) -> onnx.ModelProto:
 def _pair_behind(pool: gs.Node) -> tuple[gs.Node, gs.Node] | None:
     """The Q and the DQ that alone stand between the pool and its readers, where nobody else reads what it pools."""
     (pooled,) = pool.outputs
-    readers = list(consumers(pooled))
-    if [node.op for node in readers] != ["QuantizeLinear"] or len(list(consumers(pool.inputs[0]))) != 1:
+    readers = consumers(pooled)
+    if [node.op for node in readers] != ["QuantizeLinear"] or len(consumers(pool.inputs[0])) != 1:
         return None
-    dequantizers = list(consumers(readers[0].outputs[0]))
+    dequantizers = consumers(readers[0].outputs[0])
     if [node.op for node in dequantizers] != ["DequantizeLinear"]:
         return None
     return readers[0], dequantizers[0]

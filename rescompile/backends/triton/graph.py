@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rescompile.errors import BackendError
-from rescompile.graph.offsets import offsets_of
+from rescompile.graph.shared.metadata import offsets_of
 
 Array = NDArray[Any]
 MIXED = "networks of mixed precision have no plan yet; pass --fp16-blocks none, or --precision fp16"

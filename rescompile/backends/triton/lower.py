@@ -37,8 +37,8 @@ from rescompile.backends.triton.steps import (
     Step,
     Widen,
 )
-from rescompile.graph.constant_channels import without_constant_channels
-from rescompile.graph.offsets import ZERO_POINT
+from rescompile.graph.shared.constant_channels import without_constant_channels
+from rescompile.graph.shared.metadata import ZERO_POINT
 
 KNOWN = {
     "Conv", "Gemm", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "QuantizeLinear", "DequantizeLinear",

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from rescompile.backends.triton.graph import MIXED, Array, Graph, attributes, refused
-from rescompile.graph.offsets import ZERO_POINT
+from rescompile.graph.shared.metadata import ZERO_POINT
 
 MOVEMENT_OPS = ("Slice", "Pad")
 Plane = tuple[int, int]
