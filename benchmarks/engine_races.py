@@ -18,6 +18,7 @@ from benchmarks.peers.base import Call
 from benchmarks.peers.torch import Compiled
 from benchmarks.rows import Row
 from benchmarks.workshop import Failed, Workshop
+from rescompile.manifest import GRAPH
 from rescompile.measuring.race import Contender, race
 from rescompile.measuring.roofline import Roofline
 from rescompile.measuring.work import work_of
@@ -182,7 +183,7 @@ class EngineRaces:
     def _floor(self, net: Network, entrant: Entrant, batch: int) -> float:
         """The sum over blocks of what operations or bytes need, in the precision in which the contender computes."""
         precision = "int8" if "int8" in entrant.name else "fp32"
-        model = onnx.load(self.workshop.engine(net, precision).path / "model.onnx")
+        model = onnx.load(self.workshop.engine(net, precision).path / GRAPH)
         return sum(
             self.roofline.floor_ms(block.float_ops, block.int8_ops, block.bytes)
             for block in work_of(model, batch)

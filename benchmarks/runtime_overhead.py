@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 import rescompile
 from benchmarks.soak import random_images
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino.backend import MODEL, compile_plainly
+from rescompile.backends.openvino.compile import compile_model
+from rescompile.manifest import OPENVINO_MODEL
 
 BAR_PERCENT = 5.0
 WARM_UP = 20
@@ -58,7 +59,7 @@ def measure(directory: Path, *, batch: int, threads: int | None, rounds: int, ba
                 f"{directory} is no OpenVINO engine, so there is nothing to compare with"
             )
         images = random_images(engine, batch)
-        raw = _raw(directory / MODEL, images, threads)
+        raw = _raw(directory / OPENVINO_MODEL, images, threads)
         contenders: list[Callable[[], NDArray[np.float32]]] = [lambda: engine(images), raw]
         times = np.array([_round(contenders, turn) for turn in range(-WARM_UP, rounds)])[WARM_UP:]
         model = engine.manifest.model
@@ -79,7 +80,7 @@ def _raw(path: Path, images: NDArray[Any], threads: int | None) -> Callable[[], 
     """OpenVINO as a program without this library would call it."""
     import openvino as ov
 
-    request: Any = compile_plainly(path, RunOptions(threads=threads)).create_infer_request()
+    request: Any = compile_model(path, RunOptions(threads=threads)).create_infer_request()
     request.set_input_tensor(ov.Tensor(images, shared_memory=True))
 
     def infer() -> NDArray[np.float32]:

@@ -37,15 +37,14 @@ from calibration.images import open_image_set
 from calibration.preprocess import normalize
 from fused_kernels.launch import implementation
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.backends.triton.execute import Walk
-from rescompile.backends.triton.lower import lower
+from rescompile.backends.triton.lowering.network import lower
+from rescompile.backends.triton.step_executor import StepExecutor
 from rescompile.backends.triton.steps import Head, writes
-from rescompile.building.engine_directory import MODEL
 from rescompile.errors import EngineError, RescompileError
 from rescompile.graph.full_range import unfold_zero_points
-from rescompile.manifest import Manifest, read_manifest
+from rescompile.manifest import GRAPH, Manifest, read_manifest
 from rescompile.measuring.origin import origin
-from rescompile.runtime.engine import simulate
+from rescompile.runtime.loading import simulate
 
 Network = Callable[[NDArray[Any]], NDArray[np.floating]]
 BATCH = 4
@@ -85,7 +84,7 @@ def _compare(asked: argparse.Namespace) -> None:
         f"{agreement.images} images: top-1 agreement {100 * agreement.same_class:.3f} %, same logits on "
         f"{100 * agreement.same_logits:.1f} %, relative RMS {agreement.relative_rms:.5f}"
     )
-    found = explain(onnx.load(asked.engine / MODEL), images[: asked.explain]) if asked.explain else []
+    found = explain(onnx.load(asked.engine / GRAPH), images[: asked.explain]) if asked.explain else []
     for row in found:
         print(
             f"{row.tensor:24} {row.differ:8} of {row.values:10} differ, by {row.largest_step} at most, "
@@ -129,7 +128,9 @@ def explain(model: onnx.ModelProto, images: NDArray[Any]) -> list[Difference]:
     ``model`` is the deployable graph.
     """
     network = lower(model, (images.shape[2], images.shape[3]))
-    walk = Walk(network.steps, {name: torch.tensor(values) for name, values in network.weights.items()})
+    walk = StepExecutor(
+        network.steps, {name: torch.tensor(values) for name, values in network.weights.items()}
+    )
     names = [name for step in network.steps for name in writes(step)]
     with_zero_points = unfold_zero_points(model)
     tensors = integers(with_zero_points, names, images)
@@ -170,7 +171,7 @@ def in_pytorch(model: onnx.ModelProto, dtype: torch.dtype, images: NDArray[Any])
 
 
 def _with_zero_points(engine: Path) -> onnx.ModelProto:
-    return unfold_zero_points(onnx.load(engine / MODEL))
+    return unfold_zero_points(onnx.load(engine / GRAPH))
 
 
 def _parted(index: int, expected: NDArray[Any], found: NDArray[Any]) -> Parted:

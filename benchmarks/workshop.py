@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.networks import Network
-from calibration.builtin import builtin_image_set
 from calibration.images import open_image_set
+from calibration.images.builtin import builtin_image_set
 from calibration.preprocess import normalize
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.manifest import read_manifest
+from rescompile.manifest import REFERENCE, read_manifest
 from rescompile.report import BuildReport, StageRecord
-from rescompile.runtime.golden_file import read_golden
+from rescompile.runtime.golden import read_golden
 
 CALIBRATION_IMAGES = 16
 """Enough for scales that make sense; the speed of an engine does not depend on them."""
@@ -71,7 +71,7 @@ class Workshop:
 
     def reference(self, net: Network) -> Path:
         """The fp32 graph."""
-        return self.engine(net, "fp32").path / "reference.onnx"
+        return self.engine(net, "fp32").path / REFERENCE
 
     def images(self, net: Network, count: int) -> NDArray[np.float32]:
         """Golden images [count, 3, H, W], over and over."""

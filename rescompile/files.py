@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from rescompile.errors import OutputError
+from rescompile.manifest import MANIFEST
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
@@ -34,8 +35,7 @@ _REFUSED = {
     errno.ELOOP: "its symbolic links lead in a circle",
     errno.ENOENT: "its folder does not exist",
 }
-_MANIFEST = "manifest.json"
-_KINDS = {_MANIFEST: "an engine", "export.json": "an exported repository"}
+_KINDS = {MANIFEST: "an engine", "export.json": "an exported repository"}
 """What a directory is that holds such a file; only those are ever replaced."""
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<pid>\d+)-[0-9a-f]{8}")
 
@@ -137,7 +137,7 @@ class Staging:
 
 
 @contextmanager
-def atomic_directory(target: Path, *, force: bool = False, known_by: str = _MANIFEST) -> Iterator[Staging]:
+def atomic_directory(target: Path, *, force: bool = False, known_by: str = MANIFEST) -> Iterator[Staging]:
     """A directory to fill, which becomes ``target`` when the body ends well and vanishes when it does not.
 
     With ``force`` a directory of ours (one with a file ``known_by``) or an empty directory at ``target`` is
@@ -199,7 +199,7 @@ def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def _refuse_existing(target: Path, *, force: bool, known_by: str = _MANIFEST) -> None:
+def _refuse_existing(target: Path, *, force: bool, known_by: str = MANIFEST) -> None:
     """Raise where ``target`` must not be replaced."""
     if not os.path.lexists(target):
         return

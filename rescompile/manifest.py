@@ -21,7 +21,20 @@ from rescompile.errors import EngineError
 FORMAT = 1
 """Version of the engine directory; raised when a reader of the old one would misunderstand the new one."""
 
-NAME = "manifest.json"
+MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+"""The deployable graph, from which the payload is built; ONNX Runtime executes it as it is."""
+REFERENCE = "reference.onnx"
+"""The fp32 graph; absent after ``--no-reference``."""
+CALIBRATION = "calibration.json"
+"""The calibration table of an int8 engine."""
+GOLDEN = "golden.npz"
+"""Golden images and the logits that the engine must reproduce."""
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+TENSORRT_ENGINE = "model.engine"
+OPENVINO_MODEL, OPENVINO_WEIGHTS = "model.xml", "model.bin"
+TRITON_PLAN, TRITON_WEIGHTS = "plan.json", "weights.safetensors"
+"""The payload by backend. Compiled Triton kernels (``*.cubin``) are named in the plan."""
 
 _SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"\n\}\n\Z')
 """The end of every manifest. Inside of a JSON string each quote has a backslash, so this is always the field."""
@@ -104,7 +117,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def write(self, directory: Path) -> None:
         """Write ``manifest.json`` into ``directory``, with the digest filled in."""
         sealed = msgspec.structs.replace(self, sha256=self.digest())
-        (directory / NAME).write_bytes(sealed._text())
+        (directory / MANIFEST).write_bytes(sealed._text())
 
     def _text(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
@@ -116,7 +129,7 @@ def read_manifest(directory: Path) -> Manifest:
     Raises:
         EngineError: the directory or manifest is missing, of another format, or changed since the build.
     """
-    path = directory / NAME
+    path = directory / MANIFEST
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise EngineError(
@@ -124,7 +137,7 @@ def read_manifest(directory: Path) -> Manifest:
             )
         text = path.read_bytes()
     except FileNotFoundError:
-        where = "has no manifest.json" if directory.is_dir() else "does not exist"
+        where = f"has no {MANIFEST}" if directory.is_dir() else "does not exist"
         raise EngineError(
             f"{directory} is no engine directory: it {where}; pass the --output of a build"
         ) from None
@@ -147,7 +160,7 @@ def read_manifest(directory: Path) -> Manifest:
             f"{path} was changed after the build (its digest differs); build or copy the engine again"
         )
     for name in manifest.files:
-        if not name or any(sign in name for sign in "/\\\0") or name in {".", "..", NAME}:
+        if not name or any(sign in name for sign in "/\\\0") or name in {".", "..", MANIFEST}:
             raise EngineError(
                 f"{path} lists a file {name!r} outside of its directory; do not use this engine"
             )

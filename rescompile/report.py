@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
-from rescompile.manifest import CalibrationRef, CheckpointRef
+from rescompile.errors import EngineError
+from rescompile.manifest import REPORT_JSON, CalibrationRef, CheckpointRef
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,3 +174,16 @@ class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
     def to_json(self) -> bytes:
         """The report as indented JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+def read_report(directory: Path) -> BuildReport:
+    """``report.json`` of an engine directory.
+
+    Raises:
+        EngineError: it is missing or damaged.
+    """
+    path = directory / REPORT_JSON
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=BuildReport)
+    except (OSError, msgspec.DecodeError) as error:
+        raise EngineError(f"{path} cannot be read ({error}); build the engine again") from None

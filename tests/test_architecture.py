@@ -20,13 +20,13 @@ import rescompile
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "rescompile").rglob("*.py"), *(ROOT / "calibration").rglob("*.py")])
 OPTIONAL = {"tensorrt", "tensorrt_rtx", "pycuda", "triton"}
-HEAVY = {"torch", "onnx", "onnx_graphsurgeon", "onnxruntime", "openvino", "matplotlib", "google"}
+HEAVY = {"torch", "onnx", "onnx_graphsurgeon", "onnxruntime", "openvino", "matplotlib", "jinja2", "google"}
 SIBLINGS = {"calibration", "fused_kernels"} & {path.name for path in ROOT.iterdir()}
 PRODUCT = [*SOURCES, *sorted((ROOT / "fused_kernels").rglob("*.py"))]
 LAYERS = (
     ("errors", "version", "wording"),
-    ("files", "optional", "cache"),
     ("manifest",),
+    ("files", "optional", "cache"),
     ("report",),
     ("metrics", "progress"),
     ("models",),
@@ -134,7 +134,7 @@ def test_no_private_name_is_imported_from_another_module() -> None:
 
 
 def test_thresholds_and_scales_need_numpy_alone() -> None:
-    for name in ("thresholds", "scales", "observers"):
+    for name in ("methods/thresholds", "scales", "statistics/observers"):
         packages = {module.split(".")[0] for module in imports(ROOT / f"calibration/{name}.py")}
         assert packages - set(sys.stdlib_module_names) == {"calibration", "numpy"}
 
@@ -156,6 +156,17 @@ def test_only_the_pipeline_and_the_commands_know_the_order() -> None:
                     f"{path.name} imports the command line"
                 )
     assert len((ROOT / "rescompile/pipeline.py").read_text().splitlines()) <= 85
+
+
+def test_what_is_shown_is_made_from_records_alone() -> None:
+    for module, path in MODULES.items():
+        if module.startswith("rescompile.presenting."):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                    ("rescompile.measuring.", "rescompile.accuracy.")
+                ):
+                    functions = [alias.name for alias in node.names if not alias.name[0].isupper()]
+                    assert not functions, f"{module} imports {functions} of {node.module}"
 
 
 def test_optional_packages_come_through_one_door() -> None:
@@ -180,7 +191,7 @@ def test_optional_packages_come_through_one_door() -> None:
         "cli/verdict",
         "report",
         "runtime/engine",
-        "runtime/golden_file",
+        "runtime/golden",
         "runtime/inputs",
     ],
 )

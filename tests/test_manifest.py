@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescompile.errors import EngineError
-from rescompile.manifest import NAME, Batch, FileDigest, Manifest, read_manifest
+from rescompile.manifest import MANIFEST, Batch, FileDigest, Manifest, read_manifest
 from tests.backends.engines import manifest
 
 FILES = {"model.xml": FileDigest("a" * 64, 10), "golden.npz": FileDigest("b" * 64, 20)}
@@ -28,8 +28,8 @@ def sealed(directory: Path, **changes: Any) -> Manifest:
 
 def rewritten(directory: Path, **changes: Any) -> None:
     """The manifest with fields changed as text, its digest left as it was."""
-    fields = json.loads((directory / NAME).read_bytes())
-    (directory / NAME).write_text(json.dumps(fields | changes))
+    fields = json.loads((directory / MANIFEST).read_bytes())
+    (directory / MANIFEST).write_text(json.dumps(fields | changes))
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -41,9 +41,9 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 def test_the_same_manifest_has_the_same_bytes(tmp_path: Path) -> None:
     sealed(tmp_path)
-    first = (tmp_path / NAME).read_bytes()
+    first = (tmp_path / MANIFEST).read_bytes()
     sealed(tmp_path)
-    assert (tmp_path / NAME).read_bytes() == first
+    assert (tmp_path / MANIFEST).read_bytes() == first
 
 
 @pytest.mark.parametrize(("batch", "text"), [(Batch(8, 8, 8), "8"), (Batch(1, 8, 32), "1:8:32")])
@@ -59,7 +59,7 @@ def test_a_directory_that_is_not_there_is_told_from_one_that_is_no_engine(tmp_pa
 
 
 def test_a_manifest_that_cannot_be_read_says_why(tmp_path: Path) -> None:
-    (tmp_path / NAME).mkdir()
+    (tmp_path / MANIFEST).mkdir()
     with pytest.raises(EngineError, match="cannot be read"):
         read_manifest(tmp_path)
 
@@ -77,16 +77,16 @@ def test_a_changed_field_breaks_the_digest(tmp_path: Path, changes: dict[str, An
 def test_every_flipped_bit_is_found(tmp_path_factory: pytest.TempPathFactory, place: int, bit: int) -> None:
     folder = tmp_path_factory.mktemp("engine", numbered=True)
     sealed(folder)
-    content = bytearray((folder / NAME).read_bytes())
+    content = bytearray((folder / MANIFEST).read_bytes())
     content[place % len(content)] ^= 1 << bit
-    (folder / NAME).write_bytes(content)
+    (folder / MANIFEST).write_bytes(content)
     with pytest.raises(EngineError):
         read_manifest(folder)
 
 
 def test_the_digest_is_that_of_the_bytes_without_it(tmp_path: Path) -> None:
     made = sealed(tmp_path)
-    content = (tmp_path / NAME).read_bytes()
+    content = (tmp_path / MANIFEST).read_bytes()
     assert content.endswith(b'  "sha256": "' + made.digest().encode() + b'"\n}\n')
     assert hashlib.sha256(content.replace(made.digest().encode(), b"")).hexdigest() == made.digest()
 
@@ -94,8 +94,8 @@ def test_the_digest_is_that_of_the_bytes_without_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("added", [b"\n", b" ", b"{}"])
 def test_nothing_may_follow_the_digest(tmp_path: Path, added: bytes) -> None:
     sealed(tmp_path)
-    content = (tmp_path / NAME).read_bytes()
-    (tmp_path / NAME).write_bytes(content + added)
+    content = (tmp_path / MANIFEST).read_bytes()
+    (tmp_path / MANIFEST).write_bytes(content + added)
     with pytest.raises(EngineError, match=r"was changed after the build|is damaged"):
         read_manifest(tmp_path)
 
@@ -103,7 +103,7 @@ def test_nothing_may_follow_the_digest(tmp_path: Path, added: bytes) -> None:
 def test_a_linked_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "engine").mkdir()
     sealed(tmp_path)
-    (tmp_path / "engine" / NAME).symlink_to(tmp_path / NAME)
+    (tmp_path / "engine" / MANIFEST).symlink_to(tmp_path / MANIFEST)
     with pytest.raises(EngineError, match="no plain file; a symbolic link, perhaps"):
         read_manifest(tmp_path / "engine")
 
@@ -135,12 +135,12 @@ def test_a_field_of_the_wrong_kind_is_damage(tmp_path: Path, changes: dict[str, 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null"])
 def test_a_cut_manifest_is_damage(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / NAME).write_bytes(content)
+    (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(EngineError, match="is damaged"):
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "a\\b", ".", "..", "", "a\0b", NAME])
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "a\\b", ".", "..", "", "a\0b", MANIFEST])
 def test_a_file_outside_of_the_directory_is_refused(tmp_path: Path, name: str) -> None:
     made = msgspec.structs.replace(manifest("int8", "openvino"), files={name: FileDigest("a" * 64, 1)})
     made.write(tmp_path)
@@ -150,4 +150,4 @@ def test_a_file_outside_of_the_directory_is_refused(tmp_path: Path, name: str) -
 
 def test_only_the_manifest_is_written(tmp_path: Path) -> None:
     sealed(tmp_path)
-    assert os.listdir(tmp_path) == [NAME]  # noqa: PTH208
+    assert os.listdir(tmp_path) == [MANIFEST]  # noqa: PTH208

@@ -22,7 +22,7 @@ from benchmarks.accuracy.peers import PEERS, Peer, quantized
 from benchmarks.accuracy.results import Accuracy, Row, read_accuracy
 from benchmarks.rows import RESULTS
 from rescompile.files import atomic_write
-from rescompile.manifest import read_manifest
+from rescompile.manifest import REFERENCE, read_manifest
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import origin
 from rescompile.measuring.results import result_path
@@ -77,7 +77,7 @@ def _rows(
         @cache
         def judge() -> Judge:
             ours = directory(folder, FIRST)
-            return Judge(checkpoint, read_manifest(ours).preprocess, ours / "reference.onnx")
+            return Judge(checkpoint, read_manifest(ours).preprocess, ours / REFERENCE)
 
         for kind in kinds:
             yield built(checkpoint, kind, folder, judge)

@@ -16,9 +16,8 @@ from benchmarks.networks import Network
 from benchmarks.peers.base import HALF_ALLOWED, INT8_ALLOWED, Call, Missing
 from benchmarks.workshop import Failed, Workshop
 from rescompile.backends import get_backend
-from rescompile.backends.tensorrt.backend import MODEL
 from rescompile.errors import BackendError, BackendUnavailable
-from rescompile.manifest import Manifest, read_manifest
+from rescompile.manifest import GRAPH, REFERENCE, TENSORRT_ENGINE, Manifest, read_manifest
 
 DEBIAN = Path("/usr/src/tensorrt/bin")
 """Where NVIDIA's packages and containers put it, beside the usual PATH."""
@@ -57,10 +56,10 @@ class Trtexec:
             workshop.engine(net, self.way.split()[1], "tensorrt") if typed else workshop.engine(net, "fp32")
         )
         manifest = read_manifest(made.path)
-        graph = made.path / ("model.onnx" if typed else "reference.onnx")
+        graph = made.path / (GRAPH if typed else REFERENCE)
         engine = workshop.folder / f"{net.name}-{self.name.replace(' ', '-')}"
         engine.mkdir(exist_ok=True)
-        _build([program, *options(graph, engine / MODEL, manifest, typed=typed)])
+        _build([program, *options(graph, engine / TENSORRT_ENGINE, manifest, typed=typed)])
         try:
             return tensorrt.load(engine, manifest)
         except (BackendError, BackendUnavailable) as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fused_kernels import inference_references as references
 from fused_kernels.candidates import fit
-from fused_kernels.choice import CUDNN, chosen_for
+from fused_kernels.choice import REFERENCE, chosen_for
 from fused_kernels.errors import ShapeError, Unsupported
 from fused_kernels.geometry import Conv
 from fused_kernels.launch import Functor, Out, launch
@@ -105,7 +105,7 @@ def chain(
     window = Conv(3, 3, stride, 1)
     problem = Problem("chain", x.dtype, n, h, wd, width, expanded, window, following=next_width)
     tile = chosen_for(problem, x)
-    if tile == CUDNN:
+    if tile == REFERENCE:
         return references.chain(
             x, conv2, conv3, residual, conv1, stride=stride, residual_scale=residual_scale
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fused_kernels import references
-from fused_kernels.choice import CUDNN, chosen_for
+from fused_kernels.choice import REFERENCE, chosen_for
 from fused_kernels.errors import ShapeError
 from fused_kernels.geometry import Conv, rows_of_parity
 from fused_kernels.launch import Functor, Out, launch
@@ -51,7 +51,7 @@ def conv_moments(x: Tensor, w: Tensor, conv: Conv, vectors: Vectors | None = Non
     prologue = "identity" if vectors is None else "bn_relu"
     problem = _fprop_problem(x, w, conv, prologue, "moments")
     tile = chosen_for(problem, x)
-    if tile == CUDNN:
+    if tile == REFERENCE:
         return references.conv_moments(x, w, conv, vectors)
     x = nhwc(x)
     n, _, h, wd = x.shape
@@ -68,7 +68,7 @@ def conv_plain(x: Tensor, w: Tensor, conv: Conv, vectors: Vectors | None = None)
     prologue = "identity" if vectors is None else "bn_relu"
     problem = _fprop_problem(x, w, conv, prologue, "store")
     tile = chosen_for(problem, x)
-    if tile == CUDNN:
+    if tile == REFERENCE:
         return references.conv_plain(x, w, conv, vectors)
     x = nhwc(x)
     n, _, h, wd = x.shape
@@ -85,7 +85,7 @@ def dgrad_drelu(dy: Tensor, w: Tensor, conv: Conv, y: Tensor, vectors: Vectors) 
     """
     problem = _dgrad_problem(dy, w, conv, y.shape, "drelu")
     tile = chosen_for(problem, dy)
-    if tile == CUDNN:
+    if tile == REFERENCE:
         return references.dgrad_drelu(dy, w, conv, y, vectors)
     y = nhwc(y)
     g = torch.empty_like(y)
@@ -125,7 +125,7 @@ def dgrad_block(
     """
     problem = _dgrad_problem(dy, w, conv, z.shape, "block_gradient")
     tile = chosen_for(problem, dy)
-    if tile == CUDNN:
+    if tile == REFERENCE:
         return references.dgrad_block(dy, w, conv, shortcut, stride, z, y, vectors, d, d_vectors)
     g = torch.empty_like(z)
     partials = empty_partials(z, 2 if d is None else 3, _dgrad_tiles(z, conv, tile))
@@ -150,7 +150,7 @@ def dgrad_shortcut(
     epilogue = "store" if shortcut is None else "shortcut"
     problem = _dgrad_problem(dy, w, conv, size, epilogue)
     tile = chosen_for(problem, dy)
-    if tile == CUDNN:
+    if tile == REFERENCE:
         return references.dgrad_shortcut(dy, w, conv, size, shortcut, stride)
     dx = empty_nhwc(dy, *size)
     dgrad(dy, w, dx, conv, tile, epilogue, () if shortcut is None else _shortcut_args(shortcut, size, stride))
@@ -164,7 +164,7 @@ def wgrad(x: Tensor, dy: Tensor, conv: Conv, vectors: Vectors | None = None) -> 
     n, _, h, w = x.shape
     problem = Problem("wgrad", x.dtype, n, h, w, c, k, conv, prologue, "store")
     tile = chosen_for(problem, x)
-    if tile == CUDNN:
+    if tile == REFERENCE:
         return references.wgrad(x, dy, conv, vectors)
     x, dy = nhwc(x), nhwc(dy)
     dw = torch.empty(

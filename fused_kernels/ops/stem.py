@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fused_kernels import stem_references
-from fused_kernels.choice import CUDNN, Chosen, chosen_for
+from fused_kernels.choice import REFERENCE, Chosen, chosen_for
 from fused_kernels.errors import ShapeError, Unsupported
 from fused_kernels.geometry import Conv
 from fused_kernels.launch import Out, launch, uses_kernels
@@ -88,7 +88,7 @@ def stem_conv_moments(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Par
     """
     require_float(w.dtype, what="training a stem")
     tile = _fprop_tile(image, w, conv, "stem_moments")
-    if tile == CUDNN:
+    if tile == REFERENCE:
         return stem_references.stem_conv_moments(image, w, conv)
     packed, y = pack(image, conv, w.dtype), _empty_output(image, w, conv)
     rows, _ = rows_and_channels(y)
@@ -101,7 +101,7 @@ def stem_conv(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Tensor]:
     """As ``stem_conv_moments`` without the moments, for a batch norm whose statistics are constants: (y, packed)."""
     require_float(w.dtype, what="training a stem")
     tile = _fprop_tile(image, w, conv, "stem_store")
-    if tile == CUDNN:
+    if tile == REFERENCE:
         return stem_references.stem_conv(image, w, conv)
     packed, y = pack(image, conv, w.dtype), _empty_output(image, w, conv)
     stem_launch.fprop(packed, w, y, conv, tile, "store", ())
@@ -223,7 +223,7 @@ def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
     # all taps at once: for the choice of a tile a 1x1 convolution of as many channels, on the output's plane
     problem = Problem("wgrad", packed.dtype, n, p, q, columns, k, Conv(1, 1), "identity", "stem")
     tile = chosen_for(problem, packed)
-    if tile == CUDNN:
+    if tile == REFERENCE:
         return stem_references.stem_wgrad(packed, dy, conv, channels)
     dw = torch.empty((k, conv.r, depth(conv)), dtype=torch.float32, device=dy.device)
     stem_launch.wgrad(dw, packed, nhwc(dy), conv, tile)
@@ -273,7 +273,7 @@ def stem_inference(
     # as the image sees it: the margin is padding that ``take`` has put there
     window = conv if take is None else replace(conv, padding=conv.padding + take.margin)
     tile = _fprop_tile(image, w, window, "stem_pool" if pool else "stem_bias_relu", take)
-    if tile == CUDNN:
+    if tile == REFERENCE:
         image = image if take is None else taken(image, w.dtype, take)
         return stem_references.stem_inference(image, w, bias, conv, pool=pool, scale=scale, relu=relu)
     packed = pack(image, conv, w.dtype) if take is None else take_image(image, conv, w.dtype, take)
@@ -323,7 +323,7 @@ def _empty_output(image: Tensor, w: Tensor, conv: Conv) -> Tensor:
 
 
 def _fprop_tile(image: Tensor, w: Tensor, conv: Conv, epilogue: str, take: Take | None = None) -> Chosen:
-    """The tile that convolves this image, or "cudnn" where plain PyTorch does."""
+    """The tile that convolves this image, or "reference" where plain PyTorch does."""
     if take is None:
         _check_image(image, w.dtype)
     else:

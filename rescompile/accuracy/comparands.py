@@ -24,21 +24,20 @@ from calibration.preprocess import Preprocess
 from rescompile.accuracy.error_by_block import Probe
 from rescompile.accuracy.graph_description import (
     Fed,
-    block_of,
     classes_of,
     quantized,
     read_graph,
     saturated_elements,
     tops_of,
 )
-from rescompile.backends.openvino.backend import OpenVinoTensors
-from rescompile.building.engine_directory import MODEL, REFERENCE
+from rescompile.backends.openvino.runner import OpenVinoTensors
 from rescompile.errors import EngineError, UsageError, did_you_mean
 from rescompile.graph.shared.metadata import factors_of, in_original_unit, offsets_of
-from rescompile.graph.shared.topology import block_outputs
-from rescompile.manifest import NAME, Manifest, read_manifest
-from rescompile.runtime.engine import Engine, load
+from rescompile.graph.shared.topology import block_of, block_outputs
+from rescompile.manifest import GRAPH, MANIFEST, REFERENCE, Manifest, read_manifest
+from rescompile.runtime.engine import Engine
 from rescompile.runtime.integrity import check_files
+from rescompile.runtime.loading import load
 
 Part = Literal["fp32", "graph", "engine"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -131,7 +130,7 @@ def open_side(name: SideName) -> Side:
     if name.part == "fp32":
         path, what = name.path / REFERENCE, "fp32 reference"
     else:
-        path, what = name.path / MODEL, "deployable graph"
+        path, what = name.path / GRAPH, "deployable graph"
     if not path.is_file():
         advice = "it was built with --no-reference; pass the fp32 graph as FILE.onnx" * (name.part == "fp32")
         raise EngineError(f"{path} is not there; {advice or 'build the engine again'}")
@@ -162,7 +161,7 @@ class GraphSide:
         self.default_preprocess = self._fed.default(outputs["stem"])
         self._quantized, self._full_range = quantized(proto), frozenset(offsets_of(proto))
         self.pixels = self._fed.side
-        self.tensors: Mapping[str, str] = {tensor: block_of(tensor, outputs) for tensor in self._quantized}
+        self.tensors: Mapping[str, str] = {tensor: block_of(tensor) for tensor in self._quantized}
         self.clipped = frozenset[str]()
         self.tops: Mapping[str, NDArray[np.float32]] = tops_of(proto, outputs)
         self._outputs = outputs
@@ -189,7 +188,7 @@ class InnerEngineSide:
     """An OpenVINO engine with its block outputs made outputs of the model in memory; the files stay as they are."""
 
     def __init__(self, directory: Path, manifest: Manifest, *, title: str) -> None:
-        proto = read_graph(directory / MODEL)
+        proto = read_graph(directory / GRAPH)
         outputs = block_outputs(proto)
         self._engine: OpenVinoTensors | None = OpenVinoTensors(
             directory, manifest.batch, tuple(outputs.values())
@@ -227,7 +226,7 @@ class LogitsSide:
         self._fed = Fed.of_manifest(manifest)
         self.name = title
         self.preprocess: Preprocess | None = manifest.preprocess
-        self.blocks = tuple(block_outputs(read_graph(directory / MODEL)))
+        self.blocks = tuple(block_outputs(read_graph(directory / GRAPH)))
         self.visible = frozenset({"fc"})
         self.classes, self.pixels = len(manifest.classes), self._fed.side
         self.tensors: Mapping[str, str] = {}
@@ -252,7 +251,7 @@ def _exists(path: Path) -> bool:
 
 def _preprocess_beside(path: Path) -> Preprocess | None:
     """That of the engine directory in which the file lies, where it belongs to one."""
-    if not (path.parent / NAME).is_file():
+    if not (path.parent / MANIFEST).is_file():
         return None
     manifest = read_manifest(path.parent)
     return manifest.preprocess if path.name in manifest.files else None

@@ -27,9 +27,8 @@ from rescompile.accuracy.comparands import Seen, Side, SideName, open_side, pars
 from rescompile.accuracy.error_by_block import Sums
 from rescompile.accuracy.parity import open_validation_set
 from rescompile.building.calibrate import notes_on_skipped
-from rescompile.building.engine_directory import REFERENCE
 from rescompile.errors import BackendUnavailable, GraphError, UsageError
-from rescompile.manifest import read_manifest
+from rescompile.manifest import MANIFEST, REFERENCE, read_manifest
 from rescompile.progress import Progress, StageClock
 
 PART_DB = 20.0
@@ -218,7 +217,7 @@ def _on_preprocessing(sides: Sequence[Side]) -> tuple[str, ...]:
     steps = preprocess_of(sides)
     resized = f"resized to {steps.resize}, " if steps.resize else ""
     return (
-        f"no manifest.json tells how images are prepared: {resized}cropped to {steps.crop} and normalized as for "
+        f"no {MANIFEST} tells how images are prepared: {resized}cropped to {steps.crop} and normalized as for "
         f"{'ImageNet' if steps.resize else 'CIFAR'}",
     )
 

@@ -107,12 +107,6 @@ def quantized(proto: onnx.ModelProto) -> dict[str, str]:
     }
 
 
-def block_of(tensor: str, blocks: Mapping[str, str]) -> str:
-    """The block in which ``tensor`` is made; what follows the last residual block belongs to the classifier."""
-    owner = next((block for block in blocks if tensor.startswith(f"{block}.")), None)
-    return owner or ("fc" if tensor.startswith(("avgpool", "flatten")) else "stem")
-
-
 def tops_of(proto: onnx.ModelProto, outputs: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
     """Block to the largest value that the quantizer of its output can hold, in the network's unit."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}

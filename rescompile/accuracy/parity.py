@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calibration.builtin import builtin_image_set
 from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
+from calibration.images.builtin import builtin_image_set
 from calibration.preprocess import Preprocess, normalize
 from rescompile.accuracy.verify import ImageBatch, Measurement, Network, measure_parity
 from rescompile.building.calibrate import notes_on_skipped

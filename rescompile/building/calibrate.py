@@ -11,15 +11,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.builtin import COUNT, builtin_image_set
-from calibration.comparison import Comparison, compare_methods
-from calibration.hardness import Hardship, hard_weights
+from calibration.collect_statistics import StatisticsRequest, collect_statistics
 from calibration.images import ImageSet, open_image_set
+from calibration.images.builtin import COUNT, builtin_image_set
+from calibration.methods.comparison import Comparison, compare_methods
+from calibration.methods.quantization_risks import Risk, weight_risks
+from calibration.methods.rounding import IMAGES as LEARNING_IMAGES
+from calibration.methods.rounding import learn_rounding
 from calibration.preprocess import normalize
-from calibration.rounding import IMAGES as LEARNING_IMAGES
-from calibration.rounding import learn_rounding
 from calibration.scales import FULL_LEVELS
-from calibration.survey import Wanted, survey
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.backends.base import PADDED_CHANNELS, FullRange, Int8Support
 from rescompile.building.effort import RECIPES, Recipe
@@ -91,35 +91,33 @@ def calibrate(
 ) -> Calibrated:
     """The table of ``config``: read from its file and checked, or measured on its images, for a backend with ``int8``.
 
-    The table is the same with and without exact pixels. One that was imported keeps its scale of the input.
+    The table is the same with and without exact pixels.
 
     Raises:
         TableError: the table is damaged or was made for another checkpoint, preprocessing or graph.
         UsageError, ImageSetError: as ``calibration_images``.
         CalibrationError: activations that are not finite.
     """
-    tensors = quantized_tensors(source.graph)
+    tensors, exact = quantized_tensors(source.graph), can_be_exact(source.preprocess)
     if config.table is not None:
         table = read_table(config.table)
         table.check(checkpoint_sha256=source.checkpoint.sha256, preprocess=source.preprocess, tensors=tensors)
         table = table if config.method is None else table.with_method(config.method)
         _require_range(table, full_range_tensors(source.graph, widest=_widest(int8, asked=True)))
-        exact = not table.imported and can_be_exact(source.preprocess)
         return Calibrated(
             table, recipe=_recipe_of(table, config), full_range=int8.full_range, exact_pixels=exact
         )
-    exact = can_be_exact(source.preprocess)
     images = calibration_images(config, source)
-    hardships = hard_weights(source.graph)
-    recipe = _recipe_for(source, config, hard=bool(hardships))
+    risks = weight_risks(source.graph)
+    recipe = _recipe_for(source, config, hard=bool(risks))
     widest = _widest(int8, asked=bool(config.full_range))
     wide = full_range_tensors(source.graph, widest=widest) if int8.full_range in recipe.full_range else []
     levels = dict.fromkeys(wide, FULL_LEVELS)
-    seen = survey(
+    seen = collect_statistics(
         source.graph,
         tensors,
         (normalize(batch.images, source.preprocess) for batch in images.batches(source.preprocess, BATCH)),
-        Wanted(
+        StatisticsRequest(
             channels=recipe.needs_channels,
             gradients=recipe.needs_gradients,
             equalize=recipe.equalize,
@@ -145,7 +143,7 @@ def calibrate(
     advice: tuple[str, ...] = (BUILT_IN_ADVICE,) if config.images is None else ()
     if config.full_range:
         advice += (note_on_full_range(len(wide), len(tensors)),)
-    found = notes_on_hardships((*hardships, *seen.hardships), recipe)
+    found = notes_on_risks((*risks, *seen.risks), recipe)
     thresholds = {name: entry.thresholds for name, entry in table.tensors.items()}
     return Calibrated(
         table,
@@ -258,7 +256,7 @@ def note_on_full_range(wide: int, tensors: int) -> str:
     return f"{wide} of {tensors} quantized tensors use all 256 values of int8"
 
 
-def notes_on_hardships(hardships: tuple[Hardship, ...], recipe: Recipe) -> tuple[str, ...]:
+def notes_on_risks(risks: tuple[Risk, ...], recipe: Recipe) -> tuple[str, ...]:
     """What was found, and what was done or can be done about it."""
     remedies = {
         "heavy-tailed weights": "they are rounded against each other (--rounding learned)"
@@ -269,7 +267,7 @@ def notes_on_hardships(hardships: tuple[Hardship, ...], recipe: Recipe) -> tuple
         else "--effort balanced equalizes channels",
         "dead channels": "they cost time and no accuracy; pruning them would make the network faster",
     }
-    return tuple(f"{entry.sentence}; {remedies[entry.kind]}" for entry in hardships)
+    return tuple(f"{entry.sentence}; {remedies[entry.kind]}" for entry in risks)
 
 
 def notes_on_skipped(images: ImageSet) -> tuple[str, ...]:

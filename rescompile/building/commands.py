@@ -18,18 +18,18 @@ from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.triton.summary import PlanSummary, summary_of
 from rescompile.building.calibrate import Calibrated, notes_on_skipped, original_of, quantize
 from rescompile.building.calibrate import calibrate as calibrate_source
-from rescompile.building.engine_directory import CALIBRATION, REFERENCE, REPORT_JSON
 from rescompile.building.mixed_precision import sample_images
 from rescompile.building.source import Source, open_source
 from rescompile.building.verdict import stand_in
 from rescompile.config import CalibrationConfig, ModelConfig, positive
 from rescompile.environment import describe
 from rescompile.errors import BackendError, BackendUnavailable, EngineError, OutputError, UsageError
-from rescompile.manifest import Manifest, read_manifest
+from rescompile.manifest import CALIBRATION, REFERENCE, Manifest, read_manifest
 from rescompile.progress import Progress, StageClock
-from rescompile.report import BuildReport, FusedAdds, Limits
-from rescompile.runtime.engine import Engine, load, simulate
+from rescompile.report import BuildReport, FusedAdds, Limits, read_report
+from rescompile.runtime.engine import Engine
 from rescompile.runtime.integrity import check_files
+from rescompile.runtime.loading import load, simulate
 
 
 def calibrate(
@@ -178,23 +178,10 @@ def _reference_of(directory: Path, given: Path | None) -> Network:
             return session(images)
         except BackendError as error:
             raise EngineError(
-                f"{path} is no reference of this engine ({error}); pass the reference.onnx of its build"
+                f"{path} is no reference of this engine ({error}); pass the {REFERENCE} of its build"
             ) from None
 
     return run
-
-
-def read_report(directory: Path) -> BuildReport:
-    """``report.json`` of an engine directory.
-
-    Raises:
-        EngineError: it is missing or damaged.
-    """
-    path = directory / REPORT_JSON
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=BuildReport)
-    except (OSError, msgspec.DecodeError) as error:
-        raise EngineError(f"{path} cannot be read ({error}); build the engine again") from None
 
 
 class Classified(msgspec.Struct, frozen=True):

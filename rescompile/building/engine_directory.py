@@ -18,14 +18,11 @@ from rescompile.cache import cache_directory
 from rescompile.config import BuildConfig, InputFormat
 from rescompile.environment import describe
 from rescompile.files import atomic_write
-from rescompile.manifest import CalibrationRef, Manifest, TensorSpec
+from rescompile.manifest import CALIBRATION, GOLDEN, GRAPH, REFERENCE, CalibrationRef, Manifest, TensorSpec
 from rescompile.progress import Progress
-from rescompile.runtime.sanity import GOLDEN
 
-MODEL, REFERENCE, CALIBRATION = "model.onnx", "reference.onnx", "calibration.json"
 TIMING_CACHE = "tensorrt.timing"
 """In the cache directory: TensorRT's timings of kernels, which make later builds for the same GPU quicker."""
-REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 INPUT_TYPES: dict[InputFormat, tuple[Literal["float32", "uint8"], Literal["NCHW", "NHWC"]]] = {
     "float32-nchw": ("float32", "NCHW"),
     "uint8-nhwc": ("uint8", "NHWC"),
@@ -78,7 +75,7 @@ def output_of(source: Source, config: BuildConfig, backend: Backend) -> Path:
 def request(folder: Path, source: Source, config: BuildConfig, progress: Progress) -> BuildRequest:
     """What the backend is asked to build from the graph in ``folder``."""
     return BuildRequest(
-        model=folder / MODEL,
+        model=folder / GRAPH,
         precision=config.precision,
         batch=config.batch,
         image_shape=image_shape(source, config),
@@ -103,7 +100,7 @@ def write_graphs(
     keep_reference: bool,
 ) -> None:
     """Write the deployable graph, the fp32 reference and the calibration table."""
-    atomic_write(folder / MODEL, deployable.graph.SerializeToString())
+    atomic_write(folder / GRAPH, deployable.graph.SerializeToString())
     if keep_reference:
         atomic_write(folder / REFERENCE, source.graph.SerializeToString())
     if table is not None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import TableError
-from calibration.rounding import LearnedWeight, learn_first
+from calibration.methods.rounding import LearnedWeight, learn_first
 from calibration.scales import LEVELS, NARROW_LEVELS
 from calibration.table import CalibrationTable
 from rescompile.graph.shared.links import WEIGHTED_OPS

@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.builtin import golden_images
+from calibration.images.builtin import golden_images
 from calibration.preprocess import Preprocess, normalize
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.config import InputFormat
 from rescompile.manifest import Precision
-from rescompile.runtime.golden_file import golden_bytes
+from rescompile.runtime.golden import golden_bytes
 
 COUNT = 4
 

@@ -17,7 +17,7 @@ from rescompile.accuracy.parity import BATCH, Judges, compare
 from rescompile.accuracy.sensitivity import IMAGES, measure_damage, ranked
 from rescompile.accuracy.verify import Measurement, Network, judge
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.backends.openvino.backend import simulate
+from rescompile.backends.openvino.runner import simulate
 from rescompile.building.calibrate import Calibrated, calibration_images, original_of, quantize
 from rescompile.building.precision_search import Search, find
 from rescompile.building.source import Source

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from rescompile.files import sha256_of, writing
-from rescompile.manifest import NAME, FileDigest, Manifest, read_manifest
+from rescompile.manifest import MANIFEST, FileDigest, Manifest, read_manifest
 
 
 def write_engine(directory: Path, manifest: Manifest) -> Manifest:
@@ -17,7 +17,7 @@ def write_engine(directory: Path, manifest: Manifest) -> Manifest:
         ValueError: ``directory`` holds something else than plain files.
         OutputError: the disk is full.
     """
-    paths = sorted(path for path in directory.iterdir() if path.name != NAME)
+    paths = sorted(path for path in directory.iterdir() if path.name != MANIFEST)
     strange = [path.name for path in paths if path.is_symlink() or not path.is_file()]
     if strange:
         raise ValueError(f"an engine directory holds plain files only, not '{strange[0]}'")

@@ -14,22 +14,22 @@ from rescompile.accuracy.error_by_block import block_errors
 from rescompile.accuracy.parity import Judges, choose_images, compare
 from rescompile.accuracy.verify import Measurement, default_limits, judge
 from rescompile.backends import get_backend
-from rescompile.backends.base import Backend, Payload, Simulates
+from rescompile.backends.base import Backend, Payload, SimulatingBackend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.calibrate import Calibrated
 from rescompile.building.deployable import Deployable
-from rescompile.building.engine_directory import REPORT_HTML, REPORT_JSON, Contents
+from rescompile.building.engine_directory import Contents
 from rescompile.building.mixed_precision import Mixture
 from rescompile.building.source import Source
 from rescompile.config import BuildConfig
 from rescompile.files import atomic_write
 from rescompile.graph.shared.names import INPUT
 from rescompile.graph.shared.topology import block_outputs
-from rescompile.manifest import Manifest
+from rescompile.manifest import REPORT_HTML, REPORT_JSON, Manifest
 from rescompile.presenting.html.report_page import render
 from rescompile.progress import Progress
 from rescompile.report import ActivationRange, BlockError, BuildReport, Check, FusedAdds, Limits, StageRecord
-from rescompile.runtime.engine import load, simulate
+from rescompile.runtime.loading import load, simulate
 
 BLOCK_IMAGES = 4
 """Images on which the error of every block is taken."""
@@ -75,7 +75,7 @@ def choose_judges(config: BuildConfig, source: Source, backend: Backend) -> Judg
 def stand_in(backend: str) -> str:
     """What gives the figures of a ``backend``'s engine that cannot run on this machine."""
     found = get_backend(backend)
-    return found.simulation if isinstance(found, Simulates) else "deployable graph (onnxruntime)"
+    return found.simulation if isinstance(found, SimulatingBackend) else "deployable graph (onnxruntime)"
 
 
 def errors_by_block(

@@ -14,8 +14,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from calibration.channel_groups import WEIGHTED, ChannelGroups, channel_groups
+from calibration.methods.channel_groups import ChannelGroups, channel_groups
 from rescompile.errors import GraphError
+from rescompile.graph.shared.links import WEIGHTED_OPS
 from rescompile.graph.shared.metadata import set_factors
 from rescompile.graph.shared.topology import block_outputs
 
@@ -36,7 +37,7 @@ def equalize(model: onnx.ModelProto, factors: Mapping[str, NDArray[np.float32]])
     equalized.CopyFrom(model)
     constants = {entry.name: entry for entry in equalized.graph.initializer}
     for node in equalized.graph.node:
-        if node.op_type in WEIGHTED:
+        if node.op_type in WEIGHTED_OPS:
             f_in, f_out = by_group[groups.of[node.input[0]]], by_group[groups.of[node.output[0]]]
             weight, bias = (_array(constants[name]) for name in node.input[1:3])
             by_output = weight / f_out.reshape(-1, *[1] * (weight.ndim - 1))

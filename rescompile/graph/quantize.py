@@ -23,7 +23,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from calibration.rounding import LearnedWeight
+from calibration.methods.rounding import LearnedWeight
 from calibration.scales import dequantize, weight_scales
 from calibration.scales import quantize as to_int8
 from rescompile.errors import GraphError

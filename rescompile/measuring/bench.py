@@ -19,18 +19,19 @@ import numpy as np
 
 from calibration.names import text_of
 from rescompile.backends.base import RunOptions
-from rescompile.building.commands import read_report
 from rescompile.cache import SWITCH
 from rescompile.errors import UsageError
-from rescompile.manifest import Manifest
+from rescompile.manifest import CALIBRATION, GOLDEN, GRAPH, REFERENCE, REPORT_HTML, REPORT_JSON, Manifest
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import Origin, origin
 from rescompile.measuring.race import Contender, race
 from rescompile.measuring.start import Start, start_once
 from rescompile.measuring.timing import Timing
 from rescompile.progress import Progress, StageClock
-from rescompile.runtime.engine import Engine, load
-from rescompile.runtime.golden_check import golden_batch
+from rescompile.report import read_report
+from rescompile.runtime.engine import Engine
+from rescompile.runtime.golden import golden_batch
+from rescompile.runtime.loading import load
 
 FORMAT: Literal["rescompile-bench-1"] = "rescompile-bench-1"
 DEFAULT_SECONDS = 15.0
@@ -187,9 +188,9 @@ def _starts(directory: Path, threads: int | None) -> tuple[Start, Start]:
 def engine_facts(directory: Path, manifest: Manifest) -> EngineFacts:
     """What manifest and build report say of the engine."""
     built, fed = read_report(directory), manifest.inputs[0]
-    others = {"model.onnx", "reference.onnx", "golden.npz", "calibration.json", "report.json", "report.html"}
+    others = {GRAPH, REFERENCE, GOLDEN, CALIBRATION, REPORT_JSON, REPORT_HTML}
     if manifest.backend == "onnxruntime":
-        others -= {"model.onnx"}
+        others -= {GRAPH}
     return EngineFacts(
         directory=text_of(directory),
         model=manifest.model,

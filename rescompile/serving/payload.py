@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rescompile.errors import EngineError
-from rescompile.manifest import Manifest
+from rescompile.manifest import GRAPH, OPENVINO_MODEL, OPENVINO_WEIGHTS, TENSORRT_ENGINE, Manifest
 
 Server = Literal["triton", "openvino"]
 SERVER_NAMES: dict[Server, str] = {
     "triton": "NVIDIA Triton Inference Server",
     "openvino": "OpenVINO Model Server",
 }
-GRAPH = "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +26,10 @@ class Payload:
 
 
 _ENGINES = {
-    "openvino": Payload(backend="openvino", files={"model.xml": "model.xml", "model.bin": "model.bin"}),
-    "tensorrt": Payload(backend="tensorrt", files={"model.plan": "model.engine"}),
+    "openvino": Payload(
+        backend="openvino", files={name: name for name in (OPENVINO_MODEL, OPENVINO_WEIGHTS)}
+    ),
+    "tensorrt": Payload(backend="tensorrt", files={"model.plan": TENSORRT_ENGINE}),
 }
 _ONNX = Payload(backend="onnxruntime", files={GRAPH: GRAPH})
 _NO_SERVER = {
@@ -51,12 +52,12 @@ def payload_of(manifest: Manifest, server: Server, *, onnx: bool) -> Payload:
         )
     if server == "openvino" and payload.backend == "tensorrt":
         raise EngineError(
-            "OpenVINO Model Server runs no TensorRT engine; pass --server triton, or --onnx to serve "
+            "OpenVINO Model Server does not run TensorRT engines; pass --server triton, or --onnx to serve "
             "the deployable graph"
         )
     missing = [name for name in payload.files.values() if name not in manifest.files]
     if missing:
         raise EngineError(
-            f"the manifest lists no {missing[0]}, which the server would run; build the engine again"
+            f"the manifest does not list {missing[0]}, which the server would run; build the engine again"
         )
     return payload

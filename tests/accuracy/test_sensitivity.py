@@ -134,7 +134,7 @@ def test_the_command_prints_the_ranking_draws_it_and_gives_json(
     report = json.loads(capsys.readouterr().out)
     assert (report["model"], report["images"], len(report["blocks"])) == ("resnet20-cifar", 2, 11)
     assert printed.splitlines()[1].split()[:2] == ["1", report["ranking"][0]]
-    assert "most damage: " + report["ranking"][0] in (tmp_path / "damage.svg").read_text()
+    assert "most sensitive: " + report["ranking"][0] in (tmp_path / "damage.svg").read_text()
     # the default effort takes gradients, so it has a model of the noise; fast has none
     assert set(report["expected"]) == {block["block"] for block in report["blocks"]}
     assert call(monkeypatch, *words, "--json", "--effort", "fast") == 0

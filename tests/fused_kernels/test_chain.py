@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fused_kernels.candidates import candidates
-from fused_kernels.choice import CUDNN, choosing
+from fused_kernels.choice import REFERENCE, choosing
 from fused_kernels.errors import ShapeError, Unsupported
 from fused_kernels.geometry import Conv
 from fused_kernels.launch import recording
@@ -240,10 +240,10 @@ def test_there_is_something_to_tune_and_a_default_that_fits_every_gpu(width: int
         assert tile.stages * (tile.m + width) * tile.k * dtype.itemsize < SMALLEST
 
 
-def test_where_the_table_says_cudnn_torch_computes() -> None:
+def test_where_the_table_says_reference_torch_computes() -> None:
     x, residual = activation(2, 32, 5, 4), activation(2, 96, 5, 4)
     layers = [Folded(weight(k, c, r, r), normal(k)) for k, c, r in Shapes().layers]
-    with choosing(lambda _: CUDNN), recording() as launches:
+    with choosing(lambda _: REFERENCE), recording() as launches:
         results = chain(x, layers[0], layers[1], residual, layers[2])
     with reference():
         expected = chain(x, layers[0], layers[1], residual, layers[2])

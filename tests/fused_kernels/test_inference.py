@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fused_kernels.choice import CUDNN, choosing
+from fused_kernels.choice import REFERENCE, choosing
 from fused_kernels.errors import ShapeError, Unsupported
 from fused_kernels.geometry import Conv
 from fused_kernels.launch import recording
@@ -85,8 +85,8 @@ def test_float64_runs_in_plain_pytorch_even_where_kernels_run() -> None:
     check_conv_bias(Case(dtype=torch.float64), "bias_residual_relu")
 
 
-def test_a_table_may_send_a_shape_to_cudnn() -> None:
-    with choosing(lambda _: CUDNN), recording() as launches:
+def test_a_table_may_send_a_shape_to_the_reference() -> None:
+    with choosing(lambda _: REFERENCE), recording() as launches:
         check_conv_bias(Case(), "bias_relu")
     assert not launches
 

@@ -9,9 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from rescompile.building.engine_directory import REPORT_JSON
 from rescompile.building.sealing import write_engine
-from rescompile.manifest import Batch, Manifest
+from rescompile.manifest import REPORT_JSON, Batch, Manifest
 from tests.backends.engines import RANGE, make_engine, manifest
 from tests.reports import report
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rescompile.building.commands import read_report
-from rescompile.cli.app import app
+from rescompile.cli import app
 from rescompile.manifest import read_manifest
 from rescompile.models.registry import find
+from rescompile.report import read_report
 from rescompile.sources import pretrained
 from rescompile.sources.checkpoint import random_model
 

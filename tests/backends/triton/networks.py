@@ -15,8 +15,8 @@ from torch import nn
 
 from calibration.preprocess import CIFAR, Preprocess, normalize
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.backends.triton.chains import with_chains
-from rescompile.backends.triton.lower import Network, lower
+from rescompile.backends.triton.lowering.chains import with_chains
+from rescompile.backends.triton.lowering.network import Network, lower
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.full_range import fold_zero_points
