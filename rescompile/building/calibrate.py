@@ -30,8 +30,8 @@ from rescompile.errors import UsageError
 from rescompile.graph.equalize import equalize
 from rescompile.graph.pixels import can_be_exact, read_pixels, to_pixels
 from rescompile.graph.quantize import quantize as to_quantized
-from rescompile.graph.topology import full_range_tensors, quantized_tensors, reading_all_of_int8
-from rescompile.graph.vocabulary import INPUT, PIXEL_STEP, PIXELS
+from rescompile.graph.shared.names import INPUT, PIXEL_STEP, PIXELS
+from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors, reading_all_of_int8
 from rescompile.progress import Progress
 
 BATCH = 4

@@ -15,7 +15,7 @@ from calibration.errors import TableError
 from calibration.methods.rounding import LearnedWeight, learn_first
 from calibration.scales import LEVELS, NARROW_LEVELS
 from calibration.table import CalibrationTable
-from rescompile.graph.topology import WEIGHTED_OPS
+from rescompile.graph.shared.links import WEIGHTED_OPS
 
 if TYPE_CHECKING:
     import onnx

@@ -23,9 +23,9 @@ from rescompile.building.precision_search import Search, find
 from rescompile.building.source import Source
 from rescompile.config import BuildConfig, CalibrationConfig
 from rescompile.errors import UsageError, did_you_mean
-from rescompile.graph.reformats import along
+from rescompile.graph.reformats import predicted_reformats
 from rescompile.graph.restore import restore
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import Batch, TensorSpec
 from rescompile.metrics import Logits
 from rescompile.progress import Progress
@@ -152,7 +152,7 @@ def _point(
     return FrontierPoint(
         fp16_blocks=choice,
         int8_blocks=len(blocks) - len(choice),
-        reformats=along(blocks, choice),
+        reformats=predicted_reformats(blocks, choice),
         top1_agreement=parity.top1_agreement,
         top1_engine=parity.top1_engine,
         top1_drop=drop,

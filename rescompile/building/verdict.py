@@ -23,8 +23,8 @@ from rescompile.building.mixed_precision import Mixture
 from rescompile.building.source import Source
 from rescompile.config import BuildConfig
 from rescompile.files import atomic_write
-from rescompile.graph.topology import block_outputs
-from rescompile.graph.vocabulary import INPUT
+from rescompile.graph.shared.names import INPUT
+from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import REPORT_HTML, REPORT_JSON, Manifest
 from rescompile.presenting.html.report_page import render
 from rescompile.progress import Progress

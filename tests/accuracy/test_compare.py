@@ -31,9 +31,9 @@ from rescompile.building.sealing import write_engine
 from rescompile.cli import app
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig, PreprocessOptions
 from rescompile.errors import BackendUnavailable, EngineError, GraphError
-from rescompile.graph.factors import set_factors
 from rescompile.graph.quantize import quantize
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.shared.metadata import set_factors
+from rescompile.graph.shared.topology import quantized_tensors
 from rescompile.manifest import Batch, TensorSpec, read_manifest
 from rescompile.progress import Silent
 from rescompile.report import Limits

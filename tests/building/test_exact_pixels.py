@@ -23,7 +23,7 @@ from rescompile.building.first_layer import moments_after
 from rescompile.building.source import Source
 from rescompile.config import CalibrationConfig
 from rescompile.graph.pixels import to_pixels
-from rescompile.graph.vocabulary import INPUT, PIXEL_STEP, PIXELS
+from rescompile.graph.shared.names import INPUT, PIXEL_STEP, PIXELS
 from rescompile.progress import Silent
 from tests.graph.conftest import run
 

@@ -48,9 +48,9 @@ from rescompile.backends.triton.lowering.graph import (
 from rescompile.backends.triton.lowering.preprocessing import read_preprocessing
 from rescompile.backends.triton.lowering.shortcut import Plane, ends_shortcut, read_shortcut
 from rescompile.backends.triton.steps import Convolution, Head, Stem, Step, Widen
-from rescompile.graph.constant_channels import without_constant_channels
-from rescompile.graph.offsets import ZERO_POINT
-from rescompile.graph.topology import MOVEMENT_OPS, QUANTIZER_OPS
+from rescompile.graph.shared.constant_channels import without_constant_channels
+from rescompile.graph.shared.links import MOVEMENT_OPS, QUANTIZER_OPS
+from rescompile.graph.shared.metadata import ZERO_POINT
 
 KNOWN = {
     "Conv", "Gemm", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "Cast", "Transpose", "Mul", *MOVEMENT_OPS,

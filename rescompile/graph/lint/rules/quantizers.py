@@ -1,21 +1,22 @@
-"""Rules of the fusion contract for quantizers, weights and biases, each by itself."""
+"""Rules of the fusion contract for single quantizers, weights and biases."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from rescompile.graph.lint.subject import Findings, Subject, made_by, same_scale, values_of
-from rescompile.graph.topology import (
+from rescompile.graph.lint.subject import Findings, Subject, same_scale, values_of
+from rescompile.graph.shared.links import (
     QUANTIZER_OPS,
     WEIGHTED_OPS,
     behind_quantizers,
     consumers,
+    made_by,
 )
 
 
 def no_quantizer_in_float(subject: Subject) -> Findings:
-    """A floating-point engine quantizes nothing."""
+    """A floating-point engine has no quantizers."""
     if subject.precision != "int8":
         for node in subject.nodes(*QUANTIZER_OPS):
             yield f"'{node.name}' quantizes in an engine asked for in {subject.precision}: remove it"
@@ -32,7 +33,7 @@ def int8_only(subject: Subject) -> Findings:
 
 
 def _integer_type(node: gs.Node) -> str | None:
-    """The zero point decides the type; without one a DQ has its input's, and a Q is for rule zero-point-zero."""
+    """The type of the zero point, or without one that of a constant input; None for a Q, see rule zero-point-zero."""
     for tensor in (*node.inputs[2:3], node.inputs[0]):
         values = values_of(tensor)
         if values is not None:
@@ -68,7 +69,7 @@ def scale_constant_positive(subject: Subject) -> Findings:
 
 
 def scale_type(subject: Subject) -> Findings:
-    """A quantizer has the type of its input."""
+    """A quantizer's scale has the type of its input."""
     for node in subject.nodes("QuantizeLinear"):
         values, kind = values_of(node.inputs[1]), node.inputs[0].dtype
         if values is not None and kind is not None and values.dtype != kind:
@@ -76,7 +77,7 @@ def scale_type(subject: Subject) -> Findings:
 
 
 def opset(subject: Subject) -> Findings:
-    """The opset knows the types of the scales."""
+    """The opset allows the type of the scales."""
     needed = 19 if subject.rest_type == "float16" else 13
     if subject.precision == "int8" and subject.opset < needed:
         yield f"the graph has opset {subject.opset}: int8 with {subject.rest_type} scales needs {needed}"
@@ -95,13 +96,13 @@ def weight_per_channel(subject: Subject) -> Findings:
     for node in subject.nodes(*WEIGHTED_OPS):
         source = node.inputs[1].inputs[0] if node.inputs[1].inputs else None
         if source is None or source.op != "DequantizeLinear":
-            continue  # rule inputs-quantized speaks of it
+            continue  # rule inputs-quantized reports it
         scale = values_of(source.inputs[1])
         channels = source.inputs[0].shape[0]
         if scale is not None and (scale.size != channels or source.attrs.get("axis", 1) != 0):
             yield (
                 f"the weight of '{node.name}' has {scale.size} scales on axis {source.attrs.get('axis', 1)}: "
-                + (f"use one for each of the {channels} output channels, on axis 0")
+                f"use one for each of the {channels} output channels, on axis 0"
             )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rescompile.errors import CheckpointError
-from rescompile.sources.naming import ENTRIES, canonical, listing, state_dict_in
+from rescompile.sources.torchvision_names import ENTRIES, canonical, listing, state_dict_in
 
 HERE = Path("weights.pth")
 SMALL = {"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(2), "fc.weight": torch.ones(3)}

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from rescompile.graph.lint.subject import Findings, Subject, made_by, same_scale
-from rescompile.graph.topology import (
-    MOVEMENT_OPS,
+from rescompile.graph.lint.subject import Findings, Subject, same_scale
+from rescompile.graph.shared.links import (
     WEIGHTED_OPS,
+    before_movement,
     behind_quantizers,
-    block_of,
     consumers,
     is_quantized,
-    maker_block,
+    made_by,
 )
+from rescompile.graph.shared.topology import block_of, maker_block
 
 
 def batch_norm_folded(subject: Subject) -> Findings:
@@ -32,10 +32,10 @@ def inputs_quantized(subject: Subject) -> Findings:
 
 
 def fp16_blocks(subject: Subject) -> Findings:
-    """Blocks that are meant to stay in floating point exist, and read Q/DQ where an INT8 block ends, only there."""
+    """Blocks kept in FP16 exist, have float weights, and read Q/DQ only where an INT8 block ends in front of them."""
     weighted = subject.nodes(*WEIGHTED_OPS)
     for block in sorted(subject.fp16_blocks - {block_of(node.name) for node in weighted}):
-        yield f"there is no block '{block}' to keep in FP16: name one of the network's"
+        yield f"there is no block '{block}' to keep in FP16: name a block that the network has"
     for node in [*weighted, *subject.adds(), *subject.nodes("GlobalAveragePool")]:
         if block_of(node.name) not in subject.fp16_blocks:
             continue
@@ -44,14 +44,15 @@ def fp16_blocks(subject: Subject) -> Findings:
         for tensor in node.inputs[:1] if node.op in WEIGHTED_OPS else node.inputs:
             source = maker_block(behind_quantizers(tensor))
             border = source not in (None, block_of(node.name), *subject.fp16_blocks)
-            if border and made_by(tensor) != "DequantizeLinear":
+            dequantized = made_by(tensor) == "DequantizeLinear"
+            if border and not dequantized:
                 yield f"'{node.name}' reads the end of an INT8 block without Q/DQ: put that pair back"
-            if not border and made_by(tensor) == "DequantizeLinear":
+            if dequantized and not border:
                 yield f"'{node.name}' reads Q/DQ although nothing in front of it is INT8: remove that pair"
 
 
 def outputs_unquantized(subject: Subject) -> Findings:
-    """No Q between conv and ReLU, conv and add, add and ReLU; a downsample's output is a skip and may have one."""
+    """No Q between conv, add and ReLU, except behind a downsample convolution, whose output is a skip."""
     for node in [*subject.nodes("Conv"), *subject.adds()]:
         followers = [user.op for user in consumers(node.outputs[0])]
         saturates = node.outputs[0].name in subject.full_range
@@ -70,7 +71,7 @@ def _feeds_add_as_skip(node: gs.Node) -> bool:
 
 
 def residual_skip_only(subject: Subject) -> Findings:
-    """A residual add has Q/DQ on its skip and on nothing else."""
+    """A residual add has Q/DQ on its skip and nowhere else."""
     for add in filter(subject.in_int8, subject.adds()):
         quantized = [tensor for tensor in add.inputs if made_by(tensor) == "DequantizeLinear"]
         if len(quantized) != 1:
@@ -84,14 +85,14 @@ def residual_skip_only(subject: Subject) -> Findings:
 def _convolutions_above(tensor: gs.Tensor) -> int:
     """Convolutions between ``tensor`` and the previous residual add or the graph's input."""
     count = 0
-    while tensor.inputs and tensor.inputs[0].op != "Add":
+    while made_by(tensor) not in ("", "Add"):
         count += tensor.inputs[0].op == "Conv"
         tensor = tensor.inputs[0].inputs[0]
     return count
 
 
 def skip_shares_scale(subject: Subject) -> Findings:
-    """An identity skip reads the very Q/DQ that feeds conv1; behind a slice and pad, an equal scale."""
+    """An identity skip reads the Q/DQ that also feeds conv1; behind a slice and pad the skip has an equal scale."""
     if subject.precision != "int8":
         return
     for add in subject.adds():
@@ -99,10 +100,7 @@ def skip_shares_scale(subject: Subject) -> Findings:
             if made_by(tensor) != "DequantizeLinear":
                 continue
             dequantize = tensor.inputs[0]
-            source = behind_quantizers(tensor)
-            while source.inputs and source.inputs[0].op in MOVEMENT_OPS:
-                source = source.inputs[0].inputs[0]
-            source = behind_quantizers(source)
+            source = behind_quantizers(before_movement(behind_quantizers(tensor)))
             for q in consumers(source):
                 if q.op == "QuantizeLinear" and not same_scale(q, dequantize):
                     yield f"the skip of '{add.name}' has another scale than '{q.name}': share one quantizer"
@@ -112,32 +110,32 @@ def max_pool_passes(subject: Subject) -> Findings:
     """A max pool has no quantizer in front of it."""
     for pool in subject.nodes("MaxPool"):
         if made_by(pool.inputs[0]) == "DequantizeLinear":
-            yield f"'{pool.name}' has a quantizer in front: leave the one behind it alone, it moves across the pool"
+            yield f"'{pool.name}' has a quantizer in front: quantize behind the pool only, that Q moves across it"
 
 
 def global_pool(subject: Subject) -> Findings:
     """The global average pool is a GlobalAveragePool with Q/DQ on both sides or on none."""
     for node in subject.nodes("ReduceMean"):
-        yield f"'{node.name}' averages with ReduceMean, which is no pooling layer: export it as GlobalAveragePool"
+        yield f"'{node.name}' averages with ReduceMean, which is not a pooling layer: export it as GlobalAveragePool"
     if subject.precision != "int8":
         return
     for pool in subject.nodes("GlobalAveragePool"):
         before = made_by(pool.inputs[0]) == "DequantizeLinear"
-        after = _next_quantizer(pool.outputs[0])
+        after = _feeds_quantizer(pool.outputs[0])
         sides = {maker_block(behind_quantizers(pool.inputs[0])), block_of(pool.name)}
         if before != after and not sides & subject.fp16_blocks:
             yield f"'{pool.name}' has Q/DQ on one side only: an int8 pool needs DQ in front and Q behind"
 
 
-def _next_quantizer(tensor: gs.Tensor) -> bool:
-    users = list(consumers(tensor))
+def _feeds_quantizer(tensor: gs.Tensor) -> bool:
+    users = consumers(tensor)
     while len(users) == 1 and users[0].op in ("Flatten", "Reshape"):
-        users = list(consumers(users[0].outputs[0]))
+        users = consumers(users[0].outputs[0])
     return any(user.op == "QuantizeLinear" for user in users)
 
 
 def channels(subject: Subject) -> Findings:
-    """Convolutions other than the stem need at least 16 channels, or a multiple of 8, for an int8 kernel."""
+    """Convolutions other than the stem have at least 16 channels or a multiple of 8, which INT8 kernels need."""
     for node in filter(subject.in_int8, subject.nodes("Conv")):
         if node.name == "conv1":
             continue
@@ -148,12 +146,12 @@ def channels(subject: Subject) -> Findings:
 
 
 def rest_type(subject: Subject) -> Findings:
-    """No FP32 islands in an FP16 graph, and the other way round."""
+    """Everything that is not quantized has one float type: no FP32 islands in an FP16 graph, nor the reverse."""
     for node in subject.nodes("Conv", "Gemm", "Add", "Relu", "MaxPool", "GlobalAveragePool", "Mul"):
         for tensor in node.inputs:
             kind = tensor.dtype if isinstance(tensor, gs.Constant) else None
             if kind is not None and np.dtype(kind).name != subject.rest_type:
-                yield f"'{tensor.name}' of '{node.name}' is {np.dtype(kind).name}: type it {subject.rest_type}"
+                yield f"'{tensor.name}' of '{node.name}' is {np.dtype(kind).name}: make it {subject.rest_type}"
 
 
 def residual_count(subject: Subject) -> Findings:

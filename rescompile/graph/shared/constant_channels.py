@@ -1,19 +1,19 @@
-"""Channels that are constant, so that a convolution may pad a tensor whose zero is not 0.
+"""Channels that are 0 everywhere, so that a convolution may pad a tensor whose zero is not stored as 0.
 
 ``full_range`` stores x >= 0 as x' = x - z, and a convolution that pads x' with zeros pads x with z. That does no harm
-where the weights of every tap sum to zero over the input channels: then z counts nothing, inside and at the border,
+where the weights of every tap sum to zero over the input channels; then z cancels, inside and at the border:
 
     sum_c W[c, tap] = 0   ->   conv(x' padded with 0) = conv(x padded with 0) - z * conv(1 padded with 0)
                                                       = conv(x padded with 0)
 
-So the tensor gets a few channels in which x is 0 everywhere, and whose weights are free therefore: they take what is
-missing from the sums. In INT8 they do so exactly. k such channels hold sums up to 127 k, so no tensor of C channels
-needs more than C.
+So the tensor gets a few channels in which x is 0 everywhere. Their weights never count in the network, so they can
+take whatever value makes the sums zero, in INT8 exactly. k such channels hold sums up to 127 k, so no tensor of C
+channels needs more than C.
 
 A residual add ties the channels of its inputs, so all tensors of a stage get the same number. An option A shortcut
-takes the real channels only, and pads up to what the next stage has.
+takes the real channels only and pads up to the number that the next stage has.
 
-The graph carries how many channels are real in ``ModelProto.metadata_props``: key ``rescompile.channels.<tensor>``.
+The graph records the number of real channels (``metadata.CHANNELS``).
 """
 
 from __future__ import annotations
@@ -28,40 +28,29 @@ from numpy.typing import NDArray
 
 from calibration.scales import LEVELS
 from rescompile.errors import GraphError
-from rescompile.graph.notes import notes_of, notes_under
-from rescompile.graph.surgeon import read, write
-from rescompile.graph.topology import WEIGHTED_OPS, weight_of
-from rescompile.graph.vocabulary import METADATA_PREFIX
+from rescompile.graph.shared.editing import read, write
+from rescompile.graph.shared.links import WEIGHTED_OPS, weight_of
+from rescompile.graph.shared.metadata import (
+    CHANNELS,
+    channel_count,
+    drop_entries,
+    entries_under,
+    real_channels,
+)
 
-PREFIX = f"{METADATA_PREFIX}channels."
 _CHANNELS = 1
 _TYING = (
     "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "QuantizeLinear", "DequantizeLinear",
 )  # fmt: skip
 
 
-def real_channels(model: onnx.ModelProto) -> dict[str, int]:
-    """Tensor name to the channels that the network itself has there; empty for a graph without constant ones.
-
-    Raises:
-        GraphError: an entry that is damaged.
-    """
-    return {name: _count(name, text) for name, text in notes_of(model, PREFIX).items()}
-
-
-def _count(tensor: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise GraphError(f"the graph's channels of '{tensor}' are damaged ({text!r}); build the engine again")
-    return int(text)
-
-
 def add_constant_channels(graph: gs.Graph, readers: list[gs.Node]) -> None:
-    """Give the tensor that each of ``readers`` pads the channels that it needs; ``balance`` then uses them.
+    """Give the tensor that each of ``readers`` pads the channels that it needs, with weights of 0; see ``balance``.
 
-    They hold 0 here. ``graph`` is changed in place.
+    ``graph`` is changed in place.
 
     Raises:
-        GraphError: a grouped convolution, or channels that are those of the images or of the logits.
+        GraphError: a grouped convolution, or channels that belong to the images or the logits.
     """
     groups = _Groups(graph)
     extra: dict[str, int] = {}
@@ -70,23 +59,22 @@ def add_constant_channels(graph: gs.Graph, readers: list[gs.Node]) -> None:
             raise GraphError(f"'{reader.name}' is grouped, so a constant channel does not reach all its sums")
         group = groups.of(reader.inputs[0])
         extra[group] = max(extra.get(group, 0), _needed(reader))
-    fixed = {groups.of(tensor) for tensor in (*graph.inputs, *graph.outputs)} & {
-        g for g, k in extra.items() if k
-    }
+    extra = {group: count for group, count in extra.items() if count}
+    fixed = extra.keys() & {groups.of(tensor) for tensor in (*graph.inputs, *graph.outputs)}
     if fixed:
         raise GraphError(
             f"'{fixed.pop()}' is the network's own input or output, which cannot have more channels"
         )
-    counts = {group: groups.channels[group] + k for group, k in extra.items() if k}
+    counts = {group: groups.channels[group] + count for group, count in extra.items()}
     for tensor in groups.tensors(counts):
-        graph.rescompile_metadata[PREFIX + tensor.name] = str(groups.channels[groups.of(tensor)])
+        graph.rescompile_metadata[CHANNELS + tensor.name] = str(groups.channels[groups.of(tensor)])
     _set_channels(graph, groups, counts)
 
 
 def without_constant_channels(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` without them, for kernels that know what zero is stored as where they pad.
+    """``model`` without constant channels, for kernels that can pad with the stored value of zero.
 
-    Convolutions that pad a tensor of full range then lack what these channels added to their sums.
+    In this form convolutions that pad a tensor of full range lack what the channels added to their sums.
     """
     if not real_channels(model):
         return model
@@ -96,18 +84,20 @@ def without_constant_channels(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def remove_constant_channels(graph: gs.Graph) -> None:
-    """The inverse, whatever weights their readers have for them. ``graph`` is changed in place."""
+    """Undo ``add_constant_channels`` in place, whatever weights the channels have now."""
     groups, tensors = _Groups(graph), graph.tensors()
-    noted = notes_under(graph.rescompile_metadata, PREFIX)
-    counts = {groups.of(tensors[name]): _count(name, text) for name, text in noted.items() if name in tensors}
-    _set_channels(graph, groups, counts)
-    graph.rescompile_metadata = {
-        key: text for key, text in graph.rescompile_metadata.items() if not key.startswith(PREFIX)
+    recorded = entries_under(graph.rescompile_metadata, CHANNELS)
+    counts = {
+        groups.of(tensors[name]): channel_count(name, text)
+        for name, text in recorded.items()
+        if name in tensors
     }
+    _set_channels(graph, groups, counts)
+    drop_entries(graph, CHANNELS)
 
 
 def balance(graph: gs.Graph, reader: gs.Node) -> None:
-    """Let the weights of each tap of ``reader`` sum to zero, by those of the constant channels."""
+    """Set the weights of the constant channels so that those of each tap of ``reader`` sum to zero."""
     weight, real = weight_of(reader), _real(graph, reader)
     values = weight.values.copy()
     limit = LEVELS if values.dtype == np.int8 else np.inf
@@ -120,14 +110,14 @@ def balance(graph: gs.Graph, reader: gs.Node) -> None:
 
 
 def unbalance(graph: gs.Graph, reader: gs.Node) -> None:
-    """The inverse of ``balance``: the weights of the constant channels are 0 again."""
+    """Undo ``balance``: set the weights of the constant channels to 0."""
     values = weight_of(reader).values.copy()
     values[:, _real(graph, reader) :] = 0
     _put_weight(reader, values)
 
 
 def is_balanced(reader: gs.Node) -> bool:
-    """Whether the weights of every tap of a convolution sum to zero; those of a float one, up to rounding."""
+    """Whether the weights of every tap of a convolution sum to zero: exactly in INT8, up to rounding in float."""
     values = weight_of(reader).values
     sums = _tap_sums(values)
     if values.dtype == np.int8:
@@ -150,10 +140,9 @@ def _tap_sums(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _real(graph: gs.Graph, reader: gs.Node) -> int:
-    noted = graph.rescompile_metadata.get(PREFIX + reader.inputs[0].name)
-    return (
-        weight_of(reader).values.shape[_CHANNELS] if noted is None else _count(reader.inputs[0].name, noted)
-    )
+    tensor = reader.inputs[0].name
+    recorded = graph.rescompile_metadata.get(CHANNELS + tensor)
+    return weight_of(reader).values.shape[_CHANNELS] if recorded is None else channel_count(tensor, recorded)
 
 
 def _put_weight(node: gs.Node, values: NDArray[Any]) -> None:
@@ -167,7 +156,7 @@ def _put_weight(node: gs.Node, values: NDArray[Any]) -> None:
 
 
 def _set_channels(graph: gs.Graph, groups: _Groups, counts: dict[str, int]) -> None:
-    """Let the tensors of each group in ``counts`` have that many channels, zeros where there were fewer."""
+    """Give the tensors of each group in ``counts`` that many channels; new weights are zeros."""
     for node in graph.nodes:
         if node.op in WEIGHTED_OPS:
             _resize_weighted(
@@ -180,7 +169,7 @@ def _set_channels(graph: gs.Graph, groups: _Groups, counts: dict[str, int]) -> N
             pads[len(pads) // 2 + _CHANNELS] += counts[group] - groups.channels[group]
             node.inputs[1] = gs.Constant(node.inputs[1].name, pads)
     for tensor in groups.tensors(counts):
-        tensor.shape = None  # whoever wants to know infers it
+        tensor.shape = None  # shape inference finds it again
 
 
 def _resize_weighted(node: gs.Node, inputs: int | None, outputs: int | None) -> None:
@@ -214,7 +203,7 @@ def _resized(values: NDArray[Any], axis: int, size: int, fill: Any = 0) -> NDArr
 
 
 def _slice_channels(node: gs.Node, channels: int) -> None:
-    """Let an option A shortcut's Slice take the first ``channels``, which are the real ones."""
+    """Let the Slice of an option A shortcut take the first ``channels``, which are the real ones."""
     starts, ends, axes, steps = (constant.values.tolist() for constant in node.inputs[1:5])
     if _CHANNELS in axes:
         at = axes.index(_CHANNELS)
@@ -229,7 +218,7 @@ def _slice_channels(node: gs.Node, channels: int) -> None:
 
 
 class _Groups:
-    """Which tensors have their channels in common; named after one of them."""
+    """Tensors that must have the same number of channels; a group has the name of one of its tensors."""
 
     def __init__(self, graph: gs.Graph) -> None:
         self._parent: dict[str, str] = {}

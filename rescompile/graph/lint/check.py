@@ -1,9 +1,4 @@
-"""The fusion contract, checked before any engine is built: one small function per rule.
-
-Each rule looks at the deployable graph alone and knows nothing of how it was made, so a graph from another tool
-can be linted too. A rule yields sentences that name the block and the fix. Background and sources of the rules:
-``docs/fusion-contract.md``.
-"""
+"""The table of all rules, and the functions that check a graph against them."""
 
 from __future__ import annotations
 
@@ -12,11 +7,11 @@ from collections.abc import Collection
 import onnx
 import onnx_graphsurgeon as gs
 
-from rescompile.graph.lint import blocks, quantizers, ranges
-from rescompile.graph.lint.subject import Rule, Subject, Violation, made_by
-from rescompile.graph.offsets import offsets_of
-from rescompile.graph.surgeon import read
-from rescompile.graph.topology import consumers, is_quantized
+from rescompile.graph.lint.rules import blocks, quantizers, ranges
+from rescompile.graph.lint.subject import Rule, Subject, Violation
+from rescompile.graph.shared.editing import read
+from rescompile.graph.shared.links import consumers, is_quantized, made_by
+from rescompile.graph.shared.metadata import offsets_of
 from rescompile.manifest import Precision
 
 RULES: dict[str, Rule] = {
@@ -56,28 +51,22 @@ def lint(
     residual_adds: int,
     fp16_blocks: Collection[str] = (),
 ) -> tuple[Violation, ...]:
-    """Every broken rule of ``model``, the deployable graph; empty when it keeps the contract.
+    """Every violation in ``model``, the deployable graph; empty where it keeps the contract.
 
-    ``fp16_blocks`` are those that an int8 graph leaves in floating point on purpose.
+    ``fp16_blocks`` are the blocks that an INT8 graph keeps in floating point on purpose.
     """
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     subject = Subject(
-        read(model),
-        precision,
-        rest_type,
-        residual_adds,
-        opset,
-        frozenset(fp16_blocks),
-        offsets_of(model),
+        read(model), precision, rest_type, residual_adds, opset, frozenset(fp16_blocks), offsets_of(model)
     )
     return tuple(Violation(name, text) for name, rule in RULES.items() for text in rule(subject))
 
 
 def fusable_adds(model: onnx.ModelProto) -> int:
-    """Residual adds that can be one int8 convolution with bias, add, ReLU and requantization.
+    """Number of residual adds that can be one INT8 convolution with bias, add, ReLU and requantization.
 
-    Such an add takes one unquantized convolution output and one dequantized skip, is followed by a ReLU alone,
-    and that ReLU by a quantizer alone. In a tensor of full range the quantizer is the ReLU.
+    Such an add has one unquantized convolution output and one dequantized skip as inputs. Its only reader is a ReLU,
+    whose only reader is a quantizer; in a tensor of full range the quantizer takes the place of the ReLU.
     """
     full_range = offsets_of(model)
     adds = [node for node in read(model).nodes if node.op == "Add" and node.name.endswith(".add")]
@@ -85,14 +74,14 @@ def fusable_adds(model: onnx.ModelProto) -> int:
 
 
 def _is_fusable(add: gs.Node, *, saturates: bool) -> bool:
-    kinds = sorted(made_by(tensor) for tensor in add.inputs)
+    if sorted(map(made_by, add.inputs)) != ["Conv", "DequantizeLinear"]:
+        return False
     if not all(is_quantized(tensor.inputs[0]) for tensor in add.inputs if made_by(tensor) == "Conv"):
         return False
-    if kinds != ["Conv", "DequantizeLinear"]:
-        return False
-    relu = list(consumers(add.outputs[0]))
-    if saturates:
-        return [node.op for node in relu] == ["QuantizeLinear"]
-    if [node.op for node in relu] != ["Relu"]:
-        return False
-    return [node.op for node in consumers(relu[0].outputs[0])] == ["QuantizeLinear"]
+    behind = add.outputs[0]
+    if not saturates:
+        relu = consumers(behind)
+        if [node.op for node in relu] != ["Relu"]:
+            return False
+        behind = relu[0].outputs[0]
+    return [node.op for node in consumers(behind)] == ["QuantizeLinear"]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from rescompile.errors import CheckpointError
-from rescompile.sources.reading import read_payload
+from rescompile.sources.safe_loading import read_payload
 
 TENSORS = {"a": torch.arange(60.0).reshape(3, 20), "b": torch.ones(2, dtype=torch.float16)}
 

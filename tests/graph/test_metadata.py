@@ -10,12 +10,12 @@ import pytest
 
 from calibration.preprocess import CIFAR
 from rescompile.errors import GraphError
-from rescompile.graph.factors import PREFIX, factors_of, in_original_unit, set_factors
 from rescompile.graph.half import half
 from rescompile.graph.preprocess import take_uint8
+from rescompile.graph.shared.metadata import FACTORS, factors_of, in_original_unit, set_factors
 from tests.graph.conftest import int8
 
-FACTORS = {
+VALUES = {
     "layer1.0.relu": np.linspace(0.1, 3, 16, dtype=np.float32),
     "relu1": np.full(16, 1 / 3, np.float32),
 }
@@ -35,10 +35,10 @@ def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
 
 
 def test_factors_come_back_bit_for_bit_from_a_serialized_graph(model: onnx.ModelProto) -> None:
-    set_factors(model, FACTORS)
-    assert same(factors_of(onnx.load_model_from_string(model.SerializeToString())), FACTORS)
+    set_factors(model, VALUES)
+    assert same(factors_of(onnx.load_model_from_string(model.SerializeToString())), VALUES)
     (entry,) = [entry for entry in model.metadata_props if entry.key == "rescompile.factors.relu1"]
-    assert base64.b64decode(entry.value) == FACTORS["relu1"].astype("<f4").tobytes()
+    assert base64.b64decode(entry.value) == VALUES["relu1"].astype("<f4").tobytes()
 
 
 def test_a_graph_without_factors_has_none(model: onnx.ModelProto) -> None:
@@ -47,15 +47,15 @@ def test_a_graph_without_factors_has_none(model: onnx.ModelProto) -> None:
 
 def test_setting_again_replaces_factors_and_leaves_other_metadata(model: onnx.ModelProto) -> None:
     model.metadata_props.add(key="author", value="someone")
-    set_factors(model, FACTORS)
-    set_factors(model, {"relu1": FACTORS["relu1"]})
-    assert same(factors_of(model), {"relu1": FACTORS["relu1"]})
-    assert [entry.key for entry in model.metadata_props] == ["author", f"{PREFIX}relu1"]
+    set_factors(model, VALUES)
+    set_factors(model, {"relu1": VALUES["relu1"]})
+    assert same(factors_of(model), {"relu1": VALUES["relu1"]})
+    assert [entry.key for entry in model.metadata_props] == ["author", f"{FACTORS}relu1"]
 
 
 def test_they_survive_the_later_stages(model: onnx.ModelProto) -> None:
-    set_factors(model, FACTORS)
-    assert same(factors_of(half(take_uint8(model, CIFAR))), FACTORS)
+    set_factors(model, VALUES)
+    assert same(factors_of(half(take_uint8(model, CIFAR))), VALUES)
 
 
 def test_foreign_metadata_does_not_travel(model: onnx.ModelProto) -> None:
@@ -71,7 +71,7 @@ def test_factors_that_cannot_be_undone_are_a_defect(model: onnx.ModelProto, bad:
 
 @pytest.mark.parametrize("text", ["$$$", "AAA=", "", base64.b64encode(np.zeros(2, "<f4").tobytes()).decode()])
 def test_damaged_entries_are_named(model: onnx.ModelProto, text: str) -> None:
-    model.metadata_props.add(key=f"{PREFIX}relu1", value=text)
+    model.metadata_props.add(key=f"{FACTORS}relu1", value=text)
     with pytest.raises(GraphError, match="factors of 'relu1' are"):
         factors_of(model)
 
