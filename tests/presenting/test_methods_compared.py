@@ -14,11 +14,11 @@ from onnx import numpy_helper
 
 from calibration.comparison import Comparison, compare_methods
 from calibration.hardness import Hardship
-from rescompile.building.calibrate import calibrate, notes_on_hardships
-from rescompile.building.effort import RECIPES, Effort
+from rescompile.building.calibrate import calibrate, notes_on_risks
 from rescompile.building.source import Source
 from rescompile.cli.app import main
 from rescompile.config import CalibrationConfig
+from rescompile.effort import RECIPES, Effort
 from rescompile.presenting.plots import methods
 from rescompile.presenting.terminal.methods import lines
 from rescompile.progress import Silent
@@ -113,7 +113,7 @@ def test_the_command_prints_and_draws_the_comparison(
 def test_every_hardship_is_told_with_what_was_done_or_can_be() -> None:
     kinds = ("heavy-tailed weights", "outlier activations", "dead channels")
     found = tuple(Hardship(kind, "fc", f"{kind} in fc") for kind in kinds)  # type: ignore[arg-type]
-    fast, best = notes_on_hardships(found, RECIPES["fast"]), notes_on_hardships(found, RECIPES["best"])
+    fast, best = notes_on_risks(found, RECIPES["fast"]), notes_on_risks(found, RECIPES["best"])
     assert "--effort best rounds" in fast[0]
     assert "--effort balanced equalizes" in fast[1]
     assert "--rounding learned" in best[0]

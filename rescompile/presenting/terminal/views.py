@@ -10,8 +10,9 @@ from rescompile.presenting.report_lines import calibrated_on
 
 if TYPE_CHECKING:
     from rescompile.building.calibrate import Calibrated
-    from rescompile.building.commands import Classified, Inspection
     from rescompile.environment import Finding
+    from rescompile.runtime.classify import Classified
+    from rescompile.runtime.inspection import Inspection
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> list[str]:

@@ -14,10 +14,10 @@ import pytest
 from benchmarks import triton_agreement
 from benchmarks.agreement_results import AgreementReport
 from benchmarks.performance_page import read_folder
+from rescompile.accuracy.engine_verdict import verify
 from rescompile.backends import get_backend
 from rescompile.backends.cuda.devices import Gpu
 from rescompile.backends.triton import assemble, backend
-from rescompile.building.commands import inspect, verify
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import BackendUnavailable, EngineError, UsageError
 from rescompile.manifest import Batch, Precision, read_manifest
@@ -25,6 +25,7 @@ from rescompile.pipeline import build
 from rescompile.progress import Silent
 from rescompile.report import BuildReport
 from rescompile.runtime.engine import load, simulate
+from rescompile.runtime.inspection import inspect
 from tests.backends.engines import make_engine
 from tests.backends.triton.fake_gpu import FakeGpu
 from tests.backends.triton.planned import stand_ins
