@@ -154,7 +154,9 @@ def test_functions_that_the_derivations_name_exist() -> None:
 def test_commands_that_a_page_names_exist(page: Path) -> None:
     known = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
     if page.name != "CHANGELOG.md":  # it also names commands that are gone
-        named = re.findall(r"(?:`|^)rescompile ([a-z-]+)", page.read_text("utf-8"), re.MULTILINE)
+        text = page.read_text("utf-8")
+        code = "".join(re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+        named = re.findall(r"^rescompile ([a-z-]+)", code, re.MULTILINE) + re.findall(r"`rescompile ([a-z-]+)", text)
         assert set(named) <= known
 
 
