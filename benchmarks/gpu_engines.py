@@ -35,7 +35,7 @@ from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import Origin, origin
 from rescompile.measuring.results import result_path
 from rescompile.measuring.roofline import Roofline
-from rescompile.runtime.engine import load
+from rescompile.runtime.loading import load
 
 BATCHES = (1, 8, 32, 128)
 

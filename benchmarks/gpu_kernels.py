@@ -28,10 +28,10 @@ if str(ROOT) not in sys.path:
 
 from benchmarks.gpu import worker  # noqa: E402 - the path comes first
 from benchmarks.gpu.environment import default_output  # noqa: E402
+from benchmarks.gpu.networks import FULL, TINY  # noqa: E402
 from benchmarks.gpu.options import Options  # noqa: E402
-from benchmarks.gpu.peers import Farm, inference_batch, priorities  # noqa: E402
+from benchmarks.gpu.peers import PeerProcesses, inference_batch, priorities  # noqa: E402
 from benchmarks.gpu.phase_blocks import compiled_blocks  # noqa: E402
-from benchmarks.gpu.plain_resnet import FULL, TINY  # noqa: E402
 from benchmarks.gpu.report import Report, as_text, bars_for  # noqa: E402
 from benchmarks.gpu.workloads import Workload  # noqa: E402
 
@@ -50,8 +50,10 @@ OUT_OF_TIME = "the whole time was used up"
 class Supervisor:
     """Starts workers, collects what they say, and survives them."""
 
-    def __init__(self, report: Report, options: Options, farm: Farm, output: Path | None, end: float) -> None:
-        self.report, self.options, self.farm, self.output = report, options, farm, output
+    def __init__(
+        self, report: Report, options: Options, peers: PeerProcesses, output: Path | None, end: float
+    ) -> None:
+        self.report, self.options, self.peers, self.output = report, options, peers, output
         self.end = end
         """By ``time.monotonic``."""
         self.finished: set[str] = set()
@@ -70,7 +72,7 @@ class Supervisor:
             while not self.ended and time.monotonic() < self.end:
                 self._one_worker()
         finally:
-            self.farm.stop()
+            self.peers.stop()
             self._save()
 
     def _one_worker(self) -> None:
@@ -109,7 +111,7 @@ class Supervisor:
     def _listen(self, connection: Connection, process: BaseProcess) -> str | None:
         """Take messages until the worker has ended; why it must be ended, or None."""
         while True:
-            self.farm.tend()
+            self.peers.poll()
             try:
                 if connection.poll(0.5):
                     self._take(*connection.recv())
@@ -207,8 +209,8 @@ def _run(
     bars = bars_for(max(asked.batch), inference_batch(asked.batch))
     told = {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()}
     report = Report(told, bars=bars)
-    farm = Farm(folder, device, asked.tiny, workloads)
-    supervisor = Supervisor(report, options, farm, asked.output, end)
+    peers = PeerProcesses(folder, device, asked.tiny, workloads)
+    supervisor = Supervisor(report, options, peers, asked.output, end)
     supervisor.run()
     if supervisor.output is not None and not asked.output and options.tables.is_dir():
         kept = supervisor.output.with_suffix(".tables")

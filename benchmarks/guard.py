@@ -16,7 +16,7 @@ from typing import Literal, NoReturn
 import msgspec
 
 from benchmarks.rows import Results, Row, read_results
-from rescompile.presenting.terminal.views import columns
+from rescompile.presenting.terminal.table import columns
 
 DEFAULT_TOLERANCE = 0.05
 

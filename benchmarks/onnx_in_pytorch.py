@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rescompile.backends.triton.graph import attributes
-
 _LOW, _HIGH = -128, 127
 
 
@@ -60,7 +58,8 @@ def execute(
             rounded = (scaled.round() + zero_point).clamp(_LOW, _HIGH).to(torch.int8)
             values[node.output[0]] = (integers or {}).get(node.input[0], rounded)
         else:
-            values[node.output[0]] = _OPS[node.op_type](operands, attributes(node), dtype)
+            attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+            values[node.output[0]] = _OPS[node.op_type](operands, attributes, dtype)
         for name in node.input:
             if last.get(name) == node.output[0]:
                 values.pop(name, None)

@@ -23,14 +23,14 @@ from benchmarks.accuracy.results import FORMAT as ACCURACY
 from benchmarks.agreement_results import FORMAT as AGREEMENT
 from benchmarks.profile_section import missing_lines, profile_lines
 from benchmarks.rows import RESULTS, Results, Row
+from benchmarks.suite_results import FORMAT as SUITES
 from rescompile.files import atomic_write
 from rescompile.measuring.bench import FORMAT as BENCH
 from rescompile.measuring.bench import BenchReport
 from rescompile.measuring.profile import FORMAT as PROFILE
 from rescompile.measuring.profile import ProfileReport
-from rescompile.measuring.suite_results import FORMAT as SUITES
 from rescompile.measuring.timing import Timing
-from rescompile.presenting.report_lines import duration, size
+from rescompile.wording import duration, size
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 _HEADER = """# Performance

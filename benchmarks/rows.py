@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from rescompile.measuring.suite_results import Bar, Results, Row, read_results
+from benchmarks.suite_results import Bar, Results, Row, read_results
 
 __all__ = ["RESULTS", "Bar", "Results", "Row", "judged", "read_results", "with_ratios"]
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 import rescompile
 from benchmarks.soak import random_images
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino.backend import compile_plainly
+from rescompile.backends.openvino.compile import compile_model
 from rescompile.manifest import OPENVINO_MODEL
 
 BAR_PERCENT = 5.0
@@ -80,7 +80,7 @@ def _raw(path: Path, images: NDArray[Any], threads: int | None) -> Callable[[], 
     """OpenVINO as a program without this library would call it."""
     import openvino as ov
 
-    request: Any = compile_plainly(path, RunOptions(threads=threads)).create_infer_request()
+    request: Any = compile_model(path, RunOptions(threads=threads)).create_infer_request()
     request.set_input_tensor(ov.Tensor(images, shared_memory=True))
 
     def infer() -> NDArray[np.float32]:

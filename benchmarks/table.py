@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from benchmarks.rows import Results, Row
-from rescompile.presenting.report_lines import plain, size
-from rescompile.presenting.terminal.views import columns
+from rescompile.presenting.terminal.table import columns
+from rescompile.wording import plain, size
 
 
 def lines(found: Results) -> Iterator[str]:

@@ -37,14 +37,14 @@ from calibration.images import open_image_set
 from calibration.preprocess import normalize
 from fused_kernels.launch import implementation
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.backends.triton.execute import Walk
-from rescompile.backends.triton.lower import lower
+from rescompile.backends.triton.lowering.network import lower
+from rescompile.backends.triton.step_executor import StepExecutor
 from rescompile.backends.triton.steps import Head, writes
 from rescompile.errors import EngineError, RescompileError
 from rescompile.graph.full_range import unfold_zero_points
 from rescompile.manifest import GRAPH, Manifest, read_manifest
 from rescompile.measuring.origin import origin
-from rescompile.runtime.engine import simulate
+from rescompile.runtime.loading import simulate
 
 Network = Callable[[NDArray[Any]], NDArray[np.floating]]
 BATCH = 4
@@ -128,7 +128,9 @@ def explain(model: onnx.ModelProto, images: NDArray[Any]) -> list[Difference]:
     ``model`` is the deployable graph.
     """
     network = lower(model, (images.shape[2], images.shape[3]))
-    walk = Walk(network.steps, {name: torch.tensor(values) for name, values in network.weights.items()})
+    walk = StepExecutor(
+        network.steps, {name: torch.tensor(values) for name, values in network.weights.items()}
+    )
     names = [name for step in network.steps for name in writes(step)]
     with_zero_points = unfold_zero_points(model)
     tensors = integers(with_zero_points, names, images)

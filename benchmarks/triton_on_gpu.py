@@ -1,8 +1,8 @@
 """A Triton engine on this machine's GPU: ``python -m benchmarks.triton_on_gpu resnet50-int8-triton``
 
-Runs the golden images through every program of the plan, by the runtime that ``rescompile.load`` uses (over pycuda, or
-over ctypes where pycuda is missing), and compares with the plan's executor on the CPU: in INT8 the logits must be equal
-to the bit. Then it times each program: copies and one graph launch. Exit code: 0 right, 1 wrong.
+Runs the golden images through every program of the plan, by the runtime that ``rescompile.load`` uses, and compares
+with the plan's executor on the CPU: in INT8 the logits must be equal to the bit. Then it times each program: copies and
+one graph launch. Exit code: 0 right, 1 wrong.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu.driver import Driver
-from rescompile.backends.cuda.devices import driver
+from rescompile.backends.cuda.driver import open_driver
 from rescompile.backends.triton.plan import Plan
-from rescompile.backends.triton.reading import read_plan
+from rescompile.backends.triton.plan_file import read_plan
 from rescompile.backends.triton.reference import ReferenceRunner
 from rescompile.backends.triton.runner import PlanRunner
 from rescompile.manifest import read_manifest
-from rescompile.optional import installed, require
-from rescompile.runtime.golden_file import read_golden
+from rescompile.runtime.golden import read_golden
 
 ALLOWED = {"int8": 0.0, "fp16": 2e-2, "fp32": 1e-3}
 """Largest difference of a logit, over the largest logit."""
@@ -38,12 +36,7 @@ def main() -> NoReturn:
     manifest = read_manifest(asked.engine)
     plan = read_plan(asked.engine, manifest)
     images, _ = read_golden(asked.engine, manifest)
-    if installed("pycuda"):
-        cuda, library = require("pycuda.driver", "running a Triton engine"), driver()
-    else:
-        cuda = Driver()
-        library = cuda.library
-    runner = PlanRunner(cuda, library, asked.engine, plan)
+    runner = PlanRunner(open_driver(), asked.engine, plan)
     right = check(runner, ReferenceRunner(asked.engine, plan), plan, images)
     for program in plan.programs if asked.seconds else ():
         batch = np.resize(images, (program.batch, *images.shape[1:]))

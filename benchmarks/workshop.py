@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.networks import Network
-from calibration.builtin import builtin_image_set
 from calibration.images import open_image_set
+from calibration.images.builtin import builtin_image_set
 from calibration.preprocess import normalize
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.manifest import REFERENCE, read_manifest
 from rescompile.report import BuildReport, StageRecord
-from rescompile.runtime.golden_file import read_golden
+from rescompile.runtime.golden import read_golden
 
 CALIBRATION_IMAGES = 16
 """Enough for scales that make sense; the speed of an engine does not depend on them."""

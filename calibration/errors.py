@@ -9,7 +9,7 @@ from __future__ import annotations
 
 
 class CalibrationError(Exception):
-    """Base of every error that a user of this package can mend."""
+    """Base class of all errors here; the user can fix each of them."""
 
     exit_code = 1
 

@@ -1,6 +1,6 @@
-"""From a photograph to the network's input: resize, centre crop, colour order, normalization.
+"""Photographs to the network's input: resize, centre crop, colour order, normalization.
 
-The same object describes preprocessing in calibration tables and engine manifests, so that the two can be compared.
+Calibration tables and engine manifests hold the same object, so that the two can be compared.
 Geometry and rounding are torchvision's (``Resize``, ``CenterCrop``, ``ToTensor``, ``Normalize`` on PIL images).
 """
 
@@ -27,9 +27,12 @@ Pixels = Annotated[int, msgspec.Meta(ge=1, le=8192)]
 
 
 class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a photograph becomes the engine's input; ``mean`` and ``std`` apply to values in [0, 1].
+    """Steps from a photograph to the network's input; ``mean`` and ``std`` apply to values in [0, 1].
 
-    Both are in the order of ``color``. ValueError: std is not positive, or ``resize`` is smaller than ``crop``.
+    Both are in the order of ``color``.
+
+    Raises:
+        ValueError: std is not positive, or ``resize`` is smaller than ``crop``.
     """
 
     resize: Pixels | None
@@ -43,9 +46,9 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     def __post_init__(self) -> None:
         if not all(0 < value < float("inf") for value in self.std):
-            raise ValueError(f"std is {self.std}: each channel's must be positive")
+            raise ValueError(f"std is {self.std}: each channel's value must be positive")
         if not all(abs(value) < float("inf") for value in self.mean):
-            raise ValueError(f"mean is {self.mean}: each channel's must be a finite number")
+            raise ValueError(f"mean is {self.mean}: each channel's value must be a finite number")
         if self.resize is not None and self.resize < self.crop:
             raise ValueError(
                 f"resize {self.resize} is smaller than crop {self.crop}: resize to at least the crop"
@@ -62,14 +65,7 @@ IMAGENET = Preprocess(
 )
 """torchvision's evaluation preprocessing."""
 
-CIFAR = Preprocess(
-    resize=None,
-    crop=32,
-    interpolation="bilinear",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    color="RGB",
-)
+CIFAR = msgspec.structs.replace(IMAGENET, resize=None, crop=32)
 """akamaster's CIFAR-10 preprocessing: ImageNet statistics, no resize."""
 
 
@@ -102,7 +98,7 @@ def normalize(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.f
 
 
 def to_rgb(image: Image | NDArray[np.uint8]) -> Image:
-    """``image`` upright (EXIF) and as 8-bit RGB: 16 bits are scaled to 8, transparency is laid over white.
+    """``image`` upright (EXIF) and as 8-bit RGB: 16 bits are scaled to 8, transparent pixels become white.
 
     Raises:
         ImageSetError: an array of another shape or type, or pixels whose range is unknown (floating point).

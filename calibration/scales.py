@@ -9,7 +9,6 @@ so a dead tensor or channel keeps a valid, positive scale.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -21,9 +20,9 @@ from calibration.errors import CalibrationError
 LEVELS = 127
 """Largest integer of the symmetric grid; -128 is reached by saturation only."""
 FULL_LEVELS = 255
-"""Steps from -128 to 127: what a tensor that cannot be negative has where its zero is stored as -128."""
+"""Steps from -128 to 127, for a tensor that cannot be negative and whose zero is stored as -128."""
 NARROW_LEVELS = 63
-"""Of weights of which two, times 255 each, must add up within 16 bits."""
+"""Largest integer of weights of which two, times 255 each, must add up within 16 bits."""
 
 MIN_SCALE = 2.0**-24
 MAX_SCALE = 65504.0
@@ -41,11 +40,11 @@ def scales_of(amax: ArrayLike, levels: int = LEVELS) -> NDArray[np.float32]:
         CalibrationError: a magnitude is negative, NaN, or too large for an FP16 scale.
     """
     exact = np.asarray(amax, np.float64) / levels
-    if not np.all((exact >= 0) & (exact <= MAX_SCALE)):
-        bad = exact[~((exact >= 0) & (exact <= MAX_SCALE))].flat[0] * levels
+    good = (exact >= 0) & (exact <= MAX_SCALE)
+    if not np.all(good):
         raise CalibrationError(
-            f"a range of {bad:g} has no 8-bit scale that FP16 can hold (largest range {MAX_SCALE * levels:.0f}): "
-            "check the weights, or calibrate with a clipping method such as mse"
+            f"a range of {exact[~good].flat[0] * levels:g} has no 8-bit scale that FP16 can hold (largest range "
+            f"{MAX_SCALE * levels:.0f}): check the weights, or calibrate with a clipping method such as mse"
         )
     half = exact.astype(np.float16)
     with np.errstate(over="ignore"):  # the successor of the largest scale is computed, and not taken
@@ -54,16 +53,12 @@ def scales_of(amax: ArrayLike, levels: int = LEVELS) -> NDArray[np.float32]:
 
 
 def scale_of(amax: float, levels: int = LEVELS) -> float:
-    """Scale of one largest magnitude, as ``scales_of``."""
+    """Scale of one largest magnitude; see ``scales_of``."""
     return float(scales_of(amax, levels))
 
 
 def quantize(x: ArrayLike, scale: ArrayLike) -> NDArray[np.int8]:
-    """Integers of ``x``; ``scale`` is a number, or [K] for the first axis of ``x``.
-
-    Raises:
-        CalibrationError: ``x`` holds NaN.
-    """
+    """Integers of ``x``; ``scale`` is a number, or [K] for the first axis of ``x``. NaN raises ``CalibrationError``."""
     values = np.asarray(x, np.float32)
     steps = values / _along_first_axis(scale, values.ndim)
     if np.isnan(steps).any():
@@ -77,34 +72,38 @@ def dequantize(q: NDArray[np.int8], scale: ArrayLike) -> NDArray[np.float32]:
     return q.astype(np.float32) * _along_first_axis(scale, q.ndim)
 
 
+def _along_first_axis(scale: ArrayLike, ndim: int) -> NDArray[np.float32]:
+    array = np.asarray(scale, np.float32)
+    return array.reshape(-1, *[1] * (ndim - 1)) if array.ndim else array
+
+
 def channel_scales(weight: NDArray[np.float32], levels: int = LEVELS) -> NDArray[np.float32]:
     """Scale [K] of each output channel of ``weight`` [K, ...], whose largest magnitude is ``levels`` steps.
 
     Raises:
         CalibrationError: the weights hold NaN or infinity, or a channel is too large for an FP16 scale.
     """
-    return scales_of(_amax(_channels(weight)), levels)
+    return scales_of(_amax(_rows(weight)), levels)
 
 
 def weight_scales(weight: NDArray[np.float32], method: Literal["max", "mse"] = "max") -> NDArray[np.float32]:
     """Scale [K] of each output channel of ``weight`` [K, ...], by its largest magnitude or by least squared error.
 
     ``mse`` searches the clipping threshold of least squared error between half of each channel's amax and a little
-    more than all of it: with n weights and one outlier a the best one is about a * (1 - n / 193548).
-
-    Raises:
-        CalibrationError: as ``channel_scales``.
+    more than all of it: with n weights and one outlier a the best one is about a * (1 - n / 193548). Raises the errors
+    of ``channel_scales``.
     """
     if method == "max":
         return channel_scales(weight)
-    rows = _channels(weight)
+    rows = _rows(weight)
     amax = _amax(rows)
+    step = max(1, _CHUNK // max(1, rows.shape[1]))
+    parts = [slice(start, start + step) for start in range(0, len(rows), step)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda part: _least_squares(rows[part], amax[part]), _channel_slices(rows.shape))
-        return np.concatenate(list(found))
+        return np.concatenate(list(pool.map(lambda part: _least_squares(rows[part], amax[part]), parts)))
 
 
-def _channels(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+def _rows(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(weight, np.float32).reshape(weight.shape[0], -1)
 
 
@@ -119,22 +118,11 @@ def _amax(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return amax
 
 
-def _along_first_axis(scale: ArrayLike, ndim: int) -> NDArray[np.float32]:
-    array = np.asarray(scale, np.float32)
-    return array.reshape(-1, *[1] * (ndim - 1)) if array.ndim else array
-
-
-def _channel_slices(shape: tuple[int, int]) -> Iterator[slice]:
-    channels, size = shape
-    step = max(1, _CHUNK // max(1, size))
-    return (slice(start, start + step) for start in range(0, channels, step))
-
-
 def _least_squares(rows: NDArray[np.float32], amax: NDArray[np.float32]) -> NDArray[np.float32]:
     best = scales_of(amax)
     least = _squared_error(rows, best)
     for factors in (_COARSE, _FINE):
-        centre = amax if factors is not _FINE else best * LEVELS
+        centre = amax if factors is _COARSE else best * LEVELS
         for factor in factors:
             candidate = scales_of(centre * np.float32(factor))
             error = _squared_error(rows, candidate)

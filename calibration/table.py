@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError, TableError
-from calibration.images import ImageSet
-from calibration.observers import Histogram
+from calibration.images.image_set import ImageSet
+from calibration.methods.thresholds import LOGIT, METHODS, check_method, parse_method
 from calibration.preprocess import Preprocess
 from calibration.scales import LEVELS, scale_of
-from calibration.thresholds import LOGIT, METHODS, check_method, parse_method
+from calibration.statistics.observers import Histogram
 from calibration.version import VERSION
 
 FORMAT = 2
@@ -37,13 +37,13 @@ class ImagesRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     source: str
     count: Annotated[int, msgspec.Meta(ge=0)]
-    """0 where they are unknown: the table was imported."""
+    """0 in a table that version 0.1 imported from another tool."""
     fingerprint: Sha256
     seed: int
 
 
 class TensorRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Range of one tensor. ``scale`` is that of ``threshold``, which is the table's method's of ``thresholds``."""
+    """Range of one tensor, every method's threshold for it, and the one in use with its scale."""
 
     amax: Magnitude
     minimum: float
@@ -52,16 +52,21 @@ class TensorRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scale: Annotated[float, msgspec.Meta(gt=0)]
     thresholds: dict[str, Magnitude]
     channel_means: bytes = b""
-    """[C] float32, little-endian, of the fp32 network's values; empty where no means were taken."""
+    """[C] float32, little-endian, means of the fp32 network's values; empty where no means were taken."""
     channel_factors: bytes = b""
     """[C] float32, little-endian: the tensor's channels are divided by these before they are quantized, and range and
     thresholds are those after the division. Empty where nothing is divided."""
     levels: Annotated[int, msgspec.Meta(gt=0)] = LEVELS
     """Steps from zero to the threshold: 127, or 255 where the tensor's zero is stored as -128."""
 
+    def with_method(self, method: str) -> TensorRange:
+        """The same range with the threshold of ``method`` in use."""
+        threshold = self.thresholds[method]
+        return msgspec.structs.replace(self, threshold=threshold, scale=scale_of(threshold, self.levels))
+
 
 class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Ranges and provenance; see the module docstring. ``make_table`` and ``with_method`` fill in ``sha256``."""
+    """Ranges and provenance; ``make_table`` and ``with_method`` fill in ``sha256``."""
 
     format: int
     method: str
@@ -81,11 +86,6 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         """SHA-256 of this table with its own ``sha256`` left empty."""
         return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, sha256=""))).hexdigest()
 
-    @property
-    def imported(self) -> bool:
-        """Whether another tool chose the scales, on images that are not known."""
-        return self.images.count == 0
-
     def scales(self) -> dict[str, float]:
         """Scale of every tensor."""
         return {name: tensor.scale for name, tensor in self.tensors.items()}
@@ -96,25 +96,17 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     def means(self) -> dict[str, NDArray[np.float32]]:
         """Channel means [C] of the fp32 network, for the tensors whose means were taken."""
-        return {
-            name: np.frombuffer(tensor.channel_means, "<f4")
-            for name, tensor in self.tensors.items()
-            if tensor.channel_means
-        }
+        return _arrays({name: tensor.channel_means for name, tensor in self.tensors.items()})
 
     def factors(self) -> dict[str, NDArray[np.float32]]:
         """Channel factors [C] of equalization, for the tensors that have any."""
-        return {
-            name: np.frombuffer(tensor.channel_factors, "<f4")
-            for name, tensor in self.tensors.items()
-            if tensor.channel_factors
-        }
+        return _arrays({name: tensor.channel_factors for name, tensor in self.tensors.items()})
 
     def moments(self) -> NDArray[np.float32] | None:
-        """As ``first_moments``, or None where it is empty.
+        """``first_moments`` as a matrix, or None where it is empty.
 
         Raises:
-            TableError: it is no matrix of that form.
+            TableError: it does not have that form.
         """
         if not self.first_moments:
             return None
@@ -138,7 +130,7 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
                 f"the calibration table holds no thresholds for {method}, only {stored}: "
                 "choose one of these, or calibrate again from the images"
             )
-        tensors = {name: _choose(tensor, method) for name, tensor in self.tensors.items()}
+        tensors = {name: tensor.with_method(method) for name, tensor in self.tensors.items()}
         return _sealed(msgspec.structs.replace(self, method=method, tensors=tensors))
 
     def check(self, *, checkpoint_sha256: str, preprocess: Preprocess, tensors: Sequence[str]) -> None:
@@ -200,8 +192,8 @@ def make_table(
 ) -> CalibrationTable:
     """Table of ``histograms`` with the thresholds of all methods; those of ``method`` are the chosen ones.
 
-    ``logit`` are the thresholds of that method, which needs more than histograms; ``means``, ``factors`` and ``levels``
-    (of the tensors that have others than 127) as in ``TensorRange``, ``first`` as in ``first_moments``.
+    ``logit`` holds the thresholds of that method, which needs more than histograms. ``means``, ``factors`` and
+    ``levels`` (for tensors that do not have 127) go into ``TensorRange``, ``first`` into ``first_moments``.
 
     Raises:
         CalibrationError: no such method, nothing observed, or a range too large for an 8-bit scale.
@@ -229,8 +221,8 @@ def make_table(
             threshold=thresholds[method],
             scale=scale,
             thresholds=thresholds,
-            channel_means=_bytes_of(means, name),
-            channel_factors=_bytes_of(factors, name),
+            channel_means=b"" if means is None else _to_bytes(means[name]),
+            channel_factors=b"" if factors is None else _to_bytes(factors[name]),
             levels=steps,
         )
     return _sealed(
@@ -243,23 +235,19 @@ def make_table(
             preprocess=preprocess,
             version=VERSION,
             tensors=tensors,
-            first_moments=b"" if first is None else np.asarray(first, "<f4").tobytes(),
+            first_moments=b"" if first is None else _to_bytes(first),
         )
     )
 
 
 def read_table(path: Path) -> CalibrationTable:
-    """Read and check a calibration table: format version, field types and own digest.
+    """Read a calibration table.
 
     Raises:
-        TableError: it is missing, no calibration table, of another format, or changed since it was made.
+        TableError: it is missing, not a calibration table, of another format, or changed since it was made.
     """
     try:
         text = path.read_bytes()
-    except FileNotFoundError:
-        raise TableError(
-            f"{path} does not exist: pass the calibration.json of an earlier calibration"
-        ) from None
     except OSError as error:
         raise TableError(f"{path} cannot be read ({error.strerror}): pass a calibration.json") from None
     try:
@@ -271,24 +259,24 @@ def read_table(path: Path) -> CalibrationTable:
         table = msgspec.json.decode(text, type=CalibrationTable)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TableError(
-            f"{path} is no calibration table, or a damaged one ({error}): calibrate again"
+            f"{path} is not a calibration table, or a damaged one ({error}): calibrate again"
         ) from None
     if table.sha256 != table.digest():
         raise TableError(f"{path} was changed after it was made (its digest differs): calibrate again")
     return table
 
 
-def _bytes_of(arrays: Mapping[str, NDArray[np.floating]] | None, name: str) -> bytes:
-    return b"" if arrays is None else np.asarray(arrays[name], "<f4").tobytes()
-
-
 class _Version(msgspec.Struct):
     format: int
 
 
-def _choose(tensor: TensorRange, method: str) -> TensorRange:
-    threshold = tensor.thresholds[method]
-    return msgspec.structs.replace(tensor, threshold=threshold, scale=scale_of(threshold, tensor.levels))
+def _to_bytes(array: NDArray[np.floating]) -> bytes:
+    return np.asarray(array, "<f4").tobytes()
+
+
+def _arrays(stored: Mapping[str, bytes]) -> dict[str, NDArray[np.float32]]:
+    """Arrays of the tensors that have any."""
+    return {name: np.frombuffer(content, "<f4") for name, content in stored.items() if content}
 
 
 def _sealed(table: CalibrationTable) -> CalibrationTable:

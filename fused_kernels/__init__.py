@@ -25,7 +25,7 @@ _HOME = {"fuse": "fusing", "FuseReport": "fusing"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: ``python -m fused_kernels.aot`` needs no module, a module no compiler."""
+    """Import only what is asked for: the compiler needs no torch module, a module needs no compiler."""
     if name in _HOME:
         return getattr(importlib.import_module(f"fused_kernels.{_HOME[name]}"), name)
     if name in __all__:

@@ -1,4 +1,4 @@
-"""Which tile computes a problem: forced by a caller, read from the device's tuning table, or chosen by shape."""
+"""Choosing the tile for a problem: forced by the caller, read from the device's tuning table, or chosen by shape."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fused_kernels.candidates import candidates
 from fused_kernels.launch import uses_kernels
 from fused_kernels.problem import Problem
 from fused_kernels.shared_memory import HOPPER, limit_on
-from fused_kernels.table import CUDNN, current_table
+from fused_kernels.table import REFERENCE, current_table
 from fused_kernels.tiles import Tile
 
-Chosen = Tile | Literal["cudnn"]
+Chosen = Tile | Literal["reference"]
 _forced: ContextVar[Callable[[Problem], Chosen | None] | None] = ContextVar("forced tiles", default=None)
 
 
@@ -32,7 +32,7 @@ def choosing(choose: Callable[[Problem], Chosen | None]) -> Iterator[None]:
 
 
 def choose(problem: Problem, device: torch.device) -> Chosen:
-    """The tile for ``problem`` on ``device``, or ``"cudnn"`` where a table says that cuDNN is faster there."""
+    """The tile for ``problem`` on ``device``, or ``REFERENCE`` where a tuning table says that PyTorch is faster."""
     forced = _forced.get()
     if forced is not None and (chosen := forced(problem)) is not None:
         return chosen
@@ -42,8 +42,8 @@ def choose(problem: Problem, device: torch.device) -> Chosen:
 
 
 def chosen_for(problem: Problem, tensor: Tensor) -> Chosen:
-    """``choose`` on the device of ``tensor``; ``"cudnn"``, for its reference to compute, where no kernels run on it."""
-    return choose(problem, tensor.device) if uses_kernels(tensor) else CUDNN
+    """``choose`` on the device of ``tensor``; ``REFERENCE`` where no kernels run on it."""
+    return choose(problem, tensor.device) if uses_kernels(tensor) else REFERENCE
 
 
 def default_tile(problem: Problem, *, shared: int = HOPPER) -> Tile:
@@ -54,4 +54,4 @@ def default_tile(problem: Problem, *, shared: int = HOPPER) -> Tile:
     return candidates(problem, shared=shared)[0]
 
 
-__all__ = ["CUDNN", "Chosen", "choose", "choosing", "chosen_for", "default_tile"]
+__all__ = ["REFERENCE", "Chosen", "choose", "choosing", "chosen_for", "default_tile"]

@@ -34,13 +34,16 @@ def limit_of(capability: int) -> int:
     return _LIMITS.get(capability, SMALLEST)
 
 
+def capability_of(device: torch.device) -> int:
+    """The compute capability of a GPU: 90 is 9.0."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 @cache
 def limit_on(device: torch.device) -> int:
     """``limit_of`` a device; a Hopper's where there is no GPU, as under the interpreter or on the meta device."""
-    if device.type != "cuda":
-        return HOPPER
-    major, minor = torch.cuda.get_device_capability(device)
-    return limit_of(10 * major + minor)
+    return limit_of(capability_of(device)) if device.type == "cuda" else HOPPER
 
 
 def needed_by(tile: Tile, problem: Problem) -> int:

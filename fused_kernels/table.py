@@ -1,8 +1,8 @@
-"""Tuning tables: for one kind of GPU, the best tile of each problem, or ``cudnn`` where that was faster.
+"""Tuning tables: the best tile of each problem on one kind of GPU, or ``reference`` where plain PyTorch was faster.
 
-A table is JSON, data and not code: ``{"device": …, "triton": …, "entries": {problem key: tile or "cudnn"}}``. Tables
-lie in ``fused_kernels/tables/`` and, newer ones first, in the folder that ``FUSED_KERNELS_TABLES`` names. The tuner
-(``python -m fused_kernels.tune``) writes them; a tile enters one only after its result was checked.
+A table is JSON: ``{"device": …, "triton": …, "entries": {problem key: tile or "reference"}}``. The tuner
+(``python -m fused_kernels.tune``) writes it, named after the GPU, and lists only tiles whose results it has checked.
+Launches read it from the folder that the environment variable ``FUSED_KERNELS_TABLES`` names.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import torch
 from fused_kernels.errors import TuningError
 from fused_kernels.tiles import Tile
 
-CUDNN: Final = "cudnn"
-Entries = dict[str, Tile | Literal["cudnn"]]
-SHIPPED = Path(__file__).parent / "tables"
+REFERENCE: Final = "reference"
+Entries = dict[str, Tile | Literal["reference"]]
 FOLDER_VARIABLE = "FUSED_KERNELS_TABLES"
 
 
@@ -33,23 +32,25 @@ def read_table(path: Path) -> Entries:
     """The entries of one table.
 
     Raises:
-        TuningError: the file is no table; the message names the entry.
+        TuningError: the file is not a tuning table; the message names the file and what is wrong with it.
     """
     try:
         data = json.loads(path.read_text("utf-8"))
         entries: dict[str, Any] = data["entries"]
-        return {key: CUDNN if value == CUDNN else Tile.from_json(value) for key, value in entries.items()}
+        return {
+            key: REFERENCE if value == REFERENCE else Tile.from_json(value) for key, value in entries.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TuningError(
-            f"{path} is no tuning table ({error}): make it again with python -m fused_kernels.tune"
+            f"{path} is not a tuning table ({error}): make it again with python -m fused_kernels.tune"
         ) from None
 
 
 def write_table(path: Path, device_name: str, entries: Entries) -> None:
-    """Write a table under a temporary name, then rename it; its folder is made if need be."""
+    """Write a table under a temporary name, then rename it; makes its folder if needed."""
     import triton
 
-    body = {key: value if value == CUDNN else value.to_json() for key, value in sorted(entries.items())}
+    body = {key: value if value == REFERENCE else value.to_json() for key, value in sorted(entries.items())}
     text = json.dumps({"device": device_name, "triton": triton.__version__, "entries": body}, indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -57,19 +58,21 @@ def write_table(path: Path, device_name: str, entries: Entries) -> None:
     partial.replace(path)
 
 
+def add_entry(path: Path, device_name: str, key: str, chosen: Tile | Literal["reference"]) -> None:
+    """Set one entry of a table, which is made if it is not there; launches see it from now on."""
+    entries = read_table(path) if path.is_file() else {}
+    write_table(path, device_name, entries | {key: chosen})
+    current_table.cache_clear()
+
+
 @cache
 def current_table(device: torch.device) -> Entries:
-    """All entries known for ``device``; those of the user's own folder win."""
+    """The entries for ``device`` in the user's folder; none where there is no table."""
     return entries_for(torch.cuda.get_device_name(device))
 
 
 def entries_for(device_name: str) -> Entries:
-    """All entries for a device by name; see ``current_table``."""
-    folders = [SHIPPED]
-    if own := os.environ.get(FOLDER_VARIABLE):
-        folders.append(Path(own))
-    entries: Entries = {}
-    for folder in folders:
-        if (path := folder / table_name(device_name)).is_file():
-            entries |= read_table(path)
-    return entries
+    """The entries for a device by name; see ``current_table``."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    path = Path(folder or ".") / table_name(device_name)
+    return read_table(path) if folder and path.is_file() else {}

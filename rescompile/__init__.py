@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rescompile.errors import RescompileError
     from rescompile.pipeline import build
     from rescompile.report import BuildReport, Limits
-    from rescompile.runtime.engine import Engine, load
+    from rescompile.runtime.engine import Engine
+    from rescompile.runtime.loading import load
 
 __version__ = version.VERSION
 
@@ -44,7 +45,7 @@ _HOME = {
     "RescompileError": "errors",
     "RunOptions": "backends.base",
     "build": "pipeline",
-    "load": "runtime.engine",
+    "load": "runtime.loading",
 }
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from calibration.errors import CalibrationError
+from calibration.methods.thresholds import check_method
 from calibration.preprocess import IMAGENET, Preprocess
-from calibration.thresholds import check_method
 from rescompile.effort import (
     DEFAULT_EFFORT,
     EFFORTS,

@@ -18,8 +18,8 @@ from rescompile.backends import BACKENDS, choose_backend, get_backend
 from rescompile.backends.cuda.devices import gpus
 from rescompile.cache import cache_directory
 from rescompile.optional import how_to_install, installed
-from rescompile.presenting.report_lines import size
 from rescompile.version import VERSION
+from rescompile.wording import size
 
 PACKAGES = (
     "numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "openvino", "torch", "pillow", "safetensors", "msgspec",
@@ -43,7 +43,7 @@ _ISA = {
 _OPTIONAL = {
     "tensorrt": "engines for this machine's NVIDIA GPU, the fastest",
     "tensorrt_rtx": "engines for GeForce and RTX GPUs, built without a GPU",
-    "pycuda": "running TensorRT and Triton engines",
+    "pycuda": "running TensorRT and Triton engines without ctypes",
     "triton": "building Triton engines without a GPU, and the fused kernels",
 }
 """Optional module to what it is for."""

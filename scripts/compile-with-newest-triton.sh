@@ -31,9 +31,9 @@ for target in ${TARGETS:-sm_80 sm_86 sm_89 sm_90 sm_100 sm_120}; do
         # in a cache of its own, so that nothing that another release compiled is taken for this one's; the command
         # fails where a kernel is wrong, which the table below repeats
         TRITON_CACHE_DIR=$temporary/cache PYTHONPATH=$packages$root TRITON_INTERPRET=0 \
-            "$python" -m fused_kernels.aot --target "$target" ${JOBS:+--jobs "$JOBS"} --json "$report" |
+            "$python" -m benchmarks.compiled_kernels --target "$target" ${JOBS:+--jobs "$JOBS"} --json "$report" |
             tail -n 2 || true
         rm -rf "$temporary/cache"
     done
 done
-PYTHONPATH=$root "$python" -m fused_kernels.aot.matrix "$reports"/*.json ${2:+--output "$2"}
+PYTHONPATH=$root "$python" -m benchmarks.compiled_kernels.matrix "$reports"/*.json ${2:+--output "$2"}

@@ -108,7 +108,7 @@ REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
     (CalibrationConfig, {"images": Path("a"), "table": Path("b")}, "pass one of them"),
     (CalibrationConfig, {"limit": 0}, "--calibration-images 0 leaves no image"),
     (CalibrationConfig, {"seed": -1}, "--seed -1 is negative"),
-    (CalibrationConfig, {"method": "median"}, "--calibration-method: 'median' is no calibration method"),
+    (CalibrationConfig, {"method": "median"}, "--calibration-method: 'median' is not a calibration method"),
     (CalibrationConfig, {"method": "percentile:101"}, "--calibration-method: .*101"),
     (
         BuildConfig,

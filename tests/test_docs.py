@@ -93,7 +93,7 @@ def test_links_in_the_documentation_lead_somewhere() -> None:
 
 
 def test_every_lint_rule_is_documented() -> None:
-    from rescompile.graph.lint.contract import RULES
+    from rescompile.graph.lint import RULES
 
     page = (ROOT / "docs/fusion-contract.md").read_text("utf-8")
     documented = re.findall(r"^\| `([a-z0-9-]+)` \|", page, re.MULTILINE)

@@ -90,7 +90,10 @@ def test_a_missing_extra_comes_with_its_install_line(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(environment, "installed", lambda module: False)
     found = findings()["package triton"]
     assert (found.status, found.advice) == ("missing", "pip install 'rescompile[triton]'")
-    assert findings()["package pycuda"].text == "not installed: running TensorRT and Triton engines"
+    assert (
+        findings()["package pycuda"].text
+        == "not installed: running TensorRT and Triton engines without ctypes"
+    )
 
 
 def test_an_installed_extra_needs_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -14,8 +15,7 @@ import pytest
 from PIL import Image
 
 import rescompile
-from rescompile.backends.cuda.devices import Gpu
-from rescompile.backends.triton.backend import _obstacle
+from rescompile.backends.cuda.devices import Gpu, target_obstacle
 from rescompile.manifest import read_manifest
 from tests.kserve import serving
 from tests.test_docs import ROOT, run
@@ -68,7 +68,7 @@ def test_commands_for_a_checkout_are_tested_by_their_own_tests() -> None:
 def test_the_page_says_what_an_engine_for_another_gpu_says() -> None:
     gpu = Gpu("NVIDIA H100", "sm_90", 80 << 30, "13.0")
     page = " ".join((ROOT / "docs/how-to/another-gpu.md").read_text("utf-8").split())
-    assert f"`{_obstacle(gpu, 'sm_89')}`" in page
+    assert f"`{target_obstacle(gpu, 'sm_89')}`" in page
 
 
 @pytest.mark.slow
@@ -91,7 +91,8 @@ def test_serve_at_scale(folder: Path) -> None:
     assert len(obey("serve", folder)) == 2
     (client,) = blocks("serve", "python")
     (version,) = folder.glob("ovms/*/1")
-    model = ov.compile_model(version / "model.xml", "CPU")
+    (entry,) = json.loads((folder / "ovms/config.json").read_bytes())["model_config_list"]
+    model = ov.compile_model(version / "model.xml", "CPU", entry["config"]["plugin_config"])
     name = version.parent.name
     with serving(name, lambda images: model([images])[0]) as url:
         right = subprocess.run(

@@ -13,10 +13,10 @@ import onnx
 from benchmarks.accuracy.checkpoints import Checkpoint
 from benchmarks.accuracy.judge import Judge, Run
 from benchmarks.accuracy.results import Row
-from rescompile.backends.openvino.backend import simulate
+from rescompile.backends.openvino.runner import simulate
 from rescompile.manifest import GRAPH, Batch
 from rescompile.report import BuildReport, Parity
-from rescompile.runtime.engine import simulate as simulate_engine
+from rescompile.runtime.loading import simulate as simulate_engine
 
 TARGET = "sm_89"
 

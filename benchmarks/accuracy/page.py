@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.accuracy.results import Accuracy, Row
-from rescompile.presenting.report_lines import size
+from rescompile.wording import size
 
 PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
 

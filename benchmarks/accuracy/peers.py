@@ -20,6 +20,7 @@ from benchmarks.accuracy.results import Row
 from calibration.images import open_image_set
 from calibration.preprocess import Preprocess, normalize
 from rescompile.backends.onnxruntime import reference_session
+from rescompile.backends.openvino.compile import compile_model
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,7 @@ def _runner(model: Path, runtime: str) -> Run:
     """
     if runtime == "onnxruntime":
         return reference_session(model, optimize=False)
-    import openvino as ov
-
-    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = compile_model(model, tuned=False)
 
     def run(images: NDArray[Any]) -> NDArray[np.float32]:
         return np.array(compiled([images])[0], np.float32)

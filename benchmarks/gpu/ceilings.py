@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.timing import contender, first_line, race
+from benchmarks.gpu.timing import contender, race
+from fused_kernels.tune.timing import first_line
 
 SECONDS = 1.0
 

@@ -14,12 +14,12 @@ import torch
 
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.gpu_lock import GpuLock
+from benchmarks.gpu.networks import Scale
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.peers import inference_batch
-from benchmarks.gpu.plain_resnet import Scale
-from benchmarks.gpu.timing import first_line
-from benchmarks.gpu.warm import Warmer
+from benchmarks.gpu.precompile import Precompiler
 from benchmarks.gpu.workloads import Setting
+from fused_kernels.tune.timing import first_line
 
 
 class DeviceLost(RuntimeError):
@@ -40,7 +40,7 @@ class Context:
     deadline: float = 0.0
     phase: str = ""
     ceilings: Ceilings | None = None
-    warmer: Warmer = field(default_factory=lambda: Warmer(None))
+    precompiler: Precompiler = field(default_factory=lambda: Precompiler(None))
 
     @property
     def device(self) -> torch.device:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from benchmarks.gpu import torch_peers as peers
 from benchmarks.gpu.layers import Layer, distinct_layers
+from benchmarks.gpu.networks import Scale
 from benchmarks.gpu.op_case import OpCase, Operands
-from benchmarks.gpu.plain_resnet import Scale
 from benchmarks.gpu.training_cases import STEM, OpSpec
 from fused_kernels.ops import head, inference, stem
 from fused_kernels.ops.chain import Folded, chain, chain_fits

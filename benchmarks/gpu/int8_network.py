@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.gpu.plain_resnet import Bottleneck, PlainResNet
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops.chain import Folded, chain, chain_fits
 from fused_kernels.ops.head import head_scales, pool_fc_int8
 from fused_kernels.ops.inference import conv_int8, requantization
 from fused_kernels.ops.stem import stem_inference
+from rescompile.models.resnet import Bottleneck, ResNet
 
 STEPS = 127.0
 
@@ -61,22 +61,22 @@ class Block:
 class Int8Network:
     """The whole network, from int8 images to fp32 logits."""
 
-    def __init__(self, network: PlainResNet, x: Tensor) -> None:
+    def __init__(self, network: ResNet, x: Tensor) -> None:
         """Quantize ``network``, which is fp32 with its batch norms folded, by its activations on ``x``."""
         with torch.no_grad():
             self.image_scale = _scale_of(x)
             self._quantize(network, x)
 
-    def _quantize(self, network: PlainResNet, x: Tensor) -> None:
-        y = network.relu(network.conv1(x))
+    def _quantize(self, network: ResNet, x: Tensor) -> None:
+        y = F.relu(network.conv1(x))
         scale = _scale_of(y)
         self.stem = _layer(network.conv1, self.image_scale, scale)
+        assert network.maxpool is not None
         y = network.maxpool(y)
         self.blocks: list[Block] = []
-        for name in network.stages:
-            for block in network.get_submodule(name).children():
-                assert isinstance(block, Bottleneck)
-                y, scale = self._quantize_block(block, y, scale)
+        for _, block in network.blocks():
+            assert isinstance(block, Bottleneck)
+            y, scale = self._quantize_block(block, y, scale)
         pooled = y.mean(dim=(2, 3))
         weight = network.fc.weight
         w_scale = weight.abs().amax(1) / STEPS

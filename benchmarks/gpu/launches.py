@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.ceilings import Ceilings
-from benchmarks.gpu.plain_resnet import Scale, fused, without_values
+from benchmarks.gpu.networks import Scale, fused, without_values
 from benchmarks.gpu.workloads import input_of
+from benchmarks.traffic.footprint import bytes_of
 from fused_kernels.launch import Launch, implementation, recording
-from fused_kernels.traffic.footprint import bytes_of
 
 
 def network_launches(

@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.plain_resnet import Bottleneck, Scale, without_values
-from fused_kernels.geometry import Conv
+from benchmarks.gpu.networks import Scale, without_values
+from fused_kernels.operands.geometry import Conv
+from rescompile.models.resnet import Bottleneck
 
 Role = Literal["conv1", "conv2", "conv3", "projection"]
 MAIN_PATH: tuple[Role, ...] = ("conv1", "conv2", "conv3")
@@ -86,7 +87,7 @@ def _all_layers(scale: Scale) -> list[Layer]:
                 module.register_forward_pre_hook(note(part, before, block, f"{name}.{part}"))
             if block.downsample is not None:
                 hook = note("projection", before, block, f"{name}.downsample.0")
-                block.downsample[0].register_forward_pre_hook(hook)
+                block.downsample.get_submodule("0").register_forward_pre_hook(hook)
             before = block
     network(torch.empty(1, 3, scale.image, scale.image, device="meta"))
     return found

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.correctness import SLACK, TIMES, cudnn_heuristics, distance, judged
 from benchmarks.gpu.int8_network import Int8Network
-from benchmarks.gpu.plain_resnet import folded, fused, images, labels, plain, settle
+from benchmarks.gpu.networks import folded, fused, images, labels, plain, settle
 from benchmarks.gpu.workloads import Setting, block_input, network_for
-from fused_kernels.blocks_inference import without_chains
+from fused_kernels.blocks.inference import without_chains
 from fused_kernels.launch import implementation
 
 SINGLE = 2.0

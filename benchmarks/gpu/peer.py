@@ -20,9 +20,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.gpu_lock import LINGER, LONGEST, GpuLock, hold_while_inductor_times
-from benchmarks.gpu.plain_resnet import FULL, TINY
-from benchmarks.gpu.timing import Call, Contender, contender, first_line, peak_memory
+from benchmarks.gpu.networks import FULL, TINY
+from benchmarks.gpu.timing import Call, contender, peak_memory
 from benchmarks.gpu.workloads import COMPILE_MODE, Programs, Setting, Workload, programs
+from fused_kernels.tune.timing import Contender, first_line
 
 LOCK = "gpu.lock"
 WARMUP = 3

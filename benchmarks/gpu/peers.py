@@ -22,7 +22,7 @@ AT_ONCE = 2
 
 
 @dataclass
-class Farm:
+class PeerProcesses:
     """Starts peers for a list of workloads, ``AT_ONCE`` at a time, and ends them."""
 
     folder: Path
@@ -31,7 +31,7 @@ class Farm:
     waiting: list[Workload]
     running: dict[Workload, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def tend(self) -> None:
+    def poll(self) -> None:
         """Start as many as may compile now, and note those that ended without a word."""
         for workload, process in self.running.items():
             if process.poll() is not None and not status_path(self.folder, workload.name).exists():
@@ -62,7 +62,7 @@ class Farm:
             )
 
     def stop(self, patience: float = 5.0) -> None:
-        """End every peer that this farm started, kindly, then not."""
+        """End every peer that this peers started, kindly, then not."""
         self.waiting.clear()
         for process in self.running.values():
             if process.poll() is None:

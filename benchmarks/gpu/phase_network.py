@@ -13,23 +13,14 @@ from torch import Tensor
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.int8_network import Int8Network
 from benchmarks.gpu.launches import floor_ms, network_launches
+from benchmarks.gpu.networks import folded, images, plain, settle
 from benchmarks.gpu.peers import Peer, Remote, priorities
 from benchmarks.gpu.phase_blocks import COMPILED, EAGER, HERE, OURS, case_of
-from benchmarks.gpu.plain_resnet import folded, images, plain, settle
-from benchmarks.gpu.timing import (
-    Call,
-    Contender,
-    Measured,
-    contender,
-    first_line,
-    free,
-    notes_of,
-    peak_memory,
-    race,
-)
+from benchmarks.gpu.timing import Call, Measured, contender, free, notes_of, peak_memory, race
 from benchmarks.gpu.workloads import Programs, Workload, programs
-from fused_kernels.blocks_inference import without_chains
+from fused_kernels.blocks.inference import without_chains
 from fused_kernels.launch import Launch
+from fused_kernels.tune.timing import Contender, first_line
 
 SECONDS = 8.0
 """For the rounds of one workload."""

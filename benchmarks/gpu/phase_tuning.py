@@ -17,7 +17,7 @@ from fused_kernels.choice import choosing
 from fused_kernels.launch import Launch
 from fused_kernels.problem import Problem
 from fused_kernels.shared_memory import limit_on
-from fused_kernels.table import FOLDER_VARIABLE, Entries, current_table, read_table, table_name, write_table
+from fused_kernels.table import FOLDER_VARIABLE, add_entry, current_table, table_name
 from fused_kernels.tiles import Tile
 from fused_kernels.tune.call import call_of
 from fused_kernels.tune.command import by_weight, describe
@@ -45,10 +45,10 @@ def tuning(context: Context) -> None:
     shared = limit_on(context.device)
     for problem in problems:
         if context.left() > 0:
-            variants = context.warmer.add(launches_of([problem], shared=shared))
-            context.warmer.wait(variants, min(context.deadline, time.monotonic() + PATIENCE))
+            variants = context.precompiler.add(launches_of([problem], shared=shared))
+            context.precompiler.wait(variants, min(context.deadline, time.monotonic() + PATIENCE))
         context.run(problem.key, "tuning", partial(_tuned, problem, context, shared))
-    context.warmer.cancel()
+    context.precompiler.cancel()
 
 
 def candidate_launches(context: Context) -> Iterator[Launch]:
@@ -75,11 +75,7 @@ def _tuned(problem: Problem, context: Context, shared: int) -> dict[str, Any]:
     call = call_of(problem, context.device)
     outcome = search(problem, call, Verifier(call), on_gpu, shared=shared)
     name = torch.cuda.get_device_name(context.device)
-    path = context.options.tables / table_name(name)
-    entries: Entries = read_table(path) if path.is_file() else {}
-    entries[problem.key] = outcome.best
-    write_table(path, name, entries)
-    current_table.cache_clear()
+    add_entry(context.options.tables / table_name(name), name, problem.key, outcome.best)
     return {
         "best": describe(outcome).splitlines()[0],
         "candidates": [

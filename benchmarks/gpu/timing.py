@@ -1,34 +1,20 @@
-"""Time as medians over interleaved rounds: A B C, A B C, …, so that a drifting clock meets all of them alike.
-
-On a GPU every contender is a CUDA graph wherever it can be captured, timed by events around its replay, with the L2
-cache flushed before it where asked. Elsewhere it is a call, timed by the host's clock.
-"""
+"""Timing contenders in turns, on a GPU or by the host's clock, until their medians are stable."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from fused_kernels.tune.timing import Contender, Replay, one_round
+
 UNSTABLE = 0.05
-"""A middle 80 % wider than this share of the median is reported."""
-FLUSH_BYTES = 256 * 2**20
-"""Several times the L2 cache of any GPU that there is."""
-
-
-class Contender(Protocol):
-    """What can be timed."""
-
-    notes: list[str]
-
-    def times(self, count: int) -> list[float]:
-        """Milliseconds of ``count`` runs."""
+"""A middle 80 % wider than this share of the median asks for more rounds, and is reported."""
 
 
 @dataclass
@@ -49,77 +35,6 @@ class Call:
             synchronize(self.device)
             found.append(1e3 * (time.perf_counter() - start))
         return found
-
-
-class Replay:
-    """A step on the device's clock, from a CUDA graph, or launched one kernel at a time where it cannot be captured."""
-
-    def __init__(self, step: Callable[[], Any], *, warmup: int = 2, flush: bool = False) -> None:
-        self.notes: list[str] = []
-        self.buffer = _flush_buffer() if flush else None
-        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.step = step
-        self._on_stream(lambda: [step() for _ in range(warmup)])
-        if not flush:
-            torch.cuda.empty_cache()  # a whole network's step leaves gigabytes that its graph cannot use
-        try:
-            self._on_stream(self._capture)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self.graph = None
-            self.notes.append(f"not in a CUDA graph: {first_line(error)}")
-
-    def _on_stream(self, function: Callable[[], Any]) -> None:
-        torch.cuda.synchronize()
-        with torch.cuda.stream(self.stream):
-            function()
-        torch.cuda.synchronize()
-
-    def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
-        gc.disable()  # a collected event or graph would be destroyed in the middle of the capture
-        try:
-            graph.capture_begin()
-            try:
-                self.step()
-            finally:
-                graph.capture_end()
-        finally:
-            gc.enable()
-        self.graph = graph
-
-    def run(self) -> None:
-        """One run, without waiting for it."""
-        if self.graph is None:
-            self.step()
-        else:
-            self.graph.replay()
-
-    def times(self, count: int) -> list[float]:
-        """Milliseconds of ``count`` runs, between events on one stream."""
-        pairs = []
-        with torch.cuda.stream(self.stream):
-            for _ in range(count):
-                if self.buffer is not None:
-                    self.buffer.zero_()
-                start, end = _event(), _event()
-                start.record()
-                self.run()
-                end.record()
-                pairs.append((start, end))
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) for start, end in pairs]
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-@cache
-def _flush_buffer() -> torch.Tensor:
-    return torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device="cuda")
 
 
 def contender(step: Callable[[], Any], device: torch.device, *, flush: bool = False) -> Contender:
@@ -147,22 +62,7 @@ class Measured:
 
     def to_json(self) -> dict[str, float]:
         """A plain dictionary."""
-        return {
-            "median": self.median,
-            "min": self.min,
-            "p10": self.p10,
-            "p90": self.p90,
-            "rounds": self.rounds,
-        }
-
-
-def summary(times: list[float]) -> Measured:
-    """Median, minimum and percentiles of at least one time."""
-    ordered = sorted(times)
-    last = len(ordered) - 1
-    return Measured(
-        median(ordered), ordered[0], ordered[round(0.1 * last)], ordered[round(0.9 * last)], len(ordered)
-    )
+        return asdict(self)
 
 
 def race(
@@ -173,21 +73,29 @@ def race(
     Args:
         contenders: what to time, by name.
         seconds: stop after this long, but not before three rounds.
-        rounds: where one is unstable after these, all get as many again.
+        rounds: if one is unstable after these, all get as many again.
         each: runs of one contender in a round.
     """
     started = time.perf_counter()
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for one in contenders.values():
-        one.times(1)  # the first replay uploads the graph
+    one_round(contenders)  # the first replay uploads the graph
     for done in range(1, 2 * rounds + 1):
-        for name, one in contenders.items():
-            times[name] += one.times(each)
+        for name, found in one_round(contenders, each).items():
+            times[name] += found
         late = time.perf_counter() - started > seconds
-        stable = all(summary(found).spread <= UNSTABLE for found in times.values())
+        stable = all(summary(all_times).spread <= UNSTABLE for all_times in times.values())
         if (late and done >= 3) or (done >= rounds and stable):
             break
-    return {name: summary(found) for name, found in times.items()}
+    return {name: summary(all_times) for name, all_times in times.items()}
+
+
+def summary(times: Sequence[float]) -> Measured:
+    """Median, minimum and percentiles of at least one time."""
+    ordered = sorted(times)
+    last = len(ordered) - 1
+    return Measured(
+        median(ordered), ordered[0], ordered[round(0.1 * last)], ordered[round(0.9 * last)], len(ordered)
+    )
 
 
 def notes_of(measured: Mapping[str, Measured], contenders: Mapping[str, Contender]) -> list[str]:
@@ -209,7 +117,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory(step: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes allocated at the worst moment of ``step``, what it starts from included; None on a CPU."""
+    """Most bytes allocated during ``step``, including what was allocated before; None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize()
@@ -225,9 +133,3 @@ def free(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-
-
-def first_line(error: BaseException) -> str:
-    """The class and the first line of a message, for a note."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -20,6 +20,7 @@ from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.context import Context, DeviceLost
 from benchmarks.gpu.environment import environment
 from benchmarks.gpu.gpu_lock import GpuLock
+from benchmarks.gpu.networks import FULL, TINY
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.peer import LOCK
 from benchmarks.gpu.phase_blocks import block_launches, blocks
@@ -27,12 +28,13 @@ from benchmarks.gpu.phase_correctness import correctness, correctness_launches
 from benchmarks.gpu.phase_kernels import kernel_launches, kernels
 from benchmarks.gpu.phase_network import network, network_workload_launches
 from benchmarks.gpu.phase_tuning import candidate_launches, tuning, use_tables
-from benchmarks.gpu.plain_resnet import FULL, TINY
-from benchmarks.gpu.timing import first_line, free
-from benchmarks.gpu.warm import Warmer
+from benchmarks.gpu.precompile import Precompiler
+from benchmarks.gpu.timing import free
 from benchmarks.gpu.workloads import Setting, Workload
-from fused_kernels.aot.variant import Variant
+from fused_kernels.compiling.variant import Variant
 from fused_kernels.launch import Launch, interpreted
+from fused_kernels.shared_memory import capability_of
+from fused_kernels.tune.timing import first_line
 
 PHASES: dict[str, Callable[[Context], None]] = {
     "correctness": correctness,
@@ -67,7 +69,7 @@ def main(connection: Connection, options: Options, finished: set[str], ceilings:
         connection.close()
         raise SystemExit(LOST) from None
     finally:
-        context.warmer.stop()
+        context.precompiler.stop()
     emit("end")
     connection.close()
 
@@ -79,7 +81,7 @@ def setting_of(device: torch.device, options: Options) -> Setting:
 
 
 def _run(context: Context, ceilings: Ceilings | None) -> None:
-    groups = _warm(context)
+    groups = _precompile(context)
     if ceilings is None:
         with context.lock.held():
             ceilings = ceilings_module.measure(context.device, tiny=context.options.tiny)
@@ -90,7 +92,7 @@ def _run(context: Context, ceilings: Ceilings | None) -> None:
         started = time.monotonic()
         if phase in groups:
             # what is not compiled by then is compiled where it is launched
-            context.warmer.wait(groups[phase], started + max(0.0, deadline - started) / 2)
+            context.precompiler.wait(groups[phase], started + max(0.0, deadline - started) / 2)
         try:
             PHASES[phase](context)
         except DeviceLost:
@@ -101,19 +103,18 @@ def _run(context: Context, ceilings: Ceilings | None) -> None:
             context.emit("failed", f"{phase}: the phase itself", first_line(error))
             context.require_device()
         free(context.device)
-        context.emit("compile failures", context.warmer.failures())
+        context.emit("compile failures", context.precompiler.failures())
         context.emit("phase", phase, time.monotonic() - started)
 
 
-def _warm(context: Context) -> dict[str, list[Variant]]:
+def _precompile(context: Context) -> dict[str, list[Variant]]:
     """Ask for everything that the phases will launch, in their order; what to wait for, by phase.
 
     The tuner's candidates come last, for there are most of them and each is missed by one problem alone.
     """
     if not context.on_gpu:
         return {}
-    major, minor = torch.cuda.get_device_capability(context.device)
-    context.warmer = Warmer(10 * major + minor)
+    context.precompiler = Precompiler(capability_of(context.device))
     wanted: dict[str, Callable[[Context], list[Launch]]] = {
         "correctness": correctness_launches,
         "kernels": kernel_launches,
@@ -124,7 +125,7 @@ def _warm(context: Context) -> dict[str, list[Variant]]:
     groups = {}
     for phase, launches in wanted.items():
         if phase in context.options.deadlines:
-            groups[phase] = context.warmer.add(launches(context))
+            groups[phase] = context.precompiler.add(launches(context))
     groups.pop("tune", None)  # the phase waits for one problem at a time
     return groups
 

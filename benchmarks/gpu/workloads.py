@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.gpu.plain_resnet import Scale, folded, fused, images, labels, plain, settle, without_values
+from benchmarks.gpu.networks import Scale, folded, fused, images, labels, plain, settle, without_values
 
 Kind = Literal["train", "infer", "block"]
 Implementation = Literal["ours", "eager", "compiled"]

@@ -68,7 +68,7 @@ std::vector<ParameterKind> read_parameters(Fields& fields, Mistake& mistake) {
   return parameters;
 }
 
-PlanKernel read_kernel(const Json& value, const std::string& where, Mistake& mistake) {
+PlanKernel read_kernel(const Json& value, std::int64_t format, const std::string& where, Mistake& mistake) {
   Fields fields(value, where, mistake);
   PlanKernel kernel;
   kernel.file = fields.text("file");
@@ -77,9 +77,10 @@ PlanKernel read_kernel(const Json& value, const std::string& where, Mistake& mis
   kernel.shared_bytes = static_cast<unsigned>(fields.integer("shared_bytes", 0, 1 << 20));
   kernel.scratch = static_cast<std::size_t>(fields.integer("scratch", 0, 8));
   kernel.parameters = read_parameters(fields, mistake);
-  fields.text("function");
-  // for Triton's interpreter; nothing here reads it
-  if (!fields.raw("source").is_object()) mistake.note(fields.path("source"), "an object");
+  if (format == 1) {  // the kernel's source, which nothing here needs
+    fields.text("function");
+    if (!fields.raw("source").is_object()) mistake.note(fields.path("source"), "an object");
+  }
   fields.finish();
   if (kernel.threads % warp != 0) mistake.note(fields.path("threads"), "a multiple of 32");
   if (kernel.file.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos || !kernel.file.ends_with(".cubin"))
@@ -88,11 +89,11 @@ PlanKernel read_kernel(const Json& value, const std::string& where, Mistake& mis
   return kernel;
 }
 
-std::vector<PlanKernel> read_kernels(const Json& list, Mistake& mistake) {
+std::vector<PlanKernel> read_kernels(const Json& list, std::int64_t format, Mistake& mistake) {
   std::vector<PlanKernel> kernels;
   if (!list.is_array()) mistake.note("$.kernels", "a list");
   for (std::size_t index = 0; index < list.size() && mistake.words.empty(); ++index)
-    kernels.push_back(read_kernel(list[index], "$.kernels[" + std::to_string(index) + "]", mistake));
+    kernels.push_back(read_kernel(list[index], format, "$.kernels[" + std::to_string(index) + "]", mistake));
   return kernels;
 }
 
@@ -107,14 +108,14 @@ std::size_t count_steps(const Json& list, Mistake& mistake) {
 Plan read_fields(const Json& document, Mistake& mistake) {
   Fields fields(document, "$", mistake);
   Plan plan;
-  fields.integer("format", plan_format, plan_format);
+  const std::int64_t format = fields.integer("format", oldest_plan_format, plan_format);
   plan.precision = precisions[fields.choice("precision", precisions)];
   plan.target = fields.text("target");
   fields.text("triton");
   plan.image = read_tensor(fields.raw("image"), "$.image", mistake);
   plan.classes = static_cast<std::size_t>(fields.integer("classes", 1, most));
   plan.steps = count_steps(fields.raw("steps"), mistake);
-  plan.kernels = read_kernels(fields.raw("kernels"), mistake);
+  plan.kernels = read_kernels(fields.raw("kernels"), format, mistake);
   plan.weights = read_weights(fields.raw("weights"), mistake);
   read_programs(fields.raw("programs"), plan, mistake);
   fields.finish();
@@ -173,9 +174,9 @@ Result<Plan> parse_plan(const std::string& text, const std::filesystem::path& pa
   const auto refused = [&](const std::string& words) { return Error{ErrorCode::engine, path.string() + " " + words}; };
   const Json document = parse_json(text);
   if (document.is_discarded()) return refused("is damaged (it is no JSON); build the engine again or copy it again");
-  if (const auto format = format_of(document); format && *format != plan_format)
+  if (const auto format = format_of(document); format && (*format < oldest_plan_format || *format > plan_format))
     return refused("has format " + std::to_string(*format) + ", this librescompile reads format " +
-                   std::to_string(plan_format) + ": build the engine again, or use the version that built it");
+                   std::to_string(plan_format) + " and older: build the engine again, or use the version that built it");
   Mistake mistake;
   Plan plan = read_fields(document, mistake);
   if (!mistake.words.empty())

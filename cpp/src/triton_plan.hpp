@@ -18,8 +18,8 @@ namespace rescompile::internal {
 inline constexpr const char* plan_name = "plan.json";
 inline constexpr const char* plan_weights_name = "weights.safetensors";
 
-/// The format of plans that this library reads.
-inline constexpr std::int64_t plan_format = 1;
+/// The newest format of plans that this library reads, and the oldest. Kernels of format 1 also name their source.
+inline constexpr std::int64_t plan_format = 2, oldest_plan_format = 1;
 /// Bytes: of everything in the arena and among the weights, as of CUDA's own allocations.
 inline constexpr std::uint64_t plan_alignment = 256;
 

@@ -57,9 +57,10 @@ TEST(a_plan_is_what_was_written) {
 
 TEST(fields_of_the_wrong_kind_are_named) {
   CHECK(all_are_refused({
-      {"\"format\": 1", "\"format\": 2", "has format 2, this librescompile reads format 1"},
-      {"\"format\": 1, ", "", "`$.format` is missing"},
-      {"\"format\": 1", "\"format\": 1, \"more\": 1", "`$.more` is a field that this version does not know"},
+      {"\"format\": 2", "\"format\": 3", "has format 3, this librescompile reads format 2 and older"},
+      {"\"format\": 2", "\"format\": 0", "has format 0, this librescompile reads format 2 and older"},
+      {"\"format\": 2, ", "", "`$.format` is missing"},
+      {"\"format\": 2", "\"format\": 2, \"more\": 1", "`$.more` is a field that this version does not know"},
       {"\"classes\": 3", "\"classes\": \"3\"", "`$.classes` must be a whole number"},
       {"\"int8\"", "\"int4\"", "`$.weights[\"fc.bias\"].dtype` must be one of int8"},
       {"[3]", "[-3]", "`$.weights[\"fc.bias\"]` has a shape whose size is absurd"},
@@ -69,8 +70,19 @@ TEST(fields_of_the_wrong_kind_are_named) {
       {"\"weights\": {\"fc", "\"weights\": [], \"was\": {\"fc", "`$.weights` must be an object"},
       {"\"programs\": [", "\"programs\": {}, \"was\": [", "`$.programs` must be a list of one or more"},
       {"\"launches\": [", "\"launches\": 1, \"was\": [", "`$.programs[0].launches` must be a list"},
-      {"\"source\": {}", "\"source\": 1", "`$.kernels[0].source` must be an object"},
+      {"\"scratch\": 2,", "\"scratch\": 2, \"function\": \"f\",", "`$.kernels[0].function` is a field that this version"},
+      {"\"format\": 2", "\"format\": 1", "`$.kernels[0].function` is missing"},
   }));
+}
+
+TEST(a_plan_of_format_1_is_read) {
+  std::string text = replaced(plan_text(), "\"format\": 2", "\"format\": 1");
+  for (const char* entry : {"\"sum_kernel\"", "\"head_kernel\""})
+    text = replaced(text, entry, std::string(entry) + R"(, "function": "sample.kernel", "source": {})");
+  const auto plan = parsed(text);
+  CHECK(plan && plan->kernels.size() == 2 && plan->programs.size() == 2);
+  const auto spoilt = parsed(replaced(text, "\"source\": {}", "\"source\": 1"));
+  CHECK(!spoilt && spoilt.error().message.find("`$.kernels[0].source` must be an object") != std::string::npos);
 }
 
 TEST(kernels_that_no_gpu_has_are_refused) {

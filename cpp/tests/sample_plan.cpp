@@ -6,14 +6,14 @@ namespace rescompile::testing {
 
 namespace {
 
-constexpr const char* plan = R"({"format": 1, "precision": "fp32", "target": "sm_90", "triton": "3.6.0",
+constexpr const char* plan = R"({"format": 2, "precision": "fp32", "target": "sm_90", "triton": "3.6.0",
  "image": {"dtype": "float32", "shape": [3, 2, 2]}, "classes": 3,
  "steps": [{"kind": "stem", "name": "stem"}, {"kind": "head", "name": "fc"}],
  "kernels": [
   {"file": "sums.cubin", "entry": "sum_kernel", "threads": 64, "shared_bytes": 1024, "scratch": 2,
-   "parameters": ["*fp32", "*fp32", "*fp32", "i32", "fp32"], "function": "sample.sum_kernel", "source": {}},
+   "parameters": ["*fp32", "*fp32", "*fp32", "i32", "fp32"]},
   {"file": "sums.cubin", "entry": "head_kernel", "threads": 32, "shared_bytes": 65536, "scratch": 0,
-   "parameters": ["*fp32", "*fp32", "*fp32", "i64"], "function": "sample.head_kernel", "source": {}}],
+   "parameters": ["*fp32", "*fp32", "*fp32", "i64"]}],
  "programs": [
   {"batch": 1, "arena_bytes": 512, "live_bytes": 4, "launches": [
    {"step": 0, "kernel": 0, "grid": [1, 1, 1], "arguments": [{"in": "images"},

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fused_kernels.errors import Unsupported
-from fused_kernels.modules.running import Pair, run
+from fused_kernels.modules.block_forward import Pair, run
 
 
 class FusedBlock(nn.Module):

@@ -9,10 +9,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from fused_kernels.blocks.torch_operators import pool_classifier
 from fused_kernels.errors import Unsupported
-from fused_kernels.library import pool_classifier
 from fused_kernels.modules.block import FusedBasicBlock, FusedBlock, FusedBottleneck
-from fused_kernels.modules.running import run
+from fused_kernels.modules.block_forward import run
 from fused_kernels.modules.shortcut import PadShortcut
 from fused_kernels.modules.stage import FusedStage
 from fused_kernels.modules.stem import run_stem

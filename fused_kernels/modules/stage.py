@@ -12,7 +12,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from fused_kernels.modules.block import FusedBlock
-from fused_kernels.modules.running import run
+from fused_kernels.modules.block_forward import run
 
 
 class FusedStage(nn.Sequential):

@@ -1,1 +1,1 @@
-"""The tuner: for every problem of a network, the fastest of the tiles that give the right answer on this GPU."""
+"""The tuner finds, for every problem of a network, the fastest tile that gives the right result on this GPU."""

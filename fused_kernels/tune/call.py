@@ -1,4 +1,4 @@
-"""A problem as a call on random tensors: what is verified and timed."""
+"""A problem as a call of its operation on random tensors, to be verified and timed."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_kernels import references
 from fused_kernels.errors import Unsupported
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import implementation
-from fused_kernels.layout import nhwc
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.layout import nhwc
+from fused_kernels.operands.packed_image import depth
+from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import chain, convolution, head, inference, stem
-from fused_kernels.ops.partials import Partials
+from fused_kernels.ops.image import pack
 from fused_kernels.problem import Problem
-from fused_kernels.stem_layout import depth
+from fused_kernels.references import statistics
 
 _STEM_WINDOWS = {
     conv.r * depth(conv): conv for conv in (Conv(7, 7, stride=2, padding=3), Conv(3, 3, padding=1))
 }
-"""Windows of the stems, by the columns of their wgrad problem."""
+"""Windows of the stems, by the channels of their wgrad problem."""
 SEED = 20240607
 
 
 @dataclass(frozen=True)
 class Call:
-    """One operation on its operands; which tile computes it is for ``choice.choosing`` to say."""
+    """One operation on its operands; ``choice.choosing`` decides which tile computes it."""
 
     function: Callable[..., Any]
     operands: tuple[Tensor, ...]
@@ -37,11 +38,11 @@ class Call:
     """Partial sums among the results are means and M2, not plain sums."""
 
     def run(self) -> list[Tensor]:
-        """The results, partial sums added up, so that they compare whatever the tile."""
+        """Run, and return the results with partial sums added up, so that they compare whatever the tile."""
         return list(self._tensors(self.function(*self.operands)))
 
     def launch(self) -> None:
-        """Run, and leave the results where they are."""
+        """Run, and drop the results."""
         self.function(*self.operands)
 
     def reference(self) -> list[Tensor]:
@@ -60,7 +61,7 @@ class Call:
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, Partials):
                 with implementation("reference"):
-                    yield from references.merge(item) if self.moments else references.sums(item)
+                    yield from statistics.merge(item) if self.moments else statistics.sums(item)
             else:
                 yield item
 
@@ -68,21 +69,20 @@ class Call:
 def call_of(problem: Problem, device: torch.device) -> Call:
     """Random operands for ``problem`` and the operation that poses it.
 
-    A block's gradient is posed in its commonest form: a shortcut of stride 1, no projection.
+    A block's gradient is posed in its most common form: a shortcut of stride 1, no projection.
 
     Raises:
         Unsupported: no operation poses such a problem.
     """
-    draw = _Draw(problem, device)
-    build = _BUILDERS.get((problem.kind, problem.epilogue))
+    build = _BUILDERS[problem.kind].get(problem.epilogue)
     if build is None:
         raise Unsupported(
             f"no operation poses the problem {problem.key}: the tuning table is for another version"
         )
-    return build(problem, draw)
+    return build(problem, _Operands(problem, device))
 
 
-class _Draw:
+class _Operands:
     """Seeded random operands of a problem."""
 
     def __init__(self, problem: Problem, device: torch.device) -> None:
@@ -105,23 +105,23 @@ class _Draw:
         return self.activation(problem.n, problem.c, problem.h, problem.w)
 
     def output(self) -> Tensor:
-        """A tensor of the shape of its output."""
+        """A tensor with the shape of the convolution's output."""
         problem = self._problem
         return self.activation(problem.n, problem.k, *problem.conv.output_size(problem.h, problem.w))
 
     def weight(self, channels: int | None = None) -> Tensor:
-        """Of the problem's convolution; of as many input channels if they are given."""
+        """The weight of the problem's convolution, with ``channels`` input channels if given."""
         problem, conv = self._problem, self._problem.conv
         return self.weights(problem.k, problem.c if channels is None else channels, conv.r, conv.s)
 
     def weights(self, k: int, c: int, r: int, s: int) -> Tensor:
-        """[k, c, r, s] in KRSC memory, so sized that outputs are about 1."""
+        """[k, c, r, s] in KRSC memory, scaled so that outputs are about 1."""
         if self._problem.dtype == torch.int8:
             return nhwc(self._int8(k, c, r, s))
         return nhwc((self.normal(k, c, r, s) * (c * r * s) ** -0.5).to(self._problem.dtype))
 
     def vectors(self, c: int) -> Tensor:
-        """fp32 [4, c] of some batch norm: mean, invstd, scale, shift; scales of both signs."""
+        """fp32 [4, c], the vectors of a batch norm: mean, invstd, scale, shift; scales of both signs."""
         mean, invstd, gamma, beta = self.normal(c), self.normal(c).abs() + 0.5, self.normal(c), self.normal(c)
         return torch.stack([mean, invstd, gamma * invstd, beta - mean * gamma * invstd])
 
@@ -136,27 +136,27 @@ class _Draw:
         )
 
 
-def _fprop(problem: Problem, draw: _Draw) -> Call:
+def _fprop(problem: Problem, new: _Operands) -> Call:
     conv = problem.conv
     function = convolution.conv_moments if problem.epilogue == "moments" else convolution.conv_plain
-    vectors = () if problem.prologue == "identity" else (draw.vectors(problem.c),)
-    operands = (draw.input(), draw.weight(), *vectors)
+    vectors = () if problem.prologue == "identity" else (new.vectors(problem.c),)
+    operands = (new.input(), new.weight(), *vectors)
     return Call(lambda x, w, *rest: function(x, w, conv, *rest), operands, problem.epilogue == "moments")
 
 
-def _inference(problem: Problem, draw: _Draw) -> Call:
+def _inference(problem: Problem, new: _Operands) -> Call:
     conv, relu = problem.conv, problem.epilogue != "bias"
-    residual = (draw.output(),) if problem.epilogue == "bias_residual_relu" else ()
+    residual = (new.output(),) if problem.epilogue == "bias_residual_relu" else ()
 
     def function(x: Tensor, w: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
         return inference.conv_bias(x, w, bias, conv, relu=relu, residual=residual)
 
-    return Call(function, (draw.input(), draw.weight(), draw.normal(problem.k), *residual))
+    return Call(function, (new.input(), new.weight(), new.normal(problem.k), *residual))
 
 
-def _int8_inference(problem: Problem, draw: _Draw) -> Call:
+def _int8_inference(problem: Problem, new: _Operands) -> Call:
     conv, relu = problem.conv, problem.epilogue.endswith("_relu")
-    residual = (draw.output(),) if "residual" in problem.epilogue else ()
+    residual = (new.output(),) if "residual" in problem.epilogue else ()
 
     def function(x: Tensor, w: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
         residual_scale = None if residual is None else 0.5
@@ -164,63 +164,63 @@ def _int8_inference(problem: Problem, draw: _Draw) -> Call:
             x, w, scale, bias, conv, relu=relu, residual=residual, residual_scale=residual_scale
         )
 
-    vectors = draw.requantization(problem.c * conv.r * conv.s)
-    return Call(function, (draw.input(), draw.weight(), *vectors, *residual))
+    vectors = new.requantization(problem.c * conv.r * conv.s)
+    return Call(function, (new.input(), new.weight(), *vectors, *residual))
 
 
-def _logits(problem: Problem, draw: _Draw) -> Call:
-    w = draw.weight().flatten(1)
+def _logits(problem: Problem, new: _Operands) -> Call:
+    w = new.weight().flatten(1)
     if problem.dtype != torch.int8:
-        return Call(head.pool_fc, (draw.input(), w, draw.normal(problem.k)))
+        return Call(head.pool_fc, (new.input(), w, new.normal(problem.k)))
     return Call(
         lambda x, w, scale, bias: head.pool_fc_int8(x, 1.0, w, scale, bias),
-        (draw.input(), w, *draw.requantization(problem.c)),
+        (new.input(), w, *new.requantization(problem.c)),
     )
 
 
-def _dgrad(problem: Problem, draw: _Draw) -> Call:
+def _dgrad(problem: Problem, new: _Operands) -> Call:
     conv, size = problem.conv, (problem.n, problem.c, problem.h, problem.w)
-    shortcut = (draw.input(),) if problem.epilogue == "shortcut" else ()
+    shortcut = (new.input(),) if problem.epilogue == "shortcut" else ()
 
     def function(dy: Tensor, w: Tensor, shortcut: Tensor | None = None) -> Tensor:
         return convolution.dgrad_shortcut(dy, w, conv, size, shortcut)
 
-    return Call(function, (draw.output(), draw.weight(), *shortcut))
+    return Call(function, (new.output(), new.weight(), *shortcut))
 
 
-def _dgrad_drelu(problem: Problem, draw: _Draw) -> Call:
+def _dgrad_drelu(problem: Problem, new: _Operands) -> Call:
     def function(dy: Tensor, w: Tensor, y: Tensor, vectors: Tensor) -> Any:
         return convolution.dgrad_drelu(dy, w, problem.conv, y, vectors)
 
-    return Call(function, (draw.output(), draw.weight(), draw.input(), draw.vectors(problem.c)))
+    return Call(function, (new.output(), new.weight(), new.input(), new.vectors(problem.c)))
 
 
-def _dgrad_block(problem: Problem, draw: _Draw) -> Call:
+def _dgrad_block(problem: Problem, new: _Operands) -> Call:
     def function(dy: Tensor, w: Tensor, shortcut: Tensor, z: Tensor, y: Tensor, vectors: Tensor) -> Any:
         return convolution.dgrad_block(dy, w, problem.conv, shortcut, 1, z, y, vectors)
 
-    shortcut, z, y = draw.input(), draw.input().relu_(), draw.input()
-    return Call(function, (draw.output(), draw.weight(), shortcut, z, y, draw.vectors(problem.c)))
+    shortcut, z, y = new.input(), new.input().relu_(), new.input()
+    return Call(function, (new.output(), new.weight(), shortcut, z, y, new.vectors(problem.c)))
 
 
-def _wgrad(problem: Problem, draw: _Draw) -> Call:
+def _wgrad(problem: Problem, new: _Operands) -> Call:
     conv = problem.conv
-    vectors = () if problem.prologue == "identity" else (draw.vectors(problem.c),)
+    vectors = () if problem.prologue == "identity" else (new.vectors(problem.c),)
     return Call(
-        lambda x, dy, *rest: convolution.wgrad(x, dy, conv, *rest), (draw.input(), draw.output(), *vectors)
+        lambda x, dy, *rest: convolution.wgrad(x, dy, conv, *rest), (new.input(), new.output(), *vectors)
     )
 
 
-def _stem(problem: Problem, draw: _Draw) -> Call:
+def _stem(problem: Problem, new: _Operands) -> Call:
     conv, pool = problem.conv, problem.epilogue == "stem_pool"
-    image, w = draw.activation(problem.n, 3, problem.h, problem.w), draw.weight(3)
+    image, w = new.activation(problem.n, 3, problem.h, problem.w), new.weight(3)
     if problem.epilogue == "stem_moments":
         return Call(lambda image, w: stem.stem_conv_moments(image, w, conv)[:2], (image, w), moments=True)
     if problem.epilogue == "stem_store":
         return Call(lambda image, w: stem.stem_conv(image, w, conv)[0], (image, w))
-    vectors: tuple[Tensor, ...] = (draw.normal(problem.k),)
+    vectors: tuple[Tensor, ...] = (new.normal(problem.k),)
     if problem.dtype == torch.int8:
-        vectors = draw.requantization(3 * conv.r * conv.s)[::-1]
+        vectors = new.requantization(3 * conv.r * conv.s)[::-1]
 
     def function(image: Tensor, w: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
         return stem.stem_inference(image, w, bias, conv, pool=pool, scale=scale)
@@ -228,24 +228,24 @@ def _stem(problem: Problem, draw: _Draw) -> Call:
     return Call(function, (image, w, *vectors))
 
 
-def _stem_wgrad(problem: Problem, draw: _Draw) -> Call:
+def _stem_wgrad(problem: Problem, new: _Operands) -> Call:
     conv = _STEM_WINDOWS[problem.c]
-    image = draw.activation(problem.n, 3, problem.h * conv.stride, problem.w * conv.stride)
+    image = new.activation(problem.n, 3, problem.h * conv.stride, problem.w * conv.stride)
     with implementation("reference"):
-        packed = stem.pack(image, conv, problem.dtype)
-    return Call(lambda packed, dy: stem.stem_wgrad(packed, dy, conv, 3), (packed, draw.output()))
+        packed = pack(image, conv, problem.dtype)
+    return Call(lambda packed, dy: stem.stem_wgrad(packed, dy, conv, 3), (packed, new.output()))
 
 
-def _chain(problem: Problem, draw: _Draw) -> Call:
+def _chain(problem: Problem, new: _Operands) -> Call:
     c, k, stride = problem.c, problem.k, problem.conv.stride
     shapes = [(c, c, 3), (k, c, 1), *([(problem.following, k, 1)] if problem.following else [])]
     int8 = problem.dtype == torch.int8
     layers: list[Tensor] = []
     for out, depth_of, r in shapes:
         scale, bias = (
-            draw.requantization(depth_of * r * r, out) if int8 else (draw.normal(out), draw.normal(out))
+            new.requantization(depth_of * r * r, out) if int8 else (new.normal(out), new.normal(out))
         )
-        layers += [draw.weights(out, depth_of, r, r), bias, *([scale] if int8 else [])]
+        layers += [new.weights(out, depth_of, r, r), bias, *([scale] if int8 else [])]
 
     def function(x: Tensor, residual: Tensor, *layers: Tensor) -> Any:
         each = len(layers) // len(shapes)
@@ -261,32 +261,29 @@ def _chain(problem: Problem, draw: _Draw) -> Call:
         )
         return z if following is None else (z, following)
 
-    return Call(function, (draw.input(), draw.output(), *layers))
+    return Call(function, (new.input(), new.output(), *layers))
 
 
-_BUILDERS: dict[tuple[str, str], Callable[[Problem, _Draw], Call]] = {
-    ("fprop", "moments"): _fprop,
-    ("fprop", "store"): _fprop,
-    ("fprop", "bias"): _inference,
-    ("fprop", "bias_relu"): _inference,
-    ("fprop", "bias_residual_relu"): _inference,
-    ("fprop", "requantize"): _int8_inference,
-    ("fprop", "requantize_relu"): _int8_inference,
-    ("fprop", "requantize_residual"): _int8_inference,
-    ("fprop", "requantize_residual_relu"): _int8_inference,
-    ("fprop", "logits"): _logits,
-    ("fprop", "stem_moments"): _stem,
-    ("fprop", "stem_store"): _stem,
-    ("fprop", "stem_bias_relu"): _stem,
-    ("fprop", "stem_pool"): _stem,
-    ("dgrad", "drelu"): _dgrad_drelu,
-    ("dgrad", "block_gradient"): _dgrad_block,
-    ("dgrad", "shortcut"): _dgrad,
-    ("dgrad", "store"): _dgrad,
-    ("wgrad", "store"): _wgrad,
-    ("wgrad", "stem"): _stem_wgrad,
-    ("chain", "store"): _chain,
+_BUILDERS: dict[str, dict[str, Callable[[Problem, _Operands], Call]]] = {
+    "fprop": {
+        **dict.fromkeys(("moments", "store"), _fprop),
+        **dict.fromkeys(("bias", "bias_relu", "bias_residual_relu"), _inference),
+        **dict.fromkeys(
+            ("requantize", "requantize_relu", "requantize_residual", "requantize_residual_relu"),
+            _int8_inference,
+        ),
+        "logits": _logits,
+        **dict.fromkeys(("stem_moments", "stem_store", "stem_bias_relu", "stem_pool"), _stem),
+    },
+    "dgrad": {
+        "drelu": _dgrad_drelu,
+        "block_gradient": _dgrad_block,
+        **dict.fromkeys(("shortcut", "store"), _dgrad),
+    },
+    "wgrad": {"store": _wgrad, "stem": _stem_wgrad},
+    "chain": {"store": _chain},
 }
+"""The function that poses a problem, by the problem's kind and epilogue."""
 
 
 @contextmanager

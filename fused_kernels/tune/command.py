@@ -1,4 +1,4 @@
-"""``python -m fused_kernels.tune``: 0 done, 1 no GPU or nothing to tune, 2 usage."""
+"""``python -m fused_kernels.tune``; exit code 0: done, 1: no GPU or an unknown network, 2: wrong usage."""
 
 from __future__ import annotations
 
@@ -16,16 +16,8 @@ import torch
 from fused_kernels.errors import FusedKernelError, TuningError
 from fused_kernels.launch import interpreted
 from fused_kernels.problem import Problem
-from fused_kernels.shared_memory import limit_on
-from fused_kernels.table import (
-    CUDNN,
-    FOLDER_VARIABLE,
-    Entries,
-    current_table,
-    read_table,
-    table_name,
-    write_table,
-)
+from fused_kernels.shared_memory import capability_of, limit_on
+from fused_kernels.table import FOLDER_VARIABLE, REFERENCE, add_entry, read_table, table_name
 from fused_kernels.tiles import Tile
 from fused_kernels.tune.call import Call, call_of
 from fused_kernels.tune.network import problems_of
@@ -55,7 +47,7 @@ def _run(asked: argparse.Namespace) -> None:
     problems = problems_of(asked.model, batch=asked.batch, dtype=DTYPES[asked.dtype], training=asked.training)
     if not torch.cuda.is_available() or interpreted():
         raise TuningError(
-            "tuning takes a CUDA GPU, and there is none that the kernels run on: run this where they are to be fast"
+            "tuning needs a CUDA GPU, and there is none here: run it on the machine where the kernels are to be fast"
         )
     device = torch.device("cuda", torch.cuda.current_device())
     name = torch.cuda.get_device_name(device)
@@ -84,26 +76,26 @@ def tune(
     verifier: Callable[[Call], Check] = Verifier,
     say: Callable[[str], None] = print,
 ) -> list[Outcome]:
-    """Search a tile for each problem, heaviest first, and write the table anew after each.
+    """Search for the best tile of each problem, heaviest first, and update the table after each.
 
     Args:
-        problems: how often each comes.
+        problems: the number of times that each occurs.
         device: where to run; candidates are compiled in parallel first if it is a GPU.
-        output: the table; what it already says about other problems stays.
-        device_name: as torch has it.
+        output: the table; its entries for other problems stay.
+        device_name: the name that torch gives the device.
         retune: also search again for what the table already holds.
         minutes: stop after this long.
-        timer: milliseconds of functions.
-        verifier: makes the judge of a call's tiles.
-        say: is told one line for each problem.
+        timer: times functions.
+        verifier: makes the check of a call's tiles.
+        say: called with one line for each problem.
     """
     started = time.monotonic()
-    entries: Entries = read_table(output) if output.is_file() else {}
-    todo = [problem for problem in by_weight(problems) if retune or problem.key not in entries]
+    known = read_table(output) if output.is_file() else {}
+    todo = [problem for problem in by_weight(problems) if retune or problem.key not in known]
     shared = limit_on(device)
     if device.type == "cuda":
-        count = precompile(todo, shared=shared)
-        say(f"{len(todo)} problems, {count} launches compiled in {time.monotonic() - started:.0f} s")
+        count = precompile(todo, capability_of(device), shared=shared)
+        say(f"{len(todo)} problems, {count} kernels compiled in {time.monotonic() - started:.0f} s")
     outcomes: list[Outcome] = []
     for problem in todo:
         if minutes is not None and time.monotonic() - started > 60 * minutes:
@@ -111,24 +103,20 @@ def tune(
             break
         call = call_of(problem, device)
         outcomes.append(search(problem, call, verifier(call), timer, shared=shared))
-        entries[problem.key] = outcomes[-1].best
-        write_table(output, device_name, entries)
+        add_entry(output, device_name, problem.key, outcomes[-1].best)
         say(describe(outcomes[-1]))
-    current_table.cache_clear()
     return outcomes
 
 
 def by_weight(problems: Counter[Problem]) -> list[Problem]:
-    """Problems by their multiplications in one pass of the network, most first."""
+    """Sort problems by their multiplications in one pass of the network, most first."""
     return sorted(problems, key=lambda problem: -problem.macs * problems[problem])
 
 
 def describe(outcome: Outcome) -> str:
     """One line, and one more for each tile that was dropped."""
     times, best = outcome.milliseconds, outcome.best
-    line = (
-        f"{outcome.problem.key}: {_name(best)} {times[best]:.4f} ms, cuDNN and passes {times[CUDNN]:.4f} ms"
-    )
+    line = f"{outcome.problem.key}: {_name(best)} {times[best]:.4f} ms, PyTorch {times[REFERENCE]:.4f} ms"
     dropped = (f"  dropped {_name(tile)}: {reason}" for tile, reason in outcome.dropped.items())
     return "\n".join([f"{line}, of {len(times) - 1} right tiles", *dropped])
 
@@ -142,7 +130,7 @@ def _name(chosen: Tile | str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fused_kernels.tune",
-        description="Find the fastest right tile of every convolution of a network on this GPU, or that cuDNN is"
+        description="Find the fastest correct tile of every convolution of a network on this GPU, or that PyTorch is"
         " faster, and write them to a tuning table.",
     )
     parser.add_argument("--model", default="resnet50", help="resnet18 ... resnet152, cifar-resnet20 ...")

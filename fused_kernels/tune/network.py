@@ -1,4 +1,4 @@
-"""The problems of a network, found by running it on tensors without values and listening for what is asked."""
+"""The problems of a network, collected while it runs on tensors without values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fused_kernels import modules
-from fused_kernels.blocks_inference import without_chains
+from fused_kernels.blocks.inference import without_chains
 from fused_kernels.choice import choosing, default_tile
 from fused_kernels.errors import Unsupported
 from fused_kernels.problem import Problem
@@ -36,17 +36,17 @@ _INT8_EPILOGUES = {
 def problems_of(
     name: str, *, batch: int, dtype: torch.dtype, training: bool, side: int | None = None
 ) -> Counter[Problem]:
-    """Every problem of one training step or one inference pass, and how often it comes.
+    """Count every problem of one training step or one inference pass.
 
     Args:
         name: ``resnet18`` … ``resnet152``, or ``cifar-resnet20``, ``cifar-resnet32``, ….
-        batch: images.
-        dtype: of the activations; int8 for inference alone.
+        batch: number of images.
+        dtype: of the activations; int8 for inference only.
         training: a training step; otherwise an inference pass, with and without the chain kernel.
-        side: height and width of the images, if not the usual 224 or 32.
+        side: height and width of the images; by default 224 or 32.
 
     Raises:
-        Unsupported: no such network, or training in int8.
+        Unsupported: the network is unknown, or training in int8 is asked for.
     """
     int8 = dtype == torch.int8
     if int8 and training:
@@ -86,7 +86,7 @@ def _network(name: str) -> nn.Module:
         if name.startswith(CIFAR_PREFIX) and depth.isdecimal():
             return modules.cifar_resnet(int(depth))
     names = ", ".join([*IMAGENET, f"{CIFAR_PREFIX}20", "…"])
-    raise Unsupported(f"no network {name!r}: choose one of {names}")
+    raise Unsupported(f"unknown network {name!r}: choose one of {names}")
 
 
 def _in_int8(problem: Problem) -> Problem:

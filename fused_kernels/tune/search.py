@@ -1,4 +1,4 @@
-"""The search: verify every candidate of a problem, time those that are right, keep the fastest."""
+"""Search for a problem's tile: verify every candidate, time the correct ones, keep the fastest."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from fused_kernels.choice import Chosen, choosing
 from fused_kernels.launch import implementation
 from fused_kernels.problem import Problem
 from fused_kernels.shared_memory import HOPPER
-from fused_kernels.table import CUDNN
+from fused_kernels.table import REFERENCE
 from fused_kernels.tiles import Tile
 from fused_kernels.tune.call import Call
-from fused_kernels.tune.timing import Timer
+from fused_kernels.tune.timing import Timer, first_line
 
 Check = Callable[[Tile], str | None]
-"""What is wrong with a tile's results, or None."""
+"""Returns what is wrong with a tile's results, or None."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the search found for one problem."""
+    """The result of the search for one problem."""
 
     problem: Problem
-    milliseconds: dict[Tile | Literal["cudnn"], float]
-    """Of every right candidate and of plain PyTorch, which convolves with cuDNN."""
+    milliseconds: dict[Tile | Literal["reference"], float]
+    """Times of every correct candidate and of plain PyTorch."""
     dropped: dict[Tile, str]
-    """Candidates that are not right, or do not run, with the reason."""
+    """Candidates that give wrong results or do not run, with the reason."""
 
     @property
     def best(self) -> Chosen:
-        """The fastest."""
+        """The fastest of them."""
         return min(self.milliseconds, key=lambda chosen: self.milliseconds[chosen])
 
 
@@ -41,10 +41,10 @@ def search(problem: Problem, call: Call, check: Check, timer: Timer, *, shared: 
     """Try every candidate of ``problem``, and plain PyTorch.
 
     Args:
-        problem: what to search a tile for.
-        call: the operation that poses it.
-        check: judges a tile before it may be timed.
-        timer: milliseconds of functions that run the operation.
+        problem: the problem to solve.
+        call: its operation.
+        check: checks a tile before it is timed.
+        timer: times functions that run the operation.
         shared: bytes of shared memory that a program may use.
     """
     right: list[Tile] = []
@@ -55,13 +55,13 @@ def search(problem: Problem, call: Call, check: Check, timer: Timer, *, shared: 
             right.append(tile)
         else:
             dropped[tile] = wrong
-    names: list[Tile | Literal["cudnn"]] = [*right, CUDNN]
+    names: list[Tile | Literal["reference"]] = [*right, REFERENCE]
     runs = [*(partial(_run, call, tile) for tile in right), partial(_run_reference, call)]
     return Outcome(problem, dict(zip(names, timer(runs), strict=True)), dropped)
 
 
 def always(tile: Tile) -> Callable[[Problem], Tile]:
-    """For ``choosing``: ``tile`` whatever the problem."""
+    """For ``choosing``: answers ``tile`` to every problem."""
     return lambda _: tile
 
 
@@ -70,7 +70,7 @@ def _checked(check: Check, tile: Tile) -> str | None:
         return check(tile)
     except Exception as error:
         # out of registers or shared memory on this GPU, or refused by this Triton: not a tile to choose
-        return f"does not run: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        return f"does not run: {first_line(error)}"
 
 
 def _run(call: Call, tile: Tile) -> None:

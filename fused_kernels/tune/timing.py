@@ -1,59 +1,139 @@
-"""Time on a GPU: CUDA graphs in interleaved rounds, so that a drifting clock meets all alike; medians."""
+"""Times on a GPU in interleaved rounds, A B C, A B C, …, so that a drifting clock affects all alike."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 ROUNDS = 15
-WARM_UP = 2
-FLUSHED_BYTES = 256 * 2**20
-"""Several times any GPU's L2 cache: a network finds its operands in memory, not there."""
+"""Rounds of the tuner."""
+FLUSH_BYTES = 256 * 2**20
+"""Several times the L2 cache of any GPU: a network finds its operands in memory, not there."""
 
 Timer = Callable[[Sequence[Callable[[], None]]], list[float]]
 """Milliseconds for each of some functions."""
 
 
-def on_gpu(functions: Sequence[Callable[[], None]]) -> list[float]:
-    """The median milliseconds of each function, which must not wait for the device."""
-    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device="cuda")
-    pool = torch.cuda.graph_pool_handle()
-    graphs = [_captured(function, pool) for function in functions]
-    times: list[list[float]] = [[] for _ in functions]
-    order = list(range(len(functions)))
-    shuffle = random.Random(0).shuffle
-    for _ in range(ROUNDS):
-        shuffle(order)
-        events = {}
-        for index in order:
-            flushed.zero_()
-            events[index] = start, end = _event(), _event()
-            start.record()
-            graphs[index].replay()
-            end.record()
+class Contender(Protocol):
+    """Anything that can be timed."""
+
+    notes: list[str]
+
+    def times(self, count: int) -> list[float]:
+        """Milliseconds of ``count`` runs."""
+
+
+class Replay:
+    """A step timed between events on the device: a CUDA graph, or single launches if the step cannot be captured."""
+
+    def __init__(
+        self,
+        step: Callable[[], Any],
+        *,
+        warmup: int = 2,
+        flush: bool = False,
+        stream: torch.cuda.Stream | None = None,
+        pool: Any = None,
+    ) -> None:
+        """Run ``step`` ``warmup`` times and capture it.
+
+        Args:
+            step: must not wait for the device.
+            warmup: runs before the capture.
+            flush: overwrite the L2 cache before each timed run.
+            stream: where to run, its own by default.
+            pool: memory that graphs share; they must share ``stream`` too and never run at the same time.
+        """
+        self.notes: list[str] = []
+        self.buffer = _flush_buffer() if flush else None
+        self.stream = stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.step = step
+        self._on_stream(lambda: [step() for _ in range(warmup)])
+        if not flush:
+            torch.cuda.empty_cache()  # a whole network's step leaves gigabytes that its graph cannot use
+        try:
+            self._on_stream(lambda: self._capture(pool))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.graph = None
+            self.notes.append(f"not in a CUDA graph: {first_line(error)}")
+
+    def _on_stream(self, function: Callable[[], Any]) -> None:
         torch.cuda.synchronize()
-        for index, (start, end) in events.items():
-            times[index].append(start.elapsed_time(end))
-    return [median(found) for found in times]
+        with torch.cuda.stream(self.stream):
+            function()
+        torch.cuda.synchronize()
+
+    def _capture(self, pool: Any) -> None:
+        graph = torch.cuda.CUDAGraph()
+        gc.disable()  # a collected event or graph would be destroyed in the middle of the capture
+        try:
+            graph.capture_begin(pool=pool)
+            try:
+                self.step()
+            finally:
+                graph.capture_end()
+        finally:
+            gc.enable()
+        self.graph = graph
+
+    def run(self) -> None:
+        """One run, without waiting for it."""
+        if self.graph is None:
+            self.step()
+        else:
+            self.graph.replay()
+
+    def times(self, count: int) -> list[float]:
+        """Milliseconds of ``count`` runs, between events on one stream."""
+        pairs = []
+        with torch.cuda.stream(self.stream):
+            for _ in range(count):
+                if self.buffer is not None:
+                    self.buffer.zero_()
+                start, end = _event(), _event()
+                start.record()
+                self.run()
+                end.record()
+                pairs.append((start, end))
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) for start, end in pairs]
+
+
+def one_round(contenders: Mapping[str, Contender], each: int = 1) -> dict[str, list[float]]:
+    """Milliseconds of ``each`` runs of every contender, one contender after the other."""
+    return {name: one.times(each) for name, one in contenders.items()}
+
+
+def on_gpu(functions: Sequence[Callable[[], None]]) -> list[float]:
+    """Median milliseconds of each function, with an L2 cache that holds none of its operands."""
+    # nothing reads the graphs' results, so they may share their memory
+    stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+    replays = {
+        str(index): Replay(step, flush=True, stream=stream, pool=pool) for index, step in enumerate(functions)
+    }
+    one_round(replays)  # the first replay uploads the graph
+    rounds = [one_round(replays) for _ in range(ROUNDS)]
+    return [median(found[name][0] for found in rounds) for name in replays]
+
+
+def first_line(error: BaseException) -> str:
+    """The class and the first line of the message of an error."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def _captured(function: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # the graphs never run at the same time, and nobody reads their results: they may share their memory
-    with torch.cuda.graph(graph, pool=pool):
-        function()
-    return graph
+@cache
+def _flush_buffer() -> torch.Tensor:
+    return torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device="cuda")

@@ -1,4 +1,4 @@
-"""Whether a tile's result is right, measured against plain PyTorch: an error of at most twice its own.
+"""Checking a tile's result against plain PyTorch: its error may be at most twice that of PyTorch.
 
 The truth is computed in fp32 (fp64 for fp32) from the same operands. A 16-bit result may be twice as far from it, in
 relative L2 and in its worst element, as that of the same-dtype PyTorch computation (flash-attention's rule), plus an

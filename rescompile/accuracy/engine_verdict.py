@@ -13,7 +13,7 @@ from calibration.names import text_of
 from rescompile.accuracy.parity import compare, open_validation_set
 from rescompile.accuracy.verify import Network, judge
 from rescompile.backends import get_backend
-from rescompile.backends.base import Simulates
+from rescompile.backends.base import SimulatingBackend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.config import positive
 from rescompile.environment import describe
@@ -21,7 +21,8 @@ from rescompile.errors import BackendError, BackendUnavailable, EngineError, Usa
 from rescompile.manifest import REFERENCE
 from rescompile.progress import Progress, StageClock
 from rescompile.report import BuildReport, Limits, read_report
-from rescompile.runtime.engine import Engine, load, simulate
+from rescompile.runtime.engine import Engine
+from rescompile.runtime.loading import load, simulate
 
 
 def verify(
@@ -87,7 +88,7 @@ def verify(
 def stand_in(backend: str) -> str:
     """What is measured in place of a ``backend``'s engine that cannot run on this machine."""
     found = get_backend(backend)
-    return found.simulation if isinstance(found, Simulates) else "deployable graph (onnxruntime)"
+    return found.simulation if isinstance(found, SimulatingBackend) else "deployable graph (onnxruntime)"
 
 
 def _engine_or_simulation(directory: Path) -> tuple[Engine, bool]:

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.network import Network, Node, Values
-from rescompile.graph.topology import block_outputs, quantizing_blocks
-from rescompile.graph.vocabulary import DEQUANTIZE_SUFFIX
+from rescompile.graph.shared.names import DEQUANTIZE_SUFFIX
+from rescompile.graph.shared.topology import block_outputs, quantizing_blocks
 from rescompile.report import BlockDamage
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def ranked(damages: Sequence[BlockDamage]) -> tuple[str, ...]:
 def expected_damage(original: onnx.ModelProto, errors: Mapping[str, float | None]) -> dict[str, float]:
     """Relative RMS that the noise model expects of each block's activations, its input and output among them.
 
-    ``errors`` is what it expects of each quantized tensor alone (``calibration.comparison``). Weights are left out, and
+    ``errors`` is what it expects of each quantized tensor alone (``calibration.methods.comparison``). Weights are left
+    out, and
     errors of several tensors are taken as independent. Empty where a tensor has no expectation.
     """
     squares = dict.fromkeys(block_outputs(original), 0.0)

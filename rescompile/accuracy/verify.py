@@ -13,8 +13,8 @@ from rescompile.backends.base import Progress
 from rescompile.errors import UsageError
 from rescompile.manifest import Precision
 from rescompile.metrics import Labels, Logits, ParityMeter
-from rescompile.presenting.report_lines import percent, points
 from rescompile.report import Check, Limits, Parity
+from rescompile.wording import percent, points
 
 Network = Callable[[NDArray[Any]], Logits]
 """Images [N, ...] to logits [N, classes]."""

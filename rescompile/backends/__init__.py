@@ -1,4 +1,4 @@
-"""The kinds of engine, by name. Each lives in a module of its own, which is imported when it is asked for."""
+"""Backends by name: each builds one kind of engine and runs it. A backend is imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -17,15 +17,11 @@ BACKENDS = {
     "tensorrt-rtx": "rescompile.backends.tensorrt.backend:rtx",
     "triton": "rescompile.backends.triton.backend:Triton",
 }
-"""Name to ``module:factory``; a factory is called without arguments."""
+"""Name to ``module:factory``; the factory takes no arguments."""
 
 
 def get_backend(name: str) -> Backend:
-    """The backend called ``name``.
-
-    Raises:
-        UsageError: there is none of this name.
-    """
+    """The backend called ``name``; raises UsageError where there is none."""
     if name not in BACKENDS:
         known = list(BACKENDS)
         raise UsageError(
@@ -36,7 +32,7 @@ def get_backend(name: str) -> Backend:
 
 
 def choose_backend() -> tuple[str, str]:
-    """What ``--backend auto`` takes on this machine, and the reason in words for the user.
+    """The backend that ``--backend auto`` takes on this machine, and the reason for the user.
 
     TensorRT where it can build and run (a CUDA GPU and the library), else OpenVINO.
     """

@@ -1,9 +1,9 @@
-"""What a backend is: something that turns the deployable graph into an engine, and an engine into answers."""
+"""Interface of a backend, which builds an engine from the deployable graph and runs engines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -14,40 +14,41 @@ from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import Batch, Manifest, Precision
 
 if TYPE_CHECKING:
-    from rescompile.backends.sharing import DeviceImages
+    from rescompile.backends.zero_copy import DeviceImages
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) during long work."""
 
 RestType = Literal["float32", "float16"]
+"""Type of the layers that are not quantized."""
 
 FullRange = Literal["free", "costs"]
-"""What a backend pays for inputs of all 256 values of int8 (``graph.full_range``): nothing; or weights of seven bits,
-or twice the work."""
+"""Price of inputs that use all 256 values of int8 (``graph.full_range``): nothing; or weights of seven bits, or twice
+the work."""
 
 ConstantChannels = Literal["free", "padding", "never"]
-"""What a backend pays for ``graph.constant_channels``: nothing, because it takes them away again; nothing in tensors of
-at most ``PADDED_CHANNELS``, whose kernels read twice as many channels anyway; or it does not take them."""
+"""Price of ``graph.constant_channels``: nothing, because the backend removes them again; nothing in tensors of at most
+``PADDED_CHANNELS`` channels, because its kernels read twice as many channels anyway; or they are not supported."""
 PADDED_CHANNELS = 16
 
 
 @dataclass(frozen=True)
 class Int8Support:
-    """What a backend's INT8 engines take beside 127 steps behind a ReLU, and what it pays for that."""
+    """What a backend's INT8 engines support beyond plain symmetric quantization, and its price."""
 
     full_range: FullRange = "costs"
-    """Inputs that use all 256 values."""
+    """Inputs that use all 256 values, instead of 128 after a ReLU."""
     constant_channels: ConstantChannels = "never"
-    """Where convolutions pad such inputs."""
+    """Extra channels where a convolution pads such an input."""
 
 
 Hint = Literal["latency", "throughput"]
-"""Whether one call shall be answered soon, or many at once be answered in little time altogether."""
+"""Goal of running an engine: the shortest time of one call, or the most images in a given time."""
 
 
 @dataclass(frozen=True)
 class Availability:
-    """What a backend can do on this machine; ``reason`` says why not, or how it would."""
+    """Whether a backend can build and run on this machine, and the reason."""
 
     build: bool
     run: bool
@@ -56,47 +57,46 @@ class Availability:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What ``Backend.build`` is asked for.
-
-    ``target`` is a compute capability such as ``sm_89``, or None for "this machine".
-    """
+    """Input of ``Backend.build``."""
 
     model: Path
     """The deployable graph, ``model.onnx``."""
     precision: Precision
     batch: Batch
     image_shape: tuple[int, int, int]
-    """Input without its batch dimension, in the graph's own layout."""
+    """One image, without the batch dimension, in the graph's layout."""
     target: str | None = None
+    """Compute capability such as ``sm_89``; None for this machine."""
     timing_cache: Path | None = None
     progress: Progress | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """What ``Backend.build`` wrote into the engine directory."""
+    """Files that ``Backend.build`` wrote into the engine directory, and what is known of them."""
 
     files: tuple[str, ...]
     target: str | None = None
-    """The target that the engine was really built for."""
+    """The target that the engine was built for."""
     fused_adds: int | None = None
-    """Residual adds that the engine computes inside a convolution; None where it cannot be inspected."""
-    notes: tuple[str, ...] = field(default=())
+    """Residual adds that are computed inside a convolution; None where the engine cannot be inspected."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How an engine is run here; nothing of it changes an answer. A backend ignores what it has no use for."""
+    """Options of running an engine; none changes an answer, and a backend ignores those that it does not have."""
 
     threads: int | None = None
-    """CPU threads; None leaves the choice to the library."""
+    """CPU threads; None leaves it to the library."""
     hint: Hint = "latency"
     streams: int | None = None
-    """Requests that an engine on a GPU works on at the same time, each in a CUDA stream and in memory of its own; None
-    takes 1 for latency and 2 for throughput, so that one is copied while the other is computed."""
+    """Requests that an engine on a GPU works on at the same time, each with its own CUDA stream and memory; None takes
+    1 for latency and 2 for throughput, so that one is copied while the other is computed."""
     cache: Path | None = None
-    """Directory for what the library compiles at load time, so that the next load is faster; None takes the user's
-    cache. RESCOMPILE_ENGINE_CACHE=off keeps nothing anywhere."""
+    """Directory that keeps what the library compiles at load time, so that the next load is faster; None takes the
+    user's cache. RESCOMPILE_ENGINE_CACHE=off keeps nothing."""
 
     def __post_init__(self) -> None:
         if self.hint not in get_args(Hint):
@@ -106,7 +106,7 @@ class RunOptions:
 
     @property
     def parallel(self) -> int:
-        """Requests that an engine on a GPU works on at the same time."""
+        """``streams``, or the number that the hint gives."""
         return self.streams or (2 if self.hint == "throughput" else 1)
 
 
@@ -114,11 +114,7 @@ RUN_DEFAULTS = RunOptions()
 
 
 def check_batch(count: int, batch: Batch) -> None:
-    """Refuse a number of images that an engine does not take at once.
-
-    Raises:
-        BackendError: ``count`` is outside of the engine's range.
-    """
+    """Raise a BackendError where an engine does not take ``count`` images at once."""
     if not batch.min <= count <= batch.max:
         raise BackendError(
             f"{count} images at once, but this engine takes {batch.min} to {batch.max}; "
@@ -127,38 +123,39 @@ def check_batch(count: int, batch: Batch) -> None:
 
 
 class Runner(Protocol):
-    """An engine in memory. Not thread-safe unless the backend's docstring says so."""
+    """An engine in memory. Not thread-safe unless its docstring says so."""
 
     def __call__(self, images: Any) -> NDArray[np.float32]:
         """Logits [N, classes] of ``images`` [N, ...], an array in the manifest's input layout and dtype.
 
-        It need not be contiguous. A runner that lends takes what it has lent, too.
+        It need not be contiguous. A ``ZeroCopyRunner`` also takes images that it imported.
         """
         ...
 
     def close(self) -> None:
-        """Give back memory and device handles; calling it twice is harmless."""
+        """Free memory and device handles; calling it twice is harmless."""
         ...
 
 
 class Backend(Protocol):
-    """One kind of engine. Implementations live one per module and are listed in ``rescompile.backends``."""
+    """One kind of engine. Implementations are listed in ``rescompile.backends``."""
 
     name: str
     payload_files: tuple[str, ...]
-    """Files without which no engine of this kind is loaded; there may be more."""
+    """Files that every engine of this kind has; there may be more."""
     int8: Int8Support
+    """What its INT8 engines support."""
 
     def availability(self, target: str | None = None) -> Availability:
-        """What can be done here, found without building anything; ``run`` is about an engine for ``target``."""
+        """Whether it can build here, and run an engine for ``target``; found without building anything."""
         ...
 
     def rest_type(self, precision: Precision) -> RestType:
-        """The type of every layer of the deployable graph that is not quantized."""
+        """Type of the layers of the deployable graph that are not quantized."""
         ...
 
     def check(self, target: str | None) -> None:
-        """Refuse what this backend cannot build here, before any long work starts.
+        """Check before any long work that an engine for ``target`` can be built here.
 
         Raises:
             UsageError: the target does not exist for this backend.
@@ -170,12 +167,13 @@ class Backend(Protocol):
         """Build the engine into ``directory``.
 
         Raises:
-            BackendError: the library refused the graph; its own words are in the message.
+            BackendError: the library refused the graph; its message is included.
+            OutputError: the disk is full.
         """
         ...
 
     def load(self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> Runner:
-        """Load the payload in ``directory`` (hashes already checked).
+        """Load the payload in ``directory``, whose hashes were checked already.
 
         Raises:
             BackendUnavailable: the engine cannot run on this machine.
@@ -186,18 +184,18 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Concurrent(Protocol):
-    """A runner that any number of threads may call at once, and close while they do."""
+    """A runner that any number of threads may call at the same time, and close meanwhile."""
 
     parallel: int
-    """Calls that it works on at the same time; others wait."""
+    """Calls that run at the same time; others wait."""
 
 
 @runtime_checkable
-class Lends(Protocol):
-    """A runner on a GPU, which reads images where they are."""
+class ZeroCopyRunner(Protocol):
+    """A runner on a GPU that reads images where they are in its memory."""
 
-    def lend(self, given: object) -> DeviceImages:
-        """The images of ``given``, for which ``sharing.on_cuda`` holds, as the runner takes them; not copied.
+    def import_images(self, given: object) -> DeviceImages:
+        """The images of ``given``, an array on a CUDA device, as the runner takes them, without a copy.
 
         Raises:
             UsageError: they are on another GPU, not contiguous, or cannot be shared.
@@ -207,23 +205,23 @@ class Lends(Protocol):
 
 
 @runtime_checkable
-class Keeps(Protocol):
-    """A runner that can keep what its library compiled, so that the next load is faster."""
+class CachesCompilation(Protocol):
+    """A runner that can store what its library compiled, so that the next load is faster."""
 
-    def keep(self) -> None:
-        """Keep it; called once the engine has proved that it is right. It never fails: a cache is a shortcut."""
+    def cache_compilation(self) -> None:
+        """Store the compilation; called after the engine passed its self-test. It never fails."""
         ...
 
 
 @runtime_checkable
-class Simulates(Protocol):
-    """A backend whose engines can be executed, slowly, where their device is missing."""
+class SimulatingBackend(Protocol):
+    """A backend that can execute its engines slowly on the CPU where their device is missing."""
 
     simulation: str
-    """What executes them there, as a report names it; no engine is called verified for it."""
+    """Name of the stand-in for reports; an engine that only ran on it is not called verified."""
 
     def simulate(self, directory: Path, manifest: Manifest) -> Runner:
-        """What gives the answers of the engine in ``directory`` on this CPU.
+        """A runner that gives the answers of the engine in ``directory`` on the CPU.
 
         Raises:
             BackendError, EngineError: the payload was refused.

@@ -1,8 +1,8 @@
-"""ONNX Runtime on the CPU: the reference.
+"""ONNX Runtime on the CPU, the reference for all other backends.
 
-With optimizations off it executes a deployable graph node by node, Q/DQ in floating point: the graph's own
-semantics. FP16 tensors are computed in FP32 and rounded to FP16 after each node, because the CPU has no FP16
-kernels. FP32 graphs run optimized.
+With optimizations off it executes a deployable graph node by node, Q/DQ in floating point, as the graph is written.
+FP16 tensors are computed in FP32 and rounded to FP16 after each node, because the CPU has no FP16 kernels. FP32 graphs
+run optimized.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rescompile.manifest import GRAPH, Manifest, Precision
 
 
 class ReferenceSession:
-    """An ONNX graph with one input, in memory. Safe to call from several threads."""
+    """An ONNX graph with one input, loaded. Several threads may call it."""
 
     def __init__(self, session: Any, names: Sequence[str]) -> None:
         self._session: Any = session
@@ -37,19 +37,15 @@ class ReferenceSession:
         self._names = list(names)
 
     def __call__(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Logits [N, classes] of ``images`` [N, ...] in the graph's own layout and dtype."""
+        """Logits [N, classes] of ``images`` [N, ...] in the graph's layout and dtype."""
         logits = next(iter(self.tensors(images).values()))
         return logits.astype(np.float32, copy=False)
 
     def tensors(self, images: NDArray[np.generic]) -> dict[str, NDArray[Any]]:
-        """Every output that the session was opened for, by name.
-
-        Raises:
-            BackendError: the session is closed, or ONNX Runtime refused the images.
-        """
+        """All outputs by name; raises BackendError where it is closed or ONNX Runtime refuses the images."""
         if self._session is None:
             raise BackendError("this ONNX Runtime session is closed; load the engine again")
-        with _in_our_words("ONNX Runtime cannot run the graph on these images"):
+        with _translate_errors("ONNX Runtime cannot run the graph on these images"):
             values = self._session.run(self._names, {self._input: np.ascontiguousarray(images)})
         return dict(zip(self._names, values, strict=True))
 
@@ -65,16 +61,16 @@ def reference_session(
     outputs: Sequence[str] | None = None,
     threads: int | None = None,
 ) -> ReferenceSession:
-    """Open ``model`` (a path, or the serialized graph).
+    """Load ``model``, a path or a serialized graph.
 
     Args:
         model: fp32 graph, or deployable graph.
         optimize: True for fp32 graphs; False executes the graph as it is written.
-        outputs: tensors to return, inner ones too; None takes the graph's own outputs.
-        threads: CPU threads; None leaves the choice to ONNX Runtime.
+        outputs: tensors to return, which may be inner ones; None takes the graph's outputs.
+        threads: CPU threads; None leaves it to ONNX Runtime.
 
     Raises:
-        BackendError: ONNX Runtime refuses the graph; its own words are in the message.
+        BackendError: ONNX Runtime refuses the graph; its message is included.
     """
     import onnxruntime as ort
 
@@ -87,35 +83,35 @@ def reference_session(
     source = model.read_bytes() if isinstance(model, Path) else model
     if outputs is not None:
         source = _with_outputs(source, outputs)
-    with _in_our_words(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
+    with _translate_errors(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = outputs if outputs is not None else [output.name for output in session.get_outputs()]
     return ReferenceSession(session, names)
 
 
 class OnnxRuntime:
-    """The reference as a backend: its engine is the deployable graph itself. Runners are thread-safe."""
+    """The reference as a backend, whose engine is the deployable graph itself. Several threads may call a runner."""
 
     name = "onnxruntime"
     payload_files = (GRAPH,)
     int8 = Int8Support("costs", "never")
 
     def availability(self, target: str | None = None) -> Availability:
-        """Always there: ONNX Runtime is a dependency of the project."""
+        """Always available: ONNX Runtime is a dependency of the project."""
         return Availability(
             build=True, run=True, reason="runs on every CPU; the reference, not built for speed"
         )
 
     def rest_type(self, precision: Precision) -> RestType:
-        """FP16 only where it was asked for: the CPU computes in FP32."""
+        """FP16 only where asked for: the CPU computes in FP32."""
         return "float16" if precision == "fp16" else "float32"
 
     def check(self, target: str | None) -> None:
-        """Refuse a target: see ``Backend.check``."""
+        """Raise a UsageError where there is a target."""
         refuse_target(self.name, target)
 
     def build(self, request: BuildRequest, directory: Path) -> Payload:
-        """Name the deployable graph as payload, once ONNX Runtime has accepted it."""
+        """Check that ONNX Runtime accepts the deployable graph, which is the payload."""
         reference_session(request.model, optimize=False).close()
         if request.model.resolve() != (directory / GRAPH).resolve():
             raise ValueError(f"the onnxruntime engine is {GRAPH} of its own directory, not {request.model}")
@@ -124,16 +120,12 @@ class OnnxRuntime:
     def load(
         self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS
     ) -> ReferenceSession:
-        """Open ``model.onnx``, optimizations off."""
+        """Load ``model.onnx``, optimizations off."""
         return reference_session(directory / GRAPH, optimize=False, threads=options.threads)
 
 
 def refuse_target(name: str, target: str | None) -> None:
-    """A CPU backend has no GPU target.
-
-    Raises:
-        UsageError: ``target`` was given.
-    """
+    """Raise a UsageError where a ``target`` was given to a CPU backend."""
     if target is not None:
         raise UsageError(
             f"--target {target} does not go with --backend {name}, which builds for the CPU; leave it out, "
@@ -157,14 +149,14 @@ def _with_outputs(model: bytes, outputs: Sequence[str]) -> bytes:
 
 
 @contextmanager
-def _in_our_words(what: str) -> Iterator[None]:
-    """ONNX Runtime's errors have no base class of their own but ``Exception``, only a module."""
+def _translate_errors(what: str) -> Iterator[None]:
+    """Turn an error of ONNX Runtime into a BackendError that begins with ``what``."""
     try:
         yield
     except Exception as error:
-        if not type(error).__module__.startswith("onnxruntime") and not isinstance(
-            error, (RuntimeError, ValueError)
-        ):
+        # its errors have no base class of their own, only a module
+        of_runtime = type(error).__module__.startswith("onnxruntime")
+        if not of_runtime and not isinstance(error, (RuntimeError, ValueError)):
             raise
         words = str(error).rpartition("[ONNXRuntimeError] : ")[2].splitlines() or [type(error).__name__]
         raise BackendError(f"{what}: {words[0].strip()}") from error

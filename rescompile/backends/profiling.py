@@ -1,4 +1,4 @@
-"""Where the time inside an engine goes: the layers that a library executed, each with its time."""
+"""Profiles of engines: the layers that a library executed, with the time of each."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ from rescompile.errors import UsageError
 from rescompile.manifest import Manifest
 
 WARM_RUNS = 2
-"""Before the runs whose time counts."""
+"""Runs before the measured ones."""
 
 Kind = Literal["weighted", "reformat", "quantize", "elementwise", "pool", "other"]
-"""What a layer does: convolution or classifier; change of layout or type alone; rounding to INT8; the rest."""
+"""Kind of a layer: convolution or classifier; change of layout or type alone; rounding to INT8; and so on."""
 
 PROFILERS = {
     "openvino": "rescompile.backends.openvino.profile:OpenVinoProfiler",
     "tensorrt": "rescompile.backends.tensorrt.profile:full",
     "tensorrt-rtx": "rescompile.backends.tensorrt.profile:rtx",
 }
-"""Backend to ``module:factory``; a factory is called as ``open_profiler`` is."""
+"""Backend to ``module:factory``; the factory takes the arguments of ``open_profiler``."""
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One layer that was executed."""
+    """One executed layer."""
 
     name: str
-    """The library's own."""
+    """The library's name for it."""
     origins: tuple[str, ...]
-    """Nodes of the deployable graph that it computes; empty where the library does not tell."""
+    """Nodes of the deployable graph that it computes; empty where that is not known."""
     kind: Kind
     implementation: str
-    """The library's word for the kernel, as ``jit_avx2_I8``."""
+    """The library's name for the kernel, such as ``jit_avx2_I8``."""
     precision: str
-    """In which it computes, as ``u8`` or ``f32``; empty where the library does not tell."""
+    """Type in which it computes, such as ``u8`` or ``f32``; empty where that is not known."""
     ms: float
 
 
 class Profiler(Protocol):
-    """An engine that also says where its time goes; for one thread, and for one call."""
+    """An engine whose layers are timed; for one thread and one call."""
 
     def __call__(
         self, images: NDArray[np.generic], runs: int
     ) -> tuple[NDArray[np.float32], tuple[LayerTime, ...]]:
-        """Warm up, then run ``images`` so often; the last logits, and each layer's mean time in the order of execution.
+        """Warm up, then run ``images`` ``runs`` times: the last logits, and each layer's mean time in execution order.
 
-        A library may keep means over all runs since it loaded the engine, so a second call needs a new profiler.
+        Libraries may report means over all runs since the engine was loaded, so another call needs a new profiler.
         """
         ...
 
     def close(self) -> None:
-        """Give back memory and devices; calling it twice is harmless."""
+        """Free memory and devices; calling it twice is harmless."""
         ...
 
 
 def open_profiler(directory: Path, manifest: Manifest, *, threads: int | None = None) -> Profiler:
-    """The engine in ``directory``, its hashes checked already, with its layers timed.
+    """The engine in ``directory``, whose hashes were checked already, with its layers timed.
 
     Raises:
-        UsageError: its backend does not tell the time of its layers.
+        UsageError: its backend does not time layers.
         BackendUnavailable: the engine cannot run on this machine.
         BackendError: the payload was refused.
     """

@@ -1,4 +1,4 @@
-"""Things of which a thread takes an idle one, and waits where there is none."""
+"""A pool of reusable objects, from which threads take one or wait."""
 
 from __future__ import annotations
 
@@ -13,43 +13,39 @@ from rescompile.errors import BackendError
 T = TypeVar("T")
 
 
-class Idle(Generic[T]):
-    """The things that nobody uses. Any thread may take one, or close."""
+class ResourcePool(Generic[T]):
+    """Blocking pool of reusable objects. Any thread may acquire one, or close the pool."""
 
-    def __init__(self, things: Sequence[T]) -> None:
+    def __init__(self, resources: Sequence[T]) -> None:
         self._queue: SimpleQueue[T | None] = SimpleQueue()
         self._closed = self._draining = False
-        self._count, self._drain = len(things), Lock()
-        for thing in things:
-            self._queue.put(thing)
+        self._count, self._drain = len(resources), Lock()
+        for resource in resources:
+            self._queue.put(resource)
 
     @contextmanager
-    def one(self) -> Iterator[T]:
-        """An idle thing, for the body alone.
-
-        Raises:
-            BackendError: they were closed, perhaps while this thread waited.
-        """
-        thing = self._queue.get()
+    def acquire(self) -> Iterator[T]:
+        """Take an object for the body, waiting until one is free; raises BackendError once the pool is closed."""
+        resource = self._queue.get()
         try:
-            if thing is None or self._closed or self._draining:
+            if resource is None or self._closed or self._draining:
                 raise BackendError("this engine is closed; load it again")
-            yield thing
+            yield resource
         finally:
-            # behind the end there is only None: it wakes the next one that waits
-            self._queue.put(None if self._closed else thing)
+            # a closed pool holds only None, which wakes the waiting threads one after another
+            self._queue.put(None if self._closed else resource)
 
     def close(self) -> None:
-        """Let nobody take one any more; those in use are dropped when they come back."""
+        """Hand out no more objects; those in use are dropped when they come back."""
         self._closed = True
         while not self._queue.empty():
             self._queue.get()
         self._queue.put(None)
 
     def drain(self) -> list[T]:
-        """The same, but wait for those in use; returns all of them, and nothing when it is called again."""
+        """Close the pool, but wait for the objects in use; returns all objects, and none when it is called again."""
         self._draining = True
         with self._drain:
-            things = [] if self._closed else [self._queue.get() for _ in range(self._count)]
+            resources = [] if self._closed else [self._queue.get() for _ in range(self._count)]
             self.close()
-        return [thing for thing in things if thing is not None]
+        return [resource for resource in resources if resource is not None]

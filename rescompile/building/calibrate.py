@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.builtin import COUNT, builtin_image_set
-from calibration.comparison import Comparison, compare_methods
-from calibration.hardness import Hardship, hard_weights
+from calibration.collect_statistics import StatisticsRequest, collect_statistics
 from calibration.images import ImageSet, open_image_set
+from calibration.images.builtin import COUNT, builtin_image_set
+from calibration.methods.comparison import Comparison, compare_methods
+from calibration.methods.quantization_risks import Risk, weight_risks
+from calibration.methods.rounding import IMAGES as LEARNING_IMAGES
 from calibration.preprocess import normalize
-from calibration.rounding import IMAGES as LEARNING_IMAGES
 from calibration.scales import FULL_LEVELS
-from calibration.survey import Wanted, survey
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.backends.base import PADDED_CHANNELS, FullRange, Int8Support
 from rescompile.building.source import Source, open_source
@@ -28,8 +28,8 @@ from rescompile.effort import RECIPES, Recipe
 from rescompile.errors import UsageError
 from rescompile.files import check_output_file
 from rescompile.graph.pixels import can_be_exact
-from rescompile.graph.topology import full_range_tensors, quantized_tensors
-from rescompile.graph.vocabulary import INPUT
+from rescompile.graph.shared.names import INPUT
+from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors
 from rescompile.progress import Progress, StageClock
 
 BATCH = 4
@@ -150,16 +150,16 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
     tensors = quantized_tensors(source.graph)
     exact = can_be_exact(source.preprocess)
     images = calibration_images(config, source)
-    risks = hard_weights(source.graph)
+    risks = weight_risks(source.graph)
     recipe = _recipe_for(source, config, hard=bool(risks))
     widest = _widest(int8, asked=bool(config.full_range))
     wide = full_range_tensors(source.graph, widest=widest) if int8.full_range in recipe.full_range else []
     levels = dict.fromkeys(wide, FULL_LEVELS)
-    found = survey(
+    found = collect_statistics(
         source.graph,
         tensors,
         (normalize(batch.images, source.preprocess) for batch in images.batches(source.preprocess, BATCH)),
-        Wanted(
+        StatisticsRequest(
             channels=recipe.needs_channels,
             gradients=recipe.needs_gradients,
             equalize=recipe.equalize,
@@ -189,7 +189,7 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
             *((BUILT_IN_ADVICE,) if config.images is None else ()),
             *((note_on_full_range(len(wide), len(tensors)),) if config.full_range else ()),
             *images.notes,
-            *notes_on_risks((*risks, *found.hardships), recipe),
+            *notes_on_risks((*risks, *found.risks), recipe),
         ),
         recipe,
         found.samples,
@@ -254,7 +254,7 @@ def note_on_full_range(wide: int, tensors: int) -> str:
     return f"{wide} of {tensors} quantized tensors use all 256 values of int8"
 
 
-def notes_on_risks(risks: tuple[Hardship, ...], recipe: Recipe) -> tuple[str, ...]:
+def notes_on_risks(risks: tuple[Risk, ...], recipe: Recipe) -> tuple[str, ...]:
     """One sentence for each risk that was found, with what was done or can be done about it."""
     remedies = {
         "heavy-tailed weights": "they are rounded against each other (--rounding learned)"

@@ -12,7 +12,7 @@ from rescompile.config import BuildConfig
 from rescompile.errors import LintError
 from rescompile.graph.full_range import fold_zero_points
 from rescompile.graph.half import half
-from rescompile.graph.lint.contract import RULES, fusable_adds, lint
+from rescompile.graph.lint import RULES, fusable_adds, lint
 from rescompile.graph.preprocess import take_uint8
 from rescompile.graph.reformats import reformats
 from rescompile.report import FusedAdds, LintResult

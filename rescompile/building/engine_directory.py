@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.builtin import golden_images
+from calibration.images.builtin import golden_images
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable
 from rescompile.backends import choose_backend, get_backend
@@ -37,7 +37,7 @@ from rescompile.manifest import (
     read_manifest,
 )
 from rescompile.progress import Progress
-from rescompile.runtime.golden_file import golden_bytes
+from rescompile.runtime.golden import golden_bytes
 
 TIMING_CACHE = "tensorrt.timing"
 """In the cache directory: TensorRT's timings of kernels, which make later builds for the same GPU quicker."""

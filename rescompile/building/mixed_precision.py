@@ -14,7 +14,7 @@ from rescompile.accuracy.parity import BATCH, compare
 from rescompile.accuracy.sensitivity import IMAGES, measure_damage, ranked
 from rescompile.accuracy.verify import Measurement, Network, judge
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.backends.openvino.backend import simulate
+from rescompile.backends.openvino.runner import simulate
 from rescompile.building.calibrate import Calibrated, sample_images
 from rescompile.building.precision_search import Search, fewest_fp16_blocks
 from rescompile.building.quantize import original_of, quantize
@@ -22,9 +22,9 @@ from rescompile.building.source import Source
 from rescompile.building.validation import Validation
 from rescompile.config import BuildConfig
 from rescompile.errors import UsageError, did_you_mean
-from rescompile.graph.reformats import along
+from rescompile.graph.reformats import predicted_reformats
 from rescompile.graph.restore import restore
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import Batch, TensorSpec
 from rescompile.metrics import Logits
 from rescompile.progress import Progress
@@ -136,7 +136,7 @@ def _point(
     return FrontierPoint(
         fp16_blocks=choice,
         int8_blocks=len(blocks) - len(choice),
-        reformats=along(blocks, choice),
+        reformats=predicted_reformats(blocks, choice),
         top1_agreement=parity.top1_agreement,
         top1_engine=parity.top1_engine,
         top1_drop=drop,

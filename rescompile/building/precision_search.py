@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from rescompile.graph.reformats import along
+from rescompile.graph.reformats import predicted_reformats
 from rescompile.report import FrontierPoint
 
 Choice = frozenset[str]
@@ -67,7 +67,7 @@ def _put_back(search: Search, chosen: Sequence[str]) -> Choice:
     for adds_boundary in (False, True):
         for block in reversed(chosen):
             without = kept - {block}
-            more = along(search.blocks, without) > along(search.blocks, kept)
+            more = predicted_reformats(search.blocks, without) > predicted_reformats(search.blocks, kept)
             if block in kept and more == adds_boundary and search.passes(without):
                 kept = without
     return kept

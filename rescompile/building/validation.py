@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from calibration.builtin import builtin_image_set
 from calibration.images import ImageSet, open_image_set
+from calibration.images.builtin import builtin_image_set
 from rescompile.accuracy.engine_verdict import stand_in
 from rescompile.accuracy.parity import compare, open_validation_set
 from rescompile.accuracy.verify import Measurement
@@ -18,7 +18,7 @@ from rescompile.config import BuildConfig
 from rescompile.errors import UsageError
 from rescompile.manifest import Manifest
 from rescompile.progress import Progress
-from rescompile.runtime.engine import load, simulate
+from rescompile.runtime.loading import load, simulate
 
 FALLBACK_IMAGES = 128
 """Images taken from the calibration set where no validation set was passed."""

@@ -20,8 +20,8 @@ from rescompile.building.mixed_precision import MixedPrecision
 from rescompile.building.source import Source
 from rescompile.building.validation import Validation
 from rescompile.files import atomic_write
-from rescompile.graph.topology import block_outputs
-from rescompile.graph.vocabulary import INPUT
+from rescompile.graph.shared.names import INPUT
+from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import REPORT_HTML, REPORT_JSON, Manifest
 from rescompile.presenting.html.report_page import render
 from rescompile.report import ActivationRange, BlockError, BuildReport, Check, FusedAdds, Limits, StageRecord

@@ -14,7 +14,6 @@ from rescompile.cli.engine import compare, inspect, run, verify
 from rescompile.cli.measure import bench, profile, report
 from rescompile.cli.options import Json
 from rescompile.cli.serving import export_server
-from rescompile.cli.table import app as table_app
 from rescompile.errors import USER_ERRORS
 
 _STOPPED: dict[object, str] = {130: "interrupted", 143: "terminated"}
@@ -33,7 +32,6 @@ app = typer.Typer(
 for command in (build, calibrate, sensitivity, verify, run, inspect, compare, bench, profile, report):
     app.command()(command)
 app.command("export-server")(export_server)
-app.add_typer(table_app, name="table")
 
 
 def main() -> NoReturn:

@@ -104,9 +104,9 @@ def calibrate(
     - `rescompile build --depth 50 --weights my.pth --calibration my.json`
     """
     from rescompile.building.calibrate import calibrate_network
-    from rescompile.presenting.plots.compare import check_plot_path
+    from rescompile.presenting.plots.plot import check_plot_path
+    from rescompile.presenting.terminal.calibrate import print_calibrated
     from rescompile.presenting.terminal.report import TerminalProgress
-    from rescompile.presenting.terminal.views import print_calibrated
 
     if plot is not None:
         check_plot_path(plot)
@@ -118,9 +118,9 @@ def calibrate(
             progress,
         )
     if plot is not None and calibrated.comparison is not None:
-        from rescompile.presenting.plots.methods import write_plot
+        from rescompile.presenting.plots.calibration_methods import methods_by_tensor
 
-        write_plot(calibrated.comparison, plot)
+        methods_by_tensor(calibrated.comparison).write(plot)
     print_calibrated(calibrated, output, compare=compare, json=json)
 
 
@@ -142,8 +142,8 @@ def sensitivity(
     - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --fp16-blocks stem,layer3.0`
     """
     from rescompile.building.sensitivity import rank_blocks
-    from rescompile.presenting.plots.compare import check_plot_path
-    from rescompile.presenting.plots.damage import write_plot
+    from rescompile.presenting.plots.plot import check_plot_path
+    from rescompile.presenting.plots.sensitivity import sensitivity_by_block
     from rescompile.presenting.terminal.report import TerminalProgress
     from rescompile.presenting.terminal.sensitivity import print_sensitivity
 
@@ -157,7 +157,7 @@ def sensitivity(
             count=images,
         )
     if plot is not None:
-        write_plot(report.blocks, plot)
+        sensitivity_by_block(report.blocks).write(plot)
     if json:
         sys.stdout.write(report.to_json().decode())
     else:

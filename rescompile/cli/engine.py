@@ -121,7 +121,8 @@ def compare(
     - `rescompile compare resnet50-int8-openvino:fp32 other/model.onnx --images val/ --part-db 15`
     """
     from rescompile.accuracy.compare import compare as run
-    from rescompile.presenting.plots.compare import check_plot_path, write_plot
+    from rescompile.presenting.plots.comparison import comparison_by_block
+    from rescompile.presenting.plots.plot import check_plot_path
     from rescompile.presenting.terminal.compare import print_comparison
     from rescompile.presenting.terminal.report import TerminalProgress
 
@@ -138,7 +139,7 @@ def compare(
             progress=progress,
         )
     if plot is not None:
-        write_plot(report, plot)
+        comparison_by_block(report).write(plot)
     if json:
         sys.stdout.write(report.to_json().decode())
     else:

@@ -110,9 +110,7 @@ def profile(
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(
-            help="JSON of bench, of profile and of the suites, in any order.", metavar="RESULTS..."
-        ),
+        typer.Argument(help="JSON files of bench and profile, in any order.", metavar="RESULTS..."),
     ],
     output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("measurements.html"),
     plots: Annotated[Path | None, typer.Option(help="Folder for the plots as PNG; made if missing.")] = None,
@@ -123,7 +121,7 @@ def report(
 
     - `rescompile report int8.json fp32.json profile.json --output measurements.html`
 
-    - `rescompile report benchmarks/results/*/*.json --plots plots/`
+    - `rescompile report *.json --plots plots/`
     """
     from rescompile.files import atomic_write, check_output_file, writing
     from rescompile.measuring.measurements import read_measurements
@@ -138,7 +136,7 @@ def report(
             plots.mkdir(parents=True, exist_ok=True)
         for plot in plots_of(found):
             path = plots / f"{plot.name}.png"
-            atomic_write(path, plot.png())
+            plot.write(path)
             print(path)
 
 

@@ -29,8 +29,9 @@ from rescompile.measuring.start import Start, start_once
 from rescompile.measuring.timing import Timing
 from rescompile.progress import Progress, StageClock
 from rescompile.report import read_report
-from rescompile.runtime.engine import Engine, load
-from rescompile.runtime.golden_check import golden_batch
+from rescompile.runtime.engine import Engine
+from rescompile.runtime.golden import golden_batch
+from rescompile.runtime.loading import load
 
 FORMAT: Literal["rescompile-bench-1"] = "rescompile-bench-1"
 DEFAULT_SECONDS = 15.0

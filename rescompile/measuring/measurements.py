@@ -1,4 +1,4 @@
-"""Results of ``rescompile bench``, ``rescompile profile`` and the suites, read from their files into one collection."""
+"""Results of ``rescompile bench`` and ``rescompile profile``, read from their files into one collection."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import msgspec
 
 from calibration.names import text_of
 from rescompile.errors import UsageError
-from rescompile.measuring import bench as benches
-from rescompile.measuring import profile as profiles
-from rescompile.measuring import suite_results
+from rescompile.measuring import bench, profile
 from rescompile.measuring.bench import BenchReport
-from rescompile.measuring.origin import Origin
 from rescompile.measuring.profile import ProfileReport
-from rescompile.measuring.suite_results import Results
+
+_SUITES = "rescompile-suites-1"
+"""Format of the results that the suites in ``benchmarks/`` write, which have a page of their own there."""
 
 
 @dataclass
@@ -25,15 +24,6 @@ class Measurements:
 
     benches: list[BenchReport] = field(default_factory=list)
     profiles: list[ProfileReport] = field(default_factory=list)
-    suites: list[Results] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-
-    @property
-    def origins(self) -> tuple[Origin, ...]:
-        """One for each file, in their order by kind."""
-        benches = [found.origin for found in self.benches]
-        profiles = [found.origin for found in self.profiles]
-        return (*benches, *profiles, *(found.origin for found in self.suites))
 
 
 class _Format(msgspec.Struct):
@@ -41,27 +31,29 @@ class _Format(msgspec.Struct):
 
 
 def read_measurements(paths: Sequence[Path]) -> Measurements:
-    """Read all ``paths``, whatever of the three each one is.
+    """Read all ``paths``, each a result of ``bench`` or of ``profile``.
 
     Raises:
-        UsageError: a file cannot be read, or is none of them.
+        UsageError: a file cannot be read, or is neither.
     """
     found = Measurements()
     for path in paths:
         text = _bytes(path)
         try:
             kind = msgspec.json.decode(text, type=_Format).format
-            if kind == benches.FORMAT:
+            if kind == bench.FORMAT:
                 found.benches.append(msgspec.json.decode(text, type=BenchReport))
-            elif kind == profiles.FORMAT:
+            elif kind == profile.FORMAT:
                 found.profiles.append(msgspec.json.decode(text, type=ProfileReport))
-            elif kind == suite_results.FORMAT:
-                found.suites.append(msgspec.json.decode(text, type=Results))
+            elif kind == _SUITES:
+                raise UsageError(
+                    f"{text_of(path)} is a result of the suites in benchmarks/; in a checkout of rescompile, show it "
+                    "with python -m benchmarks.suite_page"
+                )
             else:
                 raise _refusal(path, f"its format is '{kind}'")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _refusal(path, str(error)) from None
-        found.files.append(text_of(path))
     return found
 
 
@@ -74,6 +66,6 @@ def _bytes(path: Path) -> bytes:
 
 def _refusal(path: Path, reason: str) -> UsageError:
     return UsageError(
-        f"{text_of(path)} is no result that a page can show ({reason}); pass files of rescompile bench --output, "
-        "rescompile profile --output, or of the suites in benchmarks/"
+        f"{text_of(path)} is not a result of bench or profile ({reason}); pass files that rescompile bench --output "
+        "or rescompile profile --output wrote"
     )

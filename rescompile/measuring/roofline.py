@@ -18,6 +18,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from rescompile.backends.base import RunOptions
+from rescompile.backends.openvino.compile import compile_model
+
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _ASSUMED_CACHE = 8 * 2**20
 _CHANNELS, _SIDE = 256, 28
@@ -96,12 +99,8 @@ def _copy_rate(total: int, threads: int, seconds: float) -> float:
 
 def _convolution_rate(batch: int, threads: int, seconds: float, *, int8: bool) -> float:
     """Operations a second of a 3x3 convolution as engines run it."""
-    import openvino as ov
-
-    settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads
-    }  # fmt: skip
-    request = ov.Core().compile_model(_convolutions(int8=int8), "CPU", settings).create_infer_request()
+    compiled = compile_model(_convolutions(int8=int8), RunOptions(threads=threads), tuned=False)
+    request = compiled.create_infer_request()
     images = np.random.default_rng(0).random((batch, _CHANNELS, _SIDE, _SIDE), np.float32)
     ops = _LAYERS * 2 * 9 * _CHANNELS**2 * batch * _SIDE**2
     return ops / _best(lambda: request.infer([images], share_inputs=True), seconds)

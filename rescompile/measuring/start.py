@@ -58,8 +58,8 @@ def main() -> None:
     from rescompile.backends.base import RunOptions
     from rescompile.measuring.memory import resident_bytes
     from rescompile.progress import peak_memory_bytes
-    from rescompile.runtime.engine import load
-    from rescompile.runtime.golden_file import read_golden
+    from rescompile.runtime.golden import read_golden
+    from rescompile.runtime.loading import load
 
     directory, threads = Path(sys.argv[1]), int(sys.argv[2]) or None
     began = time.perf_counter()

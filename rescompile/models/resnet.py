@@ -10,13 +10,14 @@ The state_dict is torchvision's, name for name (``conv1``, ``bn1``, ``layer3.22.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rescompile.models.registry import ShortcutOption, StrideOn
+if TYPE_CHECKING:  # so that this module needs torch alone
+    from rescompile.models.registry import ShortcutOption, StrideOn
 
 ConvBN = tuple[nn.Conv2d, nn.BatchNorm2d]
 

@@ -1,46 +1,16 @@
-"""A report as lines of (label, value): the words that terminal and page share."""
+"""A build's report as lines of (label, value), which terminal and page share."""
 
 from __future__ import annotations
 
 from rescompile.report import BuildReport, StageRecord
+from rescompile.wording import counted, duration, percent, points, size
 
 Line = tuple[str, str]
 
 
 def calibrated_on(images: int, source: str) -> str:
-    """Where a table's numbers come from; of an imported one the images are unknown."""
-    return f"{_count(images, 'image')} of {source}" if images else f"{source} (imported)"
-
-
-def plain(text: str) -> str:
-    """``text`` with control characters (terminal escapes, line breaks) made visible instead of obeyed."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
-
-
-def percent(fraction: float) -> str:
-    """0.97333 as ``97.333 %``: three decimals tell one image in a hundred thousand, zeros are dropped."""
-    return f"{_trimmed(100 * fraction)} %"
-
-
-def points(difference: float) -> str:
-    """Percentage points, ``0.2`` as ``0.2 points``."""
-    text = _trimmed(difference)
-    return f"{text} point" if text in {"1", "-1"} else f"{text} points"
-
-
-def size(count: int) -> str:
-    """Bytes in decimal units: ``1.25 GB``, ``640 MB``."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def duration(seconds: float) -> str:
-    """``0.42 s``, ``12.3 s``, ``3 min 05 s``."""
-    if seconds < 9.995:
-        return f"{seconds:.2f} s"
-    if seconds < 99.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
+    """Origin of a calibration table's numbers; an imported table does not say which images it saw."""
+    return f"{counted(images, 'image')} of {source}" if images else f"{source} (imported)"
 
 
 def stage_value(stage: StageRecord) -> str:
@@ -49,7 +19,7 @@ def stage_value(stage: StageRecord) -> str:
 
 
 def identity(report: BuildReport) -> tuple[Line, ...]:
-    """What was built."""
+    """Network, precision, backend and target."""
     return (
         ("model", report.model),
         ("precision", report.precision),
@@ -59,12 +29,12 @@ def identity(report: BuildReport) -> tuple[Line, ...]:
 
 
 def subject(report: BuildReport) -> str:
-    """What the figures speak of."""
+    """Name of the thing that was measured: the engine, or what ran in its place."""
     return "engine" if report.engine_executed else report.measured_on.partition(" (")[0]
 
 
 def measurements(report: BuildReport) -> tuple[Line, ...]:
-    """Every measured figure of the report, whether or not something was asked of it."""
+    """Every measured figure, with or without a limit on it."""
     if report.top1_agreement is None or not report.images:
         return ()
     lines = [("images", f"{report.images}"), ("agreement with fp32", percent(report.top1_agreement))]
@@ -78,21 +48,23 @@ def measurements(report: BuildReport) -> tuple[Line, ...]:
 
 
 def lint(report: BuildReport) -> str:
-    """One line on the fusion contract."""
+    """How many rules of the fusion contract were checked and broken."""
     if not report.lint.rules:
         return "not checked"
-    return f"{_count(len(report.lint.rules), 'rule')} checked, {len(report.lint.violations) or 'none'} broken"
+    return (
+        f"{counted(len(report.lint.rules), 'rule')} checked, {len(report.lint.violations) or 'none'} broken"
+    )
 
 
 def fused(report: BuildReport) -> str:
-    """One line on the residual adds."""
+    """How many residual adds are fused."""
     if report.fused is None:
         return "not counted"
     return f"{report.fused.fused} of {report.fused.of} (seen in the {report.fused.seen_in})"
 
 
 def fp16_blocks(report: BuildReport) -> tuple[Line, ...]:
-    """The blocks that are not quantized, and what the breaks cost; nothing where there is no break."""
+    """The blocks that stay in FP16 and the reformats between them and INT8; nothing if there are none."""
     if not report.fp16_blocks:
         return ()
     return (("blocks in FP16", ", ".join(report.fp16_blocks)), ("reformats", f"{report.reformats}"))
@@ -110,7 +82,7 @@ FRONTIER_HEADER = (
 
 
 def frontier(report: BuildReport) -> tuple[tuple[str, ...], ...]:
-    """One row for each choice of blocks that was measured, as ``FRONTIER_HEADER`` names its cells."""
+    """One row for each choice of FP16 blocks that was measured; ``FRONTIER_HEADER`` names the cells."""
     return tuple(
         (
             str(point.int8_blocks),
@@ -118,7 +90,7 @@ def frontier(report: BuildReport) -> tuple[tuple[str, ...], ...]:
             percent(point.top1_agreement),
             "no labels" if point.top1_drop is None else points(point.top1_drop),
             f"{point.relative_rms:.5g}",
-            "kept" if point.passed else "missed",
+            "met" if point.passed else "missed",
             ", ".join(point.fp16_blocks) or "none",
         )
         for point in report.frontier
@@ -126,7 +98,7 @@ def frontier(report: BuildReport) -> tuple[tuple[str, ...], ...]:
 
 
 def provenance(report: BuildReport) -> tuple[Line, ...]:
-    """Where weights, ranges and images came from, each with its hash."""
+    """Origin of weights, calibration table and images, each with its hash."""
     lines: list[Line] = []
     if report.checkpoint is not None:
         lines.append(("checkpoint", report.checkpoint.source))
@@ -138,37 +110,28 @@ def provenance(report: BuildReport) -> tuple[Line, ...]:
         )
         lines.append(("calibration table sha256", table.sha256))
     if report.images:
-        lines.append(("measured on", f"{report.image_source}: {_count(report.images, 'image')}"))
+        lines.append(("measured on", f"{report.image_source}: {counted(report.images, 'image')}"))
         lines.append(("image set fingerprint", report.image_fingerprint))
     return tuple(lines)
 
 
 def explanation(report: BuildReport) -> str:
-    """A sentence below the verdict: why this word; and a second one where the engine itself was not measured."""
+    """The reason for the verdict, and a second sentence where the engine itself was not measured."""
     if report.engine_executed or not report.images:
         return _reason(report)
     return f"{_reason(report)} All figures come from the {report.measured_on}."
 
 
 def _reason(report: BuildReport) -> str:
-    images = _count(report.images, "image")
+    images = counted(report.images, "image")
     failed = [check.name for check in report.checks if not check.passed]
     if failed:
-        checks = _count(len(report.checks), "check")
+        checks = counted(len(report.checks), "check")
         return f"{len(failed)} of {checks} failed on {images}: {', '.join(failed)}."
     if not report.passed:
-        return f"{_count(len(report.lint.violations), 'rule')} of the fusion contract broken."
+        return f"{counted(len(report.lint.violations), 'rule')} of the fusion contract broken."
     if not report.engine_executed:
         return "The engine could not be executed on this machine, so it is not verified."
     if not report.judged:
-        return "Nothing was asked of its answers, so nothing is claimed about them."
-    return f"The engine keeps every limit that was asked of it, measured on {images}."
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _trimmed(value: float) -> str:
-    text = f"{value:.3f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
+        return "No limit was set, so nothing is claimed about the accuracy of this engine."
+    return f"The engine meets every limit, measured on {images}."

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from calibration.names import text_of
-from rescompile.runtime.engine import load
+from rescompile.runtime.loading import load
 
 
 class Classified(msgspec.Struct, frozen=True):

@@ -1,47 +1,37 @@
-"""An engine in memory, and its way there: the directory is checked, loaded, and proves itself on its golden inputs.
-
-Loading needs neither torch nor onnx, only the library of the engine's own backend.
-"""
+"""An engine in memory: images in, logits out. Needs neither torch nor onnx, only the backend's own library."""
 
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends import get_backend
 from rescompile.backends.base import (
-    RUN_DEFAULTS,
     Concurrent,
-    Hint,
-    Keeps,
-    Lends,
     Runner,
-    RunOptions,
-    Simulates,
+    ZeroCopyRunner,
 )
-from rescompile.backends.sharing import DeviceImages, as_array, on_cuda
+from rescompile.backends.zero_copy import DeviceImages, as_array, on_cuda
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest
-from rescompile.metrics import relative_rms
-from rescompile.runtime.golden_file import read_golden
 from rescompile.runtime.inputs import IMAGES, part, refuse
-from rescompile.runtime.integrity import checked_manifest
-from rescompile.runtime.submissions import Submissions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from rescompile.backends.sharing import SupportsCudaArray, SupportsDLPack
+    from rescompile.backends.zero_copy import SupportsCudaArray, SupportsDLPack
 
     Given = NDArray[Any] | SupportsDLPack | SupportsCudaArray
+
+T = TypeVar("T")
+A = TypeVar("A")
 
 
 class Engine:
@@ -55,7 +45,7 @@ class Engine:
         self.manifest = manifest
         self._dtype, self._image = np.dtype(manifest.inputs[0].dtype), manifest.inputs[0].shape[1:]
         self._runner: Runner | None = runner
-        self._concurrent, self._lends = isinstance(runner, Concurrent), isinstance(runner, Lends)
+        self._concurrent, self._zero_copy = isinstance(runner, Concurrent), isinstance(runner, ZeroCopyRunner)
         self._lock = threading.Lock()
         self._submissions = Submissions(runner.parallel if isinstance(runner, Concurrent) else 1)
 
@@ -109,7 +99,7 @@ class Engine:
         Raises:
             ImageSetError: the image cannot be read or is too small.
         """
-        from calibration.image_files import decode
+        from calibration.images.files import decode
         from calibration.preprocess import normalize, to_uint8
 
         steps = self.manifest.preprocess
@@ -170,87 +160,37 @@ class Engine:
     def _shared(self, given: object) -> Any:
         """``given``, something of another package, over the same memory."""
         runner = self._runner
-        if not (self._lends and on_cuda(given)):
+        if not (self._zero_copy and on_cuda(given)):
             return as_array(given)
-        if not isinstance(runner, Lends):
+        if not isinstance(runner, ZeroCopyRunner):
             raise EngineError("this engine is closed; load it again")
-        return runner.lend(given)
+        return runner.import_images(given)
 
 
-def load(
-    directory: Path | str,
-    *,
-    verify: bool = True,
-    hint: Hint | None = None,
-    options: RunOptions = RUN_DEFAULTS,
-) -> Engine:
-    """Load the engine in ``directory`` and let it prove itself on its golden inputs.
+class Submissions:
+    """Queue of requests for at most ``parallel`` threads, which start with the first request. Thread-safe."""
 
-    ``verify=False`` skips the hashes and the golden self-test: a faster start, for directories that were loaded
-    before. ``hint="throughput"`` lets an engine on the CPU work on several calls at once, each with fewer threads, and
-    one on a GPU on as many as ``options`` gives streams; ``"latency"`` gives one call all of it, and None leaves it to
-    ``options``.
+    def __init__(self, parallel: int) -> None:
+        self._parallel, self._closed = parallel, False
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
 
-    Raises:
-        UsageError: the hint is unknown.
-        EngineError: the directory is damaged or incomplete, or the engine does not reproduce its golden answers.
-        BackendUnavailable: the engine cannot run on this machine.
-        BackendError: the backend's library refused the payload.
-    """
-    directory = Path(directory)
-    if hint is not None:
-        options = replace(options, hint=hint)
-    manifest = checked_manifest(directory, hashes=verify)
-    runner = get_backend(manifest.backend).load(directory, manifest, options)
-    engine = Engine(manifest, runner)
-    if verify:
-        _prove(directory, engine)
-        if isinstance(runner, Keeps):
-            runner.keep()
-    return engine
+    def submit(self, work: Callable[[A], T], given: A) -> Future[T]:
+        """Queue ``work(given)`` for the next idle thread.
 
+        Raises:
+            EngineError: it is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise EngineError("this engine is closed; load it again")
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._parallel, thread_name_prefix="rescompile")
+            return self._pool.submit(work, given)
 
-def simulate(directory: Path) -> Engine | None:
-    """The engine in ``directory``, executed by its backend's stand-in for a device that is not here.
-
-    It proves itself on its golden inputs, as ``load`` has it. None where the backend has no stand-in.
-
-    Raises:
-        EngineError: the directory is damaged or incomplete, or the golden answers are not reproduced.
-        BackendError: the payload was refused.
-    """
-    manifest = checked_manifest(directory, hashes=True)
-    backend = get_backend(manifest.backend)
-    if not isinstance(backend, Simulates):
-        return None
-    engine = Engine(manifest, backend.simulate(directory, manifest))
-    _prove(directory, engine)
-    return engine
-
-
-def _prove(directory: Path, engine: Engine) -> None:
-    """The golden self-test; an engine that fails it is closed."""
-    try:
-        _self_test(directory, engine)
-    except BaseException:
-        engine.close()
-        raise
-
-
-def _self_test(directory: Path, engine: Engine) -> None:
-    """Run the golden inputs.
-
-    Raises:
-        EngineError: the answers are not the golden ones.
-    """
-    images, expected = read_golden(directory, engine.manifest)
-    # in batches that the engine was tuned for: libraries prepare each size when they first see it
-    size = engine.manifest.batch.opt
-    parts = [engine(images[start : start + size]) for start in range(0, len(images), size)]
-    error = relative_rms(expected, np.concatenate(parts))
-    allowed = engine.manifest.golden_relative_rms
-    if not error <= allowed:  # NaN, too
-        raise EngineError(
-            f"the engine in {directory} does not reproduce its golden answers on this machine (relative RMS "
-            f"{error:.3g}, allowed {allowed:g}); build it again here"
-        )
+    def close(self) -> None:
+        """Finish what was submitted and refuse more; calling it twice is harmless."""
+        with self._lock:
+            self._closed, pool, self._pool = True, self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True)

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.sharing import DeviceImages
+from rescompile.backends.zero_copy import DeviceImages
 from rescompile.errors import UsageError
 from rescompile.manifest import TensorSpec
 

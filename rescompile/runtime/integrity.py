@@ -1,23 +1,26 @@
-"""An engine directory, checked without loading the engine: its manifest makes sense, its files are those sealed."""
+"""Checks of an engine directory that need no engine: a manifest that this version can run, and files that match it."""
 
 from __future__ import annotations
 
+import math
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rescompile.backends import get_backend
+from rescompile.backends import BACKENDS, get_backend
 from rescompile.errors import EngineError
 from rescompile.files import sha256_of
-from rescompile.manifest import MANIFEST, Manifest, read_manifest
-from rescompile.runtime.sanity import check_manifest, require_files
+from rescompile.manifest import GOLDEN, MANIFEST, Manifest, read_manifest
 
 _ADVICE = "copy or build the engine again"
+_MOST_IMAGE_VALUES = 1 << 30
+_MOST_LEAST_BATCH_VALUES = 1 << 31
+"""Fewer images than the smallest batch are padded in memory: at most 8 GiB of float32."""
 
 
 def checked_manifest(directory: Path, *, hashes: bool = True) -> Manifest:
-    """The manifest of a directory of which everything is checked that can be without loading the engine.
+    """Read the manifest and check all that can be checked without loading the engine.
 
     Raises:
         EngineError: the directory is damaged or incomplete.
@@ -40,7 +43,7 @@ def check_files(directory: Path, manifest: Manifest, *, hashes: bool = True) -> 
         with _readable(directory / name) as path:
             found = path.lstat()
             if not stat.S_ISREG(found.st_mode):
-                raise EngineError(f"{path} is no plain file (a symbolic link, perhaps); {_ADVICE}")
+                raise EngineError(f"{path} is not a regular file (perhaps a symbolic link); {_ADVICE}")
             if found.st_size != digest.bytes:
                 raise EngineError(
                     f"{path} has {found.st_size:,} bytes instead of {digest.bytes:,}; {_ADVICE}"
@@ -63,10 +66,62 @@ def _check_hashes(directory: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[Path]:
-    """Turn the operating system's refusal to read ``path`` into a sentence."""
+    """Report a file that cannot be read in one sentence."""
     try:
         yield path
     except FileNotFoundError:
         raise EngineError(f"{path} is missing, although the manifest lists it; {_ADVICE}") from None
     except OSError as error:
         raise EngineError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def check_manifest(directory: Path, manifest: Manifest) -> None:
+    """Refuse a manifest that no build writes, before memory is allocated for it.
+
+    Raises:
+        EngineError: names the field and what is wrong with it.
+    """
+    path = directory / MANIFEST
+    if manifest.backend not in BACKENDS:
+        raise EngineError(
+            f"{path} names the backend '{manifest.backend}', this rescompile has {', '.join(BACKENDS)}; "
+            "install the version that built the engine"
+        )
+    if len(manifest.inputs) != 1 or len(manifest.outputs) != 1 or len(manifest.inputs[0].shape) != 4:
+        raise EngineError(
+            f"{path} does not describe a network with one image input and one output; build the engine again"
+        )
+    if not manifest.classes or manifest.outputs[0].shape[1:] != (len(manifest.classes),):
+        raise EngineError(
+            f"{path} names {len(manifest.classes)} classes for an output of shape "
+            f"{list(manifest.outputs[0].shape)}; build the engine again"
+        )
+    _check_sizes(path, manifest)
+    require_files(path, manifest, (GOLDEN,), "the engine cannot be tested")
+
+
+def require_files(path: Path, manifest: Manifest, names: Sequence[str], consequence: str) -> None:
+    """Refuse a manifest that does not list ``names``: what is not listed has no hash.
+
+    Raises:
+        EngineError: names the first of them.
+    """
+    for name in names:
+        if name not in manifest.files:
+            raise EngineError(f"{path} does not list {name}, so {consequence}; build it again")
+
+
+def _check_sizes(path: Path, manifest: Manifest) -> None:
+    batch, image = manifest.batch, manifest.inputs[0].shape[1:]
+    if not batch.min <= batch.opt <= batch.max:
+        raise EngineError(
+            f"{path} has batch sizes {batch.min}:{batch.opt}:{batch.max}, which are not min <= opt <= max; "
+            "build the engine again"
+        )
+    if min(image) < 1 or math.prod(image) > _MOST_IMAGE_VALUES:
+        raise EngineError(f"{path} has an impossible input size {list(image)}; build the engine again")
+    if batch.min * max(math.prod(image), len(manifest.classes)) > _MOST_LEAST_BATCH_VALUES:
+        raise EngineError(
+            f"{path} has a smallest batch of {batch.min:,} images, which cannot fit into memory; "
+            "build the engine again"
+        )

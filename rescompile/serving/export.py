@@ -17,11 +17,13 @@ import msgspec
 
 from rescompile.errors import EngineError, UsageError
 from rescompile.files import atomic_directory, sha256_of
+from rescompile.manifest import OPENVINO_MODEL as MODEL
 from rescompile.manifest import FileDigest, Manifest
 from rescompile.report import read_report
-from rescompile.runtime.golden_file import read_golden
+from rescompile.runtime.golden import read_golden
 from rescompile.runtime.integrity import checked_manifest
 from rescompile.serving.model_server import config_of as model_server_config
+from rescompile.serving.openvino_graph import write_precise
 from rescompile.serving.payload import SERVER_NAMES, Payload, Server, payload_of
 from rescompile.serving.pbtxt import to_text
 from rescompile.serving.triton_repository import LABELS, Batching, config_of, warmup_images
@@ -61,6 +63,11 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     files: dict[str, FileDigest]
 
+    @property
+    def server_name(self) -> str:
+        """The server's full name, for people."""
+        return SERVER_NAMES[self.server]
+
 
 def export(directory: Path, config: ExportConfig) -> Export:
     """Write the repository of the engine in ``directory``, whole or not at all.
@@ -76,7 +83,7 @@ def export(directory: Path, config: ExportConfig) -> Export:
     name = _name(config.name or f"{manifest.model}-{manifest.precision}")
     with atomic_directory(config.output, force=config.force, known_by=RECORD) as staging:
         folder = staging.folder
-        _copy_payload(directory, payload, folder / name / VERSION)
+        _write_payload(directory, payload, folder / name / VERSION, config.server)
         write = _write_triton if config.server == "triton" else _write_model_server
         largest = write(folder, name, directory, manifest, payload, config)
         record = Export(
@@ -86,7 +93,7 @@ def export(directory: Path, config: ExportConfig) -> Export:
             max_batch_size=largest,
             engine_sha256=manifest.sha256,
             engine_passed=passed,
-            notes=_notes(manifest, payload, config.server),
+            notes=_notes(manifest, payload),
             files=_digests(folder),
         )
         (folder / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
@@ -109,8 +116,12 @@ def _name(name: str) -> str:
     return name
 
 
-def _copy_payload(directory: Path, payload: Payload, version: Path) -> None:
+def _write_payload(directory: Path, payload: Payload, version: Path, server: Server) -> None:
     version.mkdir(parents=True)
+    if server == "triton" and payload.backend == "openvino":
+        # this server cannot tell OpenVINO to infer in f32; the other has the setting in its configuration
+        write_precise(directory / MODEL, version / MODEL)
+        return
     for served, name in payload.files.items():
         shutil.copyfile(directory / name, version / served)
 
@@ -152,16 +163,11 @@ def _labels(manifest: Manifest) -> bytes:
     return "".join(f"{' '.join(name.split())}\n" for name in manifest.classes).encode()
 
 
-def _notes(manifest: Manifest, payload: Payload, server: Server) -> tuple[str, ...]:
+def _notes(manifest: Manifest, payload: Payload) -> tuple[str, ...]:
     if payload.backend == "tensorrt":
         version = manifest.environment.get("tensorrt", "unknown")
         return (
             f"built by TensorRT {version} for {manifest.target}: the server needs the same TensorRT and such a GPU",
-        )
-    if server == "triton" and payload.backend == "openvino":
-        return (
-            f"{SERVER_NAMES[server]} cannot tell OpenVINO to infer in f32: on processors with bfloat16, "
-            "layers that are not INT8 are rounded to it",
         )
     if payload.backend != manifest.backend:
         return (f"the deployable graph is served, not the {manifest.backend} engine that was judged",)

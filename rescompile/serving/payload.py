@@ -52,12 +52,12 @@ def payload_of(manifest: Manifest, server: Server, *, onnx: bool) -> Payload:
         )
     if server == "openvino" and payload.backend == "tensorrt":
         raise EngineError(
-            "OpenVINO Model Server runs no TensorRT engine; pass --server triton, or --onnx to serve "
+            "OpenVINO Model Server does not run TensorRT engines; pass --server triton, or --onnx to serve "
             "the deployable graph"
         )
     missing = [name for name in payload.files.values() if name not in manifest.files]
     if missing:
         raise EngineError(
-            f"the manifest lists no {missing[0]}, which the server would run; build the engine again"
+            f"the manifest does not list {missing[0]}, which the server would run; build the engine again"
         )
     return payload

@@ -31,13 +31,13 @@ from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.cli import app
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig, PreprocessOptions
 from rescompile.errors import BackendUnavailable, EngineError, GraphError
-from rescompile.graph.factors import set_factors
 from rescompile.graph.quantize import quantize
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.shared.metadata import set_factors
+from rescompile.graph.shared.topology import quantized_tensors
 from rescompile.manifest import Batch, TensorSpec, read_manifest
 from rescompile.progress import Silent
 from rescompile.report import Limits
-from rescompile.runtime.golden_file import golden_bytes
+from rescompile.runtime.golden import golden_bytes
 from tests.backends import engines
 from tests.graph.conftest import folded, run
 
@@ -388,7 +388,7 @@ def test_a_damaged_directory_is_refused(built: Path, small: Path, tmp_path: Path
         (["int8", "--part-db", "nan"], 2, "no number of decibels"),
         (["int8", "--limit", "0"], 2, "--limit"),
         (["int8", "--plot", "sqnr.pdf"], 2, "sqnr.pdf is neither .svg nor .png"),
-        (["int8", "--plot", "none/sqnr.svg"], 1, "none is no folder"),
+        (["int8", "--plot", "none/sqnr.svg"], 1, "folder none does not exist"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -429,8 +429,8 @@ def test_the_command_prints_a_line_a_block(
     assert printed[:2] == ["A  int8:fp32 (fp32 reference)", "B  int8:graph (deployable graph)"]
     assert printed[2].split() == ["block", "SQNR", "dB", "cosine", "saturated", "in", "B"]
     assert [line.split()[0] for line in printed[3:14]] == BLOCKS
-    (marked,) = [line.split()[0] for line in printed if "<- parts here" in line]
-    assert f"they part at {marked}, the first block below 35 dB" in printed
+    (marked,) = [line.split()[0] for line in printed if "<- diverges here" in line]
+    assert f"A and B diverge at {marked}, the first block below 35 dB" in printed
     assert printed[-1] == "measured on 2 images of images.npz"
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
 

@@ -16,7 +16,7 @@ from calibration.network import Network
 from rescompile.accuracy.sensitivity import BATCH, SensitivityReport, expected_damage, measure_damage, ranked
 from rescompile.cli import app
 from rescompile.graph.restore import restore
-from rescompile.graph.topology import block_outputs, quantized_tensors
+from rescompile.graph.shared.topology import block_outputs, quantized_tensors
 from rescompile.metrics import relative_rms
 from rescompile.presenting.terminal.sensitivity import lines
 from rescompile.report import BlockDamage
@@ -134,7 +134,7 @@ def test_the_command_prints_the_ranking_draws_it_and_gives_json(
     report = json.loads(capsys.readouterr().out)
     assert (report["model"], report["images"], len(report["blocks"])) == ("resnet20-cifar", 2, 11)
     assert printed.splitlines()[1].split()[:2] == ["1", report["ranking"][0]]
-    assert "most damage: " + report["ranking"][0] in (tmp_path / "damage.svg").read_text()
+    assert "most sensitive: " + report["ranking"][0] in (tmp_path / "damage.svg").read_text()
     # the default effort takes gradients, so it has a model of the noise; fast has none
     assert set(report["expected"]) == {block["block"] for block in report["blocks"]}
     assert call(monkeypatch, *words, "--json", "--effort", "fast") == 0

@@ -16,7 +16,7 @@ from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.files import atomic_write
 from rescompile.manifest import FORMAT, Batch, CheckpointRef, Manifest, Precision, TensorSpec
-from rescompile.runtime.golden_file import golden_bytes
+from rescompile.runtime.golden import golden_bytes
 from tests.backends.graphs import CLASSES, IMAGE_SHAPE, SIDE, residual_net, sample_images, saved
 
 RANGE = Batch(1, 4, 8)

@@ -16,9 +16,10 @@ from benchmarks.peers import trtexec
 from benchmarks.peers.base import Missing
 from benchmarks.peers.trtexec import Trtexec
 from benchmarks.workshop import Failed, Made
+from rescompile.backends.cuda import devices
 from rescompile.backends.cuda.devices import Gpu
 from rescompile.backends.tensorrt import backend
-from tests.backends.cuda.fake_cuda import FakeCuda
+from tests.backends.cuda.fake_cuda import FakeCuda, cuda
 from tests.backends.tensorrt.fake_trt import FakeNetwork
 
 NET = Network("resnet20-cifar", "random", "", None)
@@ -69,9 +70,9 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, small_engines: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Machine:
     trt = FakeNetwork(FakeCuda(), 10)
-    monkeypatch.setattr(backend, "require", lambda module, purpose: trt.gpu if "cuda" in module else trt)
-    monkeypatch.setattr(backend, "driver", lambda: trt.gpu.library)
-    monkeypatch.setattr(backend, "gpus", lambda: (Gpu("NVIDIA L4", "sm_89", 24 * 10**9, "13.0"),))
+    monkeypatch.setattr(backend, "require", lambda module, purpose: trt)
+    monkeypatch.setattr(backend, "open_driver", lambda: cuda(trt.gpu))
+    monkeypatch.setattr(devices, "gpus", lambda: (Gpu("NVIDIA L4", "sm_89", 24 * 10**9, "13.0"),))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(trtexec, "DEBIAN", tmp_path / "usr")
     return Machine(tmp_path, small_engines, trt)
@@ -112,7 +113,7 @@ def test_it_is_found_where_nvidias_packages_put_it(machine: Machine, monkeypatch
 
 def test_without_a_gpu_nothing_is_built(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.install()
-    monkeypatch.setattr(backend, "gpus", lambda: ())
+    monkeypatch.setattr(devices, "gpus", lambda: ())
     with pytest.raises(Missing, match=r"nothing here can run what trtexec builds: .*there is none"):
         machine.prepare("fp16")
     assert not (machine.folder / "log").exists()

@@ -8,7 +8,7 @@ import pytest
 
 from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.manifest import Manifest, read_manifest
-from rescompile.runtime.engine import load
+from rescompile.runtime.loading import load
 from tests.backends.engines import make_engine, manifest
 
 

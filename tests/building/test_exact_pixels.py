@@ -14,8 +14,8 @@ import onnx
 import pytest
 import torch
 
+from calibration.methods.rounding import first_moments
 from calibration.preprocess import normalize
-from calibration.rounding import first_moments
 from calibration.table import CalibrationTable
 from rescompile.backends import BACKENDS, get_backend
 from rescompile.building.calibrate import Calibrated, calibrate
@@ -23,7 +23,7 @@ from rescompile.building.quantize import moments_after, original_of, quantize
 from rescompile.building.source import Source
 from rescompile.config import CalibrationConfig
 from rescompile.graph.pixels import to_pixels
-from rescompile.graph.vocabulary import INPUT, PIXEL_STEP, PIXELS
+from rescompile.graph.shared.names import INPUT, PIXEL_STEP, PIXELS
 from rescompile.progress import Silent
 from tests.graph.conftest import run
 
@@ -74,7 +74,7 @@ def test_the_table_is_the_same_for_every_backend(
     assert scales_of(graph)[INPUT] == table.scales()[INPUT]
 
 
-def test_a_table_that_was_read_makes_pixels_and_an_imported_one_keeps_its_input(
+def test_a_table_that_was_read_makes_pixels(
     small_source: Source, table: CalibrationTable, tmp_path: Path
 ) -> None:
     table.write(tmp_path / "t.json")
@@ -84,13 +84,6 @@ def test_a_table_that_was_read_makes_pixels_and_an_imported_one_keeps_its_input(
     shared = set(table.tensors) - {INPUT}
     assert {name: found[name] for name in shared} == {name: table.scales()[name] for name in shared}
     assert INPUT not in found
-    unknown = msgspec.structs.replace(table.images, count=0)
-    imported = msgspec.structs.replace(table, images=unknown, first_moments=b"")
-    msgspec.structs.replace(imported, sha256=imported.digest()).write(tmp_path / "i.json")
-    assert imported.imported
-    kept = quantize(small_source, made(small_source, table=tmp_path / "i.json"), Silent())
-    assert scales_of(kept)[INPUT] == table.scales()[INPUT]
-    assert PIXELS not in scales_of(kept)
 
 
 def test_a_normalization_that_loses_the_pixel_keeps_its_scale(small: Path, small_source: Source) -> None:

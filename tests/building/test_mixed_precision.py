@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import rescompile
-from calibration.image_archive import ArchiveImages
-from calibration.image_files import ImageFiles
+from calibration.images.archive import ArchiveImages
+from calibration.images.files import ImageFiles
 from rescompile.cli import app
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
@@ -160,7 +160,7 @@ def test_every_command_of_the_how_to_works(folder: Path, monkeypatch: pytest.Mon
         assert stop.value.code == 0, command
     assert read_manifest(folder / "net-int8").fp16_blocks == (DAMAGED,)
     assert read_manifest(folder / "net-mixed").fp16_blocks == ("stem", DAMAGED)
-    assert f"most damage: {DAMAGED}" in (folder / "damage.svg").read_text()
+    assert f"most sensitive: {DAMAGED}" in (folder / "damage.svg").read_text()
 
 
 class Reads(Silent):

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from rescompile.building.precision_search import Search, fewest_fp16_blocks
-from rescompile.graph.reformats import along
+from rescompile.graph.reformats import predicted_reformats
 from rescompile.report import FrontierPoint
 
 BLOCKS = ("stem", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1", "fc")
@@ -25,7 +25,7 @@ def search_with(damages: Damages, limit: float, measured: list[tuple[str, ...]] 
         return FrontierPoint(
             fp16_blocks=choice,
             int8_blocks=len(BLOCKS) - len(choice),
-            reformats=along(BLOCKS, choice),
+            reformats=predicted_reformats(BLOCKS, choice),
             top1_agreement=1 - error,
             top1_engine=None,
             top1_drop=None,

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.builtin import builtin_image_set
 from calibration.errors import CalibrationError, TableError
+from calibration.images.builtin import builtin_image_set
+from calibration.methods.thresholds import METHODS
 from calibration.preprocess import CIFAR, IMAGENET
 from calibration.scales import scale_of
 from calibration.table import CalibrationTable, make_table, read_table
-from calibration.thresholds import METHODS
 from calibration.version import VERSION
-from tests.calibration.histograms import histogram_of
+from tests.calibration.statistics.histograms import histogram_of
 
 CHECKPOINT = "ab" * 32
 rng = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def test_percentage_that_is_not_stored_needs_images() -> None:
 
 @pytest.mark.parametrize("use", [table, table().with_method])
 def test_unknown_method_is_refused(use: object) -> None:
-    with pytest.raises(CalibrationError, match="'entropi' is no calibration method"):
+    with pytest.raises(CalibrationError, match="'entropi' is not a calibration method"):
         use("entropi")  # type: ignore[operator]
 
 
@@ -185,10 +185,10 @@ def edited(path: Path, old: str, new: str) -> Path:
         ('"method": "mse"', '"method": "max"', "was changed after it was made"),
         ('"count": 5', '"count": 6', "was changed after it was made"),
         ('"format": 2', '"format": 1', "has format 1, this version reads format 2: calibrate again"),
-        ('"seed": 9', '"seed": "nine"', "no calibration table, or a damaged one .*int"),
-        ('"amax": ', '"amax": -', "no calibration table, or a damaged one"),
+        ('"seed": 9', '"seed": "nine"', "not a calibration table, or a damaged one .*int"),
+        ('"amax": ', '"amax": -', "not a calibration table, or a damaged one"),
         ('"resize": 256', '"resize": 7', "resize 7 is smaller than crop"),
-        ('"model"', '"modell"', "no calibration table, or a damaged one"),
+        ('"model"', '"modell"', "not a calibration table, or a damaged one"),
     ],
 )
 def test_edited_table_is_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -214,19 +214,19 @@ def test_every_flipped_digit_that_changes_a_number_is_noticed(tmp_path: Path) ->
 )
 def test_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "t.json").write_bytes(content)
-    with pytest.raises(TableError, match=r"t\.json is no calibration table, or a damaged one"):
+    with pytest.raises(TableError, match=r"t\.json is not a calibration table, or a damaged one"):
         read_table(tmp_path / "t.json")
 
 
 def test_half_of_a_table_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path)
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(TableError, match="no calibration table, or a damaged one"):
+    with pytest.raises(TableError, match="not a calibration table, or a damaged one"):
         read_table(path)
 
 
 def test_missing_table_and_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"does not exist: pass the calibration.json"):
+    with pytest.raises(TableError, match=r"cannot be read .No such file.*: pass a calibration.json"):
         read_table(tmp_path / "absent.json")
     with pytest.raises(TableError, match=r"cannot be read .Is a directory"):
         read_table(tmp_path)

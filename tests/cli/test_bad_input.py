@@ -206,7 +206,7 @@ USAGE = {
     "build --depth 50 --mean 1,2": "write three numbers",
     "build --depth 50 --min-agreement 97": "it is a share",
     "build --depth 50 --max-top1-drop -1": "percentage points",
-    "build --depth 50 --calibration-method fancy": "no calibration method",
+    "build --depth 50 --calibration-method fancy": "is not a calibration method",
     "build --depth 50 --calibration-set a --calibration b": "pass one of them",
     "build --depth 50 --precision fp16 --calibration-set a": "needs none",
     "build --depth 50 --calibration-images 0": "leaves no image",
@@ -395,7 +395,7 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-from rescompile.cli import main
+from rescompile.cli.app import main
 main()
 """
 

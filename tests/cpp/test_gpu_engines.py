@@ -24,7 +24,7 @@ from rescompile.backends.triton.plan import (
 )
 from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.manifest import Batch, FileDigest
-from rescompile.runtime.golden_file import golden_bytes
+from rescompile.runtime.golden import golden_bytes
 from tests.backends.triton.networks import CLASSES, images
 from tests.backends.triton.planned import make_plan, manifest_of
 from tests.cpp.building import run

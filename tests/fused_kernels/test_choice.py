@@ -9,8 +9,8 @@ import torch
 
 from fused_kernels import choice
 from fused_kernels.candidates import candidates
-from fused_kernels.choice import CUDNN, choose, choosing, default_tile
-from fused_kernels.geometry import Conv
+from fused_kernels.choice import REFERENCE, choose, choosing, default_tile
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.problem import Problem
 from fused_kernels.shared_memory import SMALLEST, limit_of, limit_on
 from fused_kernels.table import Entries
@@ -35,16 +35,16 @@ def test_the_table_decides_on_a_gpu_and_nowhere_else(table: Entries) -> None:
     table[WIDE.key] = Tile(64, 64, 64, flat=True)
     assert choose(WIDE, GPU) == Tile(64, 64, 64, flat=True)
     assert choose(WIDE, torch.device("cpu")) == default_tile(WIDE)
-    table[WIDE.key] = CUDNN
-    assert choose(WIDE, GPU) == CUDNN
+    table[WIDE.key] = REFERENCE
+    assert choose(WIDE, GPU) == REFERENCE
 
 
 def test_a_caller_decides_over_the_table(table: Entries) -> None:
-    table[WIDE.key] = CUDNN
+    table[WIDE.key] = REFERENCE
     with choosing(lambda problem: Tile(32, 32, 32)):
         assert choose(WIDE, GPU) == Tile(32, 32, 32)
     with choosing(lambda problem: None):
-        assert choose(WIDE, GPU) == CUDNN
+        assert choose(WIDE, GPU) == REFERENCE
 
 
 def test_a_problem_without_entry_gets_a_tile_that_the_gpu_holds(table: Entries) -> None:

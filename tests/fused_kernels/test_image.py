@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fused_kernels.choice import CUDNN, choosing
+from fused_kernels.choice import REFERENCE, choosing
 from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import recording
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops import stem
 from fused_kernels.ops.image import Take, take
 from fused_kernels.problem import Problem
@@ -149,7 +149,7 @@ def test_a_margin_is_padding_to_whoever_chooses_the_tile() -> None:
 
     def choice(problem: Problem) -> str:
         asked.append(problem)
-        return CUDNN
+        return REFERENCE
 
     w, vector = torch.zeros(8, 3, 3, 3, dtype=torch.int8), torch.ones(8)
     with choosing(choice):

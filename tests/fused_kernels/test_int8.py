@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fused_kernels.choice import CUDNN, choosing
+from fused_kernels.choice import REFERENCE, choosing
 from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import recording
-from fused_kernels.ops.inference import INT32_PRODUCTS, conv_int8, float32, requantization
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.ops.checks import INT32_PRODUCTS
+from fused_kernels.ops.inference import conv_int8, float32, requantization
 from fused_kernels.tiles import Tile
 from tests.fused_kernels import quantized
 from tests.fused_kernels.checks import Case
@@ -70,8 +71,8 @@ def test_sizes_around_a_tile(size: int, small_tiles: Tile) -> None:
     check_conv_int8(Case(1, 1, padding=0, n=1, c=size, k=size, h=1, w=size), "requantize_residual_relu")
 
 
-def test_a_table_may_send_a_shape_to_cudnn() -> None:
-    with choosing(lambda _: CUDNN), recording() as launches:
+def test_a_table_may_send_a_shape_to_the_reference() -> None:
+    with choosing(lambda _: REFERENCE), recording() as launches:
         check_conv_int8(Case(), "requantize_relu")
     assert not launches
 

@@ -15,8 +15,8 @@ from rescompile.measuring import bench as module
 from rescompile.measuring.bench import BenchReport, bench, contenders
 from rescompile.measuring.start import start_once
 from rescompile.presenting.terminal.bench import lines
-from rescompile.runtime.engine import load
-from rescompile.runtime.golden_file import golden_bytes, read_golden
+from rescompile.runtime.golden import golden_bytes, read_golden
+from rescompile.runtime.loading import load
 from tests.backends.engines import make_engine, manifest
 from tests.reports import report
 
@@ -65,7 +65,7 @@ def test_the_report_names_engine_and_origin_and_comes_back_from_json(measured: B
 
 def test_the_table_marks_the_best_batch_and_greps_well(measured: BenchReport) -> None:
     text = lines(measured)
-    (marked,) = [line for line in text if "most images a second" in line]
+    (marked,) = [line for line in text if "most images per second" in line]
     assert int(marked.split()[0]) == measured.best.batch
     assert [line.split()[0] for line in text if line.startswith(("cold", "warm"))] == ["cold", "warm"]
 

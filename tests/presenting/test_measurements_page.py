@@ -1,4 +1,4 @@
-"""What is promised of the page and the plots of measurements; a real browser opens the page where there is one."""
+"""The page and the plots of measurements; a real browser opens the page if one is installed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from rescompile.errors import UsageError
 from rescompile.measuring.bench import BenchReport
 from rescompile.measuring.measurements import Measurements, read_measurements
 from rescompile.measuring.profile import ProfileReport
-from rescompile.measuring.suite_results import Results
 from rescompile.presenting.html.measurements_page import plots_of, render_measurements
 from rescompile.presenting.plots.bench import accuracy, labels
-from tests.benchmarks.test_rows import results, row
 from tests.measuring.scripted import steady
 from tests.measuring.test_profile import RATES, block, engine
 from tests.measuring.test_run_comparison import bench_report
-from tests.presenting.test_report_page import Page
+from tests.presenting.test_report_page import Page, without_links
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -45,16 +43,8 @@ def profile_report() -> ProfileReport:
     )
 
 
-def suite() -> Results:
-    return results(
-        row("rescompile int8", 5.0, ours=True, floor_ms=2.5),
-        row("PyTorch eager", 60.0),
-        row("ONNX Runtime int8", None, skipped="not installed"),
-    )
-
-
 def everything() -> Measurements:
-    return Measurements(benches(), [profile_report()], [suite()], ["a.json"])
+    return Measurements(benches(), [profile_report()])
 
 
 def test_the_page_names_nothing_outside_of_itself_and_is_the_same_each_time() -> None:
@@ -70,16 +60,12 @@ def test_every_plot_and_every_figure_is_on_the_page() -> None:
     text = Page(render_measurements(found)).text
     captions = [plot.caption for plot in plots_of(found)]
     assert [plot.name for plot in plots_of(found)] == [
-        "throughput", "latency", "accuracy", "roofline", "timeline", "suite-1-resnet50-latency",
+        "throughput", "latency", "accuracy", "roofline", "timeline",
     ]  # fmt: skip
     for part in (
         *captions,
         "5 ms with int8",
         "F.",
-        "12.00x",
-        "kept",
-        "not measured",
-        "not installed",
         "N.",
         "abc",
     ):
@@ -89,9 +75,6 @@ def test_every_plot_and_every_figure_is_on_the_page() -> None:
 def test_a_page_of_one_kind_has_the_headline_of_its_kind() -> None:
     assert "0.5 ms with int8" not in render_measurements(Measurements(profiles=[profile_report()]))
     assert "3 ms with int8" in render_measurements(Measurements(profiles=[profile_report()]))
-    assert "1 of 1 promises kept" in render_measurements(Measurements(suites=[suite()]))
-    bare = msgspec.structs.replace(suite(), bars=())
-    assert '">Measured<' in render_measurements(Measurements(suites=[bare]))
 
 
 def test_many_notes_are_folded_and_few_are_open() -> None:
@@ -147,20 +130,27 @@ def test_text_from_outside_stays_text() -> None:
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"x\.json is no result"):
+    with pytest.raises(UsageError, match=r"x\.json is not a result"):
         read_measurements([path])
     with pytest.raises(UsageError, match="cannot be read"):
         read_measurements([tmp_path])
 
 
 def test_files_of_every_kind_are_read(tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in ("suite.json", "profile.json", "bench.json")]
-    suite().write(paths[0])
-    paths[1].write_bytes(profile_report().to_json())
-    paths[2].write_bytes(benches()[0].to_json())
+    paths = [tmp_path / name for name in ("profile.json", "bench.json")]
+    paths[0].write_bytes(profile_report().to_json())
+    paths[1].write_bytes(benches()[0].to_json())
     found = read_measurements(paths)
-    assert (len(found.benches), len(found.profiles), len(found.suites)) == (1, 1, 1)
-    assert len(found.files) == len(found.origins) == 3
+    assert (found.benches, found.profiles) == ([benches()[0]], [profile_report()])
+
+
+def test_results_of_the_suites_are_sent_to_their_own_command(tmp_path: Path) -> None:
+    path = tmp_path / "suites.json"
+    path.write_text('{"format": "rescompile-suites-1"}')
+    with pytest.raises(
+        UsageError, match=r"suites\.json is a result of the suites .* python -m benchmarks\.suite_page"
+    ):
+        read_measurements([path])
 
 
 def browse(page: Path, width: int, *words: str) -> subprocess.CompletedProcess[str]:
@@ -187,7 +177,7 @@ def test_a_browser_shows_every_plot_without_a_complaint(tmp_path: Path, width: i
     shown = browse(page, width, "--dump-dom")
     assert "CONSOLE" not in shown.stderr, shown.stderr
     for plot in plots_of(found):
-        assert f"<figcaption>{plot.caption}</figcaption>" in shown.stdout
+        assert f"<figcaption>{plot.caption}</figcaption>" in without_links(shown.stdout)
     assert shown.stdout.count('<svg role="img"') == len(plots_of(found))
     picture = tmp_path / "page.png"
     browse(page, width, f"--screenshot={picture}")
@@ -199,6 +189,6 @@ def test_a_browser_shows_every_plot_without_a_complaint(tmp_path: Path, width: i
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium or Chrome here to open the page in")
 def test_the_browser_would_have_complained(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    text = render_measurements(Measurements(suites=[suite()]))
+    text = render_measurements(Measurements(benches=benches()))
     page.write_text(text.replace("</body>", "<script>1</script></body>"), "utf-8")
     assert "CONSOLE" in browse(page, 800, "--dump-dom").stderr, "the page's policy allows no script"

@@ -12,17 +12,17 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from calibration.comparison import Comparison, compare_methods
-from calibration.hardness import Hardship
+from calibration.methods.comparison import Comparison, compare_methods
+from calibration.methods.quantization_risks import Risk
 from rescompile.building.calibrate import calibrate, notes_on_risks
 from rescompile.building.source import Source
 from rescompile.cli.app import main
 from rescompile.config import CalibrationConfig
 from rescompile.effort import RECIPES, Effort
-from rescompile.presenting.plots import methods
-from rescompile.presenting.terminal.methods import lines
+from rescompile.presenting.plots.calibration_methods import methods_by_tensor
+from rescompile.presenting.terminal.calibrate import comparison_lines as lines
 from rescompile.progress import Silent
-from tests.calibration.histograms import histogram_of
+from tests.calibration.statistics.histograms import histogram_of
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +65,14 @@ def test_a_dead_tensor_is_a_dash_and_can_be_drawn() -> None:
     thresholds = {"dead": {"max": 0.0}, "live": {"max": 4.0}}
     comparison = compare_methods(histograms, thresholds)
     assert any(line.split() == ["dead", "-"] for line in lines(comparison, "max"))
-    assert methods.svg(comparison).startswith("<svg ")
+    assert methods_by_tensor(comparison).svg().startswith("<svg ")
 
 
 def test_the_plot_has_a_line_for_every_method(
     by_logits: Comparison, by_sqnr: Comparison, tmp_path: Path
 ) -> None:
     for comparison in (by_logits, by_sqnr):
-        svg = methods.svg(comparison)
+        svg = methods_by_tensor(comparison).svg()
         shown = [
             "".join(node.itertext()).strip()
             for node in ET.fromstring(svg).iter()
@@ -80,8 +80,8 @@ def test_the_plot_has_a_line_for_every_method(
         ]
         for method in next(iter(comparison.tensors.values())):
             assert any(word.split(": ")[0] == method for word in shown) or ":" in method
-        assert svg == methods.svg(comparison)
-    methods.write_plot(by_sqnr, tmp_path / "a.PNG")
+        assert svg == methods_by_tensor(comparison).svg()
+    methods_by_tensor(by_sqnr).write(tmp_path / "a.PNG")
     assert (tmp_path / "a.PNG").read_bytes().startswith(b"\x89PNG")
 
 
@@ -110,9 +110,9 @@ def test_the_command_prints_and_draws_the_comparison(
         assert "21 scales by mse" in printed
 
 
-def test_every_hardship_is_told_with_what_was_done_or_can_be() -> None:
+def test_every_risk_is_told_with_what_was_done_or_can_be() -> None:
     kinds = ("heavy-tailed weights", "outlier activations", "dead channels")
-    found = tuple(Hardship(kind, "fc", f"{kind} in fc") for kind in kinds)  # type: ignore[arg-type]
+    found = tuple(Risk(kind, "fc", f"{kind} in fc") for kind in kinds)  # type: ignore[arg-type]
     fast, best = notes_on_risks(found, RECIPES["fast"]), notes_on_risks(found, RECIPES["best"])
     assert "--effort best rounds" in fast[0]
     assert "--effort balanced equalizes" in fast[1]

@@ -1,4 +1,4 @@
-"""What is promised of the page."""
+"""``report.html``: complete, self-contained, and safe against names from outside."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from rescompile.presenting.html.report_page import render
+from rescompile.presenting.terms import TERMS
 from rescompile.report import ActivationRange, BlockDamage, BlockError, Check, Limits, LintResult, StageRecord
 from tests.reports import blocks, frontier, pairs, ranges, report
 
@@ -45,6 +46,10 @@ class Page(HTMLParser):
             self.text += data
 
 
+def without_links(text: str) -> str:
+    return re.sub(r"</?a\b[^>]*>", "", text)
+
+
 def bare(**changes):
     """A report without plots: quick to render."""
     return report(**({"blocks": (), "ranges": (), "logits": ()} | changes))
@@ -54,7 +59,7 @@ def test_a_budget_shows_its_blocks_their_order_and_every_choice() -> None:
     mixed = {"fp16_blocks": ("layer3.0",), "reformats": 3, "frontier": frontier(3)}
     page = Page(render(bare(**mixed, damages=(BlockDamage("layer3.0", 0.3),))))
     assert "Blocks in FP16" in page.text
-    assert "most damage: layer3.0" in page.text
+    assert "most sensitive: layer3.0" in page.text
     assert all(cell in page.text for cell in ("98.667 %", "missed", "no labels", "FP16 blocks"))
     assert page.tags.count("svg") == 2
     assert "Blocks in FP16" not in Page(render(bare())).text
@@ -103,7 +108,7 @@ def test_the_headline_says_what_is_true(changes, words: str, tone: str) -> None:
 def test_asked_stands_beside_measured() -> None:
     checks = (Check("agreement", "at least 96 %", "91.5 %", passed=False),)
     text = render(bare(passed=False, checks=checks))
-    assert '<th scope="row">agreement</th><td>at least 96 %</td><td>91.5 %</td>' in text
+    assert "</a></th><td>at least 96 %</td><td>91.5 %</td>" in text
     assert '<td class="state bad">✗ failed</td>' in text
 
 
@@ -125,11 +130,11 @@ def test_broken_rules_are_on_the_page() -> None:
     assert "1 rule checked, 1 broken" in text
 
 
-def test_plots_have_captions_that_also_serve_the_blind() -> None:
+def test_plots_have_captions_that_screen_readers_read() -> None:
     text = render(report())
     labels = re.findall(r'<svg role="img" aria-label="([^"]+)"', text)
     assert len(labels) == 4
-    assert all(f"<figcaption>{label}</figcaption>" in text for label in labels)
+    assert all(f"<figcaption>{label}</figcaption>" in without_links(text) for label in labels)
 
 
 def test_figures_of_a_graph_are_not_called_the_engines() -> None:
@@ -142,7 +147,7 @@ def test_figures_of_a_graph_are_not_called_the_engines() -> None:
 
 
 @pytest.mark.parametrize(
-    "evil", ["<script>alert(1)</script>", '" onload="x', "a&b", "</style></svg>", "$title ${x}"]
+    "evil", ["<script>alert(1)</script>", '" onload="x', "a&b", "</style></svg>", "{{ 7 * 7 }} {% x"]
 )
 def test_text_from_outside_stays_text(evil: str) -> None:
     text = render(
@@ -163,6 +168,28 @@ def test_text_from_outside_stays_text(evil: str) -> None:
     assert "script" not in page.tags
     assert "onload" not in {name for name, _ in page.attributes}
     assert page.text.count(evil) >= 11
+
+
+def test_a_term_is_a_link_to_its_definition_on_the_page() -> None:
+    text = render(bare())
+    assert f'href="#term-agreement" title="{TERMS["agreement"]}">agreement</a>' in text
+    assert f'<dt id="term-agreement">agreement</dt><dd>{TERMS["agreement"]}</dd>' in text
+    assert "term-reformat" not in text, "nothing on this page is a reformat"
+    assert "term-exact-pixels" in render(bare(notes=("exact-pixels are off",)))
+
+
+def test_every_link_of_the_page_has_its_target() -> None:
+    page = Page(render(report(fp16_blocks=("layer3.0",), reformats=3, notes=tuple(TERMS))))
+    targets = {value for name, value in page.attributes if name == "id"}
+    links = {value for name, value in page.attributes if name == "href" and value.startswith("#term-")}
+    assert len(links) >= len(TERMS) - 1
+    assert {link[1:] for link in links} <= targets
+
+
+def test_the_word_of_a_term_is_no_way_around_the_escaping() -> None:
+    text = render(bare(notes=("<b>agreement</b>",), environment={'"relative RMS"': "x"}))
+    assert "&lt;b&gt;<a " in text
+    assert "&#34;<a " in text
 
 
 def test_control_characters_are_shown_and_not_obeyed() -> None:

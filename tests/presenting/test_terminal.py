@@ -1,4 +1,4 @@
-"""What is promised of the terminal: lines that grep well, and no escape codes where there is no terminal."""
+"""The terminal: lines that grep well, and no escape codes where there is no terminal."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_blocks_in_fp16_and_every_choice_that_was_tried_are_lines() -> None:
     assert ["blocks in FP16", "stem, layer3.0"] in lines
     assert ["reformats", "3"] in lines
     assert [value for name, value in lines if name == "tried"] == [
-        "0 blocks in INT8, reformats 0, agreement 100 %, drop 0.5 points, relative RMS 0, limits kept, FP16: layer3.0",
-        "4 blocks in INT8, reformats 3, agreement 99.333 %, drop no labels, relative RMS 0.01, limits kept, "
+        "0 blocks in INT8, reformats 0, agreement 100 %, drop 0.5 points, relative RMS 0, limits met, FP16: layer3.0",
+        "4 blocks in INT8, reformats 3, agreement 99.333 %, drop no labels, relative RMS 0.01, limits met, "
         "FP16: layer3.0",
         "8 blocks in INT8, reformats 1, agreement 98.667 %, drop no labels, relative RMS 0.02, limits missed, "
         "FP16: none",

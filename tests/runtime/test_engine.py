@@ -23,9 +23,10 @@ from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Batch, TensorSpec, read_manifest
 from rescompile.metrics import relative_rms
-from rescompile.runtime.engine import Engine, load
-from rescompile.runtime.golden_file import golden_bytes
+from rescompile.runtime.engine import Engine
+from rescompile.runtime.golden import golden_bytes
 from rescompile.runtime.integrity import check_files
+from rescompile.runtime.loading import load
 from tests.backends.engines import make_engine, manifest
 from tests.backends.graphs import CLASSES, IMAGE_SHAPE, sample_images
 
@@ -224,11 +225,11 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 def test_links_and_folders_are_no_files(folder: Path, tmp_path: Path) -> None:
     (folder / "model.onnx").rename(tmp_path / "elsewhere.onnx")
     (folder / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
-    with pytest.raises(EngineError, match="is no plain file"):
+    with pytest.raises(EngineError, match="is not a regular file"):
         load(folder)
     (folder / "model.onnx").unlink()
     (folder / "model.onnx").mkdir()
-    with pytest.raises(EngineError, match="is no plain file"):
+    with pytest.raises(EngineError, match="is not a regular file"):
         load(folder)
 
 
@@ -274,7 +275,7 @@ def test_answers_that_are_not_finite_fail_the_self_test(
     ("changes", "words"),
     [
         ({"backend": "tpu"}, "names the backend 'tpu', this rescompile has onnxruntime"),
-        ({"inputs": ()}, "no network with one image input"),
+        ({"inputs": ()}, "not describe a network with one image input"),
         ({"classes": ("cat",)}, r"names 1 classes for an output of shape \[-1, 10\]"),
     ],
 )
@@ -289,7 +290,7 @@ def test_a_manifest_that_describes_no_engine_is_refused(
 def test_an_engine_that_cannot_be_tested_is_refused(folder: Path) -> None:
     (folder / "golden.npz").unlink()
     resealed(folder)
-    with pytest.raises(EngineError, match=r"lists no golden\.npz"):
+    with pytest.raises(EngineError, match=r"does not list golden\.npz"):
         load(folder)
 
 

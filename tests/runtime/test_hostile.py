@@ -24,19 +24,19 @@ from rescompile.runtime.npz import read_arrays
 from tests.cpp.hostile import CASES, Case, changed, shape
 
 PYTHON = {
-    "another backend": "needs a CUDA GPU|is not installed|cannot run here|lists no model.engine",
-    "no network listed": r"lists no model\.xml, so the engine cannot be loaded",
-    "absurd least batch": "a least batch of 2,147,483,647 images, which fits into no memory",
+    "another backend": "needs a CUDA GPU|is not installed|cannot run here|does not list model.engine",
+    "no network listed": r"does not list model\.xml, so the engine cannot be loaded",
+    "absurd least batch": "a smallest batch of 2,147,483,647 images, which cannot fit into memory",
     "absurd largest batch": r"model\.xml does not fit the manifest",
     "batch the wrong way round": "batch sizes 4:2:1, which are not min <= opt <= max",
-    "absurd image": "an input of the absurd size",
+    "absurd image": "an impossible input size",
     "no classes": "names 0 classes",
     "golden doubles": "an array is neither float32 nor uint8",
     "golden pickle": "an array is neither float32 nor uint8",
     "golden shape": r"golden\.npz does not fit the manifest",
     "compressed golden": "it is compressed",
     "parent folder": "outside of its directory; do not use this engine",
-    "linked payload": r"model\.bin is no plain file \(a symbolic link",
+    "linked payload": r"model\.bin is not a regular file \(perhaps a symbolic link",
     "swapped payload": r"model\.bin was changed after the build",
     "another format": "has format 2, this rescompile reads format 1",
     "other golden answers": "does not reproduce its golden answers",
@@ -128,7 +128,7 @@ def test_archives_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "link.npz").symlink_to(path)
     os.mkfifo(tmp_path / "pipe.npz")
     for strange in ("link.npz", "pipe.npz"):
-        with pytest.raises(ValueError, match="it is no plain file"):
+        with pytest.raises(ValueError, match="it is not a regular file"):
             read_arrays(tmp_path / strange, ["images"])
     with path.open("wb") as stream:
         stream.truncate((1 << 30) + 1)
@@ -161,5 +161,5 @@ def test_an_engine_without_a_payload_in_its_manifest_is_refused_whatever_its_bac
         shutil.copytree(good, folder)
         changed(lambda fields, backend=backend: fields.update(backend=backend))(folder)
         assert json.loads((folder / "manifest.json").read_bytes())["backend"] == backend
-        with pytest.raises(RescompileError, match=f"lists no {name}, so the engine cannot be loaded"):
+        with pytest.raises(RescompileError, match=f"does not list {name}, so the engine cannot be loaded"):
             rescompile.load(folder)

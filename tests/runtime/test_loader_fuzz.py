@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from rescompile.errors import RescompileError
 from rescompile.manifest import read_manifest
-from rescompile.runtime.engine import load
-from rescompile.runtime.golden_file import read_golden
+from rescompile.runtime.golden import read_golden
+from rescompile.runtime.loading import load
 from tests.backends.engines import make_engine
 from tests.cpp.hostile import seal
 

@@ -43,11 +43,6 @@ def test_scales_of_the_committed_table_have_these_bits() -> None:
     }
 
 
-def test_every_file_of_another_tool_brings_these_bits_back() -> None:
-    scales = list(portable.bits(read_table(portable.TABLE)).values())
-    assert {name: EXPECTED[name][1:] for name in portable.FILES} == dict.fromkeys(portable.FILES, scales)
-
-
 @pytest.mark.parametrize(
     "settings",
     [

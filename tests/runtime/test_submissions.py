@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 import rescompile
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino.backend import OpenVinoRunner
-from rescompile.backends.resource_pool import Idle
-from rescompile.backends.sharing import shareable
+from rescompile.backends.openvino.runner import OpenVinoRunner
+from rescompile.backends.resource_pool import ResourcePool
+from rescompile.backends.zero_copy import writable_view
 from rescompile.errors import BackendError, EngineError, UsageError
-from rescompile.runtime.engine import Engine, load
+from rescompile.runtime.engine import Engine
+from rescompile.runtime.loading import load
 from tests.backends.engines import make_engine, manifest
 from tests.backends.graphs import CLASSES, sample_images
 
@@ -157,19 +158,19 @@ def test_openvino_reads_the_callers_memory(built: dict[str, Path], kind: str) ->
             images.flags.writeable = False
         np.testing.assert_array_equal(engine(given), expected)
         assert isinstance(engine._runner, OpenVinoRunner)
-        with engine._runner._requests.one() as request:
+        with engine._runner._requests.acquire() as request:
             assert request.get_input_tensor().data.ctypes.data == images.ctypes.data
 
 
 def test_a_shared_view_keeps_its_memory_alive_and_parts_are_copied() -> None:
     images = sample_images(2)
     images.flags.writeable = False
-    view = shareable(images)
+    view = writable_view(images)
     assert np.shares_memory(view, images)
     expected = images.copy()
     del images
     np.testing.assert_array_equal(view, expected)
-    assert not np.shares_memory(shareable(expected[:, :, ::2]), expected)
+    assert not np.shares_memory(writable_view(expected[:, :, ::2]), expected)
 
 
 @pytest.mark.parametrize(
@@ -219,16 +220,16 @@ def test_engines_on_the_cpu_refuse_what_is_on_a_gpu(
 
 
 def test_draining_waits_for_what_is_in_use_and_hands_all_of_it_out_once() -> None:
-    idle = Idle(["one", "two"])
+    idle = ResourcePool(["one", "two"])
     with ThreadPoolExecutor(3) as pool:
-        with idle.one() as taken:
+        with idle.acquire() as taken:
             draining = [pool.submit(idle.drain) for _ in range(2)]
             with pytest.raises(TimeoutError):
                 draining[0].result(timeout=0.05)
-            waiting = pool.submit(idle.one().__enter__)
+            waiting = pool.submit(idle.acquire().__enter__)
         drained = sorted(len(future.result(timeout=30)) for future in draining)
         assert isinstance(waiting.exception(timeout=30), BackendError)
-        with pytest.raises(BackendError, match="closed"), idle.one():
+        with pytest.raises(BackendError, match="closed"), idle.acquire():
             pass
     assert taken == "one"
     assert drained == [0, 2]
@@ -236,23 +237,23 @@ def test_draining_waits_for_what_is_in_use_and_hands_all_of_it_out_once() -> Non
 
 
 def test_nobody_takes_what_is_being_drained() -> None:
-    idle = Idle(["one"])
+    idle = ResourcePool(["one"])
     idle._draining = True  # as while another thread waits for what is in use
-    with pytest.raises(BackendError, match="closed"), idle.one():
+    with pytest.raises(BackendError, match="closed"), idle.acquire():
         pass
     assert idle.drain() == ["one"]
 
 
 def test_who_waits_for_an_idle_one_hears_that_it_was_closed() -> None:
-    idle = Idle(["request"])
-    with ThreadPoolExecutor(2) as pool, idle.one() as taken:
+    idle = ResourcePool(["request"])
+    with ThreadPoolExecutor(2) as pool, idle.acquire() as taken:
         assert taken == "request"
-        waiting = [pool.submit(idle.one().__enter__) for _ in range(2)]
+        waiting = [pool.submit(idle.acquire().__enter__) for _ in range(2)]
         idle.close()
         for future in waiting:
             with pytest.raises(BackendError, match="closed"):
                 future.result(timeout=30)
-    with pytest.raises(BackendError, match="closed"), idle.one():
+    with pytest.raises(BackendError, match="closed"), idle.acquire():
         pass
 
 

@@ -1,1 +1,1 @@
-"""What all engines on NVIDIA GPUs share: the driver, memory, streams, graphs."""
+"""What every engine on an NVIDIA GPU shares: the driver, the devices, requests that run side by side, shared images."""

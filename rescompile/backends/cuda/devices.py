@@ -1,15 +1,15 @@
-"""CUDA GPUs of this machine, asked of the driver itself: no CUDA toolkit, no torch."""
+"""CUDA GPUs of this machine, as the driver lists them: needs neither the CUDA toolkit nor torch."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rescompile.errors import BackendError
+from rescompile.backends.cuda.driver import load_library
+from rescompile.errors import BackendUnavailable
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 
 
 class Gpu(NamedTuple):
@@ -25,7 +25,7 @@ class Gpu(NamedTuple):
 @lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
     """Every GPU that the driver shows to this process; empty where there is no driver or no GPU."""
-    library = driver()
+    library = load_library()
     if library is None or library.cuInit(0) != 0:
         return ()
     count = ctypes.c_int()
@@ -34,25 +34,22 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(_gpu(library, index) for index in range(count.value))
 
 
-def driver() -> ctypes.CDLL | None:
-    """The CUDA driver's library, or None where there is none."""
-    for name in _LIBRARIES:
-        try:
-            return ctypes.CDLL(name)
-        except OSError:
-            continue
-    return None
-
-
-def call(library: Any, name: str, *arguments: Any) -> None:
-    """Call the function ``name`` of the driver's ``library``.
+def require_gpu(purpose: str, remedy: str) -> Gpu:
+    """The first GPU.
 
     Raises:
-        BackendError: the driver refuses; its number is in the message.
+        BackendUnavailable: there is none; the message says what for, and what to do instead.
     """
-    error = getattr(library, name)(*arguments)
-    if error != 0:
-        raise BackendError(f"the CUDA driver refuses {name} (error {error})")
+    if not gpus():
+        raise BackendUnavailable(f"{purpose} needs a CUDA GPU, and there is none here{remedy}")
+    return gpus()[0]
+
+
+def target_obstacle(gpu: Gpu, target: str | None) -> str | None:
+    """Why an engine for ``target`` does not run on ``gpu``; None where nothing is known against it."""
+    if target in (None, gpu.capability):
+        return None
+    return f"it is for {target}, and {gpu.name} is {gpu.capability}; build it for this GPU"
 
 
 def _gpu(library: ctypes.CDLL, index: int) -> Gpu:

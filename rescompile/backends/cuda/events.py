@@ -1,4 +1,4 @@
-"""Events of the CUDA driver: one stream waits for what another was given so far, and no thread does."""
+"""CUDA events, which let one stream wait for the work of another without blocking a thread."""
 
 from __future__ import annotations
 
@@ -6,63 +6,51 @@ import ctypes
 from collections import deque
 from typing import Any
 
-from rescompile.backends.cuda.devices import call
+from rescompile.backends.cuda.driver import call
 
 _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 
 
 class Event:
-    """One event. It goes back to its ``Events`` when nobody holds it any more."""
+    """One event; it goes back to its pool when the object is dropped."""
 
-    def __init__(self, library: Any, handle: int, idle: deque[int]) -> None:
-        self._library, self._handle, self._idle = library, handle, idle
+    def __init__(self, library: Any, handle: int, unused: deque[int]) -> None:
+        self._library, self._handle, self._unused = library, handle, unused
 
     def record(self, stream: int) -> None:
-        """Stand for the work that ``stream``, a handle, was given so far.
-
-        Raises:
-            BackendError: the driver refuses.
-        """
+        """Mark the end of the work that ``stream``, a handle, was given so far; may raise BackendError."""
         call(self._library, "cuEventRecord", ctypes.c_void_p(self._handle), ctypes.c_void_p(stream))
 
-    def hold(self, stream: int) -> None:
-        """Let what ``stream`` is given from now on wait for that work.
-
-        Raises:
-            BackendError: the driver refuses.
-        """
+    def make_wait(self, stream: int) -> None:
+        """Let later work of ``stream`` wait for the marked work; may raise BackendError."""
         call(self._library, "cuStreamWaitEvent", ctypes.c_void_p(stream), ctypes.c_void_p(self._handle), 0)
 
     def __del__(self) -> None:
         # no call of the driver: this may be any thread, with any context
-        self._idle.append(self._handle)
+        self._unused.append(self._handle)
 
 
-class Events:
-    """Events that are used again and again; there are as many as were held at one time.
+class EventPool:
+    """Events that are used again and again; it grows to the most that were in use at one time.
 
-    Their context is current in ``take`` and ``close``. One thread at a time may call these.
+    Their context is current in ``take`` and ``close``, which one thread calls at a time.
     """
 
     def __init__(self, library: Any) -> None:
         self._library = library
         self._made: list[int] = []
-        self._idle: deque[int] = deque()
+        self._unused: deque[int] = deque()
 
     def take(self) -> Event:
-        """One that nobody holds.
-
-        Raises:
-            BackendError: the driver refuses.
-        """
+        """An event that is not in use; may raise BackendError."""
         try:
-            handle = self._idle.popleft()
+            handle = self._unused.popleft()
         except IndexError:
             handle = self._make()
-        return Event(self._library, handle, self._idle)
+        return Event(self._library, handle, self._unused)
 
     def close(self) -> None:
-        """Destroy them all, those that are held, too."""
+        """Destroy all events, those in use too."""
         for handle in self._made:
             self._library.cuEventDestroy_v2(ctypes.c_void_p(handle))
         self._made.clear()

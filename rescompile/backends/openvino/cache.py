@@ -1,7 +1,7 @@
-"""Compiled OpenVINO engines, kept for the next start: reading and compiling ResNet-50 takes longer than all the rest.
+"""Cache of compiled OpenVINO engines: reading and compiling ResNet-50 takes most of the time of a start.
 
-What was compiled holds for one payload, one build of OpenVINO, one processor and one number of threads: all of them are
-in its key. It is kept only by an engine whose files had their hashes and whose golden answers were right.
+A compilation is valid for one payload, one build of OpenVINO, one processor and one set of settings, which its key
+names. It is stored only after the engine's hashes and golden answers were right.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _IDENTITY = ("model name", "flags", "Features", "CPU part")
 
 
 class CompiledModels:
-    """The kept model of one engine directory."""
+    """The cached compilation of one engine directory."""
 
     def __init__(self, store: CompiledEngines, key: str, settings: Mapping[str, Any]) -> None:
         self._store, self._key, self._settings = store, key, dict(settings)
 
     def read(self) -> Any | None:
-        """The compiled model, or None where it has to be compiled."""
+        """The compiled model, or None where it is not in the cache."""
         content = self._store.read(self._key)
         if content is None:
             return None
@@ -40,21 +40,21 @@ class CompiledModels:
             return None
 
     def write(self, compiled: Any) -> None:
-        """Keep ``compiled``; an OpenVINO that cannot export it keeps nothing."""
+        """Store ``compiled``, unless this OpenVINO cannot export it."""
         try:
             content = compiled.export_model()
         except RuntimeError:
             return
-        # a stream or its bytes, by the version
+        # a stream or its bytes, depending on the version
         self._store.write(self._key, content if isinstance(content, bytes) else content.getvalue())
 
 
 def compiled_models(
     manifest: Manifest, files: tuple[str, ...], options: RunOptions, settings: Mapping[str, Any]
 ) -> CompiledModels | None:
-    """Where the compiled form of the payload ``files`` is kept; None where nothing may be kept of it.
+    """The cache of the payload ``files``; None where it is switched off.
 
-    A manifest without the hashes of its payload, as a build has it before its end, keeps nothing.
+    It is also None for a manifest without the hashes of its payload, which a build has before its end.
     """
     store = compiled_engines(options.cache)
     digests = [manifest.files[name].sha256 for name in files if name in manifest.files]
@@ -68,7 +68,7 @@ def compiled_models(
 
 
 def processor(cpuinfo: Path = _CPUINFO) -> list[str]:
-    """What tells one kind of processor from another."""
+    """Lines that identify the kind of processor."""
     found = [platform.machine(), platform.system()]
     try:
         lines = cpuinfo.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The INT8 graph in the form that OpenVINO executes exactly on every x86 CPU.
+"""The INT8 graph lowered to a form that OpenVINO executes exactly on every x86 CPU.
 
 CPUs without VNNI multiply an unsigned by a signed byte and add two such products in 16 bits, where
 255 * 127 * 2 = 64770 saturates silently at 32767. OpenVINO makes a signed activation unsigned by adding 128, so a
@@ -9,222 +9,196 @@ The forms below compute the same integers as the deployable graph, without zero 
 * a tensor that cannot be negative is clipped at 127 steps and quantized as uint8 with the same scale;
 * a signed tensor x becomes its positive and its negative part side by side, both uint8, and a weight w becomes
   [w, -w] over the doubled input channels: w x = w max(x, 0) + (-w) max(-x, 0). Where no weight exceeds 64, as in graphs
-  that are made for OpenVINO (``Backend.narrow_weights``), it stays as it is;
+  that are made for OpenVINO (``Int8Support.full_range``), it stays as it is;
 * a tensor of full range (``graph.full_range``) gets its ReLU back and is quantized as uint8 up to 255 steps. Where a
   weight exceeds 64, its readers take the tensor twice, with half of each weight.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
 from rescompile.backends.openvino.pools import quantize_before_pools
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import unfold_zero_points
-from rescompile.graph.offsets import ZERO_POINT
+from rescompile.graph.shared.editing import read, write
+from rescompile.graph.shared.links import WEIGHTED_OPS, consumers, is_quantized, weight_of
+from rescompile.graph.shared.metadata import ZERO_POINT
 
 _SIGN_KEEPING = {
     "AveragePool", "Cast", "DequantizeLinear", "Flatten", "GlobalAveragePool", "Identity", "MaxPool",
     "QuantizeLinear", "Reshape", "Slice", "Transpose",
 }  # fmt: skip
-WEIGHTED = ("Conv", "Gemm")
 _HALF = 64
 """Largest weight of which two, times 255 each, add up within 16 bits."""
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` with unsigned activations everywhere in front of weighted layers; float graphs as they are.
+    """``model`` with unsigned activations in front of all weighted layers; a float graph stays as it is.
 
     Executed as it is written, the lowered graph gives the same logits up to the rounding of float sums.
 
     Raises:
         BackendError: a signed tensor feeds a grouped convolution, whose channels cannot be doubled.
     """
-    lowered = onnx.ModelProto()
-    lowered.CopyFrom(quantize_before_pools(unfold_zero_points(model)))
-    _Lowering(lowered.graph).run()
-    return lowered
+    if all(node.op_type != "QuantizeLinear" for node in model.graph.node):
+        return model
+    graph = read(unfold_zero_points(model))
+    quantize_before_pools(graph)
+    _Lowering(graph).run()
+    return write(graph)
 
 
 class _Lowering:
-    """One pass over ``graph``, which it changes; nodes are in the order of execution before and after."""
+    """One pass over ``graph``, which it changes."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: gs.Graph) -> None:
         self.graph = graph
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.producer = {name: node for node in graph.node for name in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-        self.before: dict[str, list[onnx.NodeProto]] = {}
-        """New nodes, by the output of the node in front of which they belong."""
-        self.dropped: set[str] = set()
-        """Outputs of nodes that nobody reads any more."""
+        self.constants: dict[str, gs.Constant] = {}
+        """Constants that were added, by name."""
 
     def run(self) -> None:
-        for node in list(self.graph.node):
-            if node.op_type != "QuantizeLinear":
-                continue
-            if self._cannot_be_negative(node.input[0]):
-                self._make_unsigned(node)
-            else:
-                self._split_signs(node)
-        ordered = [
-            onnx.NodeProto.FromString(each.SerializeToString())
-            for node in self.graph.node
-            for each in (*self.before.get(node.output[0], []), node)
-            if each.output[0] not in self.dropped
-        ]
-        del self.graph.node[:], self.graph.value_info[:]  # the types that were noted are no longer right
-        self.graph.node.extend(ordered)
+        for tensor in self.graph.tensors().values():
+            if isinstance(tensor, gs.Variable) and tensor not in (*self.graph.inputs, *self.graph.outputs):
+                tensor.dtype = tensor.shape = None  # they change
+        for node in list(self.graph.nodes):
+            if node.op == "QuantizeLinear":
+                if _cannot_be_negative(node.inputs[0]):
+                    self._make_unsigned(node)
+                else:
+                    self._split_signs(node)
 
-    def _cannot_be_negative(self, tensor: str) -> bool:
-        node = self.producer.get(tensor)
-        if node is None:
-            return False
-        if node.op_type in {"Relu", "Sigmoid"}:
-            return True
-        if node.op_type == "Clip":
-            return len(node.input) > 1 and self._is_zero(node.input[1])
-        # a pad without a value of its own pads with zeros
-        zero_pad = node.op_type == "Pad" and (len(node.input) < 3 or not node.input[2])
-        return (node.op_type in _SIGN_KEEPING or zero_pad) and self._cannot_be_negative(node.input[0])
-
-    def _is_zero(self, name: str) -> bool:
-        return name in self.constants and not numpy_helper.to_array(self.constants[name]).any()
-
-    def _make_unsigned(self, quantize: onnx.NodeProto) -> None:
-        source, scale = quantize.input[0], numpy_helper.to_array(self.constants[quantize.input[1]])
-        zero = self._constant(f"{source}.zero_uint8", np.uint8(0))
-        full = int(numpy_helper.to_array(self.constants[quantize.input[2]])) == ZERO_POINT
-        quantize.input[2] = zero
-        for reader in self.readers.get(quantize.output[0], []):
-            if reader.op_type == "DequantizeLinear":
-                reader.input[2] = zero
-        bottom = self._constant(f"{source}.bottom", np.zeros((), scale.dtype))
-        top = self._top(f"{source}.top", 255 if full else 127, scale)
+    def _make_unsigned(self, quantize: gs.Node) -> None:
+        source, scale = quantize.inputs[0], quantize.inputs[1].values
+        full = int(quantize.inputs[2].values) == ZERO_POINT
+        zero = self._constant(f"{source.name}.zero_uint8", np.uint8(0))
+        quantize.inputs[2] = zero
+        for reader in consumers(quantize.outputs[0]):
+            if reader.op == "DequantizeLinear":
+                reader.inputs[2] = zero
+        bottom = self._constant(f"{source.name}.bottom", np.zeros((), scale.dtype))
+        top = self._steps(f"{source.name}.top", 255 if full else 127, scale)
         if full:
             self._halve_weights(quantize)
-        producer = self.producer[source]
-        alone = len(self.readers[source]) == 1 and source not in {output.name for output in self.graph.output}
-        if producer.op_type == "Relu" and alone:
+        producer = source.inputs[0]
+        alone = len(consumers(source)) == 1 and not any(source is output for output in self.graph.outputs)
+        if producer.op == "Relu" and alone:
             # in place of the ReLU OpenVINO fuses it into the convolution; behind the ReLU it would not
-            producer.op_type = "Clip"
-            producer.input.extend([bottom, top])
-            return
-        clipped = f"{source}.clipped"
-        clip = helper.make_node("Clip", [source, bottom, top], [clipped], name=clipped)
-        self.before[quantize.output[0]] = [clip]
-        quantize.input[0] = clipped
+            producer.op = "Clip"
+            producer.inputs.extend([bottom, top])
+        else:
+            quantize.inputs[0] = self._node("Clip", f"{source.name}.clipped", source, bottom, top)
 
-    def _halve_weights(self, quantize: onnx.NodeProto) -> None:
-        for dequantize in self.readers.get(quantize.output[0], []):
-            for restored in self._through_pools(dequantize.output[0]):
-                readers = self.readers.get(restored, [])
-                wide = [node for node in readers if self._is_quantized(node) and self._is_wide(node)]
+    def _halve_weights(self, quantize: gs.Node) -> None:
+        for dequantize in consumers(quantize.outputs[0]):
+            restored = dequantize.outputs[0]
+            pooled = [node.outputs[0] for node in consumers(restored) if node.op == "MaxPool"]
+            for tensor in (restored, *pooled):
+                wide = _wide_readers(tensor)
                 if wide:
-                    self._read_twice(restored, wide)
+                    self._read_twice(tensor, wide)
 
-    def _through_pools(self, tensor: str) -> list[str]:
-        """``tensor``, and what max pools make of it."""
-        pools = [node for node in self.readers.get(tensor, []) if node.op_type == "MaxPool"]
-        return [tensor, *(pool.output[0] for pool in pools)]
-
-    def _read_twice(self, tensor: str, readers: list[onnx.NodeProto]) -> None:
-        twice = f"{tensor}.twice"
-        concat = helper.make_node("Concat", [tensor, tensor], [twice], name=twice, axis=1)
-        self.before.setdefault(readers[0].output[0], []).append(concat)
+    def _read_twice(self, tensor: gs.Tensor, readers: list[gs.Node]) -> None:
+        twice = self._node("Concat", f"{tensor.name}.twice", tensor, tensor, axis=1)
         for node in readers:
-            weight = self._weight(node)
+            weight = weight_of(node).values
             half = weight >> 1
-            halves = np.concatenate([half, weight - half], axis=_input_axis(node))
-            self._replace_weight(node, halves, "halves")
-            node.input[0] = twice
+            _replace_weight(node, np.concatenate([half, weight - half], axis=_input_axis(node)), "halves")
+            node.inputs[0] = twice
 
-    def _split_signs(self, quantize: onnx.NodeProto) -> None:
-        for dequantize in self.readers.get(quantize.output[0], []):
-            readers = self.readers.get(dequantize.output[0], [])
-            weighted = [node for node in readers if self._is_quantized(node) and self._is_wide(node)]
-            if not weighted:
+    def _split_signs(self, quantize: gs.Node) -> None:
+        for dequantize in consumers(quantize.outputs[0]):
+            wide = _wide_readers(dequantize.outputs[0])
+            if not wide:
                 continue
-            # -(-128) is no int8: where it occurs, a third group of channels holds the missing 1
-            groups = 3 if any((self._weight(node) == -128).any() for node in weighted) else 2
-            parts = self._signed_parts(quantize, groups, before=weighted[0])
-            for node in weighted:
-                self._mirror_weight(node, groups)
-                node.input[0] = parts
-            if len(weighted) == len(readers):
-                self.dropped |= {quantize.output[0], dequantize.output[0]}
+            # -(-128) is not an int8: where it occurs, a third group of channels holds the missing 1
+            groups = 3 if any((weight_of(node).values == -128).any() for node in wide) else 2
+            parts = self._signed_parts(quantize, groups)
+            for node in wide:
+                _mirror_weight(node, groups)
+                node.inputs[0] = parts
 
-    def _signed_parts(self, quantize: onnx.NodeProto, groups: int, *, before: onnx.NodeProto) -> str:
-        """New nodes: [max(x, 0), max(-x, 0), ...] along the channels, through Q/DQ as uint8."""
-        source, scale_name = quantize.input[0], quantize.input[1]
-        scale = numpy_helper.to_array(self.constants[scale_name])
-        bottom = self._constant(f"{source}.bottom", np.zeros((), scale.dtype))
-        zero = self._constant(f"{source}.zero_uint8", np.uint8(0))
-        names = [
-            f"{source}.{part}" for part in ("positive", "negated", "negative", "parts", "held", "restored")
-        ]
-        positive, negated, negative, parts, held, restored = names
-        tops = [self._top(f"{source}.top", 127, scale), self._top(f"{source}.negative_top", 128, scale)]
-        sides = [positive, *[negative] * (groups - 1)]
-        self.before[before.output[0]] = [
-            helper.make_node("Clip", [source, bottom, tops[0]], [positive], name=positive),
-            helper.make_node("Neg", [source], [negated], name=negated),
-            helper.make_node("Clip", [negated, bottom, tops[1]], [negative], name=negative),
-            helper.make_node("Concat", sides, [parts], name=parts, axis=1),
-            helper.make_node("QuantizeLinear", [parts, scale_name, zero], [held], name=held),
-            helper.make_node("DequantizeLinear", [held, scale_name, zero], [restored], name=restored),
-        ]
-        return restored
+    def _signed_parts(self, quantize: gs.Node, groups: int) -> gs.Variable:
+        """[max(x, 0), max(-x, 0), ...] along the channels, through Q/DQ as uint8."""
+        source, scale = quantize.inputs[:2]
+        name, values = source.name, scale.values
+        bottom = self._constant(f"{name}.bottom", np.zeros((), values.dtype))
+        zero = self._constant(f"{name}.zero_uint8", np.uint8(0))
+        top = self._steps(f"{name}.top", 127, values)
+        negative_top = self._steps(f"{name}.negative_top", 128, values)
+        positive = self._node("Clip", f"{name}.positive", source, bottom, top)
+        negated = self._node("Neg", f"{name}.negated", source)
+        negative = self._node("Clip", f"{name}.negative", negated, bottom, negative_top)
+        parts = self._node("Concat", f"{name}.parts", positive, *[negative] * (groups - 1), axis=1)
+        quantized = self._node("QuantizeLinear", f"{name}.held", parts, scale, zero)
+        return self._node("DequantizeLinear", f"{name}.restored", quantized, scale, zero)
 
-    def _is_quantized(self, node: onnx.NodeProto) -> bool:
-        """Whether ``node`` has an INT8 weight."""
-        if node.op_type not in WEIGHTED:
-            return False
-        weight = self.producer.get(node.input[1])
-        return (
-            weight is not None and weight.op_type == "DequantizeLinear" and weight.input[0] in self.constants
-        )
+    def _node(self, op: str, name: str, *inputs: gs.Tensor, **attrs: Any) -> gs.Variable:
+        """The output of a new node; both have this name."""
+        output = gs.Variable(name)
+        self.graph.nodes.append(gs.Node(op, name, attrs, list(inputs), [output]))
+        return output
 
-    def _is_wide(self, node: onnx.NodeProto) -> bool:
-        """Whether its weights can leave 16 bits with inputs of all 256 values."""
-        return bool(np.abs(self._weight(node).astype(np.int16)).max() > _HALF)
-
-    def _weight(self, node: onnx.NodeProto) -> NDArray[np.int8]:
-        return numpy_helper.to_array(self.constants[self.producer[node.input[1]].input[0]])
-
-    def _mirror_weight(self, node: onnx.NodeProto, groups: int) -> None:
-        if next((field.i for field in node.attribute if field.name == "group"), 1) != 1:
-            raise BackendError(
-                f"'{node.name}' is a grouped INT8 convolution of a tensor that can be negative, which OpenVINO does "
-                "not compute exactly on every CPU; build with --precision fp16"
-            )
-        weight = self._weight(node).astype(np.int16)
-        mirrored = np.minimum(-weight, 127)
-        sides = [weight, mirrored, -weight - mirrored][:groups]
-        joined = np.concatenate(sides, axis=_input_axis(node)).astype(np.int8)
-        self._replace_weight(node, joined, "mirrored")
-
-    def _replace_weight(self, node: onnx.NodeProto, weight: NDArray[np.int8], what: str) -> None:
-        dequantize = self.producer[node.input[1]]
-        dequantize.input[0] = self._constant(f"{dequantize.input[0]}.{what}", weight)
-
-    def _top(self, name: str, steps: int, scale: NDArray[np.generic]) -> str:
+    def _steps(self, name: str, steps: int, scale: NDArray[Any]) -> gs.Constant:
+        """So many steps of a quantizer, as a number."""
         return self._constant(name, np.asarray(steps * scale.astype(np.float64), scale.dtype))
 
-    def _constant(self, name: str, value: NDArray[np.generic] | np.generic) -> str:
+    def _constant(self, name: str, value: Any) -> gs.Constant:
         if name not in self.constants:
-            self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-            self.constants[name] = self.graph.initializer[-1]
-        return name
+            self.constants[name] = gs.Constant(name, np.asarray(value))
+        return self.constants[name]
 
 
-def _input_axis(node: onnx.NodeProto) -> int:
-    """The weight's axis of input channels: 1, but for a Gemm that does not transpose its weight."""
-    transposed = any(field.name == "transB" and field.i for field in node.attribute)
-    return 1 if node.op_type == "Conv" or transposed else 0
+def _cannot_be_negative(tensor: gs.Tensor) -> bool:
+    if not tensor.inputs:
+        return False
+    node = tensor.inputs[0]
+    if node.op in {"Relu", "Sigmoid"}:
+        return True
+    if node.op == "Clip":
+        return (
+            len(node.inputs) > 1
+            and isinstance(node.inputs[1], gs.Constant)
+            and not node.inputs[1].values.any()
+        )
+    # a pad without a value pads with zeros
+    zero_pad = node.op == "Pad" and (len(node.inputs) < 3 or node.inputs[2].is_empty())
+    return (node.op in _SIGN_KEEPING or zero_pad) and _cannot_be_negative(node.inputs[0])
+
+
+def _wide_readers(tensor: gs.Tensor) -> list[gs.Node]:
+    """Weighted layers that read ``tensor`` and whose weights can leave 16 bits with inputs of all 256 values."""
+    return [
+        node
+        for node in consumers(tensor)
+        if node.op in WEIGHTED_OPS
+        and is_quantized(node)
+        and np.abs(weight_of(node).values.astype(np.int16)).max() > _HALF
+    ]
+
+
+def _mirror_weight(node: gs.Node, groups: int) -> None:
+    if node.attrs.get("group", 1) != 1:
+        raise BackendError(
+            f"'{node.name}' is a grouped INT8 convolution of a tensor that can be negative, which OpenVINO does "
+            "not compute exactly on every CPU; build with --precision fp16"
+        )
+    weight = weight_of(node).values.astype(np.int16)
+    mirrored = np.minimum(-weight, 127)
+    sides = [weight, mirrored, -weight - mirrored][:groups]
+    _replace_weight(node, np.concatenate(sides, axis=_input_axis(node)).astype(np.int8), "mirrored")
+
+
+def _replace_weight(node: gs.Node, weight: NDArray[np.int8], what: str) -> None:
+    dequantize = node.inputs[1].inputs[0]
+    dequantize.inputs[0] = gs.Constant(f"{dequantize.inputs[0].name}.{what}", weight)
+
+
+def _input_axis(node: gs.Node) -> int:
+    """The weight's axis of input channels: 1, except for a Gemm that does not transpose its weight."""
+    return 1 if node.op == "Conv" or node.attrs.get("transB") else 0

@@ -1,41 +1,36 @@
-"""Max pools that read int8: a rounding commutes with a maximum, so the quantizer behind the pool may stand in front."""
+"""Max pools that read int8: rounding commutes with a maximum, so a quantizer behind a pool may stand in front of it."""
 
 from __future__ import annotations
 
-import onnx
 import onnx_graphsurgeon as gs
 
-from rescompile.graph.surgeon import read, write
-from rescompile.graph.topology import consumers
+from rescompile.graph.shared.editing import reconnect
+from rescompile.graph.shared.links import consumers
 
 
-def quantize_before_pools(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` with each max pool behind the Q/DQ pair that alone reads it; without such a pool as it is.
+def quantize_before_pools(graph: gs.Graph) -> None:
+    """Move each max pool of ``graph`` behind the Q/DQ pair that alone reads it.
 
-    TensorRT moves the pair by itself. OpenVINO does not: it writes the stem's output, a network's largest tensor, in
-    float, and reads it again for the pool.
+    TensorRT does so by itself. OpenVINO writes the stem's output, a network's largest tensor, in float, and reads it
+    again for the pool.
     """
-    graph = read(model)
-    found = [node for node in graph.nodes if node.op == "MaxPool" and _pair_behind(node) is not None]
-    for pool in found:
-        pair = _pair_behind(pool)
-        assert pair is not None
+    for pool in graph.nodes:
+        pair = _pair_behind(pool) if pool.op == "MaxPool" else None
+        if pair is None:
+            continue
         quantize, dequantize = pair
         (source,), (pooled,), (restored,) = pool.inputs, pool.outputs, dequantize.outputs
-        for reader in list(consumers(restored)):
-            reader.inputs = [pooled if used is restored else used for used in reader.inputs]
+        reconnect(restored.outputs, restored, pooled)
         quantize.inputs = [source, *quantize.inputs[1:]]
         pool.inputs = [restored]
-    return write(graph) if found else model
 
 
 def _pair_behind(pool: gs.Node) -> tuple[gs.Node, gs.Node] | None:
-    """The Q and the DQ that alone stand between the pool and its readers, where nobody else reads what it pools."""
-    (pooled,) = pool.outputs
-    readers = list(consumers(pooled))
-    if [node.op for node in readers] != ["QuantizeLinear"] or len(list(consumers(pool.inputs[0]))) != 1:
+    """The Q and the DQ between the pool and its readers, where nothing else reads the pool's input or output."""
+    quantizers = consumers(pool.outputs[0])
+    if [node.op for node in quantizers] != ["QuantizeLinear"] or len(consumers(pool.inputs[0])) != 1:
         return None
-    dequantizers = list(consumers(readers[0].outputs[0]))
+    dequantizers = consumers(quantizers[0].outputs[0])
     if [node.op for node in dequantizers] != ["DequantizeLinear"]:
         return None
-    return readers[0], dequantizers[0]
+    return quantizers[0], dequantizers[0]

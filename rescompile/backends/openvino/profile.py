@@ -1,4 +1,4 @@
-"""Time by layer of an OpenVINO engine: its performance counters, named by the graph that it was compiled from."""
+"""Profile of an OpenVINO engine: the time of each layer, from its performance counters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.openvino.backend import compile_counting, in_our_words
+from rescompile.backends.base import RunOptions
+from rescompile.backends.openvino.compile import compile_model, translate_errors
 from rescompile.backends.profiling import WARM_RUNS, Kind, LayerTime
 from rescompile.manifest import OPENVINO_MODEL, Manifest
 
@@ -27,18 +28,20 @@ _KINDS: dict[str, Kind] = {
     "Pooling": "pool",
     "Reduce": "pool",
 }
-"""Layer type of the compiled model."""
+"""Layer type of the compiled model to kind."""
 
 
 class OpenVinoProfiler:
-    """An engine compiled with counters, which cost a little themselves; for one thread.
+    """An engine compiled with counters, which take a little time themselves; for one thread.
 
     Raises:
-        BackendError: OpenVINO refuses the payload; its own words are in the message.
+        BackendError: OpenVINO refuses the payload; its message is included.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, *, threads: int | None = None) -> None:
-        compiled = compile_counting(directory / OPENVINO_MODEL, threads=threads)
+        path = directory / OPENVINO_MODEL
+        with translate_errors(f"OpenVINO cannot load {path}"):
+            compiled = compile_model(path, RunOptions(threads=threads), counters=True)
         self._known = {
             op.get_friendly_name(): {key: str(value.value) for key, value in op.get_rt_info().items()}
             for op in compiled.get_runtime_model().get_ordered_ops()
@@ -48,14 +51,11 @@ class OpenVinoProfiler:
     def __call__(
         self, images: NDArray[np.generic], runs: int
     ) -> tuple[NDArray[np.float32], tuple[LayerTime, ...]]:
-        """Logits [N, classes] of ``images`` [N, ...], and each layer's mean over ``runs`` in the order of execution.
+        """Logits [N, classes] of ``images`` [N, ...], and each layer's mean time over ``runs`` in execution order.
 
-        The counters are means over all runs since the model was compiled, so those of the warm-up are taken out.
-
-        Raises:
-            BackendError: OpenVINO cannot run the model on them.
+        The counters are means over all runs since the model was compiled, so those of the warm-up are subtracted.
         """
-        with in_our_words("OpenVINO cannot run this engine"):
+        with translate_errors("OpenVINO cannot run this engine"):
             self._infer(images, WARM_RUNS)
             before = {info.node_name: _ms(info) for info in self._request.profiling_info}
             logits = self._infer(images, runs)
@@ -64,7 +64,7 @@ class OpenVinoProfiler:
         layers = (
             self._layer(info, (whole * _ms(info) - WARM_RUNS * before[info.node_name]) / runs)
             for info in after
-            if _ms(info)  # what was fused into another layer, or shorter than the clock sees, has no time
+            if _ms(info)  # a layer that was fused into another, or is too short for the clock, has no time
         )
         return logits, tuple(layers)
 

@@ -1,7 +1,7 @@
 """TensorRT and TensorRT for RTX: one code path over two modules with the same Python API.
 
 The network is strongly typed, so precision comes from the graph alone. TensorRT builds for the GPU that is present.
-TensorRT for RTX builds ahead of time for a target, without any GPU. Both run through ``tensorrt_runner``.
+TensorRT for RTX builds ahead of time for a target, without any GPU.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from rescompile.backends.base import (
     RestType,
     RunOptions,
 )
-from rescompile.backends.cuda.devices import Gpu, driver, gpus
-from rescompile.backends.tensorrt.callbacks import joined, make_logger, make_monitor
+from rescompile.backends.cuda import devices
+from rescompile.backends.cuda.devices import Gpu
+from rescompile.backends.cuda.driver import open_driver
+from rescompile.backends.tensorrt.callbacks import joined_messages, make_logger, make_monitor
 from rescompile.backends.tensorrt.inspector import fused_adds
 from rescompile.errors import BackendError, BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write, writing
@@ -29,28 +31,28 @@ from rescompile.manifest import Manifest, Precision
 from rescompile.optional import require
 
 OLDEST = (10, 12)
-"""First full TensorRT whose strongly typed networks take what our graphs hold; the older API is gone in 11."""
+"""First full TensorRT whose strongly typed networks take our graphs; the older API is gone in 11."""
 WORKSPACE_BYTES = 1 << 30
-"""More than any convolution of a ResNet asks for, and little enough to share a GPU."""
+"""More than any convolution of a ResNet asks for, and little enough for a shared GPU."""
 RTX_DEFAULT = "compute capability 8.0, 8.6, 8.9, 12.0 and later"
 _UNKNOWN_TO_RTX = {
-    "sm_90": "H100, H200 and GH200 are no RTX GPUs",
-    "sm_100": "B200 and GB200 are no RTX GPUs",
+    "sm_90": "H100, H200 and GH200 are not RTX GPUs",
+    "sm_100": "B200 and GB200 are not RTX GPUs",
 }
 
 
 def full() -> TensorRt:
-    """TensorRT, which builds for the GPU of this machine."""
+    """The backend TensorRT, which builds for the GPU of this machine."""
     return TensorRt("tensorrt")
 
 
 def rtx() -> TensorRt:
-    """TensorRT for RTX, which builds for a target without a GPU."""
+    """The backend TensorRT for RTX, which builds for a target without a GPU."""
     return TensorRt("tensorrt_rtx")
 
 
 class TensorRt:
-    """Backend over the module ``module``. Any number of threads may call a runner."""
+    """The backend of ``module``. Any number of threads may call a runner."""
 
     def __init__(self, module: str) -> None:
         self.module = module
@@ -60,13 +62,13 @@ class TensorRt:
         self.is_rtx = module == "tensorrt_rtx"
 
     def availability(self, target: str | None = None) -> Availability:
-        """TensorRT needs a GPU to build and to run, TensorRT for RTX only to run; both need pycuda to run."""
+        """TensorRT needs a GPU to build and to run, TensorRT for RTX only to run."""
         try:
             trt = self.library()
         except BackendUnavailable as error:
             return Availability(build=False, run=False, reason=str(error))
         what = f"{self.module} {trt.__version__}"
-        found = gpus()
+        found = devices.gpus()
         if not found:
             needs = "to run an engine" if self.is_rtx else "to build or run one"
             reason = f"{what} is installed, but {needs} it needs a CUDA GPU, and there is none"
@@ -82,12 +84,12 @@ class TensorRt:
         return "float32" if precision == "fp32" else "float16"
 
     def check(self, target: str | None) -> None:
-        """Refuse a target that this library or machine cannot build for: see ``Backend.check``."""
+        """Check that this library and machine can build for ``target``: see ``Backend.check``."""
         trt = self.library()
         if self.is_rtx:
             _check_rtx_target(trt, target)
             return
-        gpu = _only_gpu("building a TensorRT engine")
+        gpu = _require_gpu("building a TensorRT engine")
         if target not in (None, gpu.capability):
             raise UsageError(
                 f"--target {target} is not the GPU of this machine ({gpu.name}, {gpu.capability}), and "
@@ -98,7 +100,7 @@ class TensorRt:
         """Write ``model.engine``.
 
         Raises:
-            BackendError: the parser or the builder refuses the graph; their words are in the message.
+            BackendError: the parser or the builder refuses the graph; their messages are included.
             OutputError: the disk is full.
         """
         self.check(request.target)
@@ -113,13 +115,13 @@ class TensorRt:
         engine = builder.build_serialized_network(network, config)
         monitor.raise_pending()
         if engine is None:
-            raise BackendError(f"{self.name} cannot build the engine: {joined(logger.errors)}")
+            raise BackendError(f"{self.name} cannot build the engine: {joined_messages(logger.errors)}")
         atomic_write(directory / ENGINE, memoryview(engine))
         if not self.is_rtx and request.timing_cache is not None:
             with writing(request.timing_cache):
                 request.timing_cache.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(request.timing_cache, memoryview(config.get_timing_cache().serialize()))
-        target = request.target if self.is_rtx else gpus()[0].capability
+        target = request.target if self.is_rtx else devices.gpus()[0].capability
         return Payload(
             files=(ENGINE,),
             target=target,
@@ -128,23 +130,18 @@ class TensorRt:
         )
 
     def load(self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> Any:
-        """A ``tensorrt_runner.TensorRtRunner`` on the first GPU."""
+        """A ``TensorRtRunner`` on the first GPU."""
         from rescompile.backends.tensorrt.runner import TensorRtRunner
 
         trt = self.library()
-        obstacle = self._obstacle_to_run(trt, _only_gpu(f"running a {self.name} engine"), manifest.target)
+        obstacle = self._obstacle_to_run(trt, _require_gpu(f"running a {self.name} engine"), manifest.target)
         if obstacle is not None:
             raise BackendUnavailable(f"the engine in {directory} cannot run here: {obstacle}")
-        cuda = require("pycuda.driver", f"running a {self.name} engine")
         engine = (directory / ENGINE).read_bytes()
-        return TensorRtRunner(trt, cuda, driver(), engine, manifest, parallel=options.parallel)
+        return TensorRtRunner(trt, open_driver(), engine, manifest, parallel=options.parallel)
 
     def library(self) -> Any:
-        """The module itself.
-
-        Raises:
-            BackendUnavailable: it is missing or too old.
-        """
+        """The module itself; raises BackendUnavailable where it is missing or too old."""
         trt = require(self.module, f"the backend {self.name}")
         if not self.is_rtx and _version(trt) < OLDEST:
             raise BackendUnavailable(
@@ -154,19 +151,14 @@ class TensorRt:
         return trt
 
     def _obstacle_to_run(self, trt: Any, gpu: Gpu, target: str | None) -> str | None:
-        """Why an engine for ``target`` does not run on ``gpu``, or None where nothing is known against it."""
-        if target not in (None, gpu.capability):
-            return f"it is for {target}, and {gpu.name} is {gpu.capability}; build it for this GPU"
-        if self.is_rtx and gpu.capability not in rtx_targets(trt):
+        """Why an engine for ``target`` does not run on ``gpu``; None where nothing is known against it."""
+        obstacle = devices.target_obstacle(gpu, target)
+        if obstacle is None and self.is_rtx and gpu.capability not in rtx_targets(trt):
             return f"TensorRT for RTX does not run on {gpu.capability}"
-        try:
-            require("pycuda.driver", f"running a {self.name} engine")
-        except BackendUnavailable as error:
-            return str(error)
-        return None
+        return obstacle
 
     def _parse(self, trt: Any, builder: Any, logger: Any, request: BuildRequest) -> tuple[Any, Any]:
-        """The network of ``request.model``, and the parser, which owns its weights and must outlive it."""
+        """The network of ``request.model``, and its parser, which owns the weights and must outlive the network."""
         typed = not self.is_rtx and _version(trt) < (11, 0)
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if typed else 0
         network = builder.create_network(flags)
@@ -175,7 +167,7 @@ class TensorRt:
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
             said = [f"node '{e.node_name()}' ({e.node_operator()}): {e.desc()}" for e in errors]
             raise BackendError(
-                f"{self.name} cannot read the deployable graph: {joined(said or logger.errors)}"
+                f"{self.name} cannot read the deployable graph: {joined_messages(said or logger.errors)}"
             )
         return network, parser
 
@@ -192,8 +184,8 @@ class TensorRt:
         return lowered
 
     def _configure(self, trt: Any, config: Any, monitor: Any, request: BuildRequest) -> tuple[str, ...]:
-        """Everything but the batch; returns notes."""
-        # TF32 would round FP32 inputs to 10 bits, which nobody asked for
+        """Set all options except the batch; returns notes."""
+        # TF32 would round FP32 inputs to 10 bits
         config.clear_flag(trt.BuilderFlag.TF32)
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -209,11 +201,9 @@ class TensorRt:
         return ()
 
     def _inspect(self, trt: Any, logger: Any, engine: Any, request: BuildRequest) -> int | None:
-        """Residual adds inside convolutions; None without a GPU that can load the engine."""
-        found = gpus()
-        if not found or (self.is_rtx and found[0].capability not in rtx_targets(trt)):
-            return None
-        if request.target not in (None, found[0].capability):
+        """Number of residual adds inside convolutions; None without a GPU that can load the engine."""
+        found = devices.gpus()
+        if not found or self._obstacle_to_run(trt, found[0], request.target) is not None:
             return None
         loaded = trt.Runtime(logger).deserialize_cuda_engine(engine)
         if loaded is None:
@@ -223,7 +213,7 @@ class TensorRt:
 
 
 def rtx_targets(trt: Any) -> list[str]:
-    """Every target of this TensorRT for RTX, ``sm_75`` and so on, in ascending order."""
+    """All targets of this TensorRT for RTX, such as ``sm_75``, in ascending order."""
     numbers = [int(name[2:]) for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
     return [f"sm_{number}" for number in sorted(numbers)]
 
@@ -252,18 +242,16 @@ def _version(trt: Any) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _only_gpu(purpose: str) -> Gpu:
-    found = gpus()
-    if not found:
-        raise BackendUnavailable(
-            f"{purpose} needs a CUDA GPU, and there is none here: pass --backend openvino for this CPU, or "
-            "--backend tensorrt-rtx --target sm_89 to build for another machine"
-        )
-    return found[0]
+def _require_gpu(purpose: str) -> Gpu:
+    remedy = (
+        ": pass --backend openvino for this CPU, or --backend tensorrt-rtx --target sm_89 to build for another "
+        "machine"
+    )
+    return devices.require_gpu(purpose, remedy)
 
 
 def _use_timing_cache(config: Any, path: Path | None) -> tuple[str, ...]:
-    """Give ``config`` the timings of earlier builds; a cache of another GPU or version is left unused."""
+    """Let ``config`` use the timings of earlier builds, unless they are of another GPU or version; returns notes."""
     if path is None:
         return ()
     earlier = b""
@@ -277,7 +265,7 @@ def _use_timing_cache(config: Any, path: Path | None) -> tuple[str, ...]:
 
 
 def _set_batch(builder: Any, config: Any, network: Any, request: BuildRequest) -> None:
-    """One fixed shape, or an optimization profile over the batch range."""
+    """Set one fixed shape, or an optimization profile over the batch range."""
     images, batch = network.get_input(0), request.batch
     if batch.min == batch.max:
         images.shape = (batch.min, *request.image_shape)

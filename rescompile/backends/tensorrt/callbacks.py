@@ -1,6 +1,6 @@
-"""What TensorRT calls back during a build: a logger that collects, a monitor that reports progress.
+"""Callbacks of TensorRT: a logger that collects messages, a monitor that reports progress.
 
-Their base classes belong to whichever module was imported, so the classes are made when that is known.
+Their base classes belong to ``tensorrt`` or ``tensorrt_rtx``, so the classes are made when the module is known.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ MOST_NOTES = 3
 _STEPS = 1000
 
 
-def joined(messages: Iterable[str]) -> str:
-    """Different messages as one sentence, each on one line and once."""
+def joined_messages(messages: Iterable[str]) -> str:
+    """The different ``messages`` in one line."""
     flat = dict.fromkeys(" ".join(message.split()) for message in messages)
     return "; ".join(flat) or "it gave no reason"
 
@@ -48,7 +48,7 @@ def make_logger(trt: Any) -> Any:
 
 
 def make_monitor(trt: Any, progress: Progress | None) -> Any:
-    """A monitor that calls ``progress``; an exception in it cancels the build and waits in ``raise_pending``."""
+    """A monitor that calls ``progress``; an exception there cancels the build, and ``raise_pending`` raises it."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -87,29 +87,29 @@ def make_monitor(trt: Any, progress: Progress | None) -> Any:
 
 
 class Phases:
-    """Nested phases, each of a number of steps; a running phase is part of the next step of the one around it."""
+    """Progress through nested phases of several steps; an inner phase is part of the outer phase's next step."""
 
     def __init__(self) -> None:
         self._open: list[tuple[str, int, int]] = []
         self._finished = False
 
     def start(self, name: str, steps: int) -> None:
-        """Open ``name`` inside the innermost open phase."""
+        """Start ``name`` inside the innermost running phase."""
         self._open.append((name, max(1, steps), 0))
 
     def complete(self, name: str, step: int) -> None:
-        """Step number ``step`` (from 0) of ``name`` is done."""
+        """Note that step number ``step`` (from 0) of ``name`` is done."""
         self._open = [(n, total, step + 1 if n == name else done) for n, total, done in self._open]
 
     def finish(self, name: str) -> None:
-        """Close ``name``, and what is still open inside it."""
+        """End ``name`` and the phases inside it."""
         names = [phase[0] for phase in self._open]
         if name in names:
             del self._open[len(names) - 1 - names[::-1].index(name) :]
         self._finished = not self._open
 
     def fraction(self) -> float:
-        """How much of the outermost phase is done, from 0 to 1."""
+        """The part of the outermost phase that is done, from 0 to 1."""
         inner = 1.0 if self._finished else 0.0
         for _, total, done in reversed(self._open):
             inner = min(1.0, (done + inner) / total)

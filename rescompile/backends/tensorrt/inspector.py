@@ -1,4 +1,4 @@
-"""What an engine inspector's JSON says about residual adds, in the form of TensorRT 10 and that of 11.
+"""Residual adds that an engine fuses, read from the engine inspector's JSON of TensorRT 10 and 11.
 
 10.x   {"Layers": [{"Name": "a + b", "Metadata": "[ONNX Layer: a]\\x1e[ONNX Layer: b]",
                     "Inputs": [{"Format/Datatype": "Int8 NC/32HW32", ...}], ...}], "Bindings": [...]}
@@ -12,11 +12,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rescompile.backends.inspection import residual_adds
+
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
 def fused_adds(information: str, model: Path, *, integer: bool) -> int | None:
-    """Residual adds that a layer of the engine computes together with a convolution; None where it cannot be seen.
+    """Number of residual adds that are computed together with a convolution; None where the JSON does not tell.
 
     Args:
         information: ``EngineInspector.get_engine_information`` as JSON, of an engine with detailed verbosity.
@@ -25,15 +27,13 @@ def fused_adds(information: str, model: Path, *, integer: bool) -> int | None:
     """
     import onnx
 
-    graph = onnx.load(model, load_external_data=False).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    adds = {node.name for node in graph.node if node.op_type == "Add" and not constants & set(node.input)}
-    convolutions = {node.name for node in graph.node if node.op_type == "Conv"}
-    return count_fused(information, adds, convolutions, integer=integer)
+    loaded = onnx.load(model, load_external_data=False)
+    convolutions = {node.name for node in loaded.graph.node if node.op_type == "Conv"}
+    return count_fused(information, residual_adds(loaded), convolutions, integer=integer)
 
 
 def count_fused(information: str, adds: set[str], convolutions: set[str], *, integer: bool) -> int | None:
-    """As ``fused_adds``, with the names of the graph's residual adds and convolutions."""
+    """The same, given the names of the graph's residual adds and convolutions."""
     layers = json.loads(information).get("Layers", [])
     detailed = [layer for layer in layers if isinstance(layer, dict)]
     named = [(layer, onnx_names(layer)) for layer in detailed]

@@ -1,4 +1,4 @@
-"""Time by layer of a TensorRT engine, through its IProfiler."""
+"""Profile of a TensorRT engine: the time of each layer, from an IProfiler."""
 
 from __future__ import annotations
 
@@ -21,11 +21,7 @@ _WEIGHTED = re.compile(r"\b(conv\d*|downsample|fc)\b")
 
 
 class TensorRtProfiler:
-    """An engine whose context reports each layer's time; for one thread.
-
-    Raises:
-        BackendUnavailable, BackendError: as loading the engine.
-    """
+    """An engine whose layers are timed; for one thread. It raises what loading the engine raises."""
 
     def __init__(
         self, directory: Path, manifest: Manifest, *, module: str, threads: int | None = None
@@ -39,7 +35,7 @@ class TensorRtProfiler:
     def __call__(
         self, images: NDArray[np.generic], runs: int
     ) -> tuple[NDArray[np.float32], tuple[LayerTime, ...]]:
-        """Logits [N, classes] of ``images`` [N, ...], and each layer's mean over ``runs`` as TensorRT orders them."""
+        """Logits [N, classes] of ``images`` [N, ...], and each layer's mean time over ``runs`` in TensorRT's order."""
         for _ in range(WARM_RUNS):
             self._runner(images)
         self._times.layers.clear()
@@ -51,12 +47,12 @@ class TensorRtProfiler:
         return logits, tuple(_layer(name, total / runs) for name, total in totals.items())
 
     def close(self) -> None:
-        """Give back the GPU; calling it twice is harmless."""
+        """Free the engine; calling it twice is harmless."""
         self._runner.close()
 
 
 def make_profiler(trt: Any) -> Any:
-    """An object that keeps ``layers``, pairs of name and milliseconds, as TensorRT reports them."""
+    """An IProfiler that collects ``layers``: pairs of name and milliseconds."""
 
     class Times(trt.IProfiler):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""A TensorRT engine on the GPU, through pycuda: no torch.
+"""A TensorRT engine on the GPU; needs no torch.
 
-Every slot has an execution context of its own. No CUDA graphs: a captured graph belongs to one shape of its context,
-and TensorRT for RTX may put better kernels in place later, which a graph would never see.
+Every slot has its own execution context. There are no CUDA graphs: a captured graph belongs to one shape of its
+context, and TensorRT for RTX may replace kernels later, which a graph would not see.
 """
 
 from __future__ import annotations
@@ -10,45 +10,45 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from rescompile.backends.cuda.driver import Cuda
+from rescompile.backends.cuda.request_slot import RequestSizes, RequestSlot
 from rescompile.backends.cuda.runner import CudaRunner
-from rescompile.backends.cuda.slot import Sizes, Slot
-from rescompile.backends.tensorrt.callbacks import joined, make_logger
+from rescompile.backends.tensorrt.callbacks import joined_messages, make_logger
 from rescompile.errors import BackendError
 from rescompile.manifest import Manifest
 
 
-class TensorRtRunner(CudaRunner["_Lane"]):
+class TensorRtRunner(CudaRunner["_ContextExecutor"]):
     """An engine with its execution contexts. Any number of threads may call it, and close it meanwhile.
 
     Args:
         trt: ``tensorrt`` or ``tensorrt_rtx``.
-        cuda: ``pycuda.driver``.
-        library: the CUDA driver itself.
+        cuda: the CUDA driver.
         engine: the serialized engine.
+        manifest: of the engine.
         parallel: requests that run at the same time.
 
     Raises:
-        BackendError: TensorRT refuses the engine, or the driver has too little memory.
+        BackendError: TensorRT refuses the engine, or the GPU has too little memory.
     """
 
-    def __init__(
-        self, trt: Any, cuda: Any, library: Any, engine: bytes, manifest: Manifest, *, parallel: int = 1
-    ) -> None:
-        fed, answered = manifest.inputs[0], manifest.outputs[0]
+    def __init__(self, trt: Any, cuda: Cuda, engine: bytes, manifest: Manifest, *, parallel: int = 1) -> None:
+        images, logits = manifest.inputs[0], manifest.outputs[0]
         super().__init__(
             cuda,
-            library,
             lambda: _Network(trt, engine, manifest),
-            sizes=Sizes(manifest.batch.max, fed.shape[1:], np.dtype(fed.dtype), answered.shape[-1]),
+            sizes=RequestSizes(
+                manifest.batch.max, images.shape[1:], np.dtype(images.dtype), logits.shape[-1]
+            ),
             batch=manifest.batch,
             parallel=parallel,
         )
 
     def attach(self, profiler: Any) -> None:
-        """Let ``profiler``, an IProfiler, be told the time of each layer at every later call."""
+        """Report the time of each layer of all later calls to ``profiler``, an IProfiler."""
         with self._context.current():
-            for lane in self._lanes:
-                lane.context.profiler = profiler
+            for executor in self._executors:
+                executor.context.profiler = profiler
 
 
 class _Network:
@@ -61,51 +61,46 @@ class _Network:
         if self._engine is None:
             self._refuse()
 
-    def lane(self, slot: Slot) -> _Lane:
-        """An execution context, which takes the memory of its activations."""
-        context = self._engine.create_execution_context()
-        answered = self._manifest.outputs[0].name
-        if context is None or not context.set_tensor_address(answered, int(slot.logits)):
+    def executor(self, slot: RequestSlot) -> _ContextExecutor:
+        context = self._engine.create_execution_context()  # takes the memory of its activations
+        logits = self._manifest.outputs[0].name
+        if context is None or not context.set_tensor_address(logits, int(slot.logits)):
             self._refuse()
-        return _Lane(context, slot, self._manifest, self._logger)
+        return _ContextExecutor(context, slot, self._manifest, self._logger)
 
     def close(self) -> None:
-        """Drop the engine."""
         self._engine = self._runtime = None
 
     def _refuse(self) -> NoReturn:
-        raise BackendError(f"{self._module} refuses the engine: {_said(self._logger)}")
+        raise BackendError(f"{self._module} refuses the engine: {_new_errors(self._logger)}")
 
 
-class _Lane:
-    """An execution context, whose logits go to its slot."""
+class _ContextExecutor:
+    """An execution context whose logits go to its slot."""
 
-    def __init__(self, context: Any, slot: Slot, manifest: Manifest, logger: Any) -> None:
+    def __init__(self, context: Any, slot: RequestSlot, manifest: Manifest, logger: Any) -> None:
         self.context: Any = context
         self._slot, self._logger = slot, logger
-        self._fed, self._least = manifest.inputs[0].name, manifest.batch.min
+        self._images, self._least = manifest.inputs[0].name, manifest.batch.min
 
     def rows(self, count: int) -> int:
-        """``count``, or the smallest batch."""
         return max(count, self._least)
 
     def enqueue(self, rows: int, address: int) -> None:
-        """Put one inference into the slot's stream."""
         shape = (rows, *self._slot.sizes.image)
-        if not self.context.set_input_shape(self._fed, shape):
+        if not self.context.set_input_shape(self._images, shape):
             raise BackendError(f"the engine refuses images of shape {list(shape)}")
-        if not self.context.set_tensor_address(self._fed, address):
-            raise BackendError(f"the engine refuses images at its address: {_said(self._logger)}")
+        if not self.context.set_tensor_address(self._images, address):
+            raise BackendError(f"the engine refuses the address of the images: {_new_errors(self._logger)}")
         if not self.context.execute_async_v3(self._slot.stream.handle):
-            raise BackendError(f"the engine cannot be executed: {_said(self._logger)}")
+            raise BackendError(f"the engine cannot be executed: {_new_errors(self._logger)}")
 
     def close(self) -> None:
-        """Drop the context."""
         self.context = None
 
 
-def _said(logger: Any) -> str:
-    """What TensorRT reported since it was last asked."""
-    words = joined(logger.errors)
+def _new_errors(logger: Any) -> str:
+    """The errors that TensorRT reported since this was last called."""
+    text = joined_messages(logger.errors)
     logger.errors.clear()
-    return words
+    return text

@@ -1,8 +1,8 @@
-"""The Triton engine: a plan of fused kernel launches, compiled ahead of time, which needs the CUDA driver alone.
+"""The Triton backend, whose engine is a plan of fused kernel launches, compiled ahead of time for one kind of GPU.
 
-    model.onnx ── lower ──> steps ── chains ──> steps ── record ──> launches ── memory ──> plan.json
-                            weights.safetensors                      └── compile ──> *.cubin
+    model.onnx ── lowering ──> steps ── planning ──> plan.json, *.cubin
+                          └──> weights.safetensors
 
-A step is a fused operation (convolution + bias + residual + ReLU + requantization, say), a launch one kernel on
-memory that is planned. The steps can be executed by plain PyTorch, the launches by Triton's interpreter and by a GPU.
+A step is a fused operation, such as convolution + bias + residual + ReLU + requantization. A launch is one kernel on
+planned memory. ``runner`` executes the launches on a GPU, ``reference`` the steps in plain PyTorch.
 """

@@ -1,4 +1,4 @@
-"""Triton's fused kernels as an engine: built for a target without a GPU, run by the CUDA driver alone."""
+"""The Triton backend: fused kernels, built for a target without a GPU and run by the CUDA driver alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from rescompile.backends.base import (
     Runner,
     RunOptions,
 )
-from rescompile.backends.cuda.devices import Gpu, driver, gpus
-from rescompile.backends.triton.reading import read_plan, write_plan
+from rescompile.backends.cuda import devices
+from rescompile.backends.cuda.driver import open_driver
+from rescompile.backends.triton.plan_file import read_plan, write_plan
 from rescompile.errors import BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write
 from rescompile.manifest import TRITON_PLAN as PLAN
@@ -25,10 +26,7 @@ from rescompile.manifest import Manifest, Precision
 from rescompile.optional import installed, require
 
 if TYPE_CHECKING:
-    from fused_kernels.aot.targets import Target
-
-_BUILDING = "building a Triton engine"
-_RUNNING = "running a Triton engine"
+    from fused_kernels.compiling.targets import Target
 
 
 class Triton:
@@ -40,42 +38,42 @@ class Triton:
     simulation = "plan's reference executor (plain PyTorch on the CPU, not a GPU)"
 
     def availability(self, target: str | None = None) -> Availability:
-        """Builds wherever Triton is; runs on the GPU that it was built for, through pycuda."""
+        """Engines are built wherever Triton is installed, and run on the GPU that they were built for."""
         build = installed("triton")
         what = "Triton is installed" if build else "the package 'triton' is not installed"
-        found = gpus()
+        found = devices.gpus()
         if not found:
             reason = f"{what}; running an engine needs a CUDA GPU, and there is none"
             return Availability(build=build, run=False, reason=reason)
-        obstacle = _obstacle(found[0], target)
+        obstacle = devices.target_obstacle(found[0], target)
         here = f"{what} and {found[0].name} ({found[0].capability}) is here"
         if obstacle is not None:
             return Availability(build=build, run=False, reason=f"{here}, but {obstacle}")
         return Availability(build=build, run=True, reason=here)
 
     def rest_type(self, precision: Precision) -> RestType:
-        """FP32 around INT8: in between, the kernels keep sums in fp32 and store nothing but integers."""
+        """FP32 around INT8: the kernels keep sums in fp32 and store only integers."""
         return "float16" if precision == "fp16" else "float32"
 
     def check(self, target: str | None) -> None:
-        """Refuse a target that there are no kernels for: see ``Backend.check``."""
-        require("triton", _BUILDING)
+        """Check that there are kernels for ``target``: see ``Backend.check``."""
+        require("triton", "building a Triton engine")
         _target(target)
 
     def build(self, request: BuildRequest, directory: Path) -> Payload:
         """Write ``plan.json``, the machine code and ``weights.safetensors``.
 
         Raises:
-            BackendError: the graph holds what no kernel computes, or a kernel does not compile.
+            BackendError: no kernel computes a node of the graph, or a kernel does not compile.
             OutputError: the disk is full.
         """
         import onnx
 
         from rescompile.backends.triton import plan as plans
-        from rescompile.backends.triton.assemble import assemble
-        from rescompile.backends.triton.chains import with_chains
-        from rescompile.backends.triton.lower import lower
-        from rescompile.backends.triton.steps import residual_adds
+        from rescompile.backends.triton.lowering.chains import with_chains
+        from rescompile.backends.triton.lowering.network import lower
+        from rescompile.backends.triton.planning.assemble import assemble
+        from rescompile.backends.triton.steps import fused_adds
         from rescompile.backends.triton.summary import summarize
         from rescompile.backends.triton.weights import write_weights
 
@@ -100,40 +98,35 @@ class Triton:
         return Payload(
             files=(PLAN, WEIGHTS, *made.cubins),
             target=target.name,
-            fused_adds=residual_adds(network.steps),
+            fused_adds=fused_adds(network.steps),
             notes=(str(cost), *map(str, cost.programs)),
         )
 
     def load(self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> Any:
-        """A ``runner.PlanRunner`` on the first GPU."""
+        """A ``PlanRunner`` on the first GPU."""
         from rescompile.backends.triton.runner import PlanRunner
 
         plan = read_plan(directory, manifest)
-        found = gpus()
-        if not found:
-            raise BackendUnavailable(
-                f"{_RUNNING} needs a CUDA GPU ({manifest.target}), and there is none here; "
-                "`rescompile verify` executes its plan in plain PyTorch"
-            )
-        obstacle = _obstacle(found[0], manifest.target)
+        purpose = f"running a Triton engine for {manifest.target}"
+        gpu = devices.require_gpu(purpose, "; `rescompile verify` executes its plan in plain PyTorch")
+        obstacle = devices.target_obstacle(gpu, manifest.target)
         if obstacle is not None:
             raise BackendUnavailable(f"the engine in {directory} cannot run here: {obstacle}")
-        cuda = require("pycuda.driver", _RUNNING)
-        return PlanRunner(cuda, driver(), directory, plan, parallel=options.parallel)
+        return PlanRunner(open_driver(), directory, plan, parallel=options.parallel)
 
     def simulate(self, directory: Path, manifest: Manifest) -> Runner:
-        """The plan in plain PyTorch, where its GPU is not here."""
+        """The plan in plain PyTorch on the CPU."""
         from rescompile.backends.triton.reference import ReferenceRunner
 
         return ReferenceRunner(directory, read_plan(directory, manifest))
 
 
 def _target(name: str | None) -> Target:
-    from fused_kernels.aot.targets import TARGETS
+    from fused_kernels.compiling.targets import TARGETS
 
     known = list(TARGETS)
     if name is None:
-        found = gpus()
+        found = devices.gpus()
         if not found:
             raise UsageError(
                 f"--backend triton builds for one kind of GPU, and there is none here: pass --target, one of "
@@ -146,14 +139,3 @@ def _target(name: str | None) -> Target:
             f"{did_you_mean(name, known)}"
         )
     return TARGETS[name]
-
-
-def _obstacle(gpu: Gpu, target: str | None) -> str | None:
-    """Why an engine for ``target`` does not run on ``gpu``, or None."""
-    if target not in (None, gpu.capability):
-        return f"it is for {target}, and {gpu.name} is {gpu.capability}; build it for this GPU"
-    try:
-        require("pycuda.driver", _RUNNING)
-    except BackendUnavailable as error:
-        return str(error)
-    return None

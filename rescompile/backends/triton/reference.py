@@ -1,7 +1,7 @@
-"""A plan's steps in plain PyTorch on the CPU: what its kernels compute, without a GPU.
+"""A plan's steps in plain PyTorch on the CPU, which compute what its kernels compute.
 
-In INT8 the sums are exact and the rest is fp32 in the kernels' own order, so these are the kernels' bits, which tests
-show by running the launches themselves in Triton's interpreter. In floating point a GPU adds up in another order.
+In INT8 the sums are exact and the rest is fp32 in the kernels' own order, so the bits are the kernels'. Tests show it
+by running the launches themselves in Triton's interpreter. In floating point a GPU adds up in another order.
 """
 
 from __future__ import annotations
@@ -10,27 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from fused_kernels.launch import implementation
 from rescompile.backends.triton.plan import Plan
+from rescompile.backends.triton.step_executor import StepExecutor
 from rescompile.backends.triton.weights import read_weights
 from rescompile.errors import BackendError
 
 
 class ReferenceRunner:
-    """A plan that plain PyTorch executes; serves one thread at a time.
-
-    Raises:
-        EngineError: the weights are damaged.
-    """
+    """A plan executed by plain PyTorch; serves one thread at a time. Raises EngineError where weights are damaged."""
 
     def __init__(self, directory: Path, plan: Plan) -> None:
-        import torch
-
-        from rescompile.backends.triton.execute import Walk
-
         weights = {name: torch.from_numpy(values) for name, values in read_weights(directory, plan).items()}
-        self._walk: Walk | None = Walk(plan.steps, weights)
+        self._executor: StepExecutor | None = StepExecutor(plan.steps, weights)
 
     def __call__(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """Logits [N, classes] of ``images`` [N, ...] in the manifest's layout and dtype.
@@ -38,24 +33,18 @@ class ReferenceRunner:
         Raises:
             BackendError: the runner is closed, or the steps contradict the weights or the images.
         """
-        import torch
-
-        from fused_kernels.launch import implementation
-
-        if self._walk is None:
+        if self._executor is None:
             raise BackendError("this engine is closed; load it again")
         try:
             with torch.inference_mode(), implementation("reference"):
-                logits: NDArray[np.float32] = self._walk(
-                    torch.from_numpy(np.ascontiguousarray(images))
-                ).numpy()
+                logits = self._executor(torch.from_numpy(np.ascontiguousarray(images)))
         except (ValueError, RuntimeError) as error:
-            # torch and the operations name shapes; of a plan that we made, all of them fit
+            # torch and the operations name shapes; in a plan that was built, all of them fit
             raise BackendError(
                 f"the plan's steps do not fit its weights or these images ({error}); build the engine again"
             ) from error
-        return logits
+        return np.asarray(logits.numpy(), np.float32)
 
     def close(self) -> None:
         """Drop the weights; calling it twice is harmless."""
-        self._walk = None
+        self._executor = None

@@ -1,9 +1,9 @@
-"""A plan on the GPU through pycuda and the driver: no torch, no Triton, no ONNX.
+"""A Triton plan on the GPU, run by the CUDA driver: no torch, no Triton, no ONNX.
 
-Weights and machine code are there once. Every slot has an arena for all programs, since one runs at a time in it, and
-each program's launches are captured into a CUDA graph when the slot first needs it. Images that somebody else holds
-on the GPU are read where they are: what reads them is launched by itself, and only the rest is a graph, because a
-graph keeps the addresses with which it was captured.
+Weights and machine code are loaded once. Every slot has an arena that serves all programs, since one runs at a time in
+it, and captures each program's launches into a CUDA graph when it first runs the program. A graph keeps the addresses
+with which it was captured. So for images that another package holds on the GPU, the launches that read images run by
+themselves, and only the rest is a graph.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from rescompile.backends.cuda.driver import Cuda
 from rescompile.backends.cuda.graph import CudaGraph
+from rescompile.backends.cuda.request_slot import RequestSizes, RequestSlot
 from rescompile.backends.cuda.runner import CudaRunner
-from rescompile.backends.cuda.slot import Sizes, Slot
 from rescompile.backends.triton.plan import (
     ALIGNMENT,
     Argument,
@@ -33,17 +34,16 @@ from rescompile.errors import EngineError
 from rescompile.manifest import Batch
 
 _FORMATS = {"i32": "i", "i64": "q", "fp32": "f"}
-"""How a number is packed, in the words of ``struct``; every address is ``P``."""
+"""Format of a number for ``struct``; every address is ``P``."""
 PLAIN_SHARED = 48 << 10
-"""Bytes of dynamic shared memory that a function may use without being asked."""
+"""Bytes of dynamic shared memory that a function may use without an attribute."""
 
 
-class PlanRunner(CudaRunner["_Lane"]):
+class PlanRunner(CudaRunner["_PlanExecutor"]):
     """An engine with its memory, functions and graphs. Any number of threads may call it, and close it meanwhile.
 
     Args:
-        cuda: ``pycuda.driver``.
-        library: the CUDA driver itself, for graphs and events.
+        cuda: the CUDA driver.
         directory: of the engine.
         plan: of the engine.
         parallel: requests that run at the same time.
@@ -53,26 +53,23 @@ class PlanRunner(CudaRunner["_Lane"]):
         EngineError: the weights are damaged.
     """
 
-    def __init__(self, cuda: Any, library: Any, directory: Path, plan: Plan, *, parallel: int = 1) -> None:
+    def __init__(self, cuda: Cuda, directory: Path, plan: Plan, *, parallel: int = 1) -> None:
         weights = read_weights(directory, plan)
         least, most = plan.programs[0].batch, plan.programs[-1].batch
         super().__init__(
             cuda,
-            library,
-            lambda: _Network(cuda, library, directory, plan, weights),
-            sizes=Sizes(most, plan.image.shape, np.dtype(plan.image.dtype), plan.classes),
+            lambda: _Network(cuda, directory, plan, weights),
+            sizes=RequestSizes(most, plan.image.shape, np.dtype(plan.image.dtype), plan.classes),
             batch=Batch(least, least, most),
             parallel=parallel,
         )
 
 
 class _Network:
-    """Functions and weights, for every slot."""
+    """Functions and weights, which all slots share."""
 
-    def __init__(
-        self, cuda: Any, library: Any, directory: Path, plan: Plan, weights: dict[str, Array]
-    ) -> None:
-        self._cuda, self.library, self.plan = cuda, library, plan
+    def __init__(self, cuda: Cuda, directory: Path, plan: Plan, weights: dict[str, Array]) -> None:
+        self._cuda, self.library, self.plan = cuda.api, cuda.library, plan
         self._modules: dict[str, Any] = {}
         self._held: list[Any] = []
         self.functions: list[Any] = []
@@ -83,12 +80,10 @@ class _Network:
             self.close()
             raise
 
-    def lane(self, slot: Slot) -> _Lane:
-        """An arena and, when they are needed, graphs."""
-        return _Lane(self, slot)
+    def executor(self, slot: RequestSlot) -> _PlanExecutor:
+        return _PlanExecutor(self, slot)
 
     def close(self) -> None:
-        """Free the weights and drop the machine code."""
         for memory in self._held:
             memory.free()
         self._held, self._modules, self.functions = [], {}, []
@@ -112,7 +107,7 @@ class _Network:
         return function
 
     def _upload(self, weights: dict[str, Array]) -> None:
-        """All weights in one allocation and one copy."""
+        """Copy all weights at once, into one allocation."""
         offsets: dict[str, int] = {}
         size = 0
         for name, values in weights.items():
@@ -128,38 +123,35 @@ class _Network:
         self.weights = {name: int(base) + offset for name, offset in offsets.items()}
 
 
-class _Lane:
-    """An arena, and the graphs of one slot by program."""
+class _PlanExecutor:
+    """The arena of one slot, and its graphs by program."""
 
-    def __init__(self, network: _Network, slot: Slot) -> None:
+    def __init__(self, network: _Network, slot: RequestSlot) -> None:
         self._network, self._slot, self._plan = network, slot, network.plan
         self._arena = int(slot.allocate(max(program.arena_bytes for program in self._plan.programs)))
         self._graphs: dict[tuple[int, bool], CudaGraph] = {}
 
     def rows(self, count: int) -> int:
-        """The batch of the smallest program that takes ``count`` images."""
         return self._plan.program_for(count).batch
 
     def enqueue(self, rows: int, address: int) -> None:
-        """Put one program into the slot's stream."""
         program, own = self._plan.program_for(rows), address == int(self._slot.images)
         graph = self._graph_of(program, whole=own)
         if not own:
-            self._launch_all(program.launches[: _reading(program)], address)
+            self._launch_all(program.launches[: _launches_reading_images(program)], address)
         graph.launch(self._slot.stream.handle)
 
     def close(self) -> None:
-        """Destroy the graphs."""
         for graph in self._graphs.values():
             graph.close()
         self._graphs = {}
 
     def _graph_of(self, program: Program, *, whole: bool) -> CudaGraph:
-        """The program, or what follows the launches that read images."""
+        """The graph of a whole program, or of what follows the launches that read images."""
         if (program.batch, whole) not in self._graphs:
             # once without a graph: older drivers cannot load a kernel while they capture its launch
             self._launch_all(program.launches, int(self._slot.images))
-            captured = program.launches[0 if whole else _reading(program) :]
+            captured = program.launches[0 if whole else _launches_reading_images(program) :]
             graph, stream = CudaGraph(self._network.library), self._slot.stream.handle
             try:
                 with graph.capturing(stream):
@@ -192,8 +184,8 @@ class _Lane:
         return int(self._slot.logits) if isinstance(argument, Logits) else argument
 
 
-def _reading(program: Program) -> int:
-    """How many of its first launches there are up to the last one that reads images."""
+def _launches_reading_images(program: Program) -> int:
+    """Number of launches up to the last one that reads images."""
     reads = [
         any(isinstance(argument, Images) for argument in launch.arguments) for launch in program.launches
     ]

@@ -1,34 +1,47 @@
-"""The fused operations of a plan, in the order of execution. Tensors go by the names that the graph has for them.
+"""Steps: the fused operations of a plan. Tensors have the graph's names.
 
 In INT8 a name stands for the quantized tensor, whose real value is scale * integer. Without a ReLU it saturates to
-[-128, 127], which is a ReLU of its own where zero lies at -128 (docs/adr/0012-relu-by-saturation.md). A convolution
-``c`` has the weights ``c.weight``, ``c.bias`` and, in INT8, ``c.scale``, some ``c.zero_sums``; see ``weights``.
+[-128, 127], which acts as a ReLU where zero is stored as -128 (docs/adr/0012-relu-by-saturation.md). A convolution
+``c`` has the weights ``c.weight``, ``c.bias`` and, in INT8, ``c.scale`` and sometimes ``c.zero_sums``.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+if TYPE_CHECKING:
+    from fused_kernels.operands.geometry import Conv
+
 Rest = Literal["float32", "float16"]
 FACTOR, OFFSET = "input.factor", "input.offset"
-"""Weights of a stem that normalizes."""
+"""Weights of a stem that normalizes pixels."""
 UNDO_FACTOR, UNDO_OFFSET = "input.undo_factor", "input.undo_offset"
-"""Weights of a stem that reads pixels: the way back from what is normalized."""
+"""Weights of a stem that undoes the normalization, so that it reads pixels."""
 
 
-class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A convolution's window [r, s]; one stride and one padding for both axes."""
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of everything in a plan: immutable, and strict about the fields that it is read from."""
+
+
+class Window(Record, frozen=True):
+    """Window [r, s] of a convolution, with one stride and one padding for both axes."""
 
     r: int
     s: int
     stride: int
     padding: int
 
+    def conv(self) -> Conv:
+        """The window as the kernels' geometry has it; needs the fused kernels, which a runtime does not."""
+        from fused_kernels.operands.geometry import Conv
 
-class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stem", tag_field="kind"):
-    """The image, normalized and quantized where the graph does that, through the first convolution (+ ReLU)."""
+        return Conv(self.r, self.s, self.stride, self.padding)
+
+
+class Stem(Record, frozen=True, tag="stem", tag_field="kind"):
+    """The first convolution (+ ReLU) on the image, which it normalizes and quantizes where the graph does."""
 
     name: str
     output: str
@@ -38,20 +51,18 @@ class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stem", 
     normalized: bool
     """Whether the image is multiplied by ``input.factor`` and ``input.offset`` is added."""
     image_scale: float | None
-    """Of the quantized image; None in floating point."""
+    """Scale of the quantized image; None in floating point."""
     rest: Rest
-    """What each step of the normalization is rounded to."""
+    """Type that each step of the normalization is rounded to."""
     relu: bool = True
-    """In floating point always."""
+    """Always true in floating point."""
     margin: int = 0
     """Zeros around the normalized image, where the stem reads pixels (docs/adr/0014-exact-pixels.md)."""
     undone: bool = False
     """Whether the image is then multiplied by ``input.undo_factor`` and ``input.undo_offset`` is added."""
 
 
-class Convolution(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="convolution", tag_field="kind"
-):
+class Convolution(Record, frozen=True, tag="convolution", tag_field="kind"):
     """Convolution + bias (+ residual) (+ ReLU), requantized in INT8."""
 
     name: str
@@ -61,12 +72,12 @@ class Convolution(
     relu: bool
     residual: str | None = None
     residual_scale: float | None = None
-    """In INT8: from units of the residual to units of the output."""
+    """Factor from units of the residual to units of the output, in INT8."""
     zero_sums: bool = False
-    """Whether it pads an input that stores its zero as -128, so that ``zero_sums`` are added to its sums."""
+    """Whether ``zero_sums`` are added to its sums, because it pads an input that stores its zero as -128."""
 
 
-class Chain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chain", tag_field="kind"):
+class Chain(Record, frozen=True, tag="chain", tag_field="kind"):
     """A bottleneck's 3x3, its last 1x1 with the residual, and the next block's first 1x1."""
 
     name: str
@@ -74,21 +85,21 @@ class Chain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chain"
     conv2: str
     conv3: str
     conv1: str | None
-    """Of the next block, where it fits."""
+    """First convolution of the next block, where it fits."""
     stride: int
     residual: str
     residual_scale: float | None
     output: str
     following: str | None
-    """What ``conv1`` gives."""
+    """Output of ``conv1``."""
     without_relu: tuple[str, ...] = ()
-    """Those of its convolutions that no ReLU follows, in INT8 alone."""
+    """Its convolutions without a ReLU; only in INT8."""
     zero_sums: bool = False
-    """As of a convolution, for ``conv2``."""
+    """Whether ``conv2`` has ``zero_sums``, see ``Convolution``."""
 
 
-class Widen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="widen", tag_field="kind"):
-    """The shortcut without parameters: every ``stride``-th pixel, between channels of zeros."""
+class Widen(Record, frozen=True, tag="widen", tag_field="kind"):
+    """Shortcut without parameters: every ``stride``-th pixel, between channels of zeros."""
 
     name: str
     input: str
@@ -97,23 +108,23 @@ class Widen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="widen"
     before: int
     after: int
     zero_point: int = 0
-    """What the input stores its zero as."""
+    """The integer that the input stores its zero as."""
 
 
-class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="head", tag_field="kind"):
-    """Global average pool and fully connected layer; its output are the logits."""
+class Head(Record, frozen=True, tag="head", tag_field="kind"):
+    """Global average pool and fully connected layer, which makes the logits."""
 
     name: str
     input: str
     pool_scale: float | None
-    """In INT8: from a channel's sum to units of the pooled value."""
+    """Factor from a channel's sum to units of the pooled value, in INT8."""
 
 
 Step = Stem | Convolution | Chain | Widen | Head
 
 
 def reads(step: Step) -> tuple[str, ...]:
-    """Tensors that a step reads; a stem reads the images."""
+    """Names of the tensors that a step reads; a stem reads only the images."""
     if isinstance(step, Stem):
         return ()
     residual = step.residual if isinstance(step, Convolution | Chain) else None
@@ -121,7 +132,7 @@ def reads(step: Step) -> tuple[str, ...]:
 
 
 def writes(step: Step) -> tuple[str, ...]:
-    """Tensors that a step makes; a head makes the logits."""
+    """Names of the tensors that a step makes; a head makes only the logits."""
     if isinstance(step, Head):
         return ()
     following = step.following if isinstance(step, Chain) else None
@@ -129,7 +140,7 @@ def writes(step: Step) -> tuple[str, ...]:
 
 
 def weights_of(step: Step, *, integer: bool) -> tuple[str, ...]:
-    """Names of the weights that a step multiplies with and adds; ``integer`` in INT8."""
+    """Names of the weights of a step; ``integer`` in INT8."""
     if isinstance(step, Widen):
         return ()
     layers = [step.name]
@@ -144,6 +155,6 @@ def weights_of(step: Step, *, integer: bool) -> tuple[str, ...]:
     return tuple(named)
 
 
-def residual_adds(steps: tuple[Step, ...]) -> int:
-    """How many steps add a residual."""
+def fused_adds(steps: tuple[Step, ...]) -> int:
+    """Number of steps that add a residual."""
     return sum(isinstance(step, Convolution | Chain) and step.residual is not None for step in steps)

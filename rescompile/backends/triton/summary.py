@@ -1,4 +1,4 @@
-"""What a plan costs, for people: launches, memory and machine code, by batch size."""
+"""Cost of a plan: launches, memory and machine code, by batch size."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 import msgspec
 
 from rescompile.backends.triton.plan import Plan
-from rescompile.backends.triton.reading import read_plan
+from rescompile.backends.triton.plan_file import read_plan
 from rescompile.manifest import Manifest
 
 
 class ProgramSummary(msgspec.Struct, frozen=True):
-    """What one call with up to ``batch`` images costs."""
+    """Cost of one call with up to ``batch`` images."""
 
     batch: int
     launches: int
     arena_bytes: int
-    """For all activations."""
+    """Memory of all activations."""
     live_bytes: int
-    """The most that is in use at one time: no arena can be smaller."""
+    """The most bytes that are in use at one time: no arena can be smaller."""
 
     def __str__(self) -> str:
         return (
@@ -29,10 +29,10 @@ class ProgramSummary(msgspec.Struct, frozen=True):
 
 
 class PlanSummary(msgspec.Struct, frozen=True):
-    """A whole plan."""
+    """Cost of a whole plan."""
 
     cubins: int
-    """Files of machine code, of which several kernels may share one."""
+    """Files of machine code; several kernels may share one."""
     kernels: int
     weight_bytes: int
     programs: tuple[ProgramSummary, ...]
@@ -42,7 +42,7 @@ class PlanSummary(msgspec.Struct, frozen=True):
 
 
 def summarize(plan: Plan) -> PlanSummary:
-    """The figures of ``plan``."""
+    """The cost of ``plan``."""
     return PlanSummary(
         cubins=len({kernel.file for kernel in plan.kernels}),
         kernels=len(plan.kernels),
@@ -54,9 +54,9 @@ def summarize(plan: Plan) -> PlanSummary:
 
 
 def summary_of(directory: Path, manifest: Manifest) -> PlanSummary | None:
-    """Of the engine in ``directory``; None where its backend has no plan.
+    """The cost of the engine in ``directory``; None where its backend has no plan.
 
     Raises:
-        EngineError: the plan is damaged, or not this engine's.
+        EngineError: the plan is damaged, or belongs to another engine.
     """
     return summarize(read_plan(directory, manifest)) if manifest.backend == "triton" else None

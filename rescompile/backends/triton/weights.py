@@ -11,33 +11,29 @@ from numpy.typing import NDArray
 from rescompile.backends.triton.plan import Plan
 from rescompile.errors import EngineError
 from rescompile.files import atomic_write
-from rescompile.manifest import TRITON_WEIGHTS as WEIGHTS
+from rescompile.manifest import TRITON_WEIGHTS
 
 Array = NDArray[Any]
 
 
 def write_weights(directory: Path, weights: dict[str, Array]) -> None:
-    """Write ``weights.safetensors``.
-
-    Raises:
-        OutputError: the disk is full.
-    """
+    """Write ``weights.safetensors``; raises OutputError where the disk is full."""
     from safetensors.numpy import save
 
     contiguous = {name: np.ascontiguousarray(values) for name, values in weights.items()}
-    atomic_write(directory / WEIGHTS, save(contiguous))
+    atomic_write(directory / TRITON_WEIGHTS, save(contiguous))
 
 
 def read_weights(directory: Path, plan: Plan) -> dict[str, Array]:
-    """All weights of ``plan``, of the types and shapes that it names.
+    """All weights of ``plan``, in the types and shapes that it lists.
 
     Raises:
-        EngineError: the file is damaged, or holds something else than the plan's weights.
+        EngineError: the file is damaged, or does not hold the plan's weights.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = directory / WEIGHTS
+    path = directory / TRITON_WEIGHTS
     try:
         weights: dict[str, Array] = load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -47,7 +43,7 @@ def read_weights(directory: Path, plan: Plan) -> dict[str, Array]:
         if values is None or (str(values.dtype), values.shape) != (spec.dtype, spec.shape):
             found = "is missing" if values is None else f"is {values.dtype} {list(values.shape)}"
             raise EngineError(
-                f"{path} is not that of its plan: '{name}' {found}, not {spec.dtype} {list(spec.shape)}; "
+                f"{path} does not fit its plan: '{name}' {found}, not {spec.dtype} {list(spec.shape)}; "
                 "build the engine again"
             )
     return {name: weights[name] for name in plan.weights}

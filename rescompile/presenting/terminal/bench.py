@@ -1,4 +1,4 @@
-"""What ``rescompile bench`` prints: aligned lines, then the notes."""
+"""Terminal output of ``rescompile bench``: aligned lines, then the notes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import statistics
 from rescompile.measuring.bench import BenchReport
 from rescompile.measuring.run_comparison import BenchComparison, Change
 from rescompile.measuring.start import Start
-from rescompile.presenting.report_lines import duration, plain, size
-from rescompile.presenting.terminal.views import columns
+from rescompile.presenting.terminal.table import columns
+from rescompile.wording import duration, plain, size
 
 
 def print_bench(report: BenchReport) -> None:
-    """One line a batch size, one a kind of start, then where the figures come from."""
+    """Print one line a batch size, one a kind of start, then where the figures come from."""
     print(*lines(report), sep="\n")
 
 
@@ -20,7 +20,6 @@ def lines(report: BenchReport) -> list[str]:
     """The report as text."""
     engine, source = report.engine, report.origin
     header = ["batch", "p50 ms", "p90 ms", "p99 ms", "95 % of p50", "images/s", "runs", ""]
-    best = report.best.batch
     rows = [
         [
             str(result.batch),
@@ -28,20 +27,19 @@ def lines(report: BenchReport) -> list[str]:
             f"{result.timing.low:.3f} to {result.timing.high:.3f}",
             f"{result.images_per_second:.1f}",
             str(result.timing.runs),
-            "<- most images a second" if result.batch == best else "",
+            "<- most images per second" if result is report.best else "",
         ]
         for result in report.batches
     ]
-    return [
-        plain(f"{engine.model} {engine.precision} {engine.backend}, {engine.directory}, {engine.input}"),
+    text = [
+        f"{engine.model} {engine.precision} {engine.backend}, {engine.directory}, {engine.input}",
         *columns([header, *rows], right=(0, 1, 2, 3, 5, 6)),
         *_starts(report),
         f"payload {size(engine.bytes)}",
-        plain(
-            f"measured on {source.device}, {source.threads} threads, commit {source.commit}, {source.date}"
-        ),
-        *(plain(f"note: {note}") for note in report.notes),
+        f"measured on {source.device}, {source.threads} threads, commit {source.commit}, {source.date}",
+        *(f"note: {note}" for note in report.notes),
     ]
+    return [plain(line) for line in text]
 
 
 def _starts(report: BenchReport) -> list[str]:
@@ -53,21 +51,18 @@ def _starts(report: BenchReport) -> list[str]:
 
 
 def _start(name: str, starts: tuple[Start, ...]) -> list[str]:
-    def middle(field: str) -> float:
+    def median(field: str) -> float:
         return float(statistics.median(getattr(start, field) for start in starts))
 
     return [
         name,
-        duration(middle("process_seconds")),
-        duration(middle("load_seconds")),
-        duration(middle("first_seconds")),
-        size(round(middle("rss_bytes"))),
-        size(round(middle("peak_rss_bytes"))),
+        *(duration(median(field)) for field in ("process_seconds", "load_seconds", "first_seconds")),
+        *(size(round(median(field))) for field in ("rss_bytes", "peak_rss_bytes")),
     ]
 
 
 def print_bench_comparison(comparison: BenchComparison) -> None:
-    """One line a figure, changes marked, then what else differs."""
+    """Print one line a figure, changes marked, then what else differs."""
     print(*comparison_lines(comparison), sep="\n")
 
 
@@ -83,20 +78,18 @@ def comparison_lines(comparison: BenchComparison) -> list[str]:
         ]
         for change in comparison.changes
     ]
-    beyond = sum(change.verdict != "within noise" for change in comparison.changes)
-    said = (
-        f"{beyond} of {len(rows)} figures changed beyond noise" if beyond else "nothing changed beyond noise"
-    )
-    return [
-        plain(f"A  {comparison.a}"),
-        plain(f"B  {comparison.b}"),
+    changed = sum(change.verdict != "within noise" for change in comparison.changes)
+    text = [
+        f"A  {comparison.a}",
+        f"B  {comparison.b}",
         *columns([["", "A", "B", "B / A", ""], *rows], right=(1, 2, 3)),
-        said,
-        *(plain(f"note: {note}") for note in comparison.notes),
+        f"{changed} of {len(rows)} figures changed beyond noise"
+        if changed
+        else "nothing changed beyond noise",
+        *(f"note: {note}" for note in comparison.notes),
     ]
+    return [plain(line) for line in text]
 
 
 def _value(change: Change, value: float) -> str:
-    if change.unit == "bytes":
-        return size(round(value))
-    return f"{value:.3f} {change.unit}"
+    return size(round(value)) if change.unit == "bytes" else f"{value:.3f} {change.unit}"

@@ -1,14 +1,14 @@
-"""What ``rescompile compare`` prints: one aligned line a block, and where the sides part."""
+"""Terminal output of ``rescompile compare``: one aligned line a block, and where the two diverge."""
 
 from __future__ import annotations
 
 from rescompile.accuracy.compare import BlockComparison, Comparison, ComparisonReport, Saturation
-from rescompile.presenting.report_lines import plain
-from rescompile.presenting.terminal.views import columns
+from rescompile.presenting.terminal.table import columns
+from rescompile.wording import plain
 
 
 def print_comparison(report: ComparisonReport) -> None:
-    """Each comparison as a table below the names of its sides, then the notes."""
+    """Print each comparison as a table below the names of A and B, then the notes."""
     for comparison in report.comparisons:
         print(*lines(comparison), "", sep="\n")
     print(plain(f"measured on {report.images} images of {report.image_source}"))
@@ -17,58 +17,47 @@ def print_comparison(report: ComparisonReport) -> None:
 
 
 def lines(comparison: Comparison) -> list[str]:
-    """One comparison as text, headline first."""
-    shown = [
-        (name, column)
-        for name, column in (
-            ("saturated in A", [block.saturation_a for block in comparison.blocks]),
-            ("saturated in B", [block.saturation_b for block in comparison.blocks]),
-        )
-        if any(column)
-    ]
-    header = ["block", "SQNR dB", "cosine", *(name for name, _ in shown), ""]
+    """One comparison as text."""
+    blocks = comparison.blocks
+    saturated = {
+        "saturated in A": [block.saturation_a for block in blocks],
+        "saturated in B": [block.saturation_b for block in blocks],
+    }
+    shown = {name: column for name, column in saturated.items() if any(column)}
     rows = [
         [
             block.block,
             f"{block.sqnr_db:.1f}",
             f"{block.cosine:.6f}",
-            *(_saturation(column[index]) for _, column in shown),
+            *(_saturation(column[index]) for column in shown.values()),
             _remark(comparison, block),
         ]
-        for index, block in enumerate(comparison.blocks)
+        for index, block in enumerate(blocks)
     ]
-    return [
-        plain(f"A  {comparison.a}"),
-        plain(f"B  {comparison.b}"),
-        *columns([header, *rows], right=(1, 2)),
-        _verdict(comparison),
-        *_drop(comparison),
-    ]
+    header = ["block", "SQNR dB", "cosine", *shown, ""]
+    text = [f"A  {comparison.a}", f"B  {comparison.b}", *columns([header, *rows], right=(1, 2))]
+    if comparison.parts_at is None:
+        text.append(f"A and B do not diverge: no block is below {comparison.part_db:g} dB")
+    else:
+        text.append(
+            f"A and B diverge at {comparison.parts_at}, the first block below {comparison.part_db:g} dB"
+        )
+    if (drop := comparison.largest_drop) is not None:
+        text.append(f"largest drop: {drop.drop_db:.1f} dB from {drop.after} to {drop.block}")
+    return [plain(line) for line in text]
 
 
 def _saturation(found: Saturation | None) -> str:
-    if found is None or found.share == 0:
-        return "" if found is None else "none"
-    return f"{100 * found.share:.3f} % {found.tensor}"
+    if found is None:
+        return ""
+    return f"{100 * found.share:.3f} % {found.tensor}" if found.share else "none"
 
 
 def _remark(comparison: Comparison, block: BlockComparison) -> str:
-    remarks = []
-    if block.block == comparison.parts_at:
-        remarks.append("<- parts here")
-    if comparison.largest_drop is not None and block.block == comparison.largest_drop.block:
-        remarks.append("<- largest drop")
-    if not block.finite:
-        remarks.append("infinite or NaN values")
-    return ", ".join(remarks)
-
-
-def _verdict(comparison: Comparison) -> str:
-    if comparison.parts_at is None:
-        return f"they do not part: no block is below {comparison.part_db:g} dB"
-    return f"they part at {comparison.parts_at}, the first block below {comparison.part_db:g} dB"
-
-
-def _drop(comparison: Comparison) -> list[str]:
     drop = comparison.largest_drop
-    return [] if drop is None else [f"largest drop: {drop.drop_db:.1f} dB from {drop.after} to {drop.block}"]
+    remarks = {
+        "<- diverges here": block.block == comparison.parts_at,
+        "<- largest drop": drop is not None and block.block == drop.block,
+        "infinite or NaN values": not block.finite,
+    }
+    return ", ".join(remark for remark, applies in remarks.items() if applies)

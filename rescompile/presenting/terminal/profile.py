@@ -1,31 +1,31 @@
-"""What ``rescompile profile`` prints: one line a block, engines side by side, then what the figures say."""
+"""Terminal output of ``rescompile profile``: one line a block, engines side by side, then the findings."""
 
 from __future__ import annotations
 
 from rescompile.measuring.profile import BlockProfile, EngineProfile, ProfileReport
-from rescompile.presenting.report_lines import plain
-from rescompile.presenting.terminal.views import columns
+from rescompile.presenting.terminal.table import columns
+from rescompile.wording import plain
 
 
 def print_profile(report: ProfileReport) -> None:
-    """The table, the findings and the notes."""
+    """Print the table, the findings and the notes."""
     print(*lines(report), sep="\n")
 
 
 def lines(report: ProfileReport) -> list[str]:
     """The report as text."""
     rates = report.roofline
-    single = len(report.engines) == 1
-    table = _one(report.engines[0]) if single else _side_by_side(report.engines)
-    return [
-        *(plain(_title(engine)) for engine in report.engines),
+    table = _one(report.engines[0]) if len(report.engines) == 1 else _side_by_side(report.engines)
+    text = [
+        *(_title(engine) for engine in report.engines),
         *table,
-        *(plain(f"finding: {finding}") for finding in report.findings),
+        *(f"finding: {finding}" for finding in report.findings),
         f"floors at {rates.memory_bytes_per_second / 1e9:.1f} GB/s from memory, "
         f"{rates.cache_bytes_per_second / 1e9:.1f} GB/s from cache, "
         f"{rates.float_ops_per_second / 1e9:.0f} Gop/s in fp32, {rates.int8_ops_per_second / 1e9:.0f} Gop/s in int8",
-        *(plain(f"note: {note}") for note in report.notes),
+        *(f"note: {note}" for note in report.notes),
     ]
+    return [plain(line) for line in text]
 
 
 def _title(engine: EngineProfile) -> str:
@@ -56,19 +56,19 @@ def _one(engine: EngineProfile) -> list[str]:
 
 def _side_by_side(engines: tuple[EngineProfile, ...]) -> list[str]:
     names = [engine.engine.precision for engine in engines]
-    header = [
-        "block",
-        "Mop",
-        *(f"{name} {what}" for name in names for what in ("ms", "MB", "x floor", "launches")),
-    ]
+    header = ["block", "Mop"]
+    header += [f"{name} {figure}" for name in names for figure in ("ms", "MB", "x floor", "launches")]
     rows = []
     for blocks in zip(*(engine.blocks for engine in engines), strict=True):
-        cells = [
-            (f"{b.ms:.3f}", f"{b.work.bytes / 1e6:.3f}", _times_floor(b), str(b.launches)) for b in blocks
-        ]
-        rows.append(
-            [blocks[0].block, f"{blocks[0].work.ops / 1e6:.1f}", *(cell for group in cells for cell in group)]
-        )
+        row = [blocks[0].block, f"{blocks[0].work.ops / 1e6:.1f}"]
+        for block in blocks:
+            row += [
+                f"{block.ms:.3f}",
+                f"{block.work.bytes / 1e6:.3f}",
+                _times_floor(block),
+                str(block.launches),
+            ]
+        rows.append(row)
     return columns([header, *rows], right=range(1, len(header)))
 
 

@@ -1,6 +1,6 @@
-"""What a person at a terminal sees: progress on stderr while a build runs, and the report afterwards.
+"""Terminal output of ``build`` and ``verify``: progress on stderr, and the report as one aligned line per fact.
 
-The summary is one aligned line per fact, so that grep and awk work on it; colours appear on terminals only.
+Each fact has a line of its own so that grep and awk work on it; colours appear on terminals only.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from rich.text import Text
 
 from rescompile.manifest import REPORT_HTML
 from rescompile.presenting import report_lines
-from rescompile.presenting.report_lines import Line, plain
+from rescompile.presenting.report_lines import Line
+from rescompile.presenting.terminal.table import columns
 from rescompile.report import BuildReport, StageRecord
+from rescompile.wording import plain
 
 _STYLES = {"verified": "bold green", "failed": "bold red"}
 
@@ -30,49 +32,43 @@ def print_summary(report: BuildReport, console: Console | None = None) -> None:
 
 def summary(report: BuildReport) -> tuple[Text, ...]:
     """The report as lines: verdict, checks, figures, graph, stages, notes, files."""
-    headline = Text(plain(f"{_title(report)}: "))
+    headline = Text(plain(f"{report.model} {report.precision} {report.backend}: "))
     headline.append(report.verdict, style=_STYLES.get(report.verdict, "bold yellow"))
-    return (
-        headline,
-        Text(plain(report_lines.explanation(report))),
-        *_checks(report),
-        *_aligned(_lines(report)),
-    )
-
-
-def _title(report: BuildReport) -> str:
-    return f"{report.model} {report.precision} {report.backend}"
+    explanation = Text(plain(report_lines.explanation(report)))
+    facts = [Text(plain(line)) for line in columns(_facts(report))]
+    return (headline, explanation, *_checks(report), *facts)
 
 
 def _checks(report: BuildReport) -> list[Text]:
-    rows = [(check.name, f"asked {check.asked}", f"measured {check.measured}") for check in report.checks]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for check, row in zip(report.checks, rows, strict=True):
-        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        line = Text(plain("  ".join(("check", *cells, ""))))
-        line.append("passed" if check.passed else "failed", style="green" if check.passed else "bold red")
-        lines.append(line)
+    words = ["passed" if check.passed else "failed" for check in report.checks]
+    rows = [
+        ("check", check.name, f"asked {check.asked}", f"measured {check.measured}", word)
+        for check, word in zip(report.checks, words, strict=True)
+    ]
+    lines = [Text(plain(line)) for line in columns(rows)]
+    for line, word in zip(lines, words, strict=True):
+        line.stylize("green" if word == "passed" else "bold red", len(line) - len(word))
     return lines
 
 
-def _lines(report: BuildReport) -> list[Line]:
-    lines = [(name, value) for name, value in report_lines.identity(report)]
-    lines += report_lines.measurements(report)
-    lines.append(("fusion contract", report_lines.lint(report)))
-    lines += [("broken rule", sentence) for sentence in report.lint.violations]
-    lines.append(("fused adds", report_lines.fused(report)))
-    lines += report_lines.fp16_blocks(report)
-    lines += [("tried", _tried(row)) for row in report_lines.frontier(report)]
-    lines += [(f"stage {stage.name}", report_lines.stage_value(stage)) for stage in report.stages]
-    lines += [("note", note) for note in report.notes]
-    lines.append(("engine directory", report.engine_directory))
-    lines.append(("build report", str(Path(report.engine_directory) / REPORT_HTML)))
-    return lines
+def _facts(report: BuildReport) -> list[Line]:
+    return [
+        *report_lines.identity(report),
+        *report_lines.measurements(report),
+        ("fusion contract", report_lines.lint(report)),
+        *(("broken rule", sentence) for sentence in report.lint.violations),
+        ("fused adds", report_lines.fused(report)),
+        *report_lines.fp16_blocks(report),
+        *(("tried", _tried(row)) for row in report_lines.frontier(report)),
+        *((f"stage {stage.name}", report_lines.stage_value(stage)) for stage in report.stages),
+        *(("note", note) for note in report.notes),
+        ("engine directory", report.engine_directory),
+        ("build report", str(Path(report.engine_directory) / REPORT_HTML)),
+    ]
 
 
 def _tried(row: tuple[str, ...]) -> str:
-    """One row of the frontier as a value: each cell with its name."""
+    """One measured choice of FP16 blocks as a sentence: each cell with its name."""
     int8, reformats, agreement, drop, rms, limits, blocks = row
     return (
         f"{int8} blocks in INT8, reformats {reformats}, agreement {agreement}, drop {drop}, relative RMS {rms}, "
@@ -80,15 +76,10 @@ def _tried(row: tuple[str, ...]) -> str:
     )
 
 
-def _aligned(lines: list[Line]) -> list[Text]:
-    width = max(len(label) for label, _ in lines)
-    return [Text(plain(f"{label:<{width}}  {value}")) for label, value in lines]
-
-
 class TerminalProgress:
     """Shows the running stage on stderr: a spinner and a bar on a terminal, plain lines elsewhere.
 
-    Use it as a context manager where the display must end with a block, whatever happens inside.
+    As a context manager it takes the bar away when the block ends, whatever happens inside.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -122,8 +113,8 @@ class TerminalProgress:
         self._bar.start()
 
     def advanced(self, done: int, total: int) -> None:
-        """Move the bar; without a known ``total`` it only pulses."""
-        bar = self._bar  # may be taken away by the main thread meanwhile
+        """Move the bar; a ``total`` of 0 is unknown, and the bar only pulses."""
+        bar = self._bar  # another thread may remove it meanwhile
         if bar is not None:
             bar.update(self._task, completed=done, total=total or None)
 
@@ -133,7 +124,7 @@ class TerminalProgress:
         self._say(f"{record.name}: {report_lines.stage_value(record)}")
 
     def stage_failed(self, name: str) -> None:
-        """Take the bar away and name the stage; what went wrong is for the error message."""
+        """Remove the bar and name the stage; the error message says what went wrong."""
         self._stop()
         self._say(f"{name}: failed")
 

@@ -1,13 +1,17 @@
 """pycuda and the CUDA driver on the host, honest about time.
 
-Work that is put into a stream is done when somebody waits for the stream, or for a stream that waits for it, and never
-before. Memory is poisoned until it is written. So whoever forgets to wait, or uses memory again too early, reads
+Work that is put into a stream is done when a thread waits for the stream, or for a stream that waits for it, and never
+before. Memory is poisoned until it is written. So code that forgets to wait, or uses memory again too early, reads
 poison. Handles and addresses are larger than 32 bits, as the real ones.
+
+``FakeCuda`` is both ``pycuda.driver`` and the driver's own library; ``cuda(gpu, "pycuda")`` gives a runner both, and
+``cuda(gpu, "ctypes")`` the library alone.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import threading
 import weakref
@@ -16,10 +20,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rescompile.backends.cuda.driver import CtypesDriver, Cuda
 
 POISON = 0x5A
 """What memory holds before it is written."""
@@ -28,8 +34,36 @@ HERE, ELSEWHERE = 0x5555_0000_1000, 0x5555_0000_2000
 NON_BLOCKING = 1
 
 
+OUT_OF_MEMORY = 2
+Through = Literal["pycuda", "ctypes"]
+"""How a runner reaches the driver."""
+
+
 class Error(Exception):
-    """What pycuda's errors derive from."""
+    """Base of pycuda's errors, with the driver's number."""
+
+    def __init__(self, words: str, status: int = 1) -> None:
+        super().__init__(words)
+        self.status = status
+
+
+def status_of(function: Callable[..., object]) -> Callable[..., int]:
+    """A function of the driver's library: 0, or the number of the error with which ``function`` failed."""
+
+    @functools.wraps(function)
+    def called(*arguments: Any) -> int:
+        try:
+            function(*arguments)
+        except Error as error:
+            return error.status
+        return 0
+
+    return called
+
+
+def cuda(gpu: FakeCuda, through: Through = "pycuda") -> Cuda:
+    """The driver of ``gpu`` as a runner takes it."""
+    return Cuda(gpu if through == "pycuda" else CtypesDriver(gpu.library), gpu.library)
 
 
 @dataclass(eq=False)
@@ -73,7 +107,7 @@ class Locked:
 
 @dataclass(eq=False)
 class Stream:
-    """Work that waits for somebody who wants it done."""
+    """Work that is done when a thread waits for it."""
 
     gpu: FakeCuda
     handle: int
@@ -119,6 +153,8 @@ class FakeCuda:
         """How often a failing function works before."""
         self.at_synchronize: Callable[[], object] = lambda: None
         self.detached = False
+        self.owned: dict[int, Stream] = {}
+        """Streams that were made through the library, until they are destroyed."""
         self.Context = SimpleNamespace(pop=self.pop, synchronize=self._synchronize)
         self.library: Any = self
         self._handles, self._local = count(0x7F00_0000_1000, 16), threading.local()
@@ -164,7 +200,8 @@ class FakeCuda:
         return 0
 
     def cuCtxSetCurrent(self, context: ctypes.c_void_p) -> int:  # noqa: N802
-        self.stack.pop()
+        if self.stack:  # the context replaces the top of the stack
+            self.stack.pop()
         if context.value is not None:
             self.stack.append(context.value)
         return 0
@@ -175,7 +212,7 @@ class FakeCuda:
 
     def may_fail(self, name: str) -> None:
         if self.refused(name):
-            raise Error(f"cu{name} failed: error {self.failing[name]}")
+            raise Error(f"cu{name} failed: error {self.failing[name]}", self.failing[name])
 
     def refused(self, name: str) -> int:
         """The number of the error with which ``name`` fails now, 0 where it works."""
@@ -190,7 +227,7 @@ class FakeCuda:
         self.require_current()
         self.may_fail("mem_alloc")
         if size > self.room:
-            raise Error("cuMemAlloc failed: out of memory")
+            raise Error("cuMemAlloc failed: out of memory", OUT_OF_MEMORY)
         self.room -= size
         made = Memory(self, self._addresses, np.full(size, POISON, np.uint8))
         self._addresses += -(-size // 256) * 256 + 4096
@@ -218,28 +255,28 @@ class FakeCuda:
                 return 0
         return 1
 
-    def memset_d8(self, memory: Memory, value: int, size: int) -> None:
+    def memset_d8(self, memory: Memory | int, value: int, size: int) -> None:
         self.require_current()
         self.enqueue(self._default, lambda: self.at(int(memory), size).fill(value))
 
-    def memcpy_htod(self, memory: Memory, array: NDArray[Any]) -> None:
+    def memcpy_htod(self, memory: Memory | int, array: NDArray[Any]) -> None:
         assert array.flags.c_contiguous
         self.may_fail("memcpy_htod")
         staged = array.reshape(-1).view(np.uint8).copy()
         self.enqueue(self._default, lambda: np.copyto(self.at(int(memory), len(staged)), staged))
 
-    def memcpy_htod_async(self, memory: Memory, array: NDArray[Any], stream: Stream) -> None:
+    def memcpy_htod_async(self, memory: Memory | int, array: NDArray[Any], stream: Stream) -> None:
         source = self._bytes_of(array)
         self.may_fail("memcpy_htod_async")
         self.enqueue(stream, lambda: np.copyto(self.at(int(memory), len(source)), source))
 
-    def memcpy_dtoh_async(self, array: NDArray[Any], memory: Memory, stream: Stream) -> None:
+    def memcpy_dtoh_async(self, array: NDArray[Any], memory: Memory | int, stream: Stream) -> None:
         target = self._bytes_of(array)
         self.may_fail("memcpy_dtoh_async")
         target[...] = POISON
         self.enqueue(stream, lambda: np.copyto(target, self.at(int(memory), len(target))))
 
-    def memcpy_dtod_async(self, target: Memory, source: int, size: int, stream: Stream) -> None:
+    def memcpy_dtod_async(self, target: Memory | int, source: int, size: int, stream: Stream) -> None:
         self.require_current()
         self.may_fail("memcpy_dtod_async")
         self.enqueue(stream, lambda: np.copyto(self.at(int(target), size), self.at(source, size)))
@@ -248,12 +285,14 @@ class FakeCuda:
         """An array in page-locked memory: others would be copied in the caller's time."""
         self.require_current()
         assert array.flags.c_contiguous
-        begin = array.ctypes.data
+        return self._locked_bytes(array.ctypes.data, array.nbytes)
+
+    def _locked_bytes(self, begin: int, size: int) -> NDArray[np.uint8]:
         for locked in self.locked:
             start = begin - locked.content.ctypes.data
-            if start >= 0 and start + array.nbytes <= len(locked.content):
-                return locked.content[start : start + array.nbytes]
-        raise AssertionError("the array is not page-locked")
+            if start >= 0 and start + size <= len(locked.content):
+                return locked.content[start : start + size]
+        raise AssertionError("the memory is not page-locked")
 
     # streams and events
 
@@ -264,7 +303,7 @@ class FakeCuda:
         return self.make_stream()
 
     def make_stream(self) -> Stream:
-        """A stream of whoever asks for it."""
+        """A new stream."""
         made = Stream(self, next(self._handles))
         self.streams[made.handle] = made
         return made
@@ -339,6 +378,95 @@ class FakeCuda:
         for stream in (self._default, *self.streams.values()):
             self.run(stream)
 
+    # the library's functions that do what pycuda's do
+
+    def cuGetErrorString(self, status: int, words: Any) -> int:  # noqa: N802
+        words._obj.value = {OUT_OF_MEMORY: b"out of memory"}.get(status)
+        return 0
+
+    @status_of
+    def cuInit(self, flags: int) -> None:  # noqa: N802
+        self.init()
+
+    def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
+        assert index == 0
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:  # noqa: N802
+        context._obj.value = HERE
+        return 0
+
+    def cuDevicePrimaryCtxRelease_v2(self, device: Any) -> int:  # noqa: N802
+        assert not self.detached
+        self.detached = True
+        return 0
+
+    @status_of
+    def cuCtxPushCurrent_v2(self, context: ctypes.c_void_p) -> None:  # noqa: N802
+        assert context.value == HERE
+        self.push()
+
+    def cuCtxPopCurrent_v2(self, context: Any) -> int:  # noqa: N802
+        self.pop()
+        return 0
+
+    def cuCtxSynchronize(self) -> int:  # noqa: N802
+        self.Context.synchronize()
+        return 0
+
+    @status_of
+    def cuStreamCreate(self, stream: Any, flags: int) -> None:  # noqa: N802
+        made = self.Stream(flags)
+        stream._obj.value = made.handle
+        self.owned[made.handle] = made
+
+    @status_of
+    def cuStreamSynchronize(self, stream: ctypes.c_void_p) -> None:  # noqa: N802
+        self._stream(stream.value or 0).synchronize()
+
+    def cuStreamDestroy_v2(self, stream: ctypes.c_void_p) -> int:  # noqa: N802
+        del self.owned[stream.value or 0]
+        return 0
+
+    @status_of
+    def cuMemAlloc_v2(self, address: Any, size: ctypes.c_size_t) -> None:  # noqa: N802
+        address._obj.value = int(self.mem_alloc(size.value))
+
+    def cuMemFree_v2(self, address: ctypes.c_uint64) -> int:  # noqa: N802
+        next(memory for memory in self.memory if memory.address == address.value).free()
+        return 0
+
+    @status_of
+    def cuMemAllocHost_v2(self, address: Any, size: ctypes.c_size_t) -> None:  # noqa: N802
+        address._obj.value = self.pagelocked_empty((size.value,), np.uint8).ctypes.data
+
+    def cuMemFreeHost(self, address: ctypes.c_void_p) -> int:  # noqa: N802
+        next(locked for locked in self.locked if locked.content.ctypes.data == address.value).free()
+        return 0
+
+    def cuMemsetD8_v2(self, address: ctypes.c_uint64, value: Any, size: ctypes.c_size_t) -> int:  # noqa: N802
+        self.memset_d8(address.value, value.value, size.value)
+        return 0
+
+    @status_of
+    def cuMemcpyHtoD_v2(self, address: Any, source: Any, size: ctypes.c_size_t) -> None:  # noqa: N802
+        content = np.frombuffer(ctypes.string_at(source.value, size.value), np.uint8)
+        self.memcpy_htod(address.value, content)
+
+    @status_of
+    def cuMemcpyHtoDAsync_v2(self, address: Any, source: Any, size: Any, stream: Any) -> None:  # noqa: N802
+        array = self._locked_bytes(source.value, size.value)
+        self.memcpy_htod_async(address.value, array, self._stream(stream.value))
+
+    @status_of
+    def cuMemcpyDtoDAsync_v2(self, target: Any, source: Any, size: Any, stream: Any) -> None:  # noqa: N802
+        self.memcpy_dtod_async(target.value, source.value, size.value, self._stream(stream.value))
+
+    @status_of
+    def cuMemcpyDtoHAsync_v2(self, target: Any, source: Any, size: Any, stream: Any) -> None:  # noqa: N802
+        array = self._locked_bytes(target.value, size.value)
+        self.memcpy_dtoh_async(array, source.value, self._stream(stream.value))
+
     def nothing_left(self) -> bool:
         """Whether everything was given back, and no thread of this kind has the context."""
         gc.collect()
@@ -348,7 +476,7 @@ class FakeCuda:
 
 
 class OnDevice:
-    """An array of another package on the GPU; its own stream writes the values when somebody waits for it.
+    """An array of another package on the GPU; its own stream writes the values when a thread waits for it.
 
     Args:
         offset: bytes of its address behind a multiple of 256.

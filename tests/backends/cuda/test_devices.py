@@ -53,14 +53,14 @@ def _asked_anew() -> Iterator[None]:
 
 
 def test_every_gpu_is_told_with_its_target_and_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "driver", FakeDriver)
+    monkeypatch.setattr(devices, "load_library", FakeDriver)
     first, second = devices.gpus()
     assert first == ("GPU 0", "sm_89", 24 * 2**30, "13.2")
     assert second.capability == "sm_120"
 
 
 def test_a_driver_that_does_not_start_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "driver", lambda: FakeDriver(status=100))
+    monkeypatch.setattr(devices, "load_library", lambda: FakeDriver(status=100))
     assert devices.gpus() == ()
 
 

@@ -17,18 +17,19 @@ from rescompile.errors import BackendError, EngineError, UsageError
 from rescompile.manifest import Batch
 from rescompile.runtime.engine import Engine
 from tests.backends.cuda import fake_cuda
-from tests.backends.cuda.fake_cuda import ELSEWHERE, FakeCuda
+from tests.backends.cuda.fake_cuda import ELSEWHERE, FakeCuda, Through, cuda
 from tests.backends.engines import manifest
 from tests.backends.graphs import CLASSES, sample_images
 from tests.backends.tensorrt.fake_trt import FakeNetwork
 
 BATCH = Batch(2, 4, 8)
+THROUGH: list[Through] = ["pycuda", "ctypes"]
 
 
-def load(gpu: FakeCuda, parallel: int = 1) -> Engine:
+def load(gpu: FakeCuda, parallel: int = 1, through: Through = "pycuda") -> Engine:
     described = manifest("fp32", "tensorrt", BATCH)
     trt = FakeNetwork(gpu, CLASSES)
-    return Engine(described, TensorRtRunner(trt, gpu, gpu.library, b"", described, parallel=parallel))
+    return Engine(described, TensorRtRunner(trt, cuda(gpu, through), b"", described, parallel=parallel))
 
 
 def logits(images: NDArray[Any]) -> NDArray[np.float32]:
@@ -40,11 +41,12 @@ def agree(found: NDArray[Any], images: NDArray[Any]) -> bool:
     return bool(np.allclose(found, logits(images), rtol=1e-4, atol=1e-3))
 
 
-@pytest.mark.parametrize("parallel", [1, 2, 3])
-def test_submitted_requests_get_their_own_answers(parallel: int) -> None:
+@pytest.mark.parametrize("through", THROUGH)
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_submitted_requests_get_their_own_answers(parallel: int, through: Through) -> None:
     gpu = FakeCuda()
     requests = [sample_images(1 + seed % 10, seed=seed) for seed in range(30)]
-    with load(gpu, parallel) as engine:
+    with load(gpu, parallel, through) as engine:
         pending = [engine.submit(images) for images in requests]
         for future, images in zip(pending, requests, strict=True):
             assert agree(future.result(timeout=30), images)
@@ -141,26 +143,41 @@ def test_memory_of_others_is_cleared_before_the_first_call() -> None:
         assert not any(memory.content.any() for memory in gpu.memory)
 
 
-def test_the_context_is_current_only_during_a_call() -> None:
+@pytest.mark.parametrize("through", THROUGH)
+def test_the_context_is_current_only_during_a_call(through: Through) -> None:
     gpu = FakeCuda()
     gpu.stack.append(ELSEWHERE)  # of another library in this thread
-    engine = load(gpu)
+    engine = load(gpu, through=through)
     engine(sample_images(2))
     assert gpu.stack == [ELSEWHERE]
     engine.close()
     assert (gpu.stack[-1], gpu.detached) == (ELSEWHERE, True)
 
 
-CALLS = ["push", "memcpy_htod_async", "memcpy_dtoh_async", "synchronize"]
+CALLS = {
+    "push": "cuCtxPushCurrent_v2",
+    "memcpy_htod_async": "cuMemcpyHtoDAsync_v2",
+    "memcpy_dtoh_async": "cuMemcpyDtoHAsync_v2",
+    "synchronize": "cuStreamSynchronize",
+}
+"""Functions of a call in pycuda and in the driver's library."""
 
 
+def sentence(call: str, function: str, status: int, through: Through) -> str:
+    """The message of an error of the driver."""
+    if through == "pycuda":
+        return rf"^the CUDA driver cannot run this engine: cu{call} .* {status}$"
+    return rf"^the CUDA driver refuses {function}: [\w ]+ \(error {status}\)$"
+
+
+@pytest.mark.parametrize("through", THROUGH)
 @pytest.mark.parametrize("call", CALLS)
-def test_a_driver_that_fails_during_a_call_is_one_sentence(call: str) -> None:
+def test_a_driver_that_fails_during_a_call_is_one_sentence(call: str, through: Through) -> None:
     gpu, images = FakeCuda(), sample_images(2)
-    engine = load(gpu, 2)
+    engine = load(gpu, 2, through)
     gpu.failing[call] = 700
     future = engine.submit(images)
-    with pytest.raises(BackendError, match=rf"^the CUDA driver cannot run this engine: cu{call} .* 700$"):
+    with pytest.raises(BackendError, match=sentence(call, CALLS[call], 700, through)):
         future.result(timeout=30)
     del future  # its traceback holds what the fake function was called with
     gpu.failing.clear()
@@ -178,28 +195,37 @@ def test_nothing_of_a_request_that_failed_is_under_way_any_more() -> None:
         assert list(gpu.pending()) == []
 
 
-OPENING = {"init": 1, "Stream": 3, "mem_alloc": 4, "pagelocked_empty": 4}
-"""Functions that loading an engine with two slots calls, and how often."""
+OPENING = {
+    "init": ("cuInit", 1),
+    "Stream": ("cuStreamCreate", 3),
+    "mem_alloc": ("cuMemAlloc_v2", 4),
+    "pagelocked_empty": ("cuMemAllocHost_v2", 4),
+}
+"""Functions that loading an engine with two slots calls, in pycuda and in the library, and how often."""
 
 
+@pytest.mark.parametrize("through", THROUGH)
 @pytest.mark.parametrize(
-    ("call", "working"), [(call, n) for call, times in OPENING.items() for n in range(times)]
+    ("call", "working"), [(call, n) for call, (_, times) in OPENING.items() for n in range(times)]
 )
-def test_a_driver_that_fails_during_loading_leaves_nothing_behind(call: str, working: int) -> None:
+def test_a_driver_that_fails_during_loading_leaves_nothing_behind(
+    call: str, working: int, through: Through
+) -> None:
     gpu = FakeCuda()
     gpu.failing[call], gpu.working[call] = 2, working
-    with pytest.raises(
-        BackendError, match=f"the CUDA driver cannot run this engine: cu{call} failed: error 2"
-    ):
-        load(gpu, 2)
+    with pytest.raises(BackendError, match=sentence(call, OPENING[call][0], 2, through)):
+        load(gpu, 2, through)
     gpu.detached = gpu.detached or call == "init"  # which comes before there is a context
     assert gpu.nothing_left()
 
 
-def test_too_little_memory_for_the_last_slot_is_one_sentence_and_gives_everything_back() -> None:
+@pytest.mark.parametrize("through", THROUGH)
+def test_too_little_memory_for_the_last_slot_is_one_sentence_and_gives_everything_back(
+    through: Through,
+) -> None:
     gpu = FakeCuda(room=3 * 8 * 3 * 16 * 16 * 4)
-    with pytest.raises(BackendError, match=r"the CUDA driver cannot run this engine: .* out of memory"):
-        load(gpu, 3)
+    with pytest.raises(BackendError, match=r"the CUDA driver .*: out of memory"):
+        load(gpu, 3, through)
     assert gpu.nothing_left()
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from rescompile.backends.base import BuildRequest, RunOptions
+from rescompile.backends.inspection import residual_adds
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.backends.openvino import backend
-from rescompile.backends.openvino.backend import OpenVino, residual_adds
+from rescompile.backends.openvino import compile as compiling
+from rescompile.backends.openvino.backend import OpenVino
+from rescompile.backends.openvino.compile import compile_model
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch, Precision, TensorSpec
 from rescompile.metrics import relative_rms
@@ -63,14 +65,14 @@ def test_fp16_says_that_it_computes_in_fp32(tmp_path: Path) -> None:
 
 def test_every_layer_is_told_to_infer_in_f32(tmp_path: Path) -> None:
     build(tmp_path, "fp16")
-    compiled, _ = backend._compile(tmp_path / "model.xml", RunOptions())
+    compiled = compile_model(tmp_path / "model.xml")
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
 
 
 def test_an_unknown_tuning_option_is_left_out_and_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "_TUNING", {"OPTION_OF_ANOTHER_VERSION": "YES"})
+    monkeypatch.setattr(compiling, "TUNING", {"OPTION_OF_ANOTHER_VERSION": "YES"})
     assert "does not know OPTION_OF_ANOTHER_VERSION" in build(tmp_path, "int8").notes[0]
 
 
@@ -122,7 +124,7 @@ def test_pixels_go_in_as_uint8(tmp_path: Path) -> None:
 
 def test_threads_are_passed_on(tmp_path: Path) -> None:
     build(tmp_path, "int8")
-    compiled, _ = backend._compile(tmp_path / "model.xml", RunOptions(threads=1))
+    compiled = compile_model(tmp_path / "model.xml", RunOptions(threads=1))
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
 
 
@@ -158,7 +160,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from rescompile.backends.base import BuildRequest
-from rescompile.backends.openvino import OpenVino
+from rescompile.backends.openvino.backend import OpenVino
 from rescompile.errors import OutputError
 from rescompile.manifest import Batch
 folder = Path(sys.argv[1])

@@ -15,7 +15,7 @@ from rescompile.backends.openvino import backend
 from rescompile.backends.openvino.cache import compiled_models, processor
 from rescompile.errors import EngineError
 from rescompile.manifest import Manifest, read_manifest
-from rescompile.runtime.engine import load
+from rescompile.runtime.loading import load
 from tests.backends.engines import make_engine, manifest
 from tests.backends.graphs import sample_images
 
@@ -34,13 +34,13 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by one whenever OpenVINO compiles."""
     done: list[str] = []
-    original = backend._compile_model
+    original = backend.compile_noting
 
     def count(*arguments: Any, **rest: Any) -> Any:
         done.append("compiled")
         return original(*arguments, **rest)
 
-    monkeypatch.setattr(backend, "_compile_model", count)
+    monkeypatch.setattr(backend, "compile_noting", count)
     return done
 
 
@@ -155,5 +155,5 @@ def test_a_closed_runner_keeps_nothing(tmp_path: Path, kept: Path) -> None:
     found = make_engine(tmp_path / "e")
     runner = backend.OpenVino().load(tmp_path / "e", found)
     runner.close()
-    runner.keep()
+    runner.cache_compilation()
     assert not kept.exists()

@@ -10,7 +10,7 @@ import pytest
 from rescompile.backends.profiling import open_profiler
 from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import read_manifest
-from rescompile.runtime.golden_file import read_golden
+from rescompile.runtime.golden import read_golden
 from tests.backends.engines import make_engine, manifest
 
 

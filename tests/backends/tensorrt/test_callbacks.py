@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rescompile.backends.tensorrt.callbacks import Phases, joined, make_monitor
+from rescompile.backends.tensorrt.callbacks import Phases, joined_messages, make_monitor
 from tests.backends.tensorrt.fake_trt import FakeTrt
 
 
@@ -60,5 +60,5 @@ def test_without_a_listener_nothing_is_reported() -> None:
 
 
 def test_messages_are_joined_on_one_line_and_once() -> None:
-    assert joined(["a\n b", "a b", "c"]) == "a b; c"
-    assert joined([]) == "it gave no reason"
+    assert joined_messages(["a\n b", "a b", "c"]) == "a b; c"
+    assert joined_messages([]) == "it gave no reason"

@@ -9,6 +9,7 @@ import pytest
 
 from rescompile.backends.profiling import PROFILERS, LayerTime, open_profiler
 from rescompile.backends.tensorrt import profile
+from rescompile.backends.tensorrt.backend import TensorRt
 from rescompile.backends.tensorrt.profile import _layer
 from rescompile.manifest import Manifest
 from tests.backends.engines import manifest
@@ -29,8 +30,8 @@ def test_each_layers_mean_over_the_runs_comes_back(backend: str, monkeypatch: py
     def load(self: Any, directory: Path, found: Manifest) -> Any:
         return runner(trt)
 
-    monkeypatch.setattr(backend.TensorRt, "load", load)
-    monkeypatch.setattr(backend.TensorRt, "library", lambda self: trt)
+    monkeypatch.setattr(TensorRt, "load", load)
+    monkeypatch.setattr(TensorRt, "library", lambda self: trt)
     profiler = open_profiler(Path(), manifest("fp32", backend), threads=3)
     logits, layers = profiler(sample_images(2), 3)
     profiler.close()

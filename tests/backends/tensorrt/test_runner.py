@@ -8,10 +8,10 @@ import pytest
 from rescompile.backends.tensorrt.runner import TensorRtRunner
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch
-from tests.backends.cuda.fake_cuda import FakeCuda
+from tests.backends.cuda.fake_cuda import FakeCuda, cuda
 from tests.backends.engines import manifest
 from tests.backends.graphs import CLASSES, sample_images
-from tests.backends.tensorrt.fake_trt import FakeNetwork
+from tests.backends.tensorrt.fake_trt import FakeNetwork, Severity
 
 
 def network(*refused: str) -> FakeNetwork:
@@ -22,7 +22,7 @@ def network(*refused: str) -> FakeNetwork:
 
 def runner(trt: FakeNetwork, batch: Batch | None = None, parallel: int = 1) -> TensorRtRunner:
     described = manifest("fp32", "tensorrt", batch or Batch(1, 4, 8))
-    return TensorRtRunner(trt, trt.gpu, trt.gpu.library, b"engine", described, parallel=parallel)
+    return TensorRtRunner(trt, cuda(trt.gpu), b"engine", described, parallel=parallel)
 
 
 @pytest.mark.parametrize("count", [1, 8])
@@ -43,7 +43,7 @@ def test_images_need_not_be_contiguous() -> None:
 def test_every_slot_has_a_context_with_memory_of_its_own() -> None:
     trt = network()
     runner(trt, parallel=3)
-    answered = [context.addresses["logits"] for context in trt.contexts]
+    answered = [context._addresses["logits"] for context in trt.contexts]
     assert len(set(answered)) == 3
 
 
@@ -58,7 +58,7 @@ def test_a_batch_outside_of_the_range_is_refused(count: int) -> None:
     [
         ("shape", r"the engine refuses images of shape \[1, 3, 16, 16\]"),
         ("execute", "the engine cannot be executed: it gave no reason"),
-        ("images", "the engine refuses images at its address: it gave no reason"),
+        ("images", "the engine refuses the address of the images: it gave no reason"),
     ],
 )
 def test_what_it_refuses_during_a_call_is_one_sentence(what: str, words: str) -> None:
@@ -77,7 +77,7 @@ def test_an_error_is_told_with_its_own_reason_alone() -> None:
     run = runner(trt)
     trt.refused.add("execute")
     for reason in ("cask failed", "too hot"):
-        trt.logger.log(trt.ILogger.Severity.ERROR, reason)
+        trt.logger.log(Severity.ERROR, reason)
         with pytest.raises(BackendError, match=f"executed: {reason}$"):
             run(sample_images(1))
 
@@ -101,6 +101,6 @@ def test_a_profiler_is_told_of_every_context() -> None:
 
 def test_closing_drops_every_context() -> None:
     run = runner(network(), parallel=2)
-    lanes = list(run._lanes)
+    executors = list(run._executors)
     run.close()
-    assert [lane.context for lane in lanes] == [None, None]
+    assert [executor.context for executor in executors] == [None, None]

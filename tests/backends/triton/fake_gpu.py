@@ -11,12 +11,20 @@ from typing import Any
 
 import torch
 
-from fused_kernels.launch import kernel_function
-from rescompile.backends.triton.plan import Constant, Function, Kernel, Parameter, Plan
-from tests.backends.cuda.fake_cuda import Error, FakeCuda, Stream
+from rescompile.backends.triton.plan import Kernel, Plan
+from tests.backends.cuda.fake_cuda import Error, FakeCuda, Stream, status_of
+from tests.backends.triton.interpreter import TYPES
+from tests.backends.triton.kernel_sources import kernel_sources
 from tests.backends.triton.planned import SCRATCH
 
-TYPES = {"*i8": torch.int8, "*u8": torch.uint8, "*fp16": torch.float16, "*fp32": torch.float32}
+C_TYPES: dict[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
+"""Types of numbers in a kernel's parameters; every address is 64 bits."""
+
+
+def fields_end(layout: Any) -> int:
+    """Bytes of a structure up to the end of its last field."""
+    last = getattr(layout, layout._fields_[-1][0])
+    return int(last.offset + last.size)
 
 
 @dataclass
@@ -47,22 +55,25 @@ class FunctionHandle:
 
 
 class FakeGpu(FakeCuda):
-    """``pycuda.driver``, and ``library`` of the driver's own functions for events and graphs."""
+    """The fake GPU for the launches of ``plan``."""
 
     function_attribute = SimpleNamespace(MAX_DYNAMIC_SHARED_SIZE_BYTES="MAX_DYNAMIC_SHARED_SIZE_BYTES")
 
     def __init__(self, plan: Plan, *, room: int = 1 << 30, computes: bool = True) -> None:
         super().__init__(room=room)
         self.plan, self.computes = plan, computes
+        self._sources = kernel_sources(plan)
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.launched: list[int] = []
         self.eager = 0
         self.loaded: list[bytes] = []
+        self.modules: dict[int, Any] = {}
+        self.functions: dict[int, FunctionHandle] = {}
 
     def module_from_buffer(self, code: bytes) -> Any:
         self.require_current()
         if code == b"garbage":
-            raise Error("device kernel image is invalid")
+            raise Error("device kernel image is invalid", 200)
         self.loaded.append(code)
         return SimpleNamespace(get_function=lambda entry: self._function(code, entry))
 
@@ -70,6 +81,51 @@ class FakeGpu(FakeCuda):
         digest = hashlib.sha256(code).hexdigest()[:12]
         kernel = next(k for k in self.plan.kernels if k.entry == entry and digest in k.file)
         return FunctionHandle(self, kernel)
+
+    # the library's functions that do what pycuda's do
+
+    @status_of
+    def cuModuleLoadData(self, module: Any, code: bytes) -> None:  # noqa: N802
+        made = self.module_from_buffer(code)
+        module._obj.value = next(self._handles)
+        self.modules[module._obj.value] = made
+
+    def cuModuleUnload(self, module: ctypes.c_void_p) -> int:  # noqa: N802
+        del self.modules[module.value or 0]
+        return 0
+
+    def cuModuleGetFunction(self, function: Any, module: ctypes.c_void_p, name: bytes) -> int:  # noqa: N802
+        function._obj.value = next(self._handles)
+        self.functions[function._obj.value] = self.modules[module.value or 0].get_function(name.decode())
+        return 0
+
+    def cuFuncSetAttribute(self, function: ctypes.c_void_p, attribute: int, value: int) -> int:  # noqa: N802
+        assert attribute == 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self.functions[function.value or 0].set_attribute("MAX_DYNAMIC_SHARED_SIZE_BYTES", value)
+        return 0
+
+    @status_of
+    def cuLaunchKernel(self, function: ctypes.c_void_p, *rest: Any) -> None:  # noqa: N802
+        *shape, shared_size, stream, parameters, extra = rest
+        assert (parameters, extra[0], extra[2], extra[4]) == (None, 1, 2, None)
+        handle = self.functions[function.value or 0]
+        size = ctypes.cast(extra[3], ctypes.POINTER(ctypes.c_size_t)).contents.value
+        kinds = [*handle.kernel.parameters, *["*i8"] * SCRATCH]
+        fields = [
+            (f"argument {index}", C_TYPES.get(kind, ctypes.c_uint64)) for index, kind in enumerate(kinds)
+        ]
+        layout = type("Parameters", (ctypes.Structure,), {"_fields_": fields})
+        assert size == fields_end(layout)
+        packed = layout.from_buffer_copy(ctypes.string_at(extra[1], size).ljust(ctypes.sizeof(layout)))
+        arguments = [getattr(packed, name) for name, _ in fields]
+        handle.prepare("x" * len(arguments))
+        handle.prepared_async_call(
+            tuple(shape[:3]),
+            tuple(shape[3:]),
+            self._stream(stream.value),
+            *arguments,
+            shared_size=shared_size,
+        )
 
     def put(self, stream: Stream, kernel: Kernel, grid: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
         """Into the stream, or into the graph that is being captured.
@@ -87,20 +143,8 @@ class FakeGpu(FakeCuda):
         return any(memory.foreign and memory.address == value for memory in self.memory)
 
     def compute(self, kernel: Kernel, grid: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
-        values = [self._value(kind, value) for kind, value in zip(kernel.parameters, arguments, strict=False)]
-
-        def resolved(source: Parameter | Constant | Function) -> Any:
-            if isinstance(source, Parameter):
-                return values[source.index]
-            return kernel_function(source.name) if isinstance(source, Function) else source.value
-
-        named = {
-            name: resolved(source)
-            if isinstance(source, Parameter | Constant | Function)
-            else tuple(resolved(item) for item in source.items)
-            for name, source in kernel.source.items()
-        }
-        kernel_function(kernel.function)[grid](**named)
+        passed = (self._value(kind, value) for kind, value in zip(kernel.parameters, arguments, strict=False))
+        self._sources[self.plan.kernels.index(kernel)].run(grid, passed)
 
     def _value(self, kind: str, value: Any) -> Any:
         if kind not in TYPES:

@@ -15,8 +15,8 @@ from torch import nn
 
 from calibration.preprocess import CIFAR, Preprocess, normalize
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.backends.triton.chains import with_chains
-from rescompile.backends.triton.lower import Network, lower
+from rescompile.backends.triton.lowering.chains import with_chains
+from rescompile.backends.triton.lowering.network import Network, lower
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.full_range import fold_zero_points
@@ -24,8 +24,8 @@ from rescompile.graph.half import half
 from rescompile.graph.pixels import read_pixels
 from rescompile.graph.preprocess import take_uint8
 from rescompile.graph.quantize import quantize
-from rescompile.graph.topology import full_range_tensors, quantized_tensors
-from rescompile.graph.vocabulary import PIXEL_STEP, PIXELS
+from rescompile.graph.shared.names import PIXEL_STEP, PIXELS
+from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors
 from rescompile.manifest import Precision
 from rescompile.models.cifar import CIFAR_STEM
 from rescompile.models.resnet import IMAGENET_STEM, BasicBlock, Bottleneck, ResNet

@@ -10,15 +10,15 @@ from unittest.mock import patch
 import msgspec
 
 from calibration.preprocess import CIFAR
-from fused_kernels.aot.targets import TARGETS, Target
-from fused_kernels.aot.variant import CONSTANT, Variant
+from fused_kernels.compiling.compiler import Code
+from fused_kernels.compiling.targets import TARGETS, Target
+from fused_kernels.compiling.variant import CONSTANT, Variant
 from rescompile.backends.base import Progress
-from rescompile.backends.triton import assemble
 from rescompile.backends.triton import plan as plans
 from rescompile.backends.triton.plan import Plan
-from rescompile.backends.triton.reading import write_plan
+from rescompile.backends.triton.plan_file import write_plan
+from rescompile.backends.triton.planning import assemble
 from rescompile.backends.triton.weights import write_weights
-from rescompile.backends.triton.worker import Code
 from rescompile.manifest import FORMAT, Batch, CheckpointRef, FileDigest, Manifest, Precision, TensorSpec
 from rescompile.manifest import TRITON_PLAN as PLAN
 from rescompile.manifest import TRITON_WEIGHTS as WEIGHTS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,16 +15,19 @@ from benchmarks.agreement_results import AgreementReport
 from benchmarks.performance_page import read_folder
 from rescompile.accuracy.engine_verdict import verify
 from rescompile.backends import get_backend
+from rescompile.backends.cuda import devices
 from rescompile.backends.cuda.devices import Gpu
-from rescompile.backends.triton import assemble, backend
+from rescompile.backends.triton import backend
+from rescompile.backends.triton.planning import assemble
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import BackendUnavailable, EngineError, UsageError
 from rescompile.manifest import Batch, Precision, read_manifest
 from rescompile.pipeline import build
 from rescompile.progress import Silent
 from rescompile.report import BuildReport
-from rescompile.runtime.engine import load, simulate
 from rescompile.runtime.inspection import inspect
+from rescompile.runtime.loading import load, simulate
+from tests.backends.cuda.fake_cuda import cuda
 from tests.backends.engines import make_engine
 from tests.backends.triton.fake_gpu import FakeGpu
 from tests.backends.triton.planned import stand_ins
@@ -58,17 +60,12 @@ def built(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "gpus", tuple)
+    monkeypatch.setattr(devices, "gpus", tuple)
 
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "gpus", lambda: (H100,))
-
-
-def with_pycuda(monkeypatch: pytest.MonkeyPatch, driver: Any) -> None:
-    monkeypatch.setitem(sys.modules, "pycuda", SimpleNamespace(driver=driver))
-    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
+    monkeypatch.setattr(devices, "gpus", lambda: (H100,))
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -87,21 +84,10 @@ def test_without_a_gpu_it_builds_and_does_not_run() -> None:
         ("sm_80", False, "but it is for sm_80, and NVIDIA H100 is sm_90"),
     ],
 )
-def test_it_runs_on_the_gpu_that_it_was_built_for(
-    target: str | None, run: bool, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_pycuda(monkeypatch, SimpleNamespace())
+def test_it_runs_on_the_gpu_that_it_was_built_for(target: str | None, run: bool, words: str) -> None:
     found = get_backend("triton").availability(target)
     assert found.run is run
     assert words in found.reason
-
-
-@pytest.mark.usefixtures("hopper")
-def test_without_pycuda_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    found = get_backend("triton").availability("sm_90")
-    assert not found.run
-    assert "pip install 'rescompile[cuda]'" in found.reason
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -150,7 +136,7 @@ def test_inspect_counts_launches_and_memory(built: tuple[Path, BuildReport]) -> 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_loading_without_a_gpu_says_what_can_be_done(built: tuple[Path, BuildReport]) -> None:
-    with pytest.raises(BackendUnavailable, match=r"needs a CUDA GPU \(sm_90\).*`rescompile verify`"):
+    with pytest.raises(BackendUnavailable, match=r"for sm_90 needs a CUDA GPU.*`rescompile verify`"):
         load(built[0])
 
 
@@ -180,7 +166,7 @@ def test_a_gpu_gives_the_executors_logits_and_a_verified_engine(
     monkeypatch.setattr(
         "rescompile.backends.triton.runner.PlanRunner", lambda *_, parallel: simulated._runner
     )
-    with_pycuda(monkeypatch, SimpleNamespace())
+    monkeypatch.setattr(backend, "open_driver", lambda: None)
     with load(built[0]) as engine:
         np.testing.assert_array_equal(engine(images), simulated(images))
 
@@ -190,7 +176,7 @@ def test_an_engine_for_another_gpu_is_refused(
     built: tuple[Path, BuildReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = H100._replace(name="NVIDIA A100", capability="sm_80")
-    monkeypatch.setattr(backend, "gpus", lambda: (other,))
+    monkeypatch.setattr(devices, "gpus", lambda: (other,))
     with pytest.raises(
         BackendUnavailable, match="cannot run here: it is for sm_90, and NVIDIA A100 is sm_80"
     ):
@@ -204,8 +190,7 @@ def test_the_runner_is_given_the_driver(
     folder = built[0]
     manifest = read_manifest(folder)
     gpu = FakeGpu(backend.read_plan(folder, manifest))
-    with_pycuda(monkeypatch, gpu)
-    monkeypatch.setattr(backend, "driver", lambda: gpu.library)
+    monkeypatch.setattr(backend, "open_driver", lambda: cuda(gpu))
     get_backend("triton").load(folder, manifest).close()
     assert gpu.detached
 

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from benchmarks.onnx_in_pytorch import execute
 from benchmarks.triton_agreement import agree, explain, in_pytorch, integers
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.backends.triton.execute import Walk
-from rescompile.backends.triton.lower import Network, lower
+from rescompile.backends.triton.lowering.network import Network, lower
+from rescompile.backends.triton.step_executor import StepExecutor
 from rescompile.backends.triton.steps import Convolution, Stem, Step, writes
-from rescompile.graph.constant_channels import real_channels
 from rescompile.graph.full_range import unfold_zero_points
+from rescompile.graph.shared.metadata import real_channels
 from tests.backends.triton.networks import SIDES, deployable, floats, images
 
 NEAR = 1e-4
@@ -40,8 +40,8 @@ def unchained(name: str) -> Network:
     return lower(deployable(name, "int8"), (SIDES[name], SIDES[name]))
 
 
-def walk(made: Network) -> Walk:
-    return Walk(made.steps, {key: torch.tensor(values) for key, values in made.weights.items()})
+def walk(made: Network) -> StepExecutor:
+    return StepExecutor(made.steps, {key: torch.tensor(values) for key, values in made.weights.items()})
 
 
 def real(model: onnx.ModelProto, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 import threading
@@ -17,10 +18,11 @@ from rescompile.backends.triton.runner import PlanRunner
 from rescompile.errors import BackendError, EngineError
 from rescompile.manifest import Batch
 from rescompile.runtime.engine import Engine
-from tests.backends.cuda.fake_cuda import DlpackTensor, InterfaceArray
+from tests.backends.cuda.fake_cuda import DlpackTensor, InterfaceArray, Through, cuda
+from tests.backends.cuda.test_runner import THROUGH
 from tests.backends.triton.fake_gpu import FakeGpu
 from tests.backends.triton.networks import CLASSES, images
-from tests.backends.triton.planned import make_plan, manifest_of
+from tests.backends.triton.planned import SCRATCH, make_plan, manifest_of
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +31,58 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
     return folder, make_plan(folder, "cifar", "int8", batch=Batch(1, 1, 3))
 
 
-def runner(written: tuple[Path, Plan], gpu: FakeGpu, parallel: int = 1) -> PlanRunner:
-    return PlanRunner(gpu, gpu.library, *written, parallel=parallel)
+def runner(
+    written: tuple[Path, Plan], gpu: FakeGpu, parallel: int = 1, through: Through = "pycuda"
+) -> PlanRunner:
+    return PlanRunner(cuda(gpu, through), *written, parallel=parallel)
 
 
+@pytest.mark.parametrize("through", THROUGH)
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_logits_are_those_of_the_plan_for_every_count(written: tuple[Path, Plan], count: int) -> None:
+def test_logits_are_those_of_the_plan_for_every_count(
+    written: tuple[Path, Plan], count: int, through: Through
+) -> None:
     x = images("cifar", count)
     gpu = FakeGpu(written[1])
-    np.testing.assert_array_equal(runner(written, gpu)(x), ReferenceRunner(*written)(x))
+    np.testing.assert_array_equal(runner(written, gpu, through=through)(x), ReferenceRunner(*written)(x))
     assert gpu.depth == 0
+
+
+class Parameters(ctypes.Structure):
+    """Those of the kernel that takes the image, in C's own layout."""
+
+    _fields_ = (
+        ("image", ctypes.c_uint64),
+        ("scale", ctypes.c_float),
+        ("out", ctypes.c_uint64),
+        ("m", ctypes.c_int32),
+    )
+
+
+def test_ctypes_puts_arguments_where_a_kernel_reads_them(
+    written: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, launched = FakeGpu(written[1], computes=False), []
+
+    def launch(function: Any, *rest: Any) -> int:
+        *shape, _, _, extra = rest
+        size = ctypes.cast(extra[3], ctypes.POINTER(ctypes.c_size_t)).contents.value
+        launched.append((tuple(shape), ctypes.string_at(extra[1], size)))
+        return 0
+
+    monkeypatch.setattr(gpu, "cuLaunchKernel", launch)
+    runner(written, gpu, through="ctypes")(images("cifar", 1))
+    first = written[1].programs[0].launches[0]
+    kernel = written[1].kernels[first.kernel]
+    shape, packed = launched[0]
+    assert shape == (*first.grid, kernel.threads, 1, 1, kernel.shared_bytes)
+    assert kernel.parameters[:4] == ("*fp32", "fp32", "*i8", "i32")
+    read = Parameters.from_buffer_copy(packed[: ctypes.sizeof(Parameters)])
+    assert (read.scale, read.m) == (np.float32(first.arguments[1]), first.arguments[3])
+    assert [
+        any(m.address <= at < m.address + len(m.content) for m in gpu.memory) for at in (read.image, read.out)
+    ]
+    assert packed[-8 * SCRATCH :] == bytes(8 * SCRATCH)
 
 
 def test_pixels_and_chains_in_fp16(tmp_path: Path) -> None:
@@ -46,7 +90,7 @@ def test_pixels_and_chains_in_fp16(tmp_path: Path) -> None:
     x = images("bottleneck", 1, pixels=True)
     gpu = FakeGpu(plan)
     expected = ReferenceRunner(tmp_path, plan)(x)
-    np.testing.assert_allclose(PlanRunner(gpu, gpu, tmp_path, plan)(x), expected, atol=5e-3)
+    np.testing.assert_allclose(PlanRunner(cuda(gpu), tmp_path, plan)(x), expected, atol=5e-3)
 
 
 def test_a_batch_is_captured_once_and_launched_often(written: tuple[Path, Plan]) -> None:
@@ -95,13 +139,16 @@ def test_a_batch_outside_of_the_range_is_refused(written: tuple[Path, Plan], cou
         runner(written, FakeGpu(written[1]))(np.zeros((count, 3, 8, 8), np.float32))
 
 
-def test_closing_gives_everything_back_and_may_be_repeated(written: tuple[Path, Plan]) -> None:
+@pytest.mark.parametrize("through", THROUGH)
+def test_closing_gives_everything_back_and_may_be_repeated(
+    written: tuple[Path, Plan], through: Through
+) -> None:
     gpu = FakeGpu(written[1], computes=False)
-    run = runner(written, gpu)
+    run = runner(written, gpu, through=through)
     run(images("cifar", 1))
     run.close()
     run.close()
-    assert gpu.graphs == {}
+    assert (gpu.graphs, gpu.modules) == ({}, {})
     assert gpu.nothing_left()
     with pytest.raises(BackendError, match="closed"):
         run(images("cifar", 1))
@@ -122,13 +169,16 @@ def test_weights_that_cannot_be_copied_leave_nothing_behind(written: tuple[Path,
     assert gpu.nothing_left()
 
 
-def test_machine_code_that_the_driver_refuses_is_an_error(written: tuple[Path, Plan], tmp_path: Path) -> None:
+@pytest.mark.parametrize("through", THROUGH)
+def test_machine_code_that_the_driver_refuses_is_an_error(
+    written: tuple[Path, Plan], tmp_path: Path, through: Through
+) -> None:
     for file in written[0].iterdir():
         damaged = file.suffix == ".cubin"
         (tmp_path / file.name).write_bytes(b"garbage" if damaged else file.read_bytes())
     gpu = FakeGpu(written[1])
-    with pytest.raises(BackendError, match="kernel image is invalid"):
-        PlanRunner(gpu, gpu, tmp_path, written[1])
+    with pytest.raises(BackendError, match=r"kernel image is invalid|cuModuleLoadData: .*\(error 200\)"):
+        PlanRunner(cuda(gpu, through), tmp_path, written[1])
     assert gpu.nothing_left()
 
 
@@ -136,7 +186,7 @@ def test_missing_machine_code_is_named(written: tuple[Path, Plan], tmp_path: Pat
     (tmp_path / "weights.safetensors").write_bytes((written[0] / "weights.safetensors").read_bytes())
     gpu = FakeGpu(written[1])
     with pytest.raises(EngineError, match=r"take_kernel-\w+\.cubin cannot be read"):
-        PlanRunner(gpu, gpu, tmp_path, written[1])
+        PlanRunner(cuda(gpu), tmp_path, written[1])
     assert gpu.nothing_left()
 
 
@@ -183,7 +233,7 @@ def test_memory_of_every_slot_is_counted_and_weights_are_there_once(written: tup
 def test_images_on_the_gpu_are_read_where_they_are(written: tuple[Path, Plan], kind: Any, count: int) -> None:
     x, gpu = images("cifar", count), FakeGpu(written[1])
     run = runner(written, gpu)
-    lent = run.lend(kind(gpu, x))
+    lent = run.import_images(kind(gpu, x))
     np.testing.assert_array_equal(run(lent), ReferenceRunner(*written)(x))
     # two images are filled up to three, in memory of the engine
     whole = len(written[1].program_for(count).launches)
@@ -197,7 +247,7 @@ def test_a_launch_that_the_driver_refuses_leaves_nothing_behind(written: tuple[P
     for working in (0, launches, 2 * launches - 1):  # before, during and after the capture
         gpu.failing["LaunchKernel"], gpu.working["LaunchKernel"] = 719, working
         with pytest.raises(BackendError, match=r"cannot run this engine: cuLaunchKernel failed: error 719"):
-            run(run.lend(InterfaceArray(gpu, x)))
+            run(run.import_images(InterfaceArray(gpu, x)))
         assert (gpu.captured, list(gpu.pending())) == ({}, [])
     run.close()
     assert gpu.graphs == {}
@@ -207,7 +257,7 @@ def test_a_launch_that_the_driver_refuses_leaves_nothing_behind(written: tuple[P
 def test_the_runtime_imports_neither_torch_nor_triton_nor_onnx() -> None:
     program = (
         "import sys, rescompile.backends.triton.runner, rescompile.backends.triton.backend, "
-        "rescompile.backends.triton.reading; print(*{name.split('.')[0] for name in sys.modules})"
+        "rescompile.backends.triton.plan_file; print(*{name.split('.')[0] for name in sys.modules})"
     )
     loaded = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

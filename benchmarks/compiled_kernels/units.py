@@ -1,0 +1,127 @@
+"""What there is to compile: every launch of the catalogue with every tile, each distinct compilation once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+
+from benchmarks.compiled_kernels.catalogue import Entry
+from fused_kernels.candidates import candidates
+from fused_kernels.choice import choosing, default_tile
+from fused_kernels.compiling.targets import Target
+from fused_kernels.compiling.variant import Variant, variant_of
+from fused_kernels.launch import Launch, recording
+from fused_kernels.problem import Problem
+from fused_kernels.tiles import Tile
+
+Configs = Literal["default", "kernels", "all"]
+CONFIGS: tuple[Configs, ...] = get_args(Configs)
+"""``default``: every kernel, functor and dtype on one shape with the tile that runs without a tuning table.
+``kernels``: with every candidate too. ``all``: every candidate on every shape of the catalogue."""
+
+_SHAPING = {"STEP", "WIDTH", "NEXT"}
+"""Numbers among a kernel's constants that make another kernel of it."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One compilation, and the first call that leads to it."""
+
+    entry: str
+    dtype: str
+    kernel: str
+    tile: Tile
+    variant: Variant
+
+
+def units_of(
+    entries: Iterable[Entry],
+    target: Target,
+    configs: Configs,
+    patterns: Collection[str] = ("*",),
+    dtypes: Collection[str] = (),
+) -> list[Unit]:
+    """What to compile for ``target``.
+
+    Args:
+        entries: the catalogue.
+        target: where; its shared memory decides on tiles.
+        configs: see ``CONFIGS``.
+        patterns: matched, as file names are, with kernels and entries; one of them must fit.
+        dtypes: names of dtypes that entries must have, or none for all.
+    """
+    found: dict[object, Unit] = {}
+    for entry in entries:
+        if dtypes and _name(entry.dtype) not in dtypes:
+            continue
+        for launch in _launches(entry, target, configs):
+            if any(
+                fnmatchcase(name, pattern) for name in (launch.kernel, entry.name) for pattern in patterns
+            ):
+                unit = _unit(entry, launch)
+                found.setdefault(_identity(unit, configs), unit)
+    return list(found.values())
+
+
+def _unit(entry: Entry, launch: Launch) -> Unit:
+    dtype = "tf32" if launch.arguments.get("PRECISION") == "tf32" else _name(entry.dtype)
+    return Unit(entry.name, dtype, launch.kernel, launch.tile, variant_of(launch))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _launches(entry: Entry, target: Target, configs: Configs) -> Iterator[Launch]:
+    """The launches that run without a tuning table, then those with every candidate."""
+    problems: list[Problem] = []
+
+    def default(problem: Problem) -> Tile:
+        problems.append(problem)
+        return default_tile(problem, shared=target.shared_limit)
+
+    yield from _recorded(entry, default)
+    if configs == "default" or entry.dtype == torch.float16:
+        return  # fp16 compiles to bf16's code but for the type in its instructions
+    tiles = [tile for problem in problems for tile in candidates(problem, shared=target.shared_limit)]
+    for tile in dict.fromkeys(tiles):
+        yield from _recorded(entry, partial(_always, tile))
+
+
+def _recorded(entry: Entry, choose: Callable[[Problem], Tile]) -> Iterator[Launch]:
+    with choosing(choose), recording() as launches:
+        entry.run()
+    for launch in launches:
+        if launch.arguments.get("PRECISION") == "ieee" and entry.dtype == torch.float32:
+            # torch's flags choose when it runs; TF32 is what they say unless someone has changed them
+            yield replace(launch, arguments={**launch.arguments, "PRECISION": "tf32"})
+        yield launch
+
+
+def _always(tile: Tile, _: Problem) -> Tile:
+    return tile
+
+
+def _identity(unit: Unit, configs: Configs) -> object:
+    """What is compiled once only: a variant; or a kernel by functors, types and which arguments are None, and its tile.
+
+    The sizes of tensors do not tell kernels apart then, nor how a tile is grouped and split: no instruction depends on
+    them but for its numbers.
+    """
+    variant = unit.variant
+    if configs == "all":
+        return variant
+    names = [name for name, _ in variant.types]
+    constants = tuple(
+        (path, value)
+        for path, value in variant.constants
+        if not isinstance(value, int) or isinstance(value, bool) or names[path[0]] in _SHAPING
+    )
+    types = str(variant.types).replace("*fp16", "*bf16")
+    tile = None if configs == "default" else replace(unit.tile, group=0, splits=0)
+    return variant.kernel, constants, types, tile

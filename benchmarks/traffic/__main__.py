@@ -1,0 +1,5 @@
+"""``python -m benchmarks.traffic``."""
+
+from benchmarks.traffic.command import main
+
+main()

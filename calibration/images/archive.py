@@ -1,0 +1,131 @@
+"""``.npz`` archives with ``images`` (uint8 [N, H, W, 3]) and ``labels`` (integers [N]).
+
+Images are streamed out of the archive one by one, compressed or not, so memory does not grow with its size, and
+nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from calibration.errors import ImageSetError
+from calibration.images.listing import MAX_CLASSES
+from calibration.preprocess import Preprocess, to_uint8
+
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError),
+    *(MemoryError, OverflowError, SyntaxError),  # false sizes in a header
+)
+
+
+@dataclass(frozen=True)
+class ArchiveImages:
+    """Images ``indices`` (ascending) of an archive as a source; see ``ImageSource``."""
+
+    path: Path
+    shape: tuple[int, ...]
+    """[H, W, 3] of each image."""
+    indices: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``images[7]`` and so on."""
+        return tuple(f"images[{index}]" for index in self.indices)
+
+    def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8]]]:
+        """One function per image, in order."""
+        for index, data in zip(self.indices, self.contents(), strict=True):
+            yield partial(
+                _decode, np.frombuffer(data, np.uint8).reshape(self.shape), f"{self.path} images[{index}]"
+            )
+
+    def contents(self) -> Iterator[bytes]:
+        """The bytes of each image, in order."""
+        size, wanted = prod(self.shape), set(self.indices)
+        with _member(self.path, "images") as file:
+            _header(file)
+            for index in range(self.indices[-1] + 1):
+                data = _read(file, size)
+                if index in wanted:
+                    yield data
+
+
+def list_archive(path: Path) -> tuple[int, tuple[int, ...], NDArray[np.int64] | None]:
+    """Number of images, shape of each, and their labels [N] where the archive has them.
+
+    Raises:
+        ImageSetError: it is not an ``.npz``, lacks ``images``, or holds arrays of another shape or type.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = set(archive.namelist())
+    except _DAMAGE as error:
+        raise ImageSetError(f"{path} is not an .npz archive ({error}): write it with numpy.savez") from None
+    if "images.npy" not in members:
+        raise ImageSetError(
+            f"{path} has no array 'images': save it with numpy.savez(file, images=..., labels=...)"
+        )
+    with _member(path, "images") as file:
+        shape, fortran_order, dtype = _header(file)
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not all(shape[1:]) or fortran_order:
+        order = " in Fortran order" if fortran_order else ""
+        raise ImageSetError(
+            f"{path}: images are {dtype} {list(shape)}{order}: save them as contiguous uint8 [N, H, W, 3]"
+        )
+    return shape[0], shape[1:], _labels(path, shape[0]) if "labels.npy" in members else None
+
+
+def _labels(path: Path, count: int) -> NDArray[np.int64]:
+    with _member(path, "labels") as file:
+        labels = npy.read_array(file, allow_pickle=False)
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise ImageSetError(
+            f"{path}: labels are {labels.dtype} {list(labels.shape)}: save one integer for each of the {count} images"
+        )
+    if count and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):
+        raise ImageSetError(
+            f"{path}: labels lie in {labels.min()}..{labels.max()}: save class indices counted from 0"
+        )
+    return labels.astype(np.int64)
+
+
+@contextmanager
+def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            yield file
+    except _DAMAGE as error:
+        raise ImageSetError(
+            f"{path}: the array '{name}' cannot be read ({error}): write the archive again"
+        ) from None
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    version = npy.read_magic(file)
+    return npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
+
+
+def _read(file: IO[bytes], size: int) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        raise EOFError("it ends too early")
+    return data
+
+
+def _decode(image: NDArray[np.uint8], name: str, preprocess: Preprocess) -> NDArray[np.uint8]:
+    try:
+        return to_uint8(image, preprocess)
+    except ImageSetError as error:
+        raise ImageSetError(f"{name}: {error}") from None

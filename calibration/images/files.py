@@ -1,0 +1,91 @@
+"""Image files as a source of images, each decoded only when it is needed."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.errors import ImageSetError
+from calibration.preprocess import MAX_PIXELS, Preprocess, to_rgb, to_uint8
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_LEAVE_OUT = "remove it, or pass --skip-unreadable to go on without it"
+_warning_filters = threading.Lock()  # Python's warning filters are global, and several threads decode
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Files of one folder as a source of images; see ``ImageSource``."""
+
+    root: Path
+    names: tuple[str, ...]
+
+    def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8]]]:
+        """One function per file, in order; each reads its file when called."""
+        return (partial(decode, self.root / name) for name in self.names)
+
+    def contents(self) -> Iterator[bytes]:
+        """The bytes of each file, in order."""
+        return (_read(self.root / name) for name in self.names)
+
+
+def open_image(path: Path, *, remedy: str = _LEAVE_OUT) -> Image:
+    """The whole image at ``path``, decoded, upright and RGB.
+
+    Raises:
+        ImageSetError: it cannot be read, is damaged or is too large to decode; the message ends with ``remedy``.
+    """
+    try:
+        return _load_rgb(path)
+    except Exception as error:  # image plugins raise all kinds of errors for damaged files
+        raise ImageSetError(f"image {path} cannot be read ({_reason(error)}): {remedy}") from error
+
+
+def decode(path: Path, preprocess: Preprocess, *, remedy: str = _LEAVE_OUT) -> NDArray[np.uint8]:
+    """Pixels [crop, crop, 3] of the image at ``path``; raises ImageSetError with its name and ``remedy``."""
+    image = open_image(path, remedy=remedy)
+    try:
+        return to_uint8(image, preprocess)
+    except ImageSetError as error:
+        raise ImageSetError(f"{path}: {error}") from None
+
+
+def _load_rgb(path: Path) -> Image:
+    from PIL import Image
+
+    with path.open("rb") as file:
+        with _warning_filters, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(file)
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+        return to_rgb(image)
+
+
+def _reason(error: Exception) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "its contents are not an image"
+    if isinstance(error, Image.DecompressionBombError):
+        return "it has too many pixels to decode"
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return strerror or str(error) or type(error).__name__
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageSetError(f"image {path} cannot be read ({error.strerror})") from None

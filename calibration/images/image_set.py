@@ -1,0 +1,225 @@
+"""Image sets: images in a fixed order, and their pixels batch by batch.
+
+Four forms are understood: a folder with one sub-folder per class, a folder with ``images/`` and ``labels.csv``
+(``file,class_index``, optionally ``name``), a flat folder without labels, and an ``.npz`` with ``images`` and
+``labels``. Order and selection depend on names and seed only, never on the file system.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.errors import ImageSetError
+from calibration.images.archive import ArchiveImages, list_archive
+from calibration.images.files import ImageFiles, open_image
+from calibration.images.listing import SUFFIXES, Listing, list_folder
+from calibration.names import text_of
+from calibration.preprocess import Preprocess
+
+_THREADS = 2
+_LOOK_AHEAD = 8  # decoded images that may wait for their turn
+
+
+class ImageSource(Protocol):
+    """Images of a set in a fixed order, as bytes and as pixels."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One name per image, unique within the set."""
+
+    def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8]]]:
+        """One function per image from preprocessing to pixels [crop, crop, 3]; run in any thread."""
+
+    def contents(self) -> Iterator[bytes]:
+        """The bytes of each image, for the fingerprint."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some images of a set."""
+
+    images: NDArray[np.uint8]  # [n, crop, crop, 3]
+    labels: NDArray[np.int64] | None  # [n]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageSet:
+    """Images in a fixed order, decoded only while ``batches`` is read."""
+
+    source: str
+    """Name of the folder or file, without its path."""
+    images: ImageSource
+    labels: NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] | None = None
+    """Names by label, where the set names its classes."""
+    by_folder: bool = False
+    """See ``listing.Listing``."""
+    seed: int = 0
+    """Seed of the choice of images."""
+    skipped: tuple[str, ...] = ()
+    """Names of unreadable images that were left out."""
+
+    def __len__(self) -> int:
+        return len(self.images.names)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for the user that names the skipped images, where there are any."""
+        if not self.skipped:
+            return ()
+        named = ", ".join(self.skipped[:5]) + (", …" if len(self.skipped) > 5 else "")
+        return (f"{len(self.skipped)} unreadable images of {self.source} were left out: {named}",)
+
+    def labels_fit(self, classes: int) -> bool:
+        """Whether the labels can belong to a network with ``classes`` classes; False without labels."""
+        if self.labels is None:
+            return False
+        named = len(self.class_names or ())
+        return named == classes if self.by_folder else bool((self.labels < classes).all())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and contents of the images, in order.
+
+        Raises:
+            ImageSetError: an image can no longer be read.
+        """
+        digest = hashlib.sha256()
+        for name, content in zip(self.images.names, self.images.contents(), strict=True):
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + hashlib.sha256(content).digest())
+        return digest.hexdigest()
+
+    def batches(self, preprocess: Preprocess, batch_size: int) -> Iterator[Batch]:
+        """Every image once, in order; the last batch may be smaller.
+
+        Raises:
+            ImageSetError: an image is unreadable or does not suit ``preprocess``; the message names it.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+        decoded = _decoded(self.images, preprocess)
+        for start in range(0, len(self), batch_size):
+            pixels = np.stack(list(islice(decoded, batch_size)))
+            yield Batch(pixels, None if self.labels is None else self.labels[start : start + batch_size])
+
+
+def open_image_set(
+    path: Path | str,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    need_labels: bool = False,
+    skip_unreadable: bool = False,
+) -> ImageSet:
+    """Open the image set at ``path``, in any of the four forms.
+
+    At most ``limit`` images are drawn with ``seed``. With ``skip_unreadable`` every drawn image is decoded once
+    at opening, so that length, labels and fingerprint count the readable ones only.
+
+    Raises:
+        ImageSetError: not an image set, no labels though they are needed, or no usable image.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = _open_folder(path, limit, seed, skip_unreadable=skip_unreadable)
+    elif path.suffix.lower() == ".npz" and path.is_file():
+        found = _open_archive(path, limit, seed)
+    else:
+        raise ImageSetError(_what_it_is(path))
+    if need_labels and found.labels is None:
+        raise ImageSetError(
+            f"{path} has no labels, which are needed here: use one sub-folder per class, "
+            "or images/ with a labels.csv (file,class_index), or an .npz with images and labels"
+        )
+    return found
+
+
+def _open_folder(folder: Path, limit: int | None, seed: int, *, skip_unreadable: bool) -> ImageSet:
+    listing = list_folder(folder)
+    chosen = _choose(len(listing.names), limit, seed)
+    skipped: list[int] = []
+    if skip_unreadable:
+        skipped = _unreadable(listing, chosen)
+        if len(skipped) == len(chosen):
+            raise ImageSetError(f"{folder}: none of the {len(chosen)} images can be read: check the files")
+        chosen = sorted(set(chosen) - set(skipped))
+    labels = None if listing.labels is None else np.array(listing.labels, np.int64)[chosen]
+    return ImageSet(
+        source=text_of(folder.resolve().name),
+        images=ImageFiles(listing.root, tuple(listing.names[index] for index in chosen)),
+        labels=labels,
+        class_names=listing.class_names,
+        by_folder=listing.by_folder,
+        seed=seed,
+        skipped=tuple(text_of(listing.names[index]) for index in skipped),
+    )
+
+
+def _open_archive(path: Path, limit: int | None, seed: int) -> ImageSet:
+    count, shape, labels = list_archive(path)
+    if count == 0:
+        raise ImageSetError(f"{path} holds no images: its array 'images' is empty")
+    chosen = _choose(count, limit, seed)
+    return ImageSet(
+        source=text_of(path.name),
+        images=ArchiveImages(path, shape, tuple(chosen)),
+        labels=None if labels is None else labels[chosen],
+        seed=seed,
+    )
+
+
+def _choose(count: int, limit: int | None, seed: int) -> list[int]:
+    """Indices in ascending order, ``limit`` of them at most."""
+    if limit is not None and limit < 1:
+        raise ImageSetError(f"a limit of {limit} leaves no images: allow at least 1")
+    if limit is None or limit >= count:
+        return list(range(count))
+    drawn = np.random.default_rng(seed).choice(count, limit, replace=False)
+    return sorted(int(index) for index in drawn)
+
+
+def _what_it_is(path: Path) -> str:
+    if not path.exists():
+        return f"{path} does not exist: pass a folder of images or an .npz"
+    if path.suffix.lower() in SUFFIXES:
+        return f"{path} is a single image: pass the folder that holds it ({path.resolve().parent})"
+    return f"{path} is not an image set: pass a folder of images or an .npz with images and labels"
+
+
+def _unreadable(listing: Listing, chosen: list[int]) -> list[int]:
+    def readable(index: int) -> bool:
+        try:
+            open_image(listing.root / listing.names[index])
+        except ImageSetError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [index for index, good in zip(chosen, pool.map(readable, chosen), strict=True) if not good]
+
+
+def _decoded(source: ImageSource, preprocess: Preprocess) -> Iterator[NDArray[np.uint8]]:
+    """Pixels of every image in order, a few decoded ahead in other threads."""
+    waiting: deque[Future[NDArray[np.uint8]]] = deque()
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="decode") as pool:
+        try:
+            for decode in source.decoders():
+                waiting.append(pool.submit(decode, preprocess))
+                if len(waiting) > _LOOK_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,182 @@
+"""Error that 8-bit grids cause in the logits, as a function of channel factors and step sizes, with its gradient.
+
+Channel c of tensor t is divided by its factor f_c and rounded to multiples of the tensor's step d_t, so in its own
+unit its step is u = d_t * f_c, and it is clipped at 127 u, or at 255 u where the tensor has the full range. With e_c(u)
+the expected squared error of that, from the channel's histogram, and G, F of ``sensitivity``:
+
+    activations   sum over t, c   G_tc * e_tc(d_t * f_c)        weighted by magnitude
+    weights       sum over o, k   F_ok / f_k^2 * (max_k |W_ok| f_k / 127)^2 / 12
+
+A row's own factor divides its weights and its scale alike, so it does not appear. Both sums are relative to the
+squared norm of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.methods.channel_groups import ChannelGroups
+from calibration.network import WEIGHTED_OPS, output_first, read_nodes
+from calibration.scales import LEVELS
+from calibration.statistics.channels import BINS, ChannelHistograms
+from calibration.statistics.sensitivity import Sensitivity, bucket_of
+
+if TYPE_CHECKING:
+    import onnx
+
+TAIL = ((1.25, 0.4), (1.5, 0.12), (2.0, 0.04))
+"""Allowance for images that calibration has not seen: (size, share) says that this share of a channel's values is that
+many times as large, where 100 images were seen and each shows one value of the channel. The shares fall with more
+images, as one over their number, and with n values an image, as 1 / sqrt(n), because the largest is better known.
+Errors of clipping also add up, in the deep layers to ten times what independent errors do, so the shares are larger
+than what images exceed. Chosen on ResNet-18 and -50 (100 images) and ResNet-20 (64 and 512), judged on other images."""
+_TAIL_IMAGES = 100
+_MOST_TAIL = 1.5
+
+_LOWEST, _HIGHEST, _POINTS = -13.0, 3.0, 65
+"""log2 of step over amax: from steps that lose nothing to steps that lose everything."""
+_SPACING = (_HIGHEST - _LOWEST) / (_POINTS - 1) * float(np.log(2.0))
+
+Array = NDArray[np.float64]
+
+
+def _bin_errors(levels: int) -> Array:
+    """[BINS, _POINTS] mean squared error in each bin of a channel with range 1, for every step of the grid.
+
+    The integral is explained at ``thresholds.squared_errors``.
+    """
+    edges = np.arange(BINS + 1)[:, None] / BINS
+    steps = 2.0 ** np.linspace(_LOWEST, _HIGHEST, _POINTS)
+    nearest = np.minimum(np.rint(edges / steps), levels)
+    integral = nearest * steps**3 / 12 + (edges - nearest * steps) ** 3 / 3
+    return np.diff(integral, axis=0) * BINS
+
+
+def _with_tail(errors: Array, weight: float) -> Array:
+    """``errors`` [C, _POINTS] of a mixture of each channel with enlarged copies of itself."""
+    grid = np.arange(_POINTS)
+    result = errors * (1 - weight * sum(share for _, share in TAIL))
+    for size, share in TAIL:
+        at = np.clip(grid - np.log(size) / _SPACING, 0, _POINTS - 1)
+        low = np.minimum(at.astype(int), _POINTS - 2)
+        part = at - low
+        result += weight * share * size**2 * (errors[:, low] * (1 - part) + errors[:, low + 1] * part)
+    return result
+
+
+class ActivationNoise:
+    """G_tc * e_tc(u) of one tensor, interpolated in log-log between ``_POINTS`` step sizes."""
+
+    def __init__(
+        self,
+        histograms: ChannelHistograms,
+        sensitivity: Array,
+        logits: float,
+        *,
+        tail: float,
+        magnitudes: Array | None = None,
+        levels: int = LEVELS,
+    ) -> None:
+        """``tail`` is the weight of ``TAIL``; ``magnitudes`` [BUCKETS] as in ``Sensitivity``."""
+        self.levels = levels
+        """Steps from zero to the clipping threshold."""
+        unit = np.maximum(histograms.bin_widths * BINS, 1e-30)
+        shares = histograms.counts / histograms.counts.sum(axis=1, keepdims=True)
+        if magnitudes is not None:
+            centres = (np.arange(BINS) + 0.5) * histograms.bin_widths[:, None]
+            shares = shares * magnitudes[bucket_of(centres / np.maximum(histograms.amax, 1e-30)[:, None])]
+        errors = _with_tail(shares @ _bin_errors(levels), tail)
+        scale = unit**2 * sensitivity / logits
+        self._log_errors = np.log(np.maximum(errors * scale[:, None], 1e-30))
+        self._log_units = np.log(unit)
+        self.log_ranges = np.log(np.maximum(histograms.amax, 1e-30))
+        """[C]"""
+
+    def __call__(self, log_steps: Array) -> tuple[Array, Array]:
+        """Errors [C] and their derivatives by ``log_steps`` [C], the logarithms of the channels' own steps."""
+        position = (log_steps - self._log_units) / _SPACING - _LOWEST / ((_HIGHEST - _LOWEST) / (_POINTS - 1))
+        position = np.clip(position, 0, _POINTS - 1 - 1e-9)
+        low = position.astype(int)
+        rows = np.arange(len(low))
+        left, right = self._log_errors[rows, low], self._log_errors[rows, low + 1]
+        errors = np.exp(left + (right - left) * (position - low))
+        return errors, errors * (right - left) / _SPACING
+
+
+class WeightNoise:
+    """The second sum for one convolution or classifier, by the factors of its input channels."""
+
+    def __init__(self, weight: NDArray[np.float32], sensitivity: Array, logits: float) -> None:
+        """``weight`` is [O, I, ...], ``sensitivity`` [O, I]."""
+        self._peaks = np.abs(weight.reshape(*weight.shape[:2], -1)).max(axis=2)
+        self._sensitivity = (sensitivity / (12 * LEVELS**2 * logits)).astype(np.float32)
+
+    def __call__(self, log_factors: Array) -> tuple[float, Array]:
+        """Error, and its derivatives [I] by ``log_factors`` [I]."""
+        factors = np.exp(log_factors).astype(np.float32)
+        scaled = self._peaks * factors
+        widest = scaled.argmax(axis=1)
+        squares = np.square(scaled[np.arange(len(widest)), widest], dtype=np.float64)
+        inverse = 1 / np.square(factors, dtype=np.float64)
+        rows = self._sensitivity @ inverse.astype(np.float32) * squares
+        gradient = -2 * inverse * (squares.astype(np.float32) @ self._sensitivity)
+        np.add.at(gradient, widest, 2 * rows)
+        return float(rows.sum()), gradient
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """The whole sum, for one network."""
+
+    groups: ChannelGroups
+    activations: dict[str, ActivationNoise]
+    weights: dict[str, WeightNoise]
+    """Keyed by the weighted node's name."""
+    inputs: dict[str, str]
+    """Weighted node to the tensor that it reads."""
+
+
+def noise_model(
+    model: onnx.ModelProto,
+    groups: ChannelGroups,
+    histograms: Mapping[str, ChannelHistograms],
+    sensitivity: Sensitivity,
+    levels: Mapping[str, int] | None = None,
+) -> NoiseModel:
+    """Noise model of a folded fp32 graph whose quantized tensors have ``histograms``, and ``levels`` if not LEVELS."""
+    from onnx import numpy_helper
+
+    constants = {entry.name: entry for entry in model.graph.initializer}
+    weighted = [node for node in read_nodes(model) if node.op in WEIGHTED_OPS]
+    activations = {
+        name: ActivationNoise(
+            entry,
+            sensitivity.activations[name],
+            sensitivity.logits,
+            tail=tail_weight(name, entry, model),
+            magnitudes=sensitivity.magnitudes.get(name),
+            levels=(levels or {}).get(name, LEVELS),
+        )
+        for name, entry in histograms.items()
+    }
+    weights = {
+        node.name: WeightNoise(
+            output_first(node, numpy_helper.to_array(constants[node.inputs[1]])),
+            sensitivity.weights[node.name],
+            sensitivity.logits,
+        )
+        for node in weighted
+    }
+    return NoiseModel(groups, activations, weights, {node.name: node.inputs[0] for node in weighted})
+
+
+def tail_weight(name: str, entry: ChannelHistograms, model: onnx.ModelProto) -> float:
+    """Weight of ``TAIL`` for a tensor: pixels are bounded, so the network's input has no tail."""
+    if name == model.graph.input[0].name:
+        return 0.0
+    return min(_TAIL_IMAGES / entry.images, _MOST_TAIL) / float(np.sqrt(entry.positions))

@@ -1,0 +1,142 @@
+"""Channel observers: one histogram of magnitudes for every channel of a tensor, and the mean of each.
+
+Equalization needs to know how each channel would look under another scale, and bias correction needs its mean. As in
+``observers`` a bin's width is a power of two that grows by doubling, here one for each channel, so the counts are the
+same, bit for bit, whatever the order and the size of the batches. Ranges and means are taken of all values; of large
+planes only evenly spread positions are counted, the same ones in every image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.statistics.observers import BINS as TENSOR_BINS
+from calibration.statistics.observers import MIN_EXPONENT, Histogram, never_observed, not_finite, widened
+
+BINS = 512
+"""A step of the 8-bit grid over a channel's range is two to four bins wide."""
+
+_RANGE_BITS = BINS.bit_length() - 1
+_CHUNK = 1 << 16
+_POSITIONS = 400
+"""Most positions of a plane that are counted: with hundreds of images that is plenty, and counting all would take
+longer than running the network."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelHistograms:
+    """Magnitudes of everything that was observed at the C channels of one tensor."""
+
+    counts: NDArray[np.int64]
+    """[C, BINS], number of elements per bin of |x|, of the positions that are counted."""
+    bin_widths: NDArray[np.float64]  # [C]
+    minimum: NDArray[np.float32]  # [C]
+    maximum: NDArray[np.float32]  # [C]
+    means: NDArray[np.float64]  # [C]
+    positions: int
+    """Values of a channel in one image."""
+    images: int
+
+    @property
+    def amax(self) -> NDArray[np.float64]:
+        """Largest magnitude of each channel, exactly; [C]."""
+        return np.maximum(np.maximum(-self.minimum, self.maximum), 0).astype(np.float64)
+
+    def merged(self, factors: NDArray[np.float64] | None = None) -> Histogram:
+        """Histogram of the whole tensor, each channel divided by its factor [C], its bins taken as evenly filled."""
+        divisors = np.ones(len(self.counts)) if factors is None else factors
+        low = float((self.minimum / divisors).min())
+        high = float((self.maximum / divisors).max())
+        amax = max(-low, high, 0.0)
+        if amax == 0.0:
+            counts = np.zeros(TENSOR_BINS, np.int64)
+            counts[0] = self.counts.sum()
+            return Histogram(counts, math.ldexp(1.0, MIN_EXPONENT), low, high)
+        width = math.ldexp(1.0, max(math.frexp(amax)[1] - (TENSOR_BINS.bit_length() - 1), MIN_EXPONENT))
+        edges = np.arange(TENSOR_BINS + 1) * width
+        own = np.arange(BINS + 1)
+        reached = np.zeros(TENSOR_BINS + 1)
+        for row, step, top in zip(self.counts, self.bin_widths / divisors, self.amax / divisors, strict=True):
+            # the last bin that is used ends at amax, so that nothing is spread beyond it
+            bounds = np.minimum(own * step, top)
+            reached += np.interp(edges, bounds, np.concatenate(([0], np.cumsum(row))))
+        return Histogram(np.diff(np.rint(reached)).astype(np.int64), width, low, high)
+
+
+class ChannelObserver:
+    """Accumulates the histograms of one tensor. Not thread-safe; different observers may run in different threads."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._positions = 0
+        self._values = 0  # of each channel
+        self._begin(0)
+
+    def _begin(self, channels: int) -> None:
+        self._counts = np.zeros((channels, BINS), np.int64)
+        self._exponents = np.full(channels, MIN_EXPONENT)
+        self._minimum = np.full(channels, np.inf, np.float32)
+        self._maximum = np.full(channels, -np.inf, np.float32)
+        self._sums = np.zeros(channels)
+
+    def update(self, array: NDArray[np.float32]) -> None:
+        """Count ``array`` [N, C, ...]; NaN or infinity in it raise ``CalibrationError``."""
+        if not array.size:
+            return
+        planes = array.reshape(*array.shape[:2], -1)
+        images, channels, positions = planes.shape
+        if not self._values:
+            self._begin(channels)
+        self._positions = positions
+        self._values += images * positions
+        self._range(planes)
+        counted = planes[:, :, :: position_stride(positions)]
+        size = images * counted.shape[2]
+        step = max(1, _CHUNK // size)
+        for start in range(0, channels, step):
+            part = slice(start, start + step)
+            self._count(part, counted[:, part].swapaxes(0, 1).reshape(-1, size))
+
+    def histograms(self) -> ChannelHistograms:
+        """A snapshot of what was seen so far; ``CalibrationError`` if that is nothing."""
+        if not self._values:
+            raise never_observed(self.name)
+        return ChannelHistograms(
+            self._counts.copy(),
+            np.ldexp(1.0, self._exponents),
+            self._minimum.copy(),
+            self._maximum.copy(),
+            self._sums / self._values,
+            self._positions,
+            self._values // self._positions,
+        )
+
+    def _range(self, planes: NDArray[np.float32]) -> None:
+        """Take ``planes`` [N, C, P] into ranges and means."""
+        low, high = planes.min(axis=(0, 2)), planes.max(axis=(0, 2))
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise not_finite(self.name)
+        amax = np.maximum(-low, high)
+        needed = np.where(amax > 0, np.frexp(amax)[1] - _RANGE_BITS, MIN_EXPONENT)
+        for row in np.flatnonzero(needed > self._exponents):
+            self._counts[row] = widened(self._counts[row], int(needed[row] - self._exponents[row]))
+            self._exponents[row] = needed[row]
+        np.minimum(self._minimum, low, out=self._minimum)
+        np.maximum(self._maximum, high, out=self._maximum)
+        self._sums += planes.sum(axis=(0, 2), dtype=np.float64)
+
+    def _count(self, part: slice, rows: NDArray[np.float32]) -> None:
+        """Count ``rows`` [channels of ``part``, elements]."""
+        scaled = np.abs(rows) * np.ldexp(np.float32(1), -self._exponents[part]).astype(np.float32)[:, None]
+        index = scaled.astype(np.int32)
+        index += (np.arange(len(rows), dtype=np.int32) * BINS)[:, None]
+        self._counts[part] += np.bincount(index.reshape(-1), minlength=len(rows) * BINS).reshape(-1, BINS)
+
+
+def position_stride(positions: int) -> int:
+    """Step between the positions of a plane that are looked at: odd, to walk through all columns of an even width."""
+    return -(-positions // _POSITIONS) | 1

@@ -1,1 +1,0 @@
-"""Compiling every kernel with every tile for every GPU that is supported, on a machine that has none."""

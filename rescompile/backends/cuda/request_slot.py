@@ -1,0 +1,103 @@
+"""Stream and memory of one request on the GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rescompile.backends.cuda.image_import import NON_BLOCKING
+from rescompile.backends.zero_copy import DeviceImages
+
+ALIGNMENT = 256
+"""Bytes that addresses are multiples of: TensorRT asks for 256, Triton's kernels were compiled for 16."""
+
+
+class RequestSizes(NamedTuple):
+    """The largest request."""
+
+    most: int
+    """Images."""
+    image: tuple[int, ...]
+    """Shape of one image."""
+    dtype: np.dtype[Any]
+    classes: int
+
+
+class RequestSlot:
+    """Room for one request of the largest batch. The context is current in every method; one thread at a time.
+
+    All work of a request is put into the stream before anything waits. Images and logits travel through page-locked
+    memory: copies from other memory would block the caller.
+
+    Args:
+        cuda: ``pycuda.driver`` or what stands in for it, whose error is raised where there is too little memory.
+        sizes: of the largest request.
+    """
+
+    def __init__(self, cuda: Any, sizes: RequestSizes) -> None:
+        self._cuda, self.sizes = cuda, sizes
+        self._held: list[Any] = []
+        self.stream: Any = cuda.Stream(NON_BLOCKING)
+        try:
+            self.images = self.allocate(sizes.most * math.prod(sizes.image) * sizes.dtype.itemsize)
+            self.logits = self.allocate(sizes.most * sizes.classes * 4)
+            self._sent = self._page_locked((sizes.most, *sizes.image), sizes.dtype)
+            self._answered = self._page_locked((sizes.most, sizes.classes), np.dtype(np.float32))
+        except BaseException:
+            self.close()
+            raise
+
+    def allocate(self, size: int) -> Any:
+        """``size`` bytes on the GPU, freed with the slot, and zeroed so that no earlier data is read."""
+        allocation = self._cuda.mem_alloc(max(size, ALIGNMENT))
+        self._held.append(allocation)
+        self._cuda.memset_d8(allocation, 0, max(size, ALIGNMENT))
+        return allocation
+
+    def run(
+        self, images: NDArray[np.generic] | DeviceImages, rows: int, enqueue: Callable[[int], None]
+    ) -> NDArray[np.float32]:
+        """Logits [N, classes] of ``images`` [N, ...], executed by ``enqueue`` as ``rows`` >= N images.
+
+        ``enqueue`` is called with the images' address and puts their inference into the stream; the logits go to
+        ``logits``. After an error of the driver or of ``enqueue`` no work of the request is pending.
+        """
+        count = len(images)
+        try:
+            enqueue(self._address_of(images, rows))
+            self._cuda.memcpy_dtoh_async(self._answered[:count], self.logits, self.stream)
+            self.stream.synchronize()
+        except BaseException:
+            # what is in the stream already reads the caller's memory, and ours
+            with suppress(self._cuda.Error):
+                self.stream.synchronize()
+            raise
+        return self._answered[:count].copy()
+
+    def close(self) -> None:
+        """Free the memory; calling it twice is harmless."""
+        for memory in self._held:
+            memory.free()
+        self._held, self.stream = [], None
+
+    def _address_of(self, images: NDArray[np.generic] | DeviceImages, rows: int) -> int:
+        """Address of ``rows`` images, the given ones first, once the stream has come so far."""
+        if isinstance(images, DeviceImages):
+            images.ready.make_wait(self.stream.handle)
+            if rows == len(images) and images.address % ALIGNMENT == 0:
+                return images.address
+            self._cuda.memcpy_dtod_async(self.images, images.address, images.nbytes, self.stream)
+        else:
+            np.copyto(self._sent[: len(images)], images)
+            self._cuda.memcpy_htod_async(self.images, self._sent[: len(images)], self.stream)
+        return int(self.images)
+
+    def _page_locked(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        made: NDArray[Any] = self._cuda.pagelocked_empty(shape, dtype)
+        self._held.append(made.base)
+        return made

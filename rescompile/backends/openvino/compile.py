@@ -1,0 +1,86 @@
+"""Compiling with OpenVINO: the one place that does it, so that what is verified is what is executed.
+
+OpenVINO computes float layers in bfloat16 on CPUs that have it, unless it is told to infer in f32. Every model that is
+executed here is compiled by ``compile_model``: engines, candidates, tests and the peers in ``benchmarks/``. The C++
+runtime sets the same (``cpp/src/openvino_backend.cpp``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rescompile.backends.base import RUN_DEFAULTS, RunOptions
+from rescompile.errors import BackendError
+
+TUNING = {"SNIPPETS_MODE": "DISABLE"}
+"""Not in OpenVINO's manual: with its fusion of elementwise chains on, an identity block's add is no longer fused
+into the convolution before it. The numbers are the same to the bit."""
+
+
+def settings_of(options: RunOptions, *, tuned: bool = True) -> dict[str, Any]:
+    """OpenVINO's settings for ``options``; an older version may not know the ``tuned`` ones."""
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": options.hint.upper(),
+    }
+    if options.threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = options.threads
+    return settings | TUNING if tuned else settings
+
+
+def compile_model(
+    source: Any, options: RunOptions = RUN_DEFAULTS, *, tuned: bool = True, counters: bool = False
+) -> Any:
+    """The model ``source`` compiled for this CPU.
+
+    Args:
+        source: the path of a model, a serialized ONNX graph, or an OpenVINO model.
+        options: threads and hint.
+        tuned: use the settings that our engines gain from; without them, as a user of OpenVINO has it.
+        counters: measure the time of each layer.
+
+    Raises:
+        RuntimeError: OpenVINO refuses the model.
+    """
+    return compile_noting(source, options, tuned=tuned, counters=counters)[0]
+
+
+def compile_noting(
+    source: Any, options: RunOptions = RUN_DEFAULTS, *, tuned: bool = True, counters: bool = False
+) -> tuple[Any, tuple[str, ...]]:
+    """``compile_model``, and notes on settings that this OpenVINO does not know."""
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(source) if isinstance(source, (Path, bytes)) else source
+    settings = settings_of(options, tuned=False) | ({"PERF_COUNT": "YES"} if counters else {})
+    if not tuned:
+        return core.compile_model(model, "CPU", settings), ()
+    try:
+        return core.compile_model(model, "CPU", settings | TUNING), ()
+    except RuntimeError as error:
+        if not any(key in str(error) for key in TUNING):
+            raise
+    return core.compile_model(model, "CPU", settings), (
+        f"OpenVINO {ov.__version__} does not know {', '.join(TUNING)}: fewer residual adds are fused",
+    )
+
+
+@contextmanager
+def translate_errors(what: str) -> Iterator[None]:
+    """Turn an error of OpenVINO into a BackendError that begins with ``what``."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise BackendError(f"{what}: {error_reason(error)}") from error
+
+
+def error_reason(error: RuntimeError) -> str:
+    """The reason in OpenVINO's message, without the lines that say where in its source it was raised."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    where = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't", "Summary")
+    reasons = [line for line in lines if line and not line.startswith(where)]
+    return (reasons or lines or ["no reason given"])[0]

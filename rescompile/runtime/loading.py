@@ -1,0 +1,100 @@
+"""Loading an engine: check its directory, open it with its backend, and test it on its golden inputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from rescompile.backends import get_backend
+from rescompile.backends.base import (
+    RUN_DEFAULTS,
+    CachesCompilation,
+    Hint,
+    RunOptions,
+    SimulatingBackend,
+)
+from rescompile.errors import EngineError
+from rescompile.metrics import relative_rms
+from rescompile.runtime.engine import Engine
+from rescompile.runtime.golden import read_golden
+from rescompile.runtime.integrity import checked_manifest
+
+
+def load(
+    directory: Path | str,
+    *,
+    verify: bool = True,
+    hint: Hint | None = None,
+    options: RunOptions = RUN_DEFAULTS,
+) -> Engine:
+    """Load the engine in ``directory`` and test it on its golden inputs.
+
+    ``verify=False`` skips the hashes and the golden self-test: a faster start, for directories that were loaded
+    before. ``hint="throughput"`` runs several calls at once: on a CPU with fewer threads each, on a GPU with one stream
+    each (``options.streams``). ``"latency"`` gives one call the whole device; None uses ``options.hint``.
+
+    Raises:
+        UsageError: the hint is unknown.
+        EngineError: the directory is damaged or incomplete, or the engine does not reproduce its golden answers.
+        BackendUnavailable: the engine cannot run on this machine.
+        BackendError: the backend's library refused the payload.
+    """
+    directory = Path(directory)
+    if hint is not None:
+        options = replace(options, hint=hint)
+    manifest = checked_manifest(directory, hashes=verify)
+    runner = get_backend(manifest.backend).load(directory, manifest, options)
+    engine = Engine(manifest, runner)
+    if verify:
+        _self_test_or_close(directory, engine)
+        if isinstance(runner, CachesCompilation):
+            runner.cache_compilation()
+    return engine
+
+
+def simulate(directory: Path) -> Engine | None:
+    """Load the engine in ``directory`` on its backend's simulator, for a device that this machine lacks.
+
+    The golden self-test runs as in ``load``. None where the backend has no simulator.
+
+    Raises:
+        EngineError: the directory is damaged or incomplete, or the golden answers are not reproduced.
+        BackendError: the payload was refused.
+    """
+    manifest = checked_manifest(directory, hashes=True)
+    backend = get_backend(manifest.backend)
+    if not isinstance(backend, SimulatingBackend):
+        return None
+    engine = Engine(manifest, backend.simulate(directory, manifest))
+    _self_test_or_close(directory, engine)
+    return engine
+
+
+def _self_test_or_close(directory: Path, engine: Engine) -> None:
+    """Run the golden self-test, and close an engine that fails it."""
+    try:
+        _self_test(directory, engine)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def _self_test(directory: Path, engine: Engine) -> None:
+    """Run the golden inputs.
+
+    Raises:
+        EngineError: the answers are not the golden ones.
+    """
+    images, expected = read_golden(directory, engine.manifest)
+    # in batches that the engine was tuned for: libraries prepare each size when they first see it
+    size = engine.manifest.batch.opt
+    parts = [engine(images[start : start + size]) for start in range(0, len(images), size)]
+    error = relative_rms(expected, np.concatenate(parts))
+    allowed = engine.manifest.golden_relative_rms
+    if not error <= allowed:  # NaN, too
+        raise EngineError(
+            f"the engine in {directory} does not reproduce its golden answers on this machine (relative RMS "
+            f"{error:.3g}, allowed {allowed:g}); build it again here"
+        )

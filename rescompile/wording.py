@@ -1,0 +1,44 @@
+"""Numbers, units and foreign text as the user reads them: the same in every message, table and page."""
+
+from __future__ import annotations
+
+
+def plain(text: str) -> str:
+    """``text`` with control characters (terminal escapes, line breaks) made visible instead of obeyed."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 image``, ``300 images``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def percent(fraction: float) -> str:
+    """0.97333 as ``97.333 %``: three decimals show one image in a hundred thousand; trailing zeros are dropped."""
+    return f"{_trimmed(100 * fraction)} %"
+
+
+def points(difference: float) -> str:
+    """Percentage points: 0.2 as ``0.2 points``."""
+    text = _trimmed(difference)
+    return f"{text} point" if text in {"1", "-1"} else f"{text} points"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units: ``1.25 GB``, ``640 MB``."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """``0.42 s``, ``12.3 s``, ``3 min 05 s``."""
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def _trimmed(value: float) -> str:
+    text = f"{value:.3f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text

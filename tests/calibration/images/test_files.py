@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calibration.errors import ImageSetError
+from calibration.images.files import decode, open_image
+from calibration.preprocess import CIFAR
+from tests.calibration.images.folders import picture, png_header, save
+
+
+def damaged(path: Path, kind: str) -> Path:
+    save(path, 0)
+    data = path.read_bytes()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "text": b"hello",
+            "half": data[: len(data) // 2],
+            "header only": data[:20],
+            "noise inside": data[:200] + bytes(400) + data[600:],
+        }[kind]
+    )
+    return path
+
+
+def refusal(path: Path) -> str:
+    try:
+        open_image(path)
+    except ImageSetError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "half", "header only", "noise inside"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp", ".gif", ".tif"])
+def test_damaged_file_is_named_or_read_but_never_a_traceback(tmp_path: Path, suffix: str, kind: str) -> None:
+    said = refusal(damaged(tmp_path / f"x{suffix}", kind))
+    if said or kind != "noise inside":  # which some formats have no checksum to notice
+        assert f"x{suffix} cannot be read (" in said
+        assert "remove it, or pass --skip-unreadable" in said
+
+
+@pytest.mark.parametrize("kind", ["empty", "text"])
+def test_file_of_other_contents_is_said_to_be_no_image(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ImageSetError, match=r"cannot be read \(its contents are not an image\)"):
+        open_image(damaged(tmp_path / "x.png", kind))
+
+
+@pytest.mark.parametrize("side", [12_000, 30_000])
+def test_decompression_bomb_is_a_sentence_and_not_a_warning(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(side, side))
+    with pytest.raises(ImageSetError, match=r"bomb\.png cannot be read \(it has too many pixels to decode\)"):
+        open_image(path)
+
+
+def test_large_image_below_the_limit_does_not_warn(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(png_header(9600, 9600))
+    with pytest.raises(ImageSetError, match=r"large\.png cannot be read \(.*truncated"):
+        open_image(path)
+
+
+def test_grey_and_cmyk_files_are_read_as_rgb(tmp_path: Path) -> None:
+    Image.new("L", (32, 32), 90).save(tmp_path / "grey.jpg")
+    Image.new("CMYK", (32, 32), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
+    assert np.abs(decode(tmp_path / "grey.jpg", CIFAR).astype(int) - 90).max() <= 1
+    assert np.abs(decode(tmp_path / "cmyk.jpg", CIFAR).astype(int) - [255, 0, 0]).max() <= 3
+
+
+def test_sixteen_bit_file_is_scaled(tmp_path: Path) -> None:
+    Image.fromarray(np.full((32, 32), 51 * 257, np.uint16)).save(tmp_path / "deep.png")
+    assert np.array_equal(decode(tmp_path / "deep.png", CIFAR), np.full((32, 32, 3), 51))
+
+
+def test_orientation_in_the_file_is_honoured(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(picture(5)).save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "x.png")), picture(5)[::-1, ::-1])
+
+
+def test_directory_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageSetError, match=r"cannot be read .Is a directory"):
+        open_image(tmp_path)

@@ -1,0 +1,79 @@
+"""The graph for Triton Inference Server gives the engine's answers without being told the precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+from numpy.typing import NDArray
+
+from rescompile.backends.openvino.compile import compile_model
+from rescompile.backends.openvino.lowering import lower
+from rescompile.serving.openvino_graph import write_precise
+from tests.backends.engines import taking_pixels
+from tests.backends.graphs import residual_net, sample_images
+from tests.graph.conftest import folded, images, int8, with_zero_points
+from tests.serving.triton_backend import as_triton_compiles
+
+TRITON_SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+
+CASES: dict[str, Any] = {
+    "fp32": lambda: (residual_net("fp32"), sample_images(4)),
+    "fp16": lambda: (residual_net("fp16"), sample_images(4)),
+    "int8": lambda: (residual_net("int8"), sample_images(4)),
+    "fp32 of pixels": lambda: (taking_pixels(residual_net("fp32")), PIXELS),
+    "int8 of pixels": lambda: (taking_pixels(residual_net("int8")), PIXELS),
+    "fp32 with a max pool": lambda: (folded("resnet18"), images("resnet18")),
+    "fp32 with padded skips": lambda: (folded("resnet20-cifar"), images("resnet20-cifar")),
+    "int8 with a max pool": lambda: (int8("resnet50"), images("resnet50")),
+    "int8 with projected skips": lambda: (int8("resnet20-cifar", "B"), images("resnet20-cifar")),
+    "int8 of full range": lambda: (with_zero_points("resnet20-cifar"), images("resnet20-cifar")),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_answers_are_the_engines(case: str, tmp_path: Path) -> None:
+    model, batch = CASES[case]()
+    plain, precise = _engine(model, batch, tmp_path), tmp_path / "precise.xml"
+    write_precise(plain, precise)
+    expected = compile_model(plain)([batch])[0]
+    compiled = as_triton_compiles(precise, len(batch), TRITON_SETTINGS)
+    np.testing.assert_allclose(compiled([batch])[0], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert list(compiled.output(0).get_partial_shape()) == list(expected.shape)
+    assert compiled.output(0).get_names() == compile_model(plain).output(0).get_names()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_layer_is_marked(case: str, tmp_path: Path) -> None:
+    model, batch = CASES[case]()
+    write_precise(_engine(model, batch, tmp_path), tmp_path / "precise.xml")
+    layers = ElementTree.parse(tmp_path / "precise.xml").getroot().iter("layer")
+    computing = [layer for layer in layers if layer.get("type") not in {"Const", "Parameter", "Result"}]
+    marks = [layer.findall("rt_info/attribute[@name='precise']") for layer in computing]
+    assert computing
+    assert all(len(found) == 1 for found in marks)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_plain_graph_needs_the_hint_where_a_cpu_has_bfloat16(precision: str, tmp_path: Path) -> None:
+    """Without this, the tests above would not show what the marks are for."""
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bfloat16: OpenVINO infers in f32 in any case")
+    model, batch = CASES[precision]()
+    plain = _engine(model, batch, tmp_path)
+    rounded = as_triton_compiles(plain, len(batch), TRITON_SETTINGS)([batch])[0]
+    assert np.abs(rounded - compile_model(plain)([batch])[0]).max() > 1e-3
+
+
+def _engine(model: onnx.ModelProto, batch: NDArray[Any], folder: Path) -> Path:
+    """``model.xml`` as a build writes it, for 1 to 8 images."""
+    read = ov.Core().read_model(lower(model).SerializeToString())
+    read.reshape(ov.PartialShape([ov.Dimension(1, 8), *batch.shape[1:]]))
+    ov.save_model(read, folder / "plain.xml", compress_to_fp16=False)
+    return folder / "plain.xml"

@@ -1,0 +1,23 @@
+"""The steps of Triton Inference Server's OpenVINO backend: how it reads, changes and compiles a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+SETTINGS = ("INFERENCE_NUM_THREADS", "COMPILATION_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT")
+"""Parameters that the backend hands over to OpenVINO; it ignores those that it does not know."""
+
+
+def as_triton_compiles(path: Path, batch: int, parameters: Mapping[str, str]) -> Any:
+    """The model at ``path`` compiled as the backend does: the batch is the first dimension, and always the largest."""
+    core = ov.Core()
+    steps = ov.preprocess.PrePostProcessor(core.read_model(path))
+    steps.input(0).tensor().set_layout(ov.Layout("N..."))
+    model = steps.build()
+    ov.set_batch(model, batch)
+    core.set_property("CPU", {name: parameters[name] for name in SETTINGS if name in parameters})
+    return core.compile_model(model, "CPU", {"ALLOW_AUTO_BATCHING": True})
