@@ -23,7 +23,7 @@ from calibration.names import text_of
 from calibration.preprocess import Preprocess
 from rescompile.accuracy.error_by_block import Probe
 from rescompile.accuracy.graph_description import (
-    Fed,
+    InputSpec,
     classes_of,
     quantized,
     read_graph,
@@ -46,7 +46,7 @@ _WHERE = "pass an engine directory, DIR:fp32, DIR:graph, DIR:engine or FILE.onnx
 
 
 @dataclass(frozen=True)
-class SideName:
+class ComparandName:
     """A side as the user wrote it; ``part`` is None for a file."""
 
     path: Path
@@ -58,7 +58,7 @@ class SideName:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """What one image left in a side."""
 
     values: Mapping[str, NDArray[Any]]
@@ -67,7 +67,7 @@ class Seen:
     """Quantized tensor to its elements at +-127 or -128, and to all of its elements."""
 
 
-class Side(Protocol):
+class Comparand(Protocol):
     """One of the two that are compared."""
 
     name: str
@@ -88,7 +88,7 @@ class Side(Protocol):
     tops: Mapping[str, NDArray[np.float32]]
     """Block to the largest value [C, 1, 1] or [1] of the quantizer that reads its output, in the network's unit."""
 
-    def __call__(self, pixels: NDArray[np.uint8], preprocess: Preprocess) -> Seen:
+    def __call__(self, pixels: NDArray[np.uint8], preprocess: Preprocess) -> Observation:
         """Run one image: pixels [S, S, 3]."""
         ...
 
@@ -97,7 +97,7 @@ class Side(Protocol):
         ...
 
 
-def parse_side(text: str) -> SideName:
+def parse_comparand(text: str) -> ComparandName:
     """The side that ``text`` names; a path that exists is taken as it is, colons and all.
 
     Raises:
@@ -112,10 +112,10 @@ def parse_side(text: str) -> SideName:
         if part not in PARTS or not path.is_dir():
             hint = did_you_mean(part, list(PARTS))
             raise UsageError(f"{text_of(text)} names no part of an engine directory; {_WHERE}.{hint}")
-    return SideName(path, cast(Part, part) if path.is_dir() else None)
+    return ComparandName(path, cast(Part, part) if path.is_dir() else None)
 
 
-def open_side(name: SideName) -> Side:
+def open_comparand(name: ComparandName) -> Comparand:
     """Load what ``name`` names.
 
     Raises:
@@ -124,7 +124,9 @@ def open_side(name: SideName) -> Side:
         BackendUnavailable: the engine cannot run on this machine.
     """
     if name.part is None:
-        return GraphSide(name.path, title=f"{name} (ONNX graph)", preprocess=_preprocess_beside(name.path))
+        return GraphComparand(
+            name.path, title=f"{name} (ONNX graph)", preprocess=_preprocess_beside(name.path)
+        )
     manifest = read_manifest(name.path)
     check_files(name.path, manifest)
     if name.part == "fp32":
@@ -138,13 +140,13 @@ def open_side(name: SideName) -> Side:
         what = f"{manifest.precision} engine, {manifest.backend}"
     title = f"{name} ({what})"
     if name.part != "engine" or manifest.backend == "onnxruntime":
-        return GraphSide(path, title=title, preprocess=manifest.preprocess)
+        return GraphComparand(path, title=title, preprocess=manifest.preprocess)
     if manifest.backend == "openvino":
-        return InnerEngineSide(name.path, manifest, title=title)
-    return LogitsSide(name.path, manifest, title=title)
+        return OpenVinoComparand(name.path, manifest, title=title)
+    return LogitsComparand(name.path, manifest, title=title)
 
 
-class GraphSide:
+class GraphComparand:
     """An ONNX graph, executed node by node as it is written.
 
     Raises:
@@ -157,7 +159,7 @@ class GraphSide:
         self.name, self.preprocess = title, preprocess
         self.blocks, self.visible = tuple(outputs), frozenset(outputs)
         self.classes = classes_of(proto, path)
-        self._fed = Fed.of_graph(proto, path)
+        self._fed = InputSpec.of_graph(proto, path)
         self.default_preprocess = self._fed.default(outputs["stem"])
         self._quantized, self._full_range = quantized(proto), frozenset(offsets_of(proto))
         self.pixels = self._fed.side
@@ -168,7 +170,7 @@ class GraphSide:
         wanted = [*outputs.values(), *self._quantized.values()]
         self._probe: Probe | None = Probe(proto.SerializeToString(), wanted, role=text_of(path), exactly=True)
 
-    def __call__(self, pixels: NDArray[np.uint8], preprocess: Preprocess) -> Seen:
+    def __call__(self, pixels: NDArray[np.uint8], preprocess: Preprocess) -> Observation:
         """Run one image: pixels [S, S, 3]."""
         if self._probe is None:
             raise EngineError(f"{self.name} is closed; open it again")
@@ -177,14 +179,14 @@ class GraphSide:
             tensor: saturated_elements(found[output], full_range=tensor in self._full_range)
             for tensor, output in self._quantized.items()
         }
-        return Seen({block: found[tensor] for block, tensor in self._outputs.items()}, saturated)
+        return Observation({block: found[tensor] for block, tensor in self._outputs.items()}, saturated)
 
     def close(self) -> None:
         """Drop the session; calling it twice is harmless."""
         self._probe = None
 
 
-class InnerEngineSide:
+class OpenVinoComparand:
     """An OpenVINO engine with its block outputs made outputs of the model in memory; the files stay as they are."""
 
     def __init__(self, directory: Path, manifest: Manifest, *, title: str) -> None:
@@ -194,7 +196,7 @@ class InnerEngineSide:
             directory, manifest.batch, tuple(outputs.values())
         )
         self._outputs = {block: name for block, name in outputs.items() if name in self._engine.names}
-        self._factors, self._fed = factors_of(proto), Fed.of_manifest(manifest)
+        self._factors, self._fed = factors_of(proto), InputSpec.of_manifest(manifest)
         self.name = title
         self.preprocess: Preprocess | None = manifest.preprocess
         self.blocks, self.visible = tuple(outputs), frozenset(self._outputs)
@@ -203,7 +205,7 @@ class InnerEngineSide:
         self.clipped = frozenset(b for b, name in self._outputs.items() if name in self._engine.clipped)
         self.tops: Mapping[str, NDArray[np.float32]] = tops_of(proto, outputs)
 
-    def __call__(self, pixels: NDArray[np.uint8], preprocess: Preprocess) -> Seen:
+    def __call__(self, pixels: NDArray[np.uint8], preprocess: Preprocess) -> Observation:
         """Run one image: pixels [S, S, 3]."""
         if self._engine is None:
             raise EngineError(f"{self.name} is closed; open it again")
@@ -211,19 +213,19 @@ class InnerEngineSide:
         values = {
             block: in_original_unit(name, found[name], self._factors) for block, name in self._outputs.items()
         }
-        return Seen(values)
+        return Observation(values)
 
     def close(self) -> None:
         """Drop the compiled model; calling it twice is harmless."""
         self._engine = None
 
 
-class LogitsSide:
+class LogitsComparand:
     """An engine whose backend keeps its inner tensors to itself: the logits alone."""
 
     def __init__(self, directory: Path, manifest: Manifest, *, title: str) -> None:
         self._engine: Engine = load(directory)
-        self._fed = Fed.of_manifest(manifest)
+        self._fed = InputSpec.of_manifest(manifest)
         self.name = title
         self.preprocess: Preprocess | None = manifest.preprocess
         self.blocks = tuple(block_outputs(read_graph(directory / GRAPH)))
@@ -233,9 +235,9 @@ class LogitsSide:
         self.clipped = frozenset[str]()
         self.tops: Mapping[str, NDArray[np.float32]] = {}
 
-    def __call__(self, pixels: NDArray[np.uint8], preprocess: Preprocess) -> Seen:
+    def __call__(self, pixels: NDArray[np.uint8], preprocess: Preprocess) -> Observation:
         """Run one image: pixels [S, S, 3]."""
-        return Seen({"fc": self._engine(self._fed.image(pixels, preprocess)[None])[0]})
+        return Observation({"fc": self._engine(self._fed.image(pixels, preprocess)[None])[0]})
 
     def close(self) -> None:
         """Give back the engine; calling it twice is harmless."""
@@ -257,7 +259,7 @@ def _preprocess_beside(path: Path) -> Preprocess | None:
     return manifest.preprocess if path.name in manifest.files else None
 
 
-def preprocess_of(sides: Sequence[Side]) -> Preprocess:
+def preprocess_of(sides: Sequence[Comparand]) -> Preprocess:
     """The preprocessing that all ``sides`` share; that of the network's family where no manifest tells.
 
     Raises:
@@ -265,7 +267,7 @@ def preprocess_of(sides: Sequence[Side]) -> Preprocess:
     """
     known = [(side.name, side.preprocess) for side in sides if side.preprocess is not None]
     if not known:
-        return next(side.default_preprocess for side in sides if isinstance(side, GraphSide))
+        return next(side.default_preprocess for side in sides if isinstance(side, GraphComparand))
     first, chosen = known[0]
     for name, other in known[1:]:
         if other != chosen:

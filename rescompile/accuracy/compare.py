@@ -23,7 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.images import ImageSet
-from rescompile.accuracy.comparands import Seen, Side, SideName, open_side, parse_side, preprocess_of
+from rescompile.accuracy.comparands import (
+    Comparand,
+    ComparandName,
+    Observation,
+    open_comparand,
+    parse_comparand,
+    preprocess_of,
+)
 from rescompile.accuracy.error_by_block import Sums
 from rescompile.accuracy.parity import open_validation_set
 from rescompile.building.calibrate import notes_on_skipped
@@ -117,7 +124,7 @@ def compare(
         raise UsageError("compare runs both sides on the same images; pass --images PATH")
     if not math.isfinite(part_db):
         raise UsageError(f"--part-db {part_db:g} is no number of decibels; 20 is a tenth of the signal's RMS")
-    names, notes = ([parse_side(a), parse_side(b)], ()) if b is not None else _parts(a)
+    names, notes = ([parse_comparand(a), parse_comparand(b)], ()) if b is not None else _parts(a)
     clock = StageClock(progress)
     with ExitStack() as held:
         with clock.stage("load"):
@@ -142,7 +149,7 @@ def compare(
     )
 
 
-def _line_up(sides: Sequence[Side], images: ImageSet, progress: Progress) -> list[_Pair]:
+def _line_up(sides: Sequence[Comparand], images: ImageSet, progress: Progress) -> list[_Pair]:
     """Run every image through every side once, and add it to the sums of each two neighbours."""
     preprocess = preprocess_of(sides)
     pairs = [_Pair(one, other) for one, other in pairwise(sides)]
@@ -154,7 +161,7 @@ def _line_up(sides: Sequence[Side], images: ImageSet, progress: Progress) -> lis
     return pairs
 
 
-def check_alike(a: Side, b: Side) -> None:
+def check_alike(a: Comparand, b: Comparand) -> None:
     """Refuse two sides that are not of one network.
 
     Raises:
@@ -178,13 +185,13 @@ def check_alike(a: Side, b: Side) -> None:
         )
 
 
-def _parts(directory: str) -> tuple[list[SideName], tuple[str, ...]]:
+def _parts(directory: str) -> tuple[list[ComparandName], tuple[str, ...]]:
     """Reference, graph and engine of ``directory``, as far as they are there and differ."""
-    name = parse_side(directory)
+    name = parse_comparand(directory)
     if name.part is None or not Path(directory).is_dir():
         raise UsageError(f"{name} is one side; pass the other one too, or an engine directory alone")
     manifest = read_manifest(name.path)
-    fp32, graph, engine = (SideName(name.path, part) for part in ("fp32", "graph", "engine"))
+    fp32, graph, engine = (ComparandName(name.path, part) for part in ("fp32", "graph", "engine"))
     if REFERENCE not in manifest.files:
         return [graph, engine], (
             f"{name.path} was built with --no-reference: its graph against its engine alone",
@@ -195,13 +202,13 @@ def _parts(directory: str) -> tuple[list[SideName], tuple[str, ...]]:
 
 
 def _opened(
-    names: Sequence[SideName], held: ExitStack, *, optional: bool
-) -> tuple[list[Side], tuple[str, ...]]:
+    names: Sequence[ComparandName], held: ExitStack, *, optional: bool
+) -> tuple[list[Comparand], tuple[str, ...]]:
     """The sides; an ``optional`` engine that cannot run here becomes a note while two others remain."""
-    sides: list[Side] = []
+    sides: list[Comparand] = []
     for name in names:
         try:
-            side = open_side(name)
+            side = open_comparand(name)
         except BackendUnavailable as error:
             if optional and len(sides) >= 2:
                 return sides, (f"the engine is left out: {error}",)
@@ -211,7 +218,7 @@ def _opened(
     return sides, ()
 
 
-def _on_preprocessing(sides: Sequence[Side]) -> tuple[str, ...]:
+def _on_preprocessing(sides: Sequence[Comparand]) -> tuple[str, ...]:
     if any(side.preprocess is not None for side in sides):
         return ()
     steps = preprocess_of(sides)
@@ -222,7 +229,7 @@ def _on_preprocessing(sides: Sequence[Side]) -> tuple[str, ...]:
     )
 
 
-def _on_hidden_blocks(sides: Sequence[Side]) -> tuple[str, ...]:
+def _on_hidden_blocks(sides: Sequence[Comparand]) -> tuple[str, ...]:
     return tuple(
         f"{side.name} shows {'its logits alone' if side.visible == {'fc'} else 'some of its blocks alone'}: "
         "its library keeps inner tensors to itself"
@@ -234,13 +241,13 @@ def _on_hidden_blocks(sides: Sequence[Side]) -> tuple[str, ...]:
 class _Pair:
     """Two sides and the sums over the images so far."""
 
-    def __init__(self, a: Side, b: Side) -> None:
+    def __init__(self, a: Comparand, b: Comparand) -> None:
         self.a, self.b = a, b
         self.blocks = [block for block in a.blocks if block in a.visible & b.visible]
         self._sums = {block: Sums(a.name, b.name) for block in self.blocks}
         self._saturated: tuple[_Saturated, _Saturated] = (_Saturated(a), _Saturated(b))
 
-    def add(self, a: Seen, b: Seen) -> None:
+    def add(self, a: Observation, b: Observation) -> None:
         """Count one image."""
         for counted, seen in zip(self._saturated, (a, b), strict=True):
             counted.add(seen)
@@ -274,11 +281,11 @@ class _Pair:
 class _Saturated:
     """Saturated elements of each quantized tensor of one side."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: Comparand) -> None:
         self._owner = side.tensors
         self._counts = dict.fromkeys(side.tensors, (0, 0))
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: Observation) -> None:
         for tensor, (ends, size) in seen.saturated.items():
             before_ends, before_size = self._counts[tensor]
             self._counts[tensor] = (before_ends + ends, before_size + size)
@@ -293,7 +300,7 @@ class _Saturated:
         return max(shares, key=lambda each: each.share, default=None)
 
 
-def _clip(values: NDArray[np.float32], side: Side, block: str) -> NDArray[np.float32]:
+def _clip(values: NDArray[np.float32], side: Comparand, block: str) -> NDArray[np.float32]:
     """``values`` as the quantizer behind them cuts them off, where there is one."""
     return np.minimum(values, side.tops[block]) if block in side.tops else values
 

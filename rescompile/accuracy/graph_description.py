@@ -23,19 +23,19 @@ _OURS = "pass a graph that rescompile made"
 
 
 @dataclass(frozen=True)
-class Fed:
+class InputSpec:
     """What a network takes: one image of ``side`` pixels, as pixels themselves or normalized planes."""
 
     side: int
     raw: bool
 
     @classmethod
-    def of_manifest(cls, manifest: Manifest) -> Fed:
+    def of_manifest(cls, manifest: Manifest) -> InputSpec:
         """What an engine takes."""
         return cls(manifest.preprocess.crop, manifest.inputs[0].dtype == "uint8")
 
     @classmethod
-    def of_graph(cls, proto: onnx.ModelProto, path: Path) -> Fed:
+    def of_graph(cls, proto: onnx.ModelProto, path: Path) -> InputSpec:
         """What a graph takes.
 
         Raises:

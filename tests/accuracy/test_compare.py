@@ -20,7 +20,7 @@ import rescompile
 from calibration.images import open_image_set
 from calibration.preprocess import CIFAR, normalize
 from rescompile.accuracy import compare as module
-from rescompile.accuracy.comparands import LogitsSide, SideName, open_side, parse_side
+from rescompile.accuracy.comparands import ComparandName, LogitsComparand, open_comparand, parse_comparand
 from rescompile.accuracy.compare import ROUNDING_DB, Comparison, ComparisonReport, compare
 from rescompile.accuracy.error_by_block import SQNR_CEILING_DB
 from rescompile.accuracy.graph_description import saturated_elements
@@ -297,11 +297,15 @@ def test_values_that_overflow_are_named(built: Path, small: Path, tmp_path: Path
 def test_a_library_that_hides_inner_tensors_shows_its_logits(
     built: Path, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opened(name: SideName):
+    def opened(name: ComparandName):
         manifest = read_manifest(name.path)
-        return LogitsSide(name.path, manifest, title="hidden") if name.part == "engine" else open_side(name)
+        return (
+            LogitsComparand(name.path, manifest, title="hidden")
+            if name.part == "engine"
+            else open_comparand(name)
+        )
 
-    monkeypatch.setattr(module, "open_side", opened)
+    monkeypatch.setattr(module, "open_comparand", opened)
     report = line_up(built / "uint8", None, small)
     assert [block.block for block in report.comparisons[1].blocks] == ["fc"]
     assert report.comparisons[1].blocks[0].sqnr_db > 25
@@ -311,12 +315,12 @@ def test_a_library_that_hides_inner_tensors_shows_its_logits(
 def test_an_engine_that_cannot_run_here_is_left_out_and_said(
     built: Path, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opened(name: SideName):
+    def opened(name: ComparandName):
         if name.part == "engine":
             raise BackendUnavailable("no GPU")
-        return open_side(name)
+        return open_comparand(name)
 
-    monkeypatch.setattr(module, "open_side", opened)
+    monkeypatch.setattr(module, "open_comparand", opened)
     report = line_up(built / "int8", None, small)
     assert len(report.comparisons) == 1
     assert report.notes == ("the engine is left out: no GPU",)
@@ -334,8 +338,8 @@ def test_parts_that_are_not_there_or_no_other_are_left_out(built: Path, small: P
 
 def test_a_path_with_a_colon_is_a_path(tmp_path: Path) -> None:
     (tmp_path / "a:fp32").mkdir()
-    assert parse_side(f"{tmp_path}/a:fp32") == SideName(tmp_path / "a:fp32", "engine")
-    assert parse_side(f"{tmp_path}/a:fp32:graph") == SideName(tmp_path / "a:fp32", "graph")
+    assert parse_comparand(f"{tmp_path}/a:fp32") == ComparandName(tmp_path / "a:fp32", "engine")
+    assert parse_comparand(f"{tmp_path}/a:fp32:graph") == ComparandName(tmp_path / "a:fp32", "graph")
 
 
 @pytest.mark.parametrize(
