@@ -32,6 +32,7 @@ LAYERS = (
     ("models",),
     ("graph",),
     ("sources", "backends"),
+    ("effort",),
     ("environment", "config"),
     ("runtime",),
     ("accuracy", "measuring"),

@@ -27,7 +27,7 @@ from rescompile.accuracy.graph_description import saturated_elements
 from rescompile.backends import get_backend
 from rescompile.backends.base import BuildRequest
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.building.sealing import write_engine
+from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.cli import app
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig, PreprocessOptions
 from rescompile.errors import BackendUnavailable, EngineError, GraphError
@@ -114,7 +114,7 @@ def engine_of(model: onnx.ModelProto, directory: Path) -> Path:
     (directory / "golden.npz").write_bytes(golden)
     base = engines.manifest("int8", "openvino", Batch(1, 1, 4))
     fed = TensorSpec("input", (-1, 3, 32, 32), "float32", "NCHW")
-    write_engine(directory, msgspec.structs.replace(base, inputs=(fed,), preprocess=CIFAR))
+    write_hashed_manifest(directory, msgspec.structs.replace(base, inputs=(fed,), preprocess=CIFAR))
     return directory
 
 

@@ -24,9 +24,8 @@ from rescompile.building.calibrate import (
     calibrate,
     calibration_images,
     note_on_full_range,
-    original_of,
-    quantize,
 )
+from rescompile.building.quantize import original_of, quantize
 from rescompile.building.source import Source, open_source
 from rescompile.config import CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError

@@ -1,9 +1,9 @@
 """What ``--effort`` stands for: a set of methods, each of which can also be chosen by itself.
 
 fast       thresholds from histograms; weights rounded to the nearest, the first convolution's against its pixels
-balanced   and: channels equalized, thresholds by what they do to the logits, biases corrected; all 256 values of int8
-           for what is never negative, where the backend pays nothing for it
-best       and: weights rounded against each other, layer by layer; all 256 values wherever the backend can
+balanced   also: channels equalized, thresholds by what they do to the logits, biases corrected; all 256 values of
+           int8 for what is never negative, where that costs the backend nothing
+best       also: weights rounded against each other, layer by layer; all 256 values wherever the backend can
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Recipe:
     """The methods of one calibration."""
 
     method: str
-    """Of the activations' thresholds."""
+    """Chooses the thresholds of activations."""
     equalize: bool
     bias_correction: bool
     rounding: Rounding

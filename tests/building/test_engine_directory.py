@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rescompile.building.sealing import write_engine
+from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.manifest import Manifest, read_manifest
 from rescompile.runtime.loading import load
 from tests.backends.engines import make_engine, manifest
@@ -19,7 +19,7 @@ def test_only_plain_files_are_sealed(tmp_path: Path, kind: str) -> None:
     else:
         (tmp_path / "inner").symlink_to("/etc/hostname")
     with pytest.raises(ValueError, match="plain files only, not 'inner'"):
-        write_engine(tmp_path, manifest("fp32", "openvino"))
+        write_hashed_manifest(tmp_path, manifest("fp32", "openvino"))
 
 
 def test_sealing_again_takes_new_files_in(tmp_path: Path) -> None:
@@ -27,6 +27,6 @@ def test_sealing_again_takes_new_files_in(tmp_path: Path) -> None:
     make_engine(folder, backend="onnxruntime")
     (folder / "report.json").write_text("{}")
     before = read_manifest(folder)
-    assert isinstance(write_engine(folder, before), Manifest)
+    assert isinstance(write_hashed_manifest(folder, before), Manifest)
     assert set(read_manifest(folder).files) == {*before.files, "report.json"}
     load(folder).close()
