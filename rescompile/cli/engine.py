@@ -31,7 +31,7 @@ def verify(
 
     - `rescompile verify resnet50-int8-openvino --validation-set val/ --min-agreement 0.97 --max-top1-drop 0.3`
     """
-    from rescompile.accuracy.engine_verdict import verify as run
+    from rescompile.accuracy.verify import verify as run
     from rescompile.presenting.terminal.report import TerminalProgress
 
     with TerminalProgress() as progress:
@@ -83,9 +83,7 @@ def inspect(directory: Directory, json: Json = False) -> None:
 
     inspection = run(directory)
     if json:
-        import msgspec
-
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(inspection), indent=2).decode() + "\n")
+        sys.stdout.write(inspection.to_json().decode())
     else:
         print_inspection(inspection)
 

@@ -17,10 +17,10 @@ from typing import Literal
 import msgspec
 
 from calibration.names import text_of
-from rescompile.accuracy.graph_description import read_graph
 from rescompile.backends.base import RunOptions
 from rescompile.backends.profiling import LayerTime, open_profiler
 from rescompile.errors import EngineError, UsageError
+from rescompile.graph.shared.onnx_file import read_graph
 from rescompile.graph.shared.topology import block_outputs, named_block
 from rescompile.manifest import GRAPH, Manifest, read_manifest
 from rescompile.measuring.bench import EngineFacts, engine_facts

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import triton_agreement
 from benchmarks.agreement_results import AgreementReport
 from benchmarks.performance_page import read_folder
-from rescompile.accuracy.engine_verdict import verify
+from rescompile.accuracy.verify import verify
 from rescompile.backends import get_backend
 from rescompile.backends.cuda import devices
 from rescompile.backends.cuda.devices import Gpu
