@@ -26,7 +26,7 @@ from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.quantize import quantize
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.shared.topology import quantized_tensors
 from rescompile.models.registry import find
 from rescompile.sources.checkpoint import random_model
 

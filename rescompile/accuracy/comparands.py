@@ -24,7 +24,6 @@ from calibration.preprocess import Preprocess
 from rescompile.accuracy.error_by_block import Probe
 from rescompile.accuracy.graph_description import (
     Fed,
-    block_of,
     classes_of,
     quantized,
     read_graph,
@@ -33,9 +32,8 @@ from rescompile.accuracy.graph_description import (
 )
 from rescompile.backends.openvino.runner import OpenVinoTensors
 from rescompile.errors import EngineError, UsageError, did_you_mean
-from rescompile.graph.factors import factors_of, in_original_unit
-from rescompile.graph.offsets import offsets_of
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.shared.metadata import factors_of, in_original_unit, offsets_of
+from rescompile.graph.shared.topology import block_of, block_outputs
 from rescompile.manifest import GRAPH, MANIFEST, REFERENCE, Manifest, read_manifest
 from rescompile.runtime.engine import Engine
 from rescompile.runtime.integrity import check_files
@@ -163,7 +161,7 @@ class GraphSide:
         self.default_preprocess = self._fed.default(outputs["stem"])
         self._quantized, self._full_range = quantized(proto), frozenset(offsets_of(proto))
         self.pixels = self._fed.side
-        self.tensors: Mapping[str, str] = {tensor: block_of(tensor, outputs) for tensor in self._quantized}
+        self.tensors: Mapping[str, str] = {tensor: block_of(tensor) for tensor in self._quantized}
         self.clipped = frozenset[str]()
         self.tops: Mapping[str, NDArray[np.float32]] = tops_of(proto, outputs)
         self._outputs = outputs

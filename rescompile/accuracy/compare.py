@@ -26,7 +26,6 @@ from calibration.images import ImageSet
 from rescompile.accuracy.comparands import Seen, Side, SideName, open_side, parse_side, preprocess_of
 from rescompile.accuracy.error_by_block import Sums
 from rescompile.accuracy.parity import open_validation_set
-from rescompile.building.calibrate import notes_on_skipped
 from rescompile.errors import BackendUnavailable, GraphError, UsageError
 from rescompile.manifest import MANIFEST, REFERENCE, read_manifest
 from rescompile.progress import Progress, StageClock
@@ -138,7 +137,7 @@ def compare(
         image_source=found.source,
         image_fingerprint=found.fingerprint,
         comparisons=tuple(pair.result(part_db) for pair in pairs),
-        notes=(*notes, *more, *_on_preprocessing(sides), *_on_hidden_blocks(sides), *notes_on_skipped(found)),
+        notes=(*notes, *more, *_on_preprocessing(sides), *_on_hidden_blocks(sides), *found.notes),
     )
 
 

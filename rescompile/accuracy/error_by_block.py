@@ -12,9 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
-from rescompile.graph.constant_channels import real_channels
-from rescompile.graph.factors import factors_of, in_original_unit
-from rescompile.graph.offsets import offsets_of, without_offset
+from rescompile.graph.shared.metadata import (
+    factors_of,
+    in_original_unit,
+    offsets_of,
+    real_channels,
+    without_offset,
+)
 from rescompile.metrics import decibels
 from rescompile.report import BlockError
 

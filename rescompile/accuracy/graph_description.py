@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize
 from calibration.scales import FULL_LEVELS, LEVELS
 from rescompile.errors import GraphError
-from rescompile.graph.factors import factors_of
-from rescompile.graph.offsets import offsets_of
-from rescompile.graph.vocabulary import PIXELS
+from rescompile.graph.shared.metadata import factors_of, offsets_of
+from rescompile.graph.shared.names import PIXELS
 from rescompile.manifest import Manifest
 
 _OURS = "pass a graph that rescompile made"
@@ -106,12 +105,6 @@ def quantized(proto: onnx.ModelProto) -> dict[str, str]:
         for node in proto.graph.node
         if node.op_type == "QuantizeLinear" and node.input[0] not in exact
     }
-
-
-def block_of(tensor: str, blocks: Mapping[str, str]) -> str:
-    """The block in which ``tensor`` is made; what follows the last residual block belongs to the classifier."""
-    owner = next((block for block in blocks if tensor.startswith(f"{block}.")), None)
-    return owner or ("fc" if tensor.startswith(("avgpool", "flatten")) else "stem")
 
 
 def tops_of(proto: onnx.ModelProto, outputs: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.network import Network, Node, Values
-from rescompile.graph.topology import block_outputs, quantizing_blocks
-from rescompile.graph.vocabulary import DEQUANTIZE_SUFFIX
+from rescompile.graph.shared.names import DEQUANTIZE_SUFFIX
+from rescompile.graph.shared.topology import block_outputs, quantizing_blocks
 from rescompile.report import BlockDamage
 
 if TYPE_CHECKING:

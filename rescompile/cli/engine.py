@@ -31,7 +31,7 @@ def verify(
 
     - `rescompile verify resnet50-int8-openvino --validation-set val/ --min-agreement 0.97 --max-top1-drop 0.3`
     """
-    from rescompile.building.commands import verify as run
+    from rescompile.accuracy.engine_verdict import verify as run
     from rescompile.presenting.terminal.report import TerminalProgress
 
     with TerminalProgress() as progress:
@@ -59,8 +59,8 @@ def run(
 
     - `rescompile run resnet50-int8-openvino photo.jpg`
     """
-    from rescompile.building.commands import classify
     from rescompile.presenting.terminal.views import print_classes
+    from rescompile.runtime.classify import classify
 
     answers = classify(directory, photos, top=top)
     if json:
@@ -78,8 +78,8 @@ def inspect(directory: Directory, json: Json = False) -> None:
 
     - `rescompile inspect resnet50-int8-openvino`
     """
-    from rescompile.building.commands import inspect as run
     from rescompile.presenting.terminal.views import print_inspection
+    from rescompile.runtime.inspection import inspect as run
 
     inspection = run(directory)
     if json:

@@ -8,7 +8,6 @@ need at this machine's measured rates.
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,11 +17,11 @@ from typing import Literal
 import msgspec
 
 from calibration.names import text_of
-from rescompile.accuracy.graph_description import block_of, read_graph
+from rescompile.accuracy.graph_description import read_graph
 from rescompile.backends.base import RunOptions
 from rescompile.backends.profiling import LayerTime, open_profiler
 from rescompile.errors import EngineError, UsageError
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.shared.topology import block_outputs, named_block
 from rescompile.manifest import GRAPH, Manifest, read_manifest
 from rescompile.measuring.bench import EngineFacts, engine_facts
 from rescompile.measuring.disturbance import Watch
@@ -257,27 +256,11 @@ def _homes(layers: Sequence[LayerTime], blocks: Mapping[str, str]) -> list[str]:
     """The block of each layer; one that names no node of the graph belongs to where the layer before it does."""
     homes: list[str] = []
     for layer in layers:
-        counts: dict[str, int] = defaultdict(int)
-        for origin_name in layer.origins:
-            home = _home(origin_name, blocks)
-            if home is not None:
-                counts[home] += 1
+        named = map(named_block, layer.origins)
         # a layer that reaches into two blocks, as a quantizer of the next one, ends where it was begun
-        first = next(iter(counts), None)
+        first = next((block for block in named if block in blocks), None)
         homes.append(first or (homes[-1] if homes else next(iter(blocks))))
     return homes
-
-
-_STEM = ("input", "conv1", "relu1", "maxpool", "pixels", "preprocess")
-_HEAD = ("avgpool", "flatten", "fc", "logits")
-
-
-def _home(name: str, blocks: Mapping[str, str]) -> str | None:
-    """The block whose node ``name`` is or begins with; None for a name that the library made up."""
-    found = block_of(name, blocks)
-    if found not in ("stem", "fc") or name.startswith(_STEM):
-        return found
-    return "fc" if name.startswith(_HEAD) else None
 
 
 def _block(block: str, subject: _Subject, layers: Sequence[LayerProfile], rates: Roofline) -> BlockProfile:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rescompile.errors import GraphError
-from rescompile.graph.topology import block_of, block_outputs
+from rescompile.graph.shared.editing import read
+from rescompile.graph.shared.links import consumers, made_by
+from rescompile.graph.shared.topology import block_of, block_outputs, ends_branch
 
 if TYPE_CHECKING:
     import onnx
@@ -81,7 +83,8 @@ def _of_node(node: onnx.NodeProto, graph: _Sized) -> Mapping[str, int] | None:
         moved = graph.bytes(node.input[0]) + graph.bytes(node.output[0])
         return {"activation_bytes": moved, "float_ops": graph.count(node.input[0]), "layers": 1}
     if node.op_type == "Add" and node.name.endswith(".add"):
-        skips = [name for name in node.input if not graph.ends_branch(name, node.name.removesuffix(".add"))]
+        block = node.name.removesuffix(".add")
+        skips = [name for name in node.input if not ends_branch(graph.tensors[name], block)]
         moved = sum(graph.bytes(name) for name in skips[:1])
         return {"activation_bytes": moved, "float_ops": graph.count(node.output[0])}
     return None
@@ -114,11 +117,7 @@ class _Sized:
             kind = value.type.tensor_type
             self._shapes[value.name] = tuple(size.dim_value or batch for size in kind.shape.dim)
             self._types[value.name] = kind.elem_type
-        self._producers = {name: node for node in model.graph.node for name in node.output}
-        self._readers: dict[str, set[str]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self._readers.setdefault(name, set()).add(node.op_type)
+        self.tensors = read(model).tensors()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Raises GraphError where it could not be inferred."""
@@ -142,23 +141,17 @@ class _Sized:
 
     def is_quantized(self, name: str) -> bool:
         """Whether it is what a DequantizeLinear gives."""
-        producer = self._producers.get(name)
-        return producer is not None and producer.op_type == "DequantizeLinear"
-
-    def ends_branch(self, name: str, block: str) -> bool:
-        """Whether it is the output of the last convolution of ``block``'s branch."""
-        producer = self._producers.get(name)
-        return (
-            producer is not None and producer.op_type == "Conv" and producer.name.startswith(f"{block}.conv")
-        )
+        return made_by(self.tensors[name]) == "DequantizeLinear"
 
     def _becomes_int8(self, name: str) -> bool:
         """Whether everybody who reads it, through ReLU, add and pool that fuse, is a quantizer."""
+        tensor = self.tensors[name]
         for _ in range(4):
-            readers = self._readers.get(name, set())
-            if readers == {"QuantizeLinear"}:
+            readers = consumers(tensor)
+            kinds = {node.op for node in readers}
+            if kinds == {"QuantizeLinear"}:
                 return True
-            if readers not in ({"Relu"}, {"Add"}):
+            if kinds not in ({"Relu"}, {"Add"}):
                 return False
-            name = next(node.output[0] for node in self._producers.values() if name in node.input)
+            tensor = readers[0].outputs[0]
         return False

@@ -20,8 +20,8 @@ from rescompile.models.registry import ModelSpec, create
 from rescompile.models.resnet import ResNet
 from rescompile.sources.digest import file_sha256
 from rescompile.sources.identification import describe, identify, variant
-from rescompile.sources.naming import canonical, listing, state_dict_in
-from rescompile.sources.reading import read_payload
+from rescompile.sources.safe_loading import read_payload
+from rescompile.sources.torchvision_names import canonical, listing, state_dict_in
 
 __all__ = ["Checkpoint", "build_model", "identify", "load_checkpoint", "random_model", "spec_of"]
 

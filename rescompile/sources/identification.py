@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rescompile.errors import UsageError
 from rescompile.models.registry import IMAGENET_SPECS, BlockKind, ModelSpec, cifar_spec
-from rescompile.sources.naming import listing
+from rescompile.sources.torchvision_names import listing
 
 _CONV = re.compile(r"layer(\d{1,3})\.(\d{1,5})\.conv(\d)\.weight")
 _ATTENTION = re.compile(r"layer\d+\.\d+\.(se|se_module|attn|attention|eca|cbam|ca|sa|fc\d)\.")

@@ -27,13 +27,13 @@ from rescompile.accuracy.graph_description import saturated_elements
 from rescompile.backends import get_backend
 from rescompile.backends.base import BuildRequest
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.building.sealing import write_engine
+from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.cli import app
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig, PreprocessOptions
 from rescompile.errors import BackendUnavailable, EngineError, GraphError
-from rescompile.graph.factors import set_factors
 from rescompile.graph.quantize import quantize
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.shared.metadata import set_factors
+from rescompile.graph.shared.topology import quantized_tensors
 from rescompile.manifest import Batch, TensorSpec, read_manifest
 from rescompile.progress import Silent
 from rescompile.report import Limits
@@ -114,7 +114,7 @@ def engine_of(model: onnx.ModelProto, directory: Path) -> Path:
     (directory / "golden.npz").write_bytes(golden)
     base = engines.manifest("int8", "openvino", Batch(1, 1, 4))
     fed = TensorSpec("input", (-1, 3, 32, 32), "float32", "NCHW")
-    write_engine(directory, msgspec.structs.replace(base, inputs=(fed,), preprocess=CIFAR))
+    write_hashed_manifest(directory, msgspec.structs.replace(base, inputs=(fed,), preprocess=CIFAR))
     return directory
 
 

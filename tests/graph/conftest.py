@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.quantize import quantize
-from rescompile.graph.topology import full_range_tensors, quantized_tensors
+from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors
 from rescompile.models.registry import ModelSpec, find, with_options
 from rescompile.sources.checkpoint import random_model
 

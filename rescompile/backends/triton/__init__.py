@@ -1,4 +1,4 @@
-"""The Triton engine: a plan of fused kernel launches, compiled ahead of time; running it needs only the CUDA driver."""
+"""The Triton backend, whose engine is a plan of fused kernel launches, compiled ahead of time for one kind of GPU.
 
     model.onnx ── lowering ──> steps ── planning ──> plan.json, *.cubin
                           └──> weights.safetensors

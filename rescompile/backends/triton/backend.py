@@ -73,7 +73,7 @@ class Triton:
         from rescompile.backends.triton.lowering.chains import with_chains
         from rescompile.backends.triton.lowering.network import lower
         from rescompile.backends.triton.planning.assemble import assemble
-        from rescompile.backends.triton.steps import residual_adds
+        from rescompile.backends.triton.steps import fused_adds
         from rescompile.backends.triton.summary import summarize
         from rescompile.backends.triton.weights import write_weights
 
@@ -98,7 +98,7 @@ class Triton:
         return Payload(
             files=(PLAN, WEIGHTS, *made.cubins),
             target=target.name,
-            fused_adds=residual_adds(network.steps),
+            fused_adds=fused_adds(network.steps),
             notes=(str(cost), *map(str, cost.programs)),
         )
 

@@ -25,7 +25,7 @@ KINDS = [DlpackTensor, InterfaceArray]
 
 def executed(engine: Any) -> list[tuple[int, int, tuple[int, ...]]]:
     """Stream, address and shape of every inference."""
-    trt: FakeNetwork = engine._runner._executors[0].context.network
+    trt: FakeNetwork = engine._runner._executors[0].context._network
     return trt.executed
 
 

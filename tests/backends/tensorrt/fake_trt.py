@@ -1,10 +1,15 @@
-"""As much of TensorRT's Python module as the backend touches, for what needs neither library nor GPU."""
+"""As much of TensorRT's Python module as the backend touches, for what needs neither library nor GPU.
+
+The classes in ``API`` and the enumerations in ``ENUMS`` have the real names; their public members are those of the real
+ones, which ``test_fake_trt`` checks. What a test sets or reads of a build is in ``FakeTrt``, of executions in
+``FakeNetwork``.
+"""
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from types import SimpleNamespace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,195 +21,293 @@ class Severity(enum.IntEnum):
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
 
-class ILogger:
-    Severity = Severity
-
-
-class IProgressMonitor:
-    pass
-
-
-class IProfiler:
-    pass
-
-
 class BuilderFlag(enum.IntEnum):
-    TF32 = 5
+    TF32 = 6
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
-    STRONGLY_TYPED = 1
+    STRONGLY_TYPED = 0
 
 
 class ComputeCapability(enum.IntEnum):
     NONE, CURRENT, SM120, SM75, SM86, SM80, SM89 = 0, 1, 120, 75, 86, 80, 89
 
 
-@dataclass
-class Error:
-    name: str
-    operator: str
-    text: str
+class MemoryPoolType(enum.IntEnum):
+    WORKSPACE = 0
+
+
+class ProfilingVerbosity(enum.IntEnum):
+    DETAILED = 2
+
+
+class LayerInformationFormat(enum.IntEnum):
+    JSON = 1
+
+
+class ILogger:
+    Severity = Severity
+
+    def log(self, severity: Severity, msg: str) -> None:
+        raise NotImplementedError
+
+
+class IProgressMonitor:
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        raise NotImplementedError
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        raise NotImplementedError
+
+    def phase_finish(self, phase_name: str) -> None:
+        raise NotImplementedError
+
+
+class IProfiler:
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        raise NotImplementedError
+
+
+class ParserError:
+    def __init__(self, name: str, operator: str, text: str) -> None:
+        self._name, self._operator, self._text = name, operator, text
 
     def node_name(self) -> str:
-        return self.name
+        return self._name
 
     def node_operator(self) -> str:
-        return self.operator
+        return self._operator
 
     def desc(self) -> str:
-        return self.text
+        return self._text
 
 
-class Profile:
-    def __init__(self) -> None:
-        self.shapes: dict[str, tuple[Any, ...]] = {}
-
-    def set_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
-        self.shapes[name] = shapes
-
-
-class Config:
+class IOptimizationProfile:
     def __init__(self, trt: FakeTrt) -> None:
-        self.trt = trt
-        self.profiles: list[Profile] = []
-        self.flags = {BuilderFlag.TF32}
-        self.limits: dict[str, int] = {}
-        self.cache: bytes | None = None
-        self.profiling_verbosity = self.progress_monitor = None
-        self.num_compute_capabilities = 0
-        self.capabilities: dict[int, ComputeCapability] = {}
+        self._trt = trt
+
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:  # noqa: A002 - the library's own names
+        self._trt.asked.profile[input] = (min, opt, max)
+
+
+class ITimingCache:
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def serialize(self) -> bytes:
+        return self._content + b"+timings"
+
+
+class IBuilderConfig:
+    profiling_verbosity: ProfilingVerbosity
+    progress_monitor: IProgressMonitor
+    num_compute_capabilities: int
+
+    def __init__(self, trt: FakeTrt) -> None:
+        self._trt, self._cache = trt, ITimingCache(b"")
 
     def clear_flag(self, flag: BuilderFlag) -> None:
-        self.flags.discard(flag)
+        self._trt.asked.flags.discard(flag)
 
-    def set_memory_pool_limit(self, pool: str, size: int) -> None:
-        self.limits[pool] = size
+    def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
+        self._trt.asked.limits[pool] = pool_size
 
-    def set_compute_capability(self, capability: ComputeCapability, index: int) -> bool:
-        self.capabilities[index] = capability
-        return self.trt.accepts_target
+    def set_compute_capability(self, compute_capability: ComputeCapability, index: int) -> bool:
+        self._trt.asked.capabilities[index] = compute_capability
+        return self._trt.accepts_target
 
-    def add_optimization_profile(self, profile: Profile) -> int:
-        self.profiles.append(profile)
-        return self.trt.profile_index
+    def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
+        return self._trt.profile_index
 
-    def create_timing_cache(self, content: bytes) -> bytes | None:
-        return None if content == b"garbage" else content
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
+        return None if serialized_timing_cache == b"garbage" else ITimingCache(serialized_timing_cache)
 
-    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
-        if cache == b"other gpu":
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        if cache._content == b"other gpu":
             return False
-        self.cache = cache
+        self._cache = cache
         return True
 
-    def get_timing_cache(self) -> Any:
-        return SimpleNamespace(serialize=lambda: (self.cache or b"") + b"+timings")
+    def get_timing_cache(self) -> ITimingCache:
+        return self._cache
 
 
-class FakeTrt:
-    """The module; attributes set by a test decide how a build goes."""
+@dataclass
+class ITensor:
+    name: str = "images"
+    shape: tuple[int, ...] = (-1, 3, 16, 16)
 
-    ILogger, IProgressMonitor, IProfiler = ILogger, IProgressMonitor, IProfiler
-    BuilderFlag, ComputeCapability = BuilderFlag, ComputeCapability
-    NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag
-    MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
-    ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
-    LayerInformationFormat = SimpleNamespace(JSON="json")
 
-    def __init__(self, version: str = "10.13.2", name: str = "tensorrt") -> None:
-        self.__version__, self.__name__ = version, name
-        self.errors: list[Error] = []
-        self.messages: list[tuple[Severity, str]] = []
-        self.steps: list[tuple[str, str, int]] = []
-        self.engine: bytes | None = b"engine"
-        self.accepts_target, self.profile_index = True, 0
-        self.layers = '{"Layers": []}'
-        self.network_flags: int | None = None
-        self.config = Config(self)
-        self.images = SimpleNamespace(name="images", shape=(-1, 3, 16, 16))
-        self.parsed = b""
+class INetworkDefinition:
+    def __init__(self, trt: FakeTrt) -> None:
+        self._trt = trt
 
-    def Builder(self, logger: Any) -> FakeTrt:  # noqa: N802 - the library's own name
-        self.logger = logger
-        return self
+    def get_input(self, index: int) -> ITensor:
+        return self._trt.images
 
-    def OnnxParser(self, network: Any, logger: Any) -> FakeTrt:  # noqa: N802
-        return self
 
-    def Runtime(self, logger: Any) -> Any:  # noqa: N802
-        inspector = SimpleNamespace(get_engine_information=lambda form: self.layers)
-        loaded = SimpleNamespace(create_engine_inspector=lambda: inspector)
-        return SimpleNamespace(deserialize_cuda_engine=lambda engine: loaded)
+class Builder:
+    def __init__(self, trt: FakeTrt, logger: ILogger) -> None:
+        self._trt, trt.logger = trt, logger
 
-    def create_network(self, flags: int) -> Any:
-        self.network_flags = flags
-        return SimpleNamespace(get_input=lambda index: self.images)
+    def create_network(self, flags: int) -> INetworkDefinition:
+        self._trt.asked.network_flags = flags
+        return INetworkDefinition(self._trt)
 
-    def create_builder_config(self) -> Config:
-        return self.config
+    def create_builder_config(self) -> IBuilderConfig:
+        self._trt.config = IBuilderConfig(self._trt)
+        return self._trt.config
 
-    def create_optimization_profile(self) -> Profile:
-        return Profile()
+    def create_optimization_profile(self) -> IOptimizationProfile:
+        return IOptimizationProfile(self._trt)
 
-    def parse(self, content: bytes) -> bool:
-        self.parsed = content
-        return not self.errors
-
-    @property
-    def num_errors(self) -> int:
-        return len(self.errors)
-
-    def get_error(self, index: int) -> Error:
-        return self.errors[index]
-
-    def build_serialized_network(self, network: Any, config: Config) -> bytes | None:
-        for severity, message in self.messages:
-            self.logger.log(severity, message)
-        monitor: Any = config.progress_monitor
-        for kind, phase, number in self.steps:
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
+        for severity, message in self._trt.messages:
+            self._trt.logger.log(severity, message)
+        monitor = config.progress_monitor
+        for kind, phase, number in self._trt.steps:
             if kind == "start":
                 monitor.phase_start(phase, None, number)
             elif kind == "finish":
                 monitor.phase_finish(phase)
             elif not monitor.step_complete(phase, number):
                 return None
-        return self.engine
+        return self._trt.engine
 
 
-class ExecutionContext:
-    """One context of ``FakeNetwork``: logits are sums over each image, plus the class number."""
+class OnnxParser:
+    def __init__(self, trt: FakeTrt, network: INetworkDefinition, logger: ILogger) -> None:
+        self._trt = trt
+
+    def parse(self, model: bytes) -> bool:
+        self._trt.asked.model = model
+        return not self._trt.errors
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._trt.errors)
+
+    def get_error(self, index: int) -> ParserError:
+        return self._trt.errors[index]
+
+
+class EngineInspector:
+    def __init__(self, trt: FakeTrt) -> None:
+        self._trt = trt
+
+    def get_engine_information(self, format: LayerInformationFormat) -> str:  # noqa: A002
+        assert format == LayerInformationFormat.JSON
+        return self._trt.layers
+
+
+class ICudaEngine:
+    def __init__(self, trt: Any) -> None:
+        self._trt = trt
+
+    def create_engine_inspector(self) -> EngineInspector:
+        return EngineInspector(self._trt)
+
+    def create_execution_context(self) -> IExecutionContext | None:
+        made: IExecutionContext | None = self._trt.unless_refused("context", IExecutionContext(self._trt))
+        self._trt.contexts += [made] if made is not None else []
+        return made
+
+
+class IExecutionContext:
+    """Its logits are sums over each image, plus the class number."""
+
+    profiler: IProfiler | None = None
 
     def __init__(self, network: FakeNetwork) -> None:
-        self.network = network
-        self.profiler: Any = None
-        self.addresses: dict[str, int] = {}
-        self.shape: tuple[int, ...] = ()
+        self._network = network
+        self._addresses: dict[str, int] = {}
+        self._shape: tuple[int, ...] = ()
 
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
-        return address % 256 == 0 and name not in self.network.refused
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self._addresses[name] = memory
+        return memory % 256 == 0 and name not in self._network.refused
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shape = shape
-        return "shape" not in self.network.refused
+        self._shape = shape
+        return "shape" not in self._network.refused
 
-    def execute_async_v3(self, handle: int) -> bool:
-        gpu, shape = self.network.gpu, self.shape
-        answered = self.addresses["logits"]
-        fed = next(address for name, address in self.addresses.items() if name != "logits")
-        self.network.executed.append((handle, fed, shape))
-        for name, ms in self.network.reported if self.profiler is not None else ():
-            self.profiler.report_layer_time(name, ms * len(self.network.executed))
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        network, gpu, shape = self._network, self._network.gpu, self._shape
+        answered = self._addresses["logits"]
+        fed = next(address for name, address in self._addresses.items() if name != "logits")
+        network.executed.append((stream_handle, fed, shape))
+        if self.profiler is not None:
+            for name, ms in network.reported:
+                self.profiler.report_layer_time(name, ms * len(network.executed))
         size = int(np.prod(shape)) * 4
 
         def compute() -> None:
             images = gpu.at(fed, size).view(np.float32).reshape(shape[0], -1)
-            logits = images.sum(axis=1, keepdims=True) + np.arange(self.network.classes, dtype=np.float32)
+            logits = images.sum(axis=1, keepdims=True) + np.arange(network.classes, dtype=np.float32)
             gpu.at(answered, logits.nbytes)[...] = logits.astype(np.float32).reshape(-1).view(np.uint8)
 
-        gpu.enqueue(gpu.streams[handle], compute)
-        return "execute" not in self.network.refused
+        gpu.enqueue(gpu.streams[stream_handle], compute)
+        return "execute" not in network.refused
+
+
+class Runtime:
+    def __init__(self, trt: Any, logger: ILogger) -> None:
+        self._trt, trt.logger = trt, logger
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
+        made: ICudaEngine | None = self._trt.unless_refused("engine", ICudaEngine(self._trt))
+        return made
+
+
+API = (
+    ILogger, IProgressMonitor, IProfiler, ParserError, IOptimizationProfile, ITimingCache, IBuilderConfig, ITensor,
+    INetworkDefinition, Builder, OnnxParser, EngineInspector, ICudaEngine, IExecutionContext, Runtime,
+)  # fmt: skip
+ENUMS = (
+    BuilderFlag, NetworkDefinitionCreationFlag, ComputeCapability, MemoryPoolType, ProfilingVerbosity,
+    LayerInformationFormat,
+)  # fmt: skip
+
+
+@dataclass
+class Asked:
+    """What a build asked for."""
+
+    network_flags: int | None = None
+    model: bytes = b""
+    flags: set[BuilderFlag] = field(default_factory=lambda: {BuilderFlag.TF32})
+    limits: dict[MemoryPoolType, int] = field(default_factory=dict)
+    capabilities: dict[int, ComputeCapability] = field(default_factory=dict)
+    profile: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+class FakeTrt:
+    """The module; attributes set by a test decide how a build goes."""
+
+    def __init__(self, version: str = "10.13.2", name: str = "tensorrt") -> None:
+        self.__version__, self.__name__ = version, name
+        for each in (*API, *ENUMS):
+            setattr(self, each.__name__, each)
+        for each in (Builder, OnnxParser, Runtime):
+            setattr(self, each.__name__, partial(each, self))
+        self.asked, self.images = Asked(), ITensor()
+        self.config: IBuilderConfig
+        self.logger: Any = None
+        self.errors: list[ParserError] = []
+        self.messages: list[tuple[Severity, str]] = []
+        self.steps: list[tuple[str, str, int]] = []
+        self.engine: bytes | None = b"engine"
+        self.accepts_target, self.profile_index = True, 0
+        self.layers = '{"Layers": []}'
+        self.refused: set[str] = set()
+        """What it does not do: engine, context, shape, execute, or the name of a tensor."""
+
+    def unless_refused(self, what: str, made: Any) -> Any:
+        """``made``, or None after an error in the log."""
+        if what not in self.refused:
+            return made
+        self.logger.log(Severity.ERROR, f"no {what} here")
+        return None
 
 
 class FakeNetwork(FakeTrt):
@@ -213,25 +316,8 @@ class FakeNetwork(FakeTrt):
     def __init__(self, gpu: FakeCuda, classes: int) -> None:
         super().__init__()
         self.gpu, self.classes = gpu, classes
-        self.contexts: list[ExecutionContext] = []
+        self.contexts: list[IExecutionContext] = []
         self.executed: list[tuple[int, int, tuple[int, ...]]] = []
         """Stream, address and shape of the images of every inference."""
         self.reported: list[tuple[str, float]] = []
-        """Layers of which a profiler is told, with milliseconds times the number of the inference."""
-        self.refused: set[str] = set()
-        """What it does not do: engine, context, shape, execute, or the name of a tensor."""
-
-    def Runtime(self, logger: Any) -> Any:  # noqa: N802
-        self.logger = logger
-        return SimpleNamespace(deserialize_cuda_engine=lambda content: self._refusing("engine", self))
-
-    def create_execution_context(self) -> ExecutionContext | None:
-        made: ExecutionContext | None = self._refusing("context", ExecutionContext(self))
-        self.contexts += [made] if made is not None else []
-        return made
-
-    def _refusing(self, what: str, made: Any) -> Any:
-        if what not in self.refused:
-            return made
-        self.logger.log(Severity.ERROR, f"no {what} here")
-        return None
+        """Layers that a profiler is told of, with milliseconds times the number of the inference."""

@@ -19,7 +19,15 @@ from rescompile.errors import BackendError, BackendUnavailable, UsageError
 from rescompile.manifest import Batch, Precision
 from tests.backends.engines import manifest, request
 from tests.backends.graphs import IMAGE_SHAPE, residual_net, saved
-from tests.backends.tensorrt.fake_trt import BuilderFlag, ComputeCapability, Error, FakeTrt, Severity
+from tests.backends.tensorrt.fake_trt import (
+    BuilderFlag,
+    ComputeCapability,
+    FakeTrt,
+    MemoryPoolType,
+    ParserError,
+    ProfilingVerbosity,
+    Severity,
+)
 
 L4 = Gpu("NVIDIA L4", "sm_89", 24 * 10**9, "13.0")
 H100 = Gpu("NVIDIA H100", "sm_90", 80 * 10**9, "13.0")
@@ -42,29 +50,29 @@ def asked(tmp_path: Path) -> BuildRequest:
     return request(saved(residual_net("fp32"), tmp_path), "fp32")
 
 
-@pytest.mark.parametrize(("version", "flags"), [("10.13.2", 2), ("11.1.0", 0)])
+@pytest.mark.parametrize(("version", "flags"), [("10.13.2", 1), ("11.1.0", 0)])
 def test_networks_are_strongly_typed(
     monkeypatch: pytest.MonkeyPatch, asked: BuildRequest, version: str, flags: int
 ) -> None:
     trt = pretend(monkeypatch, FakeTrt(version), L4)
     full().build(asked, asked.model.parent)
-    assert trt.network_flags == flags
+    assert trt.asked.network_flags == flags
 
 
 def test_a_batch_range_becomes_an_optimization_profile(trt: FakeTrt, asked: BuildRequest) -> None:
     full().build(replace(asked, batch=Batch(2, 5, 7)), asked.model.parent)
-    assert trt.config.profiles[0].shapes == {"images": tuple((size, *IMAGE_SHAPE) for size in (2, 5, 7))}
+    assert trt.asked.profile == {"images": tuple((size, *IMAGE_SHAPE) for size in (2, 5, 7))}
 
 
 def test_a_fixed_batch_fixes_the_input_and_needs_no_profile(trt: FakeTrt, asked: BuildRequest) -> None:
     full().build(replace(asked, batch=Batch(8, 8, 8)), asked.model.parent)
     assert trt.images.shape == (8, *IMAGE_SHAPE)
-    assert trt.config.profiles == []
+    assert trt.asked.profile == {}
 
 
 def test_the_profile_uses_the_graphs_own_layout(trt: FakeTrt, asked: BuildRequest) -> None:
     full().build(replace(asked, image_shape=(16, 16, 3)), asked.model.parent)
-    assert trt.config.profiles[0].shapes["images"][2] == (8, 16, 16, 3)
+    assert trt.asked.profile["images"][2] == (8, 16, 16, 3)
 
 
 def test_a_profile_that_does_not_fit_is_refused(trt: FakeTrt, asked: BuildRequest) -> None:
@@ -75,9 +83,9 @@ def test_a_profile_that_does_not_fit_is_refused(trt: FakeTrt, asked: BuildReques
 
 def test_the_builder_may_neither_use_tf32_nor_take_the_whole_gpu(trt: FakeTrt, asked: BuildRequest) -> None:
     full().build(asked, asked.model.parent)
-    assert BuilderFlag.TF32 not in trt.config.flags
-    assert trt.config.limits == {"workspace": 2**30}
-    assert trt.config.profiling_verbosity == "detailed"
+    assert BuilderFlag.TF32 not in trt.asked.flags
+    assert trt.asked.limits == {MemoryPoolType.WORKSPACE: 2**30}
+    assert trt.config.profiling_verbosity == ProfilingVerbosity.DETAILED
 
 
 def test_the_engine_lands_in_one_file_for_the_gpu_that_is_there(trt: FakeTrt, asked: BuildRequest) -> None:
@@ -89,8 +97,8 @@ def test_the_engine_lands_in_one_file_for_the_gpu_that_is_there(trt: FakeTrt, as
 
 def test_parser_errors_name_their_nodes_in_one_sentence(trt: FakeTrt, asked: BuildRequest) -> None:
     trt.errors = [
-        Error(name="layer1.0.add", operator="Add", text="shapes\n  differ"),
-        Error(name="fc", operator="Gemm", text="no kernel"),
+        ParserError("layer1.0.add", "Add", "shapes\n  differ"),
+        ParserError("fc", "Gemm", "no kernel"),
     ]
     expected = r"node 'layer1\.0\.add' \(Add\): shapes differ; node 'fc' \(Gemm\): no kernel$"
     with pytest.raises(BackendError, match=expected):
@@ -172,7 +180,7 @@ def test_rtx_sets_the_one_target_that_was_asked_for(
 ) -> None:
     trt = pretend(monkeypatch, FakeTrt("1.7.1", "tensorrt_rtx"))
     payload = rtx().build(replace(asked, target="sm_120"), asked.model.parent)
-    assert trt.config.capabilities == {0: ComputeCapability.SM120}
+    assert trt.asked.capabilities == {0: ComputeCapability.SM120}
     assert trt.config.num_compute_capabilities == 1
     assert payload.target == "sm_120"
     trt.accepts_target = False
@@ -185,7 +193,7 @@ def test_rtx_without_a_target_says_what_the_engine_is_for(
 ) -> None:
     trt = pretend(monkeypatch, FakeTrt("1.7.1", "tensorrt_rtx"))
     payload = rtx().build(asked, asked.model.parent)
-    assert trt.config.capabilities == {}
+    assert trt.asked.capabilities == {}
     assert payload.target is None
     assert "8.0, 8.6, 8.9, 12.0 and later" in payload.notes[0]
 
@@ -197,7 +205,7 @@ def test_only_fp32_for_turing_gets_a_convolution_as_classifier(
     trt = pretend(monkeypatch, FakeTrt("1.7.1", "tensorrt_rtx"))
     path = saved(residual_net(precision), tmp_path)
     rtx().build(request(path, precision, target="sm_75"), tmp_path)
-    nodes = onnx.load_from_string(trt.parsed).graph.node
+    nodes = onnx.load_from_string(trt.asked.model).graph.node
     classifier = next(node for node in nodes if "fc.bias" in node.input)
     assert classifier.op_type == operation
 

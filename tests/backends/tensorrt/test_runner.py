@@ -11,7 +11,7 @@ from rescompile.manifest import Batch
 from tests.backends.cuda.fake_cuda import FakeCuda, cuda
 from tests.backends.engines import manifest
 from tests.backends.graphs import CLASSES, sample_images
-from tests.backends.tensorrt.fake_trt import FakeNetwork
+from tests.backends.tensorrt.fake_trt import FakeNetwork, Severity
 
 
 def network(*refused: str) -> FakeNetwork:
@@ -43,7 +43,7 @@ def test_images_need_not_be_contiguous() -> None:
 def test_every_slot_has_a_context_with_memory_of_its_own() -> None:
     trt = network()
     runner(trt, parallel=3)
-    answered = [context.addresses["logits"] for context in trt.contexts]
+    answered = [context._addresses["logits"] for context in trt.contexts]
     assert len(set(answered)) == 3
 
 
@@ -77,7 +77,7 @@ def test_an_error_is_told_with_its_own_reason_alone() -> None:
     run = runner(trt)
     trt.refused.add("execute")
     for reason in ("cask failed", "too hot"):
-        trt.logger.log(trt.ILogger.Severity.ERROR, reason)
+        trt.logger.log(Severity.ERROR, reason)
         with pytest.raises(BackendError, match=f"executed: {reason}$"):
             run(sample_images(1))
 

@@ -197,7 +197,7 @@ def test_bias_correction_takes_the_mean_of_the_error_away() -> None:
 
 def _fine_scales(graph: onnx.ModelProto) -> dict[str, float]:
     """Scales that clip nothing of these images."""
-    from rescompile.graph.topology import quantized_tensors
+    from rescompile.graph.shared.topology import quantized_tensors
 
     pixels = np.random.default_rng(7).normal(size=(8, 3, 32, 32)).astype(np.float32) * 1.5
     names = [name for name in quantized_tensors(graph) if name != "input"]

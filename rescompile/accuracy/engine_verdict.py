@@ -1,0 +1,123 @@
+"""``rescompile verify``: an engine directory is measured again and judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.names import text_of
+from rescompile.accuracy.parity import compare, open_validation_set
+from rescompile.accuracy.verify import Network, judge
+from rescompile.backends import get_backend
+from rescompile.backends.base import SimulatingBackend
+from rescompile.backends.onnxruntime import reference_session
+from rescompile.config import positive
+from rescompile.environment import describe
+from rescompile.errors import BackendError, BackendUnavailable, EngineError, UsageError
+from rescompile.manifest import REFERENCE
+from rescompile.progress import Progress, StageClock
+from rescompile.report import BuildReport, Limits, read_report
+from rescompile.runtime.engine import Engine
+from rescompile.runtime.loading import load, simulate
+
+
+def verify(
+    directory: Path,
+    *,
+    validation_set: Path | None,
+    validation_images: int | None,
+    limits: Limits | None,
+    reference: Path | None,
+    skip_unreadable: bool,
+    progress: Progress,
+) -> BuildReport:
+    """Measure an engine again and judge it by ``limits``, or by those of its build where None.
+
+    Raises:
+        UsageError: no validation set, or no image of it.
+        EngineError: the engine is damaged, does not reproduce its golden answers, or has no reference.
+        BackendUnavailable: the engine cannot run on this machine, and its backend cannot simulate it.
+    """
+    if validation_set is None:
+        raise UsageError("verify needs images to judge by; pass --validation-set PATH")
+    positive(validation_images, "--validation-images")
+    clock = StageClock(progress)
+    with clock.stage("load"):
+        engine, executed = _engine_or_simulation(directory)
+    with engine, clock.stage("verify"):
+        manifest = engine.manifest
+        built = read_report(directory)
+        limits = limits or built.limits
+        trusted = _reference_of(directory, reference)
+        images = open_validation_set(
+            validation_set,
+            classes=len(manifest.classes),
+            limit=validation_images,
+            need_labels=limits.max_top1_drop is not None,
+            skip_unreadable=skip_unreadable,
+        )
+        measured = compare(
+            trusted,
+            engine,
+            images=images,
+            preprocess=manifest.preprocess,
+            fed=manifest.inputs[0],
+            progress=progress,
+        )
+    checks = judge(measured.parity, limits)
+    return msgspec.structs.replace(
+        built,
+        **msgspec.structs.asdict(measured.parity),
+        passed=all(check.passed for check in checks),
+        engine_executed=executed,
+        measured_on=manifest.backend if executed else stand_in(manifest.backend),
+        engine_directory=text_of(directory),
+        limits=limits,
+        checks=checks,
+        stages=clock.records,
+        environment=describe(),
+        logits=measured.logits,
+        notes=images.notes,
+    )
+
+
+def stand_in(backend: str) -> str:
+    """What is measured in place of a ``backend``'s engine that cannot run on this machine."""
+    found = get_backend(backend)
+    return found.simulation if isinstance(found, SimulatingBackend) else "deployable graph (onnxruntime)"
+
+
+def _engine_or_simulation(directory: Path) -> tuple[Engine, bool]:
+    """The engine and True; where it cannot run here, its backend's simulation of it and False."""
+    try:
+        return load(directory), True
+    except BackendUnavailable:
+        simulated = simulate(directory)
+        if simulated is None:
+            raise
+        return simulated, False
+
+
+def _reference_of(directory: Path, given: Path | None) -> Network:
+    """The fp32 graph of the engine directory, or the one that the user gave."""
+    path = given or directory / REFERENCE
+    if not path.is_file():
+        reason = (
+            "does not exist" if given else "is not there, because the engine was built with --no-reference"
+        )
+        raise EngineError(f"the fp32 reference {path} {reason}; pass --reference FILE.onnx")
+    session = reference_session(path, optimize=True)
+
+    def run(images: NDArray[Any]) -> NDArray[np.float32]:
+        try:
+            return session(images)
+        except BackendError as error:
+            raise EngineError(
+                f"{path} is not a reference of this engine ({error}); pass the {REFERENCE} of its build"
+            ) from None
+
+    return run
