@@ -52,7 +52,7 @@ def test_machine_code_is_the_same_from_every_compilation(
     made = []
     for name in ("first", "second"):
         monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / name))
-        made += compile_variants([variant], HOPPER)
+        made += [code._replace(seconds=0.0) for code in compile_variants([variant], HOPPER)]
     assert made[0] == made[1]
 
 
