@@ -11,7 +11,6 @@ from onnx import numpy_helper
 
 from calibration.errors import TableError
 from calibration.methods.rounding import LearnedWeight, learn_first, learn_rounding
-from calibration.network import WEIGHTED_OPS
 from calibration.scales import FULL_LEVELS, LEVELS, NARROW_LEVELS
 from calibration.table import CalibrationTable
 from rescompile.building.calibrate import Calibrated
@@ -19,6 +18,7 @@ from rescompile.building.source import Source
 from rescompile.graph.equalize import equalize
 from rescompile.graph.pixels import read_pixels, to_pixels
 from rescompile.graph.quantize import quantize as insert_quantizers
+from rescompile.graph.shared.links import WEIGHTED_OPS
 from rescompile.graph.shared.names import INPUT, PIXEL_STEP, PIXELS
 from rescompile.graph.shared.topology import reading_all_of_int8
 from rescompile.progress import Progress

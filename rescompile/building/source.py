@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import onnx
 
     from rescompile.graph.recognise import Structure
-    from rescompile.models.registry import ModelSpec
     from rescompile.models.resnet import ResNet
+    from rescompile.models.specification import ModelSpec
 
 IMAGENET_CLASSES = 1000
 _PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}

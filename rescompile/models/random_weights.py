@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rescompile.errors import UsageError
-from rescompile.models.registry import ModelSpec, create
+from rescompile.models.registry import create
 from rescompile.models.resnet import Projection, ResNet
+from rescompile.models.specification import ModelSpec
 
 _RELU_GAIN = 2.0
 _SHIFT_STD = 0.1

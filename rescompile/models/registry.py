@@ -9,54 +9,14 @@ cifar      resnet{9n+2}-cifar-bottleneck 9n+2  bottleneck  3 x n    16-32-64    
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from calibration.preprocess import CIFAR, IMAGENET, Preprocess
 from rescompile.errors import UsageError, did_you_mean
+from rescompile.models.specification import BlockKind, ModelSpec, ShortcutOption, StrideOn
 
 if TYPE_CHECKING:
     from rescompile.models.resnet import ResNet
-
-Family = Literal["imagenet", "cifar"]
-BlockKind = Literal["basic", "bottleneck"]
-ShortcutOption = Literal["A", "B"]
-StrideOn = Literal["3x3", "1x1"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """One network, without its number of classes."""
-
-    name: str
-    depth: int
-    family: Family
-    block: BlockKind
-    stages: tuple[int, ...]
-    """Blocks per stage."""
-    shortcut: ShortcutOption
-    """Where a block changes shape: A pads channels with zeros, B is a 1x1 convolution and batch norm."""
-    stride_on: StrideOn = "3x3"
-    """Which convolution of a bottleneck has the stride: 3x3 is v1.5 (torchvision), 1x1 the paper's v1."""
-    image_size: int
-    """Side of the square input in pixels."""
-    shortcut_asked: bool = field(default=False, compare=False)
-    """Whether the user chose ``shortcut``; otherwise a checkpoint may decide."""
-
-    @property
-    def residual_adds(self) -> int:
-        """Number of residual additions: one per block."""
-        return sum(self.stages)
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """Preprocessing that the family is evaluated with unless told otherwise."""
-        return IMAGENET if self.family == "imagenet" else CIFAR
-
-    @property
-    def default_classes(self) -> int:
-        """Classes of the data set that the family is named after."""
-        return 1000 if self.family == "imagenet" else 10
 
 
 def _imagenet(depth: int, block: BlockKind, stages: tuple[int, ...]) -> ModelSpec:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:  # so that this module needs torch alone
-    from rescompile.models.registry import ShortcutOption, StrideOn
+    from rescompile.models.specification import ShortcutOption, StrideOn
 
 ConvBN = tuple[nn.Conv2d, nn.BatchNorm2d]
 

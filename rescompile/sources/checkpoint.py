@@ -16,8 +16,9 @@ from torch import Tensor
 from calibration.names import text_of
 from rescompile.errors import CheckpointError
 from rescompile.models.random_weights import random_model
-from rescompile.models.registry import ModelSpec, create
+from rescompile.models.registry import create
 from rescompile.models.resnet import ResNet
+from rescompile.models.specification import ModelSpec
 from rescompile.sources.digest import file_sha256
 from rescompile.sources.identification import describe, identify, variant
 from rescompile.sources.safe_loading import read_payload

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from rescompile.errors import UsageError
-from rescompile.models.registry import IMAGENET_SPECS, BlockKind, ModelSpec, cifar_spec
+from rescompile.models.registry import IMAGENET_SPECS, cifar_spec
+from rescompile.models.specification import BlockKind, ModelSpec
 from rescompile.sources.torchvision_names import listing
 
 _CONV = re.compile(r"layer(\d{1,3})\.(\d{1,5})\.conv(\d)\.weight")

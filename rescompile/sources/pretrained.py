@@ -17,7 +17,7 @@ import msgspec
 from calibration.preprocess import IMAGENET, Preprocess
 from rescompile.cache import cache_directory
 from rescompile.errors import DownloadError, UsageError
-from rescompile.models.registry import ModelSpec
+from rescompile.models.specification import ModelSpec
 from rescompile.sources.digest import file_sha256
 
 Version = Literal["v1", "v2"]

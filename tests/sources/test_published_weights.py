@@ -16,7 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rescompile.cli import app
+from rescompile.cli.app import app
 from rescompile.manifest import read_manifest
 from rescompile.models.registry import find
 from rescompile.report import read_report
