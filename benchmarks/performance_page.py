@@ -27,8 +27,8 @@ from benchmarks.suite_results import FORMAT as SUITES
 from rescompile.files import atomic_write
 from rescompile.measuring.bench import FORMAT as BENCH
 from rescompile.measuring.bench import BenchReport
-from rescompile.measuring.profile import FORMAT as PROFILE
-from rescompile.measuring.profile import ProfileReport
+from rescompile.measuring.profile_report import FORMAT as PROFILE
+from rescompile.measuring.profile_report import ProfileReport
 from rescompile.measuring.timing import Timing
 from rescompile.wording import duration, size
 
