@@ -94,9 +94,7 @@ def _published(spec: ModelSpec, version: str) -> str:
             "(pretrained weights exist for ImageNet's resnet18, 34, 50, 101 and 152)"
         )
     if version not in versions:
-        raise UsageError(
-            f"{spec.name} has no published weights '{version}', only {' and '.join(versions)}"
-        )
+        raise UsageError(f"{spec.name} has no published weights '{version}', only {' and '.join(versions)}")
     if spec.stride_on != "3x3":
         raise UsageError(
             f"the published weights of {spec.name} were trained with the stride on the 3x3 convolution (v1.5): "
