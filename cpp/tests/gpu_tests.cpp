@@ -246,4 +246,4 @@ TEST(threads_take_turns) {
   CHECK(wrong == 0);
 }
 
-int main() { return run_all(); }
+int main(int count, char** arguments) { return run_all(count, arguments); }

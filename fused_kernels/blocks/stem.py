@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fused_kernels.blocks.batch_norm import denormalize, normalize
-from fused_kernels.blocks.training import LayerGradients, LayerTensors
+from fused_kernels.blocks.training import GradientRequest, LayerGradients, LayerTensors
 from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import convolution, statistics, stem
 from fused_kernels.specification import Layer
@@ -74,11 +74,9 @@ def backward(
     weight: Tensor,
     saved: SavedStem,
     layer: Layer,
-    *,
-    wants_image: bool,
-    wants_dw: bool,
+    request: GradientRequest,
 ) -> tuple[Tensor | None, LayerGradients]:
-    """Gradients of the image (or None where it is not wanted) and of the layer."""
+    """Gradients of the image (or None where it is not requested) and of the layer."""
     dz = dz.to(saved.z.dtype)
     y, vectors, index = saved.y, saved.vectors, saved.index
     partials = (
@@ -92,8 +90,8 @@ def backward(
         dy = stem.stem_activate_backward(dz, y, vectors, norm.coefficients)
     else:
         dy = stem.stem_pool_backward(dz, index, y, vectors, norm.coefficients)
-    dw = stem.stem_wgrad(saved.packed, dy, layer.conv, image.shape[1]) if wants_dw else None
+    dw = stem.stem_wgrad(saved.packed, dy, layer.conv, image.shape[1]) if request.dw[0] else None
     dimage = None
-    if wants_image:
+    if request.dx:
         dimage = convolution.dgrad_shortcut(dy, weight, layer.conv, image.shape, None).to(image.dtype)
     return dimage, LayerGradients(dw, norm.dgamma, norm.dbeta)

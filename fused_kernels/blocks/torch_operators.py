@@ -1,30 +1,39 @@
-"""The composed operations as operators of ``torch.library``: differentiable, traceable, one node each in a graph.
+"""Whole blocks and stems as operators of ``torch.library``: differentiable, traceable, one node each in a graph.
 
-Each has a fake kernel, which is the same function: on fake tensors launches are recorded and not run (``launch``). So
+The fake kernel of each is the same function: on fake tensors launches are recorded and not run (``launch``). So
 ``torch.compile``, CUDA graphs, AMP, checkpointing and DDP see ordinary operators, and nothing is traced into them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 
 from fused_kernels.blocks import inference, training
-from fused_kernels.blocks import stem as stem_pass
+from fused_kernels.blocks import stem as stem_blocks
 from fused_kernels.blocks.batch_norm import Affine
 from fused_kernels.blocks.saved_tensors import pack, packed_size, unpack
+from fused_kernels.blocks.training import GradientRequest, LayerTensors
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops import stem as stem_ops
 from fused_kernels.ops.head import pool_fc
-from fused_kernels.specification import Chain, decode, decode_layer
+from fused_kernels.specification import decode, decode_layer
 
 NAMESPACE = "fused_kernels"
 
 
-@torch.library.custom_op(f"{NAMESPACE}::residual_blocks", mutates_args=())
+def _operator(function: Callable[..., Any]) -> CustomOpDef:
+    """``function`` as an operator of its name, and as its own fake kernel."""
+    operator = torch.library.custom_op(f"{NAMESPACE}::{function.__name__}", function, mutates_args=())
+    operator.register_fake(function)
+    return operator
+
+
+@_operator
 def residual_blocks(
     x: Tensor,
     weights: list[Tensor],
@@ -44,16 +53,21 @@ def residual_blocks(
         betas: [K] of each layer.
         running: running mean and variance, [K] each, of each layer that tracks them.
         momenta: weight of the new value in the running statistics, of each layer.
-        chain: ``Chain.encode()``.
+        chain: what to compute, from ``Chain.encode()``.
         save: whether to return what backward needs; must be True where gradients are wanted.
 
     Returns:
-        the result [N, K, P, Q], then (if ``save``) the saved tensors as ``packing.pack`` orders them and the weights
-        that had to be cast, then the next running statistics [2, K] of each layer that updates them.
+        the result [N, K, P, Q], then (if ``save``) the saved tensors in the order of ``saved_tensors.pack`` and the
+        weights that had to be cast, then the next running statistics [2, K] of each layer that updates them.
     """
     specification = decode(chain)
     cast = [weight.to(x.dtype) for weight in weights]
-    layers = _layers(specification, cast, gammas, betas, running, momenta)
+    statistics = iter(running)
+    layers = []
+    for index, layer in enumerate(specification.layers):
+        tracked = (next(statistics), next(statistics)) if layer.tracked else None
+        affine = Affine(gammas[index], betas[index], tracked, momenta[index])
+        layers.append(LayerTensors(cast[index], affine))
     saved, new_running = training.forward(x, layers, specification)
     if not save:
         return [saved[-1].z, *new_running]
@@ -61,10 +75,7 @@ def residual_blocks(
     return [*pack(saved), *kept, *new_running]
 
 
-residual_blocks.register_fake(residual_blocks._init_fn)
-
-
-@torch.library.custom_op(f"{NAMESPACE}::residual_blocks_backward", mutates_args=())
+@_operator
 def residual_blocks_backward(
     dz: Tensor,
     x: Tensor,
@@ -80,33 +91,17 @@ def residual_blocks_backward(
         dx (empty where it is not wanted), then dw (fp32, empty where it is not wanted), dgamma and dbeta of each layer.
     """
     specification = decode(chain)
-    wanted = training.Wanted(wants_dx, tuple(wants_dw))
-    dx, layers = training.backward(dz, x, weights, unpack(saved, specification), specification, wanted)
-    flat = [x.new_empty(0) if dx is None else dx]
+    request = GradientRequest(wants_dx, tuple(wants_dw))
+    dx, layers = training.backward(dz, x, weights, unpack(saved, specification), specification, request)
+    flat = [_or_empty(dx, x)]
     for layer in layers:
-        flat += [x.new_empty(0) if layer.dw is None else layer.dw, layer.dgamma, layer.dbeta]
+        flat += [_or_empty(layer.dw, x), layer.dgamma, layer.dbeta]
     return flat
 
 
-residual_blocks_backward.register_fake(residual_blocks_backward._init_fn)
-
-
-def _layers(
-    chain: Chain,
-    weights: Sequence[Tensor],
-    gammas: Sequence[Tensor],
-    betas: Sequence[Tensor],
-    running: Sequence[Tensor],
-    momenta: Sequence[float],
-) -> list[training.LayerTensors]:
-    statistics = iter(running)
-    tensors = []
-    for layer, weight, gamma, beta, momentum in zip(
-        chain.layers, weights, gammas, betas, momenta, strict=True
-    ):
-        pair = (next(statistics), next(statistics)) if layer.tracked else None
-        tensors.append(training.LayerTensors(weight, Affine(gamma, beta, pair, momentum)))
-    return tensors
+def _or_empty(gradient: Tensor | None, like: Tensor) -> Tensor:
+    """The gradient, or the tensor without elements that an operator returns in place of None."""
+    return like.new_empty(0) if gradient is None else gradient
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -128,48 +123,37 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) 
 
 
 def _backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
-    count = ctx.layers
+    count, dz = ctx.layers, gradients[0]
     constants = [None] * ctx.running, None, None, None
-    dz = gradients[0]
     if dz is None:
         return None, [None] * count, [None] * count, [None] * count, *constants
     x, *rest = ctx.saved_tensors
-    weights, saved = rest[:count], rest[count:]
-    wants_dw = [bool(wanted) for wanted in ctx.needs_input_grad[1]]
-    dx, *flat = residual_blocks_backward(
-        dz, x, weights, saved, ctx.chain, bool(ctx.needs_input_grad[0]), wants_dw
-    )
+    wants_dx, wants_dw = bool(ctx.needs_input_grad[0]), [bool(wanted) for wanted in ctx.needs_input_grad[1]]
+    dx, *flat = residual_blocks_backward(dz, x, rest[:count], rest[count:], ctx.chain, wants_dx, wants_dw)
     dw = [
         grad.to(dtype) if wanted else None
         for grad, dtype, wanted in zip(flat[::3], ctx.weight_dtypes, wants_dw, strict=True)
     ]
     vectors = [grad.to(dtype) for grad, dtype in zip((*flat[1::3], *flat[2::3]), ctx.dtypes, strict=True)]
-    wants_dx = ctx.needs_input_grad[0]
     return dx if wants_dx else None, dw, vectors[:count], vectors[count:], *constants
 
 
 residual_blocks.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::residual_blocks_inference", mutates_args=())
+@_operator
 def residual_blocks_inference(x: Tensor, weights: list[Tensor], biases: list[Tensor], chain: str) -> Tensor:
     """A chain of residual blocks with batch norms folded in; see ``inference.infer``. Not differentiable."""
     return inference.infer(x, weights, biases, decode(chain))
 
 
-residual_blocks_inference.register_fake(residual_blocks_inference._init_fn)
-
-
-@torch.library.custom_op(f"{NAMESPACE}::pool_classifier", mutates_args=())
+@_operator
 def pool_classifier(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Global average pool and classifier: [N, C, H, W] to fp32 logits [N, classes]. Not differentiable."""
     return pool_fc(x, weight, bias)
 
 
-pool_classifier.register_fake(pool_classifier._init_fn)
-
-
-@torch.library.custom_op(f"{NAMESPACE}::stem", mutates_args=())
+@_operator
 def stem(
     image: Tensor,
     weight: Tensor,
@@ -198,15 +182,12 @@ def stem(
         the result, the other tensors of ``SavedStem``, and the next running statistics [2, K] where they are updated.
     """
     pair = (running[0], running[1]) if running else None
-    tensors = training.LayerTensors(weight.to(dtype), Affine(gamma, beta, pair, momentum))
-    saved, new_running = stem_pass.forward(image, tensors, decode_layer(layer), pool=pool)
+    tensors = LayerTensors(weight.to(dtype), Affine(gamma, beta, pair, momentum))
+    saved, new_running = stem_blocks.forward(image, tensors, decode_layer(layer), pool=pool)
     return [*saved.tensors(), *([] if new_running is None else [new_running])]
 
 
-stem.register_fake(stem._init_fn)
-
-
-@torch.library.custom_op(f"{NAMESPACE}::stem_backward", mutates_args=())
+@_operator
 def stem_backward(
     dz: Tensor,
     image: Tensor,
@@ -218,21 +199,12 @@ def stem_backward(
     wants_dw: bool,
 ) -> list[Tensor]:
     """Gradients of ``stem``: of the image and weight (empty where not wanted; dw is fp32), gamma and beta."""
-    kept = stem_pass.saved_stem(saved, pool=pool)
-    specification = decode_layer(layer)
-    dimage, layers = stem_pass.backward(
-        dz, image, weight.to(kept.y.dtype), kept, specification, wants_image=wants_image, wants_dw=wants_dw
+    kept = stem_blocks.saved_stem(saved, pool=pool)
+    request = GradientRequest(wants_image, (wants_dw,))
+    dimage, gradients = stem_blocks.backward(
+        dz, image, weight.to(kept.y.dtype), kept, decode_layer(layer), request
     )
-    nothing = weight.new_empty(0)
-    return [
-        nothing if dimage is None else dimage,
-        weight.new_empty(0) if layers.dw is None else layers.dw,
-        layers.dgamma,
-        layers.dbeta,
-    ]
-
-
-stem_backward.register_fake(stem_backward._init_fn)
+    return [_or_empty(dimage, weight), _or_empty(gradients.dw, weight), gradients.dgamma, gradients.dbeta]
 
 
 def _save_stem(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -266,13 +238,10 @@ def _stem_backward(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
 stem.register_autograd(_stem_backward, setup_context=_save_stem)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::stem_inference", mutates_args=())
+@_operator
 def stem_inference(
     image: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, pool: bool
 ) -> Tensor:
     """relu(conv(image) + bias), then max pool if ``pool``; batch norm is folded in. Not differentiable."""
     conv = Conv(weight.shape[2], weight.shape[3], stride, padding)
     return stem_ops.stem_inference(image, weight, bias, conv, pool=pool)
-
-
-stem_inference.register_fake(stem_inference._init_fn)

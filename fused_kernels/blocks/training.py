@@ -129,7 +129,7 @@ def padded(x: Tensor, block: Block) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class GradientRequest:
     """Which gradients to compute."""
 
     dx: bool
@@ -143,12 +143,12 @@ def backward(
     weights: Sequence[Tensor],
     saved: Sequence[SavedBlock],
     chain: Chain,
-    wanted: Wanted,
+    request: GradientRequest,
 ) -> tuple[Tensor | None, list[LayerGradients]]:
     """Gradients of the chain's input and layers, from ``dz``, the gradient of the last block's output.
 
     Returns:
-        dx in the shape and dtype of ``x``, or None where it is not wanted; the layers' gradients, in order.
+        dx in the shape and dtype of ``x``, or None where it is not requested; the layers' gradients, in order.
     """
     last = saved[-1]
     g, partials = passes.entry(dz.to(last.z.dtype), last.z, *_join_operands(last))
@@ -158,7 +158,7 @@ def backward(
     for index in reversed(range(len(saved))):
         block, begin = chain.blocks[index], end - len(chain.blocks[index].layers)
         source = saved[index - 1].z if index else nhwc(x)
-        step = _BlockBackward(block, source, saved[index], weights[begin:end], wanted.dw[begin:end])
+        step = _BlockBackward(block, source, saved[index], weights[begin:end], request.dw[begin:end])
         dy, shortcut = step.main_path(g, partials)
         if index:
             before = saved[index - 1]
@@ -171,7 +171,7 @@ def backward(
                 before.z,
                 *_join_operands(before),
             )
-        elif wanted.dx:
+        elif request.dx:
             dx = convolution.dgrad_shortcut(
                 dy, step.weights[0], block.main[0].conv, source.shape, shortcut, block.stride
             )

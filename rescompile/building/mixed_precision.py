@@ -10,9 +10,9 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from rescompile.accuracy.parity import BATCH, compare
+from rescompile.accuracy.limits import judge
+from rescompile.accuracy.parity import BATCH, Measurement, Network, compare_logits
 from rescompile.accuracy.sensitivity import IMAGES, measure_damage, ranked
-from rescompile.accuracy.verify import Measurement, Network, judge
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.openvino.runner import simulate
 from rescompile.building.calibrate import Calibrated, sample_images
@@ -108,7 +108,7 @@ def meet_limits(
 
     def measure(choice: tuple[str, ...]) -> FrontierPoint:
         candidate = simulate(restore(quantized, original, choice), Batch(1, BATCH, BATCH))
-        found = compare(
+        found = compare_logits(
             reference.from_first_batch(), candidate,
             images=validation.images, preprocess=source.preprocess, fed=FLOAT_INPUT, progress=progress,
         )  # fmt: skip

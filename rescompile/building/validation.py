@@ -7,9 +7,8 @@ from pathlib import Path
 
 from calibration.images import ImageSet, open_image_set
 from calibration.images.builtin import builtin_image_set
-from rescompile.accuracy.engine_verdict import stand_in
-from rescompile.accuracy.parity import compare, open_validation_set
-from rescompile.accuracy.verify import Measurement
+from rescompile.accuracy.parity import Measurement, compare_logits, open_validation_set
+from rescompile.accuracy.verify import stand_in
 from rescompile.backends.base import Backend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.deployable import Deployable
@@ -105,7 +104,7 @@ def measure(
     engine = load(folder) if validation.executed else simulate(folder)
     candidate = engine or reference_session(deployable.graph.SerializeToString(), optimize=False)
     try:
-        return compare(
+        return compare_logits(
             reference,
             candidate,
             images=validation.images,

@@ -9,9 +9,10 @@ import numpy as np
 
 from calibration.names import text_of
 from calibration.preprocess import normalize
-from rescompile.accuracy.engine_verdict import stand_in
 from rescompile.accuracy.error_by_block import block_errors
-from rescompile.accuracy.verify import Measurement, default_limits, judge
+from rescompile.accuracy.limits import default_limits, judge
+from rescompile.accuracy.parity import Measurement
+from rescompile.accuracy.verify import stand_in
 from rescompile.backends.base import Payload
 from rescompile.building.calibrate import Calibrated
 from rescompile.building.deployable import Deployable

@@ -29,7 +29,7 @@ def verify(
 
     - `rescompile verify resnet50-int8-openvino --validation-set val/ --min-agreement 0.97 --max-top1-drop 0.3`
     """
-    from rescompile.accuracy.engine_verdict import verify as run
+    from rescompile.accuracy.verify import verify as run
     from rescompile.presenting.terminal.report import TerminalProgress
 
     with TerminalProgress() as progress:

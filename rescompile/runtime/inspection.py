@@ -1,20 +1,18 @@
-"""``rescompile inspect``: what an engine directory holds, without loading the engine."""
+"""``rescompile inspect``: read an engine directory without loading the engine."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
 from calibration.table import read_table
 from rescompile.backends.triton.summary import PlanSummary, summary_of
 from rescompile.manifest import CALIBRATION, Manifest, read_manifest
-from rescompile.report import FusedAdds, read_report
+from rescompile.report import FusedAdds, JsonReport, read_report
 from rescompile.runtime.integrity import check_files
 
 
-class Inspection(msgspec.Struct, frozen=True):
-    """What is in an engine directory."""
+class Inspection(JsonReport, frozen=True):
+    """The contents of an engine directory, without its files."""
 
     manifest: Manifest
     verdict: str

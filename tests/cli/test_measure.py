@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from rescompile.cli import app
-from rescompile.measuring.profile import ProfileReport
+from rescompile.measuring.profile_report import ProfileReport
 from tests.backends.engines import make_engine
 from tests.measuring.scripted import steady
 from tests.measuring.test_profile import RATES

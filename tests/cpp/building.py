@@ -68,9 +68,9 @@ def obey(command: str, folder: Path, **environment: str) -> str:
 
 
 def quickly(*command: object, **environment: str) -> str:
-    """Run a command that compiles, without optimization, warnings being errors."""
-    flags = {"CMAKE_BUILD_TYPE": "Debug", "CFLAGS": "-O0 -Werror", "CXXFLAGS": "-O0 -Werror"}
-    return run(*command, **flags, **environment)
+    """Run a command that compiles, without optimization and with line numbers only, warnings being errors."""
+    flags = "-O0 -g1 -Werror"
+    return run(*command, CMAKE_BUILD_TYPE="Quick", CFLAGS=flags, CXXFLAGS=flags, **environment)
 
 
 def compiled(folder: Path, *options: str, targets: tuple[str, ...]) -> None:

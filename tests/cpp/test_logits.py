@@ -28,14 +28,16 @@ def images(manifest: Manifest, count: int, seed: int = 0) -> NDArray[Any]:
     return random.standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ["int8", "pixels", "fp32", "fp16", "fixed"])
-@pytest.mark.parametrize("threads", [1, 2, None])
+@pytest.mark.parametrize(
+    ("name", "threads"),
+    [("int8", 1), ("int8", 2), ("int8", None), ("pixels", 1), ("fp32", 1), ("fp16", 2), ("fixed", None)],
+)
 def test_logits_are_pythons_to_the_bit(
     library: Library, engines: Engines, name: str, threads: int | None
 ) -> None:
     native = library.load(engines[name], threads=threads or 0)
     with rescompile.load(engines[name], options=RunOptions(threads=threads)) as engine:
-        for count in (1, 3, 4, 8, 9, 17):
+        for count in (1, 4, 8, 9, 17):
             given = images(engine.manifest, count)
             expected = engine(given)
             assert np.isfinite(expected).all()
