@@ -5,7 +5,6 @@ Everything after this stage is the same, whatever the network came from.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -18,6 +17,7 @@ from calibration.names import text_of
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess
 from rescompile.config import ModelConfig
 from rescompile.errors import CheckpointError, GraphError, UsageError
+from rescompile.files import sha256_of
 from rescompile.manifest import CheckpointRef
 from rescompile.progress import Progress
 
@@ -212,10 +212,7 @@ def _sha256(path: Path) -> str:
         for tensor in outline.graph.initializer
         if uses_external_data(tensor)
     }
-    digest = hashlib.sha256()
-    for file in (path, *(path.parent / name for name in sorted(outside))):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return sha256_of(path, *(path.parent / name for name in sorted(outside)))
 
 
 def _name_of(structure: Structure) -> str:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from calibration.names import text_of
 from rescompile.errors import CheckpointError
+from rescompile.files import sha256_of
 from rescompile.models.random_weights import random_model
 from rescompile.models.registry import create
 from rescompile.models.resnet import ResNet
 from rescompile.models.specification import ModelSpec
-from rescompile.sources.digest import file_sha256
 from rescompile.sources.identification import describe, identify, variant
 from rescompile.sources.safe_loading import read_payload
 from rescompile.sources.torchvision_names import canonical, listing, state_dict_in
@@ -155,7 +155,7 @@ def _check_values(checkpoint: Checkpoint) -> None:
 
 def _hash(path: Path) -> str:
     try:
-        return file_sha256(path)
+        return sha256_of(path)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror}): check the path and its disk"

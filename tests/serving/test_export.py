@@ -243,5 +243,5 @@ def test_only_an_earlier_export_is_replaced(exportable: Exportable, repository: 
         export(folder, asked(repository))
     export(folder, asked(repository, force=True))
     assert {path.name for path in repository.iterdir()} == {"net", "export.json"}
-    with pytest.raises(OutputError, match=r"something else than an exported repository \(no export\.json\)"):
+    with pytest.raises(OutputError, match=r"something other than an exported repository \(no export\.json\)"):
         export(folder, asked(folder, force=True))
