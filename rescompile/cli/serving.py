@@ -67,8 +67,6 @@ def export_server(
         ),
     )
     if json:
-        import msgspec
-
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(exported), indent=2).decode() + "\n")
+        sys.stdout.write(exported.to_json().decode())
     else:
         print_export(exported, output)
