@@ -203,7 +203,7 @@ Result<Manifest> read_manifest(const std::filesystem::path& directory) {
   const std::filesystem::path path = directory / manifest_name;
   std::error_code ignored;
   const bool exists = std::filesystem::is_directory(directory, ignored);
-  const auto file = PlainFile::open(path, directory.string() + " is no engine directory: it " +
+  const auto file = PlainFile::open(path, directory.string() + " is not an engine directory: it " +
                                               (exists ? "has no manifest.json" : "does not exist") +
                                               "; pass the --output of a build");
   if (!file) return file.error();

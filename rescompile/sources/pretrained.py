@@ -6,9 +6,8 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,9 +52,8 @@ def fetch_pretrained(spec: ModelSpec, version: Version = "v1", *, progress: Prog
     name = _published(spec, version)
     url = f"{_mirror()}/{name}"
     target = cache_directory() / name
-    partial = target.with_name(f".{name}.{uuid.uuid4().hex}.part")
     try:
-        if target.is_file() and _has_hash(target, name):
+        if target.is_file() and sha256_of(target).startswith(_expected(name)):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         _download(url, partial, target, progress)
@@ -70,9 +68,6 @@ def fetch_pretrained(spec: ModelSpec, version: Version = "v1", *, progress: Prog
             f"{target} cannot be read or written ({error.strerror or error}): make room and give access there, "
             "or set RESCOMPILE_CACHE to another directory"
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return target
 
 
