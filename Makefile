@@ -8,15 +8,15 @@ quickstart:
 	.venv-quickstart/bin/python -m pip install --quiet --constraint constraints.txt . scikit-learn
 	PATH="$(CURDIR)/.venv-quickstart/bin:$$PATH" sh examples/digits/quickstart.sh quickstart
 
-# What continuous integration runs: lint, types and all tests, in a fresh environment. One thread for each of the two
-# workers: on two cores more of them wait for one another, up to forty times longer in small convolutions.
+# Lint, types and all tests in a fresh environment, as in continuous integration. Each of the two workers uses one thread:
+# with more threads than cores, small convolutions take up to forty times as long.
 test:
 	$(PYTHON) -m venv --clear .venv-test
 	.venv-test/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tensorrt-rtx,triton]'
 	$(MAKE) lint BIN=.venv-test/bin/
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2
 
-# In an environment where the project is installed with its extra dev.
+# Needs an environment in which the project is installed with its extra dev.
 lint:
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .

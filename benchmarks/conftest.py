@@ -15,12 +15,12 @@ import pytest
 from benchmarks.engine_races import EngineRaces
 from benchmarks.networks import TINY, Budget, Network, network
 from benchmarks.promises import PROMISES
+from benchmarks.result_files import result_path
 from benchmarks.rows import RESULTS, Results, Row, judged, with_ratios
 from benchmarks.table import lines
 from benchmarks.workshop import Workshop
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import origin
-from rescompile.measuring.results import result_path
 from rescompile.measuring.roofline import Roofline, measure_roofline
 
 DEFAULT_NETWORKS = "resnet50,resnet18,resnet101,resnet152"

@@ -26,6 +26,7 @@ from benchmarks.networks import TINY, Budget, Network, network
 from benchmarks.peers.base import HALF_ALLOWED, INT8_ALLOWED, Call, Entrant, Missing
 from benchmarks.peers.torch import model_of
 from benchmarks.peers.trtexec import Trtexec
+from benchmarks.result_files import result_path
 from benchmarks.rows import RESULTS, Results, Row, with_ratios
 from benchmarks.table import lines
 from benchmarks.workshop import Workshop
@@ -33,7 +34,6 @@ from rescompile.backends import get_backend
 from rescompile.backends.cuda.devices import gpus
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import Origin, origin
-from rescompile.measuring.results import result_path
 from rescompile.measuring.roofline import Roofline
 from rescompile.runtime.loading import load
 

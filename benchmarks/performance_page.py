@@ -1,7 +1,7 @@
 """``docs/performance.md`` from the raw results in ``benchmarks/results/``: ``python -m benchmarks.performance_page``
 
-Every figure comes from a committed JSON file, which its table links to, and has the command that measures it. What
-nobody has measured yet says so.
+Every figure comes from a committed JSON file, which its table links to, and has the command that measures it. Missing
+measurements are shown as "not measured yet".
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from benchmarks.suite_results import FORMAT as SUITES
 from rescompile.files import atomic_write
 from rescompile.measuring.bench import FORMAT as BENCH
 from rescompile.measuring.bench import BenchReport
-from rescompile.measuring.profile import FORMAT as PROFILE
-from rescompile.measuring.profile import ProfileReport
+from rescompile.measuring.profile_report import FORMAT as PROFILE
+from rescompile.measuring.profile_report import ProfileReport
 from rescompile.measuring.timing import Timing
 from rescompile.wording import duration, size
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 _HEADER = """# Performance
 
-Made by `python -m benchmarks.performance_page` from the files in `benchmarks/results/`; do not edit it. Nobody is timed
-before its answers were checked, contenders of one table took turns, and ratios are by image: above 1, ours is faster.
-[benchmarks/README.md](../benchmarks/README.md) says how to read the figures, and
-[performance-notes.md](performance-notes.md) where they come from.
+Made by `python -m benchmarks.performance_page` from the files in `benchmarks/results/`; do not edit it. Outputs were
+checked before timing, the contenders of one table took turns, and ratios are by image: above 1, ours is faster.
+[benchmarks/README.md](../benchmarks/README.md) explains the figures, and [performance-notes.md](performance-notes.md)
+the reasons for them.
 """
 _COMMANDS = {
     "suites": "pytest benchmarks/ --benchmark-only",
@@ -182,7 +182,10 @@ def _interval(found: Timing) -> str:
 
 def _benches(reports: Sequence[tuple[Path, BenchReport]], home: Path) -> Iterator[str]:
     yield _command("bench")
-    yield "The first start finds no compiled engine in the cache, the second finds it.\n"
+    yield (
+        "A [cold start](glossary.md#cold-start) finds no compiled engine in the cache, "
+        "a [warm start](glossary.md#warm-start) finds one.\n"
+    )
     yield "| engine | device | p50 ms | p99 ms | best images/s | cold start | warm start | peak memory |"
     yield "|---|---|---|---|---|---|---|---|"
     if not reports:
@@ -205,7 +208,10 @@ def _benches(reports: Sequence[tuple[Path, BenchReport]], home: Path) -> Iterato
 
 def _profiles(reports: Sequence[tuple[Path, ProfileReport]], home: Path) -> Iterator[str]:
     yield _command("profile")
-    yield "A floor is what a block's operations or bytes need at the rates that the same run measured.\n"
+    yield (
+        "A [floor](glossary.md#floor) is the time that a block's operations or bytes need at the rates "
+        "measured in the same run.\n"
+    )
     if not reports:
         yield from missing_lines(_NOT_YET)
     for path, report in reports:

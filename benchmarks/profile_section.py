@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rescompile.measuring.profile import BlockProfile, EngineProfile, ProfileReport
+from rescompile.measuring.profile_report import BlockProfile, EngineProfile, ProfileReport
 
 
 def profile_lines(report: ProfileReport, link: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rescompile
-from rescompile.measuring.memory import resident_bytes
+from rescompile.measuring.start import resident_bytes
 from rescompile.runtime.engine import Engine
 
 IMAGES = 16

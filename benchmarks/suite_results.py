@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from benchmarks.result_files import write_result
 from rescompile.measuring.origin import Origin
-from rescompile.measuring.results import write_result
 from rescompile.measuring.roofline import Roofline
 from rescompile.measuring.timing import Timing
 from rescompile.report import StageRecord

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 
 Kind = Literal["fprop", "dgrad", "wgrad", "chain"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, cast
 
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 
 ShortcutKind = Literal["identity", "projection", "pad"]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from calibration.errors import CalibrationError
 from calibration.methods.thresholds import check_method
 from calibration.preprocess import IMAGENET, Preprocess
-from rescompile.building.effort import (
+from rescompile.effort import (
     DEFAULT_EFFORT,
     EFFORTS,
     RECIPES,
@@ -291,7 +291,7 @@ class BuildConfig:
             )
 
     @property
-    def keeps_budget(self) -> bool:
+    def may_move_blocks(self) -> bool:
         """Whether blocks may stay in FP16 for the sake of the limits."""
         if self.fp16_blocks is not None:
             return self.fp16_blocks == "auto"

@@ -40,12 +40,13 @@ _KINDS = {MANIFEST: "an engine", "export.json": "an exported repository"}
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<pid>\d+)-[0-9a-f]{8}")
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
+def sha256_of(*paths: Path) -> str:
+    """SHA-256 of a file, or of several files one after the other, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+    for path in paths:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

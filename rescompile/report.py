@@ -10,6 +10,14 @@ from rescompile.errors import EngineError
 from rescompile.manifest import REPORT_JSON, CalibrationRef, CheckpointRef
 
 
+class JsonReport(msgspec.Struct, frozen=True):
+    """Base of all results that commands print or write as JSON."""
+
+    def to_json(self) -> bytes:
+        """The report as indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine must keep to pass; None means "not asked". Fractions, not percent."""
 
@@ -111,7 +119,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     max_abs: float
 
 
-class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
+class BuildReport(JsonReport, frozen=True, kw_only=True):
     """The verdict on one engine. ``bool(report)`` is ``report.passed``."""
 
     passed: bool
@@ -170,10 +178,6 @@ class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def __bool__(self) -> bool:
         return self.passed
-
-    def to_json(self) -> bytes:
-        """The report as indented JSON."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
 def read_report(directory: Path) -> BuildReport:

@@ -88,7 +88,7 @@ BUDGET = {"validation_set": Path("val"), "limits": Limits(min_agreement=0.97)}
 def test_a_budget_is_kept_where_agreement_or_drop_is_asked_of_a_validation_set(
     changes: dict[str, Any], keeps: bool
 ) -> None:
-    assert BuildConfig(model=MODEL, **changes).keeps_budget == keeps
+    assert BuildConfig(model=MODEL, **changes).may_move_blocks == keeps
 
 
 REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [

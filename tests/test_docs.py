@@ -1,7 +1,8 @@
-"""Every command of the README runs, in the order in which a reader meets it; every link leads somewhere."""
+"""Every command of the README runs in its order; links, names of modules and files, and terms in the docs are right."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -12,8 +13,20 @@ from pathlib import Path
 
 import pytest
 
+from rescompile.cli.app import app
+from rescompile.presenting.terms import TERMS
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+PACKAGES = "rescompile|calibration|fused_kernels|benchmarks"
+FOLDERS = ("", "cpp/include", "rescompile", "fused_kernels", "benchmarks", "benchmarks/traffic")
+"""Folders that a path in the docs may start from."""
+NOT_MODULES = {"calibration.json", "calibration.npz", "rescompile.factors"}
+"""Files of users and metadata of graphs, with names like those of modules."""
 
 ELSEWHERE = {
     "make quickstart": (".ci/run", 'make -C "$copy/rescompile" quickstart'),
@@ -84,16 +97,82 @@ def test_every_command_of_the_readme_works(folder: Path) -> None:
     assert fused.count("fused  layer") == 9
 
 
-def test_links_in_the_documentation_lead_somewhere() -> None:
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
-    for page in pages:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_in_the_documentation_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text("utf-8")):
+        if "://" not in target:
+            found = page.parent / target if target else page
+            assert found.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(found), f"{page.name} links to {target}#{anchor}"
+
+
+def text_about_today(page: Path) -> str:
+    """A page without old names: of the changelog only what is unreleased, without the first column of its table."""
+    text = page.read_text("utf-8")
+    if page.name != "CHANGELOG.md":
+        return text
+    unreleased = text.partition("## Unreleased")[2].partition("\n## ")[0]
+    return "\n".join(line.split("|")[2] for line in unreleased.splitlines() if line.startswith("  |"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_modules_and_files_that_a_page_names_exist(page: Path) -> None:
+    text = text_about_today(page)
+    paths = re.findall(rf"(?<![\w./-])(?:{PACKAGES}|tests|scripts|cpp|examples|docs)/[\w./-]*\w/?", text)
+    for path in {*paths, *re.findall(r"`([\w/]+\.py)`", text)}:
+        if "/DEVICE/" not in path:
+            assert any((ROOT / folder / path).exists() for folder in FOLDERS), f"there is no {path}"
+    for name in set(re.findall(rf"(?<![\w./-])(?:{PACKAGES})(?:\.\w+)+", text)) - NOT_MODULES:
+        assert exists(name), f"there is no {name}"
+
+
+def exists(name: str) -> bool:
+    """Whether ``name`` is a module, or something in one."""
+    try:
+        if importlib.util.find_spec(name) is not None:
+            return True
+    except ModuleNotFoundError:
+        pass
+    home, _, member = name.rpartition(".")
+    return hasattr(importlib.import_module(home), member)
+
+
+def test_functions_that_the_derivations_name_exist() -> None:
+    for page in (ROOT / "docs/math").glob("*.md"):
+        for module, name in re.findall(r"`(\w+)\.(?!py)(\w+)`", page.read_text("utf-8")):
+            sources = [path.read_text("utf-8") for path in (ROOT / "fused_kernels").rglob(f"{module}.py")]
+            assert any(f"def {name}(" in source for source in sources), f"{page.name}: {module}.{name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_that_a_page_names_exist(page: Path) -> None:
+    known = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
+    if page.name != "CHANGELOG.md":  # it also names commands that are gone
+        text = page.read_text("utf-8")
+        code = "".join(re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+        named = re.findall(r"^rescompile ([a-z-]+)", code, re.MULTILINE) + re.findall(
+            r"`rescompile ([a-z-]+)", text
+        )
+        assert set(named) <= known
+
+
+def test_the_glossary_defines_each_term_once_and_as_reports_do() -> None:
+    text = (ROOT / "docs/glossary.md").read_text("utf-8")
+    entries = re.findall(r"^### (.+)\n\n((?:.+\n)+)", text, re.MULTILINE)
+    meanings = {term: " ".join(meaning.split()) for term, meaning in entries}
+    assert len(meanings) == len(entries) == text.count("\n### ")
+    for term, meaning in TERMS.items():
+        assert meanings[term].startswith(meaning), term
 
 
 def test_every_lint_rule_is_documented() -> None:
-    from rescompile.graph.lint.contract import RULES
+    from rescompile.graph.lint import RULES
 
     page = (ROOT / "docs/fusion-contract.md").read_text("utf-8")
     documented = re.findall(r"^\| `([a-z0-9-]+)` \|", page, re.MULTILINE)

@@ -20,12 +20,12 @@ from benchmarks.accuracy.ours import FIRST, KINDS, built, directory
 from benchmarks.accuracy.page import PAGE, page
 from benchmarks.accuracy.peers import PEERS, Peer, quantized
 from benchmarks.accuracy.results import Accuracy, Row, read_accuracy
+from benchmarks.result_files import result_path
 from benchmarks.rows import RESULTS
 from rescompile.files import atomic_write
 from rescompile.manifest import REFERENCE, read_manifest
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import origin
-from rescompile.measuring.results import result_path
 
 
 def main(words: Sequence[str] | None = None) -> int:

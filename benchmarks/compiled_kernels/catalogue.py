@@ -24,11 +24,11 @@ from benchmarks.compiled_kernels.operands import (
     vector,
     weight,
 )
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.image import Take
+from fused_kernels.operands.partials import Partials
+from fused_kernels.operands.zero_point import has_zero_sums
 from fused_kernels.ops import chain, convolution, head, inference, passes, shortcut, statistics, stem
-from fused_kernels.ops.image import Take
-from fused_kernels.ops.partials import Partials
-from fused_kernels.zero_point import has_zero_sums
 
 WINDOWS = {
     "3x3": Conv(3, 3, padding=1),

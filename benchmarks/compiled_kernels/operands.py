@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.zero_point import COMBINATIONS
 from fused_kernels.ops import chain
-from fused_kernels.zero_point import COMBINATIONS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops.chain import Folded, chain, chain_fits
 from fused_kernels.ops.head import head_scales, pool_fc_int8
 from fused_kernels.ops.inference import conv_int8, requantization

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.networks import Scale, without_values
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 from rescompile.models.resnet import Bottleneck
 
 Role = Literal["conv1", "conv2", "conv3", "projection"]

@@ -16,7 +16,7 @@ from benchmarks.gpu.correctness import SLACK, TIMES, cudnn_heuristics, distance,
 from benchmarks.gpu.int8_network import Int8Network
 from benchmarks.gpu.networks import folded, fused, images, labels, plain, settle
 from benchmarks.gpu.workloads import Setting, block_input, network_for
-from fused_kernels.blocks_inference import without_chains
+from fused_kernels.blocks.inference import without_chains
 from fused_kernels.launch import implementation
 
 SINGLE = 2.0

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_kernels import references
 from fused_kernels.launch import implementation
-from fused_kernels.ops.partials import Partials
+from fused_kernels.operands.partials import Partials
+from fused_kernels.references import statistics
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class OpCase:
         for index, result in enumerate(results if isinstance(results, tuple) else (results,)):
             if isinstance(result, Partials):
                 with implementation("reference"):
-                    total = references.merge(result) if self.moments else references.sums(result)
+                    total = statistics.merge(result) if self.moments else statistics.sums(result)
                 kinds = ("mean", "M2") if self.moments else ("sum g", "sum gy", "sum gd")
                 named |= dict(zip(kinds, total, strict=False))
             elif isinstance(result, Tensor):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 
 Peers = dict[str, Callable[[], Any]]
 CUDNN = "cuDNN"

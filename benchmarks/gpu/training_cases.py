@@ -12,9 +12,9 @@ from benchmarks.gpu import torch_peers as peers
 from benchmarks.gpu.layers import Layer, distinct_layers
 from benchmarks.gpu.networks import Scale
 from benchmarks.gpu.op_case import OpCase, Operands
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import convolution, passes, statistics, stem
-from fused_kernels.ops.partials import Partials
 
 STEM = Conv(7, 7, 2, 3)
 STEM_BACKWARD_TILE = 32

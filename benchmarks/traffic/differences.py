@@ -28,14 +28,14 @@ def differences(table: Table) -> list[Difference]:
         Difference(
             "masks",
             e * outputs - outputs // 4,
-            "where a block's ReLU is open is read from z, in its own dtype; the floor writes and reads a bit",
+            "the sign of a block's ReLU is read from z, in its own dtype; the floor writes and reads one bit",
         ),
         Difference("stem", _over(table, "stem"), _STEM),
         Difference(
             "split-K workspaces",
             blocks[WORKSPACE],
             "fp32 parts of dw, written and then added up in a fixed order, so that the same input gives the same bits;"
-            " no credit is taken for the L2 cache, which holds them",
+            " counted without the L2 cache, which holds them",
         ),
         Difference(
             "statistics",
@@ -46,7 +46,7 @@ def differences(table: Table) -> list[Difference]:
         Difference(
             "strided dgrad",
             n * e * sum((layer.conv.stride**2 - 1) * layer.y for layer in strided),
-            "each parity of dx is a launch of its own, which reads dy again",
+            "each parity of dx is a separate launch, which reads dy again",
         ),
         Difference(
             "casts",
@@ -70,8 +70,8 @@ def differences(table: Table) -> list[Difference]:
 
 
 _STEM = (
-    "the image is repacked to four channels, every window of the pool also has the place of its maximum, one byte, and"
-    " the sums of the pool's backward pass come in short tiles"
+    "the image is repacked to four channels, every window of the pool also stores the place of its maximum, one byte,"
+    " and the sums of the pool's backward pass come in short tiles"
 )
 
 

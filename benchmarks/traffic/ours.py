@@ -21,10 +21,12 @@ from benchmarks.traffic.footprint import (
 )
 from benchmarks.traffic.shapes import EPS, BlockShape, ConvShape, NetworkShape, chain_of
 from benchmarks.traffic.torch_ops import TorchOps
-from fused_kernels import blocks, blocks_inference, stem_pass
+from fused_kernels.blocks import inference as blocks_inference
+from fused_kernels.blocks import stem as stem_pass
+from fused_kernels.blocks import training as blocks
+from fused_kernels.blocks.batch_norm import Affine
 from fused_kernels.launch import Launch, listening
-from fused_kernels.layout import nhwc
-from fused_kernels.normalization import Affine
+from fused_kernels.operands.layout import nhwc
 from fused_kernels.ops.head import pool_fc
 from fused_kernels.ops.stem import stem_inference
 from fused_kernels.specification import Layer
@@ -88,7 +90,7 @@ def stage_training(stage: tuple[BlockShape, ...], n: int, dtype: torch.dtype) ->
     forward = Recorder(lambda launch: launch.kernel == "passes.join_kernel")
     saved, _ = forward.run(lambda: blocks.forward(x, layers, chain))
     backward = Recorder(finishes_block_backward)
-    wanted = blocks.Wanted(True, (True,) * len(weights))
+    wanted = blocks.GradientRequest(True, (True,) * len(weights))
     dz = torch.empty_like(saved[-1].z)
     backward.run(lambda: blocks.backward(dz, x, weights, saved, chain, wanted))
     parts = zip(casts, forward.parts, reversed(backward.parts), strict=True)
@@ -136,7 +138,7 @@ def stem_training(network: NetworkShape, n: int, dtype: torch.dtype) -> Bytes:
         cast = blocks.LayerTensors(tensors.weight.to(dtype), tensors.affine)
         saved, _ = stem_pass.forward(image, cast, layer, pool=True)
         dz = torch.empty_like(saved.z)
-        stem_pass.backward(dz, image, cast.weight, saved, layer, wants_image=False, wants_dw=True)
+        stem_pass.backward(dz, image, cast.weight, saved, layer, blocks.GradientRequest(False, (True,)))
 
     recorder.run(both)
     return recorder.parts[0]

@@ -105,17 +105,17 @@ def as_page(training_table: Table, inference_table: Table, command: str) -> str:
 _INTRODUCTION = """\
 Made by `{command}`; a test fails where this page and the command disagree.
 
-GB (1e9 bytes) between memory and chip. Each tensor that a kernel touches counts once for each launch, and of a tensor
-that it walks over in part, that part: a second read inside of one launch is expected from the L2 cache, a second
-launch shares nothing. How each column is counted:
+The unit is GB (1e9 bytes) between memory and chip. Each tensor that a kernel touches counts once for each launch;
+if the kernel uses only a part of the tensor, that part counts. A second read in one launch is expected to hit the
+L2 cache; a second launch shares nothing. The columns are counted as follows:
 
-- **eager**: the `aten` calls of torchvision's blocks under AMP, from their arguments; operations of two passes by a
-  table of passes (`benchmarks/traffic/torch_ops.py`).
+- **eager**: the `aten` calls of torchvision's blocks under AMP, from their arguments. A table gives the operations that
+  need two passes (`benchmarks/traffic/torch_ops.py`).
 - **torch.compile**: a model of Inductor's passes around cuDNN's convolutions (`compiled.py`), not a trace. Inductor's
-  own schedule for a row of bottlenecks moves a little more: 20 passes over the widest tensor where the model has 16.
+  own schedule for a row of bottlenecks moves a little more: 20 passes over the widest tensor, the model has 16.
 - **ours**: the launches of the fused operators, recorded on meta tensors and counted from the kernels' own arguments,
-  and the operations of PyTorch around them (`ours.py`, `footprint.py`).
-- **floor**: fusedA for training, pool for inference, by formula (`floors.py`)."""
+  plus the operations of PyTorch around them (`ours.py`, `footprint.py`).
+- **floor**: the formula fusedA for training, the formula pool for inference (`floors.py`)."""
 
 
 def _capital(text: str) -> str:
@@ -144,8 +144,8 @@ def _excess(table: Table) -> str:
 
 
 _APART = """All blocks are one operator here, as in a `FusedResNet`: the epilogue that writes the gradient of a
-block's input also takes the ReLU's mask and the sums for the block before. Where each stage is an operator of its own
-(`fuse(model)`, or `linked = False`), its last block starts from a pass of its own, `entry`: {more} in all."""
+block's input also applies the ReLU's mask and takes the sums for the block before. If each stage is a separate operator
+(`fuse(model)`, or `linked = False`), its last block starts with a separate pass, `entry`, which costs {more} in all."""
 
 
 def paragraph(text: str, indent: str = "") -> str:
@@ -167,12 +167,12 @@ def _inference_remarks(table: Table) -> str:
     blocks, total = table.blocks.ours, table.total.floor.total()
     chain = total - floors.chain_saves(table.network, table.batch, table.dtype)
     return paragraph(
-        f"""The floor is one kernel for each convolution with its whole epilogue. Ours is below it where chain kernels
-        run a bottleneck's 3x3, its last 1x1 and the next block's first 1x1 in one launch: they move
-        {blocks["chain"] / GB:.3f} GB of the blocks' {blocks.total() / GB:.3f}. What such a launch computes of the next
-        block counts in its own. With chains at every width up to {floors.CHAIN_WIDTH}, across stages too, the floor
-        would be {chain / GB:.3f} GB. Weights are folded once, before the pass. The stem's launch reads an image that
-        `pack` has written with four channels."""
+        f"""The floor has one kernel for each convolution with its whole epilogue. Ours is below the floor where chain
+        kernels run a bottleneck's 3x3, its last 1x1 and the next block's first 1x1 in one launch: they move
+        {blocks["chain"] / GB:.3f} GB of the blocks' {blocks.total() / GB:.3f}. The part of such a launch that
+        belongs to the next block counts there. With chains at every width up to {floors.CHAIN_WIDTH}, across stages
+        too, the floor would be {chain / GB:.3f} GB. Weights are folded once, before the pass. The stem's launch
+        reads an image that `pack` has written with four channels."""
     )
 
 
@@ -194,8 +194,8 @@ def _published(training_dtype: torch.dtype, inference_dtype: torch.dtype) -> str
     header = (
         "batch", "eager GB", "torch.compile GB", "fusedA GB", "pool MB", "chain MB", "ours / fusedA", "ours / pool",
     )  # fmt: skip
-    text = """ResNet-50: what the columns above are at other batch sizes / what the analysis that set this project's
-        goals had. The floors agree to its last digit. Eager and torch.compile are up to 1 % above it, in part because
-        gradients of weights are written in 16 bits, read, and written in fp32. What does not shrink with the batch
-        weighs more in small ones: casts of weights and split-K workspaces."""
+    text = """ResNet-50 at other batch sizes: the first figure is from the formulas above, the second from the analysis
+        that set this project's goals. The floors agree to the last digit. Eager and torch.compile are up to 1 % above
+        the analysis, in part because gradients of weights are written in 16 bits, read, and written in fp32. Casts of
+        weights and split-K workspaces do not shrink with the batch, so they matter more in small batches."""
     return f"{paragraph(text)}\n\n{markdown_table(header, rows)}"

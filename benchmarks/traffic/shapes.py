@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fused_kernels.errors import Unsupported
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.specification import Block, Chain, Layer
 
 EPS = 1e-5

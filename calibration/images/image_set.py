@@ -73,6 +73,14 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images.names)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for the user that names the skipped images, where there are any."""
+        if not self.skipped:
+            return ()
+        named = ", ".join(self.skipped[:5]) + (", …" if len(self.skipped) > 5 else "")
+        return (f"{len(self.skipped)} unreadable images of {self.source} were left out: {named}",)
+
     def labels_fit(self, classes: int) -> bool:
         """Whether the labels can belong to a network with ``classes`` classes; False without labels."""
         if self.labels is None:

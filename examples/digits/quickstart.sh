@@ -1,4 +1,4 @@
-# The main job end to end: train, build an INT8 engine, judge it, use it. Run by `make quickstart`.
+# The whole workflow: train, build an INT8 engine, judge it, use it. `make quickstart` runs this script.
 # Usage: sh examples/digits/quickstart.sh FOLDER
 set -eu
 folder=${1:?the folder to write into}

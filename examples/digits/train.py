@@ -2,9 +2,9 @@
 
     python examples/digits/train.py --output quickstart
 
-writes into ``quickstart``: ``digits.safetensors`` (the checkpoint), ``calibration.npz`` (images the network was trained
-on), ``validation/0`` to ``validation/9`` (held-out digits as PNG files, one folder per class) and ``digit.png``.
-Takes about a minute on two CPU cores.
+The script writes into ``quickstart``: ``digits.safetensors`` (the checkpoint), ``calibration.npz`` (images that the
+network was trained on), ``validation/0`` to ``validation/9`` (held-out digits as PNG files, one folder per class) and
+``digit.png``. It takes about a minute on two CPU cores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rescompile.models.registry import create, find
 
 MODEL = "resnet20-cifar-bottleneck"
 SIDE = 16
-"""Digits are 8 x 8 pixels; twice that is large enough, and four times quicker to train on than CIFAR's 32."""
+"""Side of the images. Digits have 8 x 8 pixels; 16 is large enough, and trains four times as fast as CIFAR's 32."""
 PREPROCESS = msgspec.structs.replace(CIFAR, crop=SIDE)
 HELD_OUT = 400
 

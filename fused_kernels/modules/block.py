@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fused_kernels.errors import Unsupported
-from fused_kernels.modules.running import Pair, run
+from fused_kernels.modules.block_forward import Pair, run
 
 
 class FusedBlock(nn.Module):
@@ -19,8 +19,40 @@ class FusedBlock(nn.Module):
     """
 
     depth: ClassVar[int] = 0
-    """How many convolutions the main path has."""
+    """Number of convolutions on the main path."""
+    expansion: ClassVar[int] = 1
+    """Channels of the result for each channel of the block's width."""
     downsample: nn.Module | None
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        if groups != 1 or base_width != 64 or dilation != 1:
+            raise Unsupported(
+                f"fused blocks have no groups, other base width or dilation (got groups={groups},"
+                f" base_width={base_width}, dilation={dilation}): use torchvision's block for this layer"
+            )
+        channels = inplanes
+        for index, (out, kernel, step) in enumerate(self._convolutions(planes, stride), start=1):
+            conv = nn.Conv2d(channels, out, kernel, stride=step, padding=kernel // 2, bias=False)
+            self.add_module(f"conv{index}", conv)
+            self.add_module(f"bn{index}", (norm_layer or nn.BatchNorm2d)(out))
+            channels = out
+        self.downsample = downsample
+        self.stride = stride
+
+    def _convolutions(self, planes: int, stride: int) -> list[tuple[int, int, int]]:
+        """Output channels, kernel size and stride of each convolution on the main path."""
+        raise NotImplementedError
 
     def main(self) -> list[Pair]:
         """Convolutions and batch norms of the main path, in order."""
@@ -55,67 +87,20 @@ class FusedBlock(nn.Module):
         return run([self], x)
 
 
-def _refuse(groups: int, base_width: int, dilation: int) -> None:
-    if groups != 1 or base_width != 64 or dilation != 1:
-        raise Unsupported(
-            f"fused blocks have no groups, other base width or dilation (got groups={groups},"
-            f" base_width={base_width}, dilation={dilation}): use torchvision's block for this layer"
-        )
-
-
 class FusedBasicBlock(FusedBlock):
     """Two 3x3 convolutions, the stride on the first."""
 
-    expansion: ClassVar[int] = 1
     depth = 2
 
-    def __init__(
-        self,
-        inplanes: int,
-        planes: int,
-        stride: int = 1,
-        downsample: nn.Module | None = None,
-        groups: int = 1,
-        base_width: int = 64,
-        dilation: int = 1,
-        norm_layer: Callable[[int], nn.Module] | None = None,
-    ) -> None:
-        super().__init__()
-        _refuse(groups, base_width, dilation)
-        norm = norm_layer or nn.BatchNorm2d
-        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = norm(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = norm(planes)
-        self.downsample = downsample
-        self.stride = stride
+    def _convolutions(self, planes: int, stride: int) -> list[tuple[int, int, int]]:
+        return [(planes, 3, stride), (planes, 3, 1)]
 
 
 class FusedBottleneck(FusedBlock):
     """1x1 down, 3x3 with the stride, 1x1 up to four times the width (torchvision's, "v1.5")."""
 
-    expansion: ClassVar[int] = 4
     depth = 3
+    expansion = 4
 
-    def __init__(
-        self,
-        inplanes: int,
-        planes: int,
-        stride: int = 1,
-        downsample: nn.Module | None = None,
-        groups: int = 1,
-        base_width: int = 64,
-        dilation: int = 1,
-        norm_layer: Callable[[int], nn.Module] | None = None,
-    ) -> None:
-        super().__init__()
-        _refuse(groups, base_width, dilation)
-        norm = norm_layer or nn.BatchNorm2d
-        self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
-        self.bn1 = norm(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = norm(planes)
-        self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
-        self.bn3 = norm(planes * self.expansion)
-        self.downsample = downsample
-        self.stride = stride
+    def _convolutions(self, planes: int, stride: int) -> list[tuple[int, int, int]]:
+        return [(planes, 1, 1), (planes, 3, stride), (planes * self.expansion, 1, 1)]

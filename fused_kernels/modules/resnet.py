@@ -9,10 +9,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from fused_kernels.blocks.torch_operators import pool_classifier
 from fused_kernels.errors import Unsupported
-from fused_kernels.library import pool_classifier
+from fused_kernels.modules.adoption import difference, parts_of
 from fused_kernels.modules.block import FusedBasicBlock, FusedBlock, FusedBottleneck
-from fused_kernels.modules.running import run
+from fused_kernels.modules.block_forward import run
 from fused_kernels.modules.shortcut import PadShortcut
 from fused_kernels.modules.stage import FusedStage
 from fused_kernels.modules.stem import run_stem
@@ -75,20 +76,18 @@ class FusedResNet(nn.Module):
         Raises:
             Unsupported: some part of the model is not what a FusedResNet computes; the message names it.
         """
-        from fused_kernels.fusing import difference, whole  # fuse builds on these modules
-
-        conv1, bn1, maxpool, stages, fc = whole(model)
+        parts = parts_of(model)
         network = cls.__new__(cls)
         nn.Module.__init__(network)
-        network.conv1, network.bn1, network.maxpool = conv1, bn1, maxpool
-        network.stage_names = list(stages)
-        for name, stage in stages.items():
+        network.conv1, network.bn1, network.maxpool = parts.conv1, parts.bn1, parts.maxpool
+        network.stage_names = list(parts.stages)
+        for name, stage in parts.stages.items():
             network.add_module(name, stage)
-        network.fc = fc
+        network.fc = parts.fc
         network.training = model.training
-        if reason := difference(model, network, (2, conv1.in_channels, 32, 32)):
+        if reason := difference(model, network, (2, parts.conv1.in_channels, 32, 32)):
             raise Unsupported(
-                f"the model is no plain ResNet: {reason}; fuse(model) takes the blocks that it can"
+                f"the model is not a plain ResNet: {reason}; fuse(model) takes the blocks that it can"
             )
         return network
 
@@ -112,7 +111,8 @@ def classify(fc: nn.Linear, x: Tensor) -> Tensor:
     wants_gradient = torch.is_grad_enabled() and (x.requires_grad or fc.weight.requires_grad)
     if wants_gradient or fc.bias is None:
         return cast(Tensor, fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)))
-    return cast(Tensor, pool_classifier(x, fc.weight.to(x.dtype), fc.bias.float())).to(x.dtype)
+    bias = fc.bias.to(torch.promote_types(x.dtype, torch.float32))
+    return cast(Tensor, pool_classifier(x, fc.weight.to(x.dtype), bias)).to(x.dtype)
 
 
 def _downsample(channels: int, out: int, stride: int, shortcut: str) -> nn.Module | None:

@@ -12,7 +12,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from fused_kernels.modules.block import FusedBlock
-from fused_kernels.modules.running import run
+from fused_kernels.modules.block_forward import run
 
 
 class FusedStage(nn.Sequential):
@@ -20,6 +20,4 @@ class FusedStage(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, K, P, Q], in NHWC memory."""
-        if not len(self):
-            return x
-        return run([cast(FusedBlock, block) for block in self], x)
+        return run([cast(FusedBlock, block) for block in self], x) if len(self) else x

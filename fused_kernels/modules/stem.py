@@ -6,12 +6,12 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from fused_kernels import library
+from fused_kernels.blocks import torch_operators
 from fused_kernels.errors import ShapeError
 from fused_kernels.modules import norm as norms
+from fused_kernels.modules.block_forward import folds, window
 from fused_kernels.modules.folding import folded
-from fused_kernels.modules.running import folds, window
-from fused_kernels.numeric_types import compute_dtype
+from fused_kernels.operands.numeric_types import compute_dtype
 from fused_kernels.specification import layer_text
 
 
@@ -43,13 +43,14 @@ def run_stem(conv: nn.Conv2d, norm: nn.Module, image: Tensor, *, pool: bool) -> 
     if folds(image, [(conv, norm)]):
         (weight,), (bias,) = folded([(conv, norm)], dtype)
         return cast(
-            Tensor, library.stem_inference(image, weight, bias, geometry.stride, geometry.padding, pool)
+            Tensor,
+            torch_operators.stem_inference(image, weight, bias, geometry.stride, geometry.padding, pool),
         )
     p, q = geometry.output_size(image.shape[2], image.shape[3])
     norms.require_rows(norm, image.shape[0] * p * q)
     state = norms.state_of([norm])
     text = layer_text(geometry, norms.eps(norm), norms.flags(norm), norms.group_name(norm))
     gamma, beta, momentum = state.gammas[0], state.betas[0], state.momenta[0]
-    out = library.stem(image, conv.weight, gamma, beta, state.running, momentum, text, pool, dtype)
+    out = torch_operators.stem(image, conv.weight, gamma, beta, state.running, momentum, text, pool, dtype)
     norms.install(state, out[len(out) - len(state.updated) // 2 :])
     return cast(Tensor, out[0])

@@ -3,62 +3,35 @@
 The chain kernel's operation is ``fused_kernels.ops.chain.chain``, with its operands' type beside it.
 """
 
-from __future__ import annotations
+from fused_kernels.operands.image import Take
+from fused_kernels.operands.partials import Partials
+from fused_kernels.ops.convolution import (
+    conv_moments,
+    conv_plain,
+    dgrad_block,
+    dgrad_drelu,
+    dgrad_shortcut,
+    wgrad,
+)
+from fused_kernels.ops.head import pool_fc, pool_fc_int8
+from fused_kernels.ops.image import take
+from fused_kernels.ops.inference import conv_bias, conv_int8, fold, requantization
+from fused_kernels.ops.passes import bn_backward, entry, join
+from fused_kernels.ops.shortcut import widen
+from fused_kernels.ops.statistics import coefficients, finalize, frozen, merge, sums
+from fused_kernels.ops.stem import (
+    stem_activate,
+    stem_activate_backward,
+    stem_activate_sums,
+    stem_conv,
+    stem_conv_moments,
+    stem_inference,
+    stem_pool,
+    stem_pool_backward,
+    stem_pool_sums,
+    stem_wgrad,
+)
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from fused_kernels.ops.convolution import (
-        conv_moments,
-        conv_plain,
-        dgrad_block,
-        dgrad_drelu,
-        dgrad_shortcut,
-        wgrad,
-    )
-    from fused_kernels.ops.head import pool_fc, pool_fc_int8
-    from fused_kernels.ops.image import Take, take
-    from fused_kernels.ops.inference import conv_bias, conv_int8, fold, requantization
-    from fused_kernels.ops.partials import Partials
-    from fused_kernels.ops.passes import bn_backward, entry, join
-    from fused_kernels.ops.shortcut import widen
-    from fused_kernels.ops.statistics import coefficients, finalize, frozen, merge, sums
-    from fused_kernels.ops.stem import (
-        stem_activate,
-        stem_activate_backward,
-        stem_activate_sums,
-        stem_conv,
-        stem_conv_moments,
-        stem_inference,
-        stem_pool,
-        stem_pool_backward,
-        stem_pool_sums,
-        stem_wgrad,
-    )
-
-_HOME = {
-    "convolution": ["conv_moments", "conv_plain", "dgrad_block", "dgrad_drelu", "dgrad_shortcut", "wgrad"],
-    "head": ["pool_fc", "pool_fc_int8"],
-    "image": ["Take", "take"],
-    "inference": ["conv_bias", "conv_int8", "fold", "requantization"],
-    "partials": ["Partials"],
-    "passes": ["bn_backward", "entry", "join"],
-    "shortcut": ["widen"],
-    "statistics": ["coefficients", "finalize", "frozen", "merge", "sums"],
-    "stem": [
-        "stem_activate",
-        "stem_activate_backward",
-        "stem_activate_sums",
-        "stem_conv",
-        "stem_conv_moments",
-        "stem_inference",
-        "stem_pool",
-        "stem_pool_backward",
-        "stem_pool_sums",
-        "stem_wgrad",
-    ],
-}
 __all__ = [
     "Partials",
     "Take",
@@ -95,11 +68,3 @@ __all__ = [
     "wgrad",
     "widen",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import an operation's module when it is asked for: references and operations name one another."""
-    for module, names in _HOME.items():
-        if name in names:
-            return getattr(importlib.import_module(f"fused_kernels.ops.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,51 +6,36 @@
 
 In int8 each ReLU may be missing: saturation at -128 takes its place (``Folded.relu``).
 
-One kernel, ``kernels/chain.py``; a stage of bottlenecks is one chain for each block.
+The chain is one kernel, ``kernels/chain.py``; a stage of bottlenecks is one chain for each block.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fused_kernels import inference_references as references
 from fused_kernels.candidates import fit
 from fused_kernels.choice import REFERENCE, chosen_for
 from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import Functor, Out, launch
-from fused_kernels.layout import empty_nhwc, nhwc
-from fused_kernels.numeric_types import precision, require_float
-from fused_kernels.ops.inference import (
-    require_int32_sums,
-    require_residual_scale,
-    require_vector,
-    require_zero_sums,
-)
+from fused_kernels.operands.arguments import Pixels
+from fused_kernels.operands.folded import Folded
+from fused_kernels.operands.geometry import Conv, ceil_div
+from fused_kernels.operands.layout import empty_nhwc, nhwc
+from fused_kernels.operands.numeric_types import precision, require_float
+from fused_kernels.ops.checks import require_folded, require_residual
+from fused_kernels.ops.products import accumulator
 from fused_kernels.problem import Problem
+from fused_kernels.references import chain as references
+
+__all__ = ["Folded", "chain", "chain_fits"]
 
 WIDEST = 256
 WIDEST_NEXT = 512
 """Channels of which a program keeps all sums in registers."""
-
-
-@dataclass(frozen=True)
-class Folded:
-    """A convolution with its batch norm folded in."""
-
-    w: Tensor
-    """[K, C, R, S]."""
-    bias: Tensor
-    """fp32 [K]; for int8 in units of the result."""
-    scale: Tensor | None = None
-    """fp32 [K], for int8 alone; see ``ops.inference.requantization``."""
-    relu: bool = field(default=True, kw_only=True)
-    """Whether a ReLU follows, as it must in floating point; without one int8 saturates to [-128, 127]."""
-    zero_sums: Tensor | None = field(default=None, kw_only=True)
-    """int32 [16, K] of ``zero_point.zero_sums`` where the input's zero is another integer; of a 3x3 alone."""
+POINTWISE = Conv(1, 1)
 
 
 def chain_fits(width: int, dtype: torch.dtype, next_width: int | None = None) -> bool:
@@ -99,22 +84,23 @@ def chain(
     Raises:
         ShapeError, Unsupported: operands that do not fit, or a width or dtype without a kernel.
     """
-    _require_chain(x, conv2, conv3, residual, conv1, stride, residual_scale)
+    window = Conv(3, 3, stride, 1)
+    _require_chain(x, conv2, conv3, conv1, window)
     n, width, h, wd = x.shape
     expanded, next_width = conv3.w.shape[0], 0 if conv1 is None else conv1.w.shape[0]
-    window = Conv(3, 3, stride, 1)
+    pixels = Pixels.over(n, (h, wd), window.output_size(h, wd))
+    require_residual(residual, residual_scale, x, (n, expanded, pixels.p, pixels.q))
     problem = Problem("chain", x.dtype, n, h, wd, width, expanded, window, following=next_width)
     tile = chosen_for(problem, x)
     if tile == REFERENCE:
         return references.chain(
             x, conv2, conv3, residual, conv1, stride=stride, residual_scale=residual_scale
         )
-    p, q = residual.shape[2:]
-    z = empty_nhwc(x, n, expanded, p, q)
-    following = None if conv1 is None else empty_nhwc(x, n, next_width, p, q)
+    z = empty_nhwc(x, n, expanded, pixels.p, pixels.q)
+    following = None if conv1 is None else empty_nhwc(x, n, next_width, pixels.p, pixels.q)
     launch(
         "chain.chain_kernel",
-        (-(-n * p * q // tile.m),),
+        (ceil_div(pixels.m, tile.m),),
         tile,
         x_ptr=nhwc(x),
         **_layer("2", conv2),
@@ -125,22 +111,31 @@ def chain(
         z_ptr=Out(z),
         **_layer("1", conv1),
         next_ptr=None if following is None else Out(following),
-        **{"M": n * p * q, "H": h, "W": wd, "P": p, "Q": q},
-        **{"STRIDE": stride, "WIDTH": width, "EXPANDED": expanded, "NEXT": next_width},
+        **pixels.named(),
+        STRIDE=stride,
+        WIDTH=width,
+        EXPANDED=expanded,
+        NEXT=next_width,
         PROLOGUE=Functor("prologues.identity"),
         PRECISION=precision(x.dtype),
-        ACC=Functor("numerics.int32" if x.dtype == torch.int8 else "numerics.float32"),
-        **{"BLOCK_M": tile.m, "BLOCK_Z": tile.n, "BLOCK_K": tile.k, "FLAT": tile.flat},
+        ACC=accumulator(x.dtype),
+        BLOCK_M=tile.m,
+        BLOCK_Z=tile.n,
+        BLOCK_K=tile.k,
+        FLAT=tile.flat,
         BLOCK_NEXT=fit(next_width, WIDEST_NEXT),
     )
     return z, following
 
 
-def _layer(name: str, layer: Folded | None) -> dict[str, Tensor | bool | None]:
-    if layer is None:
-        return {f"w{name}_ptr": None, f"scale{name}_ptr": None, f"b{name}_ptr": None, f"RELU{name}": None}
-    operands = {f"w{name}_ptr": nhwc(layer.w), f"scale{name}_ptr": layer.scale, f"b{name}_ptr": layer.bias}
-    return operands | {f"RELU{name}": layer.relu}
+def _layer(name: str, layer: Folded | None) -> dict[str, Any]:
+    """The kernel's arguments for one convolution, whose number is ``name``."""
+    return {
+        f"w{name}_ptr": None if layer is None else nhwc(layer.w),
+        f"scale{name}_ptr": None if layer is None else layer.scale,
+        f"b{name}_ptr": None if layer is None else layer.bias,
+        f"RELU{name}": None if layer is None else layer.relu,
+    }
 
 
 def _power_of_two(number: int) -> bool:
@@ -151,56 +146,32 @@ def _narrowest(dtype: torch.dtype) -> int:
     return 32 if dtype == torch.int8 else 16  # a tensor core's shortest reduction
 
 
-def _require_chain(
-    x: Tensor,
-    conv2: Folded,
-    conv3: Folded,
-    residual: Tensor,
-    conv1: Folded | None,
-    stride: int,
-    residual_scale: float | None,
-) -> None:
+def _require_chain(x: Tensor, conv2: Folded, conv3: Folded, conv1: Folded | None, window: Conv) -> None:
     if x.dtype != torch.int8:
         require_float(x.dtype, what="the chain")
     if x.ndim != 4:
         raise ShapeError(f"x is {tuple(x.shape)}: the chain takes [N, width, H, W]")
-    n, width, h, w = x.shape
+    width, expanded = x.shape[1], conv3.w.shape[0]
     if not (_power_of_two(width) and _narrowest(x.dtype) <= width <= WIDEST):
         raise Unsupported(
             f"the chain computes widths that are powers of two from {_narrowest(x.dtype)} to {WIDEST}, not {width}"
         )
-    if stride not in {1, 2}:
-        raise Unsupported(f"the chain's 3x3 has stride 1 or 2, not {stride}")
-    expanded = conv3.w.shape[0]
-    _require_layer("conv2", conv2, (width, width, 3, 3), x)
-    _require_layer("conv3", conv3, (expanded, width, 1, 1), x)
+    if window.stride not in {1, 2}:
+        raise Unsupported(f"the chain's 3x3 has stride 1 or 2, not {window.stride}")
+    _require_layer("conv2", conv2, (width, width, 3, 3), window, x)
+    _require_layer("conv3", conv3, (expanded, width, 1, 1), POINTWISE, x)
     if conv1 is not None:
-        if conv1.w.shape[0] > WIDEST_NEXT:
-            raise Unsupported(f"the chain's next width is at most {WIDEST_NEXT}, not {conv1.w.shape[0]}")
-        _require_layer("conv1", conv1, (conv1.w.shape[0], expanded, 1, 1), x)
-    shape = (n, expanded, (h - 1) // stride + 1, (w - 1) // stride + 1)
-    if residual.shape != shape or residual.dtype != x.dtype:
-        raise ShapeError(f"the residual is {residual.dtype} {tuple(residual.shape)}, not {x.dtype} {shape}")
-    if x.dtype == torch.int8:
-        require_residual_scale(residual, residual_scale)
-    elif residual_scale is not None:
-        raise ShapeError("residual_scale belongs to an int8 residual")
+        following = conv1.w.shape[0]
+        if following > WIDEST_NEXT:
+            raise Unsupported(f"the chain's next width is at most {WIDEST_NEXT}, not {following}")
+        _require_layer("conv1", conv1, (following, expanded, 1, 1), POINTWISE, x)
 
 
-def _require_layer(name: str, layer: Folded, shape: tuple[int, ...], x: Tensor) -> None:
+def _require_layer(name: str, layer: Folded, shape: tuple[int, ...], conv: Conv, x: Tensor) -> None:
     if layer.w.shape != shape or layer.w.dtype != x.dtype or 0 in shape:
         raise ShapeError(f"{name}.w is {layer.w.dtype} {tuple(layer.w.shape)}, not {x.dtype} {shape}")
-    require_vector(f"{name}.bias", layer.bias, shape[0], x)
     if (layer.scale is not None) != (x.dtype == torch.int8):
         raise ShapeError(f"{name}.scale goes with int8 activations: give it for them and for no others")
     if not layer.relu and layer.scale is None:
         raise Unsupported(f"{name}.relu is off, but only int8 saturates in its place: leave it on")
-    if layer.zero_sums is not None:
-        r, s = layer.w.shape[2:]
-        window = Conv(r, s, padding=r // 2)
-        require_zero_sums(f"{name}.zero_sums", layer.zero_sums, layer.w, window)
-    if layer.zero_sums is not None and layer.scale is None:
-        raise Unsupported(f"{name}.zero_sums belongs to int8 activations, not to {x.dtype}")
-    if layer.scale is not None:
-        require_int32_sums(x, layer.w, layer.zero_sums)
-        require_vector(f"{name}.scale", layer.scale, shape[0], x)
+    require_folded(layer, conv, x, f"{name}.")

@@ -5,23 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fused_kernels import inference_references as references
 from fused_kernels.candidates import fit
-from fused_kernels.choice import REFERENCE, chosen_for
+from fused_kernels.choice import REFERENCE, Chosen, chosen_for
 from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.geometry import Conv
-from fused_kernels.launch import Functor, Out, launch
-from fused_kernels.layout import nhwc
-from fused_kernels.numeric_types import require_float
-from fused_kernels.ops.convolution import fprop
-from fused_kernels.ops.inference import float32, require_int32_sums, require_scales, require_vector
+from fused_kernels.launch import Out, launch
+from fused_kernels.operands.geometry import Conv, ceil_div
+from fused_kernels.operands.layout import nhwc
+from fused_kernels.operands.numeric_types import require_float
+from fused_kernels.ops.checks import require_int32_sums, require_same_dtype, require_scales, require_vector
+from fused_kernels.ops.inference import float32
+from fused_kernels.ops.products import Fused, accumulator, fprop
 from fused_kernels.problem import Problem
+from fused_kernels.references import head as references
 from fused_kernels.tiles import Tile
 
 IN_FLIGHT = 8192
 """Bytes of the activation that a program of the pool loads at once."""
 CHANNELS = 64
-"""Of such a program: 128 bytes of a pixel in 16 bits."""
+"""Channels that such a program takes: 128 bytes of a pixel in 16 bits."""
 FULLY_CONNECTED = Conv(1, 1)
 
 
@@ -42,8 +43,8 @@ def pool_fc(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     require_float(x.dtype, what="pool_fc")
     _require_head(x, w)
     require_vector("b", b, w.shape[0], x)
-    logits = _launched(x, None, w, None, b)
-    return references.pool_fc(x, w, b) if logits is None else logits
+    tile = _tile(x, w)
+    return references.pool_fc(x, w, b) if tile == REFERENCE else _launch(x, None, w, None, b, tile)
 
 
 def pool_fc_int8(x: Tensor, pool_scale: float, w: Tensor, scale: Tensor, b: Tensor) -> Tensor:
@@ -68,12 +69,14 @@ def pool_fc_int8(x: Tensor, pool_scale: float, w: Tensor, scale: Tensor, b: Tens
     require_int32_sums(x, w)
     require_vector("scale", scale, w.shape[0], x)
     require_vector("b", b, w.shape[0], x)
-    logits = _launched(x, float(pool_scale), w, scale, b)
-    return references.pool_fc_int8(x, pool_scale, w, scale, b) if logits is None else logits
+    tile = _tile(x, w)
+    if tile == REFERENCE:
+        return references.pool_fc_int8(x, pool_scale, w, scale, b)
+    return _launch(x, float(pool_scale), w, scale, b, tile)
 
 
 def head_scales(s_x: float, pixels: int, s_pool: float, s_w: Tensor) -> tuple[float, Tensor]:
-    """``pool_scale`` and ``scale`` of ``pool_fc_int8`` out of quantization scales; fp64, rounded once.
+    """``pool_scale`` and ``scale`` of ``pool_fc_int8`` from quantization scales; fp64, rounded once.
 
     Args:
         s_x: scale of the activation (real value = scale * int8).
@@ -88,20 +91,19 @@ def head_scales(s_x: float, pixels: int, s_pool: float, s_w: Tensor) -> tuple[fl
     return float32(s_x / (pixels * s_pool)), (s_w.double() * s_pool).float()
 
 
-def _launched(
-    x: Tensor, pool_scale: float | None, w: Tensor, scale: Tensor | None, b: Tensor
-) -> Tensor | None:
-    """The result of the kernels, or None where plain PyTorch is to compute it."""
+def _tile(x: Tensor, w: Tensor) -> Chosen:
     n, c = x.shape[:2]
-    classes = w.shape[0]
-    problem = Problem("fprop", x.dtype, n, 1, 1, c, classes, FULLY_CONNECTED, "identity", "logits")
-    tile = chosen_for(problem, x)
-    if tile == REFERENCE:
-        return None
+    problem = Problem("fprop", x.dtype, n, 1, 1, c, w.shape[0], FULLY_CONNECTED, "identity", "logits")
+    return chosen_for(problem, x)
+
+
+def _launch(
+    x: Tensor, pool_scale: float | None, w: Tensor, scale: Tensor | None, b: Tensor, tile: Tile
+) -> Tensor:
     pooled = _pooled(nhwc(x), pool_scale)
-    logits = torch.empty((n, classes, 1, 1), dtype=torch.float32, device=x.device)
+    logits = torch.empty((x.shape[0], w.shape[0], 1, 1), dtype=torch.float32, device=x.device)
     weight = w.contiguous()[:, :, None, None]
-    fprop(pooled, weight, logits, FULLY_CONNECTED, tile, "identity", (), "logits", (scale, b), exact=True)
+    fprop(pooled, weight, logits, FULLY_CONNECTED, tile, Fused("logits", (scale, b)), exact=True)
     return logits.flatten(1)
 
 
@@ -113,14 +115,16 @@ def _pooled(x: Tensor, scale: float | None) -> Tensor:
     pixels_at_once = max(1, IN_FLIGHT // (tile.n * x.element_size()))
     launch(
         "head.pool_kernel",
-        (n, -(-c // tile.n)),
+        (n, ceil_div(c, tile.n)),
         tile,
         x_ptr=x,
         scale=scale,
         pooled_ptr=Out(pooled),
         C=c,
-        ACC=Functor("numerics.int32" if x.dtype == torch.int8 else "numerics.float32"),
-        **{"PIXELS": h * width, "BLOCK_P": fit(h * width, pixels_at_once, low=1), "BLOCK_C": tile.n},
+        ACC=accumulator(x.dtype),
+        PIXELS=h * width,
+        BLOCK_P=fit(h * width, pixels_at_once, low=1),
+        BLOCK_C=tile.n,
     )
     return pooled
 
@@ -130,5 +134,4 @@ def _require_head(x: Tensor, w: Tensor) -> None:
         raise ShapeError(
             f"x {tuple(x.shape)} and w {tuple(w.shape)} do not fit: x is [N, C, H, W] and w [classes, C], none empty"
         )
-    if w.dtype != x.dtype:
-        raise ShapeError(f"x is {x.dtype} and w is {w.dtype}: convert one of them")
+    require_same_dtype(x, w)

@@ -3,31 +3,33 @@
     conv_bias   y = relu(conv(x) + bias + residual)                                fp32, fp16 and bf16
     conv_int8   y = int8((conv(x) + zero_sums) * scale + bias + residual * residual_scale)     int8, sums in int32
 
-``fold`` makes weights and biases out of a convolution and its batch norm, ``requantization`` the vectors of
-``conv_int8`` out of quantization scales, ``zero_point.zero_sums`` what a zero point adds. A residual is added before
-the ReLU, or in int8 before saturation at -128.
+``fold`` makes a weight and bias from a convolution and its batch norm, ``requantization`` the vectors of ``conv_int8``
+from quantization scales, ``zero_point.zero_sums`` what a zero point adds. The ReLU comes after the residual.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fused_kernels import inference_references as references
 from fused_kernels.choice import REFERENCE, chosen_for
-from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.geometry import Conv
-from fused_kernels.layout import empty_nhwc, nhwc
-from fused_kernels.numeric_types import require_float
-from fused_kernels.ops.convolution import fprop
+from fused_kernels.errors import Unsupported
+from fused_kernels.operands.folded import Folded
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.layout import empty_nhwc, nhwc
+from fused_kernels.operands.numeric_types import require_float
+from fused_kernels.ops.checks import (
+    require_convolution,
+    require_folded,
+    require_residual,
+    require_same_dtype,
+    require_scales,
+)
+from fused_kernels.ops.products import Fused, fprop
 from fused_kernels.problem import Problem
-from fused_kernels.zero_point import COMBINATIONS, has_zero_sums
-
-INT32_PRODUCTS = 2**31 // 128**2
-"""So many products of two int8 may add up to 2**31, which int32 does not hold."""
+from fused_kernels.references import inference as references
 
 
 def conv_bias(
@@ -41,7 +43,7 @@ def conv_bias(
         bias: fp32 [K].
         conv: the window.
         relu: whether a ReLU follows; a residual needs one.
-        residual: what is added before the ReLU, in the shape and dtype of the result.
+        residual: added before the ReLU, in the shape and dtype of the result.
 
     Returns:
         y [N, K, P, Q] in the dtype of ``x``.
@@ -50,14 +52,9 @@ def conv_bias(
         ShapeError, Unsupported: operands that do not fit, or a dtype or combination without a kernel.
     """
     require_float(x.dtype, what="conv_bias")
-    _require_operands(x, w, conv, residual)
     if residual is not None and not relu:
         raise Unsupported("a residual is added before a ReLU: pass relu=True, or add the residual afterwards")
-    require_vector("bias", bias, w.shape[0], x)
-    epilogue = "bias_residual_relu" if residual is not None else "bias_relu" if relu else "bias"
-    args = (bias,) if residual is None else (bias, nhwc(residual))
-    y = _launched(x, w, conv, epilogue, args)
-    return references.conv_bias(x, w, bias, conv, relu=relu, residual=residual) if y is None else y
+    return _convolve(x, Folded(w, bias, relu=relu), conv, residual)
 
 
 def conv_int8(
@@ -74,8 +71,7 @@ def conv_int8(
 ) -> Tensor:
     """v = sums * scale + bias (+ residual * residual_scale), to the nearest int8, ties to even, saturated.
 
-    The sums are conv(x), or those of an x whose zero is stored as another integer: conv(x) + ``zero_sums``, in int32.
-    The rest is fp32 in the order in which it is written here.
+    The sums are conv(x) + ``zero_sums`` in int32; the rest is fp32 in the order in which it is written here.
 
     Args:
         x: int8.
@@ -86,7 +82,8 @@ def conv_int8(
         relu: saturate to [0, 127] instead of [-128, 127].
         residual: int8 in the shape of the result.
         residual_scale: from units of the residual to units of y; taken as fp32.
-        zero_sums: int32 [16, K] of ``zero_point.zero_sums``; the window is 3x3 with padding 1 then.
+        zero_sums: int32 [16, K] of ``zero_point.zero_sums``, where ``x`` stores its zero as another integer; the window
+            is 3x3 with padding 1 then.
 
     Returns:
         y int8 [N, K, P, Q].
@@ -96,36 +93,14 @@ def conv_int8(
     """
     if x.dtype != torch.int8:
         raise Unsupported(f"conv_int8 takes int8, not {str(x.dtype).removeprefix('torch.')}")
-    _require_operands(x, w, conv, residual)
-    require_int32_sums(x, w, zero_sums)
-    if zero_sums is not None:
-        require_zero_sums("zero_sums", zero_sums, w, conv)
-    require_vector("scale", scale, w.shape[0], x)
-    require_vector("bias", bias, w.shape[0], x)
-    require_residual_scale(residual, residual_scale)
-    epilogue, args = "requantize", tuple[Any, ...]((scale, bias))
-    if residual is not None and residual_scale is not None:
-        epilogue, args = "requantize_residual", (scale, bias, nhwc(residual), float(residual_scale))
-    y = _launched(x, w, conv, f"{epilogue}_relu" if relu else epilogue, args, zero_sums)
-    if y is not None:
-        return y
-    return references.conv_int8(
-        x,
-        w,
-        scale,
-        bias,
-        conv,
-        relu=relu,
-        residual=residual,
-        residual_scale=residual_scale,
-        zero_sums=zero_sums,
-    )
+    layer = Folded(w, bias, scale, relu=relu, zero_sums=zero_sums)
+    return _convolve(x, layer, conv, residual, residual_scale)
 
 
 def fold(
     w: Tensor, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one convolution that does what ``w`` and a batch norm in evaluation mode do.
+    """Weight and bias of one convolution that equals ``w`` followed by a batch norm in evaluation mode.
 
     Computed in fp64 and rounded once; cast the weight to 16 bits only after this, never before.
 
@@ -187,117 +162,35 @@ def float32(value: float) -> float:
     return float(torch.tensor(value, dtype=torch.float64, device="cpu").float())
 
 
-def require_scales(**scales: float | Tensor | None) -> None:
-    """Refuse scales that quantize nothing.
-
-    Raises:
-        Unsupported: one of them, named, is not positive and finite.
-    """
-    for name, scale in scales.items():
-        if scale is None:
-            continue
-        values = scale.tolist() if isinstance(scale, Tensor) else [scale]
-        for value in values:
-            if not (value > 0 and math.isfinite(value)):
-                raise Unsupported(
-                    f"{name} holds {value}, but a quantization scale is a positive, finite number"
-                )
+def bias_epilogue(
+    layer: Folded, residual: Tensor | None = None, residual_scale: float | None = None
+) -> Fused:
+    """The epilogue that turns a layer's sums into its result."""
+    if layer.scale is None:
+        if residual is not None:
+            return Fused("bias_residual_relu", (layer.bias, nhwc(residual)))
+        return Fused("bias_relu" if layer.relu else "bias", (layer.bias,))
+    relu, args = "_relu" if layer.relu else "", (layer.scale, layer.bias)
+    if residual is None or residual_scale is None:
+        return Fused(f"requantize{relu}", args)
+    return Fused(f"requantize_residual{relu}", (*args, nhwc(residual), float(residual_scale)))
 
 
-def require_vector(name: str, vector: Tensor, channels: int, x: Tensor) -> None:
-    """Refuse what is not one fp32 number for each channel (fp64 beside fp64 activations), in one piece.
-
-    Raises:
-        ShapeError: the message names the vector.
-    """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if vector.shape != (channels,) or vector.dtype != dtype or not vector.is_contiguous():
-        raise ShapeError(
-            f"{name} is {vector.dtype} {tuple(vector.shape)} with strides {vector.stride()}:"
-            f" it must be {dtype} ({channels},) in one piece"
-        )
-
-
-def require_zero_sums(name: str, sums: Tensor, w: Tensor, conv: Conv) -> None:
-    """Refuse what ``zero_point.zero_sums`` does not make of ``w``, and windows that it is not made for.
-
-    Raises:
-        ShapeError: the message names the sums.
-    """
-    if not has_zero_sums(conv):
-        raise ShapeError(
-            f"{name} belongs to a 3x3 convolution with padding 1, not to {conv.r}x{conv.s} with {conv.padding}"
-        )
-    expected = (COMBINATIONS, w.shape[0])
-    if sums.shape != expected or sums.dtype != torch.int32 or not sums.is_contiguous():
-        raise ShapeError(
-            f"{name} is {sums.dtype} {tuple(sums.shape)} with strides {sums.stride()}:"
-            f" it must be torch.int32 {expected} in one piece"
-        )
-
-
-def require_int32_sums(x: Tensor, w: Tensor, zero_sums: Tensor | None = None) -> None:
-    """Refuse integer products without elements, and those so long that int32 may not hold their sum.
-
-    With ``zero_sums`` an input's values reach 255, so half as many fit.
-
-    Raises:
-        ShapeError: a size is zero.
-        Unsupported: too many products.
-    """
-    if x.numel() == 0:
-        raise ShapeError(f"x is {tuple(x.shape)}: quantized kernels take at least one element")
-    limit = INT32_PRODUCTS if zero_sums is None else INT32_PRODUCTS // 2
-    if w[0].numel() >= limit:
-        raise Unsupported(
-            f"a weight of {tuple(w.shape)} adds up {w[0].numel()} products, which int32 may not hold:"
-            f" at most {limit - 1}"
-        )
-
-
-def require_residual_scale(residual: Tensor | None, scale: float | None) -> None:
-    """Refuse an int8 residual without its scale, and a scale without a residual.
-
-    Raises:
-        ShapeError: one is given and the other is not.
-    """
-    if (residual is None) != (scale is None):
-        given, missing = ("residual", "residual_scale") if scale is None else ("residual_scale", "residual")
-        raise ShapeError(f"{given} is given without {missing}: give both or neither")
-
-
-def _launched(
-    x: Tensor, w: Tensor, conv: Conv, epilogue: str, args: tuple[Any, ...], zero_sums: Tensor | None = None
-) -> Tensor | None:
-    """The result of the kernel, or None where plain PyTorch is to compute it."""
-    n, c, h, width = x.shape
-    problem = Problem("fprop", x.dtype, n, h, width, c, w.shape[0], conv, "identity", epilogue)
+def _convolve(
+    x: Tensor, layer: Folded, conv: Conv, residual: Tensor | None, residual_scale: float | None = None
+) -> Tensor:
+    require_convolution(x, layer.w, conv)
+    require_same_dtype(x, layer.w)
+    require_folded(layer, conv, x)
+    n, c, height, width = x.shape
+    k = layer.w.shape[0]
+    shape = (n, k, *conv.output_size(height, width))
+    require_residual(residual, residual_scale, x, shape)
+    epilogue = bias_epilogue(layer, residual, residual_scale)
+    problem = Problem("fprop", x.dtype, n, height, width, c, k, conv, "identity", epilogue.name)
     tile = chosen_for(problem, x)
     if tile == REFERENCE:
-        return None
-    y = empty_nhwc(x, n, w.shape[0], *conv.output_size(h, width))
-    fprop(nhwc(x), w, y, conv, tile, "identity", (), epilogue, args, zero_sums)
+        return references.convolve(x, layer, conv, residual, residual_scale)
+    y = empty_nhwc(x, *shape)
+    fprop(nhwc(x), layer.w, y, conv, tile, epilogue, zero_sums=layer.zero_sums)
     return y
-
-
-def _require_operands(x: Tensor, w: Tensor, conv: Conv, residual: Tensor | None) -> None:
-    if (
-        x.ndim != 4
-        or w.ndim != 4
-        or x.shape[1] != w.shape[1]
-        or w.shape[2:] != (conv.r, conv.s)
-        or 0 in w.shape
-    ):
-        raise ShapeError(
-            f"x {tuple(x.shape)} and w {tuple(w.shape)} do not fit a {conv.r}x{conv.s} convolution:"
-            " x is [N, C, H, W] and w [K, C, R, S]"
-        )
-    if w.dtype != x.dtype:
-        raise ShapeError(f"x is {x.dtype} and w is {w.dtype}: convert one of them")
-    if residual is None:
-        return
-    shape = (x.shape[0], w.shape[0], *conv.output_size(x.shape[2], x.shape[3]))
-    if residual.shape != shape or residual.dtype != x.dtype:
-        raise ShapeError(
-            f"the residual is {residual.dtype} {tuple(residual.shape)}, but the convolution gives {x.dtype} {shape}"
-        )

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_kernels import references
 from fused_kernels.launch import Out, launch, uses_kernels
-from fused_kernels.layout import nhwc
-from fused_kernels.ops.partials import Partials, empty_partials
+from fused_kernels.operands.geometry import ceil_div
+from fused_kernels.operands.layout import nhwc
+from fused_kernels.operands.partials import Partials
+from fused_kernels.references import passes as references
 from fused_kernels.tiles import Tile
 
 PASS_TILE = Tile(64, 128, warps=4)
@@ -18,22 +19,21 @@ PASS_TILE = Tile(64, 128, warps=4)
 
 
 def join(y: Tensor, vectors: Tensor, shortcut: Tensor, shortcut_vectors: Tensor | None = None) -> Tensor:
-    """relu(bn(y) + shortcut); the shortcut goes through a batch norm of its own where it is a projection's output.
+    """relu(bn(y) + shortcut); a projection's output goes through a batch norm of its own.
 
     Returns:
         z in the shape and dtype of ``y``.
     """
     if not uses_kernels(y):
         return references.join(y, vectors, shortcut, shortcut_vectors)
-    y, shortcut = nhwc(y), nhwc(shortcut)
+    y = nhwc(y)
     z = torch.empty_like(y)
     launch_pass(
         "passes.join_kernel",
-        pass_tile(y.shape[1]),
         y,
         y_ptr=y,
         vectors_ptr=vectors,
-        shortcut_ptr=shortcut,
+        shortcut_ptr=nhwc(shortcut),
         shortcut_vectors_ptr=shortcut_vectors,
         z_ptr=Out(z),
     )
@@ -48,33 +48,29 @@ def entry(
     d: Tensor | None = None,
     d_vectors: Tensor | None = None,
 ) -> tuple[Tensor, Partials]:
-    """Where a block's backward pass begins: dz through the last ReLU, with the sums for its batch norms.
+    """The start of a block's backward pass: dz through the last ReLU, with the sums for its batch norms.
 
     Returns:
         g in the shape of ``z``, and partials of kinds (sum g, sum g * (y - mean)[, sum g * (d - mean_d)]).
     """
     if not uses_kernels(z):
         return references.entry(dz, z, y, vectors, d, d_vectors)
-    dz = nhwc(dz)
     g = torch.empty_like(z)
-    rows, channels = rows_and_channels(z)
-    tile = pass_tile(channels)
-    partials = empty_partials(z, 2 if d is None else 3, -(-rows // tile.m))
+    partials = Partials.empty(z, 2 if d is None else 3, pass_tile(z.shape[1]).m)
     launch_pass(
         "passes.entry_kernel",
-        tile,
         z,
-        dz_ptr=dz,
+        dz_ptr=nhwc(dz),
         z_ptr=z,
         y_ptr=y,
         vectors_ptr=vectors,
         d_ptr=d,
         d_vectors_ptr=d_vectors,
         g_ptr=Out(g),
-        partials_ptr=Out(partials),
-        tiles=partials.shape[1],
+        partials_ptr=Out(partials.rows),
+        tiles=partials.tiles,
     )
-    return g, Partials(partials, tile.m, rows)
+    return g, partials
 
 
 def bn_backward(g: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
@@ -84,7 +80,6 @@ def bn_backward(g: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> 
     dy = torch.empty_like(g)
     launch_pass(
         "passes.bn_backward_kernel",
-        pass_tile(g.shape[1]),
         g,
         g_ptr=g,
         y_ptr=y,
@@ -95,18 +90,12 @@ def bn_backward(g: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> 
     return dy
 
 
-def launch_pass(kernel: str, tile: Tile, over: Tensor, **arguments: Any) -> None:
+def launch_pass(kernel: str, over: Tensor, tile: Tile | None = None, **arguments: Any) -> None:
     """Launch a pass over the rows and channels of ``over`` [N, C, H, W]: programs of [tile.m, tile.n] elements."""
-    rows, channels = rows_and_channels(over)
-    grid = (-(-rows // tile.m), -(-channels // tile.n))
-    sizes = {"M": rows, "C": channels, "BLOCK_M": tile.m, "BLOCK_C": tile.n}
-    launch(kernel, grid, tile, **arguments, **sizes)
-
-
-def rows_and_channels(x: Tensor) -> tuple[int, int]:
-    """(N * H * W, C)."""
-    n, c, h, w = x.shape
-    return n * h * w, c
+    n, channels, h, w = over.shape
+    rows, tile = n * h * w, tile or pass_tile(channels)
+    grid = (ceil_div(rows, tile.m), ceil_div(channels, tile.n))
+    launch(kernel, grid, tile, **arguments, M=rows, C=channels, BLOCK_M=tile.m, BLOCK_C=tile.n)
 
 
 def pass_tile(channels: int) -> Tile:

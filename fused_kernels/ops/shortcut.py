@@ -8,7 +8,9 @@ from torch import Tensor
 
 from fused_kernels.errors import ShapeError
 from fused_kernels.launch import Out, launch, uses_kernels
-from fused_kernels.layout import empty_nhwc, nhwc
+from fused_kernels.operands.arguments import Pixels
+from fused_kernels.operands.geometry import ceil_div
+from fused_kernels.operands.layout import empty_nhwc, nhwc
 from fused_kernels.ops.passes import pass_tile
 
 
@@ -34,20 +36,27 @@ def widen(x: Tensor, *, stride: int, before: int, after: int, zero_point: int = 
             " [N, C, H, W], the stride 1 or more, and channels are added"
         )
     if zero_point and (x.dtype != torch.int8 or not -128 <= zero_point <= 127):
-        raise ShapeError(f"a zero point of {zero_point} is no int8, or x, which is {x.dtype}, is none")
+        raise ShapeError(f"a zero point of {zero_point} needs an int8 x, here {x.dtype}, and must fit int8")
     if not uses_kernels(x):
         return nhwc(F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, after), value=zero_point))
     n, c, h, w = x.shape
-    y = empty_nhwc(x, n, before + c + after, -(-h // stride), -(-w // stride))
-    rows, channels = n * y.shape[2] * y.shape[3], y.shape[1]
+    y = empty_nhwc(x, n, before + c + after, ceil_div(h, stride), ceil_div(w, stride))
+    pixels = Pixels.over(n, (h, w), y.shape[2:])
+    channels = y.shape[1]
     tile = pass_tile(channels)
     launch(
         "shortcut.widen_kernel",
-        (-(-rows // tile.m), -(-channels // tile.n)),
+        (ceil_div(pixels.m, tile.m), ceil_div(channels, tile.n)),
         tile,
         x_ptr=nhwc(x),
         y_ptr=Out(y),
-        **{"M": rows, "H": h, "W": w, "P": y.shape[2], "Q": y.shape[3], "DEPTH": c, "C": channels},
-        **{"STRIDE": stride, "BEFORE": before, "ZERO": zero_point, "BLOCK_M": tile.m, "BLOCK_C": tile.n},
+        **pixels.named(),
+        DEPTH=c,
+        C=channels,
+        STRIDE=stride,
+        BEFORE=before,
+        ZERO=zero_point,
+        BLOCK_M=tile.m,
+        BLOCK_C=tile.n,
     )
     return y

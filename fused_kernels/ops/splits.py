@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fused_kernels.launch import Out, launch
+from fused_kernels.operands.geometry import ceil_div
 from fused_kernels.tiles import Tile
 
 BLOCK = 1024
@@ -17,10 +18,10 @@ def parts_of(steps: int, splits: int) -> tuple[int, int]:
     A loop's length is compiled in, so it is rounded up to four binary digits: most batch sizes then share kernels, and
     a part is at most an eighth longer than it need be.
     """
-    wanted = max(1, -(-steps // splits))
+    wanted = max(1, ceil_div(steps, splits))
     unit = 1 << max(0, wanted.bit_length() - 4)
-    length = -(-wanted // unit) * unit
-    return length, max(1, -(-steps // length))
+    length = ceil_div(wanted, unit) * unit
+    return length, max(1, ceil_div(steps, length))
 
 
 def workspace(dw: Tensor, parts: int) -> Tensor:
@@ -36,7 +37,7 @@ def add_up(parts: Tensor, dw: Tensor) -> None:
         return
     launch(
         "wgrad.split_sum_kernel",
-        (-(-dw.numel() // BLOCK),),
+        (ceil_div(dw.numel(), BLOCK),),
         Tile(BLOCK, 1),
         parts_ptr=parts,
         dw_ptr=Out(dw),

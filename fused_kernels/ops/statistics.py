@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fused_kernels import references
 from fused_kernels.launch import Out, kernels_run_on, launch, uses_kernels
-from fused_kernels.ops.partials import Partials
+from fused_kernels.operands.geometry import ceil_div
+from fused_kernels.operands.partials import Partials
+from fused_kernels.references import statistics as references
 from fused_kernels.tiles import Tile
 
 CHANNELS = 8
@@ -46,7 +47,7 @@ def finalize(
     new = None if running is None else torch.empty((2, channels), dtype=torch.float32, device=gamma.device)
     launch(
         "statistics.finalize_kernel",
-        (-(-channels // CHANNELS),),
+        (ceil_div(channels, CHANNELS),),
         TILE,
         partials_ptr=partials.rows,
         counts_ptr=partials.counts,
@@ -75,7 +76,7 @@ def merge(partials: Partials) -> Tensor:
     out = torch.empty((2, partials.channels), dtype=torch.float64, device=rows.device)
     launch(
         "statistics.merge_kernel",
-        (-(-partials.channels // CHANNELS),),
+        (ceil_div(partials.channels, CHANNELS),),
         TILE,
         partials_ptr=rows,
         out_ptr=Out(out),
@@ -96,7 +97,7 @@ def frozen(running: tuple[Tensor, Tensor], gamma: Tensor, beta: Tensor, eps: flo
     vectors = torch.empty((4, mean.numel()), dtype=torch.float32, device=mean.device)
     launch(
         "statistics.frozen_kernel",
-        (-(-mean.numel() // 128),),
+        (ceil_div(mean.numel(), 128),),
         Tile(1, 128),
         running_mean_ptr=mean,
         running_var_ptr=variance,
@@ -119,7 +120,7 @@ def sums(partials: Partials) -> Tensor:
     out = torch.empty((kinds, channels), dtype=torch.float32, device=rows.device)
     launch(
         "statistics.sums_kernel",
-        (-(-channels // CHANNELS), kinds),
+        (ceil_div(channels, CHANNELS), kinds),
         TILE,
         partials_ptr=rows,
         sums_ptr=Out(out),
@@ -146,7 +147,7 @@ def coefficients(sum_g: Tensor, sum_gy: Tensor, vectors: Tensor, count: int, *, 
     out = torch.empty((3, channels), dtype=torch.float32, device=vectors.device)
     launch(
         "statistics.coefficients_kernel",
-        (-(-channels // 128),),
+        (ceil_div(channels, 128),),
         Tile(1, 128),
         sum_g_ptr=sum_g,
         sum_gy_ptr=sum_gy,
@@ -162,4 +163,4 @@ def coefficients(sum_g: Tensor, sum_gy: Tensor, vectors: Tensor, count: int, *, 
 
 def _loop(tiles: int) -> dict[str, int]:
     # a power of two, because the loop's length is compiled in
-    return {"STEPS": 1 << (-(-tiles // ROWS) - 1).bit_length(), "BLOCK": ROWS, "BLOCK_C": CHANNELS}
+    return {"STEPS": 1 << (ceil_div(tiles, ROWS) - 1).bit_length(), "BLOCK": ROWS, "BLOCK_C": CHANNELS}

@@ -1,13 +1,15 @@
 """A network's first layers: convolution of an image, batch norm, ReLU and, on large images, max pool 3x3/2.
 
     stem_conv_moments   y = conv(image)             + mean and M2 of y by channel, and the image as packed for it
+    stem_conv           y without the moments       + the packed image
     stem_pool           z = maxpool(relu(bn(y)))    + where each maximum was
     stem_pool_sums      sums for that batch norm's backward
     stem_pool_backward  gradient of y, by the coefficients made of them
+    stem_activate       z = relu(bn(y)), with ``_sums`` and ``_backward`` as above, for a stem without max pool
     stem_wgrad          dw from the packed image and dy
     stem_inference      maxpool(relu(conv(image) + bias)), in floating point or int8
 
-Every activation is [N, C, H, W] in NHWC memory. The image may lie anyhow: ``pack`` reads it once.
+Every activation is [N, C, H, W] in NHWC memory. The image may lie in any memory: packing reads it once.
 """
 
 from __future__ import annotations
@@ -18,64 +20,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_kernels import stem_references
 from fused_kernels.choice import REFERENCE, Chosen, chosen_for
-from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.geometry import Conv
+from fused_kernels.errors import Unsupported
 from fused_kernels.launch import Out, launch, uses_kernels
-from fused_kernels.layout import empty_nhwc, nhwc
-from fused_kernels.numeric_types import FLOATS, require_float
-from fused_kernels.ops import stem_launch
-from fused_kernels.ops.image import Take, check_taken, taken
+from fused_kernels.operands.arguments import Pixels
+from fused_kernels.operands.folded import Folded
+from fused_kernels.operands.geometry import Conv, ceil_div
+from fused_kernels.operands.image import Take
+from fused_kernels.operands.layout import empty_nhwc, nhwc
+from fused_kernels.operands.numeric_types import precision, require_float
+from fused_kernels.operands.packed_image import depth, pack_weight, unpack_weight
+from fused_kernels.operands.partials import Partials
+from fused_kernels.ops.checks import require_convolution, require_vector
+from fused_kernels.ops.image import pack, require_packable, require_takeable
 from fused_kernels.ops.image import take as take_image
-from fused_kernels.ops.inference import require_vector
-from fused_kernels.ops.partials import Partials, empty_partials
-from fused_kernels.ops.passes import launch_pass, pass_tile, rows_and_channels
+from fused_kernels.ops.inference import bias_epilogue
+from fused_kernels.ops.passes import launch_pass, pass_tile
+from fused_kernels.ops.products import STORE, Fused, compiled_for, moments, packed_fprop
+from fused_kernels.ops.splits import add_up, parts_of, workspace
 from fused_kernels.problem import Problem
-from fused_kernels.stem_layout import PIXEL, depth, packed_width, unpack_weight
+from fused_kernels.references import stem as references
+from fused_kernels.references.image import converted
 from fused_kernels.tiles import Tile
 
 POOL = Conv(3, 3, stride=2, padding=1)
 """The max pool's window."""
-PACK_TILE = Tile(256, PIXEL, warps=4)
-
-
-def pack(image: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:
-    """The image as ``stem_layout`` describes it, [N, H, WIDTH, 4] of ``dtype``.
-
-    Args:
-        image: [N, C, H, W] of 1 to 4 channels, in any memory; floating point, uint8 or int8.
-        conv: the window that will read it.
-        dtype: fp32, fp16 or bf16; int8 takes an int8 image as it is.
-
-    Raises:
-        ShapeError, Unsupported: no image, or a dtype that it cannot become.
-    """
-    _check_image(image, dtype)
-    n, c, h, w = image.shape
-    width = packed_width(conv, w, conv.output_size(h, w)[1])
-    if not uses_kernels(image) or dtype == torch.float64:
-        return stem_references.pack(image, conv, dtype)
-    packed = torch.empty((n, h, width, PIXEL), dtype=dtype, device=image.device)
-    stride_n, stride_c, stride_h, stride_w = image.stride()
-    launch(
-        "stem.pack_kernel",
-        (-(-n * h * width // PACK_TILE.m),),
-        PACK_TILE,
-        image_ptr=image,
-        out_ptr=Out(packed),
-        **{"M": n * h * width, "C": c, "H": h, "W": w, "WIDTH": width},
-        **{"STRIDE_N": stride_n, "STRIDE_C": stride_c, "STRIDE_H": stride_h, "STRIDE_W": stride_w},
-        **{"PADDING": conv.padding, "BLOCK": PACK_TILE.m},
-    )
-    return packed
+LONGEST_STRIP = 8
+PROGRAMS = 264
+"""Two for each of a Hopper's 132 processors."""
 
 
 def stem_conv_moments(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Partials, Tensor]:
     """Convolve an image and collect the output's moments.
 
     Args:
-        image: as in ``pack``.
+        image: as ``ops.image.pack`` takes it.
         w: [K, C, R, S] in fp32, fp16 or bf16, which the image is converted to.
         conv: the window.
 
@@ -89,22 +68,21 @@ def stem_conv_moments(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Par
     require_float(w.dtype, what="training a stem")
     tile = _fprop_tile(image, w, conv, "stem_moments")
     if tile == REFERENCE:
-        return stem_references.stem_conv_moments(image, w, conv)
+        return references.stem_conv_moments(image, w, conv)
     packed, y = pack(image, conv, w.dtype), _empty_output(image, w, conv)
-    rows, _ = rows_and_channels(y)
-    partials = empty_partials(y, 2, -(-rows // tile.m), moments=True)
-    stem_launch.fprop(packed, w, y, conv, tile, "moments", (Out(partials), partials.shape[1]))
-    return y, Partials(partials, tile.m, rows), packed
+    partials = Partials.empty(y, 2, tile.m, moments=True)
+    packed_fprop(packed, w, y, conv, tile, moments(partials))
+    return y, partials, packed
 
 
 def stem_conv(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Tensor]:
-    """As ``stem_conv_moments`` without the moments, for a batch norm whose statistics are constants: (y, packed)."""
+    """``stem_conv_moments`` without the moments, for a batch norm whose statistics are constants: (y, packed)."""
     require_float(w.dtype, what="training a stem")
     tile = _fprop_tile(image, w, conv, "stem_store")
     if tile == REFERENCE:
-        return stem_references.stem_conv(image, w, conv)
+        return references.stem_conv(image, w, conv)
     packed, y = pack(image, conv, w.dtype), _empty_output(image, w, conv)
-    stem_launch.fprop(packed, w, y, conv, tile, "store", ())
+    packed_fprop(packed, w, y, conv, tile, STORE)
     return y, packed
 
 
@@ -120,15 +98,15 @@ def stem_pool(y: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         order, that each maximum has in its window. Of equal values the first wins, a NaN beats all, as in torch.
     """
     if not uses_kernels(y):
-        return stem_references.stem_pool(y, vectors)
+        return references.stem_pool(y, vectors)
     y = nhwc(y)
     n, k, p, q = y.shape
     z = empty_nhwc(y, n, k, *POOL.output_size(p, q))
     index = empty_nhwc(z, *z.shape, dtype=torch.uint8)
     launch_pass(
         "stem.pool_kernel",
-        _pool_tile(k),
         z,
+        _pool_tile(k),
         y_ptr=y,
         vectors_ptr=vectors,
         z_ptr=Out(z),
@@ -151,59 +129,44 @@ def stem_pool_sums(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor) -> Par
         partials of kinds (sum g, sum g * (y - mean)).
     """
     if not uses_kernels(y):
-        return stem_references.stem_pool_sums(dz, index, y, vectors)
-    dz, index, y = nhwc(dz), nhwc(index), nhwc(y)
-    arguments = {"dz_ptr": dz, "index_ptr": index, **_planes(y, dz)}
-    return _sums_pass("stem.pool_sums_kernel", _pool_tile(y.shape[1]), y, vectors, arguments)
+        return references.stem_pool_sums(dz, index, y, vectors)
+    return _sums("stem.pool_sums_kernel", _pool_tile(y.shape[1]), y, vectors, _pooled_gradient(dz, index, y))
 
 
 def stem_pool_backward(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
     """Gradient of ``stem_pool`` by y: a * g + b * (y - mean) + c, with g as in ``stem_pool_sums``.
 
-    Args:
-        dz: as there.
-        index: as there.
-        y: as there.
-        vectors: as there.
-        coefficients: fp32 [3, K], from ``statistics.coefficients``.
-
-    Returns:
-        dy in the shape and dtype of ``y``.
+    ``coefficients`` are fp32 [3, K] from ``statistics.coefficients``; dy has the shape and dtype of ``y``.
     """
     if not uses_kernels(y):
-        return stem_references.stem_pool_backward(dz, index, y, vectors, coefficients)
-    dz, index, y = nhwc(dz), nhwc(index), nhwc(y)
-    arguments = {"dz_ptr": dz, "index_ptr": index, **_planes(y, dz)}
-    tile = _pool_tile(y.shape[1])
-    return _gradient_pass("stem.pool_backward_kernel", tile, y, vectors, coefficients, arguments)
+        return references.stem_pool_backward(dz, index, y, vectors, coefficients)
+    kernel, tile = "stem.pool_backward_kernel", _pool_tile(y.shape[1])
+    return _gradient(kernel, tile, y, vectors, coefficients, _pooled_gradient(dz, index, y))
 
 
 def stem_activate(y: Tensor, vectors: Tensor) -> Tensor:
     """relu(bn(y)): ``stem_pool`` for a stem without max pool."""
     if not uses_kernels(y):
-        return stem_references.stem_activate(y, vectors)
+        return references.stem_activate(y, vectors)
     y = nhwc(y)
     z = torch.empty_like(y)
-    tile = pass_tile(y.shape[1])
-    launch_pass("stem.activate_kernel", tile, z, y_ptr=y, vectors_ptr=vectors, z_ptr=Out(z))
+    launch_pass("stem.activate_kernel", z, y_ptr=y, vectors_ptr=vectors, z_ptr=Out(z))
     return z
 
 
 def stem_activate_sums(dz: Tensor, y: Tensor, vectors: Tensor) -> Partials:
     """Sums over the gradient of ``stem_activate`` by bn(y), as ``stem_pool_sums``."""
     if not uses_kernels(y):
-        return stem_references.stem_activate_sums(dz, y, vectors)
-    dz, y = nhwc(dz), nhwc(y)
-    return _sums_pass("stem.activate_sums_kernel", pass_tile(y.shape[1]), y, vectors, {"dz_ptr": dz})
+        return references.stem_activate_sums(dz, y, vectors)
+    return _sums("stem.activate_sums_kernel", pass_tile(y.shape[1]), y, vectors, {"dz_ptr": nhwc(dz)})
 
 
 def stem_activate_backward(dz: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
     """Gradient of ``stem_activate`` by y, as ``stem_pool_backward``."""
     if not uses_kernels(y):
-        return stem_references.stem_activate_backward(dz, y, vectors, coefficients)
-    dz, y = nhwc(dz), nhwc(y)
-    tile = pass_tile(y.shape[1])
-    return _gradient_pass("stem.activate_backward_kernel", tile, y, vectors, coefficients, {"dz_ptr": dz})
+        return references.stem_activate_backward(dz, y, vectors, coefficients)
+    kernel, tile = "stem.activate_backward_kernel", pass_tile(y.shape[1])
+    return _gradient(kernel, tile, y, vectors, coefficients, {"dz_ptr": nhwc(dz)})
 
 
 def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
@@ -224,9 +187,31 @@ def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
     problem = Problem("wgrad", packed.dtype, n, p, q, columns, k, Conv(1, 1), "identity", "stem")
     tile = chosen_for(problem, packed)
     if tile == REFERENCE:
-        return stem_references.stem_wgrad(packed, dy, conv, channels)
+        return references.stem_wgrad(packed, dy, conv, channels)
     dw = torch.empty((k, conv.r, depth(conv)), dtype=torch.float32, device=dy.device)
-    stem_launch.wgrad(dw, packed, nhwc(dy), conv, tile)
+    pixels = Pixels.over(n, packed.shape[1:3], (p, q))
+    steps, splits = parts_of(ceil_div(pixels.m, tile.k), tile.splits)
+    parts = workspace(dw, splits)
+    launch(
+        "stem.stem_wgrad_kernel",
+        (ceil_div(columns, tile.m) * ceil_div(k, tile.n), splits),
+        tile,
+        x_ptr=packed,
+        dy_ptr=nhwc(dy),
+        dw_ptr=Out(parts),
+        **pixels.named(),
+        K=k,
+        TAPS=conv.r,
+        DEPTH=depth(conv),
+        STRIDE=conv.stride,
+        PADDING=conv.padding,
+        STEPS=steps,
+        PRECISION=precision(packed.dtype),
+        BLOCK_C=tile.m,
+        BLOCK_K=tile.n,
+        BLOCK_P=tile.k,
+    )
+    add_up(parts, dw)
     return unpack_weight(dw, conv, channels)
 
 
@@ -243,10 +228,10 @@ def stem_inference(
 ) -> Tensor:
     """relu(conv(image) + bias), then max pool 3x3/2 with padding 1; in int8, requantized before the ReLU.
 
-    What lies beside the plane is never the maximum, whichever numbers the pool reads.
+    The pool's padding is never the maximum, whichever numbers it reads.
 
     Args:
-        image: as in ``pack``; int8 where ``w`` is, unless ``take`` quantizes it.
+        image: as ``ops.image.pack`` takes it; int8 where ``w`` is, unless ``take`` quantizes it.
         w: [K, C, R, S] in fp32, fp16 or bf16, which the image is converted to; or int8.
         bias: fp32 [K]; in int8 in units of the output's scale.
         conv: the window.
@@ -261,50 +246,93 @@ def stem_inference(
     Raises:
         ShapeError, Unsupported: operands that do not fit, or a dtype without a kernel.
     """
-    if (scale is not None) != (w.dtype == torch.int8):
-        raise Unsupported(f"the stem takes a scale with int8 weights and with no others, not {w.dtype}")
-    if scale is None and not relu:
-        raise Unsupported(
-            "the stem goes without its ReLU in int8 alone, which saturates in its place: pass relu=True"
-        )
-    for name, vector in (("bias", bias), ("scale", scale)):
-        if vector is not None:
-            require_vector(name, vector, w.shape[0], w)
+    layer = Folded(w, bias, scale, relu=relu)
+    _require_layer(layer)
     # as the image sees it: the margin is padding that ``take`` has put there
     window = conv if take is None else replace(conv, padding=conv.padding + take.margin)
     tile = _fprop_tile(image, w, window, "stem_pool" if pool else "stem_bias_relu", take)
     if tile == REFERENCE:
-        image = image if take is None else taken(image, w.dtype, take)
-        return stem_references.stem_inference(image, w, bias, conv, pool=pool, scale=scale, relu=relu)
+        image = image if take is None else converted(image, w.dtype, take)
+        return references.stem_inference(image, layer, conv, pool=pool)
     packed = pack(image, conv, w.dtype) if take is None else take_image(image, conv, w.dtype, take)
     out = _empty_output(image, w, window)
-    epilogue, args = "bias_relu", tuple[Tensor, ...]((bias,))
-    if scale is not None:
-        epilogue, args = "requantize_relu" if relu else "requantize", (scale, bias)
     if not pool:
-        stem_launch.fprop(packed, w, out, conv, tile, epilogue, args)
+        packed_fprop(packed, w, out, conv, tile, bias_epilogue(layer))
         return out
     n, k, p, q = out.shape
     pooled = empty_nhwc(out, n, k, *POOL.output_size(p, q))
-    stem_launch.conv_pool(packed, w, pooled, (p, q), conv, tile, epilogue, args)
+    _conv_pool(packed, w, pooled, (p, q), conv, tile, bias_epilogue(layer))
     return pooled
 
 
-def _sums_pass(kernel: str, tile: Tile, y: Tensor, vectors: Tensor, arguments: dict[str, Any]) -> Partials:
-    rows, _ = rows_and_channels(y)
-    partials = empty_partials(y, 2, -(-rows // tile.m))
-    sums = {"partials_ptr": Out(partials), "tiles": partials.shape[1]}
-    launch_pass(kernel, tile, y, **arguments, y_ptr=y, vectors_ptr=vectors, **sums)
-    return Partials(partials, tile.m, rows)
+def strip_length(pixels: int, height: int, cols: int, tile: Tile) -> int:
+    """Pooled pixels that a row of ``conv_pool_kernel`` walks down: as many as leave work for every processor.
+
+    A power of two, because the loop's length is compiled in.
+    """
+    programs = ceil_div(pixels, tile.m) * ceil_div(cols, tile.n)
+    longest = max(1, min(LONGEST_STRIP, height, programs // PROGRAMS))
+    return 1 << (longest.bit_length() - 1)
 
 
-def _gradient_pass(
-    kernel: str, tile: Tile, y: Tensor, vectors: Tensor, coefficients: Tensor, arguments: dict[str, Any]
+def _conv_pool(
+    packed: Tensor, w: Tensor, out: Tensor, plane: tuple[int, int], conv: Conv, tile: Tile, epilogue: Fused
+) -> None:
+    """Launch convolution and max pool in one; ``plane`` [P, Q] is what the convolution alone would give."""
+    n, height, width, _ = packed.shape
+    k, p, q = out.shape[1:]
+    strip = strip_length(n * p * q, p, k, tile)
+    strips = ceil_div(p, strip)
+    rows = n * strips * q
+    launch(
+        "stem.conv_pool_kernel",
+        (ceil_div(rows, tile.m) * ceil_div(k, tile.n),),
+        tile,
+        x_ptr=packed,
+        w_ptr=pack_weight(w, conv),
+        out_ptr=Out(out),
+        epilogue_args=epilogue.args,
+        **Pixels(rows, height, width, *plane).named(),
+        POOLED_H=p,
+        POOLED_W=q,
+        STRIPS=strips,
+        COLS=k,
+        COL_STRIDE=conv.r * depth(conv),
+        TAP_STRIDE=depth(conv),
+        STRIP=strip,
+        DEPTH=depth(conv),
+        TAPS=conv.r,
+        STRIDE=conv.stride,
+        PADDING=conv.padding,
+        **compiled_for(packed.dtype, tile, epilogue),
+    )
+
+
+def _sums(kernel: str, tile: Tile, y: Tensor, vectors: Tensor, gradient: dict[str, Any]) -> Partials:
+    y = nhwc(y)
+    partials = Partials.empty(y, 2, tile.m)
+    sums = {"partials_ptr": Out(partials.rows), "tiles": partials.tiles}
+    launch_pass(kernel, y, tile, **gradient, y_ptr=y, vectors_ptr=vectors, **sums)
+    return partials
+
+
+def _gradient(
+    kernel: str, tile: Tile, y: Tensor, vectors: Tensor, coefficients: Tensor, gradient: dict[str, Any]
 ) -> Tensor:
+    y = nhwc(y)
     dy = torch.empty_like(y)
     small = {"vectors_ptr": vectors, "coefficients_ptr": coefficients}
-    launch_pass(kernel, tile, y, **arguments, y_ptr=y, **small, dy_ptr=Out(dy))
+    launch_pass(kernel, y, tile, **gradient, y_ptr=y, **small, dy_ptr=Out(dy))
     return dy
+
+
+def _pooled_gradient(dz: Tensor, index: Tensor, y: Tensor) -> dict[str, Any]:
+    """Arguments that say which dz reaches which pixel of ``y``."""
+    return {"dz_ptr": nhwc(dz), "index_ptr": nhwc(index), **_planes(y, dz)}
+
+
+def _planes(y: Tensor, z: Tensor) -> dict[str, int]:
+    return {"P": y.shape[2], "Q": y.shape[3], "POOLED_H": z.shape[2], "POOLED_W": z.shape[3]}
 
 
 def _pool_tile(channels: int) -> Tile:
@@ -313,44 +341,30 @@ def _pool_tile(channels: int) -> Tile:
     return replace(tile, m=tile.m // 4)
 
 
-def _planes(y: Tensor, z: Tensor) -> dict[str, int]:
-    return {"P": y.shape[2], "Q": y.shape[3], "POOLED_H": z.shape[2], "POOLED_W": z.shape[3]}
-
-
 def _empty_output(image: Tensor, w: Tensor, conv: Conv) -> Tensor:
     n, _, height, width = image.shape
     return empty_nhwc(w, n, w.shape[0], *conv.output_size(height, width))
 
 
 def _fprop_tile(image: Tensor, w: Tensor, conv: Conv, epilogue: str, take: Take | None = None) -> Chosen:
-    """The tile that convolves this image, or "reference" where plain PyTorch does."""
     if take is None:
-        _check_image(image, w.dtype)
+        require_packable(image, w.dtype)
     else:
-        check_taken(image, w.dtype, take)
-    _check(image, w, conv)
+        require_takeable(image, w.dtype, take)
+    require_convolution(image, w, conv, name="image")
     n, _, height, width = image.shape
     problem = Problem("fprop", w.dtype, n, height, width, depth(conv), w.shape[0], conv, "identity", epilogue)
     return chosen_for(problem, w)
 
 
-def _check_image(image: Tensor, dtype: torch.dtype) -> None:
-    if image.ndim != 4 or not 1 <= image.shape[1] <= PIXEL:
-        raise ShapeError(
-            f"the stem takes an image [N, C, H, W] of 1 to {PIXEL} channels, not {tuple(image.shape)}"
+def _require_layer(layer: Folded) -> None:
+    w, scale = layer.w, layer.scale
+    if (scale is not None) != (w.dtype == torch.int8):
+        raise Unsupported(f"the stem takes a scale with int8 weights and with no others, not {w.dtype}")
+    if scale is None and not layer.relu:
+        raise Unsupported(
+            "the stem goes without its ReLU in int8 alone, which saturates in its place: pass relu=True"
         )
-    from_, to = (str(name).removeprefix("torch.") for name in (image.dtype, dtype))
-    if dtype == torch.int8 and image.dtype != torch.int8:
-        raise Unsupported(f"an int8 stem takes an int8 image, not {from_}: quantize the image first")
-    if dtype != torch.int8:
-        require_float(dtype, what="the stem")
-    if image.dtype not in (*FLOATS, torch.float64, torch.uint8, torch.int8):
-        raise Unsupported(f"the stem takes no {from_} image: convert it to {to}")
-
-
-def _check(image: Tensor, w: Tensor, conv: Conv) -> None:
-    if w.ndim != 4 or image.shape[1] != w.shape[1] or w.shape[2:] != (conv.r, conv.s):
-        raise ShapeError(
-            f"image {tuple(image.shape)} and w {tuple(w.shape)} do not fit a {conv.r}x{conv.s} convolution:"
-            " an image is [N, C, H, W] and w [K, C, R, S]"
-        )
+    for name, vector in (("bias", layer.bias), ("scale", scale)):
+        if vector is not None:
+            require_vector(name, vector, w.shape[0], w)

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_kernels import references
 from fused_kernels.errors import Unsupported
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import implementation
-from fused_kernels.layout import nhwc
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.layout import nhwc
+from fused_kernels.operands.packed_image import depth
+from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import chain, convolution, head, inference, stem
-from fused_kernels.ops.partials import Partials
+from fused_kernels.ops.image import pack
 from fused_kernels.problem import Problem
-from fused_kernels.stem_layout import depth
+from fused_kernels.references import statistics
 
 _STEM_WINDOWS = {
     conv.r * depth(conv): conv for conv in (Conv(7, 7, stride=2, padding=3), Conv(3, 3, padding=1))
@@ -60,7 +61,7 @@ class Call:
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, Partials):
                 with implementation("reference"):
-                    yield from references.merge(item) if self.moments else references.sums(item)
+                    yield from statistics.merge(item) if self.moments else statistics.sums(item)
             else:
                 yield item
 
@@ -231,7 +232,7 @@ def _stem_wgrad(problem: Problem, new: _Operands) -> Call:
     conv = _STEM_WINDOWS[problem.c]
     image = new.activation(problem.n, 3, problem.h * conv.stride, problem.w * conv.stride)
     with implementation("reference"):
-        packed = stem.pack(image, conv, problem.dtype)
+        packed = pack(image, conv, problem.dtype)
     return Call(lambda packed, dy: stem.stem_wgrad(packed, dy, conv, 3), (packed, new.output()))
 
 

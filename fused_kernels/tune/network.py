@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fused_kernels import modules
-from fused_kernels.blocks_inference import without_chains
+from fused_kernels.blocks.inference import without_chains
 from fused_kernels.choice import choosing, default_tile
 from fused_kernels.errors import Unsupported
 from fused_kernels.problem import Problem

@@ -1,10 +1,10 @@
-"""Any two of fp32 reference, deployable graph and engine, lined up by block: where they part, and how far.
+"""``rescompile compare``: any two of fp32 reference, deployable graph and engine, block by block.
 
     SQNR       = 10 log10( sum a^2 / sum (b - a)^2 )  dB     over a block's output on all images, a of the first side
     cosine     = <a, b> / (|a| |b|)
     saturation = share of a quantized tensor's elements at +-127 or -128
 
-Two sides *part* at the first block, in the order of execution, whose SQNR is below a threshold. An engine may clip a
+Two sides *diverge* at the first block, in the order of execution, whose SQNR is below a threshold. An engine may clip a
 block's output where the quantizer behind it saturates, which its graph does one node later; both are then clipped
 before they are compared, so that a difference is one of arithmetic. Images run one at a time: memory holds the block
 outputs of one image.
@@ -23,20 +23,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.images import ImageSet
-from rescompile.accuracy.comparands import Seen, Side, SideName, open_side, parse_side, preprocess_of
+from rescompile.accuracy.comparands import (
+    Comparand,
+    ComparandName,
+    Observation,
+    open_comparand,
+    parse_comparand,
+    preprocess_of,
+)
 from rescompile.accuracy.error_by_block import Sums
 from rescompile.accuracy.parity import open_validation_set
-from rescompile.building.calibrate import notes_on_skipped
 from rescompile.errors import BackendUnavailable, GraphError, UsageError
 from rescompile.manifest import MANIFEST, REFERENCE, read_manifest
 from rescompile.progress import Progress, StageClock
+from rescompile.report import JsonReport
 
 PART_DB = 20.0
-"""Below this a tenth of the block's RMS is error, and classes begin to change."""
+"""Below this the error is more than a tenth of the block's RMS, and classes begin to change."""
 ROUNDING_DB = 60.0
-"""Above this, two sides differ by sums rounded in another order: losing some of it is no drop."""
+"""Above this, two sides differ by sums rounded in another order: losing some of it does not count as a drop."""
 IMAGES = 16
-"""Images unless told otherwise; graphs that are executed as they are written are slow."""
+"""Default number of images; graphs that are executed as they are written are slow."""
 
 
 class Saturation(msgspec.Struct, frozen=True):
@@ -53,14 +60,14 @@ class BlockComparison(msgspec.Struct, frozen=True):
     sqnr_db: float
     cosine: float
     finite: bool
-    """Whether neither side has an infinity or NaN; where one has, SQNR and cosine are the worst there are."""
+    """Whether neither side has an infinity or NaN; where one has, SQNR and cosine have their worst values."""
     saturation_a: Saturation | None
     saturation_b: Saturation | None
     """None where the side has no quantized tensor in the block, or does not show them."""
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """The largest loss of SQNR from one block to the next, of which what lies above ``ROUNDING_DB`` does not count."""
+    """The largest loss of SQNR from one block to the next; SQNR above ``ROUNDING_DB`` counts as ``ROUNDING_DB``."""
 
     block: str
     after: str
@@ -81,18 +88,14 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     blocks: tuple[BlockComparison, ...]
 
 
-class ComparisonReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``rescompile compare`` found, and on which images."""
+class ComparisonReport(JsonReport, frozen=True, kw_only=True):
+    """The result of ``rescompile compare``, and its images."""
 
     images: int
     image_source: str
     image_fingerprint: str
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...] = ()
-
-    def to_json(self) -> bytes:
-        """The report as indented JSON."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
 def compare(
@@ -105,10 +108,10 @@ def compare(
     skip_unreadable: bool = False,
     progress: Progress,
 ) -> ComparisonReport:
-    """Line up ``a`` and ``b``; without ``b``, the reference, graph and engine of the directory ``a`` in this order.
+    """Compare ``a`` and ``b``; without ``b``, the reference, graph and engine of the directory ``a`` in this order.
 
     Raises:
-        UsageError: a side names nothing, there are no images, or ``part_db`` is no number.
+        UsageError: a side does not exist, there are no images, or ``part_db`` is not finite.
         EngineError, GraphError: a side is damaged, or both are not of one network.
         BackendUnavailable: an engine cannot run on this machine.
         ImageSetError: the images cannot be used with the network.
@@ -116,8 +119,10 @@ def compare(
     if images is None:
         raise UsageError("compare runs both sides on the same images; pass --images PATH")
     if not math.isfinite(part_db):
-        raise UsageError(f"--part-db {part_db:g} is no number of decibels; 20 is a tenth of the signal's RMS")
-    names, notes = ([parse_side(a), parse_side(b)], ()) if b is not None else _parts(a)
+        raise UsageError(
+            f"--part-db {part_db:g} is not a number of decibels; 20 means an error of a tenth of the signal's RMS"
+        )
+    names, notes = ([parse_comparand(a), parse_comparand(b)], ()) if b is not None else _parts(a)
     clock = StageClock(progress)
     with ExitStack() as held:
         with clock.stage("load"):
@@ -138,12 +143,12 @@ def compare(
         image_source=found.source,
         image_fingerprint=found.fingerprint,
         comparisons=tuple(pair.result(part_db) for pair in pairs),
-        notes=(*notes, *more, *_on_preprocessing(sides), *_on_hidden_blocks(sides), *notes_on_skipped(found)),
+        notes=(*notes, *more, *_on_preprocessing(sides), *_on_hidden_blocks(sides), *found.notes),
     )
 
 
-def _line_up(sides: Sequence[Side], images: ImageSet, progress: Progress) -> list[_Pair]:
-    """Run every image through every side once, and add it to the sums of each two neighbours."""
+def _line_up(sides: Sequence[Comparand], images: ImageSet, progress: Progress) -> list[_Pair]:
+    """Run every image through every side once, and add it to the sums of each pair of neighbours."""
     preprocess = preprocess_of(sides)
     pairs = [_Pair(one, other) for one, other in pairwise(sides)]
     for done, batch in enumerate(images.batches(preprocess, 1), start=1):
@@ -154,11 +159,11 @@ def _line_up(sides: Sequence[Side], images: ImageSet, progress: Progress) -> lis
     return pairs
 
 
-def check_alike(a: Side, b: Side) -> None:
+def check_alike(a: Comparand, b: Comparand) -> None:
     """Refuse two sides that are not of one network.
 
     Raises:
-        GraphError: other blocks, another number of classes, or another input size.
+        GraphError: the blocks, the number of classes or the input size differ.
     """
     for one, other in ((a, b), (b, a)):
         missing = [block for block in one.blocks if block not in other.blocks]
@@ -172,22 +177,23 @@ def check_alike(a: Side, b: Side) -> None:
             f"{a.name} and {b.name} are not of one network: they have {a.classes} and {b.classes} classes; "
             "compare sides of one checkpoint"
         )
-    if a.pixels != b.pixels:
+    if a.input.pixels != b.input.pixels:
         raise GraphError(
-            f"{a.name} takes images of {a.pixels} pixels, {b.name} of {b.pixels}; compare sides of one input size"
+            f"{a.name} takes images of {a.input.pixels} pixels, {b.name} of {b.input.pixels}; "
+            "compare sides of one input size"
         )
 
 
-def _parts(directory: str) -> tuple[list[SideName], tuple[str, ...]]:
-    """Reference, graph and engine of ``directory``, as far as they are there and differ."""
-    name = parse_side(directory)
+def _parts(directory: str) -> tuple[list[ComparandName], tuple[str, ...]]:
+    """Reference, graph and engine of ``directory``, without those that are missing or equal to another one."""
+    name = parse_comparand(directory)
     if name.part is None or not Path(directory).is_dir():
-        raise UsageError(f"{name} is one side; pass the other one too, or an engine directory alone")
+        raise UsageError(f"{name} is one side; pass the other side too, or an engine directory alone")
     manifest = read_manifest(name.path)
-    fp32, graph, engine = (SideName(name.path, part) for part in ("fp32", "graph", "engine"))
+    fp32, graph, engine = (ComparandName(name.path, part) for part in ("fp32", "graph", "engine"))
     if REFERENCE not in manifest.files:
         return [graph, engine], (
-            f"{name.path} was built with --no-reference: its graph against its engine alone",
+            f"{name.path} was built with --no-reference: only its graph and its engine are compared",
         )
     if manifest.backend == "onnxruntime":
         return [fp32, graph], ("an onnxruntime engine is its deployable graph",)
@@ -195,13 +201,13 @@ def _parts(directory: str) -> tuple[list[SideName], tuple[str, ...]]:
 
 
 def _opened(
-    names: Sequence[SideName], held: ExitStack, *, optional: bool
-) -> tuple[list[Side], tuple[str, ...]]:
+    names: Sequence[ComparandName], held: ExitStack, *, optional: bool
+) -> tuple[list[Comparand], tuple[str, ...]]:
     """The sides; an ``optional`` engine that cannot run here becomes a note while two others remain."""
-    sides: list[Side] = []
+    sides: list[Comparand] = []
     for name in names:
         try:
-            side = open_side(name)
+            side = open_comparand(name)
         except BackendUnavailable as error:
             if optional and len(sides) >= 2:
                 return sides, (f"the engine is left out: {error}",)
@@ -211,21 +217,21 @@ def _opened(
     return sides, ()
 
 
-def _on_preprocessing(sides: Sequence[Side]) -> tuple[str, ...]:
+def _on_preprocessing(sides: Sequence[Comparand]) -> tuple[str, ...]:
     if any(side.preprocess is not None for side in sides):
         return ()
     steps = preprocess_of(sides)
     resized = f"resized to {steps.resize}, " if steps.resize else ""
     return (
-        f"no {MANIFEST} tells how images are prepared: {resized}cropped to {steps.crop} and normalized as for "
+        f"no {MANIFEST} says how images are prepared: {resized}cropped to {steps.crop} and normalized as for "
         f"{'ImageNet' if steps.resize else 'CIFAR'}",
     )
 
 
-def _on_hidden_blocks(sides: Sequence[Side]) -> tuple[str, ...]:
+def _on_hidden_blocks(sides: Sequence[Comparand]) -> tuple[str, ...]:
     return tuple(
         f"{side.name} shows {'its logits alone' if side.visible == {'fc'} else 'some of its blocks alone'}: "
-        "its library keeps inner tensors to itself"
+        "its library does not show the other tensors"
         for side in sides
         if side.visible < set(side.blocks)
     )
@@ -234,27 +240,26 @@ def _on_hidden_blocks(sides: Sequence[Side]) -> tuple[str, ...]:
 class _Pair:
     """Two sides and the sums over the images so far."""
 
-    def __init__(self, a: Side, b: Side) -> None:
+    def __init__(self, a: Comparand, b: Comparand) -> None:
         self.a, self.b = a, b
-        self.blocks = [block for block in a.blocks if block in a.visible & b.visible]
-        self._sums = {block: Sums(a.name, b.name) for block in self.blocks}
-        self._saturated: tuple[_Saturated, _Saturated] = (_Saturated(a), _Saturated(b))
+        self._sums = {block: Sums(a.name, b.name) for block in a.blocks if block in a.visible & b.visible}
+        self._saturated = (_SaturationCounter(a), _SaturationCounter(b))
 
-    def add(self, a: Seen, b: Seen) -> None:
+    def add(self, a: Observation, b: Observation) -> None:
         """Count one image."""
-        for counted, seen in zip(self._saturated, (a, b), strict=True):
-            counted.add(seen)
-        for block in self.blocks:
+        for counter, side in zip(self._saturated, (a, b), strict=True):
+            counter.add(side)
+        for block, sums in self._sums.items():
             one, other = a.values[block], b.values[block]
             if block in self.a.clipped and block not in self.b.clipped:
                 other = _clip(other, self.b, block)
             if block in self.b.clipped and block not in self.a.clipped:
                 one = _clip(one, self.a, block)
-            self._sums[block].add(block, one, other)
+            sums.add(block, one, other)
 
     def result(self, part_db: float) -> Comparison:
-        """Figures of every block, and where the sides part."""
-        blocks = tuple(self._block(block) for block in self.blocks)
+        """Figures of every block, and the block at which the sides diverge."""
+        blocks = tuple(self._block(block, sums) for block, sums in self._sums.items())
         return Comparison(
             a=self.a.name,
             b=self.b.name,
@@ -264,37 +269,35 @@ class _Pair:
             blocks=blocks,
         )
 
-    def _block(self, block: str) -> BlockComparison:
-        sums = self._sums[block]
+    def _block(self, block: str, sums: Sums) -> BlockComparison:
         error = sums.result(block)
-        a, b = (counted.worst(block) for counted in self._saturated)
+        a, b = (counter.worst(block) for counter in self._saturated)
         return BlockComparison(block, error.sqnr_db, error.cosine, sums.finite, a, b)
 
 
-class _Saturated:
-    """Saturated elements of each quantized tensor of one side."""
+class _SaturationCounter:
+    """Counts the saturated elements of each quantized tensor of one side."""
 
-    def __init__(self, side: Side) -> None:
-        self._owner = side.tensors
-        self._counts = dict.fromkeys(side.tensors, (0, 0))
+    def __init__(self, side: Comparand) -> None:
+        self._block_of = side.tensors
+        self._counts = {tensor: np.zeros(2, np.int64) for tensor in side.tensors}
 
-    def add(self, seen: Seen) -> None:
-        for tensor, (ends, size) in seen.saturated.items():
-            before_ends, before_size = self._counts[tensor]
-            self._counts[tensor] = (before_ends + ends, before_size + size)
+    def add(self, image: Observation) -> None:
+        for tensor, counts in image.saturated.items():
+            self._counts[tensor] += counts
 
     def worst(self, block: str) -> Saturation | None:
         """The tensor of ``block`` with the largest share; the first of equals."""
         shares = [
-            Saturation(tensor, ends / size)
-            for tensor, (ends, size) in self._counts.items()
-            if self._owner[tensor] == block and size
+            Saturation(tensor, float(saturated / size))
+            for tensor, (saturated, size) in self._counts.items()
+            if self._block_of[tensor] == block and size
         ]
         return max(shares, key=lambda each: each.share, default=None)
 
 
-def _clip(values: NDArray[np.float32], side: Side, block: str) -> NDArray[np.float32]:
-    """``values`` as the quantizer behind them cuts them off, where there is one."""
+def _clip(values: NDArray[np.float32], side: Comparand, block: str) -> NDArray[np.float32]:
+    """``values`` cut off where the quantizer behind them saturates, if there is one."""
     return np.minimum(values, side.tops[block]) if block in side.tops else values
 
 

@@ -1,6 +1,6 @@
-"""Where the error arises: each residual block's output in the deployable graph against the fp32 graph.
+"""Error by block: each residual block's output in the deployable graph against the fp32 graph.
 
-Channels that equalization divided are multiplied again first, so that both sides speak of the same values.
+Channels that equalization divided are multiplied again first, so that both sides have the same unit.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
-from rescompile.graph.constant_channels import real_channels
-from rescompile.graph.factors import factors_of, in_original_unit
-from rescompile.graph.offsets import offsets_of, without_offset
+from rescompile.graph.shared.metadata import (
+    factors_of,
+    in_original_unit,
+    offsets_of,
+    real_channels,
+    without_offset,
+)
 from rescompile.metrics import decibels
 from rescompile.report import BlockError
 
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
 SQNR_CEILING_DB = 200.0
-"""Stands for infinity, which JSON does not have; float32 itself ends near 150 dB."""
+"""In place of infinity, which JSON does not have; float32 itself ends near 150 dB."""
 
 _NUMPY_TYPES = {
     "tensor(float)": np.float32,
@@ -46,8 +50,7 @@ def block_errors(
         reference_model: serialized fp32 ONNX graph.
         deployable_model: serialized ONNX graph with Q/DQ or half precision; executed as it is written.
         images: [N, 3, H, W], preprocessed; run one at a time, so memory holds the blocks of one image.
-        blocks: block name to the name of its output tensor, which both graphs have (``layer1.0`` to
-            ``layer1.0.relu``).
+        blocks: block name to its output tensor, which both graphs have (``layer1.0`` to ``layer1.0.relu``).
         deployable_images: the same images in the deployable graph's own layout, where that differs.
 
     Raises:
@@ -68,20 +71,20 @@ def block_errors(
 
 
 class Sums:
-    """Energies of one block's output over the images, in float64; ``first`` and ``other`` name the sides."""
+    """Energies of one block's output over the images, in float64; ``first`` and ``other`` name the graphs."""
 
     def __init__(self, first: str, other: str) -> None:
-        self._sides = (first, other)
+        self._names = (first, other)
         self._signal = self._other = self._noise = self._product = 0.0
 
     def add(self, block: str, expected: NDArray[Any], found: NDArray[Any]) -> None:
-        """Count one image's outputs, of any one shape.
+        """Count the outputs for one image.
 
         Raises:
-            GraphError: two shapes.
+            GraphError: they differ in shape.
         """
         if expected.shape != found.shape:
-            first, other = self._sides
+            first, other = self._names
             raise GraphError(
                 f"block '{block}' has outputs of shape {list(expected.shape)} in {first} and "
                 f"{list(found.shape)} in {other}: both must come from one checkpoint"
@@ -95,11 +98,11 @@ class Sums:
 
     @property
     def finite(self) -> bool:
-        """Whether no value of either side was infinite or NaN."""
+        """Whether every value of both graphs was finite."""
         return bool(np.isfinite(self._signal) and np.isfinite(self._other))
 
     def result(self, block: str) -> BlockError:
-        """SQNR, at most ``SQNR_CEILING_DB`` either way, and cosine; the worst of both where a value is not finite."""
+        """SQNR within +-``SQNR_CEILING_DB``, and cosine; the worst of both where a value is not finite."""
         if not self.finite:
             return BlockError(block, -SQNR_CEILING_DB, 0.0)
         sqnr = min(max(decibels(self._signal, self._noise), -SQNR_CEILING_DB), SQNR_CEILING_DB)
@@ -137,14 +140,14 @@ class Probe:
         self._batch = entry.shape[0] if isinstance(entry.shape[0], int) else 1
 
     def __call__(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Tensors of one image [...]; a graph with a fixed batch gets copies of it, of which one counts."""
+        """Tensors of one image [...]; a graph with a fixed batch gets copies of it."""
         batch = np.repeat(image[None].astype(self._dtype), self._batch, axis=0)
         outputs = self._session.run(self._tensors, {self._input: batch})
         found = zip(self._tensors, outputs, strict=True)
         return {name: self._in_network(name, array[0]) for name, array in found}
 
     def _in_network(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
-        """``values`` [C, ...] of one tensor as the network has them: no constant channels, offsets or factors."""
+        """``values`` [C, ...] of one tensor in the network's unit: without constant channels, offsets and factors."""
         real = without_offset(name, values[: self._channels.get(name)], self._offsets)
         return in_original_unit(name, real, self.factors)
 

@@ -1,4 +1,4 @@
-"""What a graph tells before it runs: its input, its classes, and which of its tensors are quantized how."""
+"""Properties of a graph that are known without running it: its input, classes, and quantized tensors."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from numpy.typing import NDArray
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize
 from calibration.scales import FULL_LEVELS, LEVELS
 from rescompile.errors import GraphError
-from rescompile.graph.factors import factors_of
-from rescompile.graph.offsets import offsets_of
-from rescompile.graph.vocabulary import PIXELS
+from rescompile.graph.shared.metadata import factors_of, offsets_of
+from rescompile.graph.shared.names import PIXELS
+from rescompile.graph.shared.onnx_file import REMEDY
 from rescompile.manifest import Manifest
-
-_OURS = "pass a graph that rescompile made"
 
 
 @dataclass(frozen=True)
-class Fed:
-    """What a network takes: one image of ``side`` pixels, as pixels themselves or normalized planes."""
+class InputSpec:
+    """The input of a network: one square image, as uint8 pixels or as normalized planes."""
 
-    side: int
+    pixels: int
+    """Height and width."""
     raw: bool
+    """Whether it takes uint8 pixels."""
 
     @classmethod
-    def of_manifest(cls, manifest: Manifest) -> Fed:
-        """What an engine takes."""
+    def of_manifest(cls, manifest: Manifest) -> InputSpec:
+        """The input of an engine."""
         return cls(manifest.preprocess.crop, manifest.inputs[0].dtype == "uint8")
 
     @classmethod
-    def of_graph(cls, proto: onnx.ModelProto, path: Path) -> Fed:
-        """What a graph takes.
+    def of_graph(cls, proto: onnx.ModelProto, path: Path) -> InputSpec:
+        """The input of the graph in ``path``.
 
         Raises:
-            GraphError: its input is no square image of a fixed size.
+            GraphError: it is not a square image of a fixed size.
         """
         entry = proto.graph.input[0].type.tensor_type
         raw = entry.elem_type == onnx.TensorProto.UINT8
@@ -48,7 +48,7 @@ class Fed:
         planar = [shape[index] for index in ((3, 1, 2) if raw else (1, 2, 3))] if len(shape) == 4 else []
         if not planar or planar[0] != 3 or planar[1] < 1 or planar[1] != planar[2]:
             raise GraphError(
-                f"{path} takes an input of shape {shape}, not square images of one size; {_OURS}"
+                f"{path} takes an input of shape {shape}, not square images of one size; {REMEDY}"
             )
         return cls(planar[1], raw)
 
@@ -57,48 +57,28 @@ class Fed:
         return pixels if self.raw else normalize(pixels[None], preprocess)[0]
 
     def default(self, stem: str) -> Preprocess:
-        """The preprocessing of the network's family at its size; ``stem`` is the tensor at the end of its stem."""
+        """The usual preprocessing of ImageNet or CIFAR at this size; ``stem`` is the tensor at the end of the stem."""
         family: Preprocess = IMAGENET if stem == "maxpool" else CIFAR
-        resize = None if family.resize is None else round(family.resize * self.side / family.crop)
-        return msgspec.structs.replace(family, resize=resize, crop=self.side)
-
-
-def read_graph(path: Path) -> onnx.ModelProto:
-    """The ONNX graph in ``path``.
-
-    Raises:
-        GraphError: the file cannot be read, or is no ONNX graph of one input and one output.
-    """
-    from google.protobuf.message import DecodeError
-
-    try:
-        proto = onnx.load(path)
-    except (OSError, DecodeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise GraphError(f"{path} cannot be read as ONNX ({reason}); {_OURS}") from None
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    inputs = [entry for entry in proto.graph.input if entry.name not in constants]
-    if len(inputs) != 1 or len(proto.graph.output) != 1:
-        raise GraphError(f"{path} is no network with one image input and one output; {_OURS}")
-    return proto
+        resize = None if family.resize is None else round(family.resize * self.pixels / family.crop)
+        return msgspec.structs.replace(family, resize=resize, crop=self.pixels)
 
 
 def classes_of(proto: onnx.ModelProto, path: Path) -> int:
-    """Number of logits.
+    """Number of classes.
 
     Raises:
-        GraphError: the graph leaves it open.
+        GraphError: the shape of the output does not say it.
     """
     dims = proto.graph.output[0].type.tensor_type.shape.dim
     if len(dims) != 2 or dims[1].dim_value < 1:
-        raise GraphError(f"{path} does not say how many classes it has; {_OURS}")
+        raise GraphError(f"{path} does not say how many classes it has; {REMEDY}")
     return int(dims[1].dim_value)
 
 
 def quantized(proto: onnx.ModelProto) -> dict[str, str]:
-    """Tensor to its INT8 form, for each QuantizeLinear of an activation that can saturate, in the order of execution.
+    """Tensor to its INT8 form, for each QuantizeLinear of an activation, in the order of execution.
 
-    Pixels cannot: black and white are -128 and 127 there.
+    Exact pixels are left out: they cannot saturate, because black and white are -128 and 127 there.
     """
     exact = {PIXELS, *(tensor.name for tensor in proto.graph.initializer)}
     return {
@@ -108,14 +88,8 @@ def quantized(proto: onnx.ModelProto) -> dict[str, str]:
     }
 
 
-def block_of(tensor: str, blocks: Mapping[str, str]) -> str:
-    """The block in which ``tensor`` is made; what follows the last residual block belongs to the classifier."""
-    owner = next((block for block in blocks if tensor.startswith(f"{block}.")), None)
-    return owner or ("fc" if tensor.startswith(("avgpool", "flatten")) else "stem")
-
-
 def tops_of(proto: onnx.ModelProto, outputs: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
-    """Block to the largest value that the quantizer of its output can hold, in the network's unit."""
+    """Block to the largest value [C, 1, 1] or [1, 1, 1] that its output's quantizer holds, in the network's unit."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     factors, full_range = factors_of(proto), offsets_of(proto)
     blocks = {tensor: block for block, tensor in outputs.items()}
@@ -131,6 +105,6 @@ def tops_of(proto: onnx.ModelProto, outputs: Mapping[str, str]) -> dict[str, NDA
 
 
 def saturated_elements(values: NDArray[Any], *, full_range: bool) -> tuple[int, int]:
-    """Elements of an INT8 tensor at +-127 or -128, and all of them; -128 is zero in a tensor of full range."""
+    """Number of elements of an INT8 tensor at +-127 or -128, and of all; in a full-range tensor -128 is zero."""
     at_the_end = (values >= LEVELS) | ((values <= -LEVELS) & (not full_range))
     return int(at_the_end.sum()), int(values.size)

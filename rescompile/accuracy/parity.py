@@ -1,39 +1,47 @@
-"""Which images decide about an engine, and the comparison of two networks on them."""
+"""Comparison of two networks' logits on one image set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
-from calibration.images.builtin import builtin_image_set
 from calibration.preprocess import Preprocess, normalize
-from rescompile.accuracy.verify import ImageBatch, Measurement, Network, measure_parity
-from rescompile.building.calibrate import notes_on_skipped
-from rescompile.building.source import Source
-from rescompile.config import BuildConfig
-from rescompile.errors import UsageError
 from rescompile.manifest import TensorSpec
+from rescompile.metrics import Labels, Logits, ParityMeter
 from rescompile.progress import Progress
+from rescompile.report import Parity
 
-FALLBACK_IMAGES = 128
-"""Images taken from the calibration set where no validation set was passed."""
-SIMULATED_IMAGES = 64
-"""Images run through the deployable graph where the engine cannot run; an unoptimized graph is slow."""
+Network = Callable[[NDArray[Any]], Logits]
+"""Images [N, ...] to logits [N, classes]."""
 BATCH = 8
+SAMPLE_SIZE = 2000
+"""Most pairs of logits that are kept for the plot."""
+
+
+class ImageBatch(NamedTuple):
+    """The same images in the form that each network takes."""
+
+    reference: NDArray[np.float32]
+    """[N, 3, H, W], preprocessed."""
+    candidate: NDArray[Any]
+    """[N, ...] in the engine's own layout and dtype."""
+    labels: Labels | None
+    """Class indices [N], for every batch or for none."""
 
 
 @dataclass(frozen=True)
-class Judges:
-    """The images of a parity test, and what must be said of them."""
+class Measurement:
+    """The comparison, and at most ``SAMPLE_SIZE`` pairs (fp32, engine) of logits, drawn evenly from all."""
 
-    images: ImageSet
-    executed: bool
-    """Whether the engine itself can run on this machine."""
-    notes: tuple[str, ...]
+    parity: Parity
+    logits: tuple[tuple[float, float], ...]
 
 
 def open_validation_set(
@@ -42,8 +50,8 @@ def open_validation_set(
     """The user's validation set for a network with ``classes`` classes.
 
     Raises:
-        ImageSetError: it cannot be used, has no labels although they are needed, or has labels or class folders
-            that do not match the network's classes.
+        ImageSetError: it cannot be used, lacks labels that are needed, or has labels or class folders that do not
+            match the network's classes.
     """
     images = open_image_set(path, limit=limit, need_labels=need_labels, skip_unreadable=skip_unreadable)
     if images.labels is None or images.labels_fit(classes):
@@ -60,72 +68,7 @@ def open_validation_set(
     )
 
 
-def choose_images(
-    config: BuildConfig, source: Source, *, executed: bool, stand_in: str = "deployable graph (onnxruntime)"
-) -> Judges:
-    """The validation set; without one, calibration images; without these, the built-in photographs.
-
-    ``stand_in`` says what gives the figures of an engine that is not ``executed``.
-
-    Raises:
-        ImageSetError: a set cannot be used.
-        UsageError: a top-1 drop was asked, but there are no labels.
-    """
-    notes: list[str] = []
-    asked = config.limits is not None and config.limits.max_top1_drop is not None
-    limit = config.validation_images
-    if not executed:
-        limit = min(limit or SIMULATED_IMAGES, SIMULATED_IMAGES)
-    if config.validation_set is not None:
-        images = open_validation_set(
-            config.validation_set,
-            classes=source.class_count,
-            limit=limit,
-            need_labels=asked,
-            skip_unreadable=config.calibration.skip_unreadable,
-        )
-        notes += notes_on_skipped(images)
-    else:
-        images = _stand_in(config, source, min(limit or FALLBACK_IMAGES, FALLBACK_IMAGES))
-        if asked and images.labels is None:
-            raise UsageError(
-                f"--max-top1-drop needs labels, which {images.source} does not have; pass a labelled --validation-set"
-            )
-        notes.append(
-            f"no validation set was passed, so parity was measured on {images.source}; pass --validation-set for "
-            "figures on images that the calibration has not seen"
-        )
-    if not executed:
-        notes.append(
-            f"this engine cannot run on this machine: the figures are those of its {stand_in} on {len(images)} "
-            "images; run `rescompile verify` where the engine runs"
-        )
-    return Judges(images, executed, tuple(notes))
-
-
-def _stand_in(config: BuildConfig, source: Source, count: int) -> ImageSet:
-    calibration = config.calibration
-    if calibration.images is not None:
-        images = open_image_set(
-            calibration.images,
-            limit=count,
-            seed=calibration.seed,
-            skip_unreadable=calibration.skip_unreadable,
-        )
-        # class folders of another data set do no harm to calibration, which needs no labels; here they would
-        return images if images.labels_fit(source.class_count) else replace(images, labels=None)
-    return builtin_image_set(count=count, seed=calibration.seed)
-
-
-def image_batches(images: ImageSet, preprocess: Preprocess, fed: TensorSpec) -> Iterator[ImageBatch]:
-    """Batches as the fp32 reference takes them, beside the same images as the engine takes them."""
-    for batch in images.batches(preprocess, BATCH):
-        normalized = normalize(batch.images, preprocess)
-        engine_input: Any = batch.images if fed.dtype == "uint8" else normalized
-        yield ImageBatch(normalized, engine_input, batch.labels)
-
-
-def compare(
+def compare_logits(
     reference: Network,
     candidate: Network,
     *,
@@ -134,11 +77,11 @@ def compare(
     fed: TensorSpec,
     progress: Progress,
 ) -> Measurement:
-    """Run both over ``images``, the candidate as ``fed`` says, and compare their logits.
+    """Run both networks over ``images`` and compare their logits; the candidate takes them as ``fed`` says.
 
     Raises:
         BackendError: the candidate's logits are not finite or of another shape.
-        ImageSetError: an image cannot be read, or a label names no class of the network.
+        ImageSetError: an image cannot be read, or a label is not a class of the network.
     """
     return measure_parity(
         reference,
@@ -149,3 +92,62 @@ def compare(
         total=len(images),
         progress=progress.advanced,
     )
+
+
+def image_batches(images: ImageSet, preprocess: Preprocess, fed: TensorSpec) -> Iterator[ImageBatch]:
+    """Batches in the form that the fp32 reference takes, beside the form that ``fed`` says."""
+    for batch in images.batches(preprocess, BATCH):
+        normalized = normalize(batch.images, preprocess)
+        engine_input: Any = batch.images if fed.dtype == "uint8" else normalized
+        yield ImageBatch(normalized, engine_input, batch.labels)
+
+
+def measure_parity(
+    reference: Network,
+    candidate: Network,
+    batches: Iterable[tuple[NDArray[np.float32], NDArray[Any], Labels | None]],
+    *,
+    image_source: str,
+    image_fingerprint: str,
+    total: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measurement:
+    """Run both networks over ``batches`` (see ``ImageBatch``) and compare their logits.
+
+    ``progress`` is told the images done, and ``total``. The sample of logits is seeded and does not depend on the
+    size of the batches.
+
+    Raises:
+        BackendError: the candidate's logits are not finite or of another shape than the reference's.
+        CheckpointError: the reference's logits are not finite.
+        ImageSetError: there are no images, or a label is not a class of the network.
+    """
+    meter, sample, done = ParityMeter(), _PairSample(SAMPLE_SIZE), 0
+    for reference_images, candidate_images, labels in batches:
+        expected, found = reference(reference_images), candidate(candidate_images)
+        meter.update(expected, found, labels)
+        sample.update(expected, found)
+        done += len(expected)
+        if progress is not None:
+            progress(done, total)
+    parity = meter.result(image_source=image_source, image_fingerprint=image_fingerprint)
+    return Measurement(parity, sample.pairs())
+
+
+class _PairSample:
+    """Draws pairs evenly from a stream: each gets a random key, and those with the smallest keys stay."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._random = np.random.default_rng(0)
+        self._keys = np.empty(0)
+        self._pairs = np.empty((0, 2), np.float32)
+
+    def update(self, reference: Logits, engine: Logits) -> None:
+        fresh = np.stack([reference.ravel(), engine.ravel()], axis=1).astype(np.float32)
+        keys = np.concatenate([self._keys, self._random.random(len(fresh))])
+        kept = np.argsort(keys, kind="stable")[: self._capacity]
+        self._keys, self._pairs = keys[kept], np.concatenate([self._pairs, fresh])[kept]
+
+    def pairs(self) -> tuple[tuple[float, float], ...]:
+        return tuple((float(reference), float(engine)) for reference, engine in self._pairs)

@@ -1,13 +1,13 @@
-"""Which blocks' quantization moves the logits most, measured on calibration images.
+"""Sensitivity: how far the quantization of each block moves the logits, measured on calibration images.
 
-Each block alone is INT8 and all others are fp32: its input, its inner activations, its weights and its output are
-rounded, and what that does to the logits is its damage, as relative RMS. Up to the block the fp32 activations are taken
-from one run, so a network of n blocks costs about n / 2 runs an image.
+Each block alone is INT8 and all others are fp32: its input, inner activations, weights and output are rounded. The
+relative RMS of the logits against the fp32 network is the block's damage. Up to the block the fp32 activations are
+taken from one run, so a network of n blocks costs about n / 2 runs an image.
 
-The other way round, each block alone in fp32 and all others INT8, says what a single break would give, and ranks worse:
-a tensor between two blocks stays quantized until both are restored, so an outlier in the residual stream counts for
-neither of its blocks, and the small gain of one block drowns in how the errors of the others happen to add up (it is
-negative for many). Relative RMS on validation images with the k highest blocks restored, its mean square over all k:
+The opposite, each block alone in fp32 and all others INT8, ranks worse. A tensor between two blocks stays quantized
+until both are restored, so an outlier in the residual stream counts for neither block; and the small gain of one block
+is lost in how the errors of the others happen to add up (it is negative for many). Relative RMS on validation images
+with the k highest blocks restored, its mean square over all k:
 
     ResNet-20 (CIFAR-10), 1,000 images      fast 0.0229 against 0.0268, balanced 0.0202 against 0.0226
 """
@@ -23,22 +23,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.network import Network, Node, Values
-from rescompile.graph.topology import block_outputs, quantizing_blocks
-from rescompile.graph.vocabulary import DEQUANTIZE_SUFFIX
-from rescompile.report import BlockDamage
+from rescompile.graph.shared.names import DEQUANTIZE_SUFFIX
+from rescompile.graph.shared.topology import block_outputs, quantizing_blocks
+from rescompile.report import BlockDamage, JsonReport
 
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor
 
 IMAGES = 32
-"""Calibration images that the damage is measured on, unless told; more change the order of like blocks only."""
+"""Default number of calibration images; more of them only reorder blocks with nearly equal damage."""
 BATCH = 4
 """Images at once: ResNet-50 keeps 0.1 GB of activations for them."""
 
 
-class SensitivityReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``rescompile sensitivity`` found."""
+class SensitivityReport(JsonReport, frozen=True, kw_only=True):
+    """The result of ``rescompile sensitivity``."""
 
     model: str
     images: int
@@ -49,18 +49,14 @@ class SensitivityReport(msgspec.Struct, frozen=True, kw_only=True):
     """In the order of execution."""
     ranking: tuple[str, ...]
     """Most damage first."""
-    expected: dict[str, float] = {}
-    """As ``expected_damage``; empty where calibration took no gradients."""
+    expected: dict[str, float] = msgspec.field(default_factory=dict)
+    """See ``expected_damage``; empty where calibration took no gradients."""
     notes: tuple[str, ...] = ()
-
-    def to_json(self) -> bytes:
-        """The report as indented JSON."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Of every block alone, in the order of execution, and of all together as relative RMS."""
+    """Damage of each block alone, in the order of execution, and of all together, as relative RMS."""
 
     blocks: tuple[BlockDamage, ...]
     together: float
@@ -72,11 +68,10 @@ def ranked(damages: Sequence[BlockDamage]) -> tuple[str, ...]:
 
 
 def expected_damage(original: onnx.ModelProto, errors: Mapping[str, float | None]) -> dict[str, float]:
-    """Relative RMS that the noise model expects of each block's activations, its input and output among them.
+    """Relative RMS that the noise model expects from the activations of each block, input and output included.
 
-    ``errors`` is what it expects of each quantized tensor alone (``calibration.methods.comparison``). Weights are left
-    out, and
-    errors of several tensors are taken as independent. Empty where a tensor has no expectation.
+    ``errors`` are its expectations for each quantized tensor alone (``calibration.methods.comparison``). Weights are
+    left out, and errors of several tensors are taken as independent. Empty where a tensor has no expectation.
     """
     squares = dict.fromkeys(block_outputs(original), 0.0)
     for tensor, blocks in quantizing_blocks(original).items():
@@ -95,7 +90,7 @@ def measure_damage(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Damage:
-    """What each block's quantization, and that of all together, does to the logits of ``images``.
+    """Measure the damage of each block, and of all together, on ``images``.
 
     Args:
         original: folded fp32 graph, equalized where ``quantized`` is.
@@ -104,7 +99,7 @@ def measure_damage(
         progress: told how many of the images' blocks are done.
 
     Raises:
-        CalibrationError: an operation that only ONNX Runtime executes.
+        CalibrationError: the graph has an operation that only ONNX Runtime executes.
     """
     import torch
 
@@ -133,7 +128,7 @@ def _energy(values: Tensor) -> float:
 
 
 def _run(network: Network, batch: Tensor, *, keep: set[str]) -> tuple[Values, Tensor]:
-    """The tensors ``keep`` and the logits of a whole run."""
+    """Run the whole network; returns the tensors ``keep``, and the logits."""
     kept = {network.input: batch}
 
     def hold(node: Node, value: Tensor) -> None:
@@ -146,12 +141,12 @@ def _run(network: Network, batch: Tensor, *, keep: set[str]) -> tuple[Values, Te
 
 @dataclass(frozen=True)
 class _Stretch:
-    """The nodes of a network that follow from one tensor alone, up to another one."""
+    """The nodes of a network that depend on the tensor ``start`` alone, up to another tensor."""
 
     network: Network
     start: str
     nodes: tuple[tuple[int, Node], ...]
-    """With their positions in the network."""
+    """The nodes with their positions in the network."""
 
     @classmethod
     def between(cls, network: Network, start: str, stop: str) -> _Stretch:
@@ -165,7 +160,7 @@ class _Stretch:
         return cls(network, start, tuple(nodes))
 
     def __call__(self, value: Tensor) -> Tensor:
-        """The tensor at the stop for ``value`` at the start."""
+        """Compute the last tensor from ``value``, the first."""
         values = {self.start: value}
         for index, node in self.nodes:
             value = values[node.output] = self.network.step(node, values)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import onnx
 
 from rescompile.backends.base import RestType
-from rescompile.building.mixed_precision import Mixture
 from rescompile.building.source import Source
 from rescompile.config import BuildConfig
 from rescompile.errors import LintError
 from rescompile.graph.full_range import fold_zero_points
 from rescompile.graph.half import half
-from rescompile.graph.lint.contract import RULES, fusable_adds, lint
+from rescompile.graph.lint import RULES, fusable_adds, lint
 from rescompile.graph.preprocess import take_uint8
 from rescompile.graph.reformats import reformats
 from rescompile.report import FusedAdds, LintResult
@@ -21,7 +20,7 @@ from rescompile.report import FusedAdds, LintResult
 
 @dataclass(frozen=True)
 class Deployable:
-    """The graph that every backend builds from, and what lint found of it."""
+    """The graph that every backend builds from, and the result of its lint."""
 
     graph: onnx.ModelProto
     lint: LintResult
@@ -32,18 +31,20 @@ class Deployable:
 
 def make_deployable(
     source: Source,
-    mixed: Mixture,
+    quantized: onnx.ModelProto | None,
     config: BuildConfig,
     rest_type: RestType,
+    fp16_blocks: tuple[str, ...] = (),
 ) -> Deployable:
-    """Rewrite the graph of ``mixed``, or ``source.graph`` where it has none, and check the fusion contract.
+    """Rewrite the ``quantized`` graph, or ``source.graph`` where there is none, and check the fusion contract.
+
+    ``fp16_blocks`` are the blocks that are not quantized.
 
     Raises:
         LintError: the graph breaks a rule; the message names the rule, the block and the fix.
         GraphError: a weight that FP16 cannot hold.
     """
-    graph = source.graph if mixed.graph is None else mixed.graph
-    graph = fold_zero_points(graph)
+    graph = fold_zero_points(source.graph if quantized is None else quantized)
     if config.input_format == "uint8-nhwc":
         graph = take_uint8(graph, source.preprocess)
     if rest_type == "float16":
@@ -53,12 +54,12 @@ def make_deployable(
         precision=config.precision,
         rest_type=rest_type,
         residual_adds=source.residual_adds,
-        fp16_blocks=mixed.fp16_blocks,
+        fp16_blocks=fp16_blocks,
     )
     if violations:
         more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
         raise LintError(f"the deployable graph breaks the fusion contract: {violations[0]}{more}")
-    if mixed.graph is None:
+    if quantized is None:
         return Deployable(graph, LintResult(tuple(RULES), ()), None, None)
     fused = FusedAdds(fusable_adds(graph), source.residual_adds, "graph")
     return Deployable(graph, LintResult(tuple(RULES), ()), fused, reformats(graph))

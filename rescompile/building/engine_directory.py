@@ -1,4 +1,4 @@
-"""The engine directory's contents: which file is written by which stage, and the manifest over all of them."""
+"""The files of an engine directory, each written when its stage is done, and the manifest over all of them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.images.builtin import golden_images
+from calibration.preprocess import normalize
 from calibration.table import CalibrationTable
-from rescompile import manifest as manifests
 from rescompile.backends import choose_backend, get_backend
 from rescompile.backends.base import Backend, BuildRequest, Payload
+from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.deployable import Deployable
-from rescompile.building.golden import TOLERANCE
-from rescompile.building.sealing import write_engine
 from rescompile.building.source import Source
 from rescompile.cache import cache_directory
 from rescompile.config import BuildConfig, InputFormat
 from rescompile.environment import describe
-from rescompile.files import atomic_write
-from rescompile.manifest import CALIBRATION, GOLDEN, GRAPH, REFERENCE, CalibrationRef, Manifest, TensorSpec
+from rescompile.files import atomic_write, sha256_of, writing
+from rescompile.manifest import (
+    CALIBRATION,
+    FORMAT,
+    GOLDEN,
+    GRAPH,
+    MANIFEST,
+    REFERENCE,
+    CalibrationRef,
+    FileDigest,
+    Manifest,
+    Precision,
+    TensorSpec,
+    read_manifest,
+)
 from rescompile.progress import Progress
+from rescompile.runtime.golden import golden_bytes
 
 TIMING_CACHE = "tensorrt.timing"
 """In the cache directory: TensorRT's timings of kernels, which make later builds for the same GPU quicker."""
@@ -27,19 +45,18 @@ INPUT_TYPES: dict[InputFormat, tuple[Literal["float32", "uint8"], Literal["NCHW"
     "float32-nchw": ("float32", "NCHW"),
     "uint8-nhwc": ("uint8", "NHWC"),
 }
+GOLDEN_IMAGES = 4
+GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2}
+"""Largest relative RMS between an engine's logits and the golden ones.
 
-
-@dataclass(frozen=True)
-class ChosenBackend:
-    """The backend of a build, and what must be said of the choice."""
-
-    backend: Backend
-    notes: tuple[str, ...]
+An INT8 engine may round a sum the other way than the reference does, wherever it computes in another order; such
+a step of one then spreads. Measured figures are in ``docs/accuracy-notes.md``.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What the stages made, as far as manifest and report speak of it."""
+    """The results of the stages that manifest and report describe."""
 
     source: Source
     config: BuildConfig
@@ -47,12 +64,12 @@ class Contents:
     payload: Payload
     table: CalibrationTable | None
     class_names: tuple[str, ...] | None
-    """Names that the image set gave."""
+    """From the image set."""
     fp16_blocks: tuple[str, ...] = ()
 
 
-def backend_for(config: BuildConfig) -> ChosenBackend:
-    """The backend that was asked for, or the best of this machine for ``auto``, with the reason.
+def backend_for(config: BuildConfig) -> tuple[Backend, tuple[str, ...]]:
+    """The backend that was asked for; for ``auto`` the best of this machine, and a note with the reason.
 
     Raises:
         UsageError: the target does not exist for the backend.
@@ -64,7 +81,7 @@ def backend_for(config: BuildConfig) -> ChosenBackend:
         notes = (f"--backend auto chose {name}: {reason}",)
     backend = get_backend(name)
     backend.check(config.target)
-    return ChosenBackend(backend, notes)
+    return backend, notes
 
 
 def output_of(source: Source, config: BuildConfig, backend: Backend) -> Path:
@@ -72,7 +89,7 @@ def output_of(source: Source, config: BuildConfig, backend: Backend) -> Path:
     return config.output or Path(f"{source.name}-{config.precision}-{backend.name}")
 
 
-def request(folder: Path, source: Source, config: BuildConfig, progress: Progress) -> BuildRequest:
+def build_request(folder: Path, source: Source, config: BuildConfig, progress: Progress) -> BuildRequest:
     """What the backend is asked to build from the graph in ``folder``."""
     return BuildRequest(
         model=folder / GRAPH,
@@ -96,19 +113,34 @@ def write_graphs(
     source: Source,
     deployable: Deployable,
     table: CalibrationTable | None,
-    *,
-    keep_reference: bool,
+    config: BuildConfig,
 ) -> None:
     """Write the deployable graph, the fp32 reference and the calibration table."""
     atomic_write(folder / GRAPH, deployable.graph.SerializeToString())
-    if keep_reference:
+    if config.keep_reference:
         atomic_write(folder / REFERENCE, source.graph.SerializeToString())
     if table is not None:
         table.write(folder / CALIBRATION)
 
 
+def write_golden(folder: Path, source: Source, deployable: Deployable, input_format: InputFormat) -> None:
+    """Write ``golden.npz``: a few images, and what the deployable graph answers to them.
+
+    The images are crops of the built-in photographs, whatever the network is for: no user's image leaves the machine
+    inside an engine. The answers are ONNX Runtime's with optimizations off, which executes the graph as it is written.
+    """
+    images = golden_images(source.preprocess, count=GOLDEN_IMAGES)
+    fed: NDArray[np.generic] = (
+        images if input_format == "uint8-nhwc" else normalize(images, source.preprocess)
+    )
+    session = reference_session(deployable.graph.SerializeToString(), optimize=False)
+    # one at a time: the batch sizes that an engine takes do not bind its reference
+    logits = np.concatenate([session(fed[index : index + 1]) for index in range(len(fed))])
+    atomic_write(folder / GOLDEN, golden_bytes(fed, logits))
+
+
 def clear(folder: Path) -> None:
-    """Remove the files of an engine that another one takes the place of.
+    """Remove the files of an engine before another one is built in its place.
 
     New files could have the same names, and a library may still have the old ones mapped.
     """
@@ -116,14 +148,14 @@ def clear(folder: Path) -> None:
         path.unlink()
 
 
-def seal(folder: Path, contents: Contents) -> Manifest:
+def write_manifest(folder: Path, contents: Contents) -> Manifest:
     """Write ``manifest.json`` over all files that are in ``folder`` now."""
     source, config, payload = contents.source, contents.config, contents.payload
     low, high = config.batch.min, config.batch.max
     batch = low if low == high else -1
     fed = TensorSpec("input", (batch, *image_shape(source, config)), *INPUT_TYPES[config.input_format])
-    unsealed = Manifest(
-        format=manifests.FORMAT,
+    manifest = Manifest(
+        format=FORMAT,
         model=source.name,
         depth=source.depth,
         precision=config.precision,
@@ -135,25 +167,36 @@ def seal(folder: Path, contents: Contents) -> Manifest:
         preprocess=source.preprocess,
         classes=_class_names(source, contents.class_names),
         checkpoint=source.checkpoint,
-        calibration=calibration_ref(contents.table),
-        golden_relative_rms=TOLERANCE[config.precision],
+        calibration=_calibration_ref(contents.table),
+        golden_relative_rms=GOLDEN_TOLERANCE[config.precision],
         files={},
         environment=describe(),
         fp16_blocks=contents.fp16_blocks,
     )
-    return write_engine(folder, unsealed)
+    return write_hashed_manifest(folder, manifest)
 
 
-def calibration_ref(table: CalibrationTable | None) -> CalibrationRef | None:
-    """How manifest and report name the table."""
+def write_hashed_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Write ``manifest.json`` with the hashes of all files that are in ``directory`` now, and return it.
+
+    Raises:
+        ValueError: ``directory`` holds something else than plain files.
+        OutputError: the disk is full.
+    """
+    paths = sorted(path for path in directory.iterdir() if path.name != MANIFEST)
+    strange = [path.name for path in paths if path.is_symlink() or not path.is_file()]
+    if strange:
+        raise ValueError(f"an engine directory holds plain files only, not '{strange[0]}'")
+    files = {path.name: FileDigest(sha256_of(path), path.stat().st_size) for path in paths}
+    with writing(directory):
+        msgspec.structs.replace(manifest, files=files).write(directory)
+    return read_manifest(directory)
+
+
+def _calibration_ref(table: CalibrationTable | None) -> CalibrationRef | None:
     if table is None:
         return None
     return CalibrationRef(table.sha256, table.images.source, table.images.count, table.method)
-
-
-def write_golden(folder: Path, golden: bytes) -> None:
-    """Write ``golden.npz``."""
-    atomic_write(folder / GOLDEN, golden)
 
 
 def _class_names(source: Source, found: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -1,31 +1,30 @@
-"""Which blocks of an INT8 network stay in FP16: as the user names them, or as few as keep the limits."""
+"""Which blocks of an INT8 network stay in FP16: those that the user names, or as few as meet the limits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.preprocess import normalize
-from rescompile.accuracy.parity import BATCH, Judges, compare
+from rescompile.accuracy.limits import judge
+from rescompile.accuracy.parity import BATCH, Measurement, Network, compare_logits
 from rescompile.accuracy.sensitivity import IMAGES, measure_damage, ranked
-from rescompile.accuracy.verify import Measurement, Network, judge
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.openvino.runner import simulate
-from rescompile.building.calibrate import Calibrated, calibration_images, original_of, quantize
-from rescompile.building.precision_search import Search, find
+from rescompile.building.calibrate import Calibrated, sample_images
+from rescompile.building.precision_search import Search, fewest_fp16_blocks
+from rescompile.building.quantize import original_of, quantize
 from rescompile.building.source import Source
-from rescompile.config import BuildConfig, CalibrationConfig
+from rescompile.building.validation import Validation
+from rescompile.config import BuildConfig
 from rescompile.errors import UsageError, did_you_mean
-from rescompile.graph.reformats import along
+from rescompile.graph.reformats import predicted_reformats
 from rescompile.graph.restore import restore
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import Batch, TensorSpec
 from rescompile.metrics import Logits
 from rescompile.progress import Progress
@@ -35,8 +34,8 @@ FLOAT_INPUT = TensorSpec("input", (-1, 3, -1, -1), "float32", "NCHW")
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """A quantized graph, and which of its blocks are not; no graph where the precision quantizes nothing."""
+class MixedPrecision:
+    """A quantized graph and its blocks that stay in FP16; no graph where the precision quantizes nothing."""
 
     graph: onnx.ModelProto | None
     calibrated: Calibrated | None = None
@@ -65,75 +64,60 @@ def named_blocks(source: Source, config: BuildConfig) -> tuple[str, ...]:
     return tuple(name for name in known if name in asked)
 
 
-def as_asked(
-    source: Source, calibrated: Calibrated | None, blocks: tuple[str, ...], progress: Progress
-) -> Mixture:
+def quantize_except(
+    blocks: tuple[str, ...], source: Source, calibrated: Calibrated | None, progress: Progress
+) -> MixedPrecision:
     """The quantized graph with ``blocks`` in floating point.
 
     Raises:
-        GraphError: as ``calibrate.quantize``.
+        GraphError: as ``quantize.quantize``.
     """
     if calibrated is None:
-        return Mixture(None)
+        return MixedPrecision(None)
     graph = quantize(source, calibrated, progress)
-    if not blocks:
-        return Mixture(graph, calibrated)
-    return Mixture(restore(graph, original_of(source, calibrated), blocks), calibrated, blocks)
+    if blocks:
+        graph = restore(graph, original_of(source, calibrated), blocks)
+    return MixedPrecision(graph, calibrated, blocks)
 
 
-def sample_images(
-    calibration: CalibrationConfig, source: Source, count: int = IMAGES
-) -> list[NDArray[np.float32]]:
-    """At most ``count`` calibration images [3, H, W], preprocessed.
-
-    Raises:
-        UsageError, ImageSetError: as ``calibration_images``.
-    """
-    images = calibration_images(replace(calibration, limit=min(count, calibration.limit)), source)
-    batches = images.batches(source.preprocess, BATCH)
-    return list(
-        islice((image for batch in batches for image in normalize(batch.images, source.preprocess)), count)
-    )
-
-
-def keep_budget(
-    mixture: Mixture,
+def meet_limits(
+    mixed: MixedPrecision,
     source: Source,
-    judges: Judges,
+    validation: Validation,
     measured: Measurement,
     config: BuildConfig,
     progress: Progress,
-) -> Mixture:
-    """As few blocks in FP16 as keep the limits; the best choice where even all of them do not.
+) -> MixedPrecision:
+    """Move as few blocks to FP16 as meet the limits; the best choice where no choice does.
 
     Args:
-        mixture: INT8 throughout.
-        judges: the images that accept or reject a choice. Candidates are executed by OpenVINO, whatever the backend.
-        measured: what its engine was measured at.
+        mixed: INT8 throughout.
+        validation: the images that accept or reject a choice. OpenVINO executes candidates, whatever the backend.
+        measured: the result of the engine that was built from ``mixed``.
     """
-    quantized, limits = mixture.graph, config.limits
+    quantized, limits = mixed.graph, config.limits
     assert quantized is not None
-    assert mixture.calibrated is not None
+    assert mixed.calibrated is not None
     assert limits is not None
-    original = original_of(source, mixture.calibrated)
-    images = sample_images(config.calibration, source)
+    original = original_of(source, mixed.calibrated)
+    images = sample_images(config.calibration, source, IMAGES)
     damages = measure_damage(original, quantized, images, progress=progress.advanced).blocks
     blocks = tuple(entry.block for entry in damages)
     point = partial(_point, blocks=blocks, limits=limits)
-    reference = _Remembered(reference_session(source.graph.SerializeToString(), optimize=True))
+    reference = _RememberedLogits(reference_session(source.graph.SerializeToString(), optimize=True))
 
     def measure(choice: tuple[str, ...]) -> FrontierPoint:
         candidate = simulate(restore(quantized, original, choice), Batch(1, BATCH, BATCH))
-        found = compare(
-            reference.again(), candidate,
-            images=judges.images, preprocess=source.preprocess, fed=FLOAT_INPUT, progress=progress,
+        found = compare_logits(
+            reference.from_first_batch(), candidate,
+            images=validation.images, preprocess=source.preprocess, fed=FLOAT_INPUT, progress=progress,
         )  # fmt: skip
         return point(choice, found)
 
     search = Search(blocks, measure, {frozenset(): point((), measured)})
-    best = find(search, ranked(damages))
+    best = fewest_fp16_blocks(search, ranked(damages))
     return replace(
-        mixture,
+        mixed,
         graph=restore(quantized, original, best.fp16_blocks),
         fp16_blocks=best.fp16_blocks,
         frontier=search.frontier,
@@ -152,7 +136,7 @@ def _point(
     return FrontierPoint(
         fp16_blocks=choice,
         int8_blocks=len(blocks) - len(choice),
-        reformats=along(blocks, choice),
+        reformats=predicted_reformats(blocks, choice),
         top1_agreement=parity.top1_agreement,
         top1_engine=parity.top1_engine,
         top1_drop=drop,
@@ -173,15 +157,15 @@ def _note(best: FrontierPoint, blocks: Sequence[str]) -> str:
     )
 
 
-class _Remembered:
+class _RememberedLogits:
     """A network whose logits are computed once for images that always come in the same batches."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
         self._logits: list[Logits] = []
 
-    def again(self) -> Network:
-        """The network, asked from the first batch on."""
+    def from_first_batch(self) -> Network:
+        """The network, for callers that begin with the first batch."""
         position = 0
 
         def run(images: NDArray[Any]) -> Logits:

@@ -5,7 +5,6 @@ Everything after this stage is the same, whatever the network came from.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -18,6 +17,7 @@ from calibration.names import text_of
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess
 from rescompile.config import ModelConfig
 from rescompile.errors import CheckpointError, GraphError, UsageError
+from rescompile.files import sha256_of
 from rescompile.manifest import CheckpointRef
 from rescompile.progress import Progress
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import onnx
 
     from rescompile.graph.recognise import Structure
-    from rescompile.models.registry import ModelSpec
     from rescompile.models.resnet import ResNet
+    from rescompile.models.specification import ModelSpec
 
 IMAGENET_CLASSES = 1000
 _PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}
@@ -99,6 +99,7 @@ def _from_weights(config: ModelConfig, progress: Progress) -> Source:
 def _network(config: ModelConfig, progress: Progress) -> tuple[ModelSpec, ResNet, CheckpointRef, Preprocess]:
     """The network in PyTorch, where its weights came from, and the preprocessing it expects."""
     from rescompile.models import registry
+    from rescompile.models.random_weights import random_model
     from rescompile.sources import checkpoint as checkpoints
     from rescompile.sources import pretrained
 
@@ -108,7 +109,7 @@ def _network(config: ModelConfig, progress: Progress) -> tuple[ModelSpec, ResNet
     spec = with_options(registry.find(depth=config.depth, name=config.model)) if named else None
     if config.weights == "random":
         assert spec is not None  # ModelConfig asks for a name where the weights cannot tell
-        model, digest = checkpoints.random_model(spec, spec.default_classes, config.seed)
+        model, digest = random_model(spec, spec.default_classes, config.seed)
         return spec, model, CheckpointRef(digest, f"random, seed {config.seed}"), spec.preprocess
     version = _PRETRAINED.get(config.weights)
     if version is None:
@@ -202,7 +203,7 @@ def _read_onnx(path: Path) -> onnx.ModelProto:
 
 
 def _sha256(path: Path) -> str:
-    """Hash of the file and of the files that hold its weights, if it keeps them outside."""
+    """SHA-256 of the file and of the files that hold its weights, if it keeps them outside."""
     import onnx
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
@@ -212,10 +213,7 @@ def _sha256(path: Path) -> str:
         for tensor in outline.graph.initializer
         if uses_external_data(tensor)
     }
-    digest = hashlib.sha256()
-    for file in (path, *(path.parent / name for name in sorted(outside))):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return sha256_of(path, *(path.parent / name for name in sorted(outside)))
 
 
 def _name_of(structure: Structure) -> str:

@@ -1,8 +1,7 @@
-"""From measurements to the report: what runs in the engine's place, the verdict, and the two files of it."""
+"""The verdict on a new engine and everything that led to it, as ``report.json`` and ``report.html``."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -11,83 +10,45 @@ import numpy as np
 from calibration.names import text_of
 from calibration.preprocess import normalize
 from rescompile.accuracy.error_by_block import block_errors
-from rescompile.accuracy.parity import Judges, choose_images, compare
-from rescompile.accuracy.verify import Measurement, default_limits, judge
-from rescompile.backends import get_backend
-from rescompile.backends.base import Backend, Payload, SimulatingBackend
-from rescompile.backends.onnxruntime import reference_session
+from rescompile.accuracy.limits import default_limits, judge
+from rescompile.accuracy.parity import Measurement
+from rescompile.accuracy.verify import stand_in
+from rescompile.backends.base import Payload
 from rescompile.building.calibrate import Calibrated
 from rescompile.building.deployable import Deployable
 from rescompile.building.engine_directory import Contents
-from rescompile.building.mixed_precision import Mixture
+from rescompile.building.mixed_precision import MixedPrecision
 from rescompile.building.source import Source
-from rescompile.config import BuildConfig
+from rescompile.building.validation import Validation
 from rescompile.files import atomic_write
-from rescompile.graph.topology import block_outputs
-from rescompile.graph.vocabulary import INPUT
+from rescompile.graph.shared.names import INPUT
+from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import REPORT_HTML, REPORT_JSON, Manifest
 from rescompile.presenting.html.report_page import render
-from rescompile.progress import Progress
 from rescompile.report import ActivationRange, BlockError, BuildReport, Check, FusedAdds, Limits, StageRecord
-from rescompile.runtime.loading import load, simulate
 
 BLOCK_IMAGES = 4
-"""Images on which the error of every block is taken."""
+"""Images on which the error of every block is measured."""
 MOST_BLOCKS = 128
-"""Deeper networks are compared at this many blocks, evenly chosen, and at both ends."""
+"""Deeper networks are compared at this many blocks, evenly chosen, the first and last among them."""
 
 
-def measure(
-    folder: Path,
-    manifest: Manifest,
-    source: Source,
-    deployable: Deployable,
-    judges: Judges,
-    progress: Progress,
-) -> Measurement:
-    """The engine in ``folder`` (after its golden self-test) against fp32; where it cannot run, its stand-in.
-
-    Raises:
-        EngineError: the engine does not reproduce its golden answers.
-    """
-    reference = reference_session(source.graph.SerializeToString(), optimize=True)
-    against = partial(
-        compare,
-        reference,
-        images=judges.images,
-        preprocess=source.preprocess,
-        fed=manifest.inputs[0],
-        progress=progress,
-    )
-    engine = load(folder) if judges.executed else simulate(folder)
-    if engine is None:
-        return against(reference_session(deployable.graph.SerializeToString(), optimize=False))
-    with engine:
-        return against(engine)
-
-
-def choose_judges(config: BuildConfig, source: Source, backend: Backend) -> Judges:
-    """The images that decide about an engine, and whether it can be executed here; see ``parity.choose_images``."""
-    executed = backend.availability(config.target).run
-    return choose_images(config, source, executed=executed, stand_in=stand_in(backend.name))
-
-
-def stand_in(backend: str) -> str:
-    """What gives the figures of a ``backend``'s engine that cannot run on this machine."""
-    found = get_backend(backend)
-    return found.simulation if isinstance(found, SimulatingBackend) else "deployable graph (onnxruntime)"
+def check_limits(measured: Measurement, contents: Contents) -> tuple[Limits, tuple[Check, ...]]:
+    """The limits (the precision's defaults where nothing was asked), and each beside its measurement."""
+    config = contents.config
+    limits = config.limits or default_limits(config.precision, random_weights=contents.source.random)
+    return limits, judge(measured.parity, limits)
 
 
 def errors_by_block(
-    source: Source, deployable: Deployable, judges: Judges, manifest: Manifest
+    source: Source, deployable: Deployable, validation: Validation, manifest: Manifest
 ) -> tuple[BlockError, ...]:
-    """Error of the deployable graph at the end of every residual block, on a few of the judges' images."""
-    pixels = next(judges.images.batches(source.preprocess, BLOCK_IMAGES)).images
-    normalized = normalize(pixels, source.preprocess)
+    """Error of the deployable graph at the end of every residual block, on a few validation images."""
+    pixels = next(validation.images.batches(source.preprocess, BLOCK_IMAGES)).images
     return block_errors(
         source.graph.SerializeToString(),
         deployable.graph.SerializeToString(),
-        normalized,
+        normalize(pixels, source.preprocess),
         _sample(block_outputs(source.graph)),
         deployable_images=pixels if manifest.inputs[0].dtype == "uint8" else None,
     )
@@ -99,20 +60,13 @@ def _sample(blocks: dict[str, str]) -> dict[str, str]:
     return {names[index]: blocks[names[index]] for index in chosen}
 
 
-def checks_of(measured: Measurement, contents: Contents) -> tuple[Limits, tuple[Check, ...]]:
-    """What was asked (the precision's defaults where nothing was), and each limit beside its measurement."""
-    config = contents.config
-    limits = config.limits or default_limits(config.precision, random_weights=contents.source.random)
-    return limits, judge(measured.parity, limits)
-
-
 def make_report(
     *,
     manifest: Manifest,
     contents: Contents,
     deployable: Deployable,
-    mixture: Mixture,
-    judges: Judges,
+    mixed: MixedPrecision,
+    validation: Validation,
     measured: Measurement,
     blocks: tuple[BlockError, ...],
     stages: tuple[StageRecord, ...],
@@ -120,11 +74,11 @@ def make_report(
     directory: Path,
 ) -> BuildReport:
     """The verdict, and everything that led to it."""
-    limits, checks = checks_of(measured, contents)
+    limits, checks = check_limits(measured, contents)
     return BuildReport(
         passed=all(check.passed for check in checks),
-        engine_executed=judges.executed,
-        measured_on=manifest.backend if judges.executed else stand_in(manifest.backend),
+        engine_executed=validation.executed,
+        measured_on=manifest.backend if validation.executed else stand_in(manifest.backend),
         model=manifest.model,
         precision=manifest.precision,
         backend=manifest.backend,
@@ -139,26 +93,26 @@ def make_report(
         environment=manifest.environment,
         notes=notes,
         blocks=blocks,
-        ranges=_ranges(mixture.calibrated),
+        ranges=_ranges(mixed.calibrated),
         logits=measured.logits,
         checkpoint=manifest.checkpoint,
         calibration=manifest.calibration,
-        fp16_blocks=mixture.fp16_blocks,
+        fp16_blocks=mixed.fp16_blocks,
         reformats=deployable.reformats,
-        frontier=mixture.frontier,
-        damages=mixture.damages,
+        frontier=mixed.frontier,
+        damages=mixed.damages,
     )
 
 
 def _fused(deployable: Deployable, payload: Payload) -> FusedAdds | None:
-    """What the engine's inspector saw, or what the graph promises where the engine cannot be inspected."""
+    """What the engine's inspector saw, or what the graph allows where the engine cannot be inspected."""
     if payload.fused_adds is None or deployable.fused is None:
         return deployable.fused
     return FusedAdds(payload.fused_adds, deployable.fused.of, "engine")
 
 
 def _ranges(calibrated: Calibrated | None) -> tuple[ActivationRange, ...]:
-    """Of the tensors that the table's thresholds quantize, which the input is not where its pixels are exact."""
+    """Ranges of the tensors that the table's thresholds quantize; not the input, where its pixels are exact."""
     if calibrated is None:
         return ()
     return tuple(

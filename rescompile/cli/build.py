@@ -103,7 +103,7 @@ def calibrate(
 
     - `rescompile build --depth 50 --weights my.pth --calibration my.json`
     """
-    from rescompile.building.commands import calibrate as run
+    from rescompile.building.calibrate import calibrate_network
     from rescompile.presenting.plots.plot import check_plot_path
     from rescompile.presenting.terminal.calibrate import print_calibrated
     from rescompile.presenting.terminal.report import TerminalProgress
@@ -111,7 +111,7 @@ def calibrate(
     if plot is not None:
         check_plot_path(plot)
     with TerminalProgress() as progress:
-        calibrated = run(
+        calibrated = calibrate_network(
             model_config(network, preprocessing),
             calibration_options.config(seed=network.seed),
             output,
@@ -141,7 +141,7 @@ def sensitivity(
 
     - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --fp16-blocks stem,layer3.0`
     """
-    from rescompile.building.commands import sensitivity as run
+    from rescompile.building.sensitivity import rank_blocks
     from rescompile.presenting.plots.plot import check_plot_path
     from rescompile.presenting.plots.sensitivity import sensitivity_by_block
     from rescompile.presenting.terminal.report import TerminalProgress
@@ -150,7 +150,7 @@ def sensitivity(
     if plot is not None:
         check_plot_path(plot)
     with TerminalProgress() as progress:
-        report = run(
+        report = rank_blocks(
             model_config(network, preprocessing),
             calibration_options.config(seed=network.seed),
             progress,

@@ -31,7 +31,7 @@ def verify(
 
     - `rescompile verify resnet50-int8-openvino --validation-set val/ --min-agreement 0.97 --max-top1-drop 0.3`
     """
-    from rescompile.building.commands import verify as run
+    from rescompile.accuracy.verify import verify as run
     from rescompile.presenting.terminal.report import TerminalProgress
 
     with TerminalProgress() as progress:
@@ -59,8 +59,8 @@ def run(
 
     - `rescompile run resnet50-int8-openvino photo.jpg`
     """
-    from rescompile.building.commands import classify
     from rescompile.presenting.terminal.views import print_classes
+    from rescompile.runtime.classify import classify
 
     answers = classify(directory, photos, top=top)
     if json:
@@ -78,14 +78,12 @@ def inspect(directory: Directory, json: Json = False) -> None:
 
     - `rescompile inspect resnet50-int8-openvino`
     """
-    from rescompile.building.commands import inspect as run
     from rescompile.presenting.terminal.views import print_inspection
+    from rescompile.runtime.inspection import inspect as run
 
     inspection = run(directory)
     if json:
-        import msgspec
-
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(inspection), indent=2).decode() + "\n")
+        sys.stdout.write(inspection.to_json().decode())
     else:
         print_inspection(inspection)
 

@@ -1,1 +1,1 @@
-"""ONNX in, ONNX out: every stage of the graph is one module, and no stage knows another."""
+"""ONNX in, ONNX out: each module here is one stage, which knows no other; ``shared`` is what they share."""

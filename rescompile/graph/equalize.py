@@ -1,8 +1,8 @@
-"""Channel factors moved into the weights: the same function, with channels of like range.
+"""Channel factors moved into the weights: the same function, with channels of similar range.
 
     W'[o, k] = W[o, k] * f_in[k] / f_out[o],   b'[o] = b[o] / f_out[o]
 
-Every inner tensor then holds its channels divided by their factors; images and logits are as before.
+Every inner tensor then holds its channels divided by their factors; images and logits stay as they are.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from onnx import numpy_helper
 
 from calibration.methods.channel_groups import ChannelGroups, channel_groups
 from rescompile.errors import GraphError
-from rescompile.graph.factors import set_factors
-from rescompile.graph.topology import WEIGHTED_OPS, block_outputs
+from rescompile.graph.shared.links import WEIGHTED_OPS
+from rescompile.graph.shared.metadata import set_factors
+from rescompile.graph.shared.topology import block_outputs
 
 
 def equalize(model: onnx.ModelProto, factors: Mapping[str, NDArray[np.float32]]) -> onnx.ModelProto:
-    """``model`` with ``factors`` [C] of its quantized tensors moved into the weights; it carries those of its blocks.
+    """``model`` with ``factors`` moved into its weights; it records those of its block outputs.
 
     Args:
         model: folded fp32 graph, canonically named.
-        factors: for every quantized tensor; channels that the network ties to each other must have the same.
+        factors: [C] for every quantized tensor; channels that the network ties to each other must have the same.
 
     Raises:
-        GraphError: channels that are tied have different factors, or a factor is no positive number.
+        GraphError: tied channels have different factors, or a factor is not a positive number.
     """
     groups = channel_groups(model)
     by_group = _by_group(groups, factors)
@@ -37,13 +38,12 @@ def equalize(model: onnx.ModelProto, factors: Mapping[str, NDArray[np.float32]])
     constants = {entry.name: entry for entry in equalized.graph.initializer}
     for node in equalized.graph.node:
         if node.op_type in WEIGHTED_OPS:
-            ahead, behind = by_group[groups.of[node.input[0]]], by_group[groups.of[node.output[0]]]
+            f_in, f_out = by_group[groups.of[node.input[0]]], by_group[groups.of[node.output[0]]]
             weight, bias = (_array(constants[name]) for name in node.input[1:3])
-            by_row = weight / behind.reshape(-1, *[1] * (weight.ndim - 1))
-            _replace(constants[node.input[1]], by_row * ahead.reshape(-1, *[1] * (weight.ndim - 2)))
-            _replace(constants[node.input[2]], bias / behind)
-    outputs = block_outputs(model).values()
-    set_factors(equalized, {name: by_group[groups.of[name]] for name in outputs})
+            by_output = weight / f_out.reshape(-1, *[1] * (weight.ndim - 1))
+            _replace(constants[node.input[1]], by_output * f_in.reshape(-1, *[1] * (weight.ndim - 2)))
+            _replace(constants[node.input[2]], bias / f_out)
+    set_factors(equalized, {name: by_group[groups.of[name]] for name in block_outputs(model).values()})
     return equalized
 
 
@@ -52,7 +52,7 @@ def _by_group(groups: ChannelGroups, factors: Mapping[str, NDArray[np.float32]])
     for name, values in factors.items():
         ids = groups.of[name]
         if len(values) != len(ids) or not (np.isfinite(values).all() and (values > 0).all()):
-            raise GraphError(f"the factors of '{name}' are no {len(ids)} positive numbers: calibrate again")
+            raise GraphError(f"the factors of '{name}' are not {len(ids)} positive numbers: calibrate again")
         found[ids] = values
     found[0] = 1.0
     for name, values in factors.items():

@@ -1,7 +1,7 @@
-"""From a PyTorch ResNet to the fp32 ONNX graph, named by block, batch norm still in it.
+"""A PyTorch ResNet as an fp32 ONNX graph, named by block, with batch norm still in it.
 
-The network is walked, not traced: the graph then carries exactly the names of ``vocabulary`` and nothing
-that a tracer happened to see, and ResNet-1202 takes a second.
+The network is walked, not traced: so the graph has exactly the names of ``shared.names`` and nothing that a tracer
+happens to add, and ResNet-1202 takes a second.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from rescompile.graph.surgeon import write
-from rescompile.graph.vocabulary import INPUT, OPSET, OUTPUT
+from rescompile.graph.shared.editing import write
+from rescompile.graph.shared.names import INPUT, OPSET, OUTPUT
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,15 +42,15 @@ def export(model: ResNet, *, image_size: int) -> onnx.ModelProto:
 
 
 class _Writer:
-    """Appends nodes to a graph; each method returns the tensor that it made."""
+    """Appends nodes to a graph; each method returns the new tensor."""
 
     def __init__(self) -> None:
         self.graph = gs.Graph(opset=OPSET, name="rescompile")
 
     def node(self, op: str, name: str, inputs: list[gs.Tensor], **attrs: object) -> gs.Variable:
-        made = gs.Variable(name, np.float32)
-        self.graph.nodes.append(gs.Node(op, name, attrs, inputs, [made]))
-        return made
+        output = gs.Variable(name, np.float32)
+        self.graph.nodes.append(gs.Node(op, name, attrs, inputs, [output]))
+        return output
 
     def constant(self, name: str, tensor: Tensor) -> gs.Constant:
         return gs.Constant(name, tensor.detach().float().cpu().contiguous().numpy())
@@ -67,13 +67,8 @@ class _Writer:
             kernel_shape=kernel, strides=list(conv.stride), pads=[pad_h, pad_w, pad_h, pad_w],
             dilations=list(conv.dilation), group=conv.groups,
         )  # fmt: skip
-        statistics = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
         keys = ("weight", "bias", "running_mean", "running_var")
-        constants = [
-            self.constant(f"{norm_name}.{k}", t)
-            for k, t in zip(keys, statistics, strict=True)
-            if t is not None
-        ]
+        constants = [self.constant(f"{norm_name}.{key}", getattr(norm, key)) for key in keys]
         return self.node("BatchNormalization", norm_name, [x, *constants], epsilon=norm.eps)
 
     def max_pool(self, x: gs.Variable, pool: nn.MaxPool2d) -> gs.Variable:
@@ -96,7 +91,7 @@ class _Writer:
     def shortcut(self, x: gs.Variable, block: Block, name: str) -> gs.Variable:
         from rescompile.models.resnet import OptionA
 
-        shortcut = block.shortcut
+        shortcut = block.downsample
         if shortcut is None:
             return x
         if isinstance(shortcut, OptionA):
@@ -104,7 +99,7 @@ class _Writer:
         return self.conv_bn(x, shortcut.conv, shortcut.bn, f"{name}.downsample", f"{name}.downsample.bn")
 
     def option_a(self, x: gs.Variable, shortcut: OptionA, name: str) -> gs.Variable:
-        """Every ``stride``-th pixel, then zero channels on both sides (He et al., 2015, section 3.3, option A)."""
+        """Write every ``stride``-th pixel with zero channels on both sides (He et al., 2015, section 3.3)."""
         slicing = {"starts": [0, 0], "ends": [2**31 - 1] * 2, "axes": [2, 3], "steps": [shortcut.stride] * 2}
         inputs = [
             gs.Constant(f"{name}.slice1.{key}", np.array(value, np.int64)) for key, value in slicing.items()
@@ -116,6 +111,6 @@ class _Writer:
 
 
 def _pair(value: object) -> tuple[int, int]:
-    """Height and width, from torch's int or tuple."""
+    """Height and width from torch's int or tuple."""
     height, width = value if isinstance(value, tuple) else (value, value)
     return int(height), int(width)

@@ -14,21 +14,22 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
-from rescompile.graph.surgeon import read, write
+from rescompile.graph.shared.editing import read, write
 
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     """``model`` without BatchNormalization nodes; every convolution has a bias and makes the tensor of its name.
 
     Raises:
-        GraphError: a batch norm that does not follow a convolution, or whose parameters are no constants.
+        GraphError: a batch norm that does not follow a convolution, or whose parameters are not constants.
     """
     graph = read(model)
     for norm in [node for node in graph.nodes if node.op == "BatchNormalization"]:
         _fold_one(norm)
     graph.cleanup()
     for conv in (node for node in graph.nodes if node.op == "Conv"):
-        _give_bias(conv)
+        if len(conv.inputs) == 2:
+            _set_input(conv, 2, f"{conv.name}.bias", np.zeros(conv.inputs[1].shape[0], np.float32))
         conv.outputs[0].name = conv.name
     return write(graph)
 
@@ -59,26 +60,20 @@ def _fold_one(norm: gs.Node) -> None:
     conv.outputs = [output]
 
 
-def _give_bias(conv: gs.Node) -> None:
-    if len(conv.inputs) == 2:
-        conv.inputs.append(gs.Constant(f"{conv.name}.bias", np.zeros(conv.inputs[1].shape[0], np.float32)))
-
-
 def _set_parameters(conv: gs.Node, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
-    for kind, values in (("weight", weight), ("bias", bias)):
-        # a folded number can overflow fp32 although no parameter did: refuse it here, with its name
+    for position, (kind, values) in enumerate((("weight", weight), ("bias", bias)), start=1):
+        # a folded number can overflow fp32 although no parameter did
         with np.errstate(over="ignore"):
             rounded = values.astype(np.float32)
         if not np.isfinite(rounded).all():
             raise GraphError(
                 f"the {kind} of '{conv.name}' is not finite after folding its batch norm: check the checkpoint"
             )
-        constant = gs.Constant(f"{conv.name}.{kind}", rounded)
-        position = 1 if kind == "weight" else 2
-        if position < len(conv.inputs):
-            conv.inputs[position] = constant
-        else:
-            conv.inputs.append(constant)
+        _set_input(conv, position, f"{conv.name}.{kind}", rounded)
+
+
+def _set_input(conv: gs.Node, position: int, name: str, values: NDArray[np.float32]) -> None:
+    conv.inputs = [*conv.inputs[:position], gs.Constant(name, values), *conv.inputs[position + 1 :]]
 
 
 def _constant(tensor: gs.Tensor, owner: gs.Node) -> NDArray[np.float64]:

@@ -1,8 +1,8 @@
-"""A ReLU by saturation: all 256 values of int8 for tensors that cannot be negative, with zero points of 0.
+"""Full range: all 256 values of int8 for tensors that cannot be negative, with zero points of 0.
 
 TensorRT asks for a zero point of 0, which leaves half of int8 unused behind a ReLU. Let x >= 0 be quantized with the
 zero point -128, q = clamp(round(x / s) - 128, -128, 127), so that x ~ s * q + z with the constant z = 128 * s. The
-constant moves into biases, and what remains has no zero point:
+constant moves into biases, and the quantizers that remain have a zero point of 0:
 
     maker     y = relu(conv + b), Q with zero point -128     ->  y' = conv + (b - z), Q with zero point 0
     readers   W y + b                                        ->  W y' + (b + z * sum W)
@@ -10,10 +10,10 @@ constant moves into biases, and what remains has no zero point:
 
 The ReLU goes away, because the quantizer saturates at -128, which is where y = 0 lies. The integers are the same, and
 the engine has one operation less. A convolution that pads its input with zeros would pad with z instead; its tensor
-gets ``constant_channels``, so that z counts nothing there. An option A shortcut pads with what zero has become.
+gets constant channels, so that z cancels there. An option A shortcut pads with the new value of zero, -z.
 
-``fold_zero_points`` goes that way and ``unfold_zero_points`` back, for what takes unsigned activations. The graph
-carries z, as ``offsets`` says.
+``fold_zero_points`` does this and ``unfold_zero_points`` undoes it, for backends with unsigned activations. The graph
+records z (``metadata.OFFSET``).
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
-from rescompile.graph.constant_channels import (
+from rescompile.graph.shared.constant_channels import (
     add_constant_channels,
     balance,
     remove_constant_channels,
     unbalance,
 )
-from rescompile.graph.offsets import PREFIX, ZERO_POINT, offsets_of
-from rescompile.graph.surgeon import read, write
-from rescompile.graph.topology import MOVEMENT_OPS, WEIGHTED_OPS, consumers, pads_input
+from rescompile.graph.shared.editing import read, write
+from rescompile.graph.shared.links import MOVEMENT_OPS, WEIGHTED_OPS, consumers, made_by, pads_input
+from rescompile.graph.shared.metadata import OFFSET, ZERO_POINT, drop_entries, offsets_of
 
 
 def fold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` with every zero point of -128 moved into biases, and the ReLU in front of its quantizer gone.
+    """``model`` with every zero point of -128 moved into biases, and without the ReLU in front of its quantizer.
 
     Raises:
-        GraphError: a quantizer with that zero point whose tensor a ReLU does not make, or whose readers cannot take it.
+        GraphError: a tensor with that zero point that no ReLU makes, or whose readers cannot take it.
     """
     graph = read(model)
     found = [node for node in graph.nodes if node.op == "QuantizeLinear" and _is_full_range(node)]
@@ -58,15 +58,15 @@ def fold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
         relu.outputs.clear()
         maker.outputs = [output]
         _set_zero_point(quantize, 0)
-        graph.rescompile_metadata[PREFIX + quantize.inputs[0].name] = offset.hex()
+        graph.rescompile_metadata[OFFSET + quantize.inputs[0].name] = offset.hex()
     return write(graph)
 
 
 def unfold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The inverse of ``fold_zero_points``, by the offsets that ``model`` carries; a graph without any as it is.
+    """Undo ``fold_zero_points`` with the offsets that ``model`` records; a graph without offsets is unchanged.
 
     Raises:
-        GraphError: an offset that is damaged, or that no quantizer belongs to.
+        GraphError: an offset that is damaged, or whose tensor has no quantizer.
     """
     offsets = offsets_of(model)
     if not offsets:
@@ -78,7 +78,7 @@ def unfold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
             raise GraphError(f"the graph's offset of '{name}' has no quantizer; build the engine again")
         quantize = quantizers[name]
         if _is_moved(quantize):
-            continue  # with the tensor that it moves
+            continue  # done together with the tensor that is moved
         output = _above_pool(quantize.inputs[0])
         maker = output.inputs[0]
         _add_to_bias(_branch_of(maker), offset)
@@ -88,22 +88,20 @@ def unfold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
         graph.nodes.append(gs.Node("Relu", f"{output.name}.relu", {}, [summed], [output]))
         _set_zero_point(quantize, ZERO_POINT)
     remove_constant_channels(graph)
-    graph.rescompile_metadata = {
-        key: value for key, value in graph.rescompile_metadata.items() if not key.startswith(PREFIX)
-    }
+    drop_entries(graph, OFFSET)
     return write(graph)
 
 
 @dataclass(frozen=True)
 class _Readers:
-    """What is done to those who read a tensor of full range, in one direction or the other."""
+    """Rewrites the readers of a tensor of full range, for folding or for unfolding."""
 
     graph: gs.Graph
     offset: float
     folding: bool
 
     def visit(self, restored: gs.Variable) -> None:
-        """Let all readers of ``restored``, which is dequantized, count without its offset, or with it again."""
+        """Let all readers of the dequantized tensor ``restored`` compute without its offset, or with it again."""
         for reader in consumers(restored):
             if pads_input(reader):
                 (balance if self.folding else unbalance)(self.graph, reader)
@@ -123,7 +121,7 @@ class _Readers:
         return self.offset if self.folding else -self.offset
 
     def _follow(self, moving: gs.Node) -> None:
-        """An option A shortcut: what it makes has the same zero, and what it pads with is that."""
+        """Rewrite a node of an option A shortcut: its output has the same zero, which a Pad pads with."""
         (moved,) = moving.outputs
         if moving.op == "Pad":
             zero = gs.Constant(f"{moving.name}.value", np.array(-self.offset, moved.dtype))
@@ -131,36 +129,35 @@ class _Readers:
         for reader in [node for node in consumers(moved) if node.op == "QuantizeLinear"]:
             _set_zero_point(reader, 0 if self.folding else ZERO_POINT)
             if self.folding:
-                self.graph.rescompile_metadata[PREFIX + moved.name] = self.offset.hex()
+                self.graph.rescompile_metadata[OFFSET + moved.name] = self.offset.hex()
             self.visit(_restored(reader))
         if not any(node.op == "QuantizeLinear" for node in consumers(moved)):
             self.visit(moved)
 
 
 def _above_pool(tensor: gs.Tensor) -> gs.Tensor:
-    """What a max pool reads, where ``tensor`` comes from one: it commutes with Q, DQ and offsets."""
-    return tensor.inputs[0].inputs[0] if tensor.inputs and tensor.inputs[0].op == "MaxPool" else tensor
+    """The input of the max pool that makes ``tensor``, else ``tensor``: pools commute with Q, DQ and offsets."""
+    return tensor.inputs[0].inputs[0] if made_by(tensor) == "MaxPool" else tensor
 
 
 def _branch_of(node: gs.Node) -> gs.Node:
-    """The convolution whose bias stands for a constant in the output of ``node``, an Add or that convolution."""
+    """The convolution whose bias is added to the output of ``node``, which is an Add or that convolution itself."""
     if node.op == "Add":
-        node = next(each.inputs[0] for each in node.inputs if each.inputs and each.inputs[0].op == "Conv")
+        node = next(each.inputs[0] for each in node.inputs if made_by(each) == "Conv")
     if node.op not in WEIGHTED_OPS:
         raise GraphError(f"'{node.name}' ({node.op}) has no bias that an offset could move to")
     return node
 
 
 def _sums(reader: gs.Node) -> NDArray[np.float64]:
-    """[O] sums of the weights that ``reader`` multiplies with, INT8 or not."""
+    """Sums [O] of the weights of ``reader``, INT8 or not."""
     weight = reader.inputs[1]
     if isinstance(weight, gs.Constant):
         values = weight.values.astype(np.float64)
     else:
         integers, scales = (each.values for each in weight.inputs[0].inputs[:2])
-        values = integers.astype(np.float64) * scales.astype(np.float64).reshape(
-            -1, *[1] * (integers.ndim - 1)
-        )
+        scales = scales.astype(np.float64).reshape(-1, *[1] * (integers.ndim - 1))
+        values = integers.astype(np.float64) * scales
     if reader.op == "Gemm" and not reader.attrs.get("transB"):
         values = values.T
     sums: NDArray[np.float64] = values.reshape(len(values), -1).sum(axis=1)
@@ -174,28 +171,27 @@ def _add_to_bias(node: gs.Node, change: float | NDArray[np.float64]) -> None:
 
 
 def _is_full_range(quantize: gs.Node) -> bool:
-    """Whether its zero is stored as -128, and not only because it follows a shortcut that moves such values."""
+    """Whether ``quantize`` stores zero as -128 by choice, not because a shortcut moves such values to it."""
     chosen = len(quantize.inputs) > 2 and int(quantize.inputs[2].values) == ZERO_POINT
     return chosen and not _is_moved(quantize)
 
 
 def _is_moved(quantize: gs.Node) -> bool:
-    made = quantize.inputs[0].inputs
-    return bool(made) and made[0].op in MOVEMENT_OPS
+    return made_by(quantize.inputs[0]) in MOVEMENT_OPS
 
 
 def _relu_of(quantize: gs.Node) -> gs.Node:
     tensor = quantize.inputs[0]
-    made = _above_pool(tensor).inputs
-    if not made or made[0].op != "Relu":
+    activation = _above_pool(tensor)
+    if made_by(activation) != "Relu":
         raise GraphError(
             f"'{tensor.name}' has the zero point {ZERO_POINT}, but no ReLU makes it: quantize it symmetrically"
         )
-    return made[0]
+    return activation.inputs[0]
 
 
 def _restored(quantize: gs.Node) -> gs.Variable:
-    """The dequantized form of what ``quantize`` makes."""
+    """The dequantized tensor behind ``quantize``."""
     (dequantize,) = consumers(quantize.outputs[0])
     return dequantize.outputs[0]
 

@@ -1,4 +1,4 @@
-"""Everything that is not quantized, typed FP16; the graph's own input and logits stay FP32.
+"""FP16 for everything that is not quantized; the graph's own input and logits stay FP32.
 
 Scales keep their values, because ``calibration.scales`` only makes scales that FP16 represents exactly.
 """
@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from rescompile.errors import GraphError
-from rescompile.graph.surgeon import read, write
+from rescompile.graph.shared.editing import read, reconnect, write
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -42,21 +42,20 @@ def _halve_constant(constant: gs.Constant) -> None:
     peak = float(np.abs(values).max(initial=0.0))
     if peak > LARGEST:
         raise GraphError(
-            f"'{constant.name}' holds {peak:g}, FP16 ends at {LARGEST:g}: build with --precision fp32, or check the "
-            "checkpoint for a batch norm with a vanishing variance"
+            f"'{constant.name}' holds {peak:g}, but the largest FP16 number is {LARGEST:g}: build with --precision "
+            "fp32, or check the checkpoint for a batch norm with a vanishing variance"
         )
     constant.values = values.astype(np.float16)
 
 
 def _cast_input(graph: gs.Graph) -> None:
-    """A float input becomes FP32 again, with a cast; a uint8 input is cast by the graph itself."""
+    """Make a float input FP32 again, with a cast behind it; a uint8 input has its cast already."""
     source = graph.inputs[0]
     if source.dtype != np.float16:
         return
     source.dtype = np.float32
     cast = gs.Variable(f"{source.name}.half", np.float16, source.shape)
-    for node in list(source.outputs):
-        node.inputs = [cast if used is source else used for used in node.inputs]
+    reconnect(source.outputs, source, cast)
     graph.nodes.append(gs.Node("Cast", cast.name, {"to": onnx.TensorProto.FLOAT16}, [source], [cast]))
 
 

@@ -1,15 +1,15 @@
-"""The first convolution reads pixels, which INT8 holds without any error.
+"""Exact pixels: the first convolution reads the bytes of the image, which INT8 holds without rounding.
 
-A photograph is decoded and resized to bytes u in 0..255, and normalized then: x = (u / 255 - mean) / std. One scale for
-all three channels does not meet the grid of x, because std differs by channel. So the deployable graph undoes the
+A photograph is decoded and resized to bytes u in 0..255 and then normalized: x = (u / 255 - mean) / std. Because std
+differs by channel, no single scale fits the steps of x in all three channels. So the deployable graph undoes the
 normalization in front of its first quantizer:
 
     input ── Pad ── Mul ── Add ── pixels ── Q ── DQ ── conv1 without padding
 
 ``pixels`` holds (u - 128) * PIXEL_STEP, and its quantizer has that scale: the integers are u - 128, in [-128, 127], and
-nothing is rounded. A step of 2**-6 is close to that of x, 1 / (255 std), so the weights keep their magnitude, which
-their scales' type, FP16, asks for. The padding stands in front, where zero means what the network means by it; behind
-the Add it would be a pixel of 128.
+nothing is rounded. The step 2**-6 is close to that of x, 1 / (255 std), so the weights keep their magnitude and their
+scales stay within FP16. The padding stands in front of Mul and Add, where zero is the network's own zero; behind the
+Add a zero would be a pixel of 128.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from numpy.typing import NDArray
 
 from calibration.preprocess import Preprocess, normalize
 from rescompile.errors import GraphError
-from rescompile.graph.surgeon import read, write
-from rescompile.graph.topology import consumers
-from rescompile.graph.vocabulary import PIXEL_STEP, PIXELS, PIXELS_MULTIPLY, PIXELS_PAD
+from rescompile.graph.shared.editing import read, write
+from rescompile.graph.shared.links import consumers
+from rescompile.graph.shared.names import PIXEL_STEP, PIXELS, PIXELS_MULTIPLY, PIXELS_PAD
 
 _NEAR = 0.5
-"""Steps: what is nearer to an integer is rounded to it."""
+"""In steps: a value closer than this to an integer is rounded to that integer."""
 
 
 def to_pixels(preprocess: Preprocess) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Factor [3] and offset [3] that turn the network's input x into ``pixels``: factor * x + offset."""
+    """Factor [3] and offset [3] of pixels = factor * x + offset, where x is the network's normalized input."""
     mean, std = (np.asarray(values, np.float64) for values in (preprocess.mean, preprocess.std))
     return 255 * std * PIXEL_STEP, (255 * mean - 128) * PIXEL_STEP
 
 
 def can_be_exact(preprocess: Preprocess) -> bool:
-    """Whether every byte comes back from the normalized input, in FP32 and rounded to FP16 after every operation.
+    """Whether every byte can be recovered from the normalized input, in FP32 and in FP16.
 
-    It does for every mean in [0, 1]. A mean far outside leaves the input's type no digits for the pixel.
+    It can for every mean in [0, 1]. With a mean far outside, the input's type has no digits left for the pixel.
     """
-    bytes_of_all = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    every_byte = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     factor, offset = (values.reshape(1, 3, 1, 1) for values in to_pixels(preprocess))
-    expected = bytes_of_all.transpose(0, 3, 1, 2).astype(np.float64) - 128
+    expected = every_byte.transpose(0, 3, 1, 2).astype(np.float64) - 128
     with np.errstate(over="ignore", invalid="ignore"):
-        x = normalize(bytes_of_all, preprocess)
+        x = normalize(every_byte, preprocess)
         steps = [
             (x.astype(kind) * factor.astype(kind) + offset.astype(kind)).astype(np.float64) / PIXEL_STEP
             for kind in (np.float32, np.float16)
@@ -56,14 +56,14 @@ def read_pixels(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelPro
     """Folded fp32 ``model`` with ``pixels`` in front of its first convolution; it computes the same.
 
     Raises:
-        GraphError: the input is not read by one ungrouped convolution alone.
+        GraphError: the input has other readers than one ungrouped convolution.
     """
     graph = read(model)
     image = graph.inputs[0]
-    readers = list(consumers(image))
+    readers = consumers(image)
     if [node.op for node in readers] != ["Conv"] or readers[0].attrs.get("group", 1) != 1:
         raise GraphError(
-            f"'{image.name}' is not read by one ungrouped convolution alone: a ResNet's stem is one"
+            f"'{image.name}' must be read by one ungrouped convolution alone, the stem of a ResNet"
         )
     (conv,) = readers
     factor, offset = to_pixels(preprocess)
@@ -84,9 +84,9 @@ def read_pixels(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelPro
 
 
 def _pad(graph: gs.Graph, conv: gs.Node, image: gs.Variable) -> gs.Variable:
-    """``image`` with the zeros around it that ``conv`` has put there so far."""
-    top, left, bottom, right = conv.attrs.get("pads", [0, 0, 0, 0])
-    if not any((top, left, bottom, right)):
+    """``image`` with the zeros around it that ``conv`` padded it with so far; ``conv`` pads no longer."""
+    top, left, bottom, right = pads = conv.attrs.get("pads", [0, 0, 0, 0])
+    if not any(pads):
         return image
     batch, channels, height, width = image.shape
     padded = gs.Variable(
@@ -99,5 +99,5 @@ def _pad(graph: gs.Graph, conv: gs.Node, image: gs.Variable) -> gs.Variable:
 
 
 def _planes(name: str, values: NDArray[np.float64]) -> gs.Constant:
-    """[1, 3, 1, 1]"""
+    """``values`` [3] as a constant [1, 3, 1, 1]."""
     return gs.Constant(name, values.astype(np.float32).reshape(1, 3, 1, 1))

@@ -1,7 +1,7 @@
 """Q/DQ insertion by TensorRT's rules for explicit quantization.
 
-Every convolution and the classifier read a dequantized INT8 activation and a dequantized INT8 weight, nothing
-that they write is quantized before add and ReLU, and a residual add has Q/DQ on the skip only:
+Every convolution and the classifier read a dequantized INT8 activation and a dequantized INT8 weight, their outputs
+are not quantized before add and ReLU, and a residual add has Q/DQ on the skip only:
 
     x ── Q ── DQ ──┬── conv1 ── relu ── Q ── DQ ── conv2 ─┐
                    └───────────────────────────────── add ── relu ── (next block's Q)
@@ -9,8 +9,8 @@ that they write is quantized before add and ReLU, and a residual add has Q/DQ on
 An identity skip shares the quantizer of the block's input. A downsample convolution's output has its own.
 An option A shortcut (slice, pad) moves values without changing them, so its output takes the scale of its input.
 
-Tensors of full range get a zero point of -128 here; ``full_range.fold_zero_points`` takes it away at the end, when it
-is known which blocks stay in floating point.
+Tensors of full range get a zero point of -128 here; ``full_range.fold_zero_points`` moves it into biases at the end,
+when it is known which blocks stay in floating point.
 """
 
 from __future__ import annotations
@@ -27,15 +27,11 @@ from calibration.methods.rounding import LearnedWeight
 from calibration.scales import dequantize, weight_scales
 from calibration.scales import quantize as to_int8
 from rescompile.errors import GraphError
-from rescompile.graph.offsets import ZERO_POINT
-from rescompile.graph.surgeon import read, write
-from rescompile.graph.topology import (
-    WEIGHTED_OPS,
-    behind_quantizers,
-    quantized_tensors,
-    quantizer_names,
-    residual_adds,
-)
+from rescompile.graph.shared.editing import read, reconnect, write
+from rescompile.graph.shared.links import WEIGHTED_OPS, behind_quantizers
+from rescompile.graph.shared.metadata import ZERO_POINT
+from rescompile.graph.shared.names import DEQUANTIZE_SUFFIX, QUANTIZE_SUFFIX
+from rescompile.graph.shared.topology import quantized_tensors, residual_adds
 
 WeightMethod = Literal["max", "mse"]
 
@@ -54,12 +50,12 @@ def quantize(
     Args:
         model: folded fp32 graph, canonically named.
         scales: activation scale by tensor, one for each of ``topology.quantized_tensors(model)``.
-        weight_method: how ``calibration.scales.weight_scales`` chooses the weights' scales. Clipping them by ``mse``
-            was no better on real checkpoints (docs/accuracy-notes.md), whatever it does to the weights themselves.
-        means: channel means [C] of every weighted node's input; with them each bias takes the mean of its weights'
-            rounding error away, b + (W - Q) mean(x) (Nagel et al., 2019).
-        learned: integers, scales and biases by node name, in place of rounding to the nearest; of some nodes or all.
-        full_range: tensors whose zero is stored as -128.
+        weight_method: how ``calibration.scales.weight_scales`` chooses the weights' scales. ``mse``, which clips, was
+            no better on real checkpoints (docs/accuracy-notes.md).
+        means: channel means [C] of every weighted node's input. With them, biases cancel the shift that rounding the
+            weights gives to a layer's average output: b + (W - Q) mean(x) (Nagel et al., 2019).
+        learned: integers, scales and biases by node name, in place of rounding to nearest, for some nodes or all.
+        full_range: tensors that store their zero as -128.
 
     Raises:
         GraphError: a tensor that needs a scale has none.
@@ -73,10 +69,8 @@ def quantize(
         )
     graph = read(model)
     tensors = graph.tensors()
-    padded = {add.skip: add.source for add in residual_adds(graph) if add.skip != add.source}
-    for name in wanted:
-        _quantize_activation(graph, tensors[name], scales[name], ZERO_POINT if name in full_range else 0)
-    for name, source in padded.items():
+    moved = {add.skip: add.source for add in residual_adds(graph) if add.skip != add.source}
+    for name, source in {**{name: name for name in wanted}, **moved}.items():
         _quantize_activation(graph, tensors[name], scales[source], ZERO_POINT if source in full_range else 0)
     for node in [node for node in graph.nodes if node.op in WEIGHTED_OPS]:
         source = behind_quantizers(node.inputs[0]).name
@@ -91,19 +85,16 @@ def quantize(
 
 
 def _quantize_activation(graph: gs.Graph, tensor: gs.Variable, scale: float, zero_point: int) -> None:
-    """Put one Q/DQ pair behind ``tensor``; all its consumers read the dequantized values."""
-    consumers = list(tensor.outputs)
-    quantize_name, dequantize_name = quantizer_names(tensor.name)
+    """Put one Q/DQ pair behind ``tensor``; all its readers read the dequantized values."""
     step = gs.Constant(f"{tensor.name}.scale", np.array(scale, np.float32))
     zero = gs.Constant(f"{tensor.name}.zero_point", np.array(zero_point, np.int8))
-    held = gs.Variable(quantize_name, np.int8, tensor.shape)
-    restored = gs.Variable(dequantize_name, np.float32, tensor.shape)
+    stored = gs.Variable(tensor.name + QUANTIZE_SUFFIX, np.int8, tensor.shape)
+    restored = gs.Variable(tensor.name + DEQUANTIZE_SUFFIX, np.float32, tensor.shape)
+    reconnect(tensor.outputs, tensor, restored)
     graph.nodes += [
-        gs.Node("QuantizeLinear", quantize_name, {}, [tensor, step, zero], [held]),
-        gs.Node("DequantizeLinear", dequantize_name, {}, [held, step, zero], [restored]),
+        gs.Node("QuantizeLinear", stored.name, {}, [tensor, step, zero], [stored]),
+        gs.Node("DequantizeLinear", restored.name, {}, [stored, step, zero], [restored]),
     ]
-    for node in consumers:
-        node.inputs = [restored if used is tensor else used for used in node.inputs]
 
 
 def _nearest(

@@ -1,12 +1,13 @@
-"""Finding the residual blocks of a simplified foreign graph and giving everything its canonical name.
+"""Residual blocks found in a simplified graph of another exporter, and canonical names for all nodes and tensors.
 
-Only the structure is read, never the exporter's names: an Add joins two chains of single-input layers; where they
-meet is the block's input; the chain with more convolutions is the branch, the other one the shortcut. A shortcut
-that is not the identity begins a new stage.
+Only the structure is read, never the exporter's names. An Add joins two chains of single-input layers, which part at
+the block's input. The chain with more convolutions is the branch, the other one the shortcut. A shortcut that is not
+the identity begins a new stage.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +15,14 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from rescompile.errors import GraphError
-from rescompile.graph.surgeon import read, write
-from rescompile.graph.topology import MOVEMENT_OPS
-from rescompile.graph.vocabulary import INPUT, OUTPUT
+from rescompile.graph.shared.editing import read, write
+from rescompile.graph.shared.links import MOVEMENT_OPS, made_by
+from rescompile.graph.shared.names import INPUT, OUTPUT
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What the graph turned out to be."""
+    """The kind of ResNet that the graph holds."""
 
     blocks_per_stage: tuple[int, ...]
     convs_per_block: int
@@ -32,7 +33,7 @@ class Structure:
 
     @property
     def depth(self) -> int:
-        """Layers as in the paper: stem, convolutions of the branches, classifier."""
+        """Number of layers as in the paper: stem, convolutions of the branches, classifier."""
         return 2 + self.convs_per_block * sum(self.blocks_per_stage)
 
 
@@ -48,12 +49,12 @@ def recognise(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Structure]:
     """``model`` with canonical names, and its structure.
 
     Raises:
-        GraphError: the graph is no post-activation ResNet; the message names the node where it departs.
+        GraphError: the graph is not a post-activation ResNet; the message names the node that differs.
     """
     graph = read(model)
     adds = [node for node in graph.nodes if node.op == "Add"]
     if not adds:
-        raise GraphError("the graph has no residual add, so it is no ResNet")
+        raise GraphError("the graph has no residual add, so it is not a ResNet")
     blocks = [_read_block(add) for add in adds]
     stem = _chain_above(blocks[0].branch[0].inputs[0])
     tail = _chain_below(blocks[-1].relu)
@@ -64,9 +65,7 @@ def recognise(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Structure]:
         _name_block(block, f"layer{stage}.{index}")
     _name_tensors(graph)
     structure = Structure(
-        blocks_per_stage=tuple(
-            sum(1 for s, _ in stages if s == stage) for stage in range(1, stages[-1][0] + 1)
-        ),
+        blocks_per_stage=tuple(Counter(stage for stage, _ in stages).values()),
         convs_per_block=sum(node.op == "Conv" for node in blocks[0].branch),
         has_maxpool=any(node.op == "MaxPool" for node in stem),
         option_a=any(node.op in MOVEMENT_OPS for block in blocks for node in block.shortcut),
@@ -77,9 +76,9 @@ def recognise(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Structure]:
 
 
 def _chain_above(tensor: gs.Tensor) -> list[gs.Node]:
-    """Nodes that lead to ``tensor``, first one first, back to the graph's input or a residual add (excluded)."""
+    """Nodes from the graph's input or the last residual add (excluded) to ``tensor``, in the order of execution."""
     chain: list[gs.Node] = []
-    while tensor.inputs and tensor.inputs[0].op != "Add":
+    while made_by(tensor) not in ("", "Add"):
         chain.append(tensor.inputs[0])
         tensor = tensor.inputs[0].inputs[0]
     return chain[::-1]
@@ -127,8 +126,8 @@ def _check_order(nodes: list[gs.Node], expected: str, add: gs.Node) -> None:
         return
     if found != wanted:
         raise GraphError(
-            f"a chain into '{add.name}' reads {' '.join(found) or 'nothing'}, a ResNet block has {' '.join(wanted)}: "
-            "this variant is not supported"
+            f"a chain into '{add.name}' consists of {' '.join(found) or 'nothing'}, a ResNet block has "
+            f"{' '.join(wanted)}: this variant is not supported"
         )
 
 
@@ -146,7 +145,7 @@ def _name_stem(stem: list[gs.Node]) -> None:
     found = [node.op for node in stem if node.op != "BatchNormalization"]
     if found not in (["Conv", "Relu"], ["Conv", "Relu", "MaxPool"]):
         raise GraphError(
-            f"the stem reads {' '.join(found)}, a ResNet has Conv Relu (MaxPool): this variant is not supported"
+            f"the stem is {' '.join(found)}, a ResNet has Conv Relu (MaxPool): this variant is not supported"
         )
     names = {"Conv": "conv1", "BatchNormalization": "bn1", "Relu": "relu1", "MaxPool": "maxpool"}
     for node in stem:
@@ -157,31 +156,27 @@ def _name_tail(tail: list[gs.Node]) -> None:
     found = [node.op for node in tail]
     if found != ["GlobalAveragePool", "Flatten", "Gemm"]:
         raise GraphError(
-            f"the tail reads {' '.join(found)}; a ResNet ends in a global average pool and one classifier"
+            f"the tail is {' '.join(found)}; a ResNet ends in a global average pool and one classifier"
         )
     for node, name in zip(tail, ("avgpool", "flatten", "fc"), strict=True):
         node.name = name
 
 
 def _name_block(block: _Block, name: str) -> None:
-    counts = {"Conv": 0, "BatchNormalization": 0, "Relu": 0}
-    short = {"Conv": "conv", "BatchNormalization": "bn", "Relu": "relu"}
+    numbered = {"Conv": "conv", "BatchNormalization": "bn", "Relu": "relu"}
+    plain = {"Conv": "downsample", "BatchNormalization": "downsample.bn", "Pad": "shortcut"}
+    counts: Counter[str] = Counter()
     for node in block.branch:
         counts[node.op] += 1
-        node.name = f"{name}.{short[node.op]}{counts[node.op]}"
-    shortcut_names = {"Conv": "downsample", "BatchNormalization": "downsample.bn", "Pad": "shortcut"}
-    slices = 0
+        node.name = f"{name}.{numbered[node.op]}{counts[node.op]}"
     for node in block.shortcut:
-        if node.op == "Slice":
-            slices += 1
-            node.name = f"{name}.slice{slices}"
-        else:
-            node.name = f"{name}.{shortcut_names[node.op]}"
+        counts[node.op] += 1
+        node.name = f"{name}.{plain.get(node.op) or f'slice{counts[node.op]}'}"
     block.add.name, block.relu.name = f"{name}.add", f"{name}.relu"
 
 
 def _name_tensors(graph: gs.Graph) -> None:
-    """Tensors take the names of the nodes that make them, parameters those of the nodes that use them."""
+    """Name tensors after the nodes that make them, and parameters after the nodes that use them."""
     roles = {
         "Conv": ("weight", "bias"),
         "Gemm": ("weight", "bias"),
@@ -199,7 +194,7 @@ def _name_tensors(graph: gs.Graph) -> None:
 
 
 def _name_ends(graph: gs.Graph) -> None:
-    """Ends get their names and a free batch size; shapes in between were the exporter's and may name another."""
+    """Name input and output, free their batch size, and drop the exporter's shapes, which may fix it, in between."""
     x, logits = graph.inputs[0], graph.outputs[0]
     classes = int(logits.inputs[0].inputs[1].shape[0])
     for tensor in graph.tensors().values():

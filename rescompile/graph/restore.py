@@ -1,13 +1,13 @@
-"""Blocks of a quantized graph put back into floating point, the others as they were.
+"""Blocks of a quantized graph put back into floating point; the other blocks stay as they were.
 
     INT8 block ── Q ── DQ ── FP16 block ── FP16 block ── Q ── DQ ── INT8 block
 
 A tensor between two blocks keeps its Q/DQ while one of the two is INT8: the block in front still writes int8 from its
-fused kernel, and the block behind still reads it. A break therefore costs one DQ kernel where it begins and one Q
-kernel where it ends (``reformats``). Inside a restored block nothing is quantized, nor between two of them.
+fused kernel, and the block behind still reads it. So a run of FP16 blocks costs one DQ kernel where it begins and one Q
+kernel where it ends (``reformats``); nothing inside it is quantized.
 
 Weights come back as they were before rounding, and biases as they were before correction. INT8 blocks keep theirs, so
-a mixed graph needs no calibration and no rounding of its own.
+a mixed graph needs neither calibration nor rounding of its own.
 """
 
 from __future__ import annotations
@@ -18,15 +18,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from rescompile.errors import GraphError
-from rescompile.graph.surgeon import read, write
-from rescompile.graph.topology import (
-    WEIGHTED_OPS,
-    block_of,
-    block_outputs,
-    consumers,
-    is_quantized,
-    maker_block,
-)
+from rescompile.graph.shared.editing import read, reconnect, write
+from rescompile.graph.shared.links import WEIGHTED_OPS, consumers, is_quantized
+from rescompile.graph.shared.topology import block_of, block_outputs, maker_block
 
 
 def restore(
@@ -35,8 +29,8 @@ def restore(
     """``quantized`` with ``blocks`` computed as in ``original``.
 
     Args:
-        quantized: INT8 graph, as ``quantize`` makes it.
-        original: the folded fp32 graph that it was made from, equalized where that was.
+        quantized: INT8 graph made by ``quantize``.
+        original: the folded fp32 graph that it was made from, equalized where that one was.
         blocks: names as in ``topology.block_outputs``: ``stem``, ``layer3.22``, ``fc``.
 
     Raises:
@@ -54,19 +48,16 @@ def restore(
                 constant = exact[node.name].inputs[position]
                 node.inputs[position] = gs.Constant(constant.name, constant.values)
     for node in [node for node in graph.nodes if node.op == "QuantizeLinear"]:
-        _pass_by(node, floating)
+        _bypass(node, floating)
     return write(graph)
 
 
-def _pass_by(quantize: gs.Node, floating: frozenset[str]) -> None:
-    """Let the readers of an activation's Q/DQ read the activation itself, where no INT8 block wants the pair."""
+def _bypass(quantize: gs.Node, floating: frozenset[str]) -> None:
+    """Let the readers of an activation's Q/DQ pair read the activation itself, unless an INT8 block needs the pair."""
     tensor, (dequantize,) = quantize.inputs[0], consumers(quantize.outputs[0])
     (restored,) = dequantize.outputs
-    readers = list(consumers(restored))
-    maker = maker_block(tensor)
-    if maker is not None and maker not in floating:
-        return
-    if any(node.op in WEIGHTED_OPS and is_quantized(node) for node in readers):
-        return
-    for node in readers:
-        node.inputs = [tensor if used is restored else used for used in node.inputs]
+    readers = consumers(restored)
+    int8_maker = maker_block(tensor) not in (None, *floating)
+    int8_reader = any(node.op in WEIGHTED_OPS and is_quantized(node) for node in readers)
+    if not int8_maker and not int8_reader:
+        reconnect(readers, restored, tensor)

@@ -1,21 +1,19 @@
-"""A ResNet that somebody exported, rewritten with the few operators that the other stages know.
+"""An exported ResNet rewritten with the few operators that the other stages know.
 
 Exporters write the same network in many ways: constants as nodes, ReduceMean or AveragePool for the global
 pool, Reshape or Squeeze for Flatten, MatMul and Add for the classifier, a Pad in front of a convolution, FP16
-weights between casts. Each rewrite here replaces one such spelling; anything unknown is refused by name.
+weights between casts. Each rewrite here replaces one such spelling; an unknown operator is refused by name.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from rescompile.errors import GraphError
-from rescompile.graph.surgeon import read, write
-from rescompile.graph.vocabulary import OPSET
+from rescompile.graph.shared.editing import read, reconnect, write
+from rescompile.graph.shared.names import OPSET
 
 OLDEST_OPSET = 11
 KNOWN_OPS = frozenset(
@@ -27,30 +25,23 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     """``model`` in opset 19 and fp32, made of ``KNOWN_OPS`` only.
 
     Raises:
-        GraphError: an opset that is too old, more than one input or output, an operator that no
-            post-activation ResNet has, or an operator used in a way that is not understood.
+        GraphError: the opset is too old, there are several inputs or outputs, or an operator, or the use of one, does
+            not occur in post-activation ResNets.
     """
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < OLDEST_OPSET:
         raise GraphError(
-            f"the graph has opset {opset}, rescompile reads {OLDEST_OPSET} and newer: export it again"
+            f"the graph has opset {opset}; rescompile reads {OLDEST_OPSET} and newer: export it again"
         )
     graph = read(model)
     _check_ends(graph)
     _refuse_quantized(graph)
     graph.fold_constants()
     graph.opset = OPSET
-    for rewrite in (
-        _drop_passive,
-        _widen,
-        _global_pool,
-        _flatten,
-        _classifier,
-        _merge_pads,
-        _plain_attributes,
-    ):
+    for rewrite in (_drop_passive, _widen, _global_pool, _flatten, _classifier, _merge_pads):
         rewrite(graph)
         graph.cleanup().toposort()
+    _check_attributes(graph)
     _refuse_unknown(graph)
     return write(graph)
 
@@ -73,7 +64,7 @@ def _refuse_quantized(graph: gs.Graph) -> None:
     for node in graph.nodes:
         if "Quantize" in node.op or node.op.startswith("QLinear") or node.op == "ConvInteger":
             raise GraphError(
-                f"the graph is quantized already ('{node.name}' is {node.op}); pass the float model it was made from"
+                f"the graph is quantized already ('{node.name}' is {node.op}): pass the float model it was made from"
             )
 
 
@@ -89,19 +80,14 @@ def _drop_passive(graph: gs.Graph) -> None:
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     for node in list(graph.nodes):
         if node.op in ("Identity", "Dropout") or (node.op == "Cast" and node.attrs["to"] in floats):
-            _bypass(graph, node)
-
-
-def _bypass(graph: gs.Graph, node: gs.Node) -> None:
-    source, made = node.inputs[0], node.outputs[0]
-    for user in list(made.outputs):
-        user.inputs = [source if used is made else used for used in user.inputs]
-    graph.outputs = [source if out is made else out for out in graph.outputs]
-    node.outputs.clear()
+            source, copy = node.inputs[0], node.outputs[0]
+            reconnect(copy.outputs, copy, source)
+            graph.outputs = [source if out is copy else out for out in graph.outputs]
+            node.outputs.clear()
 
 
 def _widen(graph: gs.Graph) -> None:
-    """FP16 constants and tensors become FP32, so that there is one reference type."""
+    """Make FP16 and FP64 constants and tensors FP32, so that there is one reference type."""
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Constant):
             if tensor.values.dtype in (np.float16, np.float64):
@@ -111,7 +97,7 @@ def _widen(graph: gs.Graph) -> None:
 
 
 def _replace(graph: gs.Graph, last: gs.Node, op: str, inputs: list[gs.Tensor], **attrs: object) -> None:
-    """Put a new node in the place of ``last``, taking over its output tensor and its name."""
+    """Put a new node in the place of ``last``, with its output tensor and its name."""
     outputs = list(last.outputs)
     last.outputs.clear()
     graph.nodes.append(gs.Node(op, last.name, attrs, inputs, outputs))
@@ -138,28 +124,26 @@ def _covers_input(pool: gs.Node) -> bool:
 
 
 def _flatten(graph: gs.Graph) -> None:
-    """Whatever turns the pool's [N, C, 1, 1] (or [N, C]) into [N, C] becomes one Flatten."""
+    """Make one Flatten of all nodes that turn the pool's [N, C, 1, 1] (or [N, C]) into [N, C]."""
     for pool in [node for node in graph.nodes if node.op == "GlobalAveragePool"]:
         tensor = pool.outputs[0]
         while len(tensor.outputs) == 1 and tensor.outputs[0].op in ("Reshape", "Flatten", "Squeeze"):
             tensor = tensor.outputs[0].outputs[0]
         pooled = gs.Variable(f"{pool.name}.pooled", np.float32)
-        users = list(tensor.outputs)
         flat = gs.Variable(f"{pool.name}.flat", np.float32)
-        for user in users:
-            user.inputs = [flat if used is tensor else used for used in user.inputs]
+        reconnect(tensor.outputs, tensor, flat)
         pool.outputs = [pooled]
         graph.nodes.append(gs.Node("Flatten", f"{pool.name}.flatten", {"axis": 1}, [pooled], [flat]))
 
 
 def _classifier(graph: gs.Graph) -> None:
-    """MatMul (+ Add) or Gemm, and a 1x1 convolution's worth of spellings less, become Gemm with transB = 1."""
+    """Write MatMul (+ Add) and every form of Gemm as Gemm with transB = 1."""
     for node in list(graph.nodes):
         if node.op == "MatMul" and isinstance(node.inputs[1], gs.Constant):
             last, bias = _bias_after(node)
             _linear(graph, last, node.inputs[0], node.inputs[1].values.T, bias)
         elif node.op == "Gemm":
-            _canonical_gemm(graph, node)
+            _gemm(graph, node)
 
 
 def _bias_after(node: gs.Node) -> tuple[gs.Node, np.ndarray | None]:
@@ -171,10 +155,10 @@ def _bias_after(node: gs.Node) -> tuple[gs.Node, np.ndarray | None]:
     return node, None
 
 
-def _canonical_gemm(graph: gs.Graph, node: gs.Node) -> None:
+def _gemm(graph: gs.Graph, node: gs.Node) -> None:
     if node.attrs.get("transA", 0) or not isinstance(node.inputs[1], gs.Constant):
         raise GraphError(
-            f"'{node.name}' (Gemm) transposes its input or computes its weight; expected a classifier"
+            f"'{node.name}' (Gemm) transposes its input or has a computed weight, so it is not a classifier"
         )
     weight = node.inputs[1].values * np.float32(node.attrs.get("alpha", 1.0))
     bias = node.inputs[2].values * np.float32(node.attrs.get("beta", 1.0)) if len(node.inputs) > 2 else None
@@ -193,7 +177,7 @@ def _linear(
 
 
 def _merge_pads(graph: gs.Graph) -> None:
-    """A constant zero Pad of height and width in front of a convolution becomes the convolution's own."""
+    """Move a constant zero Pad of height and width into the convolutions that read it."""
     for pad in [node for node in graph.nodes if node.op == "Pad"]:
         users = list(pad.outputs[0].outputs)
         amounts = pad.inputs[1].values.tolist() if isinstance(pad.inputs[1], gs.Constant) else []
@@ -206,26 +190,27 @@ def _merge_pads(graph: gs.Graph) -> None:
             conv.inputs[0] = pad.inputs[0]
 
 
-def _plain_attributes(graph: gs.Graph) -> None:
+def _check_attributes(graph: gs.Graph) -> None:
     """Refuse spatial attributes that the engine backends would read differently."""
-    check: dict[str, Callable[[gs.Node], str | None]] = {"Conv": _odd_conv, "MaxPool": _odd_pool}
     for node in graph.nodes:
-        problem = check[node.op](node) if node.op in check else None
+        problem = None
+        if node.op == "Conv":
+            problem = _unusual_conv(node)
+        elif node.op == "MaxPool" and (_auto_pad(node) or node.attrs.get("ceil_mode", 0)):
+            problem = "auto_pad or ceil_mode"
         if problem:
             raise GraphError(f"'{node.name}' ({node.op}) has {problem}; rescompile takes plain ResNet layers")
 
 
-def _odd_conv(node: gs.Node) -> str | None:
-    if node.attrs.get("auto_pad", "NOTSET") != "NOTSET":
+def _auto_pad(node: gs.Node) -> bool:
+    return bool(node.attrs.get("auto_pad", "NOTSET") != "NOTSET")
+
+
+def _unusual_conv(node: gs.Node) -> str | None:
+    if _auto_pad(node):
         return f"auto_pad={node.attrs['auto_pad']}"
     if node.attrs.get("group", 1) != 1:
         return f"group={node.attrs['group']} (ResNeXt)"
     if not isinstance(node.inputs[1], gs.Constant):
         return "a weight that is computed in the graph (or a parametrization: fold it before the export)"
-    return None
-
-
-def _odd_pool(node: gs.Node) -> str | None:
-    if node.attrs.get("auto_pad", "NOTSET") != "NOTSET" or node.attrs.get("ceil_mode", 0):
-        return "auto_pad or ceil_mode"
     return None

@@ -6,8 +6,8 @@ bottleneck blocks:   n per stage, 9n+2 layers, outputs of 64, 128 and 256 channe
 
 from __future__ import annotations
 
-from rescompile.models.registry import ShortcutOption, StrideOn
 from rescompile.models.resnet import BasicBlock, Bottleneck, ResNet, Stem
+from rescompile.models.specification import ShortcutOption, StrideOn
 
 CIFAR_STEM = Stem(kernel=3, stride=1, maxpool=False)
 CIFAR_WIDTHS = (16, 32, 64)
@@ -21,7 +21,7 @@ def cifar_resnet(
     shortcut: ShortcutOption = "A",
     stride_on: StrideOn = "3x3",
 ) -> ResNet:
-    """A CIFAR network for images [N, 3, 32, 32]; its parameters are named as torchvision names them."""
+    """A CIFAR network for images [N, 3, 32, 32], with torchvision's parameter names."""
     return ResNet(
         block,
         (blocks_per_stage,) * len(CIFAR_WIDTHS),

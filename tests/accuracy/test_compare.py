@@ -1,4 +1,4 @@
-"""What is promised of ``rescompile compare``."""
+"""``rescompile compare``: figures of every block, the block where two sides diverge, and refusals."""
 
 from __future__ import annotations
 
@@ -20,28 +20,26 @@ import rescompile
 from calibration.images import open_image_set
 from calibration.preprocess import CIFAR, normalize
 from rescompile.accuracy import compare as module
-from rescompile.accuracy.comparands import LogitsSide, SideName, open_side, parse_side
+from rescompile.accuracy.comparands import ComparandName, logits_comparand, open_comparand, parse_comparand
 from rescompile.accuracy.compare import ROUNDING_DB, Comparison, ComparisonReport, compare
 from rescompile.accuracy.error_by_block import SQNR_CEILING_DB
 from rescompile.accuracy.graph_description import saturated_elements
 from rescompile.backends import get_backend
 from rescompile.backends.base import BuildRequest
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.building.sealing import write_engine
+from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.cli import app
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig, PreprocessOptions
 from rescompile.errors import BackendUnavailable, EngineError, GraphError
-from rescompile.graph.factors import set_factors
 from rescompile.graph.quantize import quantize
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.shared.metadata import set_factors
+from rescompile.graph.shared.topology import quantized_tensors
 from rescompile.manifest import Batch, TensorSpec, read_manifest
 from rescompile.progress import Silent
 from rescompile.report import Limits
 from rescompile.runtime.golden import golden_bytes
 from tests.backends import engines
 from tests.graph.conftest import folded, run
-
-"""The engines of one fixture serve nearly every test here: two workers would build them twice."""
 
 Say = pytest.CaptureFixture[str]
 BLOCKS = ["stem", *(f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(3)), "fc"]
@@ -114,7 +112,7 @@ def engine_of(model: onnx.ModelProto, directory: Path) -> Path:
     (directory / "golden.npz").write_bytes(golden)
     base = engines.manifest("int8", "openvino", Batch(1, 1, 4))
     fed = TensorSpec("input", (-1, 3, 32, 32), "float32", "NCHW")
-    write_engine(directory, msgspec.structs.replace(base, inputs=(fed,), preprocess=CIFAR))
+    write_hashed_manifest(directory, msgspec.structs.replace(base, inputs=(fed,), preprocess=CIFAR))
     return directory
 
 
@@ -242,7 +240,7 @@ def test_an_equalized_graph_compares_as_equal(
     onnx.save(equalized, tmp_path / "equalized.onnx")
     report = line_up(tmp_path / "plain.onnx", tmp_path / "equalized.onnx", small)
     assert all(value > EXACT for value in sqnr(only(report)).values())
-    assert "no manifest.json" in report.notes[0]
+    assert "no manifest.json says" in report.notes[0]
     forgotten = onnx.ModelProto.FromString(equalized.SerializeToString())
     set_factors(forgotten, {})
     onnx.save(forgotten, tmp_path / "forgotten.onnx")
@@ -297,11 +295,13 @@ def test_values_that_overflow_are_named(built: Path, small: Path, tmp_path: Path
 def test_a_library_that_hides_inner_tensors_shows_its_logits(
     built: Path, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opened(name: SideName):
+    def opened(name: ComparandName):
         manifest = read_manifest(name.path)
-        return LogitsSide(name.path, manifest, title="hidden") if name.part == "engine" else open_side(name)
+        if name.part != "engine":
+            return open_comparand(name)
+        return logits_comparand(name.path, manifest, title="hidden")
 
-    monkeypatch.setattr(module, "open_side", opened)
+    monkeypatch.setattr(module, "open_comparand", opened)
     report = line_up(built / "uint8", None, small)
     assert [block.block for block in report.comparisons[1].blocks] == ["fc"]
     assert report.comparisons[1].blocks[0].sqnr_db > 25
@@ -311,12 +311,12 @@ def test_a_library_that_hides_inner_tensors_shows_its_logits(
 def test_an_engine_that_cannot_run_here_is_left_out_and_said(
     built: Path, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opened(name: SideName):
+    def opened(name: ComparandName):
         if name.part == "engine":
             raise BackendUnavailable("no GPU")
-        return open_side(name)
+        return open_comparand(name)
 
-    monkeypatch.setattr(module, "open_side", opened)
+    monkeypatch.setattr(module, "open_comparand", opened)
     report = line_up(built / "int8", None, small)
     assert len(report.comparisons) == 1
     assert report.notes == ("the engine is left out: no GPU",)
@@ -334,8 +334,8 @@ def test_parts_that_are_not_there_or_no_other_are_left_out(built: Path, small: P
 
 def test_a_path_with_a_colon_is_a_path(tmp_path: Path) -> None:
     (tmp_path / "a:fp32").mkdir()
-    assert parse_side(f"{tmp_path}/a:fp32") == SideName(tmp_path / "a:fp32", "engine")
-    assert parse_side(f"{tmp_path}/a:fp32:graph") == SideName(tmp_path / "a:fp32", "graph")
+    assert parse_comparand(f"{tmp_path}/a:fp32") == ComparandName(tmp_path / "a:fp32", "engine")
+    assert parse_comparand(f"{tmp_path}/a:fp32:graph") == ComparandName(tmp_path / "a:fp32", "graph")
 
 
 @pytest.mark.parametrize(
@@ -351,8 +351,8 @@ def test_another_network_is_refused(
 ) -> None:
     from rescompile.graph.export import export
     from rescompile.graph.fold import fold
+    from rescompile.models.random_weights import random_model
     from rescompile.models.registry import find
-    from rescompile.sources.checkpoint import random_model
 
     name = "resnet32-cifar" if other == "blocks" else "resnet20-cifar"
     network = random_model(find(depth=None, name=name), 7 if other == "classes" else 10, seed=1)[0]
@@ -380,12 +380,12 @@ def test_a_damaged_directory_is_refused(built: Path, small: Path, tmp_path: Path
     [
         (["nothing", "int8"], 2, "nothing does not exist; pass an engine directory"),
         (["int8:grph", "int8"], 2, "Did you mean 'graph'?"),
-        (["int8/model.onnx:graph", "int8"], 2, "names no part of an engine directory"),
-        (["int8:fp32"], 2, "is one side; pass the other one too"),
-        (["int8/model.onnx"], 2, "is one side; pass the other one too"),
+        (["int8/model.onnx:graph", "int8"], 2, "does not name a part of an engine directory"),
+        (["int8:fp32"], 2, "is one side; pass the other side too"),
+        (["int8/model.onnx"], 2, "is one side; pass the other side too"),
         (["a" * 5000], 2, "does not exist"),
         (["int8/model.bin", "int8"], 1, "model.bin cannot be read as ONNX"),
-        (["int8", "--part-db", "nan"], 2, "no number of decibels"),
+        (["int8", "--part-db", "nan"], 2, "is not a number of decibels"),
         (["int8", "--limit", "0"], 2, "--limit"),
         (["int8", "--plot", "sqnr.pdf"], 2, "sqnr.pdf is neither .svg nor .png"),
         (["int8", "--plot", "none/sqnr.svg"], 1, "folder none does not exist"),

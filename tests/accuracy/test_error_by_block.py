@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rescompile.accuracy.error_by_block import SQNR_CEILING_DB, block_errors
 from rescompile.errors import GraphError
-from rescompile.graph.factors import set_factors
+from rescompile.graph.shared.metadata import set_factors
 
 BLOCKS = {"stem": "relu1", "layer1.0": "layer1.0.relu", "fc": "logits"}
 IMAGES = np.random.default_rng(5).normal(size=(3, 3, 8, 8)).astype(np.float32)

@@ -1,8 +1,7 @@
-"""Which images judge an engine: the user's, else those of the calibration, else photographs; and this is said."""
+"""Two networks are compared on an image set that belongs to them, and both get the same images."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,94 +13,15 @@ from calibration.errors import ImageSetError
 from calibration.images import open_image_set
 from calibration.preprocess import CIFAR, normalize
 from rescompile.accuracy.parity import (
-    SIMULATED_IMAGES,
-    Judges,
-    choose_images,
+    SAMPLE_SIZE,
+    ImageBatch,
+    Measurement,
     image_batches,
+    measure_parity,
     open_validation_set,
 )
-from rescompile.building.source import Source
-from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
-from rescompile.errors import UsageError
+from rescompile.errors import BackendError
 from rescompile.manifest import TensorSpec
-from rescompile.report import Limits
-
-DROP = Limits(max_top1_drop=1.0)
-
-
-def chosen(source: Source, *, executed: bool = True, **fields: Any) -> Judges:
-    return choose_images(
-        BuildConfig(model=ModelConfig(weights="net.pth"), **fields), source, executed=executed
-    )
-
-
-@pytest.fixture
-def labelled(small: Path, tmp_path: Path) -> Any:
-    """Writes the small images with other labels."""
-
-    def write(labels: np.ndarray[Any, Any] | None) -> Path:
-        with np.load(small / "images.npz") as arrays:
-            extra = {} if labels is None else {"labels": labels}
-            np.savez(tmp_path / "set.npz", images=arrays["images"], **extra)
-        return tmp_path / "set.npz"
-
-    return write
-
-
-def test_the_users_set_judges_and_needs_no_words(small: Path, small_source: Source) -> None:
-    found = chosen(small_source, validation_set=small / "images.npz", validation_images=5)
-    assert (len(found.images), found.notes, found.executed) == (5, (), True)
-
-
-def test_the_calibration_set_stands_in(small: Path, small_source: Source) -> None:
-    found = chosen(small_source, calibration=CalibrationConfig(images=small / "images.npz"))
-    assert len(found.images) == 24
-    assert found.images.labels is not None
-    assert "measured on images.npz; pass --validation-set" in found.notes[0]
-
-
-def test_photographs_stand_in_last(small_source: Source) -> None:
-    found = chosen(small_source, precision="fp32")
-    assert (found.images.source, len(found.images)) == ("built-in photographs", 128)
-    assert "measured on built-in photographs" in found.notes[0]
-
-
-@pytest.mark.parametrize(("asked", "count"), [(None, SIMULATED_IMAGES), (3, 3), (1000, SIMULATED_IMAGES)])
-def test_a_graph_in_the_engines_place_sees_fewer_images(
-    small_source: Source, asked: int | None, count: int
-) -> None:
-    found = chosen(small_source, executed=False, precision="fp32", validation_images=asked)
-    assert len(found.images) == count
-    assert "cannot run on this machine" in found.notes[-1]
-    assert "`rescompile verify`" in found.notes[-1]
-
-
-def test_a_drop_is_refused_before_the_build_where_nothing_has_labels(
-    small_source: Source, labelled: Any
-) -> None:
-    with pytest.raises(UsageError, match="--max-top1-drop needs labels, which built-in photographs"):
-        chosen(small_source, precision="fp32", limits=DROP)
-    bare = labelled(None)
-    with pytest.raises(UsageError, match=r"which set\.npz does not have; pass a labelled --validation-set"):
-        chosen(small_source, calibration=CalibrationConfig(images=bare), limits=DROP)
-    with pytest.raises(ImageSetError, match=r"set\.npz has no labels, which are needed here"):
-        chosen(small_source, validation_set=bare, limits=DROP)
-
-
-def test_labels_beyond_the_classes_are_refused_with_their_image(labelled: Any, small_source: Source) -> None:
-    labels = np.zeros(24, np.int64)
-    labels[7] = 10
-    path = labelled(labels)
-    with pytest.raises(
-        ImageSetError, match=r"set\.npz: images\[7\] has label 10, the network has classes 0 to 9"
-    ):
-        chosen(small_source, validation_set=path)
-    assert chosen(replace(small_source, class_count=11), validation_set=path).images.labels is not None
-
-
-def test_a_calibration_set_needs_no_labels_that_fit(labelled: Any, small_source: Source) -> None:
-    calibration = CalibrationConfig(images=labelled(np.full(24, 999)))
-    assert chosen(small_source, calibration=calibration).images.labels is None
 
 
 def test_class_folders_must_be_the_networks_classes(tmp_path: Path) -> None:
@@ -119,15 +39,6 @@ def test_class_folders_must_be_the_networks_classes(tmp_path: Path) -> None:
         opened(3)
 
 
-def test_images_left_out_of_the_validation_set_are_named(small_source: Source, tmp_path: Path) -> None:
-    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    skipping = CalibrationConfig(skip_unreadable=True)
-    found = chosen(small_source, precision="fp32", validation_set=tmp_path, calibration=skipping)
-    assert len(found.images) == 1
-    assert "broken.png" in found.notes[0]
-
-
 @pytest.mark.parametrize(
     "fed",
     [
@@ -143,3 +54,81 @@ def test_both_networks_get_the_same_images(small: Path, fed: TensorSpec) -> None
         assert batch.candidate.shape[1:] == fed.shape[1:]
         given = normalize(batch.candidate, CIFAR) if fed.dtype == "uint8" else batch.candidate
         np.testing.assert_array_equal(given, batch.reference)
+
+
+WEIGHTS = np.random.default_rng(3).normal(size=(3 * 4 * 4, 6)).astype(np.float32)
+
+
+def network(images):
+    return images.reshape(-1, len(WEIGHTS)) @ WEIGHTS
+
+
+def nhwc_network(images):
+    return network(images.transpose(0, 3, 1, 2)) + np.float32(0.01)
+
+
+def batches(count: int, size: int, *, labelled: bool = True):
+    images = np.random.default_rng(4).normal(size=(count, 3, 4, 4)).astype(np.float32)
+    labels = network(images).argmax(axis=1)
+    for start in range(0, count, size):
+        part = images[start : start + size]
+        yield ImageBatch(part, part.transpose(0, 2, 3, 1), labels[start : start + size] if labelled else None)
+
+
+def measure(count: int = 10, size: int = 4, **options) -> Measurement:
+    names = {"image_source": "photos", "image_fingerprint": "f"}
+    return measure_parity(network, nhwc_network, batches(count, size), **names, **options)
+
+
+def test_each_network_gets_its_own_input_and_both_are_compared() -> None:
+    found = measure().parity
+    assert (found.images, found.image_source, found.image_fingerprint) == (10, "photos", "f")
+    assert (found.top1_reference, found.top1_engine, found.top1_agreement) == (1.0, 1.0, 1.0)
+    assert found.max_abs == pytest.approx(0.01, rel=1e-3)
+
+
+def test_progress_counts_images() -> None:
+    seen: list[tuple[int, int]] = []
+    measure(progress=lambda done, total: seen.append((done, total)), total=10)
+    assert seen == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_all_logits_are_kept_while_they_are_few() -> None:
+    pairs = np.array(measure(10).logits)
+    assert pairs.shape == (60, 2)
+    assert pairs[:, 1] - pairs[:, 0] == pytest.approx(np.full(60, 0.01), abs=1e-4)
+
+
+def test_the_sample_of_many_logits_is_bounded_seeded_and_independent_of_the_batch_size() -> None:
+    few, many = measure(500, 7), measure(500, 50)
+    assert len(few.logits) == SAMPLE_SIZE
+    # BLAS may round a matrix product otherwise for another batch size
+    assert np.allclose(few.logits, many.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_sample_reaches_all_images() -> None:
+    firsts = {pair[0] for pair in measure(500, 50).logits}
+    logits = np.concatenate([network(batch.reference) for batch in batches(500, 50)])
+    kept = [len(firsts & set(map(float, part.ravel()))) for part in np.array_split(logits, 10)]
+    assert min(kept) > SAMPLE_SIZE / 10 / 2
+
+
+def test_an_engine_that_returns_nan_is_no_measurement() -> None:
+    with pytest.raises(BackendError, match="NaN"):
+        measure_parity(
+            network,
+            lambda images: network(images) * np.nan,
+            _same(3),
+            image_source="s",
+            image_fingerprint="f",
+        )
+
+
+def _same(count: int):
+    for batch in batches(count, count):
+        yield batch.reference, batch.reference, None
+
+
+def test_an_empty_set_is_refused() -> None:
+    with pytest.raises(ImageSetError, match="photos has no images"):
+        measure(0)

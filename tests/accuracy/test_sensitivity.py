@@ -16,7 +16,7 @@ from calibration.network import Network
 from rescompile.accuracy.sensitivity import BATCH, SensitivityReport, expected_damage, measure_damage, ranked
 from rescompile.cli import app
 from rescompile.graph.restore import restore
-from rescompile.graph.topology import block_outputs, quantized_tensors
+from rescompile.graph.shared.topology import block_outputs, quantized_tensors
 from rescompile.metrics import relative_rms
 from rescompile.presenting.terminal.sensitivity import lines
 from rescompile.report import BlockDamage

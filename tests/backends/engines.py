@@ -13,7 +13,7 @@ from calibration.preprocess import CIFAR
 from rescompile.backends import get_backend
 from rescompile.backends.base import BuildRequest, Payload
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.building.sealing import write_engine
+from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.files import atomic_write
 from rescompile.manifest import FORMAT, Batch, CheckpointRef, Manifest, Precision, TensorSpec
 from rescompile.runtime.golden import golden_bytes
@@ -69,7 +69,7 @@ def make_engine(
     images = sample_images(4)
     logits = reference_session(directory / "model.onnx", optimize=False)(images)
     atomic_write(directory / "golden.npz", golden_bytes(images, logits))
-    return write_engine(directory, manifest(precision, backend, batch))
+    return write_hashed_manifest(directory, manifest(precision, backend, batch))
 
 
 def taking_pixels(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from benchmarks.promises import PROMISES
+from benchmarks.result_files import result_path
 from benchmarks.rows import Results, Row, judged, read_results, with_ratios
 from benchmarks.table import lines
 from rescompile.measuring.origin import Origin
-from rescompile.measuring.results import result_path
 from rescompile.measuring.timing import Timing
 from tests.measuring.scripted import steady
 

@@ -28,8 +28,8 @@ from benchmarks.traffic.shapes import (
 from benchmarks.traffic.tables import inference, training
 from benchmarks.traffic.torch_ops import TorchOps
 from fused_kernels.errors import Unsupported
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import Launch, recording
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops import convolution
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import tiles

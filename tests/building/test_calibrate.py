@@ -24,17 +24,15 @@ from rescompile.building.calibrate import (
     calibrate,
     calibration_images,
     note_on_full_range,
-    original_of,
-    quantize,
 )
+from rescompile.building.quantize import original_of, quantize
 from rescompile.building.source import Source, open_source
 from rescompile.config import CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
-from rescompile.graph.factors import factors_of
 from rescompile.graph.full_range import fold_zero_points
-from rescompile.graph.lint.contract import lint
-from rescompile.graph.offsets import offsets_of
-from rescompile.graph.topology import (
+from rescompile.graph.lint import lint
+from rescompile.graph.shared.metadata import factors_of, offsets_of
+from rescompile.graph.shared.topology import (
     block_outputs,
     full_range_tensors,
     quantized_tensors,

@@ -18,12 +18,12 @@ from calibration.methods.rounding import first_moments
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable
 from rescompile.backends import BACKENDS, get_backend
-from rescompile.building.calibrate import Calibrated, calibrate, original_of, quantize
-from rescompile.building.first_layer import moments_after
+from rescompile.building.calibrate import Calibrated, calibrate
+from rescompile.building.quantize import moments_after, original_of, quantize
 from rescompile.building.source import Source
 from rescompile.config import CalibrationConfig
 from rescompile.graph.pixels import to_pixels
-from rescompile.graph.vocabulary import INPUT, PIXEL_STEP, PIXELS
+from rescompile.graph.shared.names import INPUT, PIXEL_STEP, PIXELS
 from rescompile.progress import Silent
 from tests.graph.conftest import run
 

@@ -245,9 +245,9 @@ def test_an_engine_that_exists_is_replaced_only_when_told(small: Path, tmp_path:
 def test_a_graph_that_breaks_the_contract_is_never_built(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rescompile.building import calibrate
+    from rescompile.building import quantize
 
-    monkeypatch.setattr(calibrate, "to_quantized", lambda graph, scales, **options: graph)
+    monkeypatch.setattr(quantize, "insert_quantizers", lambda graph, scales, **options: graph)
     with pytest.raises(
         LintError, match=r"breaks the fusion contract: \[inputs-quantized\] .*'conv1'.* more\)"
     ):

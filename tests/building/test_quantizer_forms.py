@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from calibration.scales import MAX_SCALE, MIN_SCALE, dequantize, quantize, scales_of
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops.inference import conv_int8
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import HAS_TRITON, kernels, reference, tiles

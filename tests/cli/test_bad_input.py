@@ -362,7 +362,7 @@ def test_verifying_against_another_network(
 ) -> None:
     other = saved(residual_net("fp32"), tmp_path)
     said = refuses(f"verify {engine} --validation-set {small / 'images.npz'} --reference", other)
-    assert "is no reference of this engine" in said
+    assert "is not a reference of this engine" in said
     assert "pass the reference.onnx of its build" in said
 
 

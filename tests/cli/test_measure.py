@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from rescompile.cli import app
-from rescompile.measuring.profile import ProfileReport
+from rescompile.measuring.profile_report import ProfileReport
 from tests.backends.engines import make_engine
 from tests.measuring.scripted import steady
 from tests.measuring.test_profile import RATES
@@ -22,13 +22,13 @@ Said = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from rescompile.building.sealing import write_engine
+    from rescompile.building.engine_directory import write_hashed_manifest
     from rescompile.manifest import read_manifest
 
     folder = tmp_path_factory.mktemp("measured") / "e"
     make_engine(folder)
     (folder / "report.json").write_bytes(report().to_json())
-    write_engine(folder, read_manifest(folder))
+    write_hashed_manifest(folder, read_manifest(folder))
     return folder
 
 

@@ -22,7 +22,7 @@ from rescompile.backends.triton.plan import (
     Plan,
     Program,
 )
-from rescompile.building.sealing import write_engine
+from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.manifest import Batch, FileDigest
 from rescompile.runtime.golden import golden_bytes
 from tests.backends.triton.networks import CLASSES, images
@@ -52,7 +52,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     manifest = manifest_of(plan)
     listed = {**manifest.files, "golden.npz": FileDigest("0" * 64, 1)}
     crop = msgspec.structs.replace(manifest.preprocess, crop=given.shape[2])
-    write_engine(folder, msgspec.structs.replace(manifest, files=listed, preprocess=crop))
+    write_hashed_manifest(folder, msgspec.structs.replace(manifest, files=listed, preprocess=crop))
     return folder, plan
 
 

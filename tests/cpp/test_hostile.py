@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rescompile.building.sealing import write_engine
+from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.manifest import read_manifest
 from tests.cpp.hostile import CASES
 
@@ -27,7 +27,7 @@ def good(engines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     folder.mkdir()
     for name in ("manifest.json", "model.xml", "model.bin", "golden.npz"):
         shutil.copy(engines["int8"] / name, folder)
-    write_engine(folder, read_manifest(folder))
+    write_hashed_manifest(folder, read_manifest(folder))
     return folder
 
 

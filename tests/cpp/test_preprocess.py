@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from calibration.errors import ImageSetError
 from calibration.preprocess import Preprocess, normalize, to_uint8
-from rescompile.building.sealing import write_engine
+from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.manifest import read_manifest
 from tests.cpp.native import Library, NativeEngine, NativeError
 
@@ -34,7 +34,7 @@ def load(library: Library, engines: dict[str, Path], tmp_path_factory: pytest.Te
         if steps not in loaded:
             target = folder / str(len(loaded))
             shutil.copytree(engines["int8"], target)
-            write_engine(target, msgspec.structs.replace(read_manifest(target), preprocess=steps))
+            write_hashed_manifest(target, msgspec.structs.replace(read_manifest(target), preprocess=steps))
             loaded[steps] = library.load(target, skip_verification=1, threads=1)
         return loaded[steps]
 

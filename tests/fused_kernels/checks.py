@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fused_kernels import geometry
+from fused_kernels.operands import geometry
+from fused_kernels.operands.partials import Partials, moments_dtype
 from fused_kernels.ops import convolution, passes, statistics
-from fused_kernels.ops.partials import Partials, moments_dtype
 from tests.fused_kernels import ground_truth
 from tests.fused_kernels.conftest import activation, batch_norm_vectors, normal, weight
 from tests.fused_kernels.tolerances import SUM, assert_close, assert_variance

@@ -14,7 +14,7 @@ from torch.utils import deterministic
 from fused_kernels.candidates import fit
 from fused_kernels.choice import choosing
 from fused_kernels.launch import implementation
-from fused_kernels.layout import nhwc
+from fused_kernels.operands.layout import nhwc
 from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.sanitizer import sanitized

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fused_kernels.layout import nhwc
+from fused_kernels.operands.layout import nhwc
 from tests.fused_kernels.conftest import normal
 
 Ints = NDArray[np.int64]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops import statistics, stem
 from tests.fused_kernels.conftest import activation, normal, weight
 from tests.fused_kernels.ground_truth import leaf, stored

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fused_kernels import library
+from fused_kernels.blocks import torch_operators
+from fused_kernels.blocks.saved_tensors import pack, packed_size, unpack
 from fused_kernels.choice import choosing
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import implementation
-from fused_kernels.packing import pack, packed_size, unpack
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.specification import Block, Chain, Layer, ShortcutKind
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import activation, fitting, normal, reseed, tiles, weight
@@ -61,7 +61,7 @@ class Network:
 
     def run(self, dtype: torch.dtype | None = None) -> list[Tensor]:
         momenta = [MOMENTUM] * len(self.weights)
-        return library.residual_blocks(
+        return torch_operators.residual_blocks(
             self.x, self.weights, self.gammas, self.betas, self.running, momenta, self.chain.encode(), True
         )
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_kernels.blocks_inference import infer, without_chains
-from fused_kernels.geometry import Conv
+from fused_kernels.blocks.inference import infer, without_chains
 from fused_kernels.launch import recording
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.specification import Block, Chain, Layer
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import activation, normal, weight

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fused_kernels.candidates import MOST, PROCESSORS, candidates, has_flat_form, programs, registers_suffice
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.problem import Problem
 from fused_kernels.shared_memory import HOPPER, SMALLEST, limit_of, limit_on, needed_by
 from fused_kernels.tiles import Tile

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fused_kernels.compiling.variant import Variant, aligned, variant_of
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import Functor, recording
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops import convolution
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import tiles

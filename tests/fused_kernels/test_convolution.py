@@ -15,9 +15,9 @@ from torch import Tensor
 from fused_kernels.candidates import candidates
 from fused_kernels.choice import REFERENCE, choosing
 from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import convolution, statistics
-from fused_kernels.ops.partials import Partials
 from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 from tests.fused_kernels import checks, ground_truth

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fused_kernels import modules
+from fused_kernels.blocks.batch_norm import Affine, normalize
 from fused_kernels.choice import choosing
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import implementation
 from fused_kernels.modules import FusedBottleneck, FusedResNet
-from fused_kernels.normalization import Affine, normalize
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops import convolution
 from fused_kernels.specification import Layer
 from fused_kernels.tiles import Tile

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fused_kernels.errors import ShapeError
-from fused_kernels.geometry import Axis, Conv, Gather, rows_of_parity
+from fused_kernels.operands.geometry import Axis, Conv, Gather, rows_of_parity
 
 Meeting = tuple[int, int, int]
 """(output coordinate, tap, input coordinate) on one axis."""
@@ -117,9 +117,9 @@ def test_pointwise_reads_its_own_pixel_alone(conv: Conv, expected: bool) -> None
     assert conv.pointwise is expected
 
 
-def test_constexprs_name_every_number_of_a_gather() -> None:
+def test_the_arguments_name_every_number_of_a_gather() -> None:
     gather = Gather(Axis(2, 1, -3, 1), Axis(3, 0, -2, 0), 5, -1, 2, 4)
-    assert gather.constexprs() == {
+    assert gather.named() == {
         **{"TAPS_H": 2, "FIRST_H": 1, "BASE_H": -3, "OUT_BASE_H": 1},
         **{"TAPS_W": 3, "FIRST_W": 0, "BASE_W": -2, "OUT_BASE_W": 0},
         **{"IN_STRIDE": 5, "STEP": -1, "EVERY": 2, "OUT_STRIDE": 4},

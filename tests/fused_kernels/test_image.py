@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fused_kernels.choice import REFERENCE, choosing
 from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import recording
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops import stem
 from fused_kernels.ops.image import Take, take
 from fused_kernels.problem import Problem

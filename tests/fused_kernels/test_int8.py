@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fused_kernels.choice import REFERENCE, choosing
 from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import recording
-from fused_kernels.ops.inference import INT32_PRODUCTS, conv_int8, float32, requantization
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.ops.checks import INT32_PRODUCTS
+from fused_kernels.ops.inference import conv_int8, float32, requantization
 from fused_kernels.tiles import Tile
 from tests.fused_kernels import quantized
 from tests.fused_kernels.checks import Case

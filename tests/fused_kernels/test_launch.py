@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fused_kernels import launch as launching
 from fused_kernels.errors import MissingPackage
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import (
     Functor,
     Launch,
@@ -26,6 +25,7 @@ from fused_kernels.launch import (
     recording,
     uses_kernels,
 )
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops import convolution, passes
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import activation, batch_norm_vectors, kernels, tiles, weight

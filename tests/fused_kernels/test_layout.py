@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fused_kernels.layout import empty_nhwc, nhwc, per_channel
+from fused_kernels.operands.layout import empty_nhwc, nhwc, per_channel
 
 
 @pytest.fixture(autouse=True)

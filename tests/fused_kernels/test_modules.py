@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from statistics import geometric_mean
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from fused_kernels.errors import ShapeError, Unsupported
 from fused_kernels.fusing import fuse
 from fused_kernels.launch import implementation, recording
 from fused_kernels.modules import FusedBottleneck, FusedResNet, FusedStage, FusedStem
-from tests.fused_kernels.conftest import activation, fitting
+from tests.fused_kernels.conftest import activation, fitting, reseed
 from tests.fused_kernels.plain_networks import BasicBlock, Bottleneck, PadShortcut, ResNet, projection
 from tests.fused_kernels.tolerances import SUM, assert_close, distance
 
@@ -107,19 +108,26 @@ def test_one_value_per_channel_is_refused_in_training_as_torch_does() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_autocast_errs_at_most_twice_as_much_as_torch_under_autocast(dtype: torch.dtype) -> None:
-    truth, fused = twins(blocks())
-    plain = copy.deepcopy(truth).float()
-    x = activation(2, 16, 6, 6)
-    expected = step(truth, x.double())
-    with torch.autocast("cpu", dtype=dtype):
-        torchs, ours = step(plain, x), step(fused, x)
-    assert ours["z"].dtype == dtype
-    for name in expected:
-        if "grad" in name:
-            assert ours[name].dtype == torch.float32, name
-        allowed = 2 * distance(torchs[name], expected[name]) + 1e-5
-        assert distance(ours[name], expected[name]) <= allowed, name
+def test_autocast_errs_as_torch_does_under_autocast(dtype: torch.dtype) -> None:
+    """In the mean of eight seeds: on one, a vector of eight numbers is off by luck, whatever computes it."""
+    ratios: dict[str, list[float]] = {}
+    for seed in range(8):
+        reseed(seed)
+        truth, fused = twins(blocks())
+        plain = copy.deepcopy(truth).float()
+        x = activation(2, 16, 6, 6)
+        expected = step(truth, x.double())
+        with torch.autocast("cpu", dtype=dtype):
+            torchs, ours = step(plain, x), step(fused, x)
+        assert ours["z"].dtype == dtype
+        for name in expected:
+            if "grad" in name:
+                assert ours[name].dtype == torch.float32, name
+            off, torch_off = (float(distance(each[name], expected[name])) + 1e-6 for each in (ours, torchs))
+            ratios.setdefault(name, []).append(off / torch_off)
+    for name, each in ratios.items():
+        assert geometric_mean(each) < 3, name
+    assert geometric_mean(ratio for each in ratios.values() for ratio in each) < 1.5
 
 
 def test_autocast_runs_the_kernels() -> None:
@@ -355,3 +363,11 @@ def test_a_pad_shortcut_does_what_its_docstring_says() -> None:
     assert torch.equal(
         modules.block.nn.Module.__call__(modules.resnet.PadShortcut(2, (1, 2)), x), PadShortcut(2, (1, 2))(x)
     )
+
+
+def test_a_whole_network_in_float64_infers_in_float64() -> None:
+    plain, fused = (copy.deepcopy(model).eval().double() for model in PAIRS["cifar"])
+    fused.load_state_dict(plain.state_dict())
+    x = activation(2, 3, 8, 8).double()
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), plain(x), rtol=1e-12, atol=1e-12)

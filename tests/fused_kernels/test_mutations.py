@@ -155,17 +155,17 @@ MUTATIONS = [
     ),
     Mutation(
         "// for cdiv in the grid's rows",
-        "ops/convolution.py",
-        "(-(-n * p * q // tile.m) * -(-k // tile.n),)",
-        "(n * p * q // tile.m * -(-k // tile.n),)",
+        "ops/products.py",
+        "(ceil_div(pixels.m, tile.m) *",
+        "(pixels.m // tile.m *",
         partial(checks.check_conv_moments, LINE),
         "y is off by inf",
     ),
     Mutation(
         "// for cdiv in the grid's columns",
-        "ops/convolution.py",
-        "(-(-n * p * q // tile.m) * -(-k // tile.n),)",
-        "(-(-n * p * q // tile.m) * (k // tile.n),)",
+        "ops/products.py",
+        "* ceil_div(walk.cols, tile.n)",
+        "* (walk.cols // tile.n)",
         partial(checks.check_conv_moments, WIDE),
         "y is off by inf",
     ),
@@ -219,7 +219,7 @@ MUTATIONS = [
     ),
     Mutation(
         "parities are swapped",
-        "geometry.py",
+        "operands/geometry.py",
         "(parity + self.padding - first) // self.stride, parity)",
         "(parity + self.padding - first) // self.stride, self.stride - 1 - parity)",
         partial(checks.check_dgrad_shortcut, HALVED),
@@ -227,7 +227,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the base of a parity ignores padding",
-        "geometry.py",
+        "operands/geometry.py",
         "(parity + self.padding - first) // self.stride",
         "max(0, parity - first) // self.stride",
         partial(checks.check_dgrad_drelu, Case(3, 1, stride=2, h=5, w=2)),
@@ -261,8 +261,8 @@ MUTATIONS = [
     Mutation(
         "// for cdiv in the blocks of pixels",
         "ops/convolution.py",
-        "parts_of(-(-n * p * q // tile.k), tile.splits)",
-        "parts_of(n * p * q // tile.k, tile.splits)",
+        "parts_of(ceil_div(pixels.m, tile.k), tile.splits)",
+        "parts_of(pixels.m // tile.k, tile.splits)",
         partial(checks.check_wgrad, WIDE),
         "dw is off",
         Tile(64, 64, 32),
@@ -326,8 +326,8 @@ MUTATIONS = [
     Mutation(
         "// for cdiv in the grid of a pass",
         "ops/passes.py",
-        "grid = (-(-rows // tile.m), -(-channels // tile.n))",
-        "grid = (rows // tile.m, -(-channels // tile.n))",
+        "grid = (ceil_div(rows, tile.m),",
+        "grid = (rows // tile.m,",
         partial(checks.check_join, Case(n=1, c=5, h=1, w=513)),
         "z is off by inf",
     ),
@@ -404,9 +404,9 @@ def test_the_source_is_whole_again(tmp_path: Path) -> None:
 
 
 def test_a_mutation_of_text_that_is_gone_fails_loudly(tmp_path: Path) -> None:
-    gone = Mutation("none", "geometry.py", "no such text", "", finalized, "")
+    gone = Mutation("none", "operands/geometry.py", "no such text", "", finalized, "")
     with (
-        pytest.raises(pytest.fail.Exception, match=r"geometry.py has 'no such text' 0 times"),
+        pytest.raises(pytest.fail.Exception, match=r"operands/geometry.py has 'no such text' 0 times"),
         mutated(gone, tmp_path),
     ):
         pass

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fused_kernels.errors import Unsupported
-from fused_kernels.numeric_types import precision, require_float
+from fused_kernels.operands.numeric_types import precision, require_float
 
 
 @pytest.fixture(autouse=True)

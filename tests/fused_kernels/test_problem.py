@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fused_kernels.choice import choose, choosing, default_tile
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 
+from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import statistics
-from fused_kernels.ops.partials import Partials
 from tests.fused_kernels import checks, ground_truth
 from tests.fused_kernels.checks import partials_of
 from tests.fused_kernels.conftest import activation, kernels, normal, reference

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fused_kernels.choice import REFERENCE, Chosen, choosing
 from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import recording
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops import stem
+from fused_kernels.ops.image import pack
 from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 from tests.fused_kernels import ground_truth
@@ -134,7 +135,7 @@ def test_without_moments_the_convolution_is_the_same(small_tiles: Tile) -> None:
 @pytest.mark.parametrize("conv", [IMAGENET, CIFAR, Conv(1, 1, 2, 0)], ids=str)
 def test_packing_puts_zeros_around_and_beside_the_image(conv: Conv, channels: int) -> None:
     image = normal(2, channels, 5, 9)
-    packed = stem.pack(image, conv, torch.float32)
+    packed = pack(image, conv, torch.float32)
     width = packed.shape[2]
     assert packed.shape == (2, 5, width, 4)
     right = F.pad(image.permute(0, 2, 3, 1), (0, 4 - channels, conv.padding, width - 9 - conv.padding))
@@ -145,12 +146,12 @@ def test_packing_puts_zeros_around_and_beside_the_image(conv: Conv, channels: in
 @pytest.mark.parametrize("source", [*DTYPES, torch.uint8, torch.int8], ids=str)
 def test_packing_converts(source: torch.dtype, dtype: torch.dtype) -> None:
     image = torch.randint(0, 100, (1, 3, 4, 5)).to(source)
-    assert torch.equal(stem.pack(image, CIFAR, dtype)[:, :, 1:6, :3].permute(0, 3, 1, 2), image.to(dtype))
+    assert torch.equal(pack(image, CIFAR, dtype)[:, :, 1:6, :3].permute(0, 3, 1, 2), image.to(dtype))
 
 
 def test_packing_passes_int8_through() -> None:
     image = torch.arange(-128, 128).to(torch.int8).reshape(1, 4, 8, 8)
-    assert torch.equal(stem.pack(image, CIFAR, torch.int8)[:, :, 1:9].permute(0, 3, 1, 2), image)
+    assert torch.equal(pack(image, CIFAR, torch.int8)[:, :, 1:9].permute(0, 3, 1, 2), image)
 
 
 def every_second(x: Tensor) -> Tensor:
@@ -172,14 +173,14 @@ def every_second(x: Tensor) -> Tensor:
 )
 def test_an_image_may_lie_anyhow(view: Callable[[Tensor], Tensor]) -> None:
     image = view(normal(2, 3, 6, 7))
-    packed = stem.pack(image, IMAGENET, torch.float32)
+    packed = pack(image, IMAGENET, torch.float32)
     assert torch.equal(packed[:, :, 3:10, :3].permute(0, 3, 1, 2), image)
 
 
 @pytest.mark.usefixtures("both")
 def test_the_packed_image_is_never_the_image_itself() -> None:
     image = activation(1, 4, 3, 16)  # four channels and no padding: packing would change nothing
-    packed = stem.pack(image, Conv(1, 1), torch.float32)
+    packed = pack(image, Conv(1, 1), torch.float32)
     assert packed.untyped_storage().data_ptr() != image.untyped_storage().data_ptr()
 
 
@@ -233,7 +234,7 @@ def test_pooling_is_right_where_its_rows_fill_tiles_and_one_row_more() -> None:
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_the_weights_gradient_has_the_images_channels(channels: int, small_tiles: Tile) -> None:
     image, dy = normal(2, channels, 9, 8), activation(2, 24, 5, 4)
-    packed = stem.pack(image, IMAGENET, torch.float32)
+    packed = pack(image, IMAGENET, torch.float32)
     dw = stem.stem_wgrad(packed, dy, IMAGENET, channels)
     size = (24, channels, 7, 7)
     truth = ground_truth.gradient_of_weight(image, dy, size, (2, 3), None, torch.float64)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import recording
-from fused_kernels.ops import stem, stem_launch
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.ops import stem
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import normal, reference, reseed, tiles, weight
 from tests.fused_kernels.ground_truth import stored
@@ -41,7 +41,7 @@ def both(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(params=[1, 2, 4])
 def strip(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Pooled pixels that a row of the kernel walks down, which otherwise depends on the work that there is."""
-    monkeypatch.setattr(stem_launch, "strip_length", lambda *_: request.param)
+    monkeypatch.setattr(stem, "strip_length", lambda *_: request.param)
     return int(request.param)
 
 
@@ -205,7 +205,7 @@ def test_saturation_and_rounding_follow_the_maximum() -> None:
 def test_strips_are_as_long_as_leaves_work_for_every_processor(
     pixels: int, height: int, cols: int, strip: int
 ) -> None:
-    assert stem_launch.strip_length(pixels, height, cols, Tile(128, 64, 32)) == strip
+    assert stem.strip_length(pixels, height, cols, Tile(128, 64, 32)) == strip
 
 
 def test_the_convolutions_output_never_reaches_memory() -> None:

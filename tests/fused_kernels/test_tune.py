@@ -18,8 +18,8 @@ from torch import Tensor
 from fused_kernels.candidates import candidates
 from fused_kernels.choice import choose, default_tile
 from fused_kernels.errors import TuningError, Unsupported
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import Out, launch
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.problem import Problem
 from fused_kernels.shared_memory import HOPPER
 from fused_kernels.table import REFERENCE, read_table, write_table
@@ -45,7 +45,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import KernelInterface
 from fused_kernels import launch
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.problem import Problem
 from fused_kernels.tune.precompile import launches_of, precompile
 

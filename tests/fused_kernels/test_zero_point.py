@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fused_kernels.errors import ShapeError, Unsupported
-from fused_kernels.geometry import Conv
 from fused_kernels.launch import recording, uses_kernels
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.zero_point import COMBINATIONS, crossed_borders, has_zero_sums, zero_sums
 from fused_kernels.ops.chain import Folded, chain
-from fused_kernels.ops.inference import INT32_PRODUCTS, conv_int8
+from fused_kernels.ops.checks import INT32_PRODUCTS
+from fused_kernels.ops.inference import conv_int8
 from fused_kernels.ops.shortcut import widen
 from fused_kernels.tiles import Tile
-from fused_kernels.zero_point import COMBINATIONS, crossed_borders, has_zero_sums, zero_sums
 from tests.fused_kernels import quantized
 from tests.fused_kernels.conftest import kernels, reference, reseed, tiles
 from tests.fused_kernels.quantized import Layer, assert_same_bits, integers, random_int8, random_layer

@@ -11,14 +11,14 @@ import pytest
 
 from rescompile.accuracy.error_by_block import Probe
 from rescompile.errors import GraphError
-from rescompile.graph.constant_channels import PREFIX, add_constant_channels, real_channels
 from rescompile.graph.full_range import fold_zero_points, unfold_zero_points
 from rescompile.graph.half import half
-from rescompile.graph.lint.contract import fusable_adds, lint
-from rescompile.graph.offsets import offsets_of
+from rescompile.graph.lint import fusable_adds, lint
 from rescompile.graph.restore import restore
-from rescompile.graph.surgeon import read
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.shared.constant_channels import add_constant_channels
+from rescompile.graph.shared.editing import read
+from rescompile.graph.shared.metadata import CHANNELS, offsets_of, real_channels
+from rescompile.graph.shared.topology import block_outputs
 from tests.graph.conftest import folded, images, run, with_zero_points
 
 ALL = 10_000
@@ -150,7 +150,7 @@ def test_lint_names_weights_that_do_not_sum_to_zero_and_other_padding() -> None:
 
 
 def _exported(graph: gs.Graph) -> onnx.ModelProto:
-    from rescompile.graph.surgeon import write
+    from rescompile.graph.shared.editing import write
 
     return write(graph)
 
@@ -158,7 +158,7 @@ def _exported(graph: gs.Graph) -> onnx.ModelProto:
 @pytest.mark.parametrize("text", ["", "-3", "0", "four", "1.5"])
 def test_damaged_channels_are_one_sentence(edit: Edit, text: str) -> None:
     model = edit(graphs("resnet20-cifar", "A")[1])
-    next(each for each in model.metadata_props if each.key == f"{PREFIX}relu1").value = text
+    next(each for each in model.metadata_props if each.key == f"{CHANNELS}relu1").value = text
     for use in (real_channels, unfold_zero_points):
         with pytest.raises(GraphError, match="the graph's channels of 'relu1' are damaged"):
             use(model)

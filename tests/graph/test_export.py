@@ -3,8 +3,8 @@ import onnx
 import pytest
 import torch
 
-from rescompile.graph.surgeon import read
-from rescompile.graph.topology import block_outputs, residual_adds
+from rescompile.graph.shared.editing import read
+from rescompile.graph.shared.topology import block_outputs, residual_adds
 from tests.graph.conftest import exported, folded, images, network, run
 
 NETWORKS = [("resnet18", None), ("resnet50", None), ("resnet20-cifar", "A"), ("resnet20-cifar", "B"),

@@ -9,11 +9,11 @@ import pytest
 from rescompile.errors import GraphError
 from rescompile.graph.full_range import fold_zero_points, unfold_zero_points
 from rescompile.graph.half import half
-from rescompile.graph.lint.contract import fusable_adds, lint
-from rescompile.graph.offsets import PREFIX, offsets_of, without_offset
+from rescompile.graph.lint import fusable_adds, lint
 from rescompile.graph.quantize import quantize
 from rescompile.graph.restore import restore
-from rescompile.graph.topology import full_range_tensors, quantized_tensors
+from rescompile.graph.shared.metadata import OFFSET, offsets_of, without_offset
+from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors
 from tests.graph.conftest import folded, images, int8, run, with_zero_points
 
 NETWORKS = ["resnet50", "resnet20-cifar-bottleneck"]
@@ -132,7 +132,7 @@ def test_values_come_back_as_the_relu_gives_them() -> None:
 def test_a_damaged_offset_is_one_sentence(text: str) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(int8("resnet20-cifar"))
-    onnx.helper.set_model_props(model, {PREFIX + "relu1": text})
+    onnx.helper.set_model_props(model, {OFFSET + "relu1": text})
     with pytest.raises(GraphError, match="the graph's offset of 'relu1' is damaged"):
         offsets_of(model)
 
@@ -140,7 +140,7 @@ def test_a_damaged_offset_is_one_sentence(text: str) -> None:
 def test_an_offset_without_a_quantizer_is_one_sentence() -> None:
     model = onnx.ModelProto()
     model.CopyFrom(int8("resnet20-cifar"))
-    onnx.helper.set_model_props(model, {PREFIX + "nothing": (2.0).hex()})
+    onnx.helper.set_model_props(model, {OFFSET + "nothing": (2.0).hex()})
     with pytest.raises(GraphError, match="the graph's offset of 'nothing' has no quantizer"):
         unfold_zero_points(model)
 

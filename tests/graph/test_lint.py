@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rescompile.graph.full_range import fold_zero_points
 from rescompile.graph.half import half
-from rescompile.graph.lint.contract import RULES, fusable_adds, lint
+from rescompile.graph.lint import RULES, fusable_adds, lint
 from rescompile.graph.restore import restore
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.shared.topology import block_outputs
 from tests.graph.conftest import exported, folded, int8, network, with_zero_points
 
 Mutation = Callable[[onnx.ModelProto], None]

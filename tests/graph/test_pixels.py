@@ -17,14 +17,14 @@ from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize
 from rescompile.backends.openvino.lowering import lower
 from rescompile.errors import GraphError
 from rescompile.graph.half import half
-from rescompile.graph.lint.contract import lint
+from rescompile.graph.lint import lint
 from rescompile.graph.pixels import can_be_exact, read_pixels, to_pixels
 from rescompile.graph.preprocess import take_uint8
 from rescompile.graph.quantize import quantize
 from rescompile.graph.reformats import reformats
 from rescompile.graph.restore import restore
-from rescompile.graph.topology import block_of, block_outputs, quantized_tensors, reading_all_of_int8
-from rescompile.graph.vocabulary import PIXEL_STEP, PIXELS
+from rescompile.graph.shared.names import PIXEL_STEP, PIXELS
+from rescompile.graph.shared.topology import block_of, block_outputs, quantized_tensors, reading_all_of_int8
 from tests.graph.conftest import folded, images, network, run
 
 NETWORKS = {"resnet18": IMAGENET, "resnet20-cifar": CIFAR}
@@ -179,7 +179,7 @@ def test_an_input_that_is_no_stem_is_refused(damage: str) -> None:
     else:
         model.graph.node.append(helper.make_node("Relu", ["input"], ["again"], name="again"))
         model.graph.output.append(helper.make_tensor_value_info("again", 1, None))
-    with pytest.raises(GraphError, match="'input' is not read by one ungrouped convolution alone"):
+    with pytest.raises(GraphError, match="'input' must be read by one ungrouped convolution alone"):
         read_pixels(model, CIFAR)
 
 

@@ -5,7 +5,7 @@ from onnx import numpy_helper
 
 from rescompile.errors import GraphError
 from rescompile.graph.quantize import quantize
-from rescompile.graph.topology import full_range_tensors, quantized_tensors, reading_all_of_int8
+from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors, reading_all_of_int8
 from tests.graph.conftest import folded, images, int8, run
 
 

@@ -7,8 +7,8 @@ import itertools
 import pytest
 
 from rescompile.graph.half import half
-from rescompile.graph.reformats import along, reformats
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.reformats import predicted_reformats, reformats
+from rescompile.graph.shared.topology import block_outputs
 from tests.graph.conftest import folded, int8
 from tests.graph.test_restore import mixed
 
@@ -40,4 +40,6 @@ def test_for_any_choice_of_blocks_it_is_the_number_of_changes_along_the_network(
     names = list(block_outputs(folded("resnet8-cifar", "A")))
     for chosen in itertools.product((True, False), repeat=len(names)):
         blocks = [name for name, floating in zip(names, chosen, strict=True) if floating]
-        assert reformats(mixed("resnet8-cifar", *blocks, shortcut="A")) == along(names, blocks), blocks
+        assert reformats(mixed("resnet8-cifar", *blocks, shortcut="A")) == predicted_reformats(
+            names, blocks
+        ), blocks

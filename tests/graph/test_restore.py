@@ -8,7 +8,7 @@ import pytest
 
 from rescompile.errors import GraphError
 from rescompile.graph.restore import restore
-from rescompile.graph.topology import block_outputs
+from rescompile.graph.shared.topology import block_outputs
 from tests.graph.conftest import folded, images, int8, run
 
 NETWORKS = ["resnet18", "resnet20-cifar", "resnet20-cifar-bottleneck"]

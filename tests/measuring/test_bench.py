@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from rescompile.building.sealing import write_engine
+from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.errors import BackendError, EngineError, UsageError
 from rescompile.manifest import Batch, read_manifest
 from rescompile.measuring import bench as module
@@ -26,7 +26,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench") / "e"
     make_engine(folder)
     (folder / "report.json").write_bytes(report(top1_engine=0.75, relative_rms=0.01).to_json())
-    write_engine(folder, read_manifest(folder))
+    write_hashed_manifest(folder, read_manifest(folder))
     return folder
 
 

@@ -15,10 +15,10 @@ from onnx import numpy_helper
 from calibration.methods.comparison import Comparison, compare_methods
 from calibration.methods.quantization_risks import Risk
 from rescompile.building.calibrate import calibrate, notes_on_risks
-from rescompile.building.effort import RECIPES, Effort
 from rescompile.building.source import Source
 from rescompile.cli.app import main
 from rescompile.config import CalibrationConfig
+from rescompile.effort import RECIPES, Effort
 from rescompile.presenting.plots.calibration_methods import methods_by_tensor
 from rescompile.presenting.terminal.calibrate import comparison_lines as lines
 from rescompile.progress import Silent

@@ -19,7 +19,7 @@ from calibration.errors import ImageSetError
 from calibration.preprocess import normalize, to_uint8
 from rescompile.backends.base import RunOptions
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.building.sealing import write_engine
+from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Batch, TensorSpec, read_manifest
 from rescompile.metrics import relative_rms
@@ -54,7 +54,7 @@ def engine(built: Path) -> Iterator[Engine]:
 
 def resealed(folder: Path, **changes: Any) -> None:
     """The manifest with changed fields and a right digest, as a careless tool would write it."""
-    write_engine(folder, msgspec.structs.replace(read_manifest(folder), **changes))
+    write_hashed_manifest(folder, msgspec.structs.replace(read_manifest(folder), **changes))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])

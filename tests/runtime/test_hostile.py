@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import rescompile
-from rescompile.building.sealing import write_engine
+from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.errors import RescompileError
 from rescompile.manifest import read_manifest
 from rescompile.runtime.npz import read_arrays
@@ -57,7 +57,7 @@ def good(small_engines: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     folder.mkdir()
     for name in ("manifest.json", "model.xml", "model.bin", "golden.npz"):
         shutil.copy(small_engines["int8"] / name, folder)
-    write_engine(folder, read_manifest(folder))
+    write_hashed_manifest(folder, read_manifest(folder))
     return folder
 
 

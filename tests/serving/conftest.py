@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from rescompile.building.sealing import write_engine
+from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.manifest import REPORT_JSON, Batch, Manifest
 from tests.backends.engines import RANGE, make_engine, manifest
 from tests.reports import report
@@ -31,7 +31,7 @@ def exportable(tmp_path: Path) -> Exportable:
                 (folder / name).write_bytes(b"of TensorRT, perhaps")
         (folder / REPORT_JSON).write_bytes(report(passed=passed).to_json())
         made: Manifest = manifest("fp32", backend, batch)
-        write_engine(folder, msgspec.structs.replace(made, **fields))
+        write_hashed_manifest(folder, msgspec.structs.replace(made, **fields))
         return folder
 
     return make

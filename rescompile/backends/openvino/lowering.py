@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from rescompile.backends.openvino.pools import quantize_before_pools
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import unfold_zero_points
-from rescompile.graph.offsets import ZERO_POINT
-from rescompile.graph.surgeon import read, write
-from rescompile.graph.topology import WEIGHTED_OPS, consumers, is_quantized, weight_of
+from rescompile.graph.shared.editing import read, write
+from rescompile.graph.shared.links import WEIGHTED_OPS, consumers, is_quantized, weight_of
+from rescompile.graph.shared.metadata import ZERO_POINT
 
 _SIGN_KEEPING = {
     "AveragePool", "Cast", "DequantizeLinear", "Flatten", "GlobalAveragePool", "Identity", "MaxPool",
@@ -86,9 +86,7 @@ class _Lowering:
         if full:
             self._halve_weights(quantize)
         producer = source.inputs[0]
-        alone = len(list(consumers(source))) == 1 and not any(
-            source is output for output in self.graph.outputs
-        )
+        alone = len(consumers(source)) == 1 and not any(source is output for output in self.graph.outputs)
         if producer.op == "Relu" and alone:
             # in place of the ReLU OpenVINO fuses it into the convolution; behind the ReLU it would not
             producer.op = "Clip"
@@ -114,7 +112,7 @@ class _Lowering:
             node.inputs[0] = twice
 
     def _split_signs(self, quantize: gs.Node) -> None:
-        for dequantize in list(consumers(quantize.outputs[0])):
+        for dequantize in consumers(quantize.outputs[0]):
             wide = _wide_readers(dequantize.outputs[0])
             if not wide:
                 continue

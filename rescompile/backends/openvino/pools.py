@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from rescompile.graph.topology import consumers
+from rescompile.graph.shared.editing import reconnect
+from rescompile.graph.shared.links import consumers
 
 
 def quantize_before_pools(graph: gs.Graph) -> None:
@@ -19,18 +20,17 @@ def quantize_before_pools(graph: gs.Graph) -> None:
             continue
         quantize, dequantize = pair
         (source,), (pooled,), (restored,) = pool.inputs, pool.outputs, dequantize.outputs
-        for reader in list(consumers(restored)):
-            reader.inputs = [pooled if used is restored else used for used in reader.inputs]
+        reconnect(restored.outputs, restored, pooled)
         quantize.inputs = [source, *quantize.inputs[1:]]
         pool.inputs = [restored]
 
 
 def _pair_behind(pool: gs.Node) -> tuple[gs.Node, gs.Node] | None:
     """The Q and the DQ between the pool and its readers, where nothing else reads the pool's input or output."""
-    quantizers = list(consumers(pool.outputs[0]))
-    if [node.op for node in quantizers] != ["QuantizeLinear"] or len(list(consumers(pool.inputs[0]))) != 1:
+    quantizers = consumers(pool.outputs[0])
+    if [node.op for node in quantizers] != ["QuantizeLinear"] or len(consumers(pool.inputs[0])) != 1:
         return None
-    dequantizers = list(consumers(quantizers[0].outputs[0]))
+    dequantizers = consumers(quantizers[0].outputs[0])
     if [node.op for node in dequantizers] != ["DequantizeLinear"]:
         return None
     return quantizers[0], dequantizers[0]

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from rescompile.graph.surgeon import read, write
+from rescompile.graph.shared.editing import read, write
 
 
 def classifier_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fused_kernels.operands.image import Take
+from fused_kernels.operands.packed_image import unpack_weight
 from fused_kernels.ops.chain import Folded, chain
 from fused_kernels.ops.head import pool_fc, pool_fc_int8
-from fused_kernels.ops.image import Take
 from fused_kernels.ops.inference import conv_bias, conv_int8
 from fused_kernels.ops.shortcut import widen
 from fused_kernels.ops.stem import stem_inference
-from fused_kernels.stem_layout import unpack_weight
 from rescompile.backends.triton.steps import (
     FACTOR,
     OFFSET,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 if TYPE_CHECKING:
-    from fused_kernels.geometry import Conv
+    from fused_kernels.operands.geometry import Conv
 
 Rest = Literal["float32", "float16"]
 FACTOR, OFFSET = "input.factor", "input.offset"
@@ -35,7 +35,7 @@ class Window(Record, frozen=True):
 
     def conv(self) -> Conv:
         """The window as the kernels' geometry has it; needs the fused kernels, which a runtime does not."""
-        from fused_kernels.geometry import Conv
+        from fused_kernels.operands.geometry import Conv
 
         return Conv(self.r, self.s, self.stride, self.padding)
 

@@ -1,4 +1,4 @@
-"""What a rule of the fusion contract looks at, and what it says."""
+"""The graph that a rule of the fusion contract inspects, and the violation that it reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from rescompile.graph.topology import block_of
+from rescompile.graph.shared.topology import block_of
 from rescompile.manifest import Precision
 
 Findings = Iterator[str]
@@ -23,21 +23,21 @@ class Subject:
     graph: gs.Graph
     precision: Precision
     rest_type: str
-    """``float32`` or ``float16``: the type asked of everything that is not quantized."""
+    """``float32`` or ``float16``: the type that everything that is not quantized must have."""
     residual_adds: int
-    """How many the network's definition has."""
+    """Number of residual adds in the network's definition."""
     opset: int
     fp16_blocks: frozenset[str] = frozenset()
     """Blocks that are meant to stay in floating point."""
     full_range: Mapping[str, float] = field(default_factory=dict)
-    """Tensors whose ReLU is the saturation of their quantizer, to their offsets."""
+    """Offset by tensor of full range: there the quantizer, which saturates, takes the place of the ReLU."""
 
     def nodes(self, *ops: str) -> list[gs.Node]:
-        """Nodes of these kinds, in the order of execution."""
+        """Nodes with one of these operators, in the order of execution."""
         return [node for node in self.graph.nodes if node.op in ops]
 
     def adds(self) -> list[gs.Node]:
-        """The residual adds; preprocessing in the graph has an Add of its own."""
+        """The residual adds, without the Add of preprocessing."""
         return [node for node in self.nodes("Add") if node.name.endswith(".add")]
 
     def in_int8(self, node: gs.Node) -> bool:
@@ -57,16 +57,11 @@ class Violation:
 
 
 def values_of(tensor: gs.Tensor) -> NDArray[np.generic] | None:
-    """Those of a constant; None for what is computed."""
+    """The values of a constant; None for a computed tensor."""
     return tensor.values if isinstance(tensor, gs.Constant) else None
 
 
 def same_scale(first: gs.Node, second: gs.Node) -> bool:
-    """Whether both have one and the same constant scale."""
+    """Whether both quantizers have the same constant scale."""
     one, other = values_of(first.inputs[1]), values_of(second.inputs[1])
     return one is not None and other is not None and np.array_equal(one, other)
-
-
-def made_by(tensor: gs.Tensor) -> str:
-    """The operation that makes ``tensor``; empty for an input or a constant."""
-    return tensor.inputs[0].op if tensor.inputs else ""

@@ -10,8 +10,9 @@ from rescompile.presenting.terminal.table import columns
 from rescompile.wording import plain
 
 if TYPE_CHECKING:
-    from rescompile.building.commands import Classified, Inspection
     from rescompile.environment import Finding
+    from rescompile.runtime.classify import Classified
+    from rescompile.runtime.inspection import Inspection
 
 
 def print_classes(answers: Sequence[Classified]) -> None:

@@ -17,7 +17,7 @@ from rescompile.backends.openvino.compile import compile_model
 from rescompile.backends.openvino.lowering import lower
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import fold_zero_points
-from rescompile.graph.topology import full_range_tensors
+from rescompile.graph.shared.topology import full_range_tensors
 from rescompile.manifest import Precision
 from tests.backends.graphs import Rest, residual_net, sample_images
 from tests.graph.conftest import folded, int8, with_zero_points

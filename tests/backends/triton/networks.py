@@ -24,8 +24,8 @@ from rescompile.graph.half import half
 from rescompile.graph.pixels import read_pixels
 from rescompile.graph.preprocess import take_uint8
 from rescompile.graph.quantize import quantize
-from rescompile.graph.topology import full_range_tensors, quantized_tensors
-from rescompile.graph.vocabulary import PIXEL_STEP, PIXELS
+from rescompile.graph.shared.names import PIXEL_STEP, PIXELS
+from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors
 from rescompile.manifest import Precision
 from rescompile.models.cifar import CIFAR_STEM
 from rescompile.models.resnet import IMAGENET_STEM, BasicBlock, Bottleneck, ResNet

@@ -13,18 +13,19 @@ import pytest
 from benchmarks import triton_agreement
 from benchmarks.agreement_results import AgreementReport
 from benchmarks.performance_page import read_folder
+from rescompile.accuracy.verify import verify
 from rescompile.backends import get_backend
 from rescompile.backends.cuda import devices
 from rescompile.backends.cuda.devices import Gpu
 from rescompile.backends.triton import backend
 from rescompile.backends.triton.planning import assemble
-from rescompile.building.commands import inspect, verify
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import BackendUnavailable, EngineError, UsageError
 from rescompile.manifest import Batch, Precision, read_manifest
 from rescompile.pipeline import build
 from rescompile.progress import Silent
 from rescompile.report import BuildReport
+from rescompile.runtime.inspection import inspect
 from rescompile.runtime.loading import load, simulate
 from tests.backends.cuda.fake_cuda import cuda
 from tests.backends.engines import make_engine

@@ -26,8 +26,8 @@ from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.triton.lowering.network import Network, lower
 from rescompile.backends.triton.step_executor import StepExecutor
 from rescompile.backends.triton.steps import Convolution, Stem, Step, writes
-from rescompile.graph.constant_channels import real_channels
 from rescompile.graph.full_range import unfold_zero_points
+from rescompile.graph.shared.metadata import real_channels
 from tests.backends.triton.networks import SIDES, deployable, floats, images
 
 NEAR = 1e-4

@@ -13,8 +13,8 @@ from benchmarks.gpu.precompile import NICENESS, Precompiler
 from fused_kernels.compiling.compiler import Code
 from fused_kernels.compiling.variant import Variant, variant_of
 from fused_kernels.launch import Launch, implementation, recording
+from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import statistics
-from fused_kernels.ops.partials import Partials
 
 
 class Pool:

@@ -16,7 +16,7 @@ from calibration.statistics.channels import BINS, ChannelHistograms, ChannelObse
 from calibration.statistics.collect import collect_channels
 from calibration.statistics.sensitivity import Sensitivity, measure_sensitivity
 from rescompile.building.source import Source
-from rescompile.graph.topology import quantized_tensors
+from rescompile.graph.shared.topology import quantized_tensors
 from tests.graph.conftest import folded, images
 
 

@@ -15,8 +15,8 @@ from calibration.scales import weight_scales
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.quantize import quantize
+from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
-from rescompile.sources.checkpoint import random_model
 from tests.graph.conftest import folded, images, int8, run
 
 NETWORKS = [
@@ -197,7 +197,7 @@ def test_bias_correction_takes_the_mean_of_the_error_away() -> None:
 
 def _fine_scales(graph: onnx.ModelProto) -> dict[str, float]:
     """Scales that clip nothing of these images."""
-    from rescompile.graph.topology import quantized_tensors
+    from rescompile.graph.shared.topology import quantized_tensors
 
     pixels = np.random.default_rng(7).normal(size=(8, 3, 32, 32)).astype(np.float32) * 1.5
     names = [name for name in quantized_tensors(graph) if name != "input"]

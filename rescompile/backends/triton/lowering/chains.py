@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops.chain import chain_fits
 from rescompile.backends.triton.lowering.graph import Array
 from rescompile.backends.triton.lowering.network import Network

@@ -10,9 +10,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from rescompile.errors import BackendError
-from rescompile.graph.offsets import offsets_of
-from rescompile.graph.surgeon import read
-from rescompile.graph.topology import consumers
+from rescompile.graph.shared.editing import read
+from rescompile.graph.shared.links import consumers
+from rescompile.graph.shared.metadata import offsets_of
 
 Array = NDArray[Any]
 MIXED = "networks of mixed precision have no plan yet; pass --fp16-blocks none, or --precision fp16"
@@ -50,7 +50,7 @@ class Graph:
 
     def only_reader(self, tensor: gs.Tensor) -> gs.Node | None:
         """The one node that reads ``tensor``; None where there are several, or it is the graph's output."""
-        nodes = list(consumers(tensor))
+        nodes = consumers(tensor)
         return nodes[0] if len(nodes) == 1 and tensor is not self.output else None
 
     def image_path(self) -> list[gs.Node]:
@@ -101,7 +101,7 @@ def scale_of(tensor: gs.Tensor) -> float | None:
     Raises:
         BackendError: it is also read without a quantizer, or by quantizers of different scales.
     """
-    readers = list(consumers(tensor))
+    readers = consumers(tensor)
     scales = {_activation_scale(node) if node.op == "QuantizeLinear" else None for node in readers}
     if len(scales) > 1:
         raise BackendError(

@@ -22,11 +22,11 @@ import onnx
 import onnx_graphsurgeon as gs
 import torch
 
-from fused_kernels.geometry import Conv
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.packed_image import PIXEL, pack_weight
+from fused_kernels.operands.zero_point import zero_sums
 from fused_kernels.ops.head import head_scales
 from fused_kernels.ops.inference import requantization
-from fused_kernels.stem_layout import PIXEL, pack_weight
-from fused_kernels.zero_point import zero_sums
 from rescompile.backends.triton.lowering.fusion import (
     FusedConvolution,
     Operands,
@@ -48,9 +48,9 @@ from rescompile.backends.triton.lowering.graph import (
 from rescompile.backends.triton.lowering.preprocessing import read_preprocessing
 from rescompile.backends.triton.lowering.shortcut import Plane, ends_shortcut, read_shortcut
 from rescompile.backends.triton.steps import Convolution, Head, Stem, Step, Widen
-from rescompile.graph.constant_channels import without_constant_channels
-from rescompile.graph.offsets import ZERO_POINT
-from rescompile.graph.topology import MOVEMENT_OPS, QUANTIZER_OPS
+from rescompile.graph.shared.constant_channels import without_constant_channels
+from rescompile.graph.shared.links import MOVEMENT_OPS, QUANTIZER_OPS
+from rescompile.graph.shared.metadata import ZERO_POINT
 
 KNOWN = {
     "Conv", "Gemm", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "Cast", "Transpose", "Mul", *MOVEMENT_OPS,
@@ -64,7 +64,7 @@ class Network:
 
     steps: tuple[Step, ...]
     weights: dict[str, Array]
-    """Convolutions as [K, R, S, C], the stem's as ``fused_kernels.stem_layout`` packs it, the classifier as [K, C]."""
+    """Convolutions as [K, R, S, C], the classifier as [K, C]; ``operands.packed_image`` packs the stem's."""
 
 
 def lower(model: onnx.ModelProto, plane: Plane) -> Network:

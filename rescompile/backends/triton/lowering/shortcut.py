@@ -18,8 +18,8 @@ from rescompile.backends.triton.lowering.graph import (
     refused,
     scale_of,
 )
-from rescompile.graph.offsets import ZERO_POINT
-from rescompile.graph.topology import MOVEMENT_OPS
+from rescompile.graph.shared.links import MOVEMENT_OPS
+from rescompile.graph.shared.metadata import ZERO_POINT
 
 Plane = tuple[int, int]
 """Height and width."""

@@ -11,14 +11,13 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from fused_kernels.zero_point import zero_sums
+from fused_kernels.operands.zero_point import zero_sums
 from rescompile.backends.triton.lowering.network import lower
 from rescompile.backends.triton.step_executor import StepExecutor
 from rescompile.backends.triton.steps import Convolution, Stem, Widen, Window, fused_adds
 from rescompile.errors import BackendError
-from rescompile.graph.constant_channels import real_channels
-from rescompile.graph.offsets import offsets_of
-from rescompile.graph.vocabulary import PIXEL_STEP
+from rescompile.graph.shared.metadata import offsets_of, real_channels
+from rescompile.graph.shared.names import PIXEL_STEP
 from tests.backends.triton.networks import FULL_RANGE, SIDES, deployable, floats, network
 
 BLOCKS = {

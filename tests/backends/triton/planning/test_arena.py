@@ -15,8 +15,8 @@ from rescompile.backends.triton.planning.recording import record
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.half import half
+from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
-from rescompile.sources.checkpoint import random_model
 
 LIVES = st.lists(
     st.builds(

@@ -1,0 +1,244 @@
+"""A chain of residual blocks, forward and backward, as the fewest passes over memory. Derivation: docs/math/block.md.
+
+Forward, one block with layers 1 … L:
+    y_1 = conv_1(x)                          + moments of y_1
+    y_l = conv_l(relu(bn_{l-1}(y_{l-1})))    + moments of y_l; the activation lives in registers alone
+    d   = conv_d(x)                          + moments of d, for a projection
+    z   = relu(bn_L(y_L) + shortcut)         one pass; z is the next block's x
+
+Backward, from g_L = dz where z > 0 and its sums:
+    dy_l    = a_l * g_l + b_l * (y_l - mean_l) + c_l
+    dw_l    = wgrad(relu(bn_{l-1}(y_{l-1})), dy_l)
+    g_{l-1} = dgrad(dy_l) where relu(bn_{l-1}) is open    + the sums for bn_{l-1}
+    g_L of the block before = (dgrad(dy_1) + shortcut gradient) where x > 0    + the sums for its bn_L and bn_d
+
+These are plain functions on tensors: ``library`` makes one differentiable operator of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fused_kernels.blocks.batch_norm import Affine, Normalized, NormGradient, denormalize, normalize
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.layout import nhwc
+from fused_kernels.operands.partials import Partials
+from fused_kernels.ops import convolution, passes, statistics
+from fused_kernels.specification import Block, Chain, Layer
+
+
+@dataclass(frozen=True)
+class LayerTensors:
+    """Tensors of one layer: the weight [K, C, R, S] in the activations' dtype, and its batch norm's own."""
+
+    weight: Tensor
+    affine: Affine
+
+
+@dataclass(frozen=True)
+class SavedLayer:
+    """What backward needs of one layer."""
+
+    y: Tensor
+    """The convolution's output, before its batch norm."""
+    vectors: Tensor
+    total: Tensor | None
+
+    @property
+    def count(self) -> int:
+        """Rows of y on this process."""
+        return self.y.numel() // self.y.shape[1]
+
+
+@dataclass(frozen=True)
+class SavedBlock:
+    """What backward needs of one block, its input apart: that is the chain's input or the ``z`` before."""
+
+    main: tuple[SavedLayer, ...]
+    projection: SavedLayer | None
+    z: Tensor
+
+
+@dataclass(frozen=True)
+class LayerGradients:
+    """Gradients of one layer: dw fp32 [K, C, R, S] or None where it is not asked for, dgamma and dbeta fp32 [C]."""
+
+    dw: Tensor | None
+    dgamma: Tensor
+    dbeta: Tensor
+
+
+def forward(x: Tensor, layers: Sequence[LayerTensors], chain: Chain) -> tuple[list[SavedBlock], list[Tensor]]:
+    """Run ``chain`` on ``x`` [N, C, H, W].
+
+    Args:
+        x: input of the first block, fp32, fp16 or bf16.
+        layers: tensors in the order of ``chain.layers``.
+        chain: what to compute.
+
+    Returns:
+        every block's saved tensors (the last ``z`` is the result), and the next running statistics [2, C] of each
+        layer that updates them, in order.
+    """
+    tensors = iter(layers)
+    saved: list[SavedBlock] = []
+    running: list[Tensor] = []
+    for block in chain.blocks:
+        saved.append(_forward_block(nhwc(x), block, tensors, running))
+        x = saved[-1].z
+    return saved, running
+
+
+def _forward_block(
+    x: Tensor, block: Block, tensors: Iterator[LayerTensors], running: list[Tensor]
+) -> SavedBlock:
+    main: list[SavedLayer] = []
+    for layer in block.main:
+        source, vectors = (main[-1].y, main[-1].vectors) if main else (x, None)
+        main.append(_forward_layer(source, vectors, layer, next(tensors), running))
+    last, projection = main[-1], None
+    if block.projection is not None:
+        projection = _forward_layer(x, None, block.projection, next(tensors), running)
+        z = passes.join(last.y, last.vectors, projection.y, projection.vectors)
+    else:
+        z = passes.join(last.y, last.vectors, x if block.shortcut == "identity" else padded(x, block))
+    return SavedBlock(tuple(main), projection, z)
+
+
+def _forward_layer(
+    x: Tensor, vectors: Tensor | None, layer: Layer, tensors: LayerTensors, running: list[Tensor]
+) -> SavedLayer:
+    partials: Partials | None = None
+    if layer.batch_statistics:
+        y, partials = convolution.conv_moments(x, tensors.weight, layer.conv, vectors)
+    else:
+        y = convolution.conv_plain(x, tensors.weight, layer.conv, vectors)
+    normalized: Normalized = normalize(layer, partials, tensors.affine)
+    if normalized.running is not None:
+        running.append(normalized.running)
+    return SavedLayer(y, normalized.vectors, normalized.total)
+
+
+def padded(x: Tensor, block: Block) -> Tensor:
+    """Shortcut option A: every ``stride``-th pixel, between zero channels."""
+    return nhwc(F.pad(x[:, :, :: block.stride, :: block.stride], (0, 0, 0, 0, *block.pad)))
+
+
+@dataclass(frozen=True)
+class GradientRequest:
+    """Which gradients to compute."""
+
+    dx: bool
+    dw: tuple[bool, ...]
+    """For each layer, in the order of ``Chain.layers``."""
+
+
+def backward(
+    dz: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    saved: Sequence[SavedBlock],
+    chain: Chain,
+    request: GradientRequest,
+) -> tuple[Tensor | None, list[LayerGradients]]:
+    """Gradients of the chain's input and layers, from ``dz``, the gradient of the last block's output.
+
+    Returns:
+        dx in the shape and dtype of ``x``, or None where it is not requested; the layers' gradients, in order.
+    """
+    last = saved[-1]
+    g, partials = passes.entry(dz.to(last.z.dtype), last.z, *_join_operands(last))
+    gradients: list[LayerGradients] = []
+    dx: Tensor | None = None
+    end = len(weights)
+    for index in reversed(range(len(saved))):
+        block, begin = chain.blocks[index], end - len(chain.blocks[index].layers)
+        source = saved[index - 1].z if index else nhwc(x)
+        step = _BlockBackward(block, source, saved[index], weights[begin:end], request.dw[begin:end])
+        dy, shortcut = step.main_path(g, partials)
+        if index:
+            before = saved[index - 1]
+            g, partials = convolution.dgrad_block(
+                dy,
+                step.weights[0],
+                block.main[0].conv,
+                shortcut,
+                block.stride,
+                before.z,
+                *_join_operands(before),
+            )
+        elif request.dx:
+            dx = convolution.dgrad_shortcut(
+                dy, step.weights[0], block.main[0].conv, source.shape, shortcut, block.stride
+            )
+        gradients[:0] = step.gradients()
+        end = begin
+    return dx, gradients
+
+
+def _join_operands(saved: SavedBlock) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    last, projection = saved.main[-1], saved.projection
+    if projection is None:
+        return last.y, last.vectors, None, None
+    return last.y, last.vectors, projection.y, projection.vectors
+
+
+class _BlockBackward:
+    """One block's backward pass, from g of its last layer to dy of its first."""
+
+    def __init__(
+        self, block: Block, x: Tensor, saved: SavedBlock, weights: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> None:
+        self.block, self.x, self.saved, self.weights, self.wanted = block, x, saved, weights, wanted
+        self.found: dict[int, LayerGradients] = {}
+
+    def gradients(self) -> list[LayerGradients]:
+        """Of all layers, in order."""
+        return [self.found[index] for index in range(len(self.weights))]
+
+    def main_path(self, g: Tensor, partials: Partials) -> tuple[Tensor, Tensor]:
+        """dy of the first layer, and the gradient that the shortcut carries to every ``stride``-th pixel of x."""
+        totals = statistics.sums(partials)
+        shortcut = self._shortcut(g, totals)
+        for index in reversed(range(len(self.block.main))):
+            layer, saved = self.block.main[index], self.saved.main[index]
+            norm = _norm_gradient(layer, saved, totals[0], totals[1])
+            dy = passes.bn_backward(g, saved.y, saved.vectors, norm.coefficients)
+            if index == 0:
+                self._keep(index, self.x, dy, layer.conv, norm, None)
+                return dy, shortcut
+            below = self.saved.main[index - 1]
+            self._keep(index, below.y, dy, layer.conv, norm, below.vectors)
+            g, partials = convolution.dgrad_drelu(dy, self.weights[index], layer.conv, below.y, below.vectors)
+            totals = statistics.sums(partials)
+        raise AssertionError("a block has at least one layer")
+
+    def _shortcut(self, g: Tensor, totals: Tensor) -> Tensor:
+        block, saved = self.block, self.saved.projection
+        if block.shortcut == "identity":
+            return g
+        if block.projection is None or saved is None:
+            return nhwc(g[:, block.pad[0] : g.shape[1] - block.pad[1]])
+        index = len(block.main)
+        norm = _norm_gradient(block.projection, saved, totals[0], totals[2])
+        dy = passes.bn_backward(g, saved.y, saved.vectors, norm.coefficients)
+        self._keep(index, self.x, dy, block.projection.conv, norm, None)
+        # a 1x1 projection of stride t touches every t-th pixel: its dgrad is dense on those alone
+        n, _, p, q = dy.shape
+        return convolution.dgrad_shortcut(
+            dy, self.weights[index], Conv(1, 1), (n, self.x.shape[1], p, q), None
+        )
+
+    def _keep(
+        self, index: int, x: Tensor, dy: Tensor, conv: Conv, norm: NormGradient, vectors: Tensor | None
+    ) -> None:
+        dw = convolution.wgrad(x, dy, conv, vectors) if self.wanted[index] else None
+        self.found[index] = LayerGradients(dw, norm.dgamma, norm.dbeta)
+
+
+def _norm_gradient(layer: Layer, saved: SavedLayer, sum_g: Tensor, sum_gy: Tensor) -> NormGradient:
+    return denormalize(layer, sum_g, sum_gy, saved.vectors, saved.count, saved.total)

@@ -1,0 +1,97 @@
+"""One pass of a chain of fused blocks: training, frozen statistics, or folded inference, as the modules' modes say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from fused_kernels.blocks.torch_operators import residual_blocks, residual_blocks_inference
+from fused_kernels.errors import ShapeError
+from fused_kernels.modules import norm as norms
+from fused_kernels.modules.folding import folded
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.operands.numeric_types import compute_dtype
+from fused_kernels.specification import block_text, layer_text
+
+Pair = tuple[nn.Conv2d, nn.Module]
+"""A convolution and the batch norm after it."""
+
+
+class Layers(Protocol):
+    """A residual block as this module reads it; ``FusedBlock`` says what each method returns."""
+
+    def main(self) -> list[Pair]: ...  # noqa: D102
+
+    def layers(self) -> list[Pair]: ...  # noqa: D102
+
+    def shortcut_kind(self) -> tuple[str, int, tuple[int, int]]: ...  # noqa: D102
+
+
+def run(blocks: Sequence[Layers], x: Tensor) -> Tensor:
+    """``blocks`` in order on ``x`` [N, C, H, W], as one operator.
+
+    Raises:
+        ShapeError: ``x`` does not fit the first block, or its dtype is not the weights' outside of autocast.
+    """
+    pairs = [pair for block in blocks for pair in block.layers()]
+    x = prepared(x, pairs[0][0])
+    text = ";".join(_text(block) for block in blocks)
+    if folds(x, pairs):
+        weights, biases = folded(pairs, x.dtype)
+        return cast(Tensor, residual_blocks_inference(x, weights, biases, text))
+    _require_rows(blocks, x)
+    state = norms.state_of([norm for _, norm in pairs])
+    weights = [conv.weight for conv, _ in pairs]
+    wants_gradient = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (x, *weights, *state.gammas, *state.betas)
+    )
+    out = residual_blocks(
+        x, weights, state.gammas, state.betas, state.running, state.momenta, text, wants_gradient
+    )
+    updating = len(state.updated) // 2
+    norms.install(state, out[len(out) - updating :])
+    return cast(Tensor, out[0])
+
+
+def prepared(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """``x`` in autocast's dtype where autocast is on; otherwise it must have the weights'."""
+    if x.ndim != 4 or x.shape[1] != conv.in_channels:
+        raise ShapeError(f"expected an input [N, {conv.in_channels}, H, W], got {list(x.shape)}")
+    return x.to(compute_dtype(x, conv.weight, what="input"))
+
+
+def folds(x: Tensor, pairs: Sequence[Pair]) -> bool:
+    """Whether batch norms may be folded into the weights: their statistics are constants and no gradient is wanted."""
+    if any(norms.uses_batch_statistics(norm) for _, norm in pairs):
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    parameters = (parameter for conv, norm in pairs for parameter in (*conv.parameters(), *norm.parameters()))
+    return not x.requires_grad and not any(parameter.requires_grad for parameter in parameters)
+
+
+def window(conv: nn.Conv2d) -> Conv:
+    """The geometry of a convolution that ``fuse`` accepted: one stride and one numeric padding."""
+    padding = conv.padding[0]
+    assert isinstance(padding, int)
+    return Conv(conv.kernel_size[0], conv.kernel_size[1], conv.stride[0], padding)
+
+
+def _text(block: Layers) -> str:
+    layers = [
+        layer_text(window(conv), norms.eps(norm), norms.flags(norm), norms.group_name(norm))
+        for conv, norm in block.layers()
+    ]
+    kind, stride, pad = block.shortcut_kind()
+    return block_text(layers, kind, stride, pad)
+
+
+def _require_rows(blocks: Sequence[Layers], x: Tensor) -> None:
+    n, _, h, w = x.shape
+    for block in blocks:
+        for conv, norm in block.main():
+            h, w = window(conv).output_size(h, w)
+            norms.require_rows(norm, n * h * w)

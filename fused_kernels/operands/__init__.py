@@ -1,0 +1,1 @@
+"""Tensors as kernels take and return them: memory layout, windows, dtypes, packed images, partial sums."""

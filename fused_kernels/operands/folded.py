@@ -1,0 +1,23 @@
+"""A convolution with its batch norm folded in, as inference takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Weight, bias and, in int8, what takes the sums to the units of the result."""
+
+    w: Tensor
+    """[K, C, R, S]."""
+    bias: Tensor
+    """fp32 [K]; for int8 in units of the result."""
+    scale: Tensor | None = None
+    """fp32 [K], for int8 alone; see ``ops.inference.requantization``."""
+    relu: bool = field(default=True, kw_only=True)
+    """Whether a ReLU follows; without one int8 saturates to [-128, 127]."""
+    zero_sums: Tensor | None = field(default=None, kw_only=True)
+    """int32 [16, K] from ``zero_point.zero_sums``, for a 3x3 in int8 whose input stores its zero as another integer."""

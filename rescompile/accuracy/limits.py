@@ -1,0 +1,53 @@
+"""Limits of an engine: what is asked of it, and whether a measurement meets it."""
+
+from __future__ import annotations
+
+from rescompile.errors import UsageError
+from rescompile.manifest import Precision
+from rescompile.report import Check, Limits, Parity
+from rescompile.wording import percent, points
+
+_SLACK = 1e-9
+"""In percentage points: (0.9339 - 0.9319) * 100 is 0.2 only up to rounding, and 0.2 was asked."""
+
+
+def judge(parity: Parity, limits: Limits) -> tuple[Check, ...]:
+    """Each limit beside its measurement; the first, finite logits, is always asked.
+
+    Raises:
+        UsageError: a top-1 drop was asked of images without labels.
+    """
+    # measure_parity has refused logits that are not finite
+    checks = [Check("finite logits", "all", f"all of {parity.images} images", passed=True)]
+    if (asked := limits.min_agreement) is not None:
+        share = parity.top1_agreement
+        checks.append(Check("agreement", f"at least {percent(asked)}", percent(share), share >= asked))
+    if (asked := limits.max_top1_drop) is not None:
+        drop = _top1_drop(parity)
+        checks.append(Check("top-1 drop", f"at most {points(asked)}", points(drop), drop <= asked + _SLACK))
+    if (asked := limits.max_relative_rms) is not None:
+        rms = parity.relative_rms
+        checks.append(Check("relative RMS", f"at most {asked:.5g}", f"{rms:.5g}", rms <= asked))
+    return tuple(checks)
+
+
+def default_limits(precision: Precision, *, random_weights: bool) -> Limits:
+    """The limits of a user who set none.
+
+    Random weights need finite logits alone: such a network's logits lie so close together that rounding alone
+    reorders them, so neither agreement nor a relative error tells a good engine from a bad one.
+    """
+    if random_weights:
+        return Limits()
+    agreement, relative_rms = {"fp32": (0.995, 1e-3), "fp16": (0.99, 0.02), "int8": (0.90, 0.15)}[precision]
+    return Limits(min_agreement=agreement, max_relative_rms=relative_rms)
+
+
+def _top1_drop(parity: Parity) -> float:
+    """Loss of top-1 accuracy in percentage points; negative where the engine is better."""
+    if parity.top1_reference is None or parity.top1_engine is None:
+        raise UsageError(
+            f"a largest top-1 drop was asked, but the images of {parity.image_source} have no labels: "
+            "pass a labelled set (one folder per class, or labels.csv), or ask for --min-agreement instead"
+        )
+    return 100 * (parity.top1_reference - parity.top1_engine)

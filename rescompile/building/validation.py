@@ -1,0 +1,116 @@
+"""The images on which a new engine is judged, and its logits on them beside those of the fp32 network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from calibration.images import ImageSet, open_image_set
+from calibration.images.builtin import builtin_image_set
+from rescompile.accuracy.parity import Measurement, compare_logits, open_validation_set
+from rescompile.accuracy.verify import stand_in
+from rescompile.backends.base import Backend
+from rescompile.backends.onnxruntime import reference_session
+from rescompile.building.deployable import Deployable
+from rescompile.building.source import Source
+from rescompile.config import BuildConfig
+from rescompile.errors import UsageError
+from rescompile.manifest import Manifest
+from rescompile.progress import Progress
+from rescompile.runtime.loading import load, simulate
+
+FALLBACK_IMAGES = 128
+"""Images taken from the calibration set where no validation set was passed."""
+SIMULATED_IMAGES = 64
+"""Images run through the deployable graph where the engine cannot run; an unoptimized graph is slow."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The images that an engine is judged on, and notes about them for the user."""
+
+    images: ImageSet
+    executed: bool
+    """Whether the engine itself can run on this machine."""
+    notes: tuple[str, ...]
+
+
+def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> Validation:
+    """The validation set; without one, calibration images; without these, the built-in photographs.
+
+    Raises:
+        ImageSetError: a set cannot be used.
+        UsageError: a top-1 drop was asked, but there are no labels.
+    """
+    executed = backend.availability(config.target).run
+    limit = config.validation_images
+    if not executed:
+        limit = min(limit or SIMULATED_IMAGES, SIMULATED_IMAGES)
+    needs_labels = config.limits is not None and config.limits.max_top1_drop is not None
+    if config.validation_set is not None:
+        images = open_validation_set(
+            config.validation_set,
+            classes=source.class_count,
+            limit=limit,
+            need_labels=needs_labels,
+            skip_unreadable=config.calibration.skip_unreadable,
+        )
+        notes = [*images.notes]
+    else:
+        images = _other_images(config, source, min(limit or FALLBACK_IMAGES, FALLBACK_IMAGES))
+        if needs_labels and images.labels is None:
+            raise UsageError(
+                f"--max-top1-drop needs labels, which {images.source} does not have; pass a labelled --validation-set"
+            )
+        notes = [
+            f"no validation set was passed, so parity was measured on {images.source}; pass --validation-set for "
+            "figures on images that the calibration has not seen"
+        ]
+    if not executed:
+        notes.append(
+            f"this engine cannot run on this machine: the figures are those of its {stand_in(backend.name)} on "
+            f"{len(images)} images; run `rescompile verify` where the engine runs"
+        )
+    return Validation(images, executed, tuple(notes))
+
+
+def _other_images(config: BuildConfig, source: Source, count: int) -> ImageSet:
+    calibration = config.calibration
+    if calibration.images is None:
+        return builtin_image_set(count=count, seed=calibration.seed)
+    images = open_image_set(
+        calibration.images, limit=count, seed=calibration.seed, skip_unreadable=calibration.skip_unreadable
+    )
+    # calibration needs no labels, so its class folders may be those of another data set; here that would matter
+    return images if images.labels_fit(source.class_count) else replace(images, labels=None)
+
+
+def measure(
+    folder: Path,
+    manifest: Manifest,
+    source: Source,
+    deployable: Deployable,
+    validation: Validation,
+    progress: Progress,
+) -> Measurement:
+    """Compare the engine in ``folder``, after its golden self-test, with the fp32 network.
+
+    Where the engine cannot run here, its backend's simulation is measured, or else the deployable graph.
+
+    Raises:
+        EngineError: the engine does not reproduce its golden answers.
+    """
+    reference = reference_session(source.graph.SerializeToString(), optimize=True)
+    engine = load(folder) if validation.executed else simulate(folder)
+    candidate = engine or reference_session(deployable.graph.SerializeToString(), optimize=False)
+    try:
+        return compare_logits(
+            reference,
+            candidate,
+            images=validation.images,
+            preprocess=source.preprocess,
+            fed=manifest.inputs[0],
+            progress=progress,
+        )
+    finally:
+        candidate.close()

@@ -1,0 +1,1 @@
+"""One function per rule; `lint.check` holds the table of all."""

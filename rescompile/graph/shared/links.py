@@ -1,0 +1,62 @@
+"""Which node makes a tensor, which nodes read it, and what stands behind Q/DQ and shortcuts, in an editable graph."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import onnx_graphsurgeon as gs
+
+WEIGHTED_OPS = ("Conv", "Gemm")
+MOVEMENT_OPS = ("Slice", "Pad")
+"""Operators of the option A shortcut; they only move values, so they commute with Q and DQ."""
+QUANTIZER_OPS = ("QuantizeLinear", "DequantizeLinear")
+
+
+def made_by(tensor: gs.Tensor) -> str:
+    """The operator that makes ``tensor``; empty for an input or a constant."""
+    return tensor.inputs[0].op if tensor.inputs else ""
+
+
+def before_movement(tensor: gs.Tensor) -> gs.Tensor:
+    """The tensor that the slices and pads above ``tensor`` move; ``tensor`` itself where there are none."""
+    return step_above(tensor, MOVEMENT_OPS)
+
+
+def behind_quantizers(tensor: gs.Tensor) -> gs.Tensor:
+    """The tensor whose values ``tensor`` carries, with Q/DQ nodes above it stepped over."""
+    return step_above(tensor, QUANTIZER_OPS)
+
+
+def step_above(tensor: gs.Tensor, ops: Collection[str]) -> gs.Tensor:
+    """The first tensor, going up through first inputs from ``tensor``, that none of ``ops`` makes."""
+    while made_by(tensor) in ops:
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor
+
+
+def consumers(tensor: gs.Tensor) -> list[gs.Node]:
+    """Nodes that use ``tensor``, each once."""
+    return list({id(node): node for node in tensor.outputs}.values())
+
+
+def readers(tensor: gs.Tensor) -> Iterator[gs.Node]:
+    """Nodes that use ``tensor``, directly or behind the slices and pads of an option A shortcut."""
+    for node in consumers(tensor):
+        yield node
+        if node.op in MOVEMENT_OPS:
+            yield from readers(node.outputs[0])
+
+
+def pads_input(node: gs.Node) -> bool:
+    """Whether ``node`` is a convolution that pads its input with zeros."""
+    return node.op == "Conv" and any(node.attrs.get("pads", ()))
+
+
+def weight_of(node: gs.Node) -> gs.Constant:
+    """The constant that holds the weights of a convolution or the classifier, INT8 or not."""
+    return behind_quantizers(node.inputs[1])
+
+
+def is_quantized(node: gs.Node) -> bool:
+    """Whether a convolution or the classifier has INT8 weights."""
+    return made_by(node.inputs[1]) == "DequantizeLinear"

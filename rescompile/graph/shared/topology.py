@@ -1,0 +1,165 @@
+"""Structure of a folded, canonically named graph: its residual blocks, and which tensors get a quantizer.
+
+Nothing here changes the graph.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from rescompile.errors import GraphError
+from rescompile.graph.shared.editing import read
+from rescompile.graph.shared.links import (
+    MOVEMENT_OPS,
+    WEIGHTED_OPS,
+    before_movement,
+    consumers,
+    made_by,
+    pads_input,
+    readers,
+    step_above,
+    weight_of,
+)
+from rescompile.graph.shared.names import INPUT, OUTPUT, PIXELS
+
+_RESIDUAL_BLOCK = re.compile(r"layer\d+\.\d+(?=\.|$)")
+_STEM = (INPUT, "conv1", "relu1", "maxpool", PIXELS, "preprocess")
+_HEAD = ("avgpool", "flatten", "fc", OUTPUT)
+
+
+@dataclass(frozen=True)
+class ResidualAdd:
+    """The end of one block: ``relu(branch + skip)``."""
+
+    block: str
+    branch: str
+    """Tensor of the block's last convolution."""
+    skip: str
+    """Tensor that is added to it: the block's input, the downsample convolution's output, or the padded slice."""
+    source: str
+    """Tensor whose quantizer the skip uses: the block's input, except behind a downsample convolution."""
+
+
+def residual_adds(graph: gs.Graph) -> list[ResidualAdd]:
+    """All residual adds of a graph without Q/DQ, in the order of execution.
+
+    Raises:
+        GraphError: an Add that is not the end of a named residual block.
+    """
+    # an Add of a constant is part of the normalization in front of the stem
+    adds = [node for node in graph.nodes if node.op == "Add"]
+    return [
+        _residual_add(add) for add in adds if not any(isinstance(each, gs.Constant) for each in add.inputs)
+    ]
+
+
+def _residual_add(add: gs.Node) -> ResidualAdd:
+    block = add.name.removesuffix(".add")
+    by_role = {"branch" if ends_branch(tensor, block) else "skip": tensor for tensor in add.inputs}
+    if len(by_role) != 2:
+        raise GraphError(f"'{add.name}' is not the sum of a convolution branch and a shortcut of one block")
+    skip = by_role["skip"]
+    return ResidualAdd(block, by_role["branch"].name, skip.name, before_movement(skip).name)
+
+
+def ends_branch(tensor: gs.Tensor, block: str) -> bool:
+    """Whether ``tensor`` is the output of a convolution in the branch of ``block``."""
+    return made_by(tensor) == "Conv" and tensor.name.startswith(f"{block}.conv")
+
+
+def quantized_tensors(model: onnx.ModelProto) -> list[str]:
+    """The activations of a folded fp32 graph that get a quantizer of their own, in the order of execution.
+
+    They are inputs of convolutions and of the classifier, the input of the global average pool (so that the last
+    block's output has the type of its skip), and outputs of downsample convolutions. The input of a max pool has
+    none, because the pool commutes with Q and DQ. An identity skip shares the quantizer of the block's input.
+    """
+    graph = read(model)
+    wanted = {node.inputs[0].name for node in graph.nodes if node.op in (*WEIGHTED_OPS, "GlobalAveragePool")}
+    wanted |= {add.source for add in residual_adds(graph)}
+    made = [INPUT, *(tensor.name for node in graph.nodes for tensor in node.outputs)]
+    return [name for name in made if name in wanted]
+
+
+def full_range_tensors(model: onnx.ModelProto, *, widest: int = 0) -> list[str]:
+    """The ``quantized_tensors`` that may store their zero as -128 (``full_range``), in the order of execution.
+
+    A ReLU makes such a tensor, perhaps with a max pool behind it, and its readers are additions and convolutions that
+    do not pad it. In tensors of at most ``widest`` channels they may pad, because constant channels are added there.
+    An option A shortcut may stand between the tensor and the addition.
+    """
+    tensors = read(model).tensors()
+    return [name for name in quantized_tensors(model) if _is_full_range(tensors[name], widest)]
+
+
+def _is_full_range(tensor: gs.Tensor, widest: int) -> bool:
+    activation = tensor.inputs[0].inputs[0] if made_by(tensor) == "MaxPool" else tensor
+    return made_by(activation) == "Relu" and all(
+        node.op in ("Add", *MOVEMENT_OPS)
+        or (node.op == "Conv" and (weight_of(node).shape[1] <= widest or not pads_input(node)))
+        for node in readers(tensor)
+    )
+
+
+def reading_all_of_int8(model: onnx.ModelProto, full_range: Collection[str]) -> list[str]:
+    """Convolutions and classifiers whose input uses all of int8: it can be negative, or is one of ``full_range``."""
+    return [
+        node.name
+        for node in read(model).nodes
+        if node.op in WEIGHTED_OPS
+        and (node.inputs[0].name in full_range or not _cannot_be_negative(node.inputs[0]))
+    ]
+
+
+def _cannot_be_negative(tensor: gs.Tensor) -> bool:
+    return made_by(step_above(tensor, ("MaxPool", "GlobalAveragePool", "Flatten"))) == "Relu"
+
+
+def block_outputs(model: onnx.ModelProto) -> dict[str, str]:
+    """Block name to the tensor at its end, in the order of execution: stem, every residual block, logits."""
+    names = {node.name: node for node in model.graph.node}
+    stem = "maxpool" if "maxpool" in names else "relu1"
+    blocks = {
+        name.removesuffix(".add"): f"{name.removesuffix('.add')}.relu"
+        for name in names
+        if name.endswith(".add")
+    }
+    return {"stem": stem, **blocks, "fc": model.graph.output[0].name}
+
+
+def named_block(name: str) -> str | None:
+    """The block of the node that ``name`` is or begins with, as ``block_outputs`` calls it; None for other names."""
+    if found := _RESIDUAL_BLOCK.match(name):
+        return found[0]
+    if name.startswith(_HEAD):
+        return "fc"
+    return "stem" if name.startswith(_STEM) else None
+
+
+def block_of(node: str) -> str:
+    """The block of a node or tensor of one of our graphs; all in front of the residual blocks is the stem."""
+    return named_block(node) or "stem"
+
+
+def maker_block(tensor: gs.Tensor) -> str | None:
+    """The block whose nodes make ``tensor``; None for the graph's input."""
+    return block_of(tensor.inputs[0].name) if tensor.inputs else None
+
+
+def quantizing_blocks(model: onnx.ModelProto) -> dict[str, set[str]]:
+    """For each of ``quantized_tensors(model)`` the blocks that need it in INT8.
+
+    They are the block that makes it and those whose convolutions or classifier read it.
+    """
+    tensors = read(model).tensors()
+    found = {}
+    for name in quantized_tensors(model):
+        reading = {block_of(node.name) for node in consumers(tensors[name]) if node.op in WEIGHTED_OPS}
+        maker = maker_block(tensors[name])
+        found[name] = reading if maker is None else reading | {maker}
+    return found

@@ -1,0 +1,44 @@
+"""``rescompile inspect``: read an engine directory without loading the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from calibration.table import read_table
+from rescompile.backends.triton.summary import PlanSummary, summary_of
+from rescompile.manifest import CALIBRATION, Manifest, read_manifest
+from rescompile.report import FusedAdds, JsonReport, read_report
+from rescompile.runtime.integrity import check_files
+
+
+class Inspection(JsonReport, frozen=True):
+    """The contents of an engine directory, without its files."""
+
+    manifest: Manifest
+    verdict: str
+    fused: FusedAdds | None
+    calibration_method: str | None
+    calibrated_tensors: int
+    plan: PlanSummary | None = None
+    """Launches and memory of a Triton engine by batch size."""
+
+
+def inspect(directory: Path) -> Inspection:
+    """Read an engine directory and check every hash.
+
+    Raises:
+        EngineError: it is not an engine directory, or a file was changed.
+    """
+    manifest = read_manifest(directory)
+    check_files(directory, manifest)
+    report = read_report(directory)
+    path = directory / CALIBRATION
+    table = read_table(path) if path.is_file() else None
+    return Inspection(
+        manifest=manifest,
+        verdict=report.verdict,
+        fused=report.fused,
+        calibration_method=table.method if table else None,
+        calibrated_tensors=len(table.tensors) if table else 0,
+        plan=summary_of(directory, manifest),
+    )
