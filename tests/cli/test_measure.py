@@ -108,8 +108,8 @@ def test_profile_prints_a_table_and_writes_json(small_engines, tmp_path, monkeyp
     [
         ((), 2, "Missing argument"),
         (("x", "--seconds", "-1"), 2, "not a time"),
-        (("x", "--output", "none/x.json"), 1, "none is no folder"),
-        (("no-such-engine",), 1, "no engine directory"),
+        (("x", "--output", "none/x.json"), 1, "none is not a folder"),
+        (("no-such-engine",), 1, "not an engine directory"),
     ],
 )
 def test_what_cannot_be_profiled_is_one_sentence(words, code, said, tmp_path, monkeypatch, capsys) -> None:
