@@ -1,4 +1,4 @@
-"""How far an engine's logits are from the reference's, one batch at a time. NumPy only.
+"""Distance of an engine's logits from the reference's, one batch at a time. NumPy only.
 
     relative RMS = sqrt( sum (e - r)^2 / sum r^2 )            over all logits of all images
     cosine       = mean over images of  <e, r> / (|e| |r|)
@@ -42,7 +42,7 @@ class ParityMeter:
         Raises:
             BackendError: the engine's logits have another shape than the reference's, or are not finite.
             CheckpointError: the reference's logits are not finite.
-            ImageSetError: a label names no class of the network.
+            ImageSetError: a label is not a class of the network.
         """
         if reference.ndim != 2 or reference.shape != engine.shape:
             raise BackendError(
@@ -63,7 +63,7 @@ class ParityMeter:
         self._max_abs = max(self._max_abs, float(np.abs(error).max(initial=0.0)))
 
     def result(self, *, image_source: str, image_fingerprint: str) -> Parity:
-        """The comparison so far; ``relative_rms`` is infinite where only the reference is all zero.
+        """The comparison so far; ``relative_rms`` is infinite if the reference is all zero and the engine is not.
 
         Raises:
             ImageSetError: no image was compared.

@@ -104,7 +104,7 @@ def test_a_linked_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "engine").mkdir()
     sealed(tmp_path)
     (tmp_path / "engine" / MANIFEST).symlink_to(tmp_path / MANIFEST)
-    with pytest.raises(EngineError, match="no plain file; a symbolic link, perhaps"):
+    with pytest.raises(EngineError, match="not a plain file; perhaps a symbolic link"):
         read_manifest(tmp_path / "engine")
 
 
