@@ -190,7 +190,7 @@ def test_optional_packages_come_through_one_door() -> None:
         "cli/build",
         "cli/engine",
         "cli/options",
-        "cli/verdict",
+        "cli/output",
         "report",
         "runtime/engine",
         "runtime/golden",

@@ -60,12 +60,13 @@ def model_of(net: Network, threads: int) -> Any:
     import torch
 
     from rescompile.models import registry
+    from rescompile.models.random_weights import random_model
     from rescompile.sources import checkpoint
 
     torch.set_num_threads(threads)
     spec = registry.find(depth=None, name=net.name)
     if net.weights == "random":
-        return checkpoint.random_model(spec, spec.default_classes, 0)[0].eval()
+        return random_model(spec, spec.default_classes, 0)[0].eval()
     return checkpoint.build_model(spec, checkpoint.load_checkpoint(Path(net.weights)))
 
 

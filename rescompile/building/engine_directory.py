@@ -113,12 +113,11 @@ def write_graphs(
     source: Source,
     deployable: Deployable,
     table: CalibrationTable | None,
-    *,
-    keep_reference: bool,
+    config: BuildConfig,
 ) -> None:
     """Write the deployable graph, the fp32 reference and the calibration table."""
     atomic_write(folder / GRAPH, deployable.graph.SerializeToString())
-    if keep_reference:
+    if config.keep_reference:
         atomic_write(folder / REFERENCE, source.graph.SerializeToString())
     if table is not None:
         table.write(folder / CALIBRATION)

@@ -91,7 +91,7 @@ class _Writer:
     def shortcut(self, x: gs.Variable, block: Block, name: str) -> gs.Variable:
         from rescompile.models.resnet import OptionA
 
-        shortcut = block.shortcut
+        shortcut = block.downsample
         if shortcut is None:
             return x
         if isinstance(shortcut, OptionA):

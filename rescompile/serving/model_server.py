@@ -13,7 +13,7 @@ def config_of(name: str, *, instances: int) -> dict[str, Any]:
     plugin = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if instances > 1:
         plugin |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(instances)}
-    model = {"name": name, "base_path": name, "target_device": "CPU", "plugin_config": plugin}
+    model: dict[str, Any] = {"name": name, "base_path": name, "target_device": "CPU", "plugin_config": plugin}
     if instances > 1:
         model["nireq"] = instances  # requests that run at the same time
     return {"model_config_list": [{"config": model}]}

@@ -361,8 +361,8 @@ def test_another_network_is_refused(
 ) -> None:
     from rescompile.graph.export import export
     from rescompile.graph.fold import fold
+    from rescompile.models.random_weights import random_model
     from rescompile.models.registry import find
-    from rescompile.sources.checkpoint import random_model
 
     name = "resnet32-cifar" if other == "blocks" else "resnet20-cifar"
     network = random_model(find(depth=None, name=name), 7 if other == "classes" else 10, seed=1)[0]

@@ -387,7 +387,7 @@ def test_a_table_without_a_folder_to_lie_in(refuses: Answer, small: Path, tmp_pa
 
 def test_a_file_that_is_no_onnx(refuses: Answer, tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_text("hello")
-    assert "is no valid ONNX model" in refuses("build --precision fp32 --onnx", tmp_path / "net.onnx")
+    assert "is not a valid ONNX model" in refuses("build --precision fp32 --onnx", tmp_path / "net.onnx")
     assert "does not exist" in refuses("build --precision fp32 --onnx", tmp_path / "no.onnx")
 
 

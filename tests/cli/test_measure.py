@@ -71,9 +71,9 @@ def test_compare_prints_json(tmp_path, monkeypatch, capsys) -> None:
     [
         ((), 2, "pass an engine directory to measure, or --compare"),
         (("x", "--compare", "a", "b"), 2, "and not both"),
-        (("x", "--seconds", "0"), 2, "--seconds 0 is no time"),
-        (("x", "--seconds", "nan"), 2, "--seconds nan is no time"),
-        (("x", "--seconds", "inf"), 2, "--seconds inf is no time"),
+        (("x", "--seconds", "0"), 2, "--seconds 0 is not a time"),
+        (("x", "--seconds", "nan"), 2, "--seconds nan is not a time"),
+        (("x", "--seconds", "inf"), 2, "--seconds inf is not a time"),
         (("x", "--batch", "1,two"), 2, "write whole numbers"),
         (("x", "--output", "none/x.json"), 1, "none is not a folder"),
         (("x", "--output", "."), 1, "is a folder"),
@@ -107,7 +107,7 @@ def test_profile_prints_a_table_and_writes_json(small_engines, tmp_path, monkeyp
     ("words", "code", "said"),
     [
         ((), 2, "Missing argument"),
-        (("x", "--seconds", "-1"), 2, "no time"),
+        (("x", "--seconds", "-1"), 2, "not a time"),
         (("x", "--output", "none/x.json"), 1, "none is not a folder"),
         (("no-such-engine",), 1, "not an engine directory"),
     ],

@@ -16,9 +16,9 @@ from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.quantize import quantize
 from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors
+from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find, with_options
 from rescompile.models.specification import ModelSpec
-from rescompile.sources.checkpoint import random_model
 
 SIZES = {"imagenet": 64, "cifar": 32}
 """Input sizes of the tests; ImageNet networks take any multiple of 32."""
