@@ -1,4 +1,4 @@
-"""How much shared memory a program has, and how much a tile needs."""
+"""Shared memory: the limit of a program, and the need of a tile."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def capability_of(device: torch.device) -> int:
 
 @cache
 def limit_on(device: torch.device) -> int:
-    """``limit_of`` a device; a Hopper's where there is no GPU, as under the interpreter or on the meta device."""
+    """``limit_of`` a device; that of Hopper for other devices, as under the interpreter or on the meta device."""
     return limit_of(capability_of(device)) if device.type == "cuda" else HOPPER
 
 

@@ -31,7 +31,7 @@ class Layer:
     residual_scale: float | None = None
 
     def run(self, x: Tensor, *, relu: bool = True, residual: Tensor | None = None) -> Tensor:
-        """In a launch of its own."""
+        """Run the convolution in a launch of its own."""
         assert self.folded.scale is not None
         return conv_int8(
             x, self.folded.w, self.folded.scale, self.folded.bias, self.conv,
@@ -54,7 +54,7 @@ class Block:
         return self.conv2.folded.w.shape[0]
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """What is added to the main path."""
+        """The tensor that is added to the main path."""
         return x if self.projection is None else self.projection.run(x, relu=False)
 
 

@@ -23,7 +23,7 @@ PUBLISHED = {
 }
 """ResNet-50's figures of the analysis that set this project's goals; the formulas here are to reproduce them."""
 BAR = 1.10
-"""How far above the floor a pass may be; beyond it the page has to explain why."""
+"""Largest ratio to the floor that a pass may have without an explanation on the page."""
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def verdict(table: Table) -> str:
-    """How the whole network compares, in one line."""
+    """Compare the whole network in one line."""
     eager, compiled, mine, floor = (total / GB for total in table.total.totals)
     name = "fusedA" if table.training else "pool"
     return (
