@@ -8,26 +8,26 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.artifact_cache import CALIBRATION_IMAGES, TIMEOUT, ArtifactCache, Failed
 from benchmarks.networks import Network
 from benchmarks.rows import Row
-from benchmarks.workshop import CALIBRATION_IMAGES, TIMEOUT, Failed, Workshop
 from rescompile.measuring.timing import timing
 
 EFFORTS = ("rescompile fast", "rescompile balanced", "NNCF", "ONNX Runtime")
 _QUANTIZERS = {"NNCF": "nncf", "ONNX Runtime": "onnxruntime"}
 
 
-def calibrated(net: Network, workshop: Workshop, contender: str, case: str) -> Row:
+def calibrated(net: Network, artifacts: ArtifactCache, contender: str, case: str) -> Row:
     """Run it once.
 
     Raises:
         Failed: a package is missing, or it refused the network.
     """
     if contender in _QUANTIZERS:
-        made = workshop.quantized(net, _QUANTIZERS[contender])
+        made = artifacts.quantized(net, _QUANTIZERS[contender])
         seconds, peak, covers = made.seconds, made.peak_rss_bytes, "fp32 graph to quantized graph"
     else:
-        seconds = _ours(net, workshop.folder, contender.removeprefix("rescompile "))
+        seconds = _ours(net, artifacts.folder, contender.removeprefix("rescompile "))
         peak, covers = None, "checkpoint to calibration table"
     return Row(
         suite="calibration",

@@ -31,7 +31,7 @@ ALLOWED_GROWTH_MIB = 4.0
 WARM_UP = 1000
 
 
-class Soaked(msgspec.Struct, frozen=True, kw_only=True):
+class SoakResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a run found."""
 
     model: str
@@ -49,14 +49,14 @@ class Soaked(msgspec.Struct, frozen=True, kw_only=True):
         return not self.wrong and not self.failed and self.growth_mib <= ALLOWED_GROWTH_MIB
 
 
-def soak(engine: Engine, *, threads: int, inferences: int) -> Soaked:
+def soak(engine: Engine, *, threads: int, inferences: int) -> SoakResult:
     """Run ``inferences`` single images from ``threads`` threads."""
     images = random_images(engine, IMAGES)
     expected = [engine(image[None]) for image in images]
     _run(engine, images, expected, threads=threads, inferences=min(max(inferences // 10, 1), WARM_UP))
     before, start = resident_bytes(), time.perf_counter()
     found = _run(engine, images, expected, threads=threads, inferences=inferences)
-    return Soaked(
+    return SoakResult(
         model=engine.manifest.model,
         backend=engine.manifest.backend,
         threads=threads,

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.conftest import Session
 from benchmarks.kernel_cases import CASES, CONTENDERS, raced
-from benchmarks.replay import CLOCK, show
+from benchmarks.race_clock import CLOCK, show
 from benchmarks.rows import Row
 
 
