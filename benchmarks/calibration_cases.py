@@ -1,4 +1,4 @@
-"""Calibrations in processes of their own: ours by effort, and those of NNCF and ONNX Runtime, quantization included."""
+"""Times calibrations, each in its own process: ours by effort, and those of NNCF and ONNX Runtime with quantization."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _QUANTIZERS = {"NNCF": "nncf", "ONNX Runtime": "onnxruntime"}
 
 
 def calibrated(net: Network, artifacts: ArtifactCache, contender: str, case: str) -> Row:
-    """Run it once.
+    """Run ``contender`` once.
 
     Raises:
         Failed: a package is missing, or it refused the network.
@@ -42,7 +42,7 @@ def calibrated(net: Network, artifacts: ArtifactCache, contender: str, case: str
 
 
 def _ours(net: Network, folder: Path, effort: str) -> float:
-    """Seconds of ``rescompile calibrate``; its table is looked at before the time counts."""
+    """Seconds of ``rescompile calibrate``, after a check of the table that it wrote."""
     output = folder / f"{net.name}-{effort}.json"
     command = [sys.executable, "-m", "rescompile", "calibrate", *net.options, "--effort", effort]
     command += ["--calibration-images", str(CALIBRATION_IMAGES), "--output", str(output)]

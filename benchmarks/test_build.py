@@ -1,4 +1,4 @@
-"""Whole builds, each a process of its own: wall time, peak memory, and both by stage; peers quantize the same graph."""
+"""Times whole builds, each in its own process: time and peak memory, also by stage; peers quantize the same graph."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IMAGES = f"{CALIBRATION_IMAGES} calibration images, and {VALIDATION_IMAGES} for 
 @pytest.mark.parametrize("contender", list(MAKERS))
 @pytest.mark.benchmark(timer=CLOCK)
 def test_build(benchmark: Any, session: Session, network_name: str, contender: str) -> None:
-    """One row of the table; what another suite has built already is not built again."""
+    """One row of the table; artifacts of another suite are not built again."""
     what, ours, covers = MAKERS[contender]
     net, artifacts = session.network(network_name), session.artifacts
     common = {

@@ -1,4 +1,4 @@
-"""Calibration: ranges, thresholds and scales of one network from the same images, and what the scales are worth."""
+"""Times the calibration of one network by each contender, on the same images."""
 
 from __future__ import annotations
 

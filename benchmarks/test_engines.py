@@ -1,4 +1,4 @@
-"""Whole networks: latency at batch 1, and throughput at each contender's best batch, all contenders in turns."""
+"""Times whole networks in turns: latency at batch 1, and throughput at each contender's best batch size."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_only_openvino_engines_have_an_overhead_over_openvino(built: dict[str, P
     with pytest.raises(SystemExit) as stop:
         runtime_overhead.main([str(built["onnxruntime"])])
     assert stop.value.code == 1
-    assert "is no OpenVINO engine" in capsys.readouterr().err
+    assert "is not an OpenVINO engine" in capsys.readouterr().err
 
 
 def test_different_logits_stop_the_race() -> None:
