@@ -26,7 +26,8 @@ PRODUCT = [*SOURCES, *sorted((ROOT / "fused_kernels").rglob("*.py"))]
 LAYERS = (
     ("errors", "version", "wording"),
     ("manifest",),
-    ("files", "optional", "cache"),
+    ("files", "optional"),
+    ("cache",),
     ("report",),
     ("metrics", "progress"),
     ("models",),

@@ -58,7 +58,7 @@ def said(sanitized: Path, good: Path, spoilt: dict[str, Path]) -> dict[str, str]
 
 def test_the_good_one_is_good(said: dict[str, str]) -> None:
     assert said["good"] == "good resnet20-cifar int8 openvino"
-    assert said["nowhere"].startswith("bad 2 nowhere is no engine directory: it does not exist")
+    assert said["nowhere"].startswith("bad 2 nowhere is not an engine directory: it does not exist")
 
 
 @pytest.mark.parametrize("name", CASES)
