@@ -92,12 +92,6 @@ def test_equalization_repairs_the_same_damage_without_any_block_in_fp16(folder: 
     assert (report.fp16_blocks, report.frontier, report.reformats) == ((), (), 1)
 
 
-def test_blocks_in_fp16_can_be_refused(folder: Path) -> None:
-    report = rescompile.build(config(folder, "refused", fp16_blocks="none"))
-    assert not report
-    assert (report.fp16_blocks, report.frontier) == ((), ())
-
-
 def test_a_budget_that_nothing_keeps_fails_with_the_best_that_was_found(folder: Path) -> None:
     impossible = Limits(min_agreement=0.9, max_relative_rms=1e-9)
     report = rescompile.build(config(folder, "impossible", limits=impossible, fp16_blocks="auto"))
@@ -192,13 +186,10 @@ class Reads(Silent):
         self.stage = "between"
 
 
-@pytest.mark.parametrize("effort", ["fast", "best"])
-def test_validation_images_are_read_only_to_judge(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, effort: Any
-) -> None:
+def test_validation_images_are_read_only_to_judge(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = Reads(monkeypatch)
-    calibration = CalibrationConfig(images=folder / "calibration.npz", effort=effort, limit=16)
-    asked = {"limits": Limits(max_relative_rms=1e-9), "fp16_blocks": "auto"}  # a search, whatever the effort
+    calibration = CalibrationConfig(images=folder / "calibration.npz", effort="best", limit=8)
+    asked = {"limits": Limits(max_relative_rms=1e-9), "fp16_blocks": "auto"}  # a search, even for this effort
     rescompile.build(config(folder, "read", calibration=calibration, validation_images=20, **asked), reads)
     assert reads.of("validation.npz") == {"verify", "budget", "verify again", "report"}
     assert reads.of("calibration.npz") == {"calibrate", "budget"}
