@@ -78,7 +78,7 @@ def describe() -> dict[str, str]:
 
 
 def diagnose() -> list[Finding]:
-    """What each backend can build and run here, which extras are missing, and the free disk space."""
+    """Findings about each backend, about missing extras and about free disk space."""
     name, reason = choose_backend()
     return [
         _machine(),

@@ -1,4 +1,4 @@
-"""Which blocks of an INT8 network stay in FP16: those that the user names, or as few as meet the limits."""
+"""Chooses the blocks of an INT8 network that stay in FP16: those that the user names, or as few as meet the limits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MixedPrecision:
 
     graph: onnx.ModelProto | None
     calibrated: Calibrated | None = None
-    """What it was quantized with."""
+    """The calibration that it was quantized with."""
     fp16_blocks: tuple[str, ...] = ()
     """In the order of execution."""
     frontier: tuple[FrontierPoint, ...] = ()

@@ -1,4 +1,4 @@
-"""INT8 builds quantize pixels without error where the backend takes them, whatever made the table."""
+"""INT8 builds quantize pixels without error, whatever made the table."""
 
 from __future__ import annotations
 

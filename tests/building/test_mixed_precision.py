@@ -1,4 +1,4 @@
-"""The budget: as few blocks in FP16 as keep the limits, found without a look at the images that judge."""
+"""As few blocks stay in FP16 as meet the limits, and the validation images do not influence their order."""
 
 from __future__ import annotations
 

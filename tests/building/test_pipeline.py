@@ -1,4 +1,4 @@
-"""Small builds of every kind, and what their directories promise."""
+"""Small builds of every kind, and the contents of their engine directories."""
 
 from __future__ import annotations
 
