@@ -26,18 +26,8 @@ PACKAGES = (
     "tensorrt", "tensorrt-rtx", "pycuda", "triton",
 )  # fmt: skip
 
-_ISA = {
-    "avx2": "avx2",
-    "avx512f": "avx512f",
-    "avx_vnni": "avx_vnni",
-    "avx512_vnni": "avx512_vnni",
-    "avx512_bf16": "avx512_bf16",
-    "amx_int8": "amx_int8",
-    "amx_bf16": "amx_bf16",
-    "asimd": "neon",
-    "asimddp": "dotprod",
-    "i8mm": "i8mm",
-}
+_X86 = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+_ISA = {**{name: name for name in _X86}, "asimd": "neon", "asimddp": "dotprod", "i8mm": "i8mm"}
 """Flag in /proc/cpuinfo to the usual name, for instruction sets that affect the speed of an engine."""
 
 _OPTIONAL = {

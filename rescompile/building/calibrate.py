@@ -238,13 +238,10 @@ def _recipe_for(source: Source, config: CalibrationConfig, *, hard: bool) -> Rec
 
     A rounding that the user chose stays, and an effort that the user chose is not raised for hard weights.
     """
-    quick = config.effort != "fast" and _weights_of(source) <= SMALL
+    weights = sum(math.prod(tensor.dims) for tensor in source.graph.graph.initializer)
+    quick = config.effort != "fast" and weights <= SMALL
     learn = config.rounding is None and (quick or (hard and config.effort is None))
     return replace(config.recipe, rounding="learned") if learn else config.recipe
-
-
-def _weights_of(source: Source) -> int:
-    return sum(math.prod(tensor.dims) for tensor in source.graph.graph.initializer)
 
 
 def note_on_full_range(wide: int, tensors: int) -> str:

@@ -32,7 +32,7 @@ BUDGET = Limits(min_agreement=0.9, max_top1_drop=10.0)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``net.pth``, of which one block has an outlier channel, and the image sets."""
-    folder = tmp_path_factory.mktemp("mixture")
+    folder = tmp_path_factory.mktemp("mixed")
     write_sets(folder)
     torch.save(with_outlier(classifier(), DAMAGED, channel=5), folder / "net.pth")
     return folder
