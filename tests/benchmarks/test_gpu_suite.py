@@ -1,4 +1,4 @@
-"""What is promised of the GPU's one call; without a GPU its parts say why nothing was measured."""
+"""The GPU suite; without a GPU, its parts say why nothing was measured."""
 
 from __future__ import annotations
 

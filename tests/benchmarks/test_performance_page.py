@@ -1,4 +1,4 @@
-"""What is promised of docs/performance.md: it is what the raw results give, and nothing else."""
+"""docs/performance.md holds exactly what the raw results give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is promised of the rows of a run: ratios are by image and within one case."""
+"""Ratios between the rows of a run are by image and within one case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The soak and the overhead of the Python runtime, on a minute engine and for a moment."""
+"""The soak test and the overhead of the Python runtime, on a tiny engine and for a moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is promised of the suites' machinery; whole runs are for a quiet machine."""
+"""The machinery of the suites; whole runs need a quiet machine."""
 
 from __future__ import annotations
 
