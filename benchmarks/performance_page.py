@@ -82,7 +82,7 @@ def read_folder(folder: Path) -> Found:
             elif document.get("format") not in _ELSEWHERE:
                 raise ValueError("it is of no known format")  # noqa: TRY301
         except (ValueError, msgspec.ValidationError) as error:
-            raise ValueError(f"{path} is no raw result ({error})") from None
+            raise ValueError(f"{path} is not a raw result ({error})") from None
     return found
 
 

@@ -111,15 +111,14 @@ class PreprocessOptions:
     color: Literal["RGB", "BGR"] | None = None
 
     def __post_init__(self) -> None:
-        if self.crop is not None and not 1 <= self.crop <= MAX_SIDE:
-            raise UsageError(
-                f"--crop {self.crop} is not between 1 and {MAX_SIDE}; it is a side in pixels, such as 224"
-            )
-        if self.resize is not None and not 0 <= self.resize <= MAX_SIDE:
-            raise UsageError(
-                f"--resize {self.resize} is not between 0 and {MAX_SIDE}; it is a side in pixels, such as 256, or "
-                "0 for no resizing"
-            )
+        for option, side, least, example in (
+            ("--crop", self.crop, 1, "224"),
+            ("--resize", self.resize, 0, "256, or 0 for no resizing"),
+        ):
+            if side is not None and not least <= side <= MAX_SIDE:
+                raise UsageError(
+                    f"{option} {side} is not between {least} and {MAX_SIDE}; it is a side in pixels, such as {example}"
+                )
 
     def apply(self, default: Preprocess = IMAGENET) -> Preprocess:
         """``default`` with these changes.

@@ -26,18 +26,8 @@ PACKAGES = (
     "tensorrt", "tensorrt-rtx", "pycuda", "triton",
 )  # fmt: skip
 
-_ISA = {
-    "avx2": "avx2",
-    "avx512f": "avx512f",
-    "avx_vnni": "avx_vnni",
-    "avx512_vnni": "avx512_vnni",
-    "avx512_bf16": "avx512_bf16",
-    "amx_int8": "amx_int8",
-    "amx_bf16": "amx_bf16",
-    "asimd": "neon",
-    "asimddp": "dotprod",
-    "i8mm": "i8mm",
-}
+_X86 = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+_ISA = {**{name: name for name in _X86}, "asimd": "neon", "asimddp": "dotprod", "i8mm": "i8mm"}
 """Flag in /proc/cpuinfo to the usual name, for instruction sets that affect the speed of an engine."""
 
 _OPTIONAL = {
@@ -78,7 +68,7 @@ def describe() -> dict[str, str]:
 
 
 def diagnose() -> list[Finding]:
-    """What each backend can build and run here, which extras are missing, and the free disk space."""
+    """Findings about each backend, about missing extras and about free disk space."""
     name, reason = choose_backend()
     return [
         _machine(),

@@ -1,4 +1,4 @@
-"""Every wish that makes no sense is refused when it is written down, with the option's name and what to write."""
+"""Options that make no sense are refused at once, with the name of the option and what to write."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import msgspec
 from rich.progress import Progress
 
 from benchmarks.accuracy.checkpoints import Checkpoint, checkpoints
-from benchmarks.accuracy.judge import Judge
+from benchmarks.accuracy.fp32_comparison import Fp32Comparison
 from benchmarks.accuracy.ours import FIRST, KINDS, built, directory
 from benchmarks.accuracy.page import PAGE, page
 from benchmarks.accuracy.peers import PEERS, Peer, quantized
@@ -75,15 +75,15 @@ def _rows(
         folder = Path(name)
 
         @cache
-        def judge() -> Judge:
+        def comparison() -> Fp32Comparison:
             ours = directory(folder, FIRST)
-            return Judge(checkpoint, read_manifest(ours).preprocess, ours / REFERENCE)
+            return Fp32Comparison(checkpoint, read_manifest(ours).preprocess, ours / REFERENCE)
 
         for kind in kinds:
-            yield built(checkpoint, kind, folder, judge)
+            yield built(checkpoint, kind, folder, comparison)
             show(f"{checkpoint.model} {kind}")
         for peer in peers:
-            yield quantized(peer, judge(), folder)
+            yield quantized(peer, comparison(), folder)
             show(f"{checkpoint.model} {peer.name}")
 
 

@@ -1,4 +1,4 @@
-"""Whatever a network comes from, it becomes one folded graph that computes the same, or it is refused."""
+"""A network from any source becomes one folded graph that computes the same, or is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def opened(**fields: Any) -> Source:
 
 @pytest.fixture(scope="module")
 def exported(small_source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folded graph as somebody else's ONNX file."""
+    """The folded graph as an ONNX file."""
     path = tmp_path_factory.mktemp("onnx") / "net.onnx"
     onnx.save(small_source.graph, path)
     return path
