@@ -110,7 +110,7 @@ def meet_limits(
         candidate = simulate(restore(quantized, original, choice), Batch(1, BATCH, BATCH))
         found = compare_logits(
             reference.from_first_batch(), candidate,
-            images=validation.images, preprocess=source.preprocess, fed=FLOAT_INPUT, progress=progress,
+            images=validation.images, preprocess=source.preprocess, candidate_input=FLOAT_INPUT, progress=progress,
         )  # fmt: skip
         return point(choice, found)
 
