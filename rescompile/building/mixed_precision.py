@@ -112,7 +112,7 @@ def meet_limits(
             simulate(restore(quantized, original, choice), Batch(1, BATCH, BATCH)),
             images=validation.images,
             preprocess=source.preprocess,
-            fed=FLOAT_INPUT,
+            candidate_input=FLOAT_INPUT,
             progress=progress,
         )
         return point(choice, found)

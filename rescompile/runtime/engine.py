@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 
     Given = NDArray[Any] | SupportsDLPack | SupportsCudaArray
 
-T = TypeVar("T")
-A = TypeVar("A")
+_CLOSED = "this engine is closed; load it again"
 
 
 class Engine:
@@ -43,16 +41,19 @@ class Engine:
         self._runner: Runner | None = runner
         self._concurrent, self._zero_copy = isinstance(runner, Concurrent), isinstance(runner, ZeroCopyRunner)
         self._lock = threading.Lock()
-        self._submissions = Submissions(runner.parallel if isinstance(runner, Concurrent) else 1)
+        self._closed = False
+        parallel = runner.parallel if isinstance(runner, Concurrent) else 1
+        # it starts threads when they are needed
+        self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="rescompile")
 
     def __call__(self, images: Given) -> NDArray[np.float32]:
         """Logits [N, classes] of ``images`` [N, ...] in the manifest's input layout and dtype, N >= 1.
 
         More images than the engine takes at once are run in several parts, fewer are padded; the logits are those of
         the given images alone. Objects with ``__dlpack__`` on the CPU, such as torch tensors, are treated like arrays.
-        Neither is copied if it is contiguous and has a batch size of the engine; OpenVINO never copies. Engines on a
-        GPU also take objects that are there already, with ``__dlpack__`` or ``__cuda_array_interface__``, and read
-        them in place after the stream that writes them.
+        Neither is copied if it is contiguous and has a batch size of the engine. Engines on a GPU also take objects
+        that are there already, with ``__dlpack__`` or ``__cuda_array_interface__``, and read them in place after the
+        stream that writes them.
 
         Raises:
             UsageError: the shape, layout or dtype is not that of the engine, there is no image, or a tensor is on
@@ -72,14 +73,20 @@ class Engine:
             UsageError: see ``__call__``; later errors are raised by ``result``.
             EngineError: the engine is closed.
         """
-        return self._submissions.submit(self._answer, self._checked(images))
+        checked = self._checked(images)
+        try:
+            return self._pool.submit(self._answer, checked)
+        except RuntimeError:
+            if not self._closed:
+                raise
+            raise EngineError(_CLOSED) from None
 
     def _answer(self, images: NDArray[Any] | DeviceImages) -> NDArray[np.float32]:
         """Logits of checked images."""
         with nullcontext() if self._concurrent else self._lock:
             runner = self._runner
             if runner is None:
-                raise EngineError("this engine is closed; load it again")
+                raise EngineError(_CLOSED)
             if self._fits(len(images)):
                 return runner(images)
             most = self.manifest.batch.max
@@ -124,7 +131,8 @@ class Engine:
 
     def close(self) -> None:
         """Free memory and devices after all submitted requests are answered; calling it twice is harmless."""
-        self._submissions.close()
+        self._closed = True
+        self._pool.shutdown(wait=True)
         with self._lock:
             runner, self._runner = self._runner, None
         if runner is not None:
@@ -159,34 +167,5 @@ class Engine:
         if not (self._zero_copy and on_cuda(given)):
             return as_array(given)
         if not isinstance(runner, ZeroCopyRunner):
-            raise EngineError("this engine is closed; load it again")
+            raise EngineError(_CLOSED)
         return runner.import_images(given)
-
-
-class Submissions:
-    """Queue of requests for at most ``parallel`` threads, which start with the first request. Thread-safe."""
-
-    def __init__(self, parallel: int) -> None:
-        self._parallel, self._closed = parallel, False
-        self._pool: ThreadPoolExecutor | None = None
-        self._lock = threading.Lock()
-
-    def submit(self, work: Callable[[A], T], given: A) -> Future[T]:
-        """Queue ``work(given)`` for the next idle thread.
-
-        Raises:
-            EngineError: it is closed.
-        """
-        with self._lock:
-            if self._closed:
-                raise EngineError("this engine is closed; load it again")
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._parallel, thread_name_prefix="rescompile")
-            return self._pool.submit(work, given)
-
-    def close(self) -> None:
-        """Finish all submitted requests and refuse more; calling it twice is harmless."""
-        with self._lock:
-            self._closed, pool, self._pool = True, self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True)
