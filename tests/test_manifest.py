@@ -72,7 +72,7 @@ def test_a_changed_field_breaks_the_digest(tmp_path: Path, changes: dict[str, An
         read_manifest(tmp_path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_every_flipped_bit_is_found(tmp_path_factory: pytest.TempPathFactory, place: int, bit: int) -> None:
     folder = tmp_path_factory.mktemp("engine", numbered=True)
