@@ -1,4 +1,4 @@
-"""Every rule passes on our graphs and catches the mutation that it exists for, naming the block."""
+"""Every rule passes on our graphs, and finds the mutation that it exists for and its block."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ def test_blocks_that_are_meant_to_be_fp16_break_no_rule_and_the_others_still_fus
     assert fusable_adds(folded("resnet18")) == 0
 
 
-def test_a_break_that_nobody_asked_for_is_refused() -> None:
+def test_a_break_that_was_not_asked_for_is_refused() -> None:
     found = broken_rules(with_break(), fp16_blocks=BREAK[:2])
     assert "weight of 'layer2.1.conv1' is not quantized" in found["inputs-quantized"]
     assert "'layer2.1.add' has 0 quantized inputs" in found["residual-skip-only"]

@@ -91,7 +91,7 @@ def test_an_exporter_can_walk_the_network():
 
 
 def run_by_structure(model: ResNet, x: torch.Tensor) -> torch.Tensor:
-    """What the exporter understands of a network, executed."""
+    """Logits computed from ``blocks()`` and ``convs()`` alone, as the exporter walks them."""
     x = F.max_pool2d(F.relu(model.bn1(model.conv1(x))), 3, stride=2, padding=1)
     for _, block in model.blocks():
         y = x

@@ -23,7 +23,7 @@ def logits(model):
 
 
 def akamaster(state):
-    """As akamaster's programs save it."""
+    """A checkpoint in the form that akamaster's programs save."""
     renamed = {
         name.replace("fc.", "linear.").replace("downsample.", "shortcut."): t for name, t in state.items()
     }

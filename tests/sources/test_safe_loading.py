@@ -85,7 +85,7 @@ def test_code_in_a_plain_pickle_is_not_run(tmp_path, protocol):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_options_and_scores_beside_the_weights_do_no_harm(save, zipped):
-    """As timm and many training scripts save them: an options object and NumPy numbers."""
+    """timm and many training scripts save an options object and NumPy numbers."""
     extras = {
         "args": argparse.Namespace(lr=0.1),
         "best": np.float64(93.2),

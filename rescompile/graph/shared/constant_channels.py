@@ -30,13 +30,7 @@ from calibration.scales import LEVELS
 from rescompile.errors import GraphError
 from rescompile.graph.shared.editing import read, write
 from rescompile.graph.shared.links import WEIGHTED_OPS, weight_of
-from rescompile.graph.shared.metadata import (
-    CHANNELS,
-    channel_count,
-    drop_entries,
-    entries_under,
-    real_channels,
-)
+from rescompile.graph.shared.metadata import CHANNELS, drop_entries, real_channels, real_channels_in
 
 _CHANNELS = 1
 _TYING = (
@@ -86,23 +80,18 @@ def without_constant_channels(model: onnx.ModelProto) -> onnx.ModelProto:
 def remove_constant_channels(graph: gs.Graph) -> None:
     """Undo ``add_constant_channels`` in place, whatever weights the channels have now."""
     groups, tensors = _Groups(graph), graph.tensors()
-    recorded = entries_under(graph.rescompile_metadata, CHANNELS)
-    counts = {
-        groups.of(tensors[name]): channel_count(name, text)
-        for name, text in recorded.items()
-        if name in tensors
-    }
+    recorded = real_channels_in(graph.rescompile_metadata)
+    counts = {groups.of(tensors[name]): count for name, count in recorded.items() if name in tensors}
     _set_channels(graph, groups, counts)
     drop_entries(graph, CHANNELS)
 
 
 def balance(graph: gs.Graph, reader: gs.Node) -> None:
     """Set the weights of the constant channels so that those of each tap of ``reader`` sum to zero."""
-    values, tensor = weight_of(reader).values.copy(), reader.inputs[0].name
-    recorded = graph.rescompile_metadata.get(CHANNELS + tensor)
-    if recorded is None:
+    real = real_channels_in(graph.rescompile_metadata).get(reader.inputs[0].name)
+    if real is None:
         return
-    real = channel_count(tensor, recorded)
+    values = weight_of(reader).values.copy()
     limit = LEVELS if values.dtype == np.int8 else np.inf
     missing = -_tap_sums(values[:, :real])
     for channel in range(real, values.shape[_CHANNELS]):
