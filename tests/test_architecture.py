@@ -26,7 +26,8 @@ PRODUCT = [*SOURCES, *sorted((ROOT / "fused_kernels").rglob("*.py"))]
 LAYERS = (
     ("errors", "version", "wording"),
     ("manifest",),
-    ("files", "optional", "cache"),
+    ("files", "optional"),
+    ("cache",),
     ("report",),
     ("metrics", "progress"),
     ("models",),
@@ -189,7 +190,7 @@ def test_optional_packages_come_through_one_door() -> None:
         "cli/build",
         "cli/engine",
         "cli/options",
-        "cli/verdict",
+        "cli/output",
         "report",
         "runtime/engine",
         "runtime/golden",

@@ -115,11 +115,15 @@ REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
         {"model": MODEL, "precision": "fp16", "fp16_blocks": "auto"},
         "leave it out with --precision fp16",
     ),
-    (BuildConfig, {"model": MODEL, "fp16_blocks": ("fc",), "backend": "triton"}, "without FP16 blocks only"),
+    (
+        BuildConfig,
+        {"model": MODEL, "fp16_blocks": ("fc",), "backend": "triton"},
+        "cannot leave blocks of INT8 engines in FP16",
+    ),
     (
         BuildConfig,
         {"model": MODEL, "precision": "fp16", "calibration": CalibrationConfig(full_range=True)},
-        "--full-range is about the integers of an int8 engine",
+        "--full-range belongs to int8 engines",
     ),
     (CalibrationConfig, {"table": Path("a"), "full_range": False}, "--full-range need images"),
     (BuildConfig, {"model": MODEL, "fp16_blocks": "auto"}, "pass --validation-set with --min-agreement"),

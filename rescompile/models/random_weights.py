@@ -38,8 +38,7 @@ def random_model(spec: ModelSpec, classes: int, seed: int) -> tuple[ResNet, str]
         raise UsageError(f"a seed cannot be negative ({seed}): pass 0 or more")
     with torch.device("meta"):
         model = create(spec, classes)
-    model.to_empty(device="cpu")
-    _fill(model, _Draw(seed), last_scale=1 / math.sqrt(spec.residual_adds))
+    fill_randomly(model.to_empty(device="cpu"), seed)
     return model.eval(), weights_sha256(model.state_dict())
 
 
@@ -72,10 +71,13 @@ class _Draw:
         values += np.float32(low)
 
 
-def _fill(model: ResNet, draw: _Draw, *, last_scale: float) -> None:
+def fill_randomly(model: ResNet, seed: int) -> None:
+    """Fill all parameters and statistics of ``model``, on the CPU."""
+    draw, blocks = _Draw(seed), model.blocks()
+    last_scale = 1 / math.sqrt(len(blocks))
     _convolution(model.conv1, draw, gain=1.0)
     _batch_norm(model.bn1, draw, scale=1.0)
-    for _, block in model.blocks():
+    for _, block in blocks:
         for conv, bn in block.convs():
             _convolution(conv, draw, gain=_RELU_GAIN)
             _batch_norm(bn, draw, scale=last_scale if bn is block.convs()[-1][1] else 1.0)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 
 from calibration.preprocess import IMAGENET, Preprocess
 from rescompile.cache import cache_directory
 from rescompile.errors import DownloadError, UsageError
-from rescompile.files import sha256_of
+from rescompile.files import atomic_stream, sha256_of
 from rescompile.models.specification import ModelSpec
 
 Version = Literal["v1", "v2"]
@@ -53,26 +53,21 @@ def fetch_pretrained(spec: ModelSpec, version: Version = "v1", *, progress: Prog
     name = _published(spec, version)
     url = f"{_mirror()}/{name}"
     target = cache_directory() / name
-    partial = target.with_name(f".{name}.{uuid.uuid4().hex}.part")
     try:
-        if target.is_file() and _has_hash(target, name):
+        if target.is_file() and sha256_of(target).startswith(_expected(name)):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        _download(url, partial, target, progress)
-        if not _has_hash(partial, name):
-            raise DownloadError(
-                f"{url} does not have its published SHA-256 ({_expected(name)}…) and was thrown away: "
-                "try again, or set RESCOMPILE_WEIGHTS_URL to another mirror"
-            )
-        partial.replace(target)
+        with atomic_stream(target) as stream:
+            if not _download(url, stream, target, progress).startswith(_expected(name)):
+                raise DownloadError(
+                    f"{url} does not have its published SHA-256 ({_expected(name)}…) and was thrown away: "
+                    "try again, or set RESCOMPILE_WEIGHTS_URL to another mirror"
+                )
     except OSError as error:
         raise DownloadError(
             f"{target} cannot be read or written ({error.strerror or error}): make room and give access there, "
             "or set RESCOMPILE_CACHE to another directory"
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return target
 
 
@@ -114,19 +109,21 @@ def _expected(name: str) -> str:
     return Path(name).stem.rpartition("-")[2]
 
 
-def _has_hash(path: Path, name: str) -> bool:
-    return sha256_of(path).startswith(_expected(name))
+def _download(url: str, stream: BinaryIO, target: Path, progress: Progress | None) -> str:
+    """Write the body of ``url`` to ``stream``, and return its SHA-256.
 
-
-def _download(url: str, partial: Path, target: Path, progress: Progress | None) -> None:
-    """Write the body of ``url`` to ``partial``; errors of the disk raise OSError, all others DownloadError."""
-    done = 0
-    with partial.open("xb") as file:
-        for piece, total in _pieces(url, target):
-            file.write(piece)
-            done += len(piece)
-            if progress is not None:
-                progress(done, total)
+    Raises:
+        OSError: the disk refused.
+        DownloadError: anything else went wrong.
+    """
+    digest, done = hashlib.sha256(), 0
+    for piece, total in _pieces(url, target):
+        stream.write(piece)
+        digest.update(piece)
+        done += len(piece)
+        if progress is not None:
+            progress(done, total)
+    return digest.hexdigest()
 
 
 def _pieces(url: str, target: Path) -> Iterator[tuple[bytes, int]]:

@@ -72,7 +72,7 @@ def test_wrong_usage_is_said_in_one_sentence(program: Any, tmp_path: Path, capsy
         with pytest.raises(SystemExit) as stop:
             program(words)
         assert stop.value.code == code
-    assert "no engine directory" in capsys.readouterr().err
+    assert "not an engine directory" in capsys.readouterr().err
 
 
 def test_overhead_is_a_ratio_of_turns_and_its_bar_decides(built: dict[str, Path], capsys: Say) -> None:

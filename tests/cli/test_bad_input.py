@@ -382,12 +382,12 @@ def test_verifying_tells_the_images_that_were_left_out(engine: Path, tmp_path: P
 
 def test_a_table_without_a_folder_to_lie_in(refuses: Answer, small: Path, tmp_path: Path) -> None:
     words = f"calibrate --weights {small / 'net.pth'} --calibration-set {small / 'images.npz'} --output"
-    assert "nowhere is no folder; make it" in refuses(words, tmp_path / "nowhere/t.json")
+    assert "nowhere is not a folder; make it" in refuses(words, tmp_path / "nowhere/t.json")
 
 
 def test_a_file_that_is_no_onnx(refuses: Answer, tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_text("hello")
-    assert "is no valid ONNX model" in refuses("build --precision fp32 --onnx", tmp_path / "net.onnx")
+    assert "is not a valid ONNX model" in refuses("build --precision fp32 --onnx", tmp_path / "net.onnx")
     assert "does not exist" in refuses("build --precision fp32 --onnx", tmp_path / "no.onnx")
 
 

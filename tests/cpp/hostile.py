@@ -1,4 +1,4 @@
-"""Engine directories that are damaged or made to do harm; each must be refused in one sentence."""
+"""Engine directories that somebody damaged or made to do harm; each must be refused in one sentence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Fields = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """A way to spoil a good engine, and the answer of the C++ library: error code and words."""
+    """How a good engine is spoilt, and what the C++ library says then: error code and words."""
 
     spoil: Callable[[Path], None]
     code: int
@@ -138,7 +138,7 @@ CASES: dict[str, Case] = {
     "pipe as manifest": Case(replaced("manifest.json", os.mkfifo), 2, "manifest.json is not a plain file"),
     "missing payload": Case(lambda folder: (folder / "model.bin").unlink(), 2, "model.bin is missing, although"),
     "linked payload": Case(replaced("model.bin", link), 2, "model.bin is not a plain file"),
-    "dangling link": Case(replaced("model.bin", lambda path: path.symlink_to("/nowhere/at/all")), 2, "a plain file"),
+    "dangling link": Case(replaced("model.bin", lambda path: path.symlink_to("/nowhere/at/all")), 2, "not a plain"),
     "folder as payload": Case(replaced("model.bin", Path.mkdir), 2, "model.bin is not a plain file"),
     "pipe as payload": Case(replaced("model.bin", os.mkfifo), 2, "model.bin is not a plain file"),
     "truncated payload": Case(file("model.bin", lambda old: old[:-1], sealed=False), 2, "bytes instead of"),
@@ -152,7 +152,7 @@ CASES: dict[str, Case] = {
     "list as manifest": Case(file("manifest.json", lambda old: b"[]", sealed=False), 2, "`$` must be an object"),
     "deep manifest": Case(file("manifest.json", lambda old: b"[" * 100_000, sealed=False), 2, "it is not JSON"),
     "changed manifest": Case(
-        file("manifest.json", lambda old: old.replace(b'"crop": 32', b'"crop": 31'), sealed=False),
+        file("manifest.json", lambda old: old.replace(b'"model": "', b'"model": "x'), sealed=False),
         2, "was changed after the build (its digest differs)",
     ),
     "bytes behind the digest": Case(

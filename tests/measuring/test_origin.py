@@ -1,4 +1,4 @@
-"""What is promised of the origin of a figure."""
+"""The origin of a figure: commit, machine, settings, memory."""
 
 from __future__ import annotations
 

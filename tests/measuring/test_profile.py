@@ -1,4 +1,4 @@
-"""What is promised of ``rescompile profile``."""
+"""``rescompile profile``: blocks, layers, findings, refusals."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def on_meta(name, **options):
 # akamaster's table; 19.4 M for 1202
 @pytest.mark.parametrize(
     ("depth", "parameters"),
-    [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962), (1202, 19_421_274)],
+    [(20, 269_722), (56, 853_018), (1202, 19_421_274)],
 )
 def test_sizes_are_akamasters(depth, parameters):
     assert sum(p.numel() for p in on_meta(f"resnet{depth}-cifar").parameters()) == parameters

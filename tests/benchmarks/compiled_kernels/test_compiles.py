@@ -46,11 +46,11 @@ if EXHAUSTIVE:
     OTHERS = dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_100", "sm_120"), ())
 HEAVIEST = (
     "dgrad_block ?x? + shortcut/2, projection",
-    "conv_int8 ?x? + residual + ReLU",
+    "conv_int8 1x1 + residual + ReLU",
     "conv_int8 3x3, full range + residual + ReLU",
     "conv_bias 3x3 + ReLU",  # no second tensor and no sums: tiles that are too large for all others
     "conv_int8 ?x? + ReLU",
-    "chain 128 + next 1x1*",
+    "chain 128 + next 1x1",
     "wgrad 3x3 of relu(bn(x))",
     "stem_conv_moments*",
     "stem_inference ?x?*",
