@@ -72,7 +72,7 @@ def test_layers_of_an_int8_graph_do_not_see_the_batch_size_that_the_server_sets(
 @pytest.mark.parametrize("value", [np.float32(1), np.float32("nan"), np.float32("-inf"), np.uint8(255)])
 def test_the_hidden_zero_is_zero_for_every_value(value: Any) -> None:
     given = ops.parameter([-1, 2], value.dtype)
-    compiled = ov.Core().compile_model(ov.Model([openvino_graph._hidden_zero(given)], [given]), "CPU")
+    compiled = compile_model(ov.Model([openvino_graph._hidden_zero(given)], [given]))
     assert compiled([np.full((3, 2), value)])[0].tolist() == [0]
 
 
