@@ -167,12 +167,12 @@ def _inference_remarks(table: Table) -> str:
     blocks, total = table.blocks.ours, table.total.floor.total()
     chain = total - floors.chain_saves(table.network, table.batch, table.dtype)
     return paragraph(
-        f"""The floor is one kernel for each convolution with its whole epilogue. Ours is below the floor where chain
-        kernels run a bottleneck's 3x3, its last 1x1 and the next block's first 1x1 in one launch: they move
-        {blocks["chain"] / GB:.3f} GB of the blocks' {blocks.total() / GB:.3f}. The part of the next block that such a
-        launch computes counts in the launch's own block. With chains at every width up to {floors.CHAIN_WIDTH},
-        across stages too, the floor would be {chain / GB:.3f} GB. Weights are folded once, before the pass. The stem's launch reads an image that
-        `pack` has written with four channels."""
+        f"""The floor is one kernel for each convolution with its whole epilogue. Ours is below the floor where
+        chain kernels run a bottleneck's 3x3, its last 1x1 and the next block's first 1x1 in one launch: they
+        move {blocks["chain"] / GB:.3f} GB of the blocks' {blocks.total() / GB:.3f}. The part of the next block
+        that such a launch computes counts in the launch's own block. With chains at every width up to
+        {floors.CHAIN_WIDTH}, across stages too, the floor would be {chain / GB:.3f} GB. Weights are folded
+        once, before the pass. The stem's launch reads an image that `pack` has written with four channels."""
     )
 
 
@@ -194,8 +194,9 @@ def _published(training_dtype: torch.dtype, inference_dtype: torch.dtype) -> str
     header = (
         "batch", "eager GB", "torch.compile GB", "fusedA GB", "pool MB", "chain MB", "ours / fusedA", "ours / pool",
     )  # fmt: skip
-    text = """ResNet-50 at other batch sizes: each cell has the figure of the formulas above, then the one of the
-        analysis that set this project's goals. The floors agree to the last digit. Eager and torch.compile are up to 1 % above
-        the analysis, in part because gradients of weights are written in 16 bits, read, and written in fp32. Casts of
-        weights and split-K workspaces do not shrink with the batch, so they weigh more in small batches."""
+    text = """ResNet-50 at other batch sizes: each cell has the figure of the formulas above, then the one of
+        the analysis that set this project's goals. The floors agree to the last digit. Eager and torch.compile
+        are up to 1 % above the analysis, in part because gradients of weights are written in 16 bits, read, and
+        written in fp32. Casts of weights and split-K workspaces do not shrink with the batch, so they weigh
+        more in small batches."""
     return f"{paragraph(text)}\n\n{markdown_table(header, rows)}"
