@@ -92,7 +92,9 @@ class Int8Network:
         s_shortcut = s_x if block.downsample is None else _scale_of(shortcut)
         z = F.relu(block.conv3(h2) + shortcut)
         s_1, s_2, s_z = _scale_of(h1), _scale_of(h2), _scale_of(z)
-        projection = None if block.downsample is None else _layer(block.downsample[0], s_x, s_shortcut)
+        projection = (
+            None if block.downsample is None else _layer(block.downsample.get_submodule("0"), s_x, s_shortcut)
+        )
         self.blocks.append(
             Block(
                 _layer(block.conv1, s_x, s_1),
