@@ -1,8 +1,8 @@
-"""A chain of residual blocks, forward and backward, as the fewest passes over memory. Derivation: docs/math/block.md.
+"""Residual blocks for training, forward and backward, in few passes over memory. Derivation: docs/math/block.md.
 
 Forward, one block with layers 1 … L:
     y_1 = conv_1(x)                          + moments of y_1
-    y_l = conv_l(relu(bn_{l-1}(y_{l-1})))    + moments of y_l; the activation lives in registers alone
+    y_l = conv_l(relu(bn_{l-1}(y_{l-1})))    + moments of y_l; the activation lives in registers only
     d   = conv_d(x)                          + moments of d, for a projection
     z   = relu(bn_L(y_L) + shortcut)         one pass; z is the next block's x
 
@@ -12,7 +12,7 @@ Backward, from g_L = dz where z > 0 and its sums:
     g_{l-1} = dgrad(dy_l) where relu(bn_{l-1}) is open    + the sums for bn_{l-1}
     g_L of the block before = (dgrad(dy_1) + shortcut gradient) where x > 0    + the sums for its bn_L and bn_d
 
-These are plain functions on tensors: ``library`` makes one differentiable operator of them.
+``torch_operators`` makes one differentiable operator of these functions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_kernels.blocks.batch_norm import Affine, Normalized, NormGradient, denormalize, normalize
+from fused_kernels.blocks.batch_norm import Affine, Normalized, NormGradient, norm_gradient, normalize
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.operands.layout import nhwc
 from fused_kernels.operands.partials import Partials
@@ -41,22 +41,17 @@ class LayerTensors:
 
 @dataclass(frozen=True)
 class SavedLayer:
-    """What backward needs of one layer."""
+    """Tensors of one layer that the backward pass needs."""
 
     y: Tensor
     """The convolution's output, before its batch norm."""
     vectors: Tensor
     total: Tensor | None
 
-    @property
-    def count(self) -> int:
-        """Rows of y on this process."""
-        return self.y.numel() // self.y.shape[1]
-
 
 @dataclass(frozen=True)
 class SavedBlock:
-    """What backward needs of one block, its input apart: that is the chain's input or the ``z`` before."""
+    """Tensors of one block that the backward pass needs; its input is the chain's input or the ``z`` before."""
 
     main: tuple[SavedLayer, ...]
     projection: SavedLayer | None
@@ -124,13 +119,13 @@ def _forward_layer(
 
 
 def padded(x: Tensor, block: Block) -> Tensor:
-    """Shortcut option A: every ``stride``-th pixel, between zero channels."""
+    """The parameter-free shortcut of CIFAR networks: every ``stride``-th pixel, between zero channels."""
     return nhwc(F.pad(x[:, :, :: block.stride, :: block.stride], (0, 0, 0, 0, *block.pad)))
 
 
 @dataclass(frozen=True)
 class GradientRequest:
-    """Which gradients to compute."""
+    """The gradients to compute."""
 
     dx: bool
     dw: tuple[bool, ...]
@@ -197,7 +192,7 @@ class _BlockBackward:
         self.found: dict[int, LayerGradients] = {}
 
     def gradients(self) -> list[LayerGradients]:
-        """Of all layers, in order."""
+        """The gradients of all layers, in order."""
         return [self.found[index] for index in range(len(self.weights))]
 
     def main_path(self, g: Tensor, partials: Partials) -> tuple[Tensor, Tensor]:
@@ -241,4 +236,4 @@ class _BlockBackward:
 
 
 def _norm_gradient(layer: Layer, saved: SavedLayer, sum_g: Tensor, sum_gy: Tensor) -> NormGradient:
-    return denormalize(layer, sum_g, sum_gy, saved.vectors, saved.count, saved.total)
+    return norm_gradient(layer, saved.y, saved.vectors, saved.total, sum_g, sum_gy)
