@@ -81,7 +81,7 @@ def _race(case: str, session: Session) -> list[Row]:
 
 def _holder(network: str) -> nn.Module:
     """A module whose child is an identity block, as ``fuse`` looks for it, batch norms as after a training."""
-    holder = nn.Sequential(create(find(depth=None, name=network), 10).layer1[1])
+    holder = nn.Sequential(create(find(depth=None, name=network), 10).get_submodule("layer1.1"))
     for module in holder.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

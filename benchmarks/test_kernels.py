@@ -29,7 +29,7 @@ def test_kernel(benchmark: Any, session: Session, case: str, contender: str) -> 
 
 
 def test_kernels_on_a_gpu(benchmark: Any, session: Session) -> None:
-    """Stands for the GPU's rows where there is no GPU; where there is one, its own suite has them."""
+    """Add a row that says where the GPU's rows come from."""
     reason = (
         "python -m benchmarks.gpu_suite measures them, in a run of its own"
         if torch.cuda.is_available()

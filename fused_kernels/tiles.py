@@ -10,9 +10,9 @@ from fused_kernels.errors import TuningError
 
 @dataclass(frozen=True)
 class Tile:
-    """How one kernel cuts its work up.
+    """The sizes into which one kernel cuts its work.
 
-    ``m`` x ``n`` outputs a program, ``k`` of the reduction a step; kernels without a reduction leave ``k`` at 0.
+    A program computes ``m`` x ``n`` outputs, in steps of ``k`` of the reduction; kernels without one leave ``k`` at 0.
     """
 
     m: int
@@ -30,7 +30,7 @@ class Tile:
 
     @property
     def name(self) -> str:
-        """``128x64x64 4w 3s``: m x n x k, warps, stages; whether it is flat."""
+        """``128x64x64 4w 3s``: m x n x k, warps and stages; ``flat`` follows if it is."""
         sizes = "x".join(str(size) for size in (self.m, self.n, self.k) if size)
         return f"{sizes} {self.warps}w {self.stages}s{' flat' if self.flat else ''}"
 
@@ -51,5 +51,7 @@ class Tile:
                 f"a tile has no field {sorted(unknown)[0]!r}: its fields are {', '.join(sorted(known))}"
             )
         if not all(isinstance(value, int) for value in data.values()) or not {"m", "n"} <= set(data):
-            raise TuningError(f"{data} is no tile: m and n are required, and every field is a whole number")
+            raise TuningError(
+                f"{data} is not a tile: m and n are required, and every field is a whole number"
+            )
         return Tile(**data)

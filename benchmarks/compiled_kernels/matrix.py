@@ -121,15 +121,15 @@ _INTRODUCTION = """\
 # Kernels, compiled
 
 Every kernel with every tile that the tuner may choose, compiled for each target and Triton release by
-`scripts/compile-with-newest-triton.sh`; no GPU took part. A tile is m x n x k of the matrix product, warps and pipeline
+`scripts/compile-with-newest-triton.sh`, without a GPU. A tile is m x n x k of the matrix product, warps and pipeline
 stages. A kernel is wrong if it does not compile, needs more shared memory than a program has, multiplies 16-bit or int8
 matrices without the target's tensor-core instructions (HGMMA and IGMMA on sm_90) or, on sm_90, spills a register.
-Spills and copies are counted in instructions, registers are 32-bit ones a thread."""
+Spills and copies are counted in instructions; registers are 32-bit ones per thread."""
 
 _SPILLS = """\
-Which tiles are candidates is decided by the shared memory of each target and by what sm_90 holds in registers, for
-which the kernels are tuned. Elsewhere some spill, in instructions of the worst operation as follows. They stay
-candidates: a tuner times them beside others of their size that do not."""
+Candidates are chosen by the shared memory of each target and by the registers of sm_90, which the kernels are tuned
+for. On other targets some candidates spill; the table counts the instructions in the worst operation. They stay
+candidates: a tuner times them beside others of their size that do not spill."""
 
 
 def _spills(cells: Sequence[Cell]) -> str:

@@ -1,4 +1,4 @@
-"""As much of ``pycuda.driver`` as a plan's runner asks for, over ctypes: for GPUs where pycuda is missing."""
+"""The part of ``pycuda.driver`` that a plan's runner uses, over ctypes, for machines without pycuda."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Memory:
 
     @property
     def pointer(self) -> ctypes.c_uint64:
-        """As the driver takes it."""
+        """The address in the form that the driver takes."""
         return ctypes.c_uint64(self._address)
 
     def free(self) -> None:

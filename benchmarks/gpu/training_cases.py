@@ -28,9 +28,9 @@ class OpSpec:
     name: str
     dtype: torch.dtype
     make: Callable[[int, torch.device], OpCase]
-    """From a batch size and a device, which may be meta."""
+    """Makes the case for a batch size and a device, which may be meta."""
     count: int = 1
-    """How often the network's step has it."""
+    """Number of times that the network's step has it."""
 
     @property
     def label(self) -> str:

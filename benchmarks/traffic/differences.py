@@ -1,4 +1,4 @@
-"""What the fused operators move beyond the fusedA floor in a training step, item by item."""
+"""Bytes that the fused operators move beyond the fusedA floor in a training step, item by item."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def differences(table: Table) -> list[Difference]:
         Difference(
             "masks",
             e * outputs - outputs // 4,
-            "where a block's ReLU is open is read from z, in its own dtype; the floor writes and reads a bit",
+            "the mask of a block's ReLU is read from z, in the dtype of z; the floor writes and reads one bit",
         ),
         Difference("stem", _over(table, "stem"), _STEM),
         Difference(
             "split-K workspaces",
             blocks[WORKSPACE],
             "fp32 parts of dw, written and then added up in a fixed order, so that the same input gives the same bits;"
-            " no credit is taken for the L2 cache, which holds them",
+            " the L2 cache holds them, but they are counted in full",
         ),
         Difference(
             "statistics",

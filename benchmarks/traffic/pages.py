@@ -23,7 +23,7 @@ PUBLISHED = {
 }
 """ResNet-50's figures of the analysis that set this project's goals; the formulas here are to reproduce them."""
 BAR = 1.10
-"""How far above the floor a pass may be; beyond it the page has to explain why."""
+"""Largest ratio to the floor that a pass may have without an explanation on the page."""
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def verdict(table: Table) -> str:
-    """How the whole network compares, in one line."""
+    """Compare the whole network in one line."""
     eager, compiled, mine, floor = (total / GB for total in table.total.totals)
     name = "fusedA" if table.training else "pool"
     return (
@@ -105,16 +105,16 @@ def as_page(training_table: Table, inference_table: Table, command: str) -> str:
 _INTRODUCTION = """\
 Made by `{command}`; a test fails where this page and the command disagree.
 
-GB (1e9 bytes) between memory and chip. Each tensor that a kernel touches counts once for each launch, and of a tensor
-that it walks over in part, that part: a second read inside of one launch is expected from the L2 cache, a second
-launch shares nothing. How each column is counted:
+GB (1e9 bytes) between memory and chip. Each tensor that a kernel touches counts once per launch; if the kernel walks
+over a part of the tensor, only that part counts. A second read within one launch is expected to hit the L2 cache;
+launches share nothing. How each column is counted:
 
-- **eager**: the `aten` calls of torchvision's blocks under AMP, from their arguments; operations of two passes by a
+- **eager**: the `aten` calls of torchvision's blocks under AMP, from their arguments; operations with two passes by a
   table of passes (`benchmarks/traffic/torch_ops.py`).
 - **torch.compile**: a model of Inductor's passes around cuDNN's convolutions (`compiled.py`), not a trace. Inductor's
   own schedule for a row of bottlenecks moves a little more: 20 passes over the widest tensor where the model has 16.
 - **ours**: the launches of the fused operators, recorded on meta tensors and counted from the kernels' own arguments,
-  and the operations of PyTorch around them (`ours.py`, `footprint.py`).
+  plus the operations of PyTorch around them (`ours.py`, `footprint.py`).
 - **floor**: fusedA for training, pool for inference, by formula (`floors.py`)."""
 
 
@@ -145,7 +145,7 @@ def _excess(table: Table) -> str:
 
 _APART = """All blocks are one operator here, as in a `FusedResNet`: the epilogue that writes the gradient of a
 block's input also takes the ReLU's mask and the sums for the block before. Where each stage is an operator of its own
-(`fuse(model)`, or `linked = False`), its last block starts from a pass of its own, `entry`: {more} in all."""
+(`fuse(model)`, or `linked = False`), its last block starts with a separate pass, `entry`: {more} in all."""
 
 
 def paragraph(text: str, indent: str = "") -> str:
@@ -167,12 +167,12 @@ def _inference_remarks(table: Table) -> str:
     blocks, total = table.blocks.ours, table.total.floor.total()
     chain = total - floors.chain_saves(table.network, table.batch, table.dtype)
     return paragraph(
-        f"""The floor is one kernel for each convolution with its whole epilogue. Ours is below it where chain kernels
-        run a bottleneck's 3x3, its last 1x1 and the next block's first 1x1 in one launch: they move
-        {blocks["chain"] / GB:.3f} GB of the blocks' {blocks.total() / GB:.3f}. What such a launch computes of the next
-        block counts in its own. With chains at every width up to {floors.CHAIN_WIDTH}, across stages too, the floor
-        would be {chain / GB:.3f} GB. Weights are folded once, before the pass. The stem's launch reads an image that
-        `pack` has written with four channels."""
+        f"""The floor is one kernel for each convolution with its whole epilogue. Ours is below the floor where
+        chain kernels run a bottleneck's 3x3, its last 1x1 and the next block's first 1x1 in one launch: they
+        move {blocks["chain"] / GB:.3f} GB of the blocks' {blocks.total() / GB:.3f}. The part of the next block
+        that such a launch computes counts in the launch's own block. With chains at every width up to
+        {floors.CHAIN_WIDTH}, across stages too, the floor would be {chain / GB:.3f} GB. Weights are folded
+        once, before the pass. The stem's launch reads an image that `pack` has written with four channels."""
     )
 
 
@@ -194,8 +194,9 @@ def _published(training_dtype: torch.dtype, inference_dtype: torch.dtype) -> str
     header = (
         "batch", "eager GB", "torch.compile GB", "fusedA GB", "pool MB", "chain MB", "ours / fusedA", "ours / pool",
     )  # fmt: skip
-    text = """ResNet-50: what the columns above are at other batch sizes / what the analysis that set this project's
-        goals had. The floors agree to its last digit. Eager and torch.compile are up to 1 % above it, in part because
-        gradients of weights are written in 16 bits, read, and written in fp32. What does not shrink with the batch
-        weighs more in small ones: casts of weights and split-K workspaces."""
+    text = """ResNet-50 at other batch sizes: each cell has the figure of the formulas above, then the one of
+        the analysis that set this project's goals. The floors agree to the last digit. Eager and torch.compile
+        are up to 1 % above the analysis, in part because gradients of weights are written in 16 bits, read, and
+        written in fp32. Casts of weights and split-K workspaces do not shrink with the batch, so they weigh
+        more in small batches."""
     return f"{paragraph(text)}\n\n{markdown_table(header, rows)}"
