@@ -52,7 +52,7 @@ class Network:
 
     steps: tuple[Step, ...]
     weights: dict[str, Array]
-    """Convolutions as [K, R, S, C], the stem's as ``fused_kernels.stem_layout`` packs it, the classifier as [K, C]."""
+    """Convolutions as [K, R, S, C], the stem's as ``operands.packed_image`` packs it, the classifier as [K, C]."""
 
 
 def lower(model: onnx.ModelProto, plane: Plane) -> Network:
