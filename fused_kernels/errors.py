@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree.
+"""Errors of this package, as one tree.
 
 FusedKernelError
 ├── ShapeError         tensors that do not fit one another, or a kernel

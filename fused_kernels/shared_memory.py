@@ -1,4 +1,4 @@
-"""Shared memory: the limit of a program, and the need of a tile."""
+"""Shared memory: how much a program has, and how much a tile needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LIMITS = {
     120: 101_376,
     121: 101_376,
 }
-"""Bytes that one program may use, by compute capability; 1 KB less than what the documentation gives a processor."""
+"""Bytes that one program may use, by compute capability; 1 KB less than the documented size of a processor."""
 SMALLEST = 101_376
 HOPPER = _LIMITS[90]
 
@@ -42,16 +42,16 @@ def capability_of(device: torch.device) -> int:
 
 @cache
 def limit_on(device: torch.device) -> int:
-    """``limit_of`` a device; that of Hopper for other devices, as under the interpreter or on the meta device."""
+    """``limit_of`` a device; a Hopper's without a GPU, as in the interpreter or on the meta device."""
     return limit_of(capability_of(device)) if device.type == "cuda" else HOPPER
 
 
 def needed_by(tile: Tile, problem: Problem) -> int:
-    """An upper bound on what a kernel uses: an operand tile of each kind for every stage."""
+    """An upper bound on the bytes that a kernel uses: an operand tile of each kind for every stage."""
     size = problem.dtype.itemsize
     if problem.kind != "chain":
         return tile.stages * (tile.m + tile.n) * tile.k * size + _SCRATCH
     window = tile.stages * (tile.m + problem.c) * tile.k
-    # a block of z: weights to it and from it, its residual; beside them the 3x3's result, as an operand
+    # for a block of z: the weights before and after it and its residual; then the 3x3's result as an operand
     columns = tile.stages * tile.n * (problem.c + problem.following + tile.m) + tile.m * problem.c
     return max(window, columns) * size + _SCRATCH

@@ -15,6 +15,7 @@ from benchmarks.gpu.op_case import OpCase, Operands
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import convolution, passes, statistics, stem
+from fused_kernels.ops.image import pack
 
 STEM = Conv(7, 7, 2, 3)
 STEM_BACKWARD_TILE = 32
@@ -158,7 +159,7 @@ def _stem_specs(scale: Scale, dtype: torch.dtype) -> list[OpSpec]:
     def wgrad(n: int, device: torch.device) -> OpCase:
         new = Operands(device, dtype)
         x, dy = new.activation(n, 3, image), new.activation(n, k, p)
-        packed = stem.pack(x, STEM, dtype)
+        packed = pack(x, STEM, dtype)
         flops = 2.0 * n * p * p * k * 147
         return OpCase(
             stem.stem_wgrad,
