@@ -1,9 +1,9 @@
-"""Candidate tiles for a problem: a short menu, cut to the problem's size and pruned.
+"""Which tiles are worth timing for a problem: a short menu, cut to the problem and pruned.
 
-The tuner times them, ``python -m benchmarks.compiled_kernels`` compiles them, and ``choice.default_tile`` takes the
-first. A tile is pruned if shared memory does not hold its operands, if registers do not hold its sums (found by
-compiling for sm_90; that command fails if a candidate spills), if it is larger than the problem, or if it leaves
-processors idle that a smaller tile would use.
+The tuner times these, ``benchmarks.compiled_kernels`` compiles them (and fails where one spills registers), and
+``choice.default_tile`` takes the first. A tile is pruned where shared memory does not hold its operands, where
+registers do not hold its sums (found by compiling for sm_90), where it is larger than the problem, and where it leaves
+processors idle that a smaller one would use.
 """
 
 from __future__ import annotations
@@ -12,26 +12,28 @@ from dataclasses import replace
 
 import torch
 
+from fused_kernels.gpus import HOPPER
 from fused_kernels.problem import Problem
-from fused_kernels.shared_memory import HOPPER, needed_by
 from fused_kernels.tiles import Tile
 
 PROCESSORS = 132
 """Multiprocessors of an H100 or H200."""
 MOST = 12
-"""Most candidates for one problem."""
+"""The largest number of candidates for one problem."""
 MOST_WINDOWED = 4
-"""Most tiles of a convolution wider than 1x1; each is a candidate in both forms, see ``Tile.flat``."""
+"""Tiles of a convolution wider than 1x1, each of which is a candidate in both forms; see ``Tile.flat``."""
 STEP_BYTES = 128
-"""Depth of a step in bytes: the widest swizzle of shared memory, and 64 elements in 16 bits."""
+"""Depth of a step: the widest swizzle of shared memory, and 64 elements in 16 bits."""
 CHAIN_BYTES = 64
 """Bytes of a pixel of z that a chain holds at a time."""
 WORKSPACE_SHARE = 1 / 16
-"""Share of the bytes of a wgrad's operands that a workspace may move to give each processor a second program."""
+"""Bytes that a workspace may move for a second program per processor, as a share of a wgrad's operands."""
 LEAST_STEPS = 8
-"""Fewest steps of one part of a split reduction; with fewer the workspace costs more than it saves."""
+"""Steps of one part of a split reduction; fewer do not pay for the workspace."""
+_SCRATCH = 2_560
+"""Bytes of shared memory beside the operands: sums that cross warps, and alignment; an upper bound over all kernels."""
 
-# k = 0: a step of STEP_BYTES. Tiles that read the least for each output come first
+# k = 0: a step of STEP_BYTES. Those that read the least for each output come first
 _TENSOR_CORES = (
     Tile(128, 128, warps=8, stages=3),
     Tile(128, 128, warps=8, stages=4),
@@ -66,15 +68,22 @@ _CHAIN = (
     Tile(64, 32, warps=4, stages=2),
 )
 _CHAIN_FLOAT32 = (Tile(16, 32, 32, warps=8, stages=2),)
+_MENUS = {
+    "chain": (_CHAIN, _CHAIN_FLOAT32),
+    "wgrad": (_WGRAD, _WGRAD_FLOAT32),
+    "stem": (_STEM, _FLOAT32),
+    "product": (_TENSOR_CORES, _FLOAT32),
+}
+"""By the kind of problem, the menus with tensor cores and for fp32."""
 
 _PLAIN_EPILOGUES = {"store", "bias", "bias_relu", "logits", "requantize", "requantize_relu"}
 """Epilogues that need no second tensor and no sums."""
 
 
 def candidates(problem: Problem, *, shared: int = HOPPER) -> list[Tile]:
-    """At most ``MOST`` tiles for ``problem`` on a GPU with ``shared`` bytes of shared memory per program, best first.
+    """At most ``MOST`` tiles for ``problem`` where a program has ``shared`` bytes of shared memory, best guess first.
 
-    There is always at least one: the smallest tile is right for every problem and every GPU.
+    Nothing is ever pruned to an empty list: the smallest tile is right for every problem and every GPU.
     """
     cut = list(dict.fromkeys(_cut(tile, problem) for tile in _menu(problem)))
     fitting = [
@@ -106,14 +115,25 @@ def registers_suffice(tile: Tile, problem: Problem) -> bool:
     return True
 
 
+def needed_by(tile: Tile, problem: Problem) -> int:
+    """An upper bound on a program's bytes of shared memory: an operand tile of each kind for every stage."""
+    size = problem.dtype.itemsize
+    if problem.kind != "chain":
+        return tile.stages * (tile.m + tile.n) * tile.k * size + _SCRATCH
+    window = tile.stages * (tile.m + problem.c) * tile.k
+    # a block of z: weights to it and from it, its residual; beside them the 3x3's result, as an operand
+    columns = tile.stages * tile.n * (problem.c + problem.following + tile.m) + tile.m * problem.c
+    return max(window, columns) * size + _SCRATCH
+
+
 def _chain_registers(tile: Tile, problem: Problem) -> float:
-    """Registers of a thread: the sums of the 3x3; or its result, some columns of z and the sums of what follows."""
+    """Registers of a thread: sums of the 3x3; or its result, the columns of z at hand and the sums of what follows."""
     result = problem.c * problem.dtype.itemsize / 4
     return tile.m * max(problem.c, result + tile.n + problem.following) / (32 * tile.warps)
 
 
 def has_flat_form(problem: Problem) -> bool:
-    """Whether ``Tile.flat`` gives another kernel that is worth trying; a stem, one tap wide, is always flat."""
+    """Whether ``Tile.flat`` makes another kernel that is worth trying; a stem's, one tap wide, is flat anyhow."""
     tensor_cores = problem.dtype != torch.float32
     return problem.kind != "wgrad" and _windowed(problem) and tensor_cores and not _is_stem(problem)
 
@@ -133,38 +153,31 @@ def fit(size: int, largest: int, *, low: int = 16) -> int:
 
 
 def _menu(problem: Problem) -> list[Tile]:
-    float32 = problem.dtype == torch.float32
-    menu: tuple[Tile, ...]
-    if problem.kind == "chain":
-        menu = _CHAIN_FLOAT32 if float32 else _CHAIN
-        menu = tuple(replace(tile, n=tile.n or CHAIN_BYTES // problem.dtype.itemsize) for tile in menu)
-    elif problem.kind == "wgrad":
-        menu = _WGRAD_FLOAT32 if float32 else _WGRAD
-    elif float32:
-        menu = _FLOAT32
-    else:
-        menu = _STEM if _is_stem(problem) else _TENSOR_CORES
-    k = STEP_BYTES // problem.dtype.itemsize
+    family = problem.kind if problem.kind in _MENUS else "stem" if _is_stem(problem) else "product"
+    menu = _MENUS[family][problem.dtype == torch.float32]
+    size = problem.dtype.itemsize
+    menu = tuple(
+        replace(tile, n=tile.n or CHAIN_BYTES // size, k=tile.k or STEP_BYTES // size) for tile in menu
+    )
     # a tile of more than twice the columns would be cut to what a smaller one on the menu is already
     widest = max(2 * fit(problem.cols, 256), min(tile.n for tile in menu))
-    return [replace(tile, k=tile.k or k) for tile in menu if tile.n <= widest]
+    return [tile for tile in menu if tile.n <= widest]
 
 
 def _cut(tile: Tile, problem: Problem) -> Tile:
-    """``tile`` cut to the problem, but not below what a tensor core takes: 64 rows of pixels or 16 channels."""
+    """``tile``, no larger than the problem: never below what a tensor core takes, 64 rows of pixels or 16 channels."""
     least_rows = 16 if problem.kind == "wgrad" or problem.dtype == torch.float32 else 64
     least_depth = 32 if problem.dtype == torch.int8 else 16
     m = fit(problem.rows, tile.m, low=min(tile.m, least_rows))
     n = fit(problem.cols, tile.n)
-    if problem.kind == "chain":
-        # its warps hold sums of c and of following channels, however few columns of z
-        return replace(tile, m=m, n=n, k=fit(problem.depth, tile.k, low=least_depth))
-    warps = tile.warps if (m, n) == (tile.m, tile.n) or m * n >= 32 * 32 * tile.warps else 4
+    # a chain's warps hold sums of c and of following channels, however few columns of z
+    keeps_warps = problem.kind == "chain" or (m, n) == (tile.m, tile.n) or m * n >= 32 * 32 * tile.warps
+    warps = tile.warps if keeps_warps else 4
     return replace(tile, m=m, n=n, k=fit(problem.depth, tile.k, low=least_depth), warps=warps)
 
 
 def _busy(tiles: list[Tile], problem: Problem) -> list[Tile]:
-    """Tiles with a program for every processor, or else those with the most programs, down to half as many."""
+    """Tiles with a program for every processor; where none has, the most programs first, down to half as many."""
     most = max(programs(tile, problem) for tile in tiles)
     if most < PROCESSORS:
         tiles = sorted(tiles, key=lambda tile: -programs(tile, problem))
@@ -172,20 +185,20 @@ def _busy(tiles: list[Tile], problem: Problem) -> list[Tile]:
 
 
 def _splits(tile: Tile, problem: Problem) -> list[Tile]:
-    """``tile`` with its reduction split into a balanced number of parts, twice and half as many.
+    """``tile`` with its reduction in an even number of parts, in twice and in half as many.
 
-    A balanced split gives one program to each processor; or two, which hide each other's waiting, if writing and
-    reading the workspace costs little compared with reading the operands.
+    Even are parts that give a program to each processor; or two, which hide one another's waiting, where writing and
+    reading the workspace costs little beside reading the operands.
     """
     steps, each = -(-problem.depth // tile.k), programs(tile, problem)
     operands = problem.depth * (problem.rows + problem.cols) * problem.dtype.itemsize
     part = 2 * 4 * problem.conv.r * problem.conv.s * problem.rows * problem.cols
     cheap = int(WORKSPACE_SHARE * operands) // part
-    balanced = min(2 * PROCESSORS // each, max(PROCESSORS // each, cheap))
-    balanced = max(1, min(balanced, steps // LEAST_STEPS))
+    even = min(2 * PROCESSORS // each, max(PROCESSORS // each, cheap))
+    even = max(1, min(even, steps // LEAST_STEPS))
     return [
         replace(tile, splits=splits)
-        for splits in dict.fromkeys((balanced, min(2 * balanced, steps), max(1, balanced // 2)))
+        for splits in dict.fromkeys((even, min(2 * even, steps), max(1, even // 2)))
     ]
 
 

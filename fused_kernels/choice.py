@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fused_kernels.candidates import candidates
+from fused_kernels.gpus import HOPPER, limit_on
 from fused_kernels.launch import uses_kernels
 from fused_kernels.problem import Problem
-from fused_kernels.shared_memory import HOPPER, limit_on
 from fused_kernels.table import REFERENCE, current_table
 from fused_kernels.tiles import Tile
 

@@ -17,8 +17,8 @@ from benchmarks.compiled_kernels.compiled import compile_in_processes
 from benchmarks.compiled_kernels.report import Row, as_markdown, as_text, ordered, summary
 from benchmarks.compiled_kernels.units import CONFIGS, Unit, units_of
 from fused_kernels.compiling.pool import default_jobs
-from fused_kernels.compiling.targets import TARGETS, Target
 from fused_kernels.errors import FusedKernelError
+from fused_kernels.gpus import TARGETS, Target
 from fused_kernels.launch import interpreted
 from rescompile.files import atomic_write
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from benchmarks.compiled_kernels.sass import Machine, disassemble, registers_of
 from fused_kernels.compiling.compiler import Code
 from fused_kernels.compiling.pool import CompilePool
-from fused_kernels.compiling.targets import Target
 from fused_kernels.compiling.variant import Variant
+from fused_kernels.gpus import Target
 
 CHUNK = 8
 """Kernels that share one run of the disassembler, which takes as long to start as half a compilation."""

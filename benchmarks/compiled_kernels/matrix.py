@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from benchmarks.compiled_kernels.expected import EXPECTED
 from benchmarks.compiled_kernels.report import HEADER, RIGHT, aligned, cells_of, markdown
-from fused_kernels.compiling.targets import TARGETS, Target
+from fused_kernels.gpus import TARGETS, Target
 from fused_kernels.tiles import Tile
 
 Kernel = dict[str, Any]

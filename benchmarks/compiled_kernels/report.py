@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.compiled_kernels.compiled import Compiled
 from benchmarks.compiled_kernels.expected import EXPECTED, TENSOR_MEMORY_COLUMNS
 from benchmarks.compiled_kernels.units import Unit
-from fused_kernels.compiling.targets import Target
+from fused_kernels.gpus import Target
 from fused_kernels.tiles import Tile
 
 _PRODUCT_ROWS = {

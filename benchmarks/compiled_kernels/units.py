@@ -13,8 +13,8 @@ import torch
 from benchmarks.compiled_kernels.catalogue import Entry
 from fused_kernels.candidates import candidates
 from fused_kernels.choice import choosing, default_tile
-from fused_kernels.compiling.targets import Target
 from fused_kernels.compiling.variant import Variant, variant_of
+from fused_kernels.gpus import Target
 from fused_kernels.launch import Launch, recording
 from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile

@@ -18,9 +18,9 @@ from benchmarks.gpu.network_checks import check_block, check_inference, check_tr
 from benchmarks.gpu.op_case import OpCase
 from benchmarks.gpu.training_cases import OpSpec, training_specs
 from fused_kernels.choice import choosing, default_tile
+from fused_kernels.gpus import limit_on
 from fused_kernels.launch import Launch, recording
 from fused_kernels.problem import Problem
-from fused_kernels.shared_memory import limit_on
 from fused_kernels.tiles import Tile
 
 FP32_LAYERS = ("layer1.0.conv2", "layer2.0.conv1", "layer2.0.downsample.0")

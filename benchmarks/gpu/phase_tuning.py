@@ -14,15 +14,14 @@ import torch
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.launches import network_launches
 from fused_kernels.choice import choosing
+from fused_kernels.gpus import limit_on
 from fused_kernels.launch import Launch
 from fused_kernels.problem import Problem
-from fused_kernels.shared_memory import limit_on
 from fused_kernels.table import FOLDER_VARIABLE, add_entry, current_table, table_name
 from fused_kernels.tiles import Tile
 from fused_kernels.tune.call import call_of
 from fused_kernels.tune.command import by_weight, describe
-from fused_kernels.tune.precompile import launches_of
-from fused_kernels.tune.search import search
+from fused_kernels.tune.search import launches_of, search
 from fused_kernels.tune.timing import on_gpu
 from fused_kernels.tune.verify import Verifier
 

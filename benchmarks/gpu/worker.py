@@ -32,8 +32,8 @@ from benchmarks.gpu.precompile import Precompiler
 from benchmarks.gpu.timing import free
 from benchmarks.gpu.workloads import Setting, Workload
 from fused_kernels.compiling.variant import Variant
+from fused_kernels.gpus import capability_of
 from fused_kernels.launch import Launch, interpreted
-from fused_kernels.shared_memory import capability_of
 from fused_kernels.tune.timing import first_line
 
 PHASES: dict[str, Callable[[Context], None]] = {

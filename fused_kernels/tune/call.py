@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,20 +31,26 @@ SEED = 20240607
 
 @dataclass(frozen=True)
 class Call:
-    """One operation on its operands; ``choice.choosing`` decides which tile computes it."""
+    """One operation and its tensors by parameter name; ``choice.choosing`` decides which tile computes it."""
 
     function: Callable[..., Any]
-    operands: tuple[Tensor, ...]
+    operands: dict[str, Tensor]
     moments: bool = False
     """Partial sums among the results are means and M2, not plain sums."""
 
-    def run(self) -> list[Tensor]:
-        """Run, and return the results with partial sums added up, so that they compare whatever the tile."""
-        return list(self._tensors(self.function(*self.operands)))
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the activations."""
+        return next(iter(self.operands.values())).dtype
 
-    def launch(self) -> None:
-        """Run, and drop the results."""
-        self.function(*self.operands)
+    def launch(self) -> Any:
+        """Run the operation."""
+        return self.function(**self.operands)
+
+    def run(self) -> list[Tensor]:
+        """Run the operation; partial sums are added up, so that results compare whatever the tile."""
+        results = self.launch()
+        return list(self._merged(results if isinstance(results, tuple) else (results,)))
 
     def reference(self) -> list[Tensor]:
         """The results of plain PyTorch in the same dtypes."""
@@ -52,34 +59,34 @@ class Call:
 
     def truth(self) -> list[Tensor]:
         """The results of plain PyTorch in fp32 from the same 16-bit operands; in fp64 from fp32 ones."""
-        wide = torch.float64 if self.operands[0].dtype == torch.float32 else torch.float32
-        wider = replace(self, operands=tuple(operand.to(wide) for operand in self.operands))
-        with implementation("reference"), _full_precision():
-            return wider.run()
+        wide = torch.float64 if self.dtype == torch.float32 else torch.float32
+        wider = replace(self, operands={name: tensor.to(wide) for name, tensor in self.operands.items()})
+        with _full_precision():
+            return wider.reference()
 
-    def _tensors(self, value: Any) -> Iterator[Tensor]:
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, Partials):
+    def _merged(self, results: tuple[Tensor | Partials | None, ...]) -> Iterator[Tensor]:
+        for result in results:
+            if isinstance(result, Partials):
                 with implementation("reference"):
-                    yield from statistics.merge(item) if self.moments else statistics.sums(item)
-            else:
-                yield item
+                    yield from statistics.merge(result) if self.moments else statistics.sums(result)
+            elif result is not None:
+                yield result
 
 
 def call_of(problem: Problem, device: torch.device) -> Call:
-    """Random operands for ``problem`` and the operation that poses it.
+    """The operation that poses ``problem``, with random operands on ``device``.
 
     A block's gradient is posed in its most common form: a shortcut of stride 1, no projection.
 
     Raises:
         Unsupported: no operation poses such a problem.
     """
-    build = _BUILDERS[problem.kind].get(problem.epilogue)
-    if build is None:
+    call = _CALLS[problem.kind](problem, _Operands(problem, device))
+    if call is None:
         raise Unsupported(
             f"no operation poses the problem {problem.key}: the tuning table is for another version"
         )
-    return build(problem, _Operands(problem, device))
+    return call
 
 
 class _Operands:
@@ -93,11 +100,13 @@ class _Operands:
         """fp32."""
         return torch.randn(shape, generator=self._generator, device=self._device)
 
-    def activation(self, n: int, c: int, h: int, w: int) -> Tensor:
-        """[n, c, h, w] in NHWC memory; int8 over its whole range."""
-        if self._problem.dtype == torch.int8:
-            return nhwc(self._int8(n, c, h, w))
-        return nhwc(self.normal(n, c, h, w).to(self._problem.dtype))
+    def activation(self, n: int, c: int, h: int, w: int, scale: float = 1.0) -> Tensor:
+        """[n, c, h, w] in NHWC memory, times ``scale``; int8 over its whole range instead."""
+        dtype = self._problem.dtype
+        if dtype == torch.int8:
+            size, generator, device = (n, c, h, w), self._generator, self._device
+            return nhwc(torch.randint(-127, 128, size, generator=generator, device=device, dtype=dtype))
+        return nhwc((self.normal(n, c, h, w) * scale).to(dtype))
 
     def input(self) -> Tensor:
         """The convolution's input."""
@@ -109,181 +118,144 @@ class _Operands:
         problem = self._problem
         return self.activation(problem.n, problem.k, *problem.conv.output_size(problem.h, problem.w))
 
-    def weight(self, channels: int | None = None) -> Tensor:
-        """The weight of the problem's convolution, with ``channels`` input channels if given."""
+    def weight(self) -> Tensor:
+        """The weight of the problem's convolution."""
         problem, conv = self._problem, self._problem.conv
-        return self.weights(problem.k, problem.c if channels is None else channels, conv.r, conv.s)
+        return self.weights(problem.k, problem.c, conv.r, conv.s)
 
     def weights(self, k: int, c: int, r: int, s: int) -> Tensor:
         """[k, c, r, s] in KRSC memory, scaled so that outputs are about 1."""
-        if self._problem.dtype == torch.int8:
-            return nhwc(self._int8(k, c, r, s))
-        return nhwc((self.normal(k, c, r, s) * (c * r * s) ** -0.5).to(self._problem.dtype))
+        return self.activation(k, c, r, s, (c * r * s) ** -0.5)
 
-    def vectors(self, c: int) -> Tensor:
+    def vectors(self) -> Tensor:
         """fp32 [4, c], the vectors of a batch norm: mean, invstd, scale, shift; scales of both signs."""
+        c = self._problem.c
         mean, invstd, gamma, beta = self.normal(c), self.normal(c).abs() + 0.5, self.normal(c), self.normal(c)
         return torch.stack([mean, invstd, gamma * invstd, beta - mean * gamma * invstd])
 
-    def requantization(self, products: int, channels: int | None = None) -> tuple[Tensor, Tensor]:
-        """Scale and bias [k] or [channels] that spread sums of ``products`` over int8's range."""
-        k = self._problem.k if channels is None else channels
-        return (self.normal(k).abs() + 0.5) * 40 / (74**2 * products**0.5), self.normal(k) * 10
+    def prologue(self) -> dict[str, Tensor]:
+        """The vectors of the batch norm before the convolution, if there is one."""
+        return {} if self._problem.prologue == "identity" else {"vectors": self.vectors()}
 
-    def _int8(self, *shape: int) -> Tensor:
-        return torch.randint(
-            -127, 128, shape, generator=self._generator, device=self._device, dtype=torch.int8
-        )
+    def folded(self, k: int, products: int) -> dict[str, Tensor]:
+        """fp32 [k]: a bias and, in int8, the scale that spreads sums of ``products`` over int8's range."""
+        if self._problem.dtype != torch.int8:
+            return {"bias": self.normal(k)}
+        scale = (self.normal(k).abs() + 0.5) * 40 / (74**2 * products**0.5)
+        return {"bias": self.normal(k) * 10, "scale": scale}
 
 
-def _fprop(problem: Problem, new: _Operands) -> Call:
+def _fprop(problem: Problem, new: _Operands) -> Call | None:
+    conv, epilogue, int8 = problem.conv, problem.epilogue, problem.dtype == torch.int8
+    if epilogue.startswith("stem"):
+        return _stem(problem, new)
+    operands = {"x": new.input(), "w": new.weight()}
+    folded = new.folded(problem.k, problem.c * conv.r * conv.s)
+    function: Callable[..., Any]
+    match epilogue:
+        case "moments":
+            function = partial(convolution.conv_moments, conv=conv)
+            return Call(function, operands | new.prologue(), moments=True)
+        case "store":
+            return Call(partial(convolution.conv_plain, conv=conv), operands | new.prologue())
+        case "logits":
+            operands |= {"w": operands["w"].flatten(1), "b": folded.pop("bias")} | folded
+            return Call(partial(head.pool_fc_int8, pool_scale=1.0) if int8 else head.pool_fc, operands)
+        case "bias" | "bias_relu" | "bias_residual_relu":
+            function = partial(inference.conv_bias, conv=conv, relu=epilogue != "bias")
+        case "requantize" | "requantize_relu" | "requantize_residual" | "requantize_residual_relu":
+            residual_scale = 0.5 if "residual" in epilogue else None
+            relu = epilogue.endswith("_relu")
+            function = partial(inference.conv_int8, conv=conv, relu=relu, residual_scale=residual_scale)
+        case _:
+            return None
+    residual = {"residual": new.output()} if "residual" in epilogue else {}
+    return Call(function, operands | folded | residual)
+
+
+def _stem(problem: Problem, new: _Operands) -> Call | None:
     conv = problem.conv
-    function = convolution.conv_moments if problem.epilogue == "moments" else convolution.conv_plain
-    vectors = () if problem.prologue == "identity" else (new.vectors(problem.c),)
-    operands = (new.input(), new.weight(), *vectors)
-    return Call(lambda x, w, *rest: function(x, w, conv, *rest), operands, problem.epilogue == "moments")
+    image = new.activation(problem.n, 3, problem.h, problem.w)
+    operands = {"image": image, "w": new.weights(problem.k, 3, conv.r, conv.s)}
+    match problem.epilogue:
+        case "stem_moments":
+            return Call(lambda image, w: stem.stem_conv_moments(image, w, conv)[:2], operands, moments=True)
+        case "stem_store":
+            return Call(lambda image, w: stem.stem_conv(image, w, conv)[0], operands)
+        case "stem_bias_relu" | "stem_pool":
+            function = partial(stem.stem_inference, conv=conv, pool=problem.epilogue == "stem_pool")
+            return Call(function, operands | new.folded(problem.k, 3 * conv.r * conv.s))
+    return None
 
 
-def _inference(problem: Problem, new: _Operands) -> Call:
-    conv, relu = problem.conv, problem.epilogue != "bias"
-    residual = (new.output(),) if problem.epilogue == "bias_residual_relu" else ()
-
-    def function(x: Tensor, w: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
-        return inference.conv_bias(x, w, bias, conv, relu=relu, residual=residual)
-
-    return Call(function, (new.input(), new.weight(), new.normal(problem.k), *residual))
-
-
-def _int8_inference(problem: Problem, new: _Operands) -> Call:
-    conv, relu = problem.conv, problem.epilogue.endswith("_relu")
-    residual = (new.output(),) if "residual" in problem.epilogue else ()
-
-    def function(x: Tensor, w: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
-        residual_scale = None if residual is None else 0.5
-        return inference.conv_int8(
-            x, w, scale, bias, conv, relu=relu, residual=residual, residual_scale=residual_scale
-        )
-
-    vectors = new.requantization(problem.c * conv.r * conv.s)
-    return Call(function, (new.input(), new.weight(), *vectors, *residual))
-
-
-def _logits(problem: Problem, new: _Operands) -> Call:
-    w = new.weight().flatten(1)
-    if problem.dtype != torch.int8:
-        return Call(head.pool_fc, (new.input(), w, new.normal(problem.k)))
-    return Call(
-        lambda x, w, scale, bias: head.pool_fc_int8(x, 1.0, w, scale, bias),
-        (new.input(), w, *new.requantization(problem.c)),
-    )
-
-
-def _dgrad(problem: Problem, new: _Operands) -> Call:
+def _dgrad(problem: Problem, new: _Operands) -> Call | None:
     conv, size = problem.conv, (problem.n, problem.c, problem.h, problem.w)
-    shortcut = (new.input(),) if problem.epilogue == "shortcut" else ()
-
-    def function(dy: Tensor, w: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        return convolution.dgrad_shortcut(dy, w, conv, size, shortcut)
-
-    return Call(function, (new.output(), new.weight(), *shortcut))
-
-
-def _dgrad_drelu(problem: Problem, new: _Operands) -> Call:
-    def function(dy: Tensor, w: Tensor, y: Tensor, vectors: Tensor) -> Any:
-        return convolution.dgrad_drelu(dy, w, problem.conv, y, vectors)
-
-    return Call(function, (new.output(), new.weight(), new.input(), new.vectors(problem.c)))
-
-
-def _dgrad_block(problem: Problem, new: _Operands) -> Call:
-    def function(dy: Tensor, w: Tensor, shortcut: Tensor, z: Tensor, y: Tensor, vectors: Tensor) -> Any:
-        return convolution.dgrad_block(dy, w, problem.conv, shortcut, 1, z, y, vectors)
-
-    shortcut, z, y = new.input(), new.input().relu_(), new.input()
-    return Call(function, (new.output(), new.weight(), shortcut, z, y, new.vectors(problem.c)))
+    operands = {"dy": new.output(), "w": new.weight()}
+    function: Callable[..., Any]
+    match problem.epilogue:
+        case "drelu":
+            operands |= {"y": new.input(), "vectors": new.vectors()}
+            return Call(partial(convolution.dgrad_drelu, conv=conv), operands)
+        case "block_gradient":
+            operands |= {"shortcut": new.input(), "z": new.input().relu_(), "y": new.input()}
+            function = partial(convolution.dgrad_block, conv=conv, stride=1)
+            return Call(function, operands | {"vectors": new.vectors()})
+        case "shortcut":
+            function = partial(convolution.dgrad_shortcut, conv=conv, size=size)
+            return Call(function, operands | {"shortcut": new.input()})
+        case "store":
+            return Call(partial(convolution.dgrad_shortcut, conv=conv, size=size, shortcut=None), operands)
+    return None
 
 
-def _wgrad(problem: Problem, new: _Operands) -> Call:
-    conv = problem.conv
-    vectors = () if problem.prologue == "identity" else (new.vectors(problem.c),)
-    return Call(
-        lambda x, dy, *rest: convolution.wgrad(x, dy, conv, *rest), (new.input(), new.output(), *vectors)
-    )
-
-
-def _stem(problem: Problem, new: _Operands) -> Call:
-    conv, pool = problem.conv, problem.epilogue == "stem_pool"
-    image, w = new.activation(problem.n, 3, problem.h, problem.w), new.weight(3)
-    if problem.epilogue == "stem_moments":
-        return Call(lambda image, w: stem.stem_conv_moments(image, w, conv)[:2], (image, w), moments=True)
-    if problem.epilogue == "stem_store":
-        return Call(lambda image, w: stem.stem_conv(image, w, conv)[0], (image, w))
-    vectors: tuple[Tensor, ...] = (new.normal(problem.k),)
-    if problem.dtype == torch.int8:
-        vectors = new.requantization(3 * conv.r * conv.s)[::-1]
-
-    def function(image: Tensor, w: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
-        return stem.stem_inference(image, w, bias, conv, pool=pool, scale=scale)
-
-    return Call(function, (image, w, *vectors))
-
-
-def _stem_wgrad(problem: Problem, new: _Operands) -> Call:
+def _wgrad(problem: Problem, new: _Operands) -> Call | None:
+    if problem.epilogue == "store":
+        operands = {"x": new.input(), "dy": new.output()} | new.prologue()
+        return Call(partial(convolution.wgrad, conv=problem.conv), operands)
+    if problem.epilogue != "stem":
+        return None
     conv = _STEM_WINDOWS[problem.c]
     image = new.activation(problem.n, 3, problem.h * conv.stride, problem.w * conv.stride)
     with implementation("reference"):
         packed = pack(image, conv, problem.dtype)
-    return Call(lambda packed, dy: stem.stem_wgrad(packed, dy, conv, 3), (packed, new.output()))
+    function = partial(stem.stem_wgrad, conv=conv, channels=3)
+    return Call(function, {"packed": packed, "dy": new.output()})
 
 
-def _chain(problem: Problem, new: _Operands) -> Call:
-    c, k, stride = problem.c, problem.k, problem.conv.stride
-    shapes = [(c, c, 3), (k, c, 1), *([(problem.following, k, 1)] if problem.following else [])]
-    int8 = problem.dtype == torch.int8
-    layers: list[Tensor] = []
-    for out, depth_of, r in shapes:
-        scale, bias = (
-            new.requantization(depth_of * r * r, out) if int8 else (new.normal(out), new.normal(out))
+def _chain(problem: Problem, new: _Operands) -> Call | None:
+    if problem.epilogue != "store":
+        return None
+    c, k, int8 = problem.c, problem.k, problem.dtype == torch.int8
+    shapes = {"conv2": (c, c, 3), "conv3": (k, c, 1)}
+    if problem.following:
+        shapes["conv1"] = (problem.following, k, 1)
+    operands = {"x": new.input(), "residual": new.output()}
+    for layer, (out, channels, r) in shapes.items():
+        operands[f"{layer} w"] = new.weights(out, channels, r, r)
+        folded = new.folded(out, channels * r * r)
+        operands |= {f"{layer} {name}": vector for name, vector in folded.items()}
+
+    def function(x: Tensor, residual: Tensor, **tensors: Tensor) -> Any:
+        layers = {
+            layer: chain.Folded(
+                tensors[f"{layer} w"], tensors[f"{layer} bias"], tensors.get(f"{layer} scale")
+            )
+            for layer in shapes
+        }
+        residual_scale = 0.5 if int8 else None
+        return chain.chain(
+            x, residual=residual, stride=problem.conv.stride, residual_scale=residual_scale, **layers
         )
-        layers += [new.weights(out, depth_of, r, r), bias, *([scale] if int8 else [])]
 
-    def function(x: Tensor, residual: Tensor, *layers: Tensor) -> Any:
-        each = len(layers) // len(shapes)
-        folded = [chain.Folded(*layers[start : start + each]) for start in range(0, len(layers), each)]
-        z, following = chain.chain(
-            x,
-            folded[0],
-            folded[1],
-            residual,
-            *folded[2:],
-            stride=stride,
-            residual_scale=0.5 if int8 else None,
-        )
-        return z if following is None else (z, following)
-
-    return Call(function, (new.input(), new.output(), *layers))
+    return Call(function, operands)
 
 
-_BUILDERS: dict[str, dict[str, Callable[[Problem, _Operands], Call]]] = {
-    "fprop": {
-        **dict.fromkeys(("moments", "store"), _fprop),
-        **dict.fromkeys(("bias", "bias_relu", "bias_residual_relu"), _inference),
-        **dict.fromkeys(
-            ("requantize", "requantize_relu", "requantize_residual", "requantize_residual_relu"),
-            _int8_inference,
-        ),
-        "logits": _logits,
-        **dict.fromkeys(("stem_moments", "stem_store", "stem_bias_relu", "stem_pool"), _stem),
-    },
-    "dgrad": {
-        "drelu": _dgrad_drelu,
-        "block_gradient": _dgrad_block,
-        **dict.fromkeys(("shortcut", "store"), _dgrad),
-    },
-    "wgrad": {"store": _wgrad, "stem": _stem_wgrad},
-    "chain": {"store": _chain},
+_CALLS: dict[str, Callable[[Problem, _Operands], Call | None]] = {
+    "fprop": _fprop,
+    "dgrad": _dgrad,
+    "wgrad": _wgrad,
+    "chain": _chain,
 }
-"""The function that poses a problem, by the problem's kind and epilogue."""
 
 
 @contextmanager

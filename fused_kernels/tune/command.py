@@ -14,15 +14,14 @@ from typing import NoReturn
 import torch
 
 from fused_kernels.errors import FusedKernelError, TuningError
+from fused_kernels.gpus import capability_of, limit_on
 from fused_kernels.launch import interpreted
 from fused_kernels.problem import Problem
-from fused_kernels.shared_memory import capability_of, limit_on
 from fused_kernels.table import FOLDER_VARIABLE, REFERENCE, add_entry, read_table, table_name
 from fused_kernels.tiles import Tile
 from fused_kernels.tune.call import Call, call_of
 from fused_kernels.tune.network import problems_of
-from fused_kernels.tune.precompile import precompile
-from fused_kernels.tune.search import Check, Outcome, search
+from fused_kernels.tune.search import Check, Outcome, precompile, search
 from fused_kernels.tune.timing import Timer, on_gpu
 from fused_kernels.tune.verify import Verifier
 

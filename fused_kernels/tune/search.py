@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+
+import torch
 
 from fused_kernels.candidates import candidates
 from fused_kernels.choice import Chosen, choosing
-from fused_kernels.launch import implementation
+from fused_kernels.compiling.pool import CompilePool
+from fused_kernels.compiling.variant import variant_of
+from fused_kernels.gpus import HOPPER
+from fused_kernels.launch import Launch, implementation, recording
 from fused_kernels.problem import Problem
-from fused_kernels.shared_memory import HOPPER
 from fused_kernels.table import REFERENCE
 from fused_kernels.tiles import Tile
-from fused_kernels.tune.call import Call
+from fused_kernels.tune.call import Call, call_of
 from fused_kernels.tune.timing import Timer, first_line
 
 Check = Callable[[Tile], str | None]
@@ -26,7 +30,7 @@ class Outcome:
     """The result of the search for one problem."""
 
     problem: Problem
-    milliseconds: dict[Tile | Literal["reference"], float]
+    milliseconds: dict[Chosen, float]
     """Times of every correct candidate and of plain PyTorch."""
     dropped: dict[Tile, str]
     """Candidates that give wrong results or do not run, with the reason."""
@@ -40,29 +44,39 @@ class Outcome:
 def search(problem: Problem, call: Call, check: Check, timer: Timer, *, shared: int = HOPPER) -> Outcome:
     """Try every candidate of ``problem``, and plain PyTorch.
 
-    Args:
-        problem: the problem to solve.
-        call: its operation.
-        check: checks a tile before it is timed.
-        timer: times functions that run the operation.
-        shared: bytes of shared memory that a program may use.
+    ``check`` judges a tile before ``timer`` times its ``call``; ``shared`` is the bytes of shared memory a program has.
     """
-    right: list[Tile] = []
     dropped: dict[Tile, str] = {}
+    runs: dict[Chosen, Callable[[], None]] = {}
     for tile in candidates(problem, shared=shared):
-        wrong = _checked(check, tile)
-        if wrong is None:
-            right.append(tile)
-        else:
+        if wrong := _checked(check, tile):
             dropped[tile] = wrong
-    names: list[Tile | Literal["reference"]] = [*right, REFERENCE]
-    runs = [*(partial(_run, call, tile) for tile in right), partial(_run_reference, call)]
-    return Outcome(problem, dict(zip(names, timer(runs), strict=True)), dropped)
+        else:
+            runs[tile] = partial(_run, call, tile)
+    runs[REFERENCE] = partial(_run, call, REFERENCE)
+    return Outcome(problem, dict(zip(runs, timer(list(runs.values())), strict=True)), dropped)
 
 
-def always(tile: Tile) -> Callable[[Problem], Tile]:
-    """For ``choosing``: answers ``tile`` to every problem."""
-    return lambda _: tile
+def launches_of(problems: Iterable[Problem], *, shared: int) -> Iterator[Launch]:
+    """Every launch of every candidate, on tensors without values."""
+    for problem in problems:
+        call = call_of(problem, torch.device("meta"))
+        for tile in candidates(problem, shared=shared):
+            with recording() as launches:
+                _run(call, tile)
+            yield from launches
+
+
+def precompile(problems: Iterable[Problem], capability: int, *, shared: int, jobs: int | None = None) -> int:
+    """Compile all that ``search`` will launch, in parallel; returns how many kernels that were.
+
+    A search otherwise waits mostly for one core that compiles. The results stay in Triton's cache, where launches on
+    GPUs of ``capability`` (90 is 9.0) find them. A tile that does not compile is left for the search to find.
+    """
+    variants = dict.fromkeys(variant_of(launch) for launch in launches_of(problems, shared=shared))
+    with CompilePool(jobs) as pool:
+        wait([pool.submit(variant, capability) for variant in variants])
+    return len(variants)
 
 
 def _checked(check: Check, tile: Tile) -> str | None:
@@ -73,11 +87,6 @@ def _checked(check: Check, tile: Tile) -> str | None:
         return f"does not run: {first_line(error)}"
 
 
-def _run(call: Call, tile: Tile) -> None:
-    with choosing(always(tile)):
-        call.launch()
-
-
-def _run_reference(call: Call) -> None:
-    with implementation("reference"):
+def _run(call: Call, chosen: Chosen) -> None:
+    with implementation("reference") if chosen == REFERENCE else choosing(lambda _: chosen):
         call.launch()

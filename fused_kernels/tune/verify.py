@@ -30,7 +30,7 @@ class Verifier:
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._dtype = call.operands[0].dtype
+        self._dtype = call.dtype
         self._reference = call.reference()
         self._truth = self._reference if self._dtype == torch.int8 else call.truth()
 

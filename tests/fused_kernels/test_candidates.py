@@ -9,10 +9,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fused_kernels.candidates import MOST, PROCESSORS, candidates, has_flat_form, programs, registers_suffice
+from fused_kernels.candidates import (
+    MOST,
+    PROCESSORS,
+    candidates,
+    has_flat_form,
+    needed_by,
+    programs,
+    registers_suffice,
+)
+from fused_kernels.gpus import HOPPER, SMALLEST, limit_of, limit_on
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.problem import Problem
-from fused_kernels.shared_memory import HOPPER, SMALLEST, limit_of, limit_on, needed_by
 from fused_kernels.tiles import Tile
 
 WIDE = Problem("fprop", torch.bfloat16, 256, 14, 14, 256, 256, Conv(3, 3, 1, 1), "bn_relu", "moments")

@@ -16,11 +16,11 @@ from torch import Tensor
 from fused_kernels.candidates import candidates
 from fused_kernels.choice import REFERENCE, choosing
 from fused_kernels.errors import ShapeError, Unsupported
+from fused_kernels.gpus import HOPPER, SMALLEST
 from fused_kernels.launch import recording
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops.chain import Folded, chain, chain_fits
 from fused_kernels.problem import Problem
-from fused_kernels.shared_memory import HOPPER, SMALLEST
 from fused_kernels.tiles import Tile
 from tests.fused_kernels import quantized
 from tests.fused_kernels.conftest import activation, kernels, normal, reference, reseed, tiles, weight

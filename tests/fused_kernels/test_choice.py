@@ -10,9 +10,9 @@ import torch
 from fused_kernels import choice
 from fused_kernels.candidates import candidates
 from fused_kernels.choice import REFERENCE, choose, choosing, default_tile
+from fused_kernels.gpus import SMALLEST, limit_of, limit_on
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.problem import Problem
-from fused_kernels.shared_memory import SMALLEST, limit_of, limit_on
 from fused_kernels.table import Entries
 from fused_kernels.tiles import Tile
 

@@ -18,17 +18,16 @@ from torch import Tensor
 from fused_kernels.candidates import candidates
 from fused_kernels.choice import choose, default_tile
 from fused_kernels.errors import TuningError, Unsupported
+from fused_kernels.gpus import HOPPER
 from fused_kernels.launch import Out, launch
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.problem import Problem
-from fused_kernels.shared_memory import HOPPER
 from fused_kernels.table import REFERENCE, read_table, write_table
 from fused_kernels.tiles import Tile
 from fused_kernels.tune.call import Call, call_of
 from fused_kernels.tune.command import by_weight, describe, main, tune
 from fused_kernels.tune.network import problems_of
-from fused_kernels.tune.precompile import launches_of
-from fused_kernels.tune.search import Outcome, search
+from fused_kernels.tune.search import Outcome, launches_of, search
 from fused_kernels.tune.verify import Verifier, poisoned, relative_error
 
 CPU = torch.device("cpu")
@@ -47,7 +46,7 @@ from triton.runtime.jit import KernelInterface
 from fused_kernels import launch
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.problem import Problem
-from fused_kernels.tune.precompile import launches_of, precompile
+from fused_kernels.tune.search import launches_of, precompile
 
 class Driver:
     get_current_target = lambda self: GPUTarget("cuda", 90, 32)
@@ -85,9 +84,9 @@ def spoilt(change: Callable[[Tensor], object]) -> Call:
     """``SMALL``'s call, whose result ``change`` alters where ``SPOILT`` computes it."""
     call = call_of(SMALL, CPU)
 
-    def function(*operands: Tensor) -> object:
-        y, partials = call.function(*operands)
-        if operands[0].dtype == SMALL.dtype and choose(SMALL, CPU) == SPOILT:
+    def function(**operands: Tensor) -> object:
+        y, partials = call.function(**operands)
+        if operands["x"].dtype == SMALL.dtype and choose(SMALL, CPU) == SPOILT:
             change(y)
         return y, partials
 
@@ -210,7 +209,7 @@ def test_a_chain_passes_its_own_check(dtype: torch.dtype, following: int) -> Non
 )
 def test_int8_may_differ_by_one_in_few_elements(elements: int, step: int, message: str | None) -> None:
     result = torch.zeros(10_000, dtype=torch.int8)
-    verifier = Verifier(Call(lambda x: result.clone(), (result,)))
+    verifier = Verifier(Call(lambda x: result.clone(), {"x": result}))
     result[:elements] += step
     wrong = verifier(Tile(16, 16))
     assert wrong is None if message is None else message in str(wrong)

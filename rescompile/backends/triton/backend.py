@@ -17,7 +17,7 @@ from rescompile.manifest import Manifest, Precision
 from rescompile.optional import installed, require
 
 if TYPE_CHECKING:
-    from fused_kernels.compiling.targets import Target
+    from fused_kernels.gpus import Target
 
 
 class Triton:
@@ -113,7 +113,7 @@ class Triton:
 
 
 def _target(name: str | None) -> Target:
-    from fused_kernels.compiling.targets import TARGETS
+    from fused_kernels.gpus import TARGETS
 
     known = list(TARGETS)
     if name is None:

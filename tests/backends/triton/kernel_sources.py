@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fused_kernels.compiling.targets import TARGETS
 from fused_kernels.compiling.variant import CONSTANT, Variant, variant_of
+from fused_kernels.gpus import TARGETS
 from fused_kernels.launch import Functor, Launch, kernel_function
 from rescompile.backends.triton.plan import Plan
 from rescompile.backends.triton.planning.assemble import meta_tensor

@@ -11,8 +11,8 @@ import msgspec
 
 from calibration.preprocess import CIFAR
 from fused_kernels.compiling.compiler import Code
-from fused_kernels.compiling.targets import TARGETS, Target
 from fused_kernels.compiling.variant import CONSTANT, Variant
+from fused_kernels.gpus import TARGETS, Target
 from rescompile.backends.base import Progress
 from rescompile.backends.triton import plan as plans
 from rescompile.backends.triton.plan import Plan

@@ -27,11 +27,11 @@ from benchmarks.compiled_kernels.catalogue import catalogue
 from benchmarks.compiled_kernels.compiled import compile_in_processes
 from benchmarks.compiled_kernels.report import Row
 from benchmarks.compiled_kernels.units import Configs, Unit, units_of
+from fused_kernels.candidates import needed_by
 from fused_kernels.compiling.pool import default_jobs
-from fused_kernels.compiling.targets import TARGETS
+from fused_kernels.gpus import TARGETS
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.problem import Problem
-from fused_kernels.shared_memory import needed_by
 from fused_kernels.tiles import Tile
 
 # one worker compiles for all of these tests, on every core

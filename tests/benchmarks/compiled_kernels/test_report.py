@@ -18,8 +18,8 @@ from benchmarks.compiled_kernels.report import (
 )
 from benchmarks.compiled_kernels.sass import Machine
 from benchmarks.compiled_kernels.units import Unit
-from fused_kernels.compiling.targets import TARGETS
 from fused_kernels.compiling.variant import Variant
+from fused_kernels.gpus import TARGETS
 from fused_kernels.tiles import Tile
 
 TILE = Tile(128, 64, 64, warps=4, stages=3)

@@ -10,7 +10,7 @@ import pytest
 import fused_kernels
 from benchmarks.compiled_kernels.catalogue import catalogue
 from benchmarks.compiled_kernels.units import Unit, units_of
-from fused_kernels.compiling.targets import TARGETS
+from fused_kernels.gpus import TARGETS
 from fused_kernels.launch import Functor
 
 KERNELS = Path(fused_kernels.__file__).parent / "kernels"

@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 
 from fused_kernels.compiling.compiler import Code
-from fused_kernels.compiling.targets import Target
 from fused_kernels.compiling.variant import CONSTANT, Variant, variant_of
+from fused_kernels.gpus import Target
 from fused_kernels.launch import Launch
 from rescompile.backends.base import Progress
 from rescompile.backends.triton import plan as plans

@@ -7,8 +7,8 @@ from concurrent.futures import as_completed
 
 from fused_kernels.compiling.compiler import Code
 from fused_kernels.compiling.pool import CompilePool
-from fused_kernels.compiling.targets import Target
 from fused_kernels.compiling.variant import Variant
+from fused_kernels.gpus import Target
 from rescompile.backends.base import Progress
 from rescompile.errors import BackendError
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fused_kernels.compiling.targets import TARGETS
+from fused_kernels.gpus import TARGETS
 from rescompile.backends.triton.lowering.chains import with_chains
 from rescompile.backends.triton.lowering.network import Network, lower
 from rescompile.backends.triton.planning.arena import Life, live_bytes, place

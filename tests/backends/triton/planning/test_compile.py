@@ -10,8 +10,8 @@ import pytest
 
 from fused_kernels.compiling.compiler import Code
 from fused_kernels.compiling.pool import CompilePool
-from fused_kernels.compiling.targets import TARGETS, Target
 from fused_kernels.compiling.variant import Variant, variant_of
+from fused_kernels.gpus import TARGETS, Target
 from fused_kernels.launch import implementation, recording
 from fused_kernels.ops.shortcut import widen
 from rescompile.backends.base import Progress
