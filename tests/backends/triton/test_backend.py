@@ -242,7 +242,7 @@ def test_its_agreement_with_onnxruntime_is_a_raw_result(
         ("ENGINE --images IMAGES --explain -1", 2, "--explain 0 or more"),
         ("nowhere --images IMAGES", 1, "error: nowhere is not an engine directory"),
         ("ENGINE --images nowhere", 1, "error: nowhere does not exist"),
-        ("OTHER --images IMAGES", 1, "is no engine of the backend triton"),
+        ("OTHER --images IMAGES", 1, "is not an engine of the backend triton"),
         ("ENGINE --images IMAGES --limit 1 --json IMAGES/x.json", 1, "part of the path is a file"),
     ],
 )
