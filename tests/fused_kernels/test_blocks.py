@@ -189,13 +189,14 @@ def test_kernels_agree_with_float64_autograd(name: str) -> None:
 
 @settings(max_examples=50 if EXHAUSTIVE else 2, deadline=None)
 @given(
-    n=st.integers(1, 2),
-    size=st.tuples(st.integers(2, 6), st.integers(2, 6)),
-    width=st.integers(1, 20),
+    n=st.integers(2, 3),
+    size=st.tuples(st.integers(3, 6), st.integers(3, 6)),
+    width=st.integers(4, 20),
     stride=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
 def test_any_geometry(n: int, size: tuple[int, int], width: int, stride: int, seed: int) -> None:
+    """Of at least eight rows: batch norms of fewer have gradients that cancel to rounding."""
     reseed(seed)
     chain = Chain((basic(stride, project=True), basic()))
     channels = [(width, 5), (width, width), (width, 5), (width, width), (width, width)]
