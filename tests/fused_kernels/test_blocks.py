@@ -181,7 +181,7 @@ def test_the_reference_is_exact_in_float64(name: str) -> None:
     ],
 )
 def test_kernels_agree_with_float64_autograd(name: str) -> None:
-    """In the chains that contain the other ones."""
+    """These chains contain the other ones."""
     chain, channels, c = CASES[name]
     with tiles(Tile(64, 32, 32, splits=2)):  # two tiles of the larger plane's 70 rows
         check(network(chain, channels, activation(2, c, 7, 5)))
@@ -196,7 +196,7 @@ def test_kernels_agree_with_float64_autograd(name: str) -> None:
     seed=st.integers(0, 99),
 )
 def test_any_geometry(n: int, size: tuple[int, int], width: int, stride: int, seed: int) -> None:
-    """Of at least eight rows: batch norms of fewer have gradients that cancel to rounding."""
+    """At least eight rows: with fewer, gradients of batch norms cancel to rounding errors."""
     reseed(seed)
     chain = Chain((basic(stride, project=True), basic()))
     channels = [(width, 5), (width, width), (width, 5), (width, width), (width, width)]

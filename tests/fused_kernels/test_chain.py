@@ -114,7 +114,7 @@ def check_chain_int8(shapes: Shapes, tile: Tile | None = SMALL, relu: Relus = RE
 def chained_int8(
     x: Tensor, layers: list[Layer], residual: Tensor, stride: int, relu: Relus = RELUS
 ) -> list[Tensor]:
-    """As ``chained``, with residual_scale 0.37."""
+    """``chained`` in int8, with residual_scale 0.37."""
     h = quantized.conv_int8(x, layers[0], (stride, 1), relu=relu[0])
     z = quantized.conv_int8(h, layers[1], (1, 0), relu=relu[1], residual=residual, residual_scale=0.37)
     return [z, *(quantized.conv_int8(z, layer, (1, 0), relu=relu[2]) for layer in layers[2:])]

@@ -25,7 +25,7 @@ wide = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 
 @pytest.fixture(autouse=True)
 def needs_triton() -> None:
-    """References need PyTorch alone."""
+    """References need only PyTorch."""
 
 
 @pytest.fixture(autouse=True)
