@@ -25,7 +25,7 @@ _HOME = {"fuse": "fusing", "FuseReport": "fusing"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import only what is asked for: the compiler needs no torch module, a module needs no compiler."""
+    """Import only what is used: the compiler runs without torch modules, and modules without the compiler."""
     if name in _HOME:
         return getattr(importlib.import_module(f"fused_kernels.{_HOME[name]}"), name)
     if name in __all__:

@@ -90,10 +90,10 @@ def _gathered(partials: Partials, group_name: str) -> Partials:
     group = _group(group_name)
     local = statistics.merge(partials)
     count = torch.full((1, partials.channels), partials.count, dtype=local.dtype, device=local.device)
-    mine = torch.cat([local, count])
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(everyone, mine, group=group)
-    stacked = torch.stack(everyone, dim=1)  # [3, processes, C]
+    own = torch.cat([local, count])
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, own, group=group)
+    stacked = torch.stack(gathered, dim=1)  # [3, processes, C]
     return Partials(stacked[:2].contiguous(), 0, partials.count, stacked[2, :, 0].contiguous())
 
 

@@ -89,7 +89,9 @@ def infer(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], specif
         end = begin + len(block.layers)
         blocks.append(FoldedBlock(block, weights[begin:end], biases[begin:end]))
         begin = end
-    first: Tensor | None = None  # the block's first convolution, where the chain before has run it
+    first: Tensor | None = (
+        None  # output of the block's first convolution, if the chain before has computed it
+    )
     for index, folded in enumerate(blocks):
         following = _following(blocks, index, x.dtype)
         next_width = None if following is None else following.width

@@ -1,4 +1,4 @@
-"""Saved tensors of a chain as a flat list, which is what an operator of ``torch.library`` returns, and back."""
+"""Saved tensors of a chain as the flat list that an operator of ``torch.library`` returns, and back."""
 
 from __future__ import annotations
 

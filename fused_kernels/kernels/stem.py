@@ -4,7 +4,7 @@
     pool            z = maxpool3x3/2(relu(bn(y)))                       reads y once, writes z and a byte for each z
     pool_sums       sums of g = dz at the pixel of each maximum, where bn(y) > 0    reads dz and y once
     pool_backward   dy = a * g + b * (y - mean) + c                     reads dz and y again, writes dy; g is not stored
-    activate        z = relu(bn(y)), and likewise its sums and backward: a stem without max pool
+    activate        z = relu(bn(y)); with activate_sums and _backward for a stem without max pool
     stem_wgrad      dw = sum over output pixels of dy and the packed rows under them
     conv_pool       z = maxpool3x3/2(relu(conv(x) + bias))              the convolution's output stays on the chip;
                                                                         in int8 the ReLU is optional

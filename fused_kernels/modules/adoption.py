@@ -51,7 +51,7 @@ def fused_stage(blocks: Iterable[nn.Module], *, training: bool) -> FusedStage:
 
 
 def difference(plain: nn.Module, fused: nn.Module, size: Sequence[int]) -> str | None:
-    """What differs between copies of both forms on random input of ``size``, in fp32 on the CPU, or None."""
+    """Compare copies of both forms on random input of ``size`` in fp32 on the CPU; return the difference, or None."""
     ours, theirs = (copy.deepcopy(module).cpu().float().eval() for module in (fused, plain))
     generator = torch.Generator().manual_seed(0)
     for module in theirs.modules():
@@ -81,7 +81,7 @@ def parts_of(model: nn.Module) -> Parts:
     """The parts of a whole ResNet, its blocks fused; the model itself is not changed.
 
     Raises:
-        Unsupported: something in the model is not what a FusedResNet computes; the message names it.
+        Unsupported: a FusedResNet does not compute some part of the model; the message names it.
     """
     for name in ("conv1", "bn1", "fc"):
         if not isinstance(getattr(model, name, None), nn.Module):

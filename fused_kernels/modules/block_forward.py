@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fused_kernels.blocks.torch_operators import residual_blocks, residual_blocks_inference
 from fused_kernels.errors import ShapeError
-from fused_kernels.modules import norm as norms
 from fused_kernels.modules.folding import folded
+from fused_kernels.modules.norm import install, require_rows, state_of, text_of, uses_batch_statistics
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.operands.numeric_types import compute_dtype
 from fused_kernels.specification import block_text
@@ -39,7 +39,7 @@ def run(blocks: Sequence[Layers], x: Tensor) -> Tensor:
         weights, biases = folded(pairs, x.dtype)
         return cast(Tensor, residual_blocks_inference(x, weights, biases, text))
     _require_rows(blocks, x)
-    state = norms.state_of([norm for _, norm in pairs])
+    state = state_of([norm for _, norm in pairs])
     weights = [conv.weight for conv, _ in pairs]
     wants_gradient = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (x, *weights, *state.gammas, *state.betas)
@@ -47,7 +47,7 @@ def run(blocks: Sequence[Layers], x: Tensor) -> Tensor:
     out = residual_blocks(
         x, weights, state.gammas, state.betas, state.running, state.momenta, text, wants_gradient
     )
-    norms.install(state, out)
+    install(state, out)
     return cast(Tensor, out[0])
 
 
@@ -60,7 +60,7 @@ def prepared(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 def folds(x: Tensor, pairs: Sequence[Pair]) -> bool:
     """Whether batch norms may be folded into the weights: their statistics are constants and no gradient is wanted."""
-    if any(norms.uses_batch_statistics(norm) for _, norm in pairs):
+    if any(uses_batch_statistics(norm) for _, norm in pairs):
         return False
     if not torch.is_grad_enabled():
         return True
@@ -76,7 +76,7 @@ def window(conv: nn.Conv2d) -> Conv:
 
 
 def _text(block: Layers) -> str:
-    layers = [norms.text_of(norm, window(conv)) for conv, norm in block.layers()]
+    layers = [text_of(norm, window(conv)) for conv, norm in block.layers()]
     kind, stride, pad = block.shortcut_kind()
     return block_text(layers, kind, stride, pad)
 
@@ -86,4 +86,4 @@ def _require_rows(blocks: Sequence[Layers], x: Tensor) -> None:
     for block in blocks:
         for conv, norm in block.main():
             h, w = window(conv).output_size(h, w)
-            norms.require_rows(norm, n * h * w)
+            require_rows(norm, n * h * w)

@@ -104,7 +104,7 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     like = norm.running_mean
     if isinstance(like, Tensor):
         return torch.ones_like(like), torch.zeros_like(like)
-    # neither affine nor tracked: the module holds no tensor that could tell the device
+    # neither affine nor tracked: the module has no tensor, so its device is unknown
     raise ShapeError(
         "a batch norm with affine=False and track_running_stats=False cannot be fused: give it one of them"
     )

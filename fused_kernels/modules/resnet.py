@@ -67,14 +67,14 @@ class FusedResNet(nn.Module):
     def adopt(cls, model: nn.Module) -> FusedResNet:
         """The fused form of a whole ResNet with torchvision's names, around the same parameters and buffers.
 
-        ``fuse`` replaces blocks in place and leaves the stem and head, which are spread over the model's own forward
-        pass; this takes them too.
+        ``fuse`` replaces only blocks, because the model's own forward pass calls the stem and head in pieces. This
+        takes them too.
 
         Args:
             model: torchvision's, timm's or our ResNet; its blocks may be fused already.
 
         Raises:
-            Unsupported: some part of the model is not what a FusedResNet computes; the message names it.
+            Unsupported: a FusedResNet does not compute some part of the model; the message names it.
         """
         parts = parts_of(model)
         network = cls.__new__(cls)

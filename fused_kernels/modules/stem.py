@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from fused_kernels.blocks import torch_operators
 from fused_kernels.errors import ShapeError
-from fused_kernels.modules import norm as norms
 from fused_kernels.modules.block_forward import folds, window
 from fused_kernels.modules.folding import folded
+from fused_kernels.modules.norm import install, require_rows, state_of, text_of
 from fused_kernels.operands.numeric_types import compute_dtype
 
 
@@ -43,10 +43,10 @@ def run_stem(conv: nn.Conv2d, norm: nn.Module, image: Tensor, *, pool: bool) -> 
             torch_operators.stem_inference(image, weight, bias, geometry.stride, geometry.padding, pool),
         )
     p, q = geometry.output_size(image.shape[2], image.shape[3])
-    norms.require_rows(norm, image.shape[0] * p * q)
-    state = norms.state_of([norm])
-    text = norms.text_of(norm, geometry)
+    require_rows(norm, image.shape[0] * p * q)
+    state = state_of([norm])
+    text = text_of(norm, geometry)
     gamma, beta, momentum = state.gammas[0], state.betas[0], state.momenta[0]
     out = torch_operators.stem(image, conv.weight, gamma, beta, state.running, momentum, text, pool, dtype)
-    norms.install(state, out)
+    install(state, out)
     return cast(Tensor, out[0])

@@ -34,7 +34,7 @@ __all__ = ["Folded", "chain", "chain_fits"]
 
 WIDEST = 256
 WIDEST_NEXT = 512
-"""Most channels of the 3x3, and of the next 1x1, whose sums a program keeps in registers."""
+"""The most channels of the 3x3, and of the next 1x1: a program keeps their sums in registers."""
 POINTWISE = Conv(1, 1)
 
 

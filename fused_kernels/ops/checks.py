@@ -1,4 +1,4 @@
-"""Checks of operands, whose errors name the operand and say what it must be."""
+"""Checks of operands. Their errors name the operand and say what it must be."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Launches of matrix products: every convolution, input gradient and fully connected layer is one ``conv_kernel``.
 
-``operands.geometry`` says which input pixel meets which tap, the epilogue what becomes of the sums.
+``operands.geometry`` says which input pixel meets which tap; the epilogue turns the sums into results.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def fprop(
 ) -> None:
     """Launch a convolution of ``x``, which is NHWC in memory, into ``out``.
 
-    ``w`` is [K, C, R, S] in any memory, ``zero_sums`` are those of ``inference.conv_int8``, and ``exact`` multiplies
+    ``w`` is [K, C, R, S] in any memory, ``zero_sums`` is explained at ``inference.conv_int8``, and ``exact`` multiplies
     fp32 without TF32.
     """
     n, c = x.shape[:2]

@@ -108,7 +108,7 @@ def stem_pool(y: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stem_pool_sums(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor) -> Partials:
-    """Sums over g, the gradient of ``stem_pool`` by bn(y), which is not stored.
+    """Sums over g, the gradient by bn(y) of ``stem_pool``; g itself is not stored.
 
     Args:
         dz: gradient of z, in its shape.
@@ -174,7 +174,7 @@ def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
     """
     n, k, p, q = dy.shape
     columns = conv.r * depth(conv)
-    # all taps at once: for the choice of a tile a 1x1 convolution of as many channels, on the output's plane
+    # all taps at once: the tile is chosen as for a 1x1 convolution of that many channels on the output's plane
     problem = Problem("wgrad", packed.dtype, n, p, q, columns, k, Conv(1, 1), "identity", "stem")
     tile = chosen_for(problem, packed)
     if tile == REFERENCE:
@@ -223,7 +223,7 @@ def stem_inference(
     """
     layer = Folded(w, bias, scale, relu=relu)
     _require_layer(layer)
-    # as the image sees it: the margin is padding that ``take`` has put there
+    # the window on the image before ``take`` adds the margin, which is padding
     window = conv if take is None else replace(conv, padding=conv.padding + take.margin)
     tile = _fprop_tile(image, w, window, "stem_pool" if pool else "stem_bias_relu", take)
     if tile == REFERENCE:

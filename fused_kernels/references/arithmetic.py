@@ -16,7 +16,10 @@ def wide(x: Tensor) -> Tensor:
 
 
 def summable(x: Tensor) -> Tensor:
-    """``x``, or ``x`` wide on a CPU, whose 16-bit convolutions also add up in 16 bits."""
+    """``x``, or ``x`` wide on a CPU: 16-bit convolutions add up in 16 bits there, and oneDNN's are wrong with AMX.
+
+    It gets bf16 convolutions with strides wrong on planes one to three pixels wide.
+    """
     return wide(x) if x.device.type == "cpu" else x
 
 

@@ -21,7 +21,8 @@ def conv_moments(x: Tensor, w: Tensor, conv: Conv, vectors: Tensor | None = None
 
 
 def conv_plain(x: Tensor, w: Tensor, conv: Conv, vectors: Tensor | None = None) -> Tensor:
-    return nhwc(F.conv2d(activated(x, vectors), w, stride=conv.stride, padding=conv.padding))
+    y = F.conv2d(summable(activated(x, vectors)), summable(w), stride=conv.stride, padding=conv.padding)
+    return nhwc(y.to(x.dtype))
 
 
 def dgrad_drelu(dy: Tensor, w: Tensor, conv: Conv, y: Tensor, vectors: Tensor) -> tuple[Tensor, Partials]:

@@ -47,7 +47,7 @@ def convolve(
 def _int32_sums(x: Tensor, w: Tensor, conv: Conv) -> Tensor:
     """The int32 sums of a convolution of int8 tensors."""
     if x.device.type == "cpu" and 128 * int(w.int().abs().sum(dim=(1, 2, 3)).max()) < FP32_WHOLE:
-        # no partial sum leaves fp32's whole numbers; NNPACK's transforms would, and are off
+        # every partial sum is a whole number that fp32 holds, except in NNPACK's transforms, which are off
         with torch.backends.nnpack.flags(enabled=False):
             sums = F.conv2d(x.float(), w.float(), stride=conv.stride, padding=conv.padding)
     else:

@@ -30,8 +30,8 @@ def stem_conv_moments(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Par
 
 
 def stem_conv(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Tensor]:
-    y = F.conv2d(image.to(w.dtype), w, stride=conv.stride, padding=conv.padding)
-    return nhwc(y), pack(image, conv, w.dtype)
+    y = F.conv2d(summable(image.to(w.dtype)), summable(w), stride=conv.stride, padding=conv.padding)
+    return nhwc(y.to(w.dtype)), pack(image, conv, w.dtype)
 
 
 def stem_pool(y: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

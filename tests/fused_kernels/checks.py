@@ -1,7 +1,7 @@
 """One check for each training operation: run it, hold every result against ``ground_truth``.
 
-Tests of the kernels, of the references and of the mutations all run these, so that what a mutation must fail is what
-the kernels must pass. Everything of ``fused_kernels`` is looked up when a check runs, for mutations replace it.
+Tests of the kernels, of the references and of the mutations all run these: a mutation must fail the same check that
+the kernels pass. Everything of ``fused_kernels`` is looked up when a check runs, for mutations replace it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Case:
 
     @property
     def wide(self) -> torch.dtype:
-        """What sums and vectors are in."""
+        """The dtype of sums and vectors."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def x(self, *, std: float = 1.0) -> Tensor:
@@ -130,7 +130,7 @@ def check_dgrad_drelu(case: Case) -> None:
 
 
 def check_closed_relu(case: Case) -> None:
-    """Where bn(y) or z is 0 exactly, as in dead channels, torch's ReLU lets no gradient through."""
+    """torch's ReLU lets no gradient through where bn(y) or z is exactly 0, as in dead channels."""
     zero, dy, w, vectors = torch.zeros_like(case.x()), case.dy(), case.weight(), case.vectors()
     vectors[3] = 0.0
     shortcut = torch.ones_like(zero)
@@ -227,7 +227,7 @@ def check_batch_norm_backward(case: Case, *, frozen: bool = False, eps: float = 
 
 
 def partials_of(y: Tensor, per_tile: int) -> Partials:
-    """What an epilogue leaves of ``y`` with ``per_tile`` rows to a tile."""
+    """The partials that an epilogue writes for ``y`` with ``per_tile`` rows to a tile."""
     rows = ground_truth.tile_moments(y, per_tile).to(moments_dtype(y.dtype))
     return Partials(rows, per_tile, y.numel() // y.shape[1])
 

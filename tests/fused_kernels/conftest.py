@@ -1,4 +1,4 @@
-"""What every test of the kernels stands on: watched and poisoned memory, seeded tensors."""
+"""Fixtures of all kernel tests: watched and poisoned memory, seeded tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every training operation must give, by float64 autograd of plain PyTorch and by NumPy.
+"""The right results of every training operation, by float64 autograd of plain PyTorch and by NumPy.
 
 Nothing here comes from ``fused_kernels``. Each function takes ``dtype``: float64 gives the truth, and any other dtype
 gives what eager PyTorch gives in it on a GPU, by rounding wherever eager PyTorch stores a tensor or its gradient.
@@ -33,7 +33,7 @@ class _Stored(torch.autograd.Function):
 
 
 def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` as memory of ``dtype`` holds it, its gradient likewise, in float64."""
+    """``x`` and its gradient in float64, both rounded to ``dtype``."""
     rounded: Tensor = _Stored.apply(x.double(), dtype)  # type: ignore[no-untyped-call]
     return rounded
 
@@ -45,7 +45,7 @@ def affine(x: Tensor, vectors: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def activated(x: Tensor, vectors: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """relu(x * scale + shift), or ``x`` where there are no vectors."""
+    """relu(x * scale + shift), or ``x`` if ``vectors`` is None."""
     return x.double() if vectors is None else stored(affine(x, vectors, dtype).relu(), dtype)
 
 
@@ -84,7 +84,7 @@ def gradient_of_input(
 def gradient_of_block(
     dy: Tensor, w: Tensor, window: Window, shortcut: Tensor, stride: int, z: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """As ``gradient_of_input`` for z = relu(u), by u."""
+    """``gradient_of_input`` for z = relu(u), by u."""
     u = leaf(torch.where(z > 0, z.double(), z.double() - (torch.arange(z.numel()).reshape(z.shape) % 3)))
     out = stored(u.relu(), dtype)
     grown = [F.conv2d(stored(out, dtype), w.double(), None, *window), out[:, :, ::stride, ::stride]]

@@ -12,7 +12,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class BasicBlock(nn.Module):
-    """As torchvision's."""
+    """torchvision's."""
 
     expansion = 1
 
@@ -40,7 +40,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """As torchvision's, the stride on the 3x3; ``stride_first`` puts it on the first 1x1 as the paper does."""
+    """torchvision's, the stride on the 3x3; ``stride_first`` puts it on the first 1x1 as the paper does."""
 
     expansion = 4
 
@@ -73,7 +73,7 @@ class Bottleneck(nn.Module):
 
 
 class TimmBottleneck(Bottleneck):
-    """As timm's: an activation module after each norm, and hooks for drop, anti-aliasing and attention."""
+    """timm's: an activation module after each norm, and hooks for drop, anti-aliasing and attention."""
 
     def __init__(self, *args: Any, attention: nn.Module | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -108,7 +108,7 @@ def projection(inplanes: int, planes: int, stride: int, norm: Norm = nn.BatchNor
 
 
 class ResNet(nn.Module):
-    """As torchvision's: a 7x7 stem with max pool, or the CIFAR networks' 3x3 stem."""
+    """torchvision's: a 7x7 stem with max pool, or the CIFAR networks' 3x3 stem."""
 
     def __init__(
         self,

@@ -73,7 +73,7 @@ def conv_int8(
     residual: Tensor | None = None,
     residual_scale: float = 1.0,
 ) -> Tensor:
-    """What ``ops.inference.conv_int8`` must give; ``window`` is (stride, padding)."""
+    """The right result of ``ops.inference.conv_int8``; ``window`` is (stride, padding)."""
     v = convolved(integers(x), integers(layer.w), *window).astype(np.float32) * per_channel(layer.scale)
     v = v + per_channel(layer.bias)
     if residual is not None:
@@ -82,7 +82,7 @@ def conv_int8(
 
 
 def pool_fc_int8(x: Tensor, pool_scale: float, layer: Layer) -> Tensor:
-    """What ``ops.head.pool_fc_int8`` must give; the layer's weight is [classes, C]."""
+    """The right result of ``ops.head.pool_fc_int8``; the layer's weight is [classes, C]."""
     total = integers(x).sum(axis=(2, 3)).astype(np.float32)
     pooled = to_int8(total * np.float32(pool_scale), -128).astype(np.int64)
     sums = (pooled @ integers(layer.w).T).astype(np.float32)

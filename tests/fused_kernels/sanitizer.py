@@ -1,4 +1,4 @@
-"""A memory checker for Triton's interpreter: what an out-of-bounds access on a GPU would be, seen on a CPU.
+"""A memory checker for Triton's interpreter: accesses that would be out of bounds on a GPU fail on a CPU.
 
 While a kernel runs, every address that it reads must lie in one of its tensors, every address that it writes in one
 that its launch marks as ``Out``, and no two programs may write the same one.
@@ -23,7 +23,7 @@ Ranges = list[tuple[int, int]]
 
 
 class Sanitizer:
-    """Stands in for the interpreter's memory; ``memory`` does what is asked for."""
+    """Checked access to the interpreter's own ``memory``."""
 
     def __init__(self, memory: Any) -> None:
         self.memory = memory
@@ -77,12 +77,12 @@ class Sanitizer:
 
 
 def ranges(tensors: list[Tensor]) -> Ranges:
-    """From each tensor's first element to its last, however it lies."""
+    """First and last address of each tensor."""
     return [(t.data_ptr(), t.data_ptr() + extent(t) * t.element_size()) for t in tensors if t.numel()]
 
 
 def extent(tensor: Tensor) -> int:
-    """Elements from the first to the last, with what lies between them."""
+    """Elements from the first to the last, with the gaps between them."""
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 

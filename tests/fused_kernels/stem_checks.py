@@ -1,4 +1,4 @@
-"""What a stem must give, by float64 autograd of plain PyTorch, and one check for each of its operations."""
+"""The right results of a stem, by float64 autograd of plain PyTorch, and a check for each of its operations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StemCase:
 
     @property
     def wide(self) -> torch.dtype:
-        """What sums and vectors are in."""
+        """The dtype of sums and vectors."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def image(self) -> Tensor:
@@ -58,7 +58,7 @@ class StemCase:
 
 
 class Results(NamedTuple):
-    """Of a forward and backward pass."""
+    """Results of a forward and backward pass."""
 
     z: Tensor
     dw: Tensor
@@ -113,7 +113,7 @@ def check_training(case: StemCase) -> None:
 
 
 def vectors_of(scale: Tensor, shift: Tensor, mean: Tensor | None = None) -> Tensor:
-    """[4, C] of a batch norm; mean and invstd matter to backward passes alone."""
+    """[4, C] of a batch norm; mean and invstd matter only in backward passes."""
     mean = torch.zeros_like(scale) if mean is None else mean
     return torch.stack([mean, torch.ones_like(scale), scale, shift])
 

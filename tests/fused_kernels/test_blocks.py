@@ -181,7 +181,7 @@ def test_the_reference_is_exact_in_float64(name: str) -> None:
     ],
 )
 def test_kernels_agree_with_float64_autograd(name: str) -> None:
-    """In the chains that contain the other ones."""
+    """These chains contain the other ones."""
     chain, channels, c = CASES[name]
     with tiles(Tile(64, 32, 32, splits=2)):  # two tiles of the larger plane's 70 rows
         check(network(chain, channels, activation(2, c, 7, 5)))

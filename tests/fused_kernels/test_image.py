@@ -144,7 +144,7 @@ def test_a_stem_convolves_the_margin_in_place_of_padding(
 
 
 def test_a_margin_is_padding_to_whoever_chooses_the_tile() -> None:
-    """So that a tuning table's entry for the network's own convolution fits it."""
+    """A tuning table's entry for the network's own convolution must fit it."""
     asked: list[Problem] = []
 
     def choice(problem: Problem) -> str:

@@ -200,7 +200,7 @@ def test_folding_gives_what_convolution_and_batch_norm_give(affine: bool, dtype:
 
 
 def test_folding_rounds_once() -> None:
-    """In fp32 throughout, a variance near eps and a mean near beta / scale would lose digits."""
+    """Folding in fp32 would lose digits of a variance near eps and of a mean near beta / scale."""
     gamma, beta, mean, var = (torch.tensor([v]) for v in (3.1, 980.7, 1000.3, 1e-6))
     w, bias = fold(torch.tensor([[[[0.7]]]]), gamma, beta, mean, var, 1e-5)
     scale = gamma.double() / (var.double() + 1e-5) ** 0.5

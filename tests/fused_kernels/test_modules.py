@@ -25,7 +25,7 @@ from tests.fused_kernels.tolerances import SUM, assert_close, distance
 
 @pytest.fixture(autouse=True)
 def in_plain_pytorch(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Modules do the same whatever computes; tests named for the kernels run those, the others the references."""
+    """Tests named for the kernels run the kernels, all others the references."""
     with (
         implementation("kernels" if "kernels" in request.node.name else "reference"),
         choosing(fitting),
@@ -109,7 +109,7 @@ def test_one_value_per_channel_is_refused_in_training_as_torch_does() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_errs_as_torch_does_under_autocast(dtype: torch.dtype) -> None:
-    """In the mean of eight seeds: on one, a vector of eight numbers is off by luck, whatever computes it."""
+    """The mean of eight seeds is compared: with one seed the error of a vector of eight numbers is luck."""
     ratios: dict[str, list[float]] = {}
     for seed in range(8):
         reseed(seed)

@@ -1,6 +1,6 @@
-"""The tests' own test: each classic mistake, put into the source, must fail the check that looks for it.
+"""Tests of the checks: each classic mistake, put into the source, must fail the check that looks for it.
 
-A mutation is a change of text. One whose text is not found exactly once fails loudly, so that it follows the source.
+A mutation is a change of text. If its text is not found exactly once, it fails loudly, so that it follows the source.
 """
 
 from __future__ import annotations
@@ -334,7 +334,7 @@ MUTATIONS = [
 ]
 
 FAILURES = (AssertionError, pytest.importorskip("triton.runtime.errors").InterpreterError)
-"""Of a check, and of the sanitizer inside of a kernel."""
+"""Errors of a check, and of the sanitizer inside of a kernel."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which numbers kernels multiply."""
+"""Precision of products, and dtypes that are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fused_kernels.operands.numeric_types import precision, require_float
 
 @pytest.fixture(autouse=True)
 def needs_triton() -> None:
-    """Asking torch's settings needs torch alone."""
+    """Only torch is needed to read torch's settings."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""How an image and its weight are packed."""
+"""Packing of an image and its weight."""
 
 from __future__ import annotations
 

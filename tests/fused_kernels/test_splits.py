@@ -1,4 +1,4 @@
-"""How long the parts of a reduction are."""
+"""The lengths of the parts of a reduction."""
 
 from __future__ import annotations
 

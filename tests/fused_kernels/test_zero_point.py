@@ -36,7 +36,7 @@ ENDINGS = [(True, False), (False, True), (True, True)]
 def truth(
     x: Tensor, layer: Layer, stride: int, zero_point: int, *, relu: bool, residual: Tensor | None = None
 ) -> Tensor:
-    """q - zero_point convolved with padding of 0: what the sums mean, with no table of borders."""
+    """q - zero_point convolved with padding of 0: the meaning of the sums, without a table of borders."""
     values = integers(x) - zero_point
     v = quantized.convolved(values, integers(layer.w), stride, 1).astype(np.float32)
     v = v * quantized.per_channel(layer.scale) + quantized.per_channel(layer.bias)

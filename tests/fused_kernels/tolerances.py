@@ -45,7 +45,7 @@ TABLE = {
 
 
 def distance(result: Tensor, truth: Tensor, scale: Tensor | None = None) -> float:
-    """|result - truth| / |scale|, in float64; infinite where a NaN or infinity is on one side alone.
+    """|result - truth| / |scale|, in float64; infinite where only one side has a NaN or infinity.
 
     Args:
         result: of a kernel or a reference.
@@ -73,7 +73,7 @@ def assert_close(
     """Hold ``result`` against ``truth`` by the table; a failure names the tensor.
 
     Args:
-        name: what the tensor is.
+        name: the name of the tensor.
         result: of a kernel or a reference.
         truth: the same in float64.
         kind: ``PRODUCT`` or ``SUM``.

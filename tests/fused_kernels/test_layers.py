@@ -1,0 +1,82 @@
+"""Imports inside ``fused_kernels``: down a list of layers, without private names, circles or Triton."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fused_kernels
+
+ROOT = Path(fused_kernels.__file__).parent
+LAYERS = [
+    "errors",
+    "operands",
+    "tiles",
+    "problem",
+    "specification",
+    "shared_memory",
+    "launch",
+    "table",
+    "candidates",
+    "choice",
+    "references",
+    "ops",
+    "blocks",
+    "modules",
+    "fusing",
+    "compiling",
+    "tune",
+]
+"""Modules and folders below ``fused_kernels``, each of which may import the ones before it."""
+FILES = [
+    path for path in ROOT.rglob("*.py") if path.parent.name != "kernels" and path != ROOT / "__init__.py"
+]
+
+
+def imported(path: Path) -> Iterator[tuple[str, str]]:
+    """Module and name of each import from this package."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fused_kernels"):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.fixture(autouse=True)
+def needs_triton() -> None:
+    """Imports are read, not executed."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path: Path) -> None:
+    own = LAYERS.index(layer(path))
+    for module, name in imported(path):
+        target = [*module.split("."), name][1]
+        assert LAYERS.index(target) <= own, f"{path.name} imports {target}"
+        assert not name.startswith("_"), f"{path.name} imports the private {name}"
+
+
+def test_modules_of_a_folder_import_one_another_in_no_circle() -> None:
+    below = {
+        f"fused_kernels.{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}".removesuffix(".__init__"): {
+            name for module, last in imported(path) for name in (module, f"{module}.{last}")
+        }
+        for path in FILES
+    }
+    left = {name: found & set(below) - {name} for name, found in below.items()}
+    while free := [name for name, found in left.items() if not found & set(left)]:
+        for name in free:
+            del left[name]
+    assert not left, f"a circle of imports: {sorted(left)}"
+
+
+def test_modules_and_operations_are_imported_without_triton() -> None:
+    code = "import sys; sys.modules['triton'] = None; import fused_kernels.modules, fused_kernels.ops"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
