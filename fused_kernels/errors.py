@@ -1,17 +1,10 @@
-"""What can go wrong, as one tree.
-
-FusedKernelError
-├── ShapeError         tensors that do not fit one another, or a kernel
-├── Unsupported        a dtype, device or layer that no kernel here computes
-├── MissingPackage     an optional package that this call needs
-└── TuningError        a tuning table that cannot be read, or no configuration that is right
-"""
+"""The errors of ``fused_kernels``, all of them ``FusedKernelError``."""
 
 from __future__ import annotations
 
 
 class FusedKernelError(Exception):
-    """Base of every error that a caller of ``fused_kernels`` can mend."""
+    """Base of every error that a caller of ``fused_kernels`` can fix."""
 
 
 class ShapeError(FusedKernelError, ValueError):

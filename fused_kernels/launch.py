@@ -1,9 +1,9 @@
 """A kernel launch as data: what runs, on what, writing what.
 
-Every operation of this package is a handful of ``launch`` calls. On a GPU, or under Triton's interpreter, a launch
-runs. On meta or fake tensors it does not, yet it is recorded all the same: so one code path gives the results, the
-shapes that ``torch.compile`` asks for, the bytes that a network moves, the list of kernels to compile ahead of time
-and, in tests, a NaN in every output that a kernel forgets to write.
+Every operation of this package is a handful of ``launch`` calls. A launch runs on a GPU or under Triton's interpreter;
+on meta or fake tensors it is only recorded. So one code path gives the results, the shapes that ``torch.compile`` asks
+for, the bytes that a network moves, the kernels to compile ahead of time and, in tests, a NaN in every output that a
+kernel forgets to write.
 """
 
 from __future__ import annotations
@@ -69,18 +69,17 @@ class Launch:
     @property
     def bytes_read(self) -> int:
         """Bytes of all tensors read, each once."""
-        return sum(
-            tensor.numel() * tensor.element_size() for tensor, written in self.tensors() if not written
-        )
+        return sum(tensor.nbytes for tensor, written in self.tensors() if not written)
 
     @property
     def bytes_written(self) -> int:
         """Bytes of all tensors written, each once."""
-        return sum(tensor.numel() * tensor.element_size() for tensor, written in self.tensors() if written)
+        return sum(tensor.nbytes for tensor, written in self.tensors() if written)
 
 
 Listener = Callable[[Launch], None]
 _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("launch listeners", default=())
+_forced: ContextVar[str | None] = ContextVar("implementation", default=None)
 
 
 @contextmanager
@@ -149,9 +148,6 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in {"1", "true", "yes", "on", "y"}
 
 
-_forced: ContextVar[str | None] = ContextVar("implementation", default=None)
-
-
 @contextmanager
 def implementation(name: str) -> Iterator[None]:
     """Force ``"kernels"`` or ``"reference"`` in this context, whatever the device."""
@@ -167,18 +163,17 @@ def implementation(name: str) -> Iterator[None]:
 def uses_kernels(tensor: Tensor) -> bool:
     """Whether kernels compute on ``tensor``; plain PyTorch does where they cannot run.
 
-    An operation asks this of its activation, or of a parameter where it has none. What is in float64 is computed by
+    An operation asks this of its activation, or of a parameter where it has none. float64 is computed by
     ``references``, unless kernels are forced.
     """
     return (tensor.dtype != torch.float64 or _forced.get() is not None) and kernels_run_on(tensor.device)
 
 
 def kernels_run_on(device: torch.device) -> bool:
-    """Whether ``device`` is one that kernels run on: a GPU, or a CPU under the interpreter.
+    """Whether kernels run, or are recorded, on ``device``: a GPU, meta, or a CPU under the interpreter.
 
-    On the meta device they are recorded. ``implementation`` overrules all of this.
+    ``implementation`` overrules this.
     """
-    forced = _forced.get()
-    if forced is not None:
+    if forced := _forced.get():
         return forced == "kernels"
     return device.type in {"cuda", "meta"} or interpreted()

@@ -10,9 +10,9 @@ from fused_kernels.errors import TuningError
 
 @dataclass(frozen=True)
 class Tile:
-    """How one kernel cuts its work up.
+    """How one kernel cuts up its work: a program computes ``m`` x ``n`` outputs, ``k`` elements of the sums per step.
 
-    ``m`` x ``n`` outputs a program, ``k`` of the reduction a step; kernels without a reduction leave ``k`` at 0.
+    Kernels without a reduction leave ``k`` at 0.
     """
 
     m: int
@@ -51,5 +51,7 @@ class Tile:
                 f"a tile has no field {sorted(unknown)[0]!r}: its fields are {', '.join(sorted(known))}"
             )
         if not all(isinstance(value, int) for value in data.values()) or not {"m", "n"} <= set(data):
-            raise TuningError(f"{data} is no tile: m and n are required, and every field is a whole number")
+            raise TuningError(
+                f"{data} is not a tile: m and n are required, and every field is a whole number"
+            )
         return Tile(**data)
