@@ -1,4 +1,4 @@
-"""Raw results of ``benchmarks.triton_agreement``."""
+"""The raw results of ``benchmarks.triton_agreement``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from benchmarks.result_files import write_result
 from rescompile.measuring.origin import Origin
-from rescompile.measuring.results import write_result
 
 FORMAT: Literal["rescompile-triton-agreement-1"] = "rescompile-triton-agreement-1"
 
@@ -20,9 +20,9 @@ class Parted(msgspec.Struct, frozen=True, kw_only=True):
     expected: int
     found: int
     lead: float
-    """Of the expected class over the other one, in the expected logits."""
+    """Difference of the expected logits between the expected class and the class that was found."""
     rms: float
-    """Of the difference of this image's logits."""
+    """RMS of the difference of this image's logits."""
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """One tensor, computed from the other side's inputs."""
+    """One tensor, computed by both sides from the same inputs."""
 
     tensor: str
     values: int
@@ -45,11 +45,11 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     largest_step: int
     """In units of the last place; 0 where nothing differs."""
     farthest_from_tie: float
-    """Of the values that differ, in units of the last place."""
+    """Largest distance of a differing value from a tie, in units of the last place."""
 
 
 class AgreementReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One run."""
+    """The results of one run."""
 
     format: Literal["rescompile-triton-agreement-1"] = FORMAT
     control: str | None

@@ -1,4 +1,4 @@
-"""Calibrations in processes of their own: ours by effort, and those of NNCF and ONNX Runtime, quantization included."""
+"""Times calibrations, each in its own process: ours by effort, and those of NNCF and ONNX Runtime with quantization."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.artifact_cache import CALIBRATION_IMAGES, TIMEOUT, ArtifactCache, Failed
 from benchmarks.networks import Network
 from benchmarks.rows import Row
-from benchmarks.workshop import CALIBRATION_IMAGES, TIMEOUT, Failed, Workshop
 from rescompile.measuring.timing import timing
 
 EFFORTS = ("rescompile fast", "rescompile balanced", "NNCF", "ONNX Runtime")
 _QUANTIZERS = {"NNCF": "nncf", "ONNX Runtime": "onnxruntime"}
 
 
-def calibrated(net: Network, workshop: Workshop, contender: str, case: str) -> Row:
-    """Run it once.
+def calibrated(net: Network, artifacts: ArtifactCache, contender: str, case: str) -> Row:
+    """Run ``contender`` once.
 
     Raises:
         Failed: a package is missing, or it refused the network.
     """
     if contender in _QUANTIZERS:
-        made = workshop.quantized(net, _QUANTIZERS[contender])
+        made = artifacts.quantized(net, _QUANTIZERS[contender])
         seconds, peak, covers = made.seconds, made.peak_rss_bytes, "fp32 graph to quantized graph"
     else:
-        seconds = _ours(net, workshop.folder, contender.removeprefix("rescompile "))
+        seconds = _ours(net, artifacts.folder, contender.removeprefix("rescompile "))
         peak, covers = None, "checkpoint to calibration table"
     return Row(
         suite="calibration",
@@ -42,7 +42,7 @@ def calibrated(net: Network, workshop: Workshop, contender: str, case: str) -> R
 
 
 def _ours(net: Network, folder: Path, effort: str) -> float:
-    """Seconds of ``rescompile calibrate``; its table is looked at before the time counts."""
+    """Seconds of ``rescompile calibrate``, after a check of the table that it wrote."""
     output = folder / f"{net.name}-{effort}.json"
     command = [sys.executable, "-m", "rescompile", "calibrate", *net.options, "--effort", effort]
     command += ["--calibration-images", str(CALIBRATION_IMAGES), "--output", str(output)]

@@ -1,4 +1,4 @@
-"""``pytest benchmarks/ --benchmark-only``: options, what the suites share, and the document at the end."""
+"""``pytest benchmarks/ --benchmark-only``: options, the shared session, and the results at the end."""
 
 from __future__ import annotations
 
@@ -12,43 +12,45 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.artifact_cache import ArtifactCache
 from benchmarks.engine_races import EngineRaces
 from benchmarks.networks import TINY, Budget, Network, network
-from benchmarks.promises import PROMISES
-from benchmarks.rows import RESULTS, Results, Row, judged, with_ratios
+from benchmarks.result_files import result_path
+from benchmarks.rows import RESULTS, Results, Row, measured_targets, with_ratios
 from benchmarks.table import lines
-from benchmarks.workshop import Workshop
+from benchmarks.targets import TARGETS
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import origin
-from rescompile.measuring.results import result_path
 from rescompile.measuring.roofline import Roofline, measure_roofline
 
 DEFAULT_NETWORKS = "resnet50,resnet18,resnet101,resnet152"
-"""The most telling ones first: where time runs out, the last are left out, and say so."""
+"""The most informative ones first: where time runs out, the last are skipped, with a note."""
 ORDER = ("test_kernels", "test_calibration", "test_engines", "test_build")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of the suites."""
     group = parser.getgroup("rescompile's suites")
-    group.addoption("--networks", default=DEFAULT_NETWORKS, help="which, with commas between, in this order")
-    group.addoption("--minutes", type=float, default=12.0, help="for the whole run (12)")
-    group.addoption("--threads", type=int, default=None, help="of every contender (default: all cores)")
+    group.addoption("--networks", default=DEFAULT_NETWORKS, help="names, separated by commas, in this order")
+    group.addoption("--minutes", type=float, default=12.0, help="time for the whole run (12)")
+    group.addoption(
+        "--threads", type=int, default=None, help="CPU threads of every contender (default: all cores)"
+    )
     group.addoption(
         "--results", type=Path, default=None, help="default: benchmarks/results/<device>/<date>-<commit>.json"
     )
     group.addoption(
-        "--tiny", action="store_true", help="a minute network, to try the code; times mean nothing"
+        "--tiny", action="store_true", help="a tiny network, to try the code; its times mean nothing"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Peers may warn of what they like; only our own tests take warnings for errors."""
+    """Allow warnings of peers; only our own tests turn warnings into errors."""
     config.addinivalue_line("filterwarnings", "default")
 
 
 class Session:
-    """One run: its budget, its workshop, and every row."""
+    """One run: its budget, its artifacts, and every row."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.tiny: bool = config.getoption("tiny")
@@ -57,7 +59,7 @@ class Session:
         self.watch = Watch()
         self.folder = Path(tempfile.mkdtemp(prefix="rescompile-suites-"))
         self.budget = Budget(config.getoption("minutes"))
-        self.workshop = Workshop(self.folder)
+        self.artifacts = ArtifactCache(self.folder)
         self.rows: list[Row] = []
         self._roofline: Roofline | None = None
         self._races: EngineRaces | None = None
@@ -65,7 +67,7 @@ class Session:
 
     @property
     def roofline(self) -> Roofline:
-        """Measured when it is first asked for."""
+        """The machine's limits, measured on first use."""
         if self._roofline is None:
             self._roofline = measure_roofline(threads=self.threads, quick=self.tiny)
         return self._roofline
@@ -75,11 +77,11 @@ class Session:
         """The races of the engines."""
         if self._races is None:
             seconds = 0.2 if self.tiny else 8.0
-            self._races = EngineRaces(self.workshop, self.budget, self.roofline, self.threads, seconds)
+            self._races = EngineRaces(self.artifacts, self.budget, self.roofline, self.threads, seconds)
         return self._races
 
     def network(self, name: str) -> Network:
-        """A network, its weights unpacked once."""
+        """The network called ``name``; its weights are unpacked once."""
         if name not in self._networks:
             self._networks[name] = network(name, self.folder)
         return self._networks[name]
@@ -90,7 +92,7 @@ class Session:
         return with_ratios([*self.rows, *raced])
 
     def results(self, command: str) -> Results:
-        """The document."""
+        """The results of this run."""
         rows = self.all_rows()
         timings = {f"{r.case}: {r.contender}": r.timing for r in rows if r.timing and r.timing.runs > 1}
         return Results(
@@ -99,13 +101,13 @@ class Session:
             origin=origin(self.threads),
             roofline=self._roofline,
             rows=tuple(rows),
-            bars=judged(PROMISES, rows),
+            bars=measured_targets(TARGETS, rows),
             notes=tuple(self.watch.notes(timings)),
         )
 
 
 def networks(config: pytest.Config) -> list[str]:
-    """The names that were asked for."""
+    """Names of the networks that were asked for."""
     return [TINY] if config.getoption("tiny") else config.getoption("networks").split(",")
 
 
@@ -116,7 +118,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Short suites first, and what only reports on the others last; networks in the order asked for."""
+    """Order the suites, short ones first; networks keep the order that was asked for."""
 
     def place(item: pytest.Item) -> int:
         module = Path(str(item.fspath)).stem
@@ -138,7 +140,7 @@ def session(request: pytest.FixtureRequest) -> Iterator[Session]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Write the document and print it as a table."""
+    """Write the results and print them as a table."""
     made = config.stash.get(_SESSION, None)
     if made is None or not made.all_rows():
         return
@@ -151,4 +153,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(line)
     terminalreporter.write_line(f"written to {path}")
     if sys.platform != "linux":
-        terminalreporter.write_line("peak memory is that of the whole process: only Linux tells more")
+        terminalreporter.write_line(
+            "peak memory is that of the whole process: only Linux measures it by stage"
+        )

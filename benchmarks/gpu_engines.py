@@ -21,19 +21,19 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.artifact_cache import ArtifactCache
 from benchmarks.engine_races import MODES, EngineRaces
 from benchmarks.networks import TINY, Budget, Network, network
 from benchmarks.peers.base import HALF_ALLOWED, INT8_ALLOWED, Call, Entrant, Missing
 from benchmarks.peers.torch import model_of
 from benchmarks.peers.trtexec import Trtexec
+from benchmarks.result_files import result_path
 from benchmarks.rows import RESULTS, Results, Row, with_ratios
 from benchmarks.table import lines
-from benchmarks.workshop import Workshop
 from rescompile.backends import get_backend
 from rescompile.backends.cuda.devices import gpus
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import Origin, origin
-from rescompile.measuring.results import result_path
 from rescompile.measuring.roofline import Roofline
 from rescompile.runtime.loading import load
 
@@ -50,12 +50,12 @@ class OurGpuEngine:
         self.name = f"rescompile {backend} {precision}"
         self.allowed = INT8_ALLOWED if precision == "int8" else HALF_ALLOWED
 
-    def prepare(self, net: Network, workshop: Workshop, threads: int) -> Call:
+    def prepare(self, net: Network, artifacts: ArtifactCache, threads: int) -> Call:
         """Build and load it."""
         found = get_backend(self.backend).availability()
         if not (found.build and found.run):
             raise Missing(found.reason)
-        return load(workshop.engine(net, self.precision, self.backend).path)
+        return load(artifacts.engine(net, self.precision, self.backend).path)
 
 
 class TorchHalf:
@@ -71,7 +71,7 @@ class TorchHalf:
             "torch_tensorrt": "Torch-TensorRT fp16",
         }[how]
 
-    def prepare(self, net: Network, workshop: Workshop, threads: int) -> Call:
+    def prepare(self, net: Network, artifacts: ArtifactCache, threads: int) -> Call:
         """Load the weights onto the GPU, and compile."""
         import torch
 
@@ -149,7 +149,7 @@ def _race(asked: argparse.Namespace, folder: Path) -> bool:
     """Race all networks; whether an engine of ours was wrong."""
     began, watch, source = time.monotonic(), Watch(), _origin()
     races = EngineRaces(
-        Workshop(folder, batch_max=max(BATCHES)),
+        ArtifactCache(folder, batch_max=max(BATCHES)),
         Budget(asked.budget_seconds / 60),
         gpu_roofline(),
         1,
@@ -162,7 +162,7 @@ def _race(asked: argparse.Namespace, folder: Path) -> bool:
     rows: list[Row] = []
     for name in [TINY] if asked.tiny else asked.networks.split(","):
         for mode in MODES:
-            rows = with_ratios([*rows, *races.of(network(name, folder), mode)])
+            rows = with_ratios([*rows, *races.rows_of(network(name, folder), mode)])
             timings = {f"{row.case}: {row.contender}": row.timing for row in rows if row.timing}
             results = Results(
                 command="python -m benchmarks.gpu_engines",

@@ -38,7 +38,7 @@ from benchmarks.gpu.workloads import Workload  # noqa: E402
 SHARES = {"correctness": 22, "tune": 18, "kernels": 12, "blocks": 10, "network": 35}
 """Parts of the time. A phase that ends early leaves the rest to the next; nothing is taken from a later one."""
 USABLE = 0.97
-"""Of the budget: the rest is for the last case and for ending."""
+"""Share of the budget that phases may use; the rest is for the last case and for ending."""
 HANG = 150.0
 """Seconds without a word in the middle of a case, after which its process is ended."""
 GRACE = 15.0
@@ -55,7 +55,7 @@ class Supervisor:
     ) -> None:
         self.report, self.options, self.peers, self.output = report, options, peers, output
         self.end = end
-        """By ``time.monotonic``."""
+        """End of the run by ``time.monotonic``."""
         self.finished: set[str] = set()
         self.under_way: str | None = None
         self.heard = time.monotonic()
@@ -64,7 +64,7 @@ class Supervisor:
         """A worker said that its GPU answers no more."""
         self.restarts = 0
         self.worker: Callable[..., None] = worker.main
-        """What a worker runs."""
+        """The function that a worker process runs."""
 
     def run(self) -> None:
         """Start workers until one has done all that there is, or time is up."""
@@ -229,7 +229,7 @@ def deadlines(phases: Sequence[str], started: float, budget: float) -> dict[str,
 def _compiled_workloads(
     batches: Sequence[int], phases: Sequence[str], device: str, blocks: Sequence[str]
 ) -> list[Workload]:
-    """What peers compile: only what the phases ask for; on a CPU one, to try the way to it."""
+    """Workloads that peers compile: those that the phases need; on a CPU one, to try the connection to it."""
     kinds = {"network": {"train", "infer"}, "blocks": {"block"}}
     wanted = set().union(*(kinds.get(phase, set()) for phase in phases))
     found = [workload for workload in priorities(batches, blocks) if workload.kind in wanted]
@@ -256,20 +256,23 @@ def _parser() -> argparse.ArgumentParser:
         help="default: benchmarks/results/<device>/<date>-<commit>.json",
     )
     parser.add_argument(
-        "--budget-seconds", type=float, default=540.0, metavar="S", help="for all of it (540)"
+        "--budget-seconds", type=float, default=540.0, metavar="S", help="time for the whole run (540)"
     )
     parser.add_argument(
-        "--phases", default=",".join(SHARES), help="some of them, with commas between (default: all)"
+        "--phases", default=",".join(SHARES), help="the phases to run, separated by commas (default: all)"
     )
     parser.add_argument(
         "--batch", type=int, nargs="+", default=[32, 128, 256], metavar="N", help="images (32 128 256)"
     )
     parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda")
-    parser.add_argument("--tiny", action="store_true", help="a minute network, to try the code, not the GPU")
+    parser.add_argument("--tiny", action="store_true", help="a tiny network, to try the code, not the GPU")
     parser.add_argument(
-        "--only", default="*", metavar="PATTERN", help="only cases like this, as 'layer1.1*' or 'train-*'"
+        "--only",
+        default="*",
+        metavar="PATTERN",
+        help="only cases whose name matches, such as 'layer1.1*' or 'train-*'",
     )
-    parser.add_argument("--commit", help="what to note where there is no checkout to ask")
+    parser.add_argument("--commit", help="the commit to record if this is not a checkout")
     return parser
 
 

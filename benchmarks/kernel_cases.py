@@ -1,6 +1,6 @@
-"""One residual block of each kind, forward, forward with backward, and inference: fused modules against eager.
+"""Times one residual block of each kind: forward, forward with backward, and inference, fused modules against eager.
 
-On a CPU the fused modules compute what their kernels are checked against, so a ratio near 1 is all that is expected.
+On a CPU the fused modules run the references of their kernels in plain PyTorch, so the expected ratio is near 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SECONDS = 1.5
 
 
 def raced(case: str, session: Session) -> list[Row]:
-    """The rows of one case, raced once."""
+    """The rows of one case, which is timed once."""
     known = [row for row in _DONE if row.case == case]
     if not known:
         known = _race(case, session)
@@ -80,7 +80,7 @@ def _race(case: str, session: Session) -> list[Row]:
 
 
 def _holder(network: str) -> nn.Module:
-    """A module whose child is an identity block, as ``fuse`` looks for it, batch norms as after a training."""
+    """A module whose child is an identity block, which ``fuse`` recognises, with batch norms as after training."""
     holder = nn.Sequential(create(find(depth=None, name=network), 10).layer1[1])
     for module in holder.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -123,7 +123,7 @@ def _check(answer: Tensor, *, expected: Tensor, name: str) -> None:
 
 
 def _floor(module: nn.Module, x: Tensor, what: str, session: Session) -> float:
-    """Operations of the convolutions, thrice with the backward pass, or their bytes, at the measured rates."""
+    """Least time for the convolutions' operations or bytes at the measured rates; three times that with backward."""
     ops, moved = 0, 0
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     for conv in module.modules():

@@ -1,4 +1,4 @@
-"""The networks that are measured, their weights, and the time that they may take."""
+"""The networks of the suites, their weights, and the time budget of a run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 RELATIVE_COST = {"resnet18": 0.45, "resnet34": 0.9, "resnet50": 1.0, "resnet101": 1.9, "resnet152": 2.8}
-"""Time of a network's whole suite over ResNet-50's, by their operations."""
+"""Time of a network's suite relative to ResNet-50's, estimated from their operations."""
 DEEP = frozenset({"resnet101", "resnet152"})
-"""Networks of which only the most telling contenders are raced, so that all fit into a run."""
+"""Networks that only the most informative contenders run, so that all networks fit into a run."""
 TINY = "resnet20-cifar"
 _CHECKPOINTS = {
     "resnet18": "resnet18-pqf.pth.xz",
@@ -30,12 +30,12 @@ class Network:
     weights: str
     """A file, or ``random``."""
     said: str
-    """How a reader is told."""
+    """The description of the weights in results."""
     calibration_set: Path | None
 
     @property
     def options(self) -> list[str]:
-        """Of ``rescompile build``, for the network and its weights."""
+        """Options of ``rescompile build`` for the network and its weights."""
         return ["--model", self.name, "--weights", self.weights]
 
 
@@ -60,7 +60,7 @@ def network(name: str, folder: Path) -> Network:
 
 
 def _images(name: str, folder: Path, data: str | None) -> Path | None:
-    """Calibration images; None leaves ImageNet networks to the built-in photographs."""
+    """Calibration images; None where an ImageNet network uses the built-in photographs."""
     real = Path(data or "") / "imagenet" / "calibration"
     if "cifar" not in name:
         return real if data and real.is_dir() else None
@@ -72,11 +72,11 @@ def _images(name: str, folder: Path, data: str | None) -> Path | None:
 
 
 class OutOfTime(Exception):
-    """The minutes of a run do not reach; the message says what to do."""
+    """The time of a run is not enough; the message says what to do."""
 
 
 class Budget:
-    """The minutes of a whole run. Work whose cost is not known yet may start as long as any time is left."""
+    """The minutes of a whole run. Work of unknown cost may start while any time is left."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
@@ -85,21 +85,21 @@ class Budget:
         """Seconds of a network of relative cost 1."""
 
     def left(self) -> float:
-        """Seconds."""
+        """Seconds that are left."""
         return self._end - time.monotonic()
 
     def claim(self, name: str) -> None:
-        """Ask for the time of one part of the network ``name``.
+        """Check that there is time for one part of the network ``name``.
 
         Raises:
-            OutOfTime: what is left is less than that part took, or will take by its operations.
+            OutOfTime: less time is left than the part is expected to take.
         """
         cost = (self._unit or 0.0) * RELATIVE_COST.get(name, 0.1)
         if self.left() <= cost:
             raise OutOfTime(
-                f"the {self.minutes:g} minutes of this run do not reach; pass --minutes, or --networks {name}"
+                f"the {self.minutes:g} minutes of this run are not enough; pass --minutes, or --networks {name}"
             )
 
     def spent(self, name: str, seconds: float) -> None:
-        """Learn from ``name``, which took so long."""
+        """Record the seconds that ``name`` took, to estimate the cost of others."""
         self._unit = max(self._unit or 0.0, seconds / RELATIVE_COST.get(name, 0.1))

@@ -27,8 +27,8 @@ from benchmarks.suite_results import FORMAT as SUITES
 from rescompile.files import atomic_write
 from rescompile.measuring.bench import FORMAT as BENCH
 from rescompile.measuring.bench import BenchReport
-from rescompile.measuring.profile import FORMAT as PROFILE
-from rescompile.measuring.profile import ProfileReport
+from rescompile.measuring.profile_report import FORMAT as PROFILE
+from rescompile.measuring.profile_report import ProfileReport
 from rescompile.measuring.timing import Timing
 from rescompile.wording import duration, size
 
@@ -82,7 +82,7 @@ def read_folder(folder: Path) -> Found:
             elif document.get("format") not in _ELSEWHERE:
                 raise ValueError("it is of no known format")  # noqa: TRY301
         except (ValueError, msgspec.ValidationError) as error:
-            raise ValueError(f"{path} is no raw result ({error})") from None
+            raise ValueError(f"{path} is not a raw result ({error})") from None
     return found
 
 
@@ -182,7 +182,10 @@ def _interval(found: Timing) -> str:
 
 def _benches(reports: Sequence[tuple[Path, BenchReport]], home: Path) -> Iterator[str]:
     yield _command("bench")
-    yield "A [cold start](glossary.md#cold-start) finds no compiled engine in the cache, a [warm start](glossary.md#warm-start) finds one.\n"
+    yield (
+        "A [cold start](glossary.md#cold-start) finds no compiled engine in the cache, "
+        "a [warm start](glossary.md#warm-start) finds one.\n"
+    )
     yield "| engine | device | p50 ms | p99 ms | best images/s | cold start | warm start | peak memory |"
     yield "|---|---|---|---|---|---|---|---|"
     if not reports:
@@ -205,7 +208,10 @@ def _benches(reports: Sequence[tuple[Path, BenchReport]], home: Path) -> Iterato
 
 def _profiles(reports: Sequence[tuple[Path, ProfileReport]], home: Path) -> Iterator[str]:
     yield _command("profile")
-    yield "A [floor](glossary.md#floor) is the time that a block's operations or bytes need at the rates measured in the same run.\n"
+    yield (
+        "A [floor](glossary.md#floor) is the time that a block's operations or bytes need at the rates "
+        "measured in the same run.\n"
+    )
     if not reports:
         yield from missing_lines(_NOT_YET)
     for path, report in reports:

@@ -1,10 +1,10 @@
-"""The part of ``docs/performance.md`` that profiles fill: time by block beside its floor, engines side by side."""
+"""The profiles in ``docs/performance.md``: time by block beside its floor, engines side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rescompile.measuring.profile import BlockProfile, EngineProfile, ProfileReport
+from rescompile.measuring.profile_report import BlockProfile, EngineProfile, ProfileReport
 
 
 def profile_lines(report: ProfileReport, link: str) -> Iterator[str]:
@@ -27,7 +27,7 @@ def profile_lines(report: ProfileReport, link: str) -> Iterator[str]:
 
 
 def missing_lines(words: str) -> Sequence[str]:
-    """The table where nobody has profiled an engine."""
+    """The table to show while no profile was measured."""
     return (
         "| block | ms | floor ms | x floor |\n|---|---|---|---|",
         f"| ResNet-50 INT8 | {words} | {words} | {words} |",
@@ -40,6 +40,6 @@ def _call(engine: EngineProfile) -> str:
 
 
 def _block(block: BlockProfile, link: str) -> str:
-    """A block may have no work and so no floor, in a precision that leaves it nothing to do."""
+    """Cells of one block; one without work in this precision has no floor."""
     times = f"{block.ms / block.floor_ms:.1f}" if block.floor_ms else ""
     return f"[{block.ms:.3f}]({link}) | {block.floor_ms:.3f} | {times}"

@@ -1,10 +1,10 @@
-"""Quantizers of others, each in a process of its own, so that time and memory are theirs alone.
+"""Runs one peer's quantizer in its own process, so that time and memory are only the quantizer's.
 
     python -m benchmarks.quantizers NAME REFERENCE.onnx IMAGES.npz OUTPUT
 
-reads an fp32 graph and calibration images float32 [N, 3, H, W], writes the quantized model, and prints seconds and peak
-memory as JSON. ``nncf`` and ``onnxruntime`` get what their manuals recommend for the speed of a CPU like this one; the
-others are for accuracy (``benchmarks.accuracy``), ONNX Runtime's on the grids that TensorRT takes.
+Reads an fp32 graph and calibration images float32 [N, 3, H, W], writes the quantized model, and prints seconds and peak
+memory as JSON. ``nncf`` and ``onnxruntime`` use the settings that their manuals recommend for speed on this CPU. The
+others are for ``benchmarks.accuracy``; those of ONNX Runtime use the quantization grids of TensorRT.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rescompile.progress import peak_memory_bytes
 
 Images = NDArray[np.float32]
 STRIDE = 8
-"""Images whose activations ONNX Runtime holds at once."""
+"""Number of images whose activations ONNX Runtime keeps at once."""
 
 
 def nncf(reference: Path, images: Images, output: Path, *, preset: str = "PERFORMANCE") -> None:
     """OpenVINO with NNCF's post-training quantization.
 
-    PERFORMANCE is symmetric, its fastest; MIXED has asymmetric activations.
+    PERFORMANCE is symmetric, and NNCF's fastest preset; MIXED has asymmetric activations.
     """
     import nncf as library
     import openvino as ov
@@ -45,7 +45,7 @@ def nncf(reference: Path, images: Images, output: Path, *, preset: str = "PERFOR
 
 
 def onnxruntime_by(reference: Path, images: Images, output: Path, *, method: str) -> None:
-    """ONNX Runtime's static quantization on TensorRT's grids: QDQ, symmetric int8, weights by channel."""
+    """ONNX Runtime's static quantization on TensorRT's grids: QDQ, symmetric int8, per-channel weights."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     images = images[: len(images) // STRIDE * STRIDE]
@@ -68,7 +68,7 @@ def onnxruntime_by(reference: Path, images: Images, output: Path, *, method: str
 
 
 def _reader(images: Images) -> Any:
-    """ONNX Runtime's interface to calibration images, one at a time; it may ask for parts of the set."""
+    """Calibration images in the form that ONNX Runtime reads, one at a time or a part of the set."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -89,7 +89,7 @@ def _reader(images: Images) -> Any:
 
 
 def onnxruntime(reference: Path, images: Images, output: Path) -> None:
-    """ONNX Runtime's static quantization: QDQ, uint8 activations, int8 weights by channel.
+    """ONNX Runtime's static quantization: QDQ, uint8 activations, per-channel int8 weights.
 
     On x86 without VNNI its manual asks for ``reduce_range``, because its products saturate otherwise.
     """
@@ -119,7 +119,7 @@ QUANTIZERS: dict[str, Callable[[Path, Images, Path], None]] = {
 
 
 def main() -> None:
-    """Quantize as the arguments say."""
+    """Run the quantizer that the arguments name."""
     name, reference, images, output = sys.argv[1:]
     with np.load(images) as arrays:
         pixels = arrays["images"]

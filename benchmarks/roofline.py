@@ -1,4 +1,4 @@
-"""The machine's own limits: ``python -m benchmarks.roofline`` prints them; every row is held against them."""
+"""Measures and prints the machine's limits (memory and arithmetic rates): ``python -m benchmarks.roofline``"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ratios within a run of the suites, and the promises that are judged by them."""
+"""Ratios to the best peer within a run of the suites, and the targets for these ratios."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.suite_results import Bar, Results, Row, read_results
+from benchmarks.suite_results import Results, Row, TargetResult, read_results
 
-__all__ = ["RESULTS", "Bar", "Results", "Row", "judged", "read_results", "with_ratios"]
+__all__ = ["RESULTS", "Results", "Row", "TargetResult", "measured_targets", "read_results", "with_ratios"]
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
-    """``rows`` with each one's ratio to the best peer of its case, itself left out; the peers' own have theirs, too."""
-    return [_with_ratio(row, [other for other in rows if _rivals(row, other)]) for row in rows]
+    """``rows``, each with its ratio to the best other peer of its case; peers have one, too."""
+    return [_with_ratio(row, [other for other in rows if _is_peer(row, other)]) for row in rows]
 
 
-def _rivals(row: Row, other: Row) -> bool:
+def _is_peer(row: Row, other: Row) -> bool:
     same = (row.suite, row.case) == (other.suite, other.case)
     return same and not other.ours and other.contender != row.contender and other.timing is not None
 
@@ -36,15 +36,19 @@ def _with_ratio(row: Row, peers: Sequence[Row]) -> Row:
     return msgspec.structs.replace(row, **changes)
 
 
-def judged(promises: Iterable[tuple[str, str, str, str, float]], rows: Sequence[Row]) -> tuple[Bar, ...]:
-    """Bars of (name, case, ours, peer, asked ratio), each with what was measured."""
+def measured_targets(
+    targets: Iterable[tuple[str, str, str, str, float]], rows: Sequence[Row]
+) -> tuple[TargetResult, ...]:
+    """Each target (name, case, ours, peer, ratio) with its measured ratio."""
     times = {(row.case, row.contender): row.ms_per_image for row in rows if row.ms_per_image}
-    bars = []
-    for name, case, ours, peer, asked in promises:
+    results = []
+    for name, case, ours, peer, asked in targets:
         own, other = times.get((case, ours)), times.get((case, peer))
         measured = other / own if own and other else None
         passed = None if measured is None else measured >= asked
-        bars.append(
-            Bar(name=name, case=case, ours=ours, peer=peer, asked=asked, measured=measured, passed=passed)
+        results.append(
+            TargetResult(
+                name=name, case=case, ours=ours, peer=peer, asked=asked, measured=measured, passed=passed
+            )
         )
-    return tuple(bars)
+    return tuple(results)

@@ -1,11 +1,11 @@
-"""What our Python runtime adds to OpenVINO: one call of an engine beside one inference of the raw request.
+"""Measures the overhead of our Python runtime: one call of an engine beside one inference by OpenVINO alone.
 
     python -m benchmarks.runtime_overhead resnet50-int8-openvino
 
-Both run the same image with the same settings, take turns, and must give the same logits to the bit. The raw request
-has its input set once and its output read without a copy: the least that any program can do. Prints one JSON object:
-medians and quartiles in microseconds, and the overhead in percent, as the median of the ratio over the rounds. The exit
-code is 1 where it is above the bar.
+Both run the same image with the same settings in turns, and must give the same logits to the bit. The raw OpenVINO
+request has its input set once and its output read without a copy, which is the least that any program can do. Prints
+one JSON object: medians and quartiles in microseconds, and the overhead in percent, as the median of the ratio over the
+rounds. The exit code is 1 if the overhead is above the limit.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class Overhead(msgspec.Struct, frozen=True, kw_only=True):
     bar_percent: float
 
     def passed(self) -> bool:
-        """Whether the bar is kept."""
+        """Whether the overhead is within the limit."""
         return self.overhead_percent <= self.bar_percent
 
 
 def measure(directory: Path, *, batch: int, threads: int | None, rounds: int, bar: float) -> Overhead:
-    """Let both take turns.
+    """Time both in turns.
 
     Raises:
-        RescompileError: the engine cannot be loaded, or is none of OpenVINO's.
+        RescompileError: the engine cannot be loaded, or is not an OpenVINO engine.
     """
     with rescompile.load(directory, options=RunOptions(threads=threads)) as engine:
         if engine.manifest.backend != "openvino":
             raise rescompile.RescompileError(
-                f"{directory} is no OpenVINO engine, so there is nothing to compare with"
+                f"{directory} is not an OpenVINO engine, so there is nothing to compare with"
             )
         images = random_images(engine, batch)
         raw = _raw(directory / OPENVINO_MODEL, images, threads)
@@ -77,7 +77,7 @@ def measure(directory: Path, *, batch: int, threads: int | None, rounds: int, ba
 
 
 def _raw(path: Path, images: NDArray[Any], threads: int | None) -> Callable[[], NDArray[np.float32]]:
-    """OpenVINO as a program without this library would call it."""
+    """One inference as a program without rescompile would call OpenVINO."""
     import openvino as ov
 
     request: Any = compile_model(path, RunOptions(threads=threads)).create_infer_request()
@@ -92,7 +92,7 @@ def _raw(path: Path, images: NDArray[Any], threads: int | None) -> Callable[[], 
 
 
 def _round(contenders: Sequence[Callable[[], NDArray[np.float32]]], turn: int) -> tuple[float, float]:
-    """Microseconds of each; who goes first changes, so that neither always finds the other's caches."""
+    """Microseconds of each; they take turns in going first, so that neither always finds warm caches."""
     spent, answers = [0.0, 0.0], [np.empty(0, np.float32)] * 2
     for index in (0, 1) if turn % 2 else (1, 0):
         start = time.perf_counter_ns()
@@ -112,7 +112,12 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=500)
-    parser.add_argument("--bar", type=float, default=BAR_PERCENT, help="percent; above it the exit code is 1")
+    parser.add_argument(
+        "--bar",
+        type=float,
+        default=BAR_PERCENT,
+        help="largest overhead in percent for exit code 0",
+    )
     asked = parser.parse_args(words)
     if min(asked.batch, asked.rounds, 1 if asked.threads is None else asked.threads) < 1:
         parser.error("--batch, --rounds and --threads must be 1 or more")

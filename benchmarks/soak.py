@@ -1,8 +1,8 @@
-"""Many threads share one engine for a long time: the same answers to the bit, and memory that does not grow.
+"""Runs one engine from many threads for a long time: outputs must stay the same to the bit, and memory must not grow.
 
     python -m benchmarks.soak resnet20-cifar-int8-openvino
 
-Half of the requests are calls, half are submitted. Prints one JSON object; the exit code is 0 where no answer was wrong
+Half of the requests are calls, half are submitted. Prints one JSON object; the exit code is 0 if no output was wrong
 and resident memory grew by at most 4 MiB after the warm-up.
 """
 
@@ -21,18 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rescompile
-from rescompile.measuring.memory import resident_bytes
+from rescompile.measuring.start import resident_bytes
 from rescompile.runtime.engine import Engine
 
 IMAGES = 16
-"""Different ones, so that an answer that goes to the wrong caller is seen."""
+"""Number of different images, so that an output that goes to the wrong caller is noticed."""
 ALLOWED_GROWTH_MIB = 4.0
-"""The allocator's own slack, with hundreds of MiB run through it."""
+"""Allowance for the allocator, through which hundreds of MiB pass."""
 WARM_UP = 1000
 
 
-class Soaked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run found."""
+class SoakResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a run."""
 
     model: str
     backend: str
@@ -45,18 +45,18 @@ class Soaked(msgspec.Struct, frozen=True, kw_only=True):
     growth_mib: float
 
     def passed(self) -> bool:
-        """Whether nothing was wrong and memory is flat."""
+        """Whether no output was wrong and memory did not grow."""
         return not self.wrong and not self.failed and self.growth_mib <= ALLOWED_GROWTH_MIB
 
 
-def soak(engine: Engine, *, threads: int, inferences: int) -> Soaked:
+def soak(engine: Engine, *, threads: int, inferences: int) -> SoakResult:
     """Run ``inferences`` single images from ``threads`` threads."""
     images = random_images(engine, IMAGES)
     expected = [engine(image[None]) for image in images]
     _run(engine, images, expected, threads=threads, inferences=min(max(inferences // 10, 1), WARM_UP))
     before, start = resident_bytes(), time.perf_counter()
     found = _run(engine, images, expected, threads=threads, inferences=inferences)
-    return Soaked(
+    return SoakResult(
         model=engine.manifest.model,
         backend=engine.manifest.backend,
         threads=threads,
@@ -70,7 +70,7 @@ def soak(engine: Engine, *, threads: int, inferences: int) -> Soaked:
 
 
 def random_images(engine: Engine, count: int) -> NDArray[Any]:
-    """``count`` images as the engine takes them, the same every time."""
+    """``count`` images in the engine's input format, the same every time."""
     fed = engine.manifest.inputs[0]
     rng = np.random.default_rng(0)
     shape = (count, *fed.shape[1:])
@@ -79,8 +79,8 @@ def random_images(engine: Engine, count: int) -> NDArray[Any]:
     return rng.standard_normal(shape, np.float32)
 
 
-class _Findings:
-    """How often an inference ended so; memory for it does not grow with their number."""
+class _Counts:
+    """Counts of right, wrong and failed inferences; takes the same memory for any number of them."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -103,8 +103,8 @@ def _run(
     *,
     threads: int,
     inferences: int,
-) -> _Findings:
-    turns = itertools.count()  # its next is one step of the interpreter: no lock
+) -> _Counts:
+    turns = itertools.count()  # next() is one step of the interpreter, so it needs no lock
 
     def work() -> dict[str, int]:
         counts = {"right": 0, "wrong": 0, "failed": 0}
@@ -119,7 +119,7 @@ def _run(
             counts["right" if np.array_equal(answer, expected[which]) else "wrong"] += 1
         return counts
 
-    findings = _Findings()
+    findings = _Counts()
     with ThreadPoolExecutor(threads) as pool:
         for future in [pool.submit(work) for _ in range(threads)]:
             findings.add(future.result())

@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from benchmarks.result_files import write_result
 from rescompile.measuring.origin import Origin
-from rescompile.measuring.results import write_result
 from rescompile.measuring.roofline import Roofline
 from rescompile.measuring.timing import Timing
 from rescompile.report import StageRecord
@@ -49,8 +49,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.timing is None else self.timing.p50 / self.batch
 
 
-class Bar(msgspec.Struct, frozen=True, kw_only=True):
-    """A ratio that the project promises; ``measured`` and ``passed`` are None where one of the two has no time."""
+class TargetResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A ratio that the project targets; ``measured`` and ``passed`` are None where one of the two has no time."""
 
     name: str
     case: str
@@ -70,7 +70,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     origin: Origin
     roofline: Roofline | None
     rows: tuple[Row, ...]
-    bars: tuple[Bar, ...]
+    bars: tuple[TargetResult, ...]
     notes: tuple[str, ...]
 
     def write(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run of the suites as lines for the terminal."""
+"""Prints a run of the suites on the terminal."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rescompile.wording import plain, size
 
 
 def lines(found: Results) -> Iterator[str]:
-    """Rows by case, bars, notes."""
+    """The rows by case, the targets and the notes."""
     for (suite, case), rows in groupby(found.rows, key=lambda row: (row.suite, row.case)):
         yield ""
         yield plain(f"{suite}: {case}")
         yield from _rows(list(rows))
     yield ""
-    for bar in found.bars:
-        measured = "not measured" if bar.measured is None else f"{bar.measured:.2f}x"
-        verdict = {None: "", True: "passed", False: "MISSED"}[bar.passed]
-        yield f"{bar.name:36} asked {bar.asked:.2f}x  {measured:>13}  {verdict}".rstrip()
+    for target in found.bars:
+        measured = "not measured" if target.measured is None else f"{target.measured:.2f}x"
+        verdict = {None: "", True: "passed", False: "MISSED"}[target.passed]
+        yield f"{target.name:36} asked {target.asked:.2f}x  {measured:>13}  {verdict}".rstrip()
     yield from (plain(f"note: {note}") for note in found.notes)
     yield plain(
         f"{found.origin.device}, {found.origin.threads} threads, commit {found.origin.commit}, "

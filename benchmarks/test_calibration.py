@@ -1,4 +1,4 @@
-"""Calibration: ranges, thresholds and scales of one network from the same images, and what the scales are worth."""
+"""Times the calibration of one network by each contender, on the same images."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.artifact_cache import Failed
 from benchmarks.calibration_cases import EFFORTS, calibrated
 from benchmarks.conftest import Session
 from benchmarks.networks import OutOfTime
-from benchmarks.replay import CLOCK, show
+from benchmarks.race_clock import CLOCK, show
 from benchmarks.rows import Row
-from benchmarks.workshop import Failed
 
 
 @pytest.mark.parametrize("contender", EFFORTS)
@@ -22,7 +22,7 @@ def test_calibration(benchmark: Any, session: Session, contender: str) -> None:
     case = f"{net.name} calibration"
     try:
         session.budget.claim(net.name)
-        row = calibrated(net, session.workshop, contender, case)
+        row = calibrated(net, session.artifacts, contender, case)
     except (Failed, OutOfTime) as error:
         ours = contender.startswith("rescompile")
         session.rows.append(

@@ -1,4 +1,4 @@
-"""Whole networks: latency at batch 1, and throughput at each contender's best batch, all contenders in turns."""
+"""Times whole networks in turns: latency at batch 1, and throughput at each contender's best batch size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from benchmarks.conftest import Session
 from benchmarks.engine_races import MODES, Mode
 from benchmarks.peers import ENTRANTS
-from benchmarks.replay import CLOCK, show
+from benchmarks.race_clock import CLOCK, show
 
 
 @pytest.mark.parametrize("contender", [entrant.name for entrant in ENTRANTS])
@@ -17,7 +17,7 @@ from benchmarks.replay import CLOCK, show
 @pytest.mark.benchmark(timer=CLOCK)
 def test_engine(benchmark: Any, session: Session, network_name: str, mode: Mode, contender: str) -> None:
     """One row of the table."""
-    rows = session.races.of(session.network(network_name), mode)
+    rows = session.races.rows_of(session.network(network_name), mode)
     row = next(row for row in rows if row.contender == contender)
     assert not (row.ours and (row.skipped or "").startswith("WRONG")), row.skipped
     if row.timing is None:

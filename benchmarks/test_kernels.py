@@ -1,4 +1,4 @@
-"""Fused blocks on the CPU, where they run as plain PyTorch, beside eager and Inductor; a GPU has a suite of its own."""
+"""Times fused blocks on the CPU, as plain PyTorch, beside eager and Inductor; GPUs have their own suite."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.conftest import Session
 from benchmarks.kernel_cases import CASES, CONTENDERS, raced
-from benchmarks.replay import CLOCK, show
+from benchmarks.race_clock import CLOCK, show
 from benchmarks.rows import Row
 
 
@@ -29,7 +29,7 @@ def test_kernel(benchmark: Any, session: Session, case: str, contender: str) -> 
 
 
 def test_kernels_on_a_gpu(benchmark: Any, session: Session) -> None:
-    """Stands for the GPU's rows where there is no GPU; where there is one, its own suite has them."""
+    """A skipped row for the kernels on a GPU, which another suite measures."""
     reason = (
         "python -m benchmarks.gpu_suite measures them, in a run of its own"
         if torch.cuda.is_available()

@@ -1,18 +1,18 @@
-"""A Triton INT8 engine's plan against ONNX Runtime: how often the classes agree, and why any integer differs.
+"""Compares a Triton INT8 engine's plan with ONNX Runtime: how often the classes agree, and why integers differ.
 
     python -m benchmarks.triton_agreement resnet50-int8-triton --images imagenet/validation --limit 300
 
-Both start from the deployable graph. The plan's executor adds up integers exactly and rounds once; ONNX Runtime, its
-optimizations off, executes Q/DQ in fp32, of the graph with its zero points in place: the integers are the same, and no
-constant channels make large sums that cancel (``graph.full_range``). Where a value lies at a tie between two integers
-the two may part by one, and that one spreads. With ``--explain N`` every tensor of N images is computed from ONNX
-Runtime's own inputs to it, so that nothing spreads, and every integer that differs is held against its real value: its
-distance from the tie is shown.
+Both start from the deployable graph. The plan's executor adds up integers exactly and rounds once. ONNX Runtime, with
+optimizations off, executes Q/DQ in fp32, on the graph with its zero points in place: the integers are the same, without
+constant channels, whose large sums would cancel (``graph.full_range``). Where a value lies at a tie between two
+integers, the two may differ by one, and that difference spreads. With ``--explain N`` every tensor of N images is
+computed from ONNX Runtime's own inputs to it, so that nothing spreads, and for every integer that differs the distance
+of its real value from the tie is shown.
 
-``--control fp32`` takes PyTorch in the executor's place, which executes Q/DQ in fp32 as ONNX Runtime does and only adds
-up in another order: how far two fp32 executions of one graph part is what no third can stay below. ``--control fp64``
-executes it in fp64, where next to nothing is rounded but by the quantizers: how far ONNX Runtime itself is off. Every
-image whose class differs is shown with the lead of its class in ONNX Runtime's logits, beside the RMS by which its
+``--control fp32`` runs PyTorch instead of the executor. It executes Q/DQ in fp32 as ONNX Runtime does, but adds up in
+another order: two fp32 executions of one graph differ by this much, so no third can be expected to differ less.
+``--control fp64`` computes in fp64, where almost only the quantizers round, and shows the error of ONNX Runtime itself.
+Every image whose class differs is shown with the lead of its class in ONNX Runtime's logits and the RMS by which its
 logits differ.
 """
 
@@ -52,13 +52,15 @@ _CONTROLS = {"fp32": torch.float32, "fp64": torch.float64}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print both, and write them as JSON where that is asked for."""
+    """Print the agreement and the differences, and write them as JSON if asked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_agreement", description=__doc__)
     parser.add_argument("engine", type=Path, help="directory of an INT8 engine of the backend triton")
     parser.add_argument("--images", type=Path, required=True, help="a folder of images or an .npz")
-    parser.add_argument("--limit", type=int, default=300, help="most images to compare on")
-    parser.add_argument("--explain", type=int, default=0, help="images of which every tensor is compared")
-    parser.add_argument("--control", choices=list(_CONTROLS), help="PyTorch's execution in the plan's place")
+    parser.add_argument("--limit", type=int, default=300, help="compare at most this many images")
+    parser.add_argument("--explain", type=int, default=0, help="compare every tensor of this many images")
+    parser.add_argument(
+        "--control", choices=list(_CONTROLS), help="execute the graph with PyTorch instead of the plan"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     asked = parser.parse_args(argv)
     if asked.limit < 1 or asked.explain < 0:
@@ -97,15 +99,15 @@ def _compare(asked: argparse.Namespace) -> None:
 
 
 def agree(directory: Path, images: NDArray[Any], candidate: Network | None = None) -> Agreement:
-    """The engine's executor, or ``candidate``, against ONNX Runtime's execution of its graph on ``images``.
+    """Compare the engine's executor, or ``candidate``, with ONNX Runtime's execution of its graph on ``images``.
 
     Raises:
-        EngineError: it is no engine of the backend triton.
+        EngineError: it is not an engine of the backend triton.
     """
     reference = reference_session(_with_zero_points(directory).SerializeToString(), optimize=False)
     executor = candidate or simulate(directory)
     if executor is None:
-        raise EngineError(f"{directory} is no engine of the backend triton: pass one")
+        raise EngineError(f"{directory} is not an engine of the backend triton; pass one")
     parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
     pairs = [(reference(part), executor(part)) for part in parts]
     expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
@@ -123,7 +125,7 @@ def agree(directory: Path, images: NDArray[Any], candidate: Network | None = Non
 
 
 def explain(model: onnx.ModelProto, images: NDArray[Any]) -> list[Difference]:
-    """Every quantized tensor of float32 ``images``, computed from what ONNX Runtime has in front of it.
+    """Compare every quantized tensor of float32 ``images``, computed from ONNX Runtime's inputs to it.
 
     ``model`` is the deployable graph.
     """
@@ -166,7 +168,7 @@ def integers(model: onnx.ModelProto, names: list[str], images: NDArray[Any]) -> 
 
 
 def in_pytorch(model: onnx.ModelProto, dtype: torch.dtype, images: NDArray[Any]) -> NDArray[np.floating]:
-    """Logits of ``images``, Q/DQ executed in ``dtype`` by PyTorch."""
+    """Logits of ``images`` with Q/DQ executed in ``dtype`` by PyTorch."""
     return execute(model, images, dtype).logits.numpy()
 
 

@@ -1,8 +1,8 @@
-"""A Triton engine on this machine's GPU: ``python -m benchmarks.triton_on_gpu resnet50-int8-triton``
+"""Checks and times a Triton engine on this machine's GPU: ``python -m benchmarks.triton_on_gpu resnet50-int8-triton``
 
-Runs the golden images through every program of the plan, by the runtime that ``rescompile.load`` uses, and compares
-with the plan's executor on the CPU: in INT8 the logits must be equal to the bit. Then it times each program: copies and
-one graph launch. Exit code: 0 right, 1 wrong.
+Runs the golden images through every program of the plan with the runtime that ``rescompile.load`` uses, and compares
+the logits with those of the plan's executor on the CPU; in INT8 they must be equal to the bit. Then it times each
+program: copies and one graph launch. Exit code: 0 right, 1 wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def main() -> NoReturn:
     """Check and time one engine."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_on_gpu", description=__doc__)
     parser.add_argument("engine", type=Path, help="directory of an engine of the backend triton for this GPU")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for timing each program; 0 checks only")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="time to measure each program; 0 only checks"
+    )
     asked = parser.parse_args()
     manifest = read_manifest(asked.engine)
     plan = read_plan(asked.engine, manifest)
@@ -49,7 +51,7 @@ def main() -> NoReturn:
 
 
 def check(runner: Any, reference: Any, plan: Plan, images: NDArray[Any]) -> bool:
-    """Whether every program gives the executor's logits; one line for each."""
+    """Whether every program gives the executor's logits; prints one line for each."""
     right = True
     for program in plan.programs:
         batch = np.resize(images, (program.batch, *images.shape[1:]))

@@ -127,10 +127,11 @@ def _operations() -> dict[str, Callable[..., Tensor]]:
             cuts[axis] = slice(start, end, step)
         return x[tuple(cuts)]
 
-    def pad(attributes: Attributes, x: Tensor, amounts: Tensor) -> Tensor:
+    def pad(attributes: Attributes, x: Tensor, amounts: Tensor, value: Tensor | None = None) -> Tensor:
         before, after = amounts[: x.ndim].tolist(), amounts[x.ndim :].tolist()
         # PyTorch wants the last axis first
-        return F.pad(x, [width for axis in reversed(range(x.ndim)) for width in (before[axis], after[axis])])
+        widths = [width for axis in reversed(range(x.ndim)) for width in (before[axis], after[axis])]
+        return F.pad(x, widths, value=0.0 if value is None else float(value))
 
     def quantize(attributes: Attributes, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         return ((x / scale).round() + zero_point).clamp(-128, 127).to(torch.int8)
@@ -140,7 +141,10 @@ def _operations() -> dict[str, Callable[..., Tensor]]:
         steps = q.to(scale.dtype) - zero_point.to(scale.dtype).reshape(-1, *axes)
         return steps * (scale.reshape(-1, *axes) if scale.ndim else scale)
 
+    float_types = {1: torch.float32, 10: torch.float16, 11: torch.float64}  # by ONNX element type
     return {
+        "Cast": lambda at, x: x.to(float_types[at["to"]]),
+        "Transpose": lambda at, x: x.permute(at["perm"]),
         "Conv": lambda at, x, weight, bias: F.conv2d(
             x, weight, bias, at["strides"], at["pads"][:2], at["dilations"], at["group"]
         ),

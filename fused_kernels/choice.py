@@ -21,7 +21,7 @@ _forced: ContextVar[Callable[[Problem], Chosen | None] | None] = ContextVar("for
 
 @contextmanager
 def choosing(choose: Callable[[Problem], Chosen | None]) -> Iterator[None]:
-    """Ask ``choose`` first in this context; where it answers None, the usual order follows."""
+    """Ask ``choose`` first in this context; if it answers None, the usual order follows."""
     token = _forced.set(choose)
     try:
         yield
@@ -45,9 +45,9 @@ def chosen_for(problem: Problem, tensor: Tensor) -> Chosen:
 
 
 def default_tile(problem: Problem, *, shared: int = HOPPER) -> Tile:
-    """The first of the ``candidates``: right on every GPU with ``shared`` bytes a program, and good on Hopper.
+    """The first of the ``candidates``: right on every GPU with ``shared`` bytes per program, and good on Hopper.
 
-    Never a flat one, which only a tuner may pick, since it checks the result.
+    It is never a flat one: only a tuner may pick those, because it checks the result.
     """
     return candidates(problem, shared=shared)[0]
 

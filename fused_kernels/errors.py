@@ -1,4 +1,11 @@
-"""The errors of ``fused_kernels``, all of them ``FusedKernelError``."""
+"""Errors of this package, as one tree.
+
+FusedKernelError
+├── ShapeError         tensors that do not fit one another, or a kernel
+├── Unsupported        a dtype, device or layer that no kernel here computes
+├── MissingPackage     an optional package that this call needs
+└── TuningError        a tuning table that cannot be read, or no configuration that is right
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ STEM = "; fused_kernels.modules.FusedResNet.adopt(model) takes a whole ResNet, s
 
 @dataclass
 class FuseReport:
-    """What ``fuse`` did; prints as one line a module."""
+    """The result of ``fuse``; prints one line for each module."""
 
     replaced: list[str] = field(default_factory=list)
     """Names of modules that are fused now."""

@@ -1,9 +1,9 @@
-"""A kernel launch as data: what runs, on what, writing what.
+"""A kernel launch as data: the kernel, its arguments, and which of them it writes.
 
-Every operation of this package is a handful of ``launch`` calls. A launch runs on a GPU or under Triton's interpreter;
-on meta or fake tensors it is only recorded. So one code path gives the results, the shapes that ``torch.compile`` asks
-for, the bytes that a network moves, the kernels to compile ahead of time and, in tests, a NaN in every output that a
-kernel forgets to write.
+Every operation of this package is a handful of ``launch`` calls. A launch runs on a GPU or under Triton's interpreter.
+On meta or fake tensors it is only recorded. So one code path gives the results, the shapes that ``torch.compile`` asks
+for, the bytes that a network moves, the list of kernels to compile ahead of time and, in tests, a NaN in every output
+that a kernel forgets to write.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Launch:
     def fp_fusion(self) -> bool:
         """Whether a multiplication and an addition may become one instruction, which rounds once.
 
-        Not in int8: requantized values have the reference's bits, and a value near a tie shows the second rounding.
+        It may not in int8: requantized values must equal the reference's, and near a tie the second rounding shows.
         """
         return not any(tensor.dtype == torch.int8 for tensor, _ in self.tensors())
 
@@ -152,7 +152,7 @@ def interpreted() -> bool:
 def implementation(name: str) -> Iterator[None]:
     """Force ``"kernels"`` or ``"reference"`` in this context, whatever the device."""
     if name not in {"kernels", "reference"}:
-        raise ValueError(f"no implementation {name!r}: choose 'kernels' or 'reference'")
+        raise ValueError(f"unknown implementation {name!r}: choose 'kernels' or 'reference'")
     token = _forced.set(name)
     try:
         yield
@@ -163,8 +163,8 @@ def implementation(name: str) -> Iterator[None]:
 def uses_kernels(tensor: Tensor) -> bool:
     """Whether kernels compute on ``tensor``; plain PyTorch does where they cannot run.
 
-    An operation asks this of its activation, or of a parameter where it has none. float64 is computed by
-    ``references``, unless kernels are forced.
+    An operation asks this about its activation, or about a parameter if it has none. ``references`` compute float64,
+    unless kernels are forced.
     """
     return (tensor.dtype != torch.float64 or _forced.get() is not None) and kernels_run_on(tensor.device)
 
@@ -172,7 +172,7 @@ def uses_kernels(tensor: Tensor) -> bool:
 def kernels_run_on(device: torch.device) -> bool:
     """Whether kernels run, or are recorded, on ``device``: a GPU, meta, or a CPU under the interpreter.
 
-    ``implementation`` overrules this.
+    On the meta device they are recorded. ``implementation`` overrides all of this.
     """
     if forced := _forced.get():
         return forced == "kernels"

@@ -1,4 +1,4 @@
-"""The problems that tiles are chosen for: one matrix product of one convolution, or the chain kernel."""
+"""Problems that a tile is chosen for: one matrix product of one convolution, or the chain kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Kind = Literal["fprop", "dgrad", "wgrad", "chain"]
 class Problem:
     """One convolution product, by everything that its speed depends on. [n, h, w, c] is the convolution's input.
 
-    For a chain, ``conv`` is the 3x3, which keeps c channels, and k counts the channels of the block's output.
+    In a chain, ``conv`` is the 3x3, which keeps c channels, and k is the number of the block's output channels.
     """
 
     kind: Kind
@@ -30,7 +30,7 @@ class Problem:
     prologue: str = "identity"
     epilogue: str = "store"
     following: int = 0
-    """Channels of the next block's first convolution, which a chain computes too; 0 where none follows."""
+    """Channels of the next block's first convolution, which a chain computes too; 0 if there is none."""
 
     @property
     def pixels(self) -> int:

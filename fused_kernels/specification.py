@@ -1,4 +1,4 @@
-"""A chain of residual blocks without its tensors: hashable, and written as a string for ``torch.library``."""
+"""Specification of a chain of residual blocks without its tensors: hashable, and a string for ``torch.library``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Layer:
     conv: Conv
     eps: float
     batch_statistics: bool
-    """Normalize by the batch; otherwise by the running statistics, which are then constants."""
+    """Whether to normalize by the batch's statistics; otherwise by the running ones, which are then constants."""
     tracked: bool
     """Whether running statistics exist."""
     updates: bool
-    """Whether this pass moves the running statistics."""
+    """Whether this pass updates the running statistics."""
     group: str | None = None
     """Name of the process group that shares batch statistics, as in SyncBatchNorm."""
 
@@ -36,7 +36,7 @@ class Block:
     projection: Layer | None = None
     """The 1x1 layer of a projection shortcut."""
     stride: int = 1
-    """The shortcut's stride."""
+    """Stride of the shortcut."""
     pad: tuple[int, int] = (0, 0)
     """Zero channels before and after, for a shortcut of kind pad."""
 

@@ -10,9 +10,9 @@ from fused_kernels.errors import TuningError
 
 @dataclass(frozen=True)
 class Tile:
-    """How one kernel cuts up its work: a program computes ``m`` x ``n`` outputs, ``k`` elements of the sums per step.
+    """The sizes into which one kernel cuts its work.
 
-    Kernels without a reduction leave ``k`` at 0.
+    A program computes ``m`` x ``n`` outputs, in steps of ``k`` of the reduction; kernels without one leave ``k`` at 0.
     """
 
     m: int
@@ -30,7 +30,7 @@ class Tile:
 
     @property
     def name(self) -> str:
-        """``128x64x64 4w 3s``: m x n x k, warps, stages; whether it is flat."""
+        """``128x64x64 4w 3s``: m x n x k, warps and stages; ``flat`` follows if it is."""
         sizes = "x".join(str(size) for size in (self.m, self.n, self.k) if size)
         return f"{sizes} {self.warps}w {self.stages}s{' flat' if self.flat else ''}"
 

@@ -1,4 +1,4 @@
-"""Takes a ResNet checkpoint to the fastest engine that still gives the right answers.
+"""Builds the fastest engine of a ResNet checkpoint that still gives the right answers.
 
 >>> import rescompile
 >>> engine = rescompile.load("resnet50-int8-openvino")  # doctest: +SKIP

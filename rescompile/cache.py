@@ -1,23 +1,24 @@
-"""The user's cache directory, and compiled engines in it: only ever a shortcut, never trusted without its digest.
+"""The user's cache directory, and the compiled engines in it, which are checked by digest whenever they are read.
 
-A compiled engine is kept as ``<digest of the content, 32 bytes><content>`` in a file named by a key, which names
-everything that it depends on. A file that is damaged, or that cannot be read or written, is as good as none.
+A compiled engine is stored as ``<SHA-256 of the content, 32 bytes><content>``, in a file named by a key of everything
+that it depends on. A file that is damaged, or that cannot be read or written, counts as missing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rescompile.files import atomic_stream
+
 SWITCH = "RESCOMPILE_ENGINE_CACHE"
-"""Environment variable that switches compiled engines off: ``off`` or ``0``."""
+"""Environment variable that switches the cache of compiled engines off: ``off`` or ``0``."""
 MOST_BYTES = 2 * 2**30
-"""Of all compiled engines; the ones that were not used for longest go first."""
+"""Most bytes of all compiled engines together; the least recently used are removed first."""
 _DIGEST_BYTES = 32
 
 
@@ -53,7 +54,7 @@ class CompiledEngines:
     folder: Path
 
     def read(self, key: str) -> bytes | None:
-        """What was kept for ``key``; None where nothing was, or where it is damaged."""
+        """The content stored for ``key``; None where there is none, or where it is damaged."""
         path = self._path(key)
         try:
             stored = path.read_bytes()
@@ -68,22 +69,16 @@ class CompiledEngines:
         return None
 
     def write(self, key: str, content: bytes) -> None:
-        """Keep ``content`` for ``key``, whole or not at all; nothing happens where it cannot be written."""
-        path = self._path(key)
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
+        """Store ``content`` for ``key``, completely or not at all; nothing happens where it cannot be written."""
+        with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("xb") as stream:
+            with atomic_stream(self._path(key), durable=False) as stream:  # the digest finds a cut file
                 stream.write(hashlib.sha256(content).digest())
                 stream.write(content)
-            partial.replace(path)
             self._prune()
-        except OSError:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
 
     def forget(self, key: str) -> None:
-        """Remove what was kept for ``key``."""
+        """Remove the content stored for ``key``."""
         with suppress(OSError):
             self._path(key).unlink(missing_ok=True)
 
@@ -91,16 +86,9 @@ class CompiledEngines:
         return self.folder / f"{key}.blob"
 
     def _prune(self) -> None:
-        kept = sorted(
-            (
-                (found.st_mtime, found.st_size, path)
-                for path in self.folder.glob("*.blob")
-                if (found := path.stat())
-            ),
-            reverse=True,
-        )
+        found = [(path.stat(), path) for path in self.folder.glob("*.blob")]
         total = 0
-        for _, size, path in kept:
-            total += size
+        for status, path in sorted(found, key=lambda one: -one[0].st_mtime):
+            total += status.st_size
             if total > MOST_BYTES:
                 path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a user can ask for, as frozen dataclasses that are validated once, when they are made."""
+"""The configuration of a build, as frozen dataclasses that are validated when they are made."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from rescompile.report import Limits
 
 InputFormat = Literal["float32-nchw", "uint8-nhwc"]
 Fp16Blocks = Literal["auto", "none"] | tuple[str, ...]
-"""Names of blocks; ``auto`` takes as few as keep the limits."""
+"""Names of blocks; ``auto`` chooses as few as meet the limits."""
 
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
 DEFAULT_CALIBRATION_IMAGES = 512
 INT8_THROUGHOUT = ("triton",)
-"""Backends whose INT8 engines can have no block in floating point."""
+"""Backends whose INT8 engines cannot have blocks in floating point."""
 MAX_SIDE = 8192
-"""Pixels; ``Preprocess`` in a manifest or a table reads back no more."""
+"""Largest resize or crop in pixels that ``Preprocess`` accepts in a manifest or a table."""
 
 
 def parse_batch(text: str) -> Batch:
-    """``"8"`` is one fixed batch size, ``"1:8:32"`` a range and the size to tune for.
+    """Parse one fixed batch size, ``"8"``, or a range with the size to tune for, ``"1:8:32"``.
 
     Raises:
         UsageError: not of this form, not positive, or not in ascending order.
@@ -52,7 +52,7 @@ def parse_batch(text: str) -> Batch:
 
 
 def parse_fp16_blocks(text: str | None) -> Fp16Blocks | None:
-    """``"auto"``, ``"none"``, or names of blocks: ``"layer1.0,layer4.2"``.
+    """Parse ``"auto"``, ``"none"``, or names of blocks: ``"layer1.0,layer4.2"``.
 
     Raises:
         UsageError: an empty name.
@@ -68,10 +68,10 @@ def parse_fp16_blocks(text: str | None) -> Fp16Blocks | None:
 
 
 def one_of(value: str, known: tuple[str, ...], option: str) -> str:
-    """``value`` if it is known.
+    """Return ``value`` if it is one of ``known``.
 
     Raises:
-        UsageError: names the option, the value and everything known.
+        UsageError: it is not; the message names the option, the value and what is known.
     """
     if value not in known:
         hint = did_you_mean(value, list(known))
@@ -80,7 +80,7 @@ def one_of(value: str, known: tuple[str, ...], option: str) -> str:
 
 
 def positive(count: int | None, option: str) -> None:
-    """Refuse a number of images that leaves none; None is not asked.
+    """Refuse a number of images below 1; None means that no number was given.
 
     Raises:
         UsageError: ``count`` is less than 1.
@@ -90,7 +90,7 @@ def positive(count: int | None, option: str) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that no generator takes.
+    """Refuse a negative seed.
 
     Raises:
         UsageError: ``seed`` is negative.
@@ -101,7 +101,7 @@ def check_seed(seed: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessOptions:
-    """Changes to a model's own preprocessing; None keeps what the model has. ``resize=0`` means no resizing."""
+    """Changes to a model's own preprocessing; None keeps the model's value, and ``resize=0`` turns resizing off."""
 
     resize: int | None = None
     crop: int | None = None
@@ -111,15 +111,14 @@ class PreprocessOptions:
     color: Literal["RGB", "BGR"] | None = None
 
     def __post_init__(self) -> None:
-        if self.crop is not None and not 1 <= self.crop <= MAX_SIDE:
-            raise UsageError(
-                f"--crop {self.crop} is not between 1 and {MAX_SIDE}; it is a side in pixels, 224"
-            )
-        if self.resize is not None and not 0 <= self.resize <= MAX_SIDE:
-            raise UsageError(
-                f"--resize {self.resize} is not between 0 and {MAX_SIDE}; it is a side in pixels, 256, or 0 for no "
-                "resizing"
-            )
+        for option, side, least, example in (
+            ("--crop", self.crop, 1, "224"),
+            ("--resize", self.resize, 0, "256, or 0 for no resizing"),
+        ):
+            if side is not None and not least <= side <= MAX_SIDE:
+                raise UsageError(
+                    f"{option} {side} is not between {least} and {MAX_SIDE}; it is a side in pixels, such as {example}"
+                )
 
     def apply(self, default: Preprocess = IMAGENET) -> Preprocess:
         """``default`` with these changes.
@@ -147,7 +146,7 @@ class PreprocessOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network, which weights, which images it expects."""
+    """The network, its weights and its preprocessing."""
 
     depth: int | None = None
     model: str | None = None
@@ -157,7 +156,7 @@ class ModelConfig:
     shortcut: Literal["A", "B"] | None = None
     stride_on: Literal["1x1", "3x3"] | None = None
     classes: Path | None = None
-    """Text file with one class name a line."""
+    """Text file with one class name per line."""
     preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)
     seed: int = 0
 
@@ -181,20 +180,20 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """Where INT8 scales come from: an image set, a table made earlier, or the built-in photographs."""
+    """The origin of INT8 scales: an image set, a table made earlier, or the built-in photographs."""
 
     images: Path | None = None
     table: Path | None = None
     method: str | None = None
-    """None is the method that a table was made with, or that of the effort for images."""
+    """None is the method that the table was made with, or for images that of the effort."""
     effort: Effort | None = None
-    """None is ``DEFAULT_EFFORT`` for images; a table says by itself what it was made with."""
+    """None is ``DEFAULT_EFFORT`` for images; a table knows what it was made with."""
     equalize: bool | None = None
     bias_correction: bool | None = None
     rounding: Rounding | None = None
     weight_scales: WeightScales | None = None
     full_range: bool | None = None
-    """These five are as the effort has them where they are None."""
+    """For these five, None is the choice of the effort."""
     limit: int = DEFAULT_CALIBRATION_IMAGES
     seed: int = 0
     skip_unreadable: bool = False
@@ -216,13 +215,13 @@ class CalibrationConfig:
         from_images = (self.effort, self.equalize, self.rounding, self.full_range)
         if self.table is not None and any(option is not None for option in from_images):
             raise UsageError(
-                "--effort, --equalize, --rounding and --full-range need images, and --calibration brings only what was "
-                "made of them; pass --calibration-set instead, or leave these options out"
+                "--effort, --equalize, --rounding and --full-range need images, and --calibration brings none; pass "
+                "--calibration-set instead, or leave these options out"
             )
 
     @property
     def recipe(self) -> Recipe:
-        """The methods that are asked for, for images."""
+        """The methods to calibrate with, for images."""
         chosen = RECIPES[self.effort or DEFAULT_EFFORT]
         own: dict[str, Any] = {
             "method": self.method,
@@ -237,7 +236,7 @@ class CalibrationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """Everything that ``rescompile build`` needs."""
+    """The configuration of ``rescompile build``."""
 
     model: ModelConfig
     precision: Precision = "int8"
@@ -245,10 +244,10 @@ class BuildConfig:
     validation_set: Path | None = None
     validation_images: int | None = None
     limits: Limits | None = None
-    """None takes ``verify.default_limits`` for the precision."""
+    """None takes ``accuracy.limits.default_limits`` for the precision."""
     fp16_blocks: Fp16Blocks | None = None
-    """Blocks of an int8 engine that are not quantized. None is ``auto`` where an agreement or a top-1 drop is asked of
-    a validation set and blocks can be ordered (docs/adr/0009), else ``none``."""
+    """Blocks of an int8 engine that are not quantized. None is ``auto`` where a validation set comes with a limit on
+    agreement or top-1 drop and blocks can be ordered (docs/adr/0009), else ``none``."""
     backend: str = "auto"
     target: str | None = None
     batch: Batch = field(default_factory=lambda: Batch(1, 1, 32))
@@ -261,38 +260,43 @@ class BuildConfig:
     def __post_init__(self) -> None:
         one_of(self.precision, PRECISIONS, "--precision")
         one_of(self.input_format, INPUT_FORMATS, "--input")
-        if self.precision != "int8" and (self.calibration.images or self.calibration.table):
-            raise UsageError(
-                f"a calibration was passed, but --precision {self.precision} needs none; leave it out"
-            )
-        if self.precision != "int8" and self.calibration.full_range is not None:
-            raise UsageError(
-                f"--full-range is about the integers of an int8 engine; leave it out with --precision {self.precision}"
-            )
         positive(self.validation_images, "--validation-images")
-        if self.fp16_blocks is not None and self.precision != "int8":
-            raise UsageError(
-                f"--fp16-blocks is about the blocks of an int8 engine; leave it out with --precision {self.precision}"
-            )
+        if self.precision != "int8":
+            if self.calibration.images or self.calibration.table:
+                raise UsageError(
+                    f"a calibration was passed, but --precision {self.precision} needs none; leave it out"
+                )
+            for value, option in (
+                (self.calibration.full_range, "--full-range"),
+                (self.fp16_blocks, "--fp16-blocks"),
+            ):
+                if value is not None:
+                    raise UsageError(
+                        f"{option} belongs to int8 engines; leave it out with --precision {self.precision}"
+                    )
         if self.fp16_blocks not in (None, "none") and self.backend in INT8_THROUGHOUT:
             raise UsageError(
-                f"--backend {self.backend} makes INT8 engines without FP16 blocks only; leave --fp16-blocks out, or "
+                f"--backend {self.backend} cannot leave blocks of INT8 engines in FP16; leave --fp16-blocks out, or "
                 "choose another --backend"
             )
-        if self.fp16_blocks == "auto" and (self.limits is None or self.validation_set is None):
+        if self.fp16_blocks == "auto":
+            self._check_automatic_blocks()
+
+    def _check_automatic_blocks(self) -> None:
+        if self.limits is None or self.validation_set is None:
             raise UsageError(
-                "--fp16-blocks auto keeps limits on a validation set; pass --validation-set with --min-agreement, "
-                "--max-top1-drop or --max-relative-rms"
+                "--fp16-blocks auto needs limits to meet on a validation set; pass --validation-set with "
+                "--min-agreement, --max-top1-drop or --max-relative-rms"
             )
-        if self.fp16_blocks == "auto" and self.calibration.table is not None:
+        if self.calibration.table is not None:
             raise UsageError(
-                "--fp16-blocks auto orders the blocks on calibration images, and --calibration brings none; pass "
+                "--fp16-blocks auto ranks the blocks on calibration images, and --calibration brings none; pass "
                 "--calibration-set instead, or name the blocks"
             )
 
     @property
     def may_move_blocks(self) -> bool:
-        """Whether blocks may stay in FP16 for the sake of the limits."""
+        """Whether blocks may move to FP16 to meet the limits."""
         if self.fp16_blocks is not None:
             return self.fp16_blocks == "auto"
         if self.precision != "int8" or self.limits is None or self.calibration.table is not None:

@@ -1,4 +1,4 @@
-"""What ``--effort`` stands for: a set of methods, each of which can also be chosen by itself.
+"""The recipes behind ``--effort``: sets of methods, each of which can also be chosen by itself.
 
 fast       thresholds from histograms; weights rounded to the nearest, the first convolution's against its pixels
 balanced   also: channels equalized, thresholds by what they do to the logits, biases corrected; all 256 values of

@@ -1,4 +1,4 @@
-"""What machine this is and what it can do: ``describe`` for manifests and reports, ``diagnose`` for ``doctor``.
+"""The machine and its abilities: ``describe`` for manifests and reports, ``diagnose`` for ``doctor``.
 
 Nothing heavy is imported: versions come from package metadata, GPUs from the driver.
 """
@@ -26,19 +26,9 @@ PACKAGES = (
     "tensorrt", "tensorrt-rtx", "pycuda", "triton",
 )  # fmt: skip
 
-_ISA = {
-    "avx2": "avx2",
-    "avx512f": "avx512f",
-    "avx_vnni": "avx_vnni",
-    "avx512_vnni": "avx512_vnni",
-    "avx512_bf16": "avx512_bf16",
-    "amx_int8": "amx_int8",
-    "amx_bf16": "amx_bf16",
-    "asimd": "neon",
-    "asimddp": "dotprod",
-    "i8mm": "i8mm",
-}
-"""Flag in /proc/cpuinfo to the name by which the instruction set is known; those that matter to an engine."""
+_X86 = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+_ISA = {**{name: name for name in _X86}, "asimd": "neon", "asimddp": "dotprod", "i8mm": "i8mm"}
+"""Flag in /proc/cpuinfo to the usual name, for instruction sets that affect the speed of an engine."""
 
 _OPTIONAL = {
     "tensorrt": "engines for this machine's NVIDIA GPU, the fastest",
@@ -46,13 +36,13 @@ _OPTIONAL = {
     "pycuda": "running TensorRT and Triton engines without ctypes",
     "triton": "building Triton engines without a GPU, and the fused kernels",
 }
-"""Optional module to what it is for."""
+"""Optional module to its purpose."""
 
 _LOW_DISK = 2 * 10**9
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One line of ``rescompile doctor``; ``advice`` is what to do, where something can be done."""
+    """One line of ``rescompile doctor``; ``advice`` says what the user can do, and may be empty."""
 
     subject: str
     status: Literal["ok", "limited", "missing"]
@@ -61,7 +51,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def describe() -> dict[str, str]:
-    """This machine and its software as text by name; what is not there has no entry, but for ``gpu``."""
+    """This machine and its software, as text by name; missing packages have no entry, a missing GPU is ``none``."""
     features = cpu_features()
     packages = {name: version for name in PACKAGES if (version := _version(name)) is not None}
     return {
@@ -78,7 +68,7 @@ def describe() -> dict[str, str]:
 
 
 def diagnose() -> list[Finding]:
-    """What each backend can build and run here, which extra is missing for what, and room for outputs."""
+    """Findings about each backend, about missing extras and about free disk space."""
     name, reason = choose_backend()
     return [
         _machine(),
@@ -91,7 +81,7 @@ def diagnose() -> list[Finding]:
 
 
 def cpu_features() -> tuple[str, ...]:
-    """The instruction sets of this CPU that decide how fast an engine is; empty where the system hides them."""
+    """The instruction sets of this CPU that affect an engine's speed; empty where the system does not list them."""
     flags = {flag for key in ("flags", "Features") for flag in _cpuinfo(key).split()}
     return tuple(name for flag, name in _ISA.items() if flag in flags)
 
@@ -140,7 +130,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _cores() -> int:
-    """Cores that this process may use, which a container may have limited."""
+    """Number of cores that this process may use; a container may limit it."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
 

@@ -1,10 +1,10 @@
-"""What can go wrong, and whose fault it is.
+"""Errors that a user can mend, with their exit codes.
 
     RescompileError            exit 1: the user can mend it; the message says what, where and what to do
-    ├── UsageError             exit 2: options that contradict each other or name nothing we know
+    ├── UsageError             exit 2: options that contradict each other or name something unknown
     ├── CheckpointError        weights that cannot be read, or that belong to another network
     ├── DownloadError          published weights that could not be fetched or do not have their hash
-    ├── GraphError             an ONNX graph that is no ResNet we understand
+    ├── GraphError             an ONNX graph that is not a ResNet that rescompile understands
     │   └── LintError          a deployable graph that breaks the fusion contract
     ├── BackendError           an engine that could not be built or run
     │   └── BackendUnavailable a library or a device that this machine does not have
@@ -13,7 +13,7 @@
 
     calibration.errors.CalibrationError   exit 1: image sets and calibration tables (their package stands alone)
 
-Anything else is a defect of ours and keeps its traceback.
+Any other exception is a defect of rescompile and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class DownloadError(RescompileError):
 
 
 class GraphError(RescompileError):
-    """The ONNX graph is no ResNet that rescompile understands."""
+    """The ONNX graph is not a ResNet that rescompile understands."""
 
 
 class LintError(GraphError):
@@ -66,7 +66,7 @@ class OutputError(RescompileError):
 
 
 USER_ERRORS: tuple[type[Exception], ...] = (RescompileError, CalibrationError)
-"""Everything that the command line answers with one sentence instead of a traceback."""
+"""Errors that the command line prints as one sentence instead of a traceback."""
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

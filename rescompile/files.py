@@ -1,7 +1,7 @@
-"""Files that are complete or not there: hashes, atomic files and directories, and full disks in one sentence.
+"""Files and directories that appear complete or not at all; their hashes; and one sentence for a full disk.
 
-A directory is written under a hidden name beside its target (``.NAME.partial-PID-RANDOM``), flushed and renamed.
-Its writer holds a lock on it, so the leftovers of a killed process are told from the work of a live one.
+A directory is written under a hidden name beside its target (``.NAME.partial-PID-RANDOM``), flushed and renamed. Its
+writer holds a lock on it, which distinguishes the leftovers of a killed process from the work of a live one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from rescompile.errors import OutputError
 from rescompile.manifest import MANIFEST
@@ -36,22 +37,27 @@ _REFUSED = {
     errno.ENOENT: "its folder does not exist",
 }
 _KINDS = {MANIFEST: "an engine", "export.json": "an exported repository"}
-"""What a directory is that holds such a file; only those are ever replaced."""
+"""File to the kind of directory that holds it; only such directories are ever replaced."""
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<pid>\d+)-[0-9a-f]{8}")
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
+def sha256_of(*paths: Path) -> str:
+    """SHA-256 of the contents of all ``paths``, one after the other, as 64 hexadecimal digits.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+    for path in paths:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 
 @contextmanager
 def writing(path: Path, *, needed: int | None = None) -> Iterator[None]:
-    """Turn the operating system's refusal to write into a sentence about ``path``.
+    """Turn the operating system's refusal to write ``path`` into one sentence.
 
     ``needed`` is the number of bytes to be written, where it is known.
 
@@ -67,40 +73,53 @@ def writing(path: Path, *, needed: int | None = None) -> Iterator[None]:
         raise OutputError(sentence) from error
 
 
+@contextmanager
+def atomic_stream(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """A stream whose contents become the file ``path`` when the body ends well, and vanish when it does not.
+
+    A ``durable`` file is on the disk before it gets its name, so a power cut cannot leave a part of it.
+
+    Raises:
+        OSError: the disk is full, or ``path`` may not be written.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with partial.open("xb") as stream:
+            yield stream
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
 def atomic_write(path: Path, data: bytes | memoryview) -> None:
     """Write ``data`` to ``path`` completely or not at all.
 
     Raises:
         OutputError: the disk is full, or ``path`` may not be written.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with writing(path, needed=memoryview(data).nbytes):
-        try:
-            with partial.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
+    with writing(path, needed=memoryview(data).nbytes), atomic_stream(path) as stream:
+        stream.write(data)
 
 
 def check_output_file(path: Path) -> None:
-    """Refuse a file for which there is no folder, before any work.
+    """Refuse a file whose folder does not exist, before any work.
 
     Raises:
         OutputError: its folder does not exist, or ``path`` is a folder itself.
     """
     if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path.parent} is no folder; make it, or choose another --output")
+        raise OutputError(f"{path.parent} is not a folder; make it, or choose another --output")
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it as --output")
 
 
 def check_room(directory: Path, needed: int) -> None:
-    """Write ``needed`` bytes into ``directory`` and remove them: for libraries that hide why a write failed.
+    """Write ``needed`` bytes into ``directory`` and remove them, for libraries that hide why a write failed.
 
     Raises:
         OutputError: they do not fit, or may not be written.
@@ -120,16 +139,16 @@ def check_room(directory: Path, needed: int) -> None:
 
 @dataclass
 class Staging:
-    """A directory being filled, and where it goes when it is complete."""
+    """A directory being filled, and its path when it is complete."""
 
     folder: Path
     target: Path
 
     def divert(self, suffix: str) -> None:
-        """Send the result beside its target, replacing an earlier one there: what was asked for stays absent.
+        """Add ``suffix`` to the target's name, and replace an earlier result there; the target itself is not made.
 
         Raises:
-            OutputError: something else than an engine directory is in the way.
+            OutputError: something other than an engine directory has that name.
         """
         self.target = self.target.with_name(self.target.name + suffix)
         _clean_up(self.target)
@@ -140,13 +159,11 @@ class Staging:
 def atomic_directory(target: Path, *, force: bool = False, known_by: str = MANIFEST) -> Iterator[Staging]:
     """A directory to fill, which becomes ``target`` when the body ends well and vanishes when it does not.
 
-    With ``force`` a directory of ours (one with a file ``known_by``) or an empty directory at ``target`` is
-    replaced; it stays until the new one is complete. SIGTERM during the body ends the process by ``SystemExit``, so
-    that it cleans up too.
+    With ``force``, a directory at ``target`` that is empty or has a file ``known_by`` is replaced; it stays until the
+    new one is complete. SIGTERM during the body ends the process by ``SystemExit``, so that it cleans up too.
 
     Raises:
-        OutputError: ``target`` exists (without ``force``), is something else than a directory of ours, or cannot
-            be written, disk full included.
+        OutputError: ``target`` exists (without ``force``), may not be replaced, or cannot be written.
     """
     target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow a link at the target
     with _terminable(), writing(target):
@@ -170,7 +187,7 @@ def atomic_directory(target: Path, *, force: bool = False, known_by: str = MANIF
 
 
 def _refusal(path: Path, error: OSError, needed: int | None) -> str | None:
-    """The sentence for the user, or None where ``error`` is no refusal to write."""
+    """The sentence for the user, or None where ``error`` is not a refusal to write."""
     if error.errno in _FULL:
         limit = (
             "the file size limit of this process is reached" if error.errno == errno.EFBIG else "disk full"
@@ -185,7 +202,7 @@ def _refusal(path: Path, error: OSError, needed: int | None) -> str | None:
 
 
 def _belongs(place: Path, path: Path) -> bool:
-    """Whether an error at ``place`` is about writing ``path``, and not about something else read meanwhile."""
+    """Whether an error at ``place`` comes from writing ``path``, and not from reading another file meanwhile."""
     return (
         place == path
         or path in place.parents
@@ -204,11 +221,11 @@ def _refuse_existing(target: Path, *, force: bool, known_by: str = MANIFEST) -> 
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not target.is_dir() or target.parent == target:
-        raise OutputError(f"{target} is no directory that can be replaced; choose another --output")
+        raise OutputError(f"{target} is not a directory that can be replaced; choose another --output")
     ours = (target / known_by).is_file() or not any(target.iterdir())
     if not ours:
         raise OutputError(
-            f"{target} holds something else than {_KINDS[known_by]} (no {known_by}); choose another --output"
+            f"{target} holds something other than {_KINDS[known_by]} (no {known_by}); choose another --output"
         )
     if not force:
         raise OutputError(f"{target} exists already; pass --force to replace it, or another --output")
@@ -219,7 +236,7 @@ def _sibling(target: Path, kind: str) -> Path:
 
 
 def _flush(directory: Path) -> None:
-    """Force everything in ``directory`` to the disk, so that a rename never outruns the data."""
+    """Force everything in ``directory`` to the disk before it is renamed."""
     for path in [*directory.rglob("*"), directory]:
         _sync(path)
 
@@ -233,7 +250,7 @@ def _sync(path: Path) -> None:
 
 
 def _put(partial: Path, target: Path) -> None:
-    """Rename ``partial`` to ``target``; what was there goes last, and comes back if the rename fails."""
+    """Rename ``partial`` to ``target``; the old ``target`` is removed last, and comes back if the rename fails."""
     replaced = _sibling(target, "replaced") if target.exists() else None
     if replaced is not None:
         target.rename(replaced)
@@ -249,7 +266,7 @@ def _put(partial: Path, target: Path) -> None:
 
 
 def _clean_up(target: Path) -> None:
-    """Remove what dead processes left of earlier builds of ``target``; bring back what they had moved away."""
+    """Remove the leftovers of dead processes that built ``target``; bring back what they had moved away."""
     if not target.parent.is_dir():
         return
     for path in sorted(target.parent.iterdir()):
@@ -273,7 +290,7 @@ def _alive(pid: int) -> bool:
 
 
 def _locked(path: Path) -> bool:
-    """Whether some process, perhaps in another container with its own process numbers, is writing ``path``."""
+    """Whether a process is writing ``path``, perhaps in another container with its own process numbers."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     except OSError:
@@ -289,7 +306,7 @@ def _locked(path: Path) -> bool:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM raise in the main thread, where nobody else handles it, so that ``finally`` blocks run."""
+    """Let SIGTERM raise in the main thread, so that ``finally`` blocks run, unless the program handles it."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

@@ -1,8 +1,8 @@
-"""``manifest.json``: what an engine directory is, what goes in, what comes out, and the hash of every file.
+"""``manifest.json`` describes an engine directory: the engine, its inputs and outputs, and the hash of every file.
 
-The manifest carries a digest of itself, so that a flipped byte in it is found like one in any other file: its last
-field is ``sha256``, and the file ends in ``"sha256": "<64 hexadecimal digits>"``, a newline, ``}`` and a newline.
-The digits are the SHA-256 of the file's bytes without those digits, which any language can recompute.
+Its last field is a digest of the manifest itself, so that a flipped byte in it is found like one in any other file. The
+file ends in ``"sha256": "<64 hexadecimal digits>"``, a newline, ``}`` and a newline. The digits are the SHA-256 of the
+file's bytes without those digits, which any language can recompute.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from calibration.preprocess import Preprocess
 from rescompile.errors import EngineError
 
 FORMAT = 1
-"""Version of the engine directory; raised when a reader of the old one would misunderstand the new one."""
+"""Version of the engine directory; raised when a reader of the old version would misunderstand the new one."""
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
-"""The deployable graph, from which the payload is built; ONNX Runtime executes it as it is."""
+"""The deployable graph, from which the payload is built; the payload itself for ONNX Runtime."""
 REFERENCE = "reference.onnx"
 """The fp32 graph; absent after ``--no-reference``."""
 CALIBRATION = "calibration.json"
@@ -37,7 +37,7 @@ TRITON_PLAN, TRITON_WEIGHTS = "plan.json", "weights.safetensors"
 """The payload by backend. Compiled Triton kernels (``*.cubin``) are named in the plan."""
 
 _SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"\n\}\n\Z')
-"""The end of every manifest. Inside of a JSON string each quote has a backslash, so this is always the field."""
+"""The end of every manifest. Inside a JSON string each quote has a backslash, so this always is the field."""
 
 Precision = Literal["fp32", "fp16", "int8"]
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -45,7 +45,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Batch sizes that the engine takes; ``opt`` is the one it was tuned for."""
+    """Batch sizes that the engine takes; it was tuned for ``opt``."""
 
     min: Count
     opt: Count
@@ -72,14 +72,14 @@ class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CheckpointRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the weights came from: ``source`` is a file name, ``pretrained`` or ``random``."""
+    """Origin of the weights: ``source`` is a file name, ``pretrained`` or ``random``."""
 
     sha256: Sha256
     source: str
 
 
 class CalibrationRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The calibration table inside the directory and the image set behind it."""
+    """The calibration table in the directory, and the image set that it was made from."""
 
     sha256: Sha256
     source: str
@@ -88,7 +88,7 @@ class CalibrationRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The contract of an engine directory; see the module docstring."""
+    """The contents of ``manifest.json``."""
 
     format: int
     model: str
@@ -111,7 +111,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     sha256: str = ""
 
     def digest(self) -> str:
-        """SHA-256 of the file that ``write`` writes, but for the digest in it."""
+        """SHA-256 of the file that ``write`` writes, without the digest in it."""
         return hashlib.sha256(msgspec.structs.replace(self, sha256="")._text()).hexdigest()
 
     def write(self, directory: Path) -> None:
@@ -133,13 +133,13 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise EngineError(
-                f"{path} cannot be read (it is no plain file; a symbolic link, perhaps); copy the engine again"
+                f"{path} cannot be read (it is not a plain file; perhaps a symbolic link); copy the engine again"
             )
         text = path.read_bytes()
     except FileNotFoundError:
         where = f"has no {MANIFEST}" if directory.is_dir() else "does not exist"
         raise EngineError(
-            f"{directory} is no engine directory: it {where}; pass the --output of a build"
+            f"{directory} is not an engine directory: it {where}; pass the --output of a build"
         ) from None
     except OSError as error:
         raise EngineError(

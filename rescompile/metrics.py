@@ -1,4 +1,4 @@
-"""How far an engine's logits are from the reference's, one batch at a time. NumPy only.
+"""Distance of an engine's logits from the reference's, one batch at a time. NumPy only.
 
     relative RMS = sqrt( sum (e - r)^2 / sum r^2 )            over all logits of all images
     cosine       = mean over images of  <e, r> / (|e| |r|)
@@ -26,15 +26,9 @@ class ParityMeter:
     """Accumulates the comparison of two sets of logits [N, classes] over the batches of one image set."""
 
     def __init__(self) -> None:
-        self._images = 0
-        self._agreeing = 0
         self._labelled: bool | None = None
-        self._correct_reference = 0
-        self._correct_engine = 0
-        self._reference_energy = 0.0
-        self._error_energy = 0.0
-        self._cosine = 0.0
-        self._max_abs = 0.0
+        self._images = self._agreeing = self._correct_reference = self._correct_engine = 0
+        self._reference_energy = self._error_energy = self._cosine = self._max_abs = 0.0
 
     def update(self, reference: Logits, engine: Logits, labels: Labels | None = None) -> None:
         """Add one batch: logits [N, classes] of both sides and, where the set has them, class indices [N].
@@ -42,7 +36,7 @@ class ParityMeter:
         Raises:
             BackendError: the engine's logits have another shape than the reference's, or are not finite.
             CheckpointError: the reference's logits are not finite.
-            ImageSetError: a label names no class of the network.
+            ImageSetError: a label is not a class of the network.
         """
         if reference.ndim != 2 or reference.shape != engine.shape:
             raise BackendError(
@@ -63,7 +57,7 @@ class ParityMeter:
         self._max_abs = max(self._max_abs, float(np.abs(error).max(initial=0.0)))
 
     def result(self, *, image_source: str, image_fingerprint: str) -> Parity:
-        """The comparison so far; ``relative_rms`` is infinite where only the reference is all zero.
+        """The comparison so far; ``relative_rms`` is infinite if the reference is all zero and the engine is not.
 
         Raises:
             ImageSetError: no image was compared.
@@ -83,7 +77,7 @@ class ParityMeter:
         )
 
     def _refuse_non_finite(self, reference: Logits, engine: Logits) -> None:
-        # argmax takes the position of a NaN on both sides, which would look like agreement
+        # argmax returns the position of a NaN on both sides, which would look like agreement
         if (row := _first_non_finite(reference)) is not None:
             raise CheckpointError(
                 f"the fp32 reference returned NaN or infinite logits for image {self._images + row} (counted "
@@ -120,25 +114,16 @@ class ParityMeter:
 
 
 def relative_rms(reference: Logits, other: Logits) -> float:
-    """RMS of the difference over RMS of ``reference``; both of any one shape and finite.
+    """RMS of the difference over RMS of ``reference``, for finite arrays of one shape.
 
-    0 where both are equal, infinite where only ``reference`` is all zero.
+    0 if both are equal, infinite if only ``reference`` is all zero.
     """
     r, o = reference.astype(np.float64), other.astype(np.float64)
     return _relative_rms(float(np.square(r).sum()), float(np.square(o - r).sum()))
 
 
-def sqnr_db(reference: Logits, other: Logits) -> float:
-    """Signal-to-quantization-noise ratio of ``other`` in dB; both of any one shape and finite.
-
-    Infinite where both are equal, minus infinite where only ``reference`` is all zero.
-    """
-    r, o = reference.astype(np.float64), other.astype(np.float64)
-    return decibels(float(np.square(r).sum()), float(np.square(o - r).sum()))
-
-
 def decibels(signal: float, noise: float) -> float:
-    """10 log10 of the ratio of two energies, with the limits that ``sqnr_db`` documents."""
+    """10 log10 of the ratio of two energies: infinite without noise, minus infinite if there is only noise."""
     if noise == 0.0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0.0 else -math.inf
@@ -151,7 +136,7 @@ def _relative_rms(reference_energy: float, error_energy: float) -> float:
 
 
 def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Cosine of each row [N]; two zero rows point the same way, a zero and another row do not."""
+    """Cosine of each row [N]; 1 for two zero rows, 0 for a zero row and another one."""
     norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     norms = norm_a * norm_b
     cosines = np.where((norm_a == 0) & (norm_b == 0), 1.0, 0.0)

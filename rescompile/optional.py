@@ -1,10 +1,9 @@
-"""The one door through which optional and heavy packages are imported, at the time of their use."""
+"""Imports optional packages when they are used; the error says which extra to install."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from types import ModuleType
 from typing import Any
 
 from rescompile.errors import BackendUnavailable
@@ -16,7 +15,7 @@ EXTRA_OF = {
     "pycuda.driver": "cuda",
     "triton": "triton",
 }
-"""Module name to the extra of this project that installs it; whatever is not here is always installed."""
+"""Module to the extra of this project that installs it; all other packages are always installed."""
 
 
 def installed(module: str) -> bool:
@@ -34,16 +33,15 @@ def how_to_install(module: str) -> str:
 
 
 def require(module: str, purpose: str) -> Any:
-    """Import ``module``; where it is missing say what it is needed for and how to install it.
+    """Import ``module``; where it is missing, the error says its ``purpose`` and how to install it.
 
     Raises:
         BackendUnavailable: the module is not installed, or its shared libraries do not load.
     """
     try:
-        loaded: ModuleType = importlib.import_module(module)
+        return importlib.import_module(module)
     except ImportError as error:
         raise BackendUnavailable(
             f"{purpose} needs the package '{module}', which cannot be imported here ({error}): "
             f"run {how_to_install(module)}"
         ) from error
-    return loaded

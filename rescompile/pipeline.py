@@ -25,6 +25,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     progress = progress or Silent()
     clock = StageClock(progress)
     backend, notes = engine_directory.backend_for(config)
+    rest_type = backend.rest_type(config.precision)
     with clock.stage("load"):
         source = open_source(config.model, progress)
         named = mixed_precision.named_blocks(source, config)
@@ -42,16 +43,8 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
             mixed = mixed_precision.quantize_except(named, source, calibrated, progress)
         for again in ("", " again"):
             with clock.stage(f"build{again}"):
-                deployable = make_deployable(
-                    source,
-                    mixed.graph,
-                    config,
-                    backend.rest_type(config.precision),
-                    fp16_blocks=mixed.fp16_blocks,
-                )
-                engine_directory.write_graphs(
-                    folder, source, deployable, table, keep_reference=config.keep_reference
-                )
+                deployable = make_deployable(source, mixed.graph, config, rest_type, mixed.fp16_blocks)
+                engine_directory.write_graphs(folder, source, deployable, table, config)
                 payload = backend.build(request, folder)
             contents = engine_directory.Contents(
                 source=source, config=config, backend=backend, payload=payload, table=table,

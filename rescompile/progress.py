@@ -1,4 +1,4 @@
-"""Wall time and peak memory of each stage of a build, and the hook for showing progress while it runs."""
+"""Wall time and peak memory of each stage of a build, and the interface through which progress is shown."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _STATUS = Path("/proc/self/status")
 
 
 class Progress(Protocol):
-    """Told what a pipeline is doing."""
+    """Receives the progress of a build, stage by stage."""
 
     def stage_started(self, name: str) -> None:
-        """Stage ``name`` begins; the one before has ended."""
+        """Stage ``name`` begins, after the one before it has ended."""
 
     def advanced(self, done: int, total: int) -> None:
-        """The running stage has done ``done`` of ``total`` steps; ``total`` is 0 where the end is not known.
+        """The running stage has finished ``done`` of ``total`` steps; ``total`` is 0 if the number is not known.
 
         May be called from another thread than the other methods.
         """
@@ -31,11 +31,11 @@ class Progress(Protocol):
         """The running stage ended well."""
 
     def stage_failed(self, name: str) -> None:
-        """The running stage raised; the exception itself goes on to the caller."""
+        """The running stage raised an exception, which goes on to the caller."""
 
 
 class Silent:
-    """The progress display that shows nothing."""
+    """Progress that shows nothing."""
 
     def stage_started(self, name: str) -> None:
         """Show nothing."""
@@ -51,7 +51,7 @@ class Silent:
 
 
 class StageClock:
-    """Records the stages of one build, one after the other, each at most once."""
+    """Measures the stages of one build, which run one after the other, each at most once."""
 
     def __init__(self, observer: Progress | None = None) -> None:
         self._observer: Progress = observer or Silent()
@@ -60,7 +60,7 @@ class StageClock:
 
     @property
     def records(self) -> tuple[StageRecord, ...]:
-        """The finished stages in the order of their running; a stage that raised is not among them."""
+        """The finished stages in order, without those that raised."""
         return tuple(self._records)
 
     @contextmanager
@@ -92,7 +92,7 @@ class StageClock:
 
 
 def reset_peak_memory() -> None:
-    """Start a new measurement of the peak, where the system can (Linux); harmless elsewhere."""
+    """Start a new measurement of the peak where the system supports that (Linux)."""
     try:
         _CLEAR_REFS.write_text("5")
     except OSError:
@@ -102,9 +102,8 @@ def reset_peak_memory() -> None:
 def peak_memory_bytes() -> int:
     """Largest resident set of this process since ``reset_peak_memory``, in bytes, without child processes.
 
-    Where the system has no VmHWM in /proc, or does not let a process reset it, this is the peak since the
-    process began: an upper bound that never falls from stage to stage. 0 where the system tells nothing
-    (Windows).
+    Where /proc has no VmHWM, or a process may not reset it, this is the peak since the process began: an upper
+    bound. 0 where the system does not report memory (Windows).
     """
     try:
         lines = _STATUS.read_text().splitlines()

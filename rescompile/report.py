@@ -1,4 +1,4 @@
-"""``report.json``: what was asked, what was measured, and the verdict. Terminal and HTML are views of it."""
+"""``report.json``: limits, measurements and the verdict. Terminal and HTML show the same report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class JsonReport(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine must keep to pass; None means "not asked". Fractions, not percent."""
+    """The limits that an engine must meet to pass; None means no limit. Fractions, not percent."""
 
     min_agreement: float | None = None
     """Share of images whose top-1 class equals the fp32 reference's."""
@@ -30,7 +30,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One line of the verdict: asked beside measured."""
+    """One line of the verdict: a limit beside its measurement."""
 
     name: str
     asked: str
@@ -47,7 +47,7 @@ class StageRecord(msgspec.Struct, frozen=True):
 
 
 class LintResult(msgspec.Struct, frozen=True):
-    """Names of the rules that were checked, and the sentences of those broken."""
+    """Names of the rules that were checked, and a sentence for each violation."""
 
     rules: tuple[str, ...]
     violations: tuple[str, ...]
@@ -78,7 +78,7 @@ class ActivationRange(msgspec.Struct, frozen=True):
 
 
 class BlockDamage(msgspec.Struct, frozen=True):
-    """What the quantization of one block alone does to the logits, on calibration images."""
+    """The error of the logits when one block alone is quantized, on calibration images."""
 
     block: str
     relative_rms: float
@@ -86,7 +86,7 @@ class BlockDamage(msgspec.Struct, frozen=True):
 
 
 class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One choice of blocks that stay in FP16, measured on the images that judge the engine."""
+    """One choice of blocks that stay in FP16, measured on the validation images."""
 
     fp16_blocks: tuple[str, ...]
     """In the order of execution."""
@@ -99,11 +99,11 @@ class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
     """In percentage points; None for images without labels."""
     relative_rms: float
     passed: bool
-    """Whether it keeps every limit."""
+    """Whether it meets every limit."""
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine (or its deployable graph) against the fp32 reference on one image set.
+    """The comparison of an engine (or its deployable graph) with the fp32 reference on one image set.
 
     ``top1_reference`` and ``top1_engine`` are None for images without labels.
     """
@@ -125,7 +125,7 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
     passed: bool
     engine_executed: bool
     measured_on: str
-    """What produced the logits: the backend's name, or "deployable graph (onnxruntime)"."""
+    """The source of the logits: the backend's name, or "deployable graph (onnxruntime)"."""
     model: str
     precision: str
     backend: str
@@ -158,18 +158,18 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
     reformats: int | None = None
     """Kernels that change an activation between int8 and floating point; None where nothing is quantized."""
     frontier: tuple[FrontierPoint, ...] = ()
-    """Everything that was tried to keep the limits, fewest INT8 blocks first; empty where nothing had to be."""
+    """Every choice of blocks that was tried to meet the limits, fewest INT8 blocks first; empty without a search."""
     damages: tuple[BlockDamage, ...] = ()
-    """What that search ordered the blocks by."""
+    """The damage of each block, by which that search ordered them."""
 
     @property
     def judged(self) -> bool:
-        """Whether anything was measured, and anything asked of it."""
+        """Whether the engine was measured against at least one limit."""
         return self.images > 0 and self.limits != Limits()
 
     @property
     def verdict(self) -> str:
-        """The headline; only an engine that was executed, and of which something was asked, is "verified"."""
+        """The headline; only an engine that was executed and held to a limit is "verified"."""
         if not self.passed:
             return "failed"
         if not self.engine_executed:

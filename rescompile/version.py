@@ -1,3 +1,3 @@
-"""The version, in a module of its own so that packaging and manifests read it without importing anything."""
+"""The version. Packaging and manifests read it from here, because this module imports nothing."""
 
 VERSION = "0.1.0"

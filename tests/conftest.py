@@ -20,12 +20,12 @@ import fused_kernels.kernels
 from rescompile.building.source import Source, open_source
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.manifest import Batch
+from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
 from rescompile.optional import installed
 from rescompile.pipeline import build
 from rescompile.progress import Silent
 from rescompile.report import Limits
-from rescompile.sources.checkpoint import random_model
 
 # an engine that a test loads leaves nothing in the user's cache; tests of the cache switch it on
 os.environ["RESCOMPILE_ENGINE_CACHE"] = "off"

@@ -27,8 +27,8 @@ from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.quantize import quantize
 from rescompile.graph.shared.topology import quantized_tensors
+from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
-from rescompile.sources.checkpoint import random_model
 
 TABLE = Path(__file__).parent / "data/resnet8.calibration.json"
 FACTS = TABLE.with_name("resnet8.facts.json")

@@ -1,4 +1,4 @@
-"""What is promised of the cache: a shortcut that is whole or not there."""
+"""The cache of compiled engines: entries are complete or missing."""
 
 from __future__ import annotations
 

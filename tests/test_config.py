@@ -1,4 +1,4 @@
-"""Every wish that makes no sense is refused when it is written down, with the option's name and what to write."""
+"""Options that make no sense are refused at once, with the name of the option and what to write."""
 
 from __future__ import annotations
 
@@ -115,11 +115,15 @@ REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
         {"model": MODEL, "precision": "fp16", "fp16_blocks": "auto"},
         "leave it out with --precision fp16",
     ),
-    (BuildConfig, {"model": MODEL, "fp16_blocks": ("fc",), "backend": "triton"}, "without FP16 blocks only"),
+    (
+        BuildConfig,
+        {"model": MODEL, "fp16_blocks": ("fc",), "backend": "triton"},
+        "cannot leave blocks of INT8 engines in FP16",
+    ),
     (
         BuildConfig,
         {"model": MODEL, "precision": "fp16", "calibration": CalibrationConfig(full_range=True)},
-        "--full-range is about the integers of an int8 engine",
+        "--full-range belongs to int8 engines",
     ),
     (CalibrationConfig, {"table": Path("a"), "full_range": False}, "--full-range need images"),
     (BuildConfig, {"model": MODEL, "fp16_blocks": "auto"}, "pass --validation-set with --min-agreement"),

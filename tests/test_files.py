@@ -113,10 +113,10 @@ def test_force_never_replaces_what_is_no_engine(tmp_path: Path) -> None:
     file.write_text("x")
     engine_at(tmp_path / "engine", "old")
     link.symlink_to(tmp_path / "engine")
-    with pytest.raises(OutputError, match="something else than an engine"):
+    with pytest.raises(OutputError, match="something other than an engine"):
         engine_at(home, "new")
     for target in (file, link, Path("/")):
-        with pytest.raises(OutputError, match="no directory that can be replaced"):
+        with pytest.raises(OutputError, match="not a directory that can be replaced"):
             engine_at(target, "new")
     assert (home / "thesis.tex").exists()
 
@@ -129,7 +129,7 @@ def test_target_that_appears_during_the_build_is_not_overwritten(tmp_path: Path)
             target.mkdir()
             (target / "precious").write_text("x")
 
-    with pytest.raises(OutputError, match="something else"):
+    with pytest.raises(OutputError, match="something other"):
         build()
     assert names(tmp_path) == ["engine"]
     assert names(target) == ["precious"]
@@ -160,7 +160,7 @@ def test_a_diverted_result_leaves_an_earlier_engine_in_place(tmp_path: Path) -> 
 def test_a_diverted_result_never_replaces_what_is_no_engine(tmp_path: Path) -> None:
     (tmp_path / "engine.failed").mkdir()
     (tmp_path / "engine.failed" / "precious").write_text("x")
-    with pytest.raises(OutputError, match="something else than an engine"):
+    with pytest.raises(OutputError, match="something other than an engine"):
         failed_at(tmp_path / "engine", "bad")
     assert names(tmp_path) == ["engine.failed"]
 

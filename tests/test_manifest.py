@@ -72,7 +72,7 @@ def test_a_changed_field_breaks_the_digest(tmp_path: Path, changes: dict[str, An
         read_manifest(tmp_path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_every_flipped_bit_is_found(tmp_path_factory: pytest.TempPathFactory, place: int, bit: int) -> None:
     folder = tmp_path_factory.mktemp("engine", numbered=True)
@@ -104,7 +104,7 @@ def test_a_linked_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "engine").mkdir()
     sealed(tmp_path)
     (tmp_path / "engine" / MANIFEST).symlink_to(tmp_path / MANIFEST)
-    with pytest.raises(EngineError, match="no plain file; a symbolic link, perhaps"):
+    with pytest.raises(EngineError, match="not a plain file; perhaps a symbolic link"):
         read_manifest(tmp_path / "engine")
 
 

@@ -1,4 +1,4 @@
-"""What is promised of the clock over the stages of a build."""
+"""The clock measures the stages of a build."""
 
 from __future__ import annotations
 

@@ -15,17 +15,17 @@ import msgspec
 from rich.progress import Progress
 
 from benchmarks.accuracy.checkpoints import Checkpoint, checkpoints
-from benchmarks.accuracy.judge import Judge
+from benchmarks.accuracy.fp32_comparison import Fp32Comparison
 from benchmarks.accuracy.ours import FIRST, KINDS, built, directory
 from benchmarks.accuracy.page import PAGE, page
 from benchmarks.accuracy.peers import PEERS, Peer, quantized
 from benchmarks.accuracy.results import Accuracy, Row, read_accuracy
+from benchmarks.result_files import result_path
 from benchmarks.rows import RESULTS
 from rescompile.files import atomic_write
 from rescompile.manifest import REFERENCE, read_manifest
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import origin
-from rescompile.measuring.results import result_path
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -75,15 +75,15 @@ def _rows(
         folder = Path(name)
 
         @cache
-        def judge() -> Judge:
+        def comparison() -> Fp32Comparison:
             ours = directory(folder, FIRST)
-            return Judge(checkpoint, read_manifest(ours).preprocess, ours / REFERENCE)
+            return Fp32Comparison(checkpoint, read_manifest(ours).preprocess, ours / REFERENCE)
 
         for kind in kinds:
-            yield built(checkpoint, kind, folder, judge)
+            yield built(checkpoint, kind, folder, comparison)
             show(f"{checkpoint.model} {kind}")
         for peer in peers:
-            yield quantized(peer, judge(), folder)
+            yield quantized(peer, comparison(), folder)
             show(f"{checkpoint.model} {peer.name}")
 
 

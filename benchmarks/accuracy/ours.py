@@ -11,7 +11,7 @@ import msgspec
 import onnx
 
 from benchmarks.accuracy.checkpoints import Checkpoint
-from benchmarks.accuracy.judge import Judge, Run
+from benchmarks.accuracy.fp32_comparison import Fp32Comparison, Run
 from benchmarks.accuracy.results import Row
 from rescompile.backends.openvino.runner import simulate
 from rescompile.manifest import GRAPH, Batch
@@ -23,7 +23,7 @@ TARGET = "sm_89"
 _FOR = " for "
 _BACKENDS = {"": "openvino", "TensorRT": "tensorrt-rtx", "Triton": "triton"}
 FIRST = "fp16"
-"""Whose directory has the fp32 graph that all are judged by."""
+"""The engine whose directory has the fp32 graph that all contenders are compared with."""
 KINDS = (
     FIRST,
     "int8 fast",
@@ -37,11 +37,11 @@ KINDS = (
 _QUANTIZING = ("calibrate", "quantize")
 
 
-def built(checkpoint: Checkpoint, kind: str, folder: Path, judge: Callable[[], Judge]) -> Row:
-    """Build and judge one engine; ``folder`` keeps it, and the fp32 graph beside it.
+def built(checkpoint: Checkpoint, kind: str, folder: Path, comparison: Callable[[], Fp32Comparison]) -> Row:
+    """Build one engine in ``folder`` and compare it with fp32.
 
-    No GPU takes part: of an engine for TensorRT, built by TensorRT-RTX, ``judge`` lets OpenVINO execute the graph, of a
-    Triton engine plain PyTorch its plan.
+    No GPU is used: OpenVINO executes the graph of an engine for TensorRT (built by TensorRT-RTX), and plain PyTorch
+    executes the plan of a Triton engine.
     """
     numbers, _, whom = kind.partition(_FOR)
     precision, _, effort = numbers.partition(" ")
@@ -71,7 +71,7 @@ def built(checkpoint: Checkpoint, kind: str, folder: Path, judge: Callable[[], J
     found: Parity = report
     if whom:
         # its own verdict is about few images, and keeps a failed engine under another name
-        found = judge().measure(_executed(Path(report.engine_directory), whom))
+        found = comparison().measure(_executed(Path(report.engine_directory), whom))
     return msgspec.structs.replace(
         row,
         images=found.images,

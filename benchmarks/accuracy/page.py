@@ -16,17 +16,19 @@ _HEADER = """# Accuracy
 Made by `python -m benchmarks.accuracy` (extra `bench`, with `RESCOMPILE_DATA`); do not edit it.
 [accuracy-notes.md](accuracy-notes.md) has more about methods, about engines and their graphs, and about build time.
 
-Every row compares one engine with the fp32 network, on images that were not used for calibration. OpenVINO executes our
-engines, from a graph that follows TensorRT's rules: symmetric, one scale for an activation tensor, Q/DQ on the skip only.
-Graphs for CPUs have some weights of seven bits ([ADR 12](adr/0012-relu-by-saturation.md)). Graphs *for TensorRT* are those
-that TensorRT engines are built from; they may use more of int8. Engines *for Triton* are executed by plain PyTorch, with
-the integers that their kernels compute. Engines of other tools are executed by the runtime that they are made for. ONNX
-Runtime runs without fusing, so that its INT8 products cannot saturate on a CPU without VNNI.
+Every row compares one engine with the fp32 network, on images that were not used for calibration. OpenVINO executes
+our engines, from a graph that follows TensorRT's rules: symmetric, one scale for an activation tensor, Q/DQ on the
+skip only. Graphs for CPUs have some weights of seven bits ([ADR 12](adr/0012-relu-by-saturation.md)). Graphs *for
+TensorRT* are those that TensorRT engines are built from; they may use more of int8. Engines *for Triton* are
+executed by plain PyTorch, with the integers that their kernels compute. Engines of other tools are executed by the
+runtime that they are made for. ONNX Runtime runs without fusing, so that its INT8 products cannot saturate on a CPU
+without VNNI.
 
-[*Agreement*](glossary.md#agreement) is the share of images with fp32's class, [*relative RMS*](glossary.md#relative-rms)
-the RMS of the error of the logits divided by the RMS of the logits. With 300 images, one percentage point of top-1 or
-agreement is three images, which is noise: compare relative RMS instead. *Seconds* and *memory* are those of calibration
-and quantization alone, measured one after another, each in its own process.
+[*Agreement*](glossary.md#agreement) is the share of images with fp32's class, [*relative
+RMS*](glossary.md#relative-rms) the RMS of the error of the logits divided by the RMS of the logits. With 300
+images, one percentage point of top-1 or agreement is three images, which is noise: compare relative RMS instead.
+*Seconds* and *memory* are those of calibration and quantization alone, measured one after another, each in its own
+process.
 """
 _COLUMNS = ("engine", "top-1", "drop", "agreement", "relative RMS", "seconds", "memory")
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy.checkpoints import Checkpoint
-from benchmarks.accuracy.judge import Judge, Run, batch_size
+from benchmarks.accuracy.fp32_comparison import Fp32Comparison, Run, batch_size
 from benchmarks.accuracy.results import Row
 from calibration.images import open_image_set
 from calibration.preprocess import Preprocess, normalize
@@ -48,9 +48,9 @@ PEERS = (
 )
 
 
-def quantized(peer: Peer, judge: Judge, folder: Path) -> Row:
-    """Quantize the fp32 graph in ``folder`` and judge what comes of it."""
-    checkpoint = judge.checkpoint
+def quantized(peer: Peer, comparison: Fp32Comparison, folder: Path) -> Row:
+    """Quantize the fp32 graph in ``folder`` and compare the result with fp32."""
+    checkpoint = comparison.checkpoint
     row = Row(
         network=checkpoint.model,
         weights=checkpoint.file.name,
@@ -63,8 +63,8 @@ def quantized(peer: Peer, judge: Judge, folder: Path) -> Row:
         reason = f"{peer.package} is not installed: pip install 'rescompile[bench]'"
         return msgspec.structs.replace(row, skipped=reason)
     output = folder / f"{peer.quantizer}{peer.suffix}"
-    images = _calibration_images(checkpoint, judge.steps, folder)
-    words = [peer.quantizer, str(judge.reference), str(images), str(output)]
+    images = _calibration_images(checkpoint, comparison.steps, folder)
+    words = [peer.quantizer, str(comparison.reference), str(images), str(output)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.quantizers", *words],
         cwd=Path(__file__).parents[2],
@@ -76,7 +76,7 @@ def quantized(peer: Peer, judge: Judge, folder: Path) -> Row:
         lines = done.stderr.strip().splitlines()
         return msgspec.structs.replace(row, skipped=lines[-1] if lines else f"exit code {done.returncode}")
     made = json.loads(done.stdout.splitlines()[-1])
-    found = judge.measure(_runner(output, peer.runtime))
+    found = comparison.measure(_runner(output, peer.runtime))
     return msgspec.structs.replace(
         row,
         images=found.images,

@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from benchmarks.result_files import write_result
 from rescompile.measuring.origin import Origin
-from rescompile.measuring.results import write_result
 
 FORMAT: Literal["rescompile-accuracy-1"] = "rescompile-accuracy-1"
 

@@ -36,7 +36,7 @@ WINDOWS = {
     "1x1": Conv(1, 1),
     "1x1/2": Conv(1, 1, stride=2),
 }
-"""Those that need the most registers first: the first shape stands for a kernel where not all are compiled."""
+"""Shapes of convolutions; where only one is compiled for a kernel it is the first, which needs the most registers."""
 MAIN_PATH = ("3x3", "3x3/2", "1x1")
 """Windows that may follow a batch norm: a projection, 1x1/2, reads the block's input."""
 
@@ -46,7 +46,7 @@ class Entry:
     """One call of one operation."""
 
     name: str
-    """Operation and form, for people."""
+    """The operation and its form, for readers."""
     dtype: torch.dtype
     run: Callable[[], object]
 

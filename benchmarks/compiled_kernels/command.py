@@ -20,6 +20,7 @@ from fused_kernels.compiling.pool import default_jobs
 from fused_kernels.errors import FusedKernelError
 from fused_kernels.gpus import TARGETS, Target
 from fused_kernels.launch import interpreted
+from rescompile.files import atomic_write
 
 _CONFIGS_HELP = (
     "default: every kernel, functor and dtype on one shape, with the tile that runs without a tuning table;"
@@ -103,11 +104,8 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
+    atomic_write(path, text.encode())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""What a good kernel looks like on each target."""
+"""Requirements that a good kernel meets on each target."""
 
 from __future__ import annotations
 

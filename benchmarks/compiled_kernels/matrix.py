@@ -120,15 +120,16 @@ def as_page(cells: Sequence[Cell]) -> str:
 _INTRODUCTION = """\
 # Kernels, compiled
 
-`scripts/compile-with-newest-triton.sh` compiled every kernel with every tile that the tuner may choose, for each target
-and Triton release, without a GPU. A tile is m x n x k of the matrix product, warps and pipeline stages. A kernel is wrong if it does not compile, needs more shared memory than a program has, multiplies 16-bit or int8
+`scripts/compile-with-newest-triton.sh` compiled every kernel with every tile that the tuner may choose, for each
+target and Triton release, without a GPU. A tile is m x n x k of the matrix product, warps and pipeline stages. A
+kernel is wrong if it does not compile, needs more shared memory than a program has, multiplies 16-bit or int8
 matrices without the target's tensor-core instructions (HGMMA and IGMMA on sm_90) or, on sm_90, spills a register.
 Spills and copies are counted in instructions, registers as 32-bit registers of a thread."""
 
 _SPILLS = """\
-A tile is a candidate if it fits the shared memory of the target and the registers of sm_90, for which the kernels are
-tuned. On other targets some candidates spill. The table counts the spill instructions of the worst operation. These tiles
-stay candidates, because the tuner times them beside others of their size that do not spill."""
+A tile is a candidate if it fits the shared memory of the target and the registers of sm_90, for which the kernels
+are tuned. On other targets some candidates spill. The table counts the spill instructions of the worst operation.
+These tiles stay candidates, because the tuner times them beside others of their size that do not spill."""
 
 
 def _spills(cells: Sequence[Cell]) -> str:

@@ -32,7 +32,7 @@ def activation(plane: Plane, dtype: torch.dtype, stride: int = 1) -> Tensor:
 
 
 def output(plane: Plane, conv: Conv, dtype: torch.dtype) -> Tensor:
-    """What ``conv`` makes of ``activation(plane)``."""
+    """A tensor with the shape of ``conv``'s output for ``activation(plane)``."""
     return activation(Plane(plane.n, plane.c, conv.output_size(plane.side, plane.side)[0]), dtype)
 
 

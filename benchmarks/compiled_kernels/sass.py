@@ -1,4 +1,4 @@
-"""What ptxas made of kernels, read from their cubins with the tools that come with Triton."""
+"""Reading machine code: registers, spills and instructions of cubins, by the tools that come with Triton."""
 
 from __future__ import annotations
 

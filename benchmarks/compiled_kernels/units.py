@@ -1,4 +1,4 @@
-"""What there is to compile: every launch of the catalogue with every tile, each distinct compilation once."""
+"""The compilations: every launch of the catalogue with every tile, each distinct one once."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def units_of(
     patterns: Collection[str] = ("*",),
     dtypes: Collection[str] = (),
 ) -> list[Unit]:
-    """What to compile for ``target``.
+    """The compilations for ``target``.
 
     Args:
         entries: the catalogue.
-        target: where; its shared memory decides on tiles.
+        target: its shared memory decides which tiles are candidates.
         configs: see ``CONFIGS``.
         patterns: matched, as file names are, with kernels and entries; one of them must fit.
         dtypes: names of dtypes that entries must have, or none for all.
@@ -98,7 +98,7 @@ def _recorded(entry: Entry, choose: Callable[[Problem], Tile]) -> Iterator[Launc
         entry.run()
     for launch in launches:
         if launch.arguments.get("PRECISION") == "ieee" and entry.dtype == torch.float32:
-            # torch's flags choose when it runs; TF32 is what they say unless someone has changed them
+            # torch's flags choose at run time; by default they choose TF32
             yield replace(launch, arguments={**launch.arguments, "PRECISION": "tf32"})
         yield launch
 
@@ -108,7 +108,7 @@ def _always(tile: Tile, _: Problem) -> Tile:
 
 
 def _identity(unit: Unit, configs: Configs) -> object:
-    """What is compiled once only: a variant; or a kernel by functors, types and which arguments are None, and its tile.
+    """The key of a compilation: the variant; or kernel, functors, types, tile and which arguments are None.
 
     The sizes of tensors do not tell kernels apart then, nor how a tile is grouped and split: no instruction depends on
     them but for its numbers.

@@ -1,4 +1,4 @@
-"""What the device can do at best, measured in the same run: the honest unit of every other figure."""
+"""The best rates of the device, measured in the same run: every other figure is compared with them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Ceilings:
     """Rates of the device."""
 
     bytes_per_second: float
-    """Of a large copy, bytes read and written counted."""
+    """Bytes read and written per second by a large copy."""
     flops: float
-    """Of a large product of 16-bit matrices with random numbers."""
+    """Operations per second in a large product of 16-bit random matrices."""
     int8_ops: float
     launch_gap_ms: float | None
-    """From one empty kernel to the next within a CUDA graph."""
+    """Time from one empty kernel to the next within a CUDA graph."""
     notes: tuple[str, ...]
 
     def floor_ms(self, flops: float, moved: float, *, int8: bool = False) -> float:

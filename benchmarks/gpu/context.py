@@ -1,4 +1,4 @@
-"""What every phase works with: the setting, the clock, and a way to run a case that nothing in it can end."""
+"""State of a worker that every phase uses, and running one case so that its errors do not end the run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Context:
 
     @property
     def device(self) -> torch.device:
-        """Where everything runs."""
+        """The device that everything runs on."""
         return self.setting.device
 
     @property
@@ -87,7 +87,7 @@ class Context:
     def run(self, name: str, section: str, function: Callable[[], dict[str, Any] | None]) -> None:
         """Run one case and send its result to ``section`` of the report.
 
-        A case that fails is reported as wrong, one for which there is no time or memory as skipped.
+        A case that fails is reported as wrong; one that lacks time or memory is reported as skipped.
 
         Raises:
             DeviceLost: this process cannot use the GPU any more.

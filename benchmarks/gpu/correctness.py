@@ -1,4 +1,4 @@
-"""Whether a result is right, by the rules of the kernels' tests.
+"""Judging results by the rules of the kernels' tests.
 
 16-bit and TF32 results may be off by twice what torch's are in the same dtype, int8 by one step (a fused
 multiply-add may move the last bit on a GPU), and a second run must give the same bits. Memory is full of NaN before
@@ -18,9 +18,9 @@ from torch.utils import deterministic
 from benchmarks.gpu.op_case import OpCase
 
 TIMES = 2.0
-"""Of torch's own error in the same dtype."""
+"""Multiple of torch's own error in the same dtype that is allowed."""
 SLACK = 1e-5
-"""What sums in fp32 may be off by, whatever torch's error."""
+"""Error that sums in fp32 may have, whatever torch's error is."""
 
 
 def distance(result: Tensor, truth: Tensor) -> float:
@@ -84,7 +84,7 @@ def poisoned() -> Iterator[None]:
 
 @contextmanager
 def cudnn_heuristics() -> Iterator[None]:
-    """Let cuDNN choose by rule in this context: its own benchmark would time float64 kernels that nobody wants."""
+    """Let cuDNN choose by rule in this context: its own benchmark would spend time on float64 kernels."""
     was = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:

@@ -1,4 +1,4 @@
-"""Where figures come from: device, driver, versions, commit, date and clocks."""
+"""The origin of figures: device, driver, versions, commit, date and clocks."""
 
 from __future__ import annotations
 

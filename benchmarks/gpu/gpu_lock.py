@@ -1,4 +1,4 @@
-"""One process on the GPU at a time, so that nobody's timing meets somebody else's work.
+"""A lock that lets one process at a time use the GPU, so that no timing is disturbed by another process.
 
 The peers that ``torch.compile`` makes tune themselves by timing while the main process checks results. Both hold this
 lock when they time. It is a file's lock, which the system frees when its holder dies.
@@ -23,7 +23,7 @@ LINGER, LONGEST = 0.05, 1.0
 class GpuLock:
     """A re-entrant lock between processes; ``path`` is any file that all of them may write.
 
-    Inductor times one candidate after the other, thousands of them. A peer that waited for somebody's whole case before
+    Inductor times one candidate after the other, thousands of them. A peer that waited for a whole case before
     each would never be ready, so a peer's lock lingers: it is kept for ``linger`` seconds after its last use, for
     ``longest`` seconds at most.
     """

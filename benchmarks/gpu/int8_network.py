@@ -31,7 +31,7 @@ class Layer:
     residual_scale: float | None = None
 
     def run(self, x: Tensor, *, relu: bool = True, residual: Tensor | None = None) -> Tensor:
-        """In a launch of its own."""
+        """Run the convolution in a launch of its own."""
         assert self.folded.scale is not None
         return conv_int8(
             x, self.folded.w, self.folded.scale, self.folded.bias, self.conv,
@@ -54,7 +54,7 @@ class Block:
         return self.conv2.folded.w.shape[0]
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """What is added to the main path."""
+        """The tensor that is added to the main path."""
         return x if self.projection is None else self.projection.run(x, relu=False)
 
 
@@ -92,7 +92,9 @@ class Int8Network:
         s_shortcut = s_x if block.downsample is None else _scale_of(shortcut)
         z = F.relu(block.conv3(h2) + shortcut)
         s_1, s_2, s_z = _scale_of(h1), _scale_of(h2), _scale_of(z)
-        projection = None if block.downsample is None else _layer(block.downsample[0], s_x, s_shortcut)
+        projection = (
+            None if block.downsample is None else _layer(block.downsample.get_submodule("0"), s_x, s_shortcut)
+        )
         self.blocks.append(
             Block(
                 _layer(block.conv1, s_x, s_1),

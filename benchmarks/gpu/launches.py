@@ -1,4 +1,4 @@
-"""What a fused network launches, found without running it; its bytes, its arithmetic and the time that these need."""
+"""Launches of a fused network, found without running it: bytes, arithmetic and the least time that these need."""
 
 from __future__ import annotations
 

@@ -23,20 +23,20 @@ class Layer:
     """One convolution of a block and where it stands; [c, h, h] to [k, p, p]."""
 
     name: str
-    """Of the first of its kind, such as ``layer1.0.conv2``."""
+    """Name of the first such convolution, such as ``layer1.0.conv2``."""
     role: Role
     c: int
     k: int
     h: int
     conv: Conv
     stride: int = 1
-    """Of its block's shortcut; conv1 alone."""
+    """Stride of its block's shortcut; set for conv1 only."""
     first: bool = False
-    """conv1 of the network's first block, before which there is no other."""
+    """Whether this is conv1 of the network's first block."""
     after_projection: bool = False
     """conv1, where the block before has a projection, whose sums its backward collects too."""
     count: int = 1
-    """How many of the network's convolutions are like this one."""
+    """Number of the network's convolutions that are like this one."""
 
     @property
     def p(self) -> int:

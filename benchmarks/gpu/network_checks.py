@@ -20,9 +20,9 @@ from fused_kernels.blocks.inference import without_chains
 from fused_kernels.launch import implementation
 
 SINGLE = 2.0
-"""How far beyond the rule one gradient alone may be: the errors of small tensors scatter, those of all do not."""
+"""Multiple of the rule that a single gradient may reach, because the errors of small tensors scatter."""
 INT8_AGREEMENT = 0.9
-"""Least cosine between int8 logits and those of fp32, with scales that nobody calibrated."""
+"""Least cosine between int8 logits and those of fp32, with scales that are not calibrated."""
 INT8_REPEATED = 0.999
 """Least cosine between int8 logits of kernels and references: a step here and there may differ on a GPU."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fused_kernels.modules import FusedBottleneck, FusedResNet
-from rescompile.models.resnet import Bottleneck, ResNet
+from rescompile.models.resnet import Bottleneck, Projection, ResNet
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -108,9 +108,9 @@ def folded(network: ResNet) -> ResNet:
                 conv, norm = parent.get_submodule(f"conv{index}"), parent.get_submodule(f"bn{index}")
                 setattr(parent, f"conv{index}", _fold(conv, norm))
                 setattr(parent, f"bn{index}", nn.Identity())
-        if isinstance(parent, Bottleneck) and parent.downsample is not None:
-            conv, norm = parent.downsample.children()
-            parent.downsample[0], parent.downsample[1] = _fold(conv, norm), nn.Identity()
+        if isinstance(parent, Bottleneck) and isinstance(parent.downsample, Projection):
+            shortcut = parent.downsample
+            shortcut[0], shortcut[1] = _fold(shortcut.conv, shortcut.bn), nn.Identity()
     return network
 
 

@@ -1,4 +1,4 @@
-"""What the command tells its worker; light, for it travels between processes."""
+"""Options that the command passes to its worker process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Options:
     folder: Path
     """For the lock, the peers' sockets and logs."""
     tables: Path
-    """Where the tuning table is written and read."""
+    """Folder where the tuning table is written and read."""
     commit: str | None = None
     only: str = "*"
     """Pattern of the cases to run."""
     peers: tuple[str, ...] = ()
-    """Names of the workloads that somebody compiles."""
+    """Names of the workloads that a peer process compiles."""

@@ -1,7 +1,8 @@
 """A process that compiles one workload with ``torch.compile``, says when it is ready, and runs it when it is asked to.
 
 Compilation takes minutes, most of them on the CPU, so it happens beside the main process's work. Timing does not: the
-peer runs only while the main process waits for its answer. ``python -m benchmarks.gpu.peer`` is not for people.
+peer runs only while the main process waits for its answer. The benchmark itself starts
+``python -m benchmarks.gpu.peer``.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ WARMUP = 3
 
 
 def status_path(folder: Path, name: str) -> Path:
-    """Where a peer says how far it is."""
+    """The file in which a peer says whether it is ready."""
     return folder / f"{name}.json"
 
 
 def socket_path(folder: Path, name: str) -> Path:
-    """Where it answers."""
+    """The socket on which a peer answers."""
     return folder / f"{name}.sock"
 
 

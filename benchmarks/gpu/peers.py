@@ -62,7 +62,7 @@ class PeerProcesses:
             )
 
     def stop(self, patience: float = 5.0) -> None:
-        """End every peer that this peers started, kindly, then not."""
+        """End every peer: ask it to terminate, and kill it after ``patience`` seconds."""
         self.waiting.clear()
         for process in self.running.values():
             if process.poll() is None:
@@ -142,7 +142,7 @@ class Remote:
 
 
 def priorities(batches: Sequence[int], blocks: Sequence[str]) -> list[Workload]:
-    """What to compile, most wanted first: the bars' workloads, a block, then the other batches."""
+    """Workloads to compile, most important first: those of the bars, a block, then the other batches."""
     largest = max(batches)
     inference = inference_batch(batches)
     first = [Workload("train", largest), Workload("infer", inference)]

@@ -38,7 +38,7 @@ def block_parts(context: Context) -> list[str]:
 
 
 def compiled_blocks(scale: Scale) -> list[str]:
-    """Those that a peer compiles, too: each takes half a minute."""
+    """Blocks that a peer compiles too; each takes it half a minute."""
     return ["layer1.1"] if scale.blocks[0] > 1 else ["layer1.0"]
 
 

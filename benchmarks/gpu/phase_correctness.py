@@ -24,7 +24,7 @@ from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 
 FP32_LAYERS = ("layer1.0.conv2", "layer2.0.conv1", "layer2.0.downsample.0")
-"""fp32 is nobody's fast path: a 3x3, a 1x1 and a strided window stand for all."""
+"""Layers that are checked in fp32, which is not a fast path: a 3x3, a 1x1 and a strided window stand for all."""
 FLAT_WARPS = (4, 8)
 
 
@@ -119,7 +119,7 @@ def _inference(context: Context) -> dict[str, Any]:
 
 
 def _flattened(spec: OpSpec, warps: int, context: Context) -> dict[str, Any]:
-    """Judged like any other form, yet no defect of ours where it is wrong: the default tiles never use it."""
+    """Check the flat form; a wrong result is not a defect of ours, because default tiles never use this form."""
     case: OpCase = spec.make(context.checked, context.device)
     expected = case.named(case.run())
     with choosing(flat(warps, context)):

@@ -84,7 +84,7 @@ def _contenders(case: OpCase, context: Context) -> tuple[dict[str, Contender], d
         for name, step in case.peers().items():
             found[name] = contender(step, device, flush=context.on_gpu)
     except Exception as error:
-        # a peer that does not run is no fault of ours
+        # a peer that does not run is not our fault
         context.require_device()
         skipped[name] = first_line(error)
     return found, skipped
@@ -105,7 +105,7 @@ def _rates(case: OpCase, moved: int, ms: float, context: Context) -> dict[str, A
 
 
 def off_at_size(case: OpCase, small: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What is wrong at the timed size, or None.
+    """Say what is wrong at the timed size, or return None.
 
     float64 takes too long there, so the distance from torch's results in the same dtype must be no more than what the
     rule allows both of them together, at twice its size for the statistics of another batch.

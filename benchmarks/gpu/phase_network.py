@@ -29,7 +29,7 @@ EACH = 3
 RESERVE = {"cuda": 12.0, "cpu": 1.0}
 """Seconds that measuring one workload takes."""
 AGREEMENT = 0.05
-"""How far an implementation's loss, or the norm of its logits, may be from eager's, relative to that."""
+"""Largest relative difference of an implementation's loss, or of the norm of its logits, from eager's."""
 NO_CHAINS, INT8, FP16 = "ours without chains", "int8", "ours fp16"
 
 
@@ -59,12 +59,12 @@ def _next(pending: list[Workload], context: Context) -> Workload | None:
 
 def _status(workload: Workload, context: Context) -> dict[str, Any]:
     if workload.name not in context.options.peers:
-        return {"state": "failed", "reason": "nobody was asked to compile it"}
+        return {"state": "failed", "reason": "it was not among the workloads to compile"}
     return Peer(context.options.folder, workload).status()
 
 
 def network_workload_launches(context: Context, workload: Workload) -> list[Launch]:
-    """What ours launches in one step."""
+    """Launches of our implementation in one step."""
     training = workload.kind == "train"
     dtype = context.setting.training_dtype if training else context.setting.inference_dtype
     return network_launches(context.scale, workload.batch, dtype, training=training)

@@ -1,4 +1,4 @@
-"""What a run found: one JSON document, and the same as a table for the terminal."""
+"""The report of a run: one JSON document, and the same as a table for the terminal."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def summary(times: Sequence[float]) -> Measured:
 
 
 def notes_of(measured: Mapping[str, Measured], contenders: Mapping[str, Contender]) -> list[str]:
-    """What a reader must know about these figures."""
+    """Notes that a reader of these figures needs."""
     notes = [f"{name}: {note}" for name, one in contenders.items() for note in one.notes]
     for name, result in measured.items():
         if result.spread > UNSTABLE:

@@ -15,6 +15,7 @@ from benchmarks.gpu.op_case import OpCase, Operands
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import convolution, passes, statistics, stem
+from fused_kernels.ops.image import pack
 
 STEM = Conv(7, 7, 2, 3)
 STEM_BACKWARD_TILE = 32
@@ -28,9 +29,9 @@ class OpSpec:
     name: str
     dtype: torch.dtype
     make: Callable[[int, torch.device], OpCase]
-    """From a batch size and a device, which may be meta."""
+    """Makes the case for a batch size and a device, which may be meta."""
     count: int = 1
-    """How often the network's step has it."""
+    """Number of times that the network's step has it."""
 
     @property
     def label(self) -> str:
@@ -158,7 +159,7 @@ def _stem_specs(scale: Scale, dtype: torch.dtype) -> list[OpSpec]:
     def wgrad(n: int, device: torch.device) -> OpCase:
         new = Operands(device, dtype)
         x, dy = new.activation(n, 3, image), new.activation(n, k, p)
-        packed = stem.pack(x, STEM, dtype)
+        packed = pack(x, STEM, dtype)
         flops = 2.0 * n * p * p * k * 147
         return OpCase(
             stem.stem_wgrad,

@@ -19,14 +19,14 @@ from benchmarks.gpu.networks import Scale, folded, fused, images, labels, plain,
 Kind = Literal["train", "infer", "block"]
 Implementation = Literal["ours", "eager", "compiled"]
 COMPILE_MODE = "max-autotune-no-cudagraphs"
-"""Its own graphs would be captured around the forward and the backward pass; ours is captured around the whole step."""
+"""Without its own CUDA graphs, because ours is captured around the whole step, forward and backward."""
 INFERENCE_BATCH_OF_BLOCKS = 128
 LEARNING_RATE = 0.01
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What to time."""
+    """One thing to time."""
 
     kind: Kind
     batch: int
@@ -42,7 +42,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Setting:
-    """How to run it."""
+    """Device, network and dtypes of a run."""
 
     device: torch.device
     scale: Scale

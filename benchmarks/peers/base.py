@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.artifact_cache import ArtifactCache
 from benchmarks.networks import Network
-from benchmarks.workshop import Workshop
 
 Call = Callable[[NDArray[Any]], NDArray[np.float32]]
 """Images float32 [N, 3, H, W] to logits [N, classes]."""
@@ -34,7 +34,7 @@ class Entrant(Protocol):
     ours: bool
     allowed: float
 
-    def prepare(self, net: Network, workshop: Workshop, threads: int) -> Call:
+    def prepare(self, net: Network, artifacts: ArtifactCache, threads: int) -> Call:
         """Make it ready.
 
         Raises:

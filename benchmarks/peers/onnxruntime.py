@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.artifact_cache import ArtifactCache
 from benchmarks.networks import Network
 from benchmarks.peers.base import FP32_ALLOWED, INT8_ALLOWED, Call
-from benchmarks.workshop import Workshop
 
 
 class Fp32Session:
@@ -18,9 +18,9 @@ class Fp32Session:
 
     name, ours, allowed = "ONNX Runtime fp32", False, FP32_ALLOWED
 
-    def prepare(self, net: Network, workshop: Workshop, threads: int) -> Call:
+    def prepare(self, net: Network, artifacts: ArtifactCache, threads: int) -> Call:
         """Open it."""
-        return _session(workshop.reference(net), threads)
+        return _session(artifacts.reference(net), threads)
 
 
 class Int8Session:
@@ -28,9 +28,9 @@ class Int8Session:
 
     name, ours, allowed = "ONNX Runtime int8", False, INT8_ALLOWED
 
-    def prepare(self, net: Network, workshop: Workshop, threads: int) -> Call:
+    def prepare(self, net: Network, artifacts: ArtifactCache, threads: int) -> Call:
         """Quantize and open it."""
-        return _session(workshop.quantized(net, "onnxruntime").path, threads)
+        return _session(artifacts.quantized(net, "onnxruntime").path, threads)
 
 
 def _session(path: Path, threads: int) -> Call:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.artifact_cache import ArtifactCache
 from benchmarks.networks import DEEP, Network
 from benchmarks.peers.base import FP32_ALLOWED, INT8_ALLOWED, Call, Missing
-from benchmarks.workshop import Workshop
 from rescompile.backends.base import RunOptions
 from rescompile.backends.openvino.compile import compile_model
 from rescompile.runtime.loading import load
@@ -26,11 +26,11 @@ class OurEngine:
         self.name = f"rescompile {precision}"
         self.allowed = {"int8": INT8_ALLOWED, "fp16": 2e-2, "fp32": FP32_ALLOWED}[precision]
 
-    def prepare(self, net: Network, workshop: Workshop, threads: int) -> Call:
+    def prepare(self, net: Network, artifacts: ArtifactCache, threads: int) -> Call:
         """Load it, hashes and golden answers checked."""
         if self.precision == "fp16" and net.name in DEEP:
             raise Missing("a CPU computes FP16 in FP32; resnet18 and resnet50 have the row")
-        directory = workshop.engine(net, self.precision).path
+        directory = artifacts.engine(net, self.precision).path
         return load(directory, options=RunOptions(threads=threads))
 
 
@@ -39,11 +39,11 @@ class QuantizedByNncf:
 
     name, ours, allowed = "OpenVINO + NNCF int8", False, INT8_ALLOWED
 
-    def prepare(self, net: Network, workshop: Workshop, threads: int) -> Call:
+    def prepare(self, net: Network, artifacts: ArtifactCache, threads: int) -> Call:
         """Quantize and compile for latency, in f32 as ours: by default CPUs with bfloat16 would round to it."""
         if find_spec("nncf") is None:
             raise Missing("nncf is not installed: pip install 'rescompile[bench]'")
-        path = workshop.quantized(net, "nncf").path
+        path = artifacts.quantized(net, "nncf").path
         request = compile_model(path, RunOptions(threads=threads), tuned=False).create_infer_request()
 
         def call(images: NDArray[Any]) -> NDArray[np.float32]:

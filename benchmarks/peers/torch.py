@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.artifact_cache import ArtifactCache
 from benchmarks.networks import DEEP, Network
 from benchmarks.peers.base import FP32_ALLOWED, Call, Missing
-from benchmarks.workshop import Workshop
 
 
 class Eager:
@@ -19,7 +19,7 @@ class Eager:
 
     name, ours, allowed = "PyTorch eager", False, FP32_ALLOWED
 
-    def prepare(self, net: Network, workshop: Workshop, threads: int) -> Call:
+    def prepare(self, net: Network, artifacts: ArtifactCache, threads: int) -> Call:
         """Load the weights."""
         return _call(model_of(net, threads), channels_last=False)
 
@@ -29,7 +29,7 @@ class ChannelsLast:
 
     name, ours, allowed = "PyTorch channels_last", False, FP32_ALLOWED
 
-    def prepare(self, net: Network, workshop: Workshop, threads: int) -> Call:
+    def prepare(self, net: Network, artifacts: ArtifactCache, threads: int) -> Call:
         """Load the weights and change their format."""
         import torch
 
@@ -41,7 +41,7 @@ class Compiled:
 
     name, ours, allowed = "torch.compile", False, FP32_ALLOWED
 
-    def prepare(self, net: Network, workshop: Workshop, threads: int) -> Call:
+    def prepare(self, net: Network, artifacts: ArtifactCache, threads: int) -> Call:
         """Compile at the first call, for any batch."""
         if shutil.which("g++") is None and shutil.which("clang++") is None:
             raise Missing("Inductor needs a C++ compiler, and there is none")
@@ -60,12 +60,13 @@ def model_of(net: Network, threads: int) -> Any:
     import torch
 
     from rescompile.models import registry
+    from rescompile.models.random_weights import random_model
     from rescompile.sources import checkpoint
 
     torch.set_num_threads(threads)
     spec = registry.find(depth=None, name=net.name)
     if net.weights == "random":
-        return checkpoint.random_model(spec, spec.default_classes, 0)[0].eval()
+        return random_model(spec, spec.default_classes, 0)[0].eval()
     return checkpoint.build_model(spec, checkpoint.load_checkpoint(Path(net.weights)))
 
 

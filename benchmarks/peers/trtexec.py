@@ -12,9 +12,9 @@ import subprocess
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.artifact_cache import ArtifactCache, Failed
 from benchmarks.networks import Network
 from benchmarks.peers.base import HALF_ALLOWED, INT8_ALLOWED, Call, Missing
-from benchmarks.workshop import Failed, Workshop
 from rescompile.backends import get_backend
 from rescompile.errors import BackendError, BackendUnavailable
 from rescompile.manifest import GRAPH, REFERENCE, TENSORRT_ENGINE, Manifest, read_manifest
@@ -42,7 +42,7 @@ class Trtexec:
         self.way, self.name = way, f"trtexec {way}"
         self.allowed = INT8_ALLOWED if "int8" in way else HALF_ALLOWED
 
-    def prepare(self, net: Network, workshop: Workshop, threads: int) -> Call:
+    def prepare(self, net: Network, artifacts: ArtifactCache, threads: int) -> Call:
         """Build the engine and load it."""
         program = shutil.which("trtexec") or shutil.which("trtexec", path=str(DEBIAN))
         if program is None:
@@ -53,11 +53,11 @@ class Trtexec:
             raise Missing(f"nothing here can run what trtexec builds: {found.reason}")
         typed = self.way != "fp16"
         made = (
-            workshop.engine(net, self.way.split()[1], "tensorrt") if typed else workshop.engine(net, "fp32")
+            artifacts.engine(net, self.way.split()[1], "tensorrt") if typed else artifacts.engine(net, "fp32")
         )
         manifest = read_manifest(made.path)
         graph = made.path / (GRAPH if typed else REFERENCE)
-        engine = workshop.folder / f"{net.name}-{self.name.replace(' ', '-')}"
+        engine = artifacts.folder / f"{net.name}-{self.name.replace(' ', '-')}"
         engine.mkdir(exist_ok=True)
         _build([program, *options(graph, engine / TENSORRT_ENGINE, manifest, typed=typed)])
         try:

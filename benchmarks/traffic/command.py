@@ -18,6 +18,7 @@ from benchmarks.traffic.pages import BAR, HEADER, as_page, as_text, cells, verdi
 from benchmarks.traffic.shapes import DEPTHS, resnet
 from benchmarks.traffic.tables import Table, inference, training
 from fused_kernels.errors import FusedKernelError
+from rescompile.files import atomic_write
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -51,9 +52,7 @@ def _run(asked: argparse.Namespace, command: str) -> None:
         show(tables, Console(highlight=False))
     if asked.markdown is not None:
         asked.markdown.parent.mkdir(parents=True, exist_ok=True)
-        partial = asked.markdown.with_name(asked.markdown.name + ".partial")
-        partial.write_text(as_page(tables[0], tables[1], command), "utf-8")
-        partial.replace(asked.markdown)
+        atomic_write(asked.markdown, as_page(tables[0], tables[1], command).encode())
 
 
 def show(tables: Sequence[Table], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What torch.compile moves, by a model of Inductor: cuDNN's convolutions, and its own kernels between them.
+"""Bytes that torch.compile moves, by a model of Inductor: cuDNN's convolutions and its own kernels between them.
 
 Convolutions are cuDNN's as in eager; batch norm, ReLU and add become kernels that Inductor fuses up to each reduction.
 Passes over a tensor, l any layer, L the last, d the projection's output:

@@ -1,4 +1,4 @@
-"""What the fused operators move beyond the fusedA floor in a training step, item by item."""
+"""Bytes that the fused operators move beyond the fusedA floor in a training step, item by item."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What PyTorch's eager mode moves under AMP: torchvision's forward pass on meta tensors, counted by ``torch_ops``.
+"""Bytes that eager PyTorch moves under AMP: torchvision's forward pass on meta tensors, counted by ``torch_ops``.
 
 Weights are fp32 and cast on the way in, as autocast does once a step; activations are in the given dtype throughout,
 and gradients of weights come back in fp32. In inference everything is in the given dtype (``model.half()``).
@@ -38,7 +38,7 @@ class ConvBn:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What gradients are taken of."""
+        """The tensors that gradients are taken of."""
         return [self.weight, self.gamma, self.beta]
 
 

@@ -67,7 +67,7 @@ def block_training(block: BlockShape, before: BlockShape | None, n: int, dtype: 
 
 
 def entry(block: BlockShape, n: int, dtype: torch.dtype) -> Bytes:
-    """Where the backward pass of the network's last block begins."""
+    """The pass with which the backward of the network's last block begins."""
     y = block.main[-1].y
     return Bytes({"entry": round(n * (dtype.itemsize * 2 * y + y / 8))})
 

@@ -35,7 +35,7 @@ def bytes_of(launch: Launch) -> Bytes:
 
 
 def kind(launch: Launch) -> str:
-    """Which work of the forward or backward pass a launch does."""
+    """The work of the forward or backward pass that a launch does."""
     module, function = launch.kernel.split(".")
     if launch.kernel == "conv.conv_kernel":
         return "dgrad" if launch.arguments["STEP"] < 0 else "fprop"

@@ -23,7 +23,7 @@ PUBLISHED = {
 }
 """ResNet-50's figures of the analysis that set this project's goals; the formulas here are to reproduce them."""
 BAR = 1.10
-"""How far above the floor a pass may be; beyond it the page has to explain why."""
+"""Largest ratio to the floor that a pass may have without an explanation on the page."""
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def verdict(table: Table) -> str:
-    """How the whole network compares, in one line."""
+    """Compare the whole network in one line."""
     eager, compiled, mine, floor = (total / GB for total in table.total.totals)
     name = "fusedA" if table.training else "pool"
     return (
@@ -105,9 +105,9 @@ def as_page(training_table: Table, inference_table: Table, command: str) -> str:
 _INTRODUCTION = """\
 Made by `{command}`; a test fails where this page and the command disagree.
 
-The unit is GB (1e9 bytes) between memory and chip. Each tensor that a kernel touches counts once for each launch; if the
-kernel uses only a part of the tensor, that part counts. A second read in one launch is expected to hit the L2 cache; a
-second launch shares nothing. The columns are counted as follows:
+The unit is GB (1e9 bytes) between memory and chip. Each tensor that a kernel touches counts once for each launch;
+if the kernel uses only a part of the tensor, that part counts. A second read in one launch is expected to hit the
+L2 cache; a second launch shares nothing. The columns are counted as follows:
 
 - **eager**: the `aten` calls of torchvision's blocks under AMP, from their arguments. A table gives the operations that
   need two passes (`benchmarks/traffic/torch_ops.py`).
@@ -169,10 +169,10 @@ def _inference_remarks(table: Table) -> str:
     return paragraph(
         f"""The floor has one kernel for each convolution with its whole epilogue. Ours is below the floor where chain
         kernels run a bottleneck's 3x3, its last 1x1 and the next block's first 1x1 in one launch: they move
-        {blocks["chain"] / GB:.3f} GB of the blocks' {blocks.total() / GB:.3f}. The part of such a
-        launch that belongs to the next block counts there. With chains at every width up to {floors.CHAIN_WIDTH}, across stages too, the floor
-        would be {chain / GB:.3f} GB. Weights are folded once, before the pass. The stem's launch reads an image that
-        `pack` has written with four channels."""
+        {blocks["chain"] / GB:.3f} GB of the blocks' {blocks.total() / GB:.3f}. The part of such a launch that
+        belongs to the next block counts there. With chains at every width up to {floors.CHAIN_WIDTH}, across stages
+        too, the floor would be {chain / GB:.3f} GB. Weights are folded once, before the pass. The stem's launch
+        reads an image that `pack` has written with four channels."""
     )
 
 

@@ -71,7 +71,7 @@ class BlockShape:
 
     @property
     def specification(self) -> Block:
-        """What the fused operators are told: every batch norm in training mode."""
+        """The specification that the fused operators get, with every batch norm in training mode."""
         layers = tuple(Layer(layer.conv, EPS, True, True, True) for layer in self.layers)
         if self.projection is None:
             return Block(layers)
@@ -115,7 +115,7 @@ class NetworkShape:
 
 
 def touched(size: int, points: int, taps: int, *, stride: int = 1, base: int = 0, step: int = 1) -> int:
-    """How many of ``range(size)`` are ``point * stride + base + tap * step`` for some point and tap."""
+    """Count the numbers of ``range(size)`` that are ``point * stride + base + tap * step`` for some point and tap."""
     met = {point * stride + base + tap * step for point in range(points) for tap in range(taps)}
     return sum(0 <= at < size for at in met)
 

@@ -111,4 +111,4 @@ PASSES: dict[str, Callable[[dict[str, Any]], dict[str, float]]] = {
     "native_batch_norm_backward": _batch_norm_backward,
     "max_pool2d_with_indices_backward": lambda _: {"self": 0},
 }
-"""How often an operation reads its arguments, where that is not once."""
+"""Operations that read their arguments more or less than once, and how often."""

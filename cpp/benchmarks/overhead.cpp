@@ -31,7 +31,7 @@ void print(const char* name, const std::vector<double>& values) {
             << quantile(values, 0.25) << ", " << quantile(values, 0.75) << "]}, ";
 }
 
-/// OpenVINO as one would call it without this library.
+/// OpenVINO as a program calls it without this library.
 ov::InferRequest raw_request(const std::string& path, int threads) {
   ov::Core core;
   ov::AnyMap settings = {
@@ -80,7 +80,7 @@ int main(int count, char** arguments) {
     std::optional<rescompile::Error> error;
     const auto first = [&] { mine = microseconds([&] { error = run_ours(); }); };
     const auto second = [&] { theirs = microseconds([&] { request.infer(); }); };
-    // who goes first changes, so that neither always finds the other's caches
+    // the order alternates, so that neither always finds the caches of the other
     if (round % 2 == 0) {
       first();
       second();

@@ -34,7 +34,7 @@ Error null_argument(const char* name) {
   return {ErrorCode::usage, std::string(name) + " is NULL: pass a valid pointer"};
 }
 
-/// A span over a caller's buffer; NULL is an empty one, which no function takes for an image.
+/// A span over a caller's buffer; NULL is an empty span, which every function refuses.
 template <typename Value>
 std::span<Value> span_of(Value* data, std::size_t size) {
   return {data, data == nullptr ? 0 : size};
@@ -76,7 +76,7 @@ rescompile_status rescompile_load(const char* directory, const rescompile_option
       wanted.verify = options->skip_verification == 0;
       wanted.threads = options->threads;
       if (options->hint != RESCOMPILE_LATENCY && options->hint != RESCOMPILE_THROUGHPUT)
-        return Error{ErrorCode::usage, "the hint is none of RESCOMPILE_LATENCY and RESCOMPILE_THROUGHPUT: pass one"};
+        return Error{ErrorCode::usage, "the hint is neither RESCOMPILE_LATENCY nor RESCOMPILE_THROUGHPUT: pass one"};
       wanted.hint = options->hint == RESCOMPILE_THROUGHPUT ? rescompile::Hint::throughput : rescompile::Hint::latency;
       if (options->cache != nullptr) wanted.cache = options->cache;
     }

@@ -48,7 +48,7 @@ class CudaDriver {
       if (const int status = function_(arguments...); status != 0) throw driver_.refused(name_, status);
     }
 
-    /// For destructors, and where a refusal is no failure: the status, 0 for success.
+    /// The status, 0 for success; for destructors, and where a refusal is not a failure.
     int quietly(Arguments... arguments) const noexcept { return function_(arguments...); }
 
    private:

@@ -7,10 +7,10 @@ namespace rescompile::internal {
 
 namespace {
 
-/// No allocation is smaller: an address behind one of no bytes would be that of something else.
+/// The smallest allocation: the address of one of no bytes could belong to something else.
 constexpr std::uint64_t least_bytes = 256;
 
-/// What was captured, given back when the object dies.
+/// A captured graph, destroyed with the object.
 struct CapturedGraph {
   const CudaDriver& driver;
   cuda::Graph graph = nullptr;

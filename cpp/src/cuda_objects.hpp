@@ -49,7 +49,7 @@ class PrimaryContext {
   cuda::Context context_ = nullptr;
 };
 
-/// Zeroed memory of the GPU: what was there before is nobody's image.
+/// Memory of the GPU, zeroed so that no earlier data is read.
 class DeviceMemory {
  public:
   DeviceMemory(const CudaDriver& driver, std::uint64_t bytes);

@@ -1,4 +1,4 @@
-// What is behind an Engine.
+// Implementation of Engine.
 #pragma once
 
 #include "backend.hpp"

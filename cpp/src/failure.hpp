@@ -1,4 +1,4 @@
-// How a GPU backend gives up: thrown where a call was refused, caught at the boundary of the backend.
+// Exception of the GPU backends: thrown where a call was refused, caught at the boundary of the backend.
 #pragma once
 
 #include <new>
@@ -10,7 +10,7 @@
 
 namespace rescompile::internal {
 
-/// An Error on its way out. What was taken until then is given back by destructors.
+/// An Error as an exception; destructors free what was taken until then.
 class Failure : public std::runtime_error {
  public:
   Failure(ErrorCode code, const std::string& sentence) : std::runtime_error(sentence), code_(code) {}

@@ -19,12 +19,12 @@ constexpr std::uint64_t golden_limit = std::uint64_t{1} << 30;
 template <typename Value>
 std::vector<Value> copied(const NpyArray& array) {
   std::vector<Value> values(array.data.size() / sizeof(Value));
-  // the archive aligns nothing
+  // arrays in the archive are not aligned
   if (!values.empty()) std::memcpy(values.data(), array.data.data(), array.data.size());
   return values;
 }
 
-/// Whether `array` is [count, ...] of what `spec` says.
+/// Whether `array` is [count, ...] with the type and shape of `spec`.
 bool fits(const NpyArray& array, const TensorSpec& spec, std::uint64_t count) {
   if (array.dtype != spec.dtype || array.shape.size() != spec.shape.size() || array.shape[0] != count) return false;
   for (std::size_t axis = 1; axis < array.shape.size(); ++axis)

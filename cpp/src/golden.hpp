@@ -1,4 +1,4 @@
-// The golden answers of an engine: a few inputs, and what the deployable graph makes of them.
+// The golden answers of an engine: a few inputs with the logits of the deployable graph.
 #pragma once
 
 #include <filesystem>

@@ -8,7 +8,7 @@ namespace rescompile::internal {
 
 namespace {
 
-/// What lives in the context. Members go in the opposite order, the network first.
+/// Objects that live in the context. They are destroyed in the opposite order, the network first.
 struct OnGpu {
   OnGpu(const CudaDriver& driver, std::uint64_t image_bytes, std::uint64_t logit_bytes, const NetworkMaker& make)
       : stream(driver),
@@ -21,7 +21,7 @@ struct OnGpu {
   std::unique_ptr<GpuNetwork> network;
 };
 
-/// Waits for what a stream does to its caller's memory, however the call ends.
+/// Waits until a stream no longer uses the caller's memory, however the call ends.
 class Settled {
  public:
   Settled(const CudaDriver& driver, cuda::Stream stream) : driver_(driver), stream_(stream) {}
@@ -97,7 +97,7 @@ class GpuBackend final : public Backend {
   GpuBackend(const CudaDriver& driver, const Gpu& gpu, const Manifest& manifest, const NetworkMaker& make)
       : engine_(driver, gpu, manifest, make) {}
 
-  /// One: there is one set of buffers, and a batch fills a GPU better than two calls side by side.
+  /// Always one: there is one set of buffers, and a batch fills a GPU better than two calls side by side.
   [[nodiscard]] std::size_t concurrency() const override { return 1; }
 
   Result<std::unique_ptr<Session>> open_session() override { return {std::make_unique<GpuSession>(engine_)}; }
@@ -111,7 +111,7 @@ struct Place {
   Gpu gpu;
 };
 
-/// The driver and its first GPU, which must be the one that the engine is for.
+/// The driver and its first GPU, which must be of the kind that the engine was built for.
 Place place_of(const std::filesystem::path& directory, const Manifest& manifest) {
   const std::string cannot = "the engine in " + directory.string() + " cannot run here: it ";
   const std::string wanted = manifest.target.value_or("of any kind");

@@ -1,4 +1,4 @@
-// What every engine on an NVIDIA GPU shares: the first GPU, its context, a stream, and memory for the largest batch.
+// Shared parts of engines on an NVIDIA GPU: the first GPU, its context, a stream, and memory for the largest batch.
 #pragma once
 
 #include <functional>
@@ -9,13 +9,13 @@
 
 namespace rescompile::internal {
 
-/// Where an engine finds its images and leaves its logits; there is room for the largest batch.
+/// Buffers of images and logits on the GPU, large enough for the largest batch.
 struct GpuBuffers {
   cuda::Address images = 0, logits = 0;
 };
 
-/// What makes logits of images that are both on the GPU. Its context is current whenever a member runs; what fails is
-/// a Failure.
+/// A network that computes logits from images, both on the GPU. The context is current in every member; errors are
+/// thrown as Failure.
 class GpuNetwork {
  public:
   virtual ~GpuNetwork() = default;

@@ -1,4 +1,4 @@
-// The boundary of the library: what the standard library throws inside becomes an Error.
+// The boundary of the library: exceptions of the standard library become an Error.
 #pragma once
 
 #include <exception>

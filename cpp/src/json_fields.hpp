@@ -13,7 +13,7 @@ namespace rescompile::internal {
 
 using Json = nlohmann::json;
 
-/// The document in `text`, of kind "discarded" where it is no JSON. Parsing and quoting are compiled once, in here.
+/// The document in `text`, of kind "discarded" where it is not JSON. Parsing and quoting are compiled once, in here.
 Json parse_json(const std::string& text);
 
 /// Whether `value` is a whole number of the range; larger ones than int64 are not.
@@ -64,7 +64,7 @@ class Fields {
   /// The name of a field as it is written in a mistake.
   [[nodiscard]] std::string path(const std::string& name) const { return where_ + "." + name; }
 
-  /// To be called last: every field that nobody asked for is a mistake.
+  /// Reports every field that was not read as a mistake; called last.
   void finish();
 
  private:

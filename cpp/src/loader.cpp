@@ -11,7 +11,7 @@
 
 namespace rescompile {
 
-/// The one that may make engines.
+/// The one class that may make engines.
 struct EngineAccess {
   static Engine make(Manifest manifest, std::unique_ptr<internal::Backend> backend,
                      std::vector<std::unique_ptr<internal::Session>> sessions) {
@@ -23,7 +23,7 @@ namespace internal {
 
 namespace {
 
-/// Every file of the manifest is there, plain, of its size and (`hashes`) of its hash.
+/// Checks that every file of the manifest is there, is a plain file, and has its size and (`hashes`) its hash.
 std::optional<Error> check_files(const std::filesystem::path& directory, const Manifest& manifest, bool hashes) {
   const std::string advice = "; copy or build the engine again";
   for (const auto& [name, digest] : manifest.files) {

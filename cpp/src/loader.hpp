@@ -1,4 +1,4 @@
-// From a directory to an engine that has proved itself.
+// Loading an engine directory and checking its golden answers.
 #pragma once
 
 #include <filesystem>
@@ -9,7 +9,7 @@
 
 namespace rescompile::internal {
 
-/// As Engine::load, with the given backends; may throw what the standard library throws.
+/// Engine::load with the given backends; may throw what the standard library throws.
 Result<Engine> load_engine(const std::filesystem::path& directory, const LoadOptions& options,
                            const std::vector<NamedBackend>& backends);
 

@@ -173,11 +173,12 @@ bool sizes_are_sane(const std::vector<std::int64_t>& shape, std::int64_t limit) 
   return true;
 }
 
-/// What the types of the fields cannot say; empty where all is well.
+/// The first contradiction between fields; empty where there is none.
 std::string misfit(const Manifest& manifest) {
   const TensorSpec &input = manifest.input, &output = manifest.output;
   const bool image = input.shape.size() == 4 && (input.layout == Layout::NCHW || input.layout == Layout::NHWC);
-  if (!image || output.shape.size() != 2) return "describes no network with one image input and one output of logits";
+  if (!image || output.shape.size() != 2)
+    return "does not describe a network with one image input and one output of logits";
   if (output.dtype != DType::float32) return "describes an output of another type than float32";
   if (!sizes_are_sane(input.shape, image_limit)) return "has an input whose size is absurd";
   if (output.shape[1] < 1 || static_cast<std::uint64_t>(output.shape[1]) != manifest.classes.size())
@@ -185,7 +186,7 @@ std::string misfit(const Manifest& manifest) {
            std::to_string(output.shape[1]) + " logits";
   const auto size = static_cast<std::int64_t>(values_per_image(input));
   if (manifest.batch.min > least_batch_limit / std::max(size, output.shape[1]))
-    return "has a least batch of " + std::to_string(manifest.batch.min) + " images, which fits into no memory";
+    return "has a least batch of " + std::to_string(manifest.batch.min) + " images, which does not fit into any memory";
   if (!manifest.files.contains(golden_name))
     return "lists no " + std::string(golden_name) + ", so the engine cannot be tested";
   return {};
@@ -203,7 +204,7 @@ Result<Manifest> read_manifest(const std::filesystem::path& directory) {
   const std::filesystem::path path = directory / manifest_name;
   std::error_code ignored;
   const bool exists = std::filesystem::is_directory(directory, ignored);
-  const auto file = PlainFile::open(path, directory.string() + " is no engine directory: it " +
+  const auto file = PlainFile::open(path, directory.string() + " is not an engine directory: it " +
                                               (exists ? "has no manifest.json" : "does not exist") +
                                               "; pass the --output of a build");
   if (!file) return file.error();
@@ -215,7 +216,7 @@ Result<Manifest> read_manifest(const std::filesystem::path& directory) {
 Result<Manifest> parse_manifest(const std::string& text, const std::filesystem::path& path) {
   const auto refused = [&](const std::string& words) { return Error{ErrorCode::engine, path.string() + " " + words}; };
   const Json document = parse_json(text);
-  if (document.is_discarded()) return refused("is damaged (it is no JSON); build the engine again or copy it again");
+  if (document.is_discarded()) return refused("is damaged (it is not JSON); build the engine again or copy it again");
   if (const auto format = format_of(document); format && *format != format_version)
     return refused("has format " + std::to_string(*format) + ", this librescompile reads format " +
                    std::to_string(format_version) + ": build the engine again, or use the version that built it");

@@ -29,7 +29,7 @@ std::optional<std::string_view> part(std::string_view bytes, std::uint64_t offse
 Result<std::string_view> stored_file(std::string_view archive, std::string_view name) {
   constexpr std::string_view end_mark("PK\5\6", 4), entry_mark("PK\1\2", 4), local_mark("PK\3\4", 4);
   const std::size_t end = archive.rfind(end_mark);
-  if (end == std::string_view::npos || archive.size() - end < 22) return wrong("it is no ZIP archive");
+  if (end == std::string_view::npos || archive.size() - end < 22) return wrong("it is not a ZIP archive");
   std::uint64_t offset = number_at(archive, end + 16, 4);
   for (std::uint64_t left = number_at(archive, end + 10, 2); left > 0; --left) {
     const auto entry = part(archive, offset, 46);

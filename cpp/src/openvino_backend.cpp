@@ -18,7 +18,7 @@ namespace {
 /// into the convolution before it. The numbers are the same to the bit.
 constexpr const char* snippets = "SNIPPETS_MODE";
 
-/// The reason in OpenVINO's message, behind the lines that say where in its source it was raised.
+/// The reason in OpenVINO's message, without the lines that say where in its source it was raised.
 std::string last_words(const std::exception& error) {
   constexpr std::array<std::string_view, 5> where = {"Exception from", "Check '", "FrontEnd API failed",
                                                      "Model wasn't", "Summary"};
@@ -34,9 +34,9 @@ std::string last_words(const std::exception& error) {
   return first.empty() ? "no reason given" : first;
 }
 
-/// Runs `body`, which may throw what OpenVINO throws.
+/// Runs `body` and turns exceptions of OpenVINO into an Error.
 template <typename Body>
-auto in_our_words(const std::string& what, Body&& body) -> std::invoke_result_t<Body> {
+auto translate_errors(const std::string& what, Body&& body) -> std::invoke_result_t<Body> {
   try {
     return body();
   } catch (const std::bad_alloc&) {
@@ -58,12 +58,12 @@ class OpenVinoSession final : public Session {
   }
 
   std::optional<Error> run(const void* images, std::size_t count, float* logits) override {
-    return in_our_words("OpenVINO cannot run this engine", [&]() -> std::optional<Error> {
-      // callers that use one buffer again and again spare OpenVINO the checks of a new tensor
+    return translate_errors("OpenVINO cannot run this engine", [&]() -> std::optional<Error> {
+      // a caller that reuses its buffer saves OpenVINO the checks of a new tensor
       if (images != fed_ || count != shape_[0]) {
         fed_ = nullptr;
         shape_[0] = count;
-        // OpenVINO reads its inputs only; older versions have no tensor that says so
+        // OpenVINO only reads its inputs, but older versions have no read-only tensor
         request_.set_input_tensor(ov::Tensor(type_, shape_, const_cast<void*>(images)));
         fed_ = images;
       }
@@ -82,7 +82,7 @@ class OpenVinoSession final : public Session {
   ov::element::Type type_;
   ov::Shape shape_;
   std::size_t classes_;
-  const void* fed_ = nullptr;  ///< where the request's input tensor is; an address only
+  const void* fed_ = nullptr;  ///< address of the request's input tensor
 };
 
 class OpenVinoBackend final : public Backend {
@@ -95,7 +95,7 @@ class OpenVinoBackend final : public Backend {
   [[nodiscard]] std::size_t concurrency() const override { return concurrency_; }
 
   Result<std::unique_ptr<Session>> open_session() override {
-    return in_our_words("OpenVINO cannot run this engine", [&]() -> Result<std::unique_ptr<Session>> {
+    return translate_errors("OpenVINO cannot run this engine", [&]() -> Result<std::unique_ptr<Session>> {
       return {std::make_unique<OpenVinoSession>(compiled_.create_infer_request(), manifest_)};
     });
   }
@@ -106,7 +106,7 @@ class OpenVinoBackend final : public Backend {
   std::size_t concurrency_;
 };
 
-/// What is wrong between the model and its manifest; empty where they agree.
+/// The mismatch between the model and its manifest; empty where they agree.
 std::string misfit(const ov::Model& model, const Manifest& manifest) {
   if (model.inputs().size() != 1 || model.outputs().size() != 1) return "it has not one input and one output";
   ov::PartialShape images{ov::Dimension(manifest.batch.min, manifest.batch.max)};
@@ -155,7 +155,7 @@ Result<std::unique_ptr<Backend>> load_openvino(const std::filesystem::path& dire
     if (!manifest.files.contains(name))
       return Error{ErrorCode::engine, (directory / manifest_name).string() + " lists no " + name +
                                           ", which an OpenVINO engine has; build the engine again"};
-  return in_our_words("OpenVINO cannot load " + path.string(), [&]() -> Result<std::unique_ptr<Backend>> {
+  return translate_errors("OpenVINO cannot load " + path.string(), [&]() -> Result<std::unique_ptr<Backend>> {
     ov::Core core;
     // read here and not by path: a cached model would otherwise skip the check that its weights are whole
     const std::shared_ptr<ov::Model> model = core.read_model(path.string());

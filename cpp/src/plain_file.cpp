@@ -35,7 +35,7 @@ Result<PlainFile> PlainFile::open(const std::filesystem::path& path, const std::
   if (handle < 0) {
     if (errno == ENOENT || errno == ENOTDIR) return Error{ErrorCode::engine, what_if_missing};
     if (errno == ELOOP || errno == ENXIO)
-      return Error{ErrorCode::engine, path.string() + " is no plain file (a symbolic link, perhaps); copy or build "
+      return Error{ErrorCode::engine, path.string() + " is not a plain file (perhaps a symbolic link); copy or build "
                                                       "the engine again"};
     return Error{ErrorCode::engine,
                  path.string() + " cannot be read (" + words(errno) + "); check the path and its permissions"};
@@ -45,7 +45,7 @@ Result<PlainFile> PlainFile::open(const std::filesystem::path& path, const std::
   PlainFile file(path, handle, known && facts.st_size > 0 ? static_cast<std::uint64_t>(facts.st_size) : 0);
   if (!known) return file.unreadable(errno);
   if (!S_ISREG(facts.st_mode))
-    return Error{ErrorCode::engine, path.string() + " is no plain file (a symbolic link, perhaps); copy or build the "
+    return Error{ErrorCode::engine, path.string() + " is not a plain file (perhaps a symbolic link); copy or build the "
                                                     "engine again"};
   return file;
 }

@@ -1,4 +1,4 @@
-// From a decoded photograph to the engine's input, to the bits of calibration/preprocess.py.
+// Preprocessing of a decoded photograph, with the same bits as calibration/preprocess.py.
 #pragma once
 
 #include <cstdint>

@@ -31,7 +31,7 @@ struct Filter {
   double support;  ///< half of its width
 };
 
-/// The weights of one output position: `weights` belong to the input positions from `first` on.
+/// The weights of one output position, for the input positions from `first` on.
 struct Taps {
   std::size_t first = 0;
   std::vector<std::int32_t> weights;

@@ -7,7 +7,7 @@ namespace rescompile::internal {
 namespace {
 
 constexpr std::size_t length_bytes = 8;
-/// That of the format's own reader.
+/// The limit of the format's own reader.
 constexpr std::uint64_t header_limit = 100'000'000;
 
 Error wrong(std::string words) { return {ErrorCode::engine, std::move(words)}; }
@@ -39,7 +39,7 @@ Result<std::map<std::string, StoredTensor>> read_safetensors(std::string_view fi
   if (length > header_limit || length > file.size() - length_bytes) return wrong("its header was cut");
   const std::uint64_t start = length_bytes + length;
   const Json header = parse_json(std::string(file.substr(length_bytes, static_cast<std::size_t>(length))));
-  if (!header.is_object()) return wrong("its header is no JSON object");
+  if (!header.is_object()) return wrong("its header is not a JSON object");
   std::map<std::string, StoredTensor> tensors;
   Mistake mistake;
   for (const auto& [name, value] : header.items()) {

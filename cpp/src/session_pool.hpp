@@ -1,4 +1,4 @@
-// The sessions of one engine, lent to one thread each.
+// Blocking pool of an engine's sessions.
 #pragma once
 
 #include <condition_variable>
@@ -15,7 +15,7 @@ class SessionPool {
  public:
   explicit SessionPool(std::vector<std::unique_ptr<Session>> sessions) : idle_(std::move(sessions)), count_(idle_.size()) {}
 
-  /// A session on loan; goes back with the object.
+  /// A session in use; it goes back to the pool with the object.
   class Loan {
    public:
     explicit Loan(SessionPool& pool) : pool_(pool), session_(pool.take()) {}

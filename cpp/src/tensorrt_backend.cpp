@@ -35,11 +35,11 @@ class Logger final : public nvinfer1::ILogger {
       if (errors_.size() < most_errors && std::ranges::find(errors_, line) == errors_.end())
         errors_.push_back(std::move(line));
     } catch (...) {
-      // too little memory for its words; that it failed is known without them
+      // too little memory for the message; the failure is known without it
     }
   }
 
-  /// What was reported since the last call.
+  /// The errors reported since the last call.
   std::string take() {
     const std::lock_guard lock(mutex_);
     std::string words;
@@ -71,7 +71,7 @@ nvinfer1::Dims dims_of(const TensorSpec& spec, std::int64_t batch) {
   return dims;
 }
 
-/// Whether both are the same but for the batch.
+/// Whether both are equal except for the batch.
 bool same_but_batch(const nvinfer1::Dims& one, const nvinfer1::Dims& other) {
   return one.nbDims == other.nbDims && one.nbDims > 0 && std::equal(one.d + 1, one.d + one.nbDims, other.d + 1);
 }
@@ -111,7 +111,7 @@ class TensorRtNetwork final : public GpuNetwork {
                                           logger_.take() + "; build the engine again for this version and GPU");
   }
 
-  /// The engine has two tensors, and this one is as the manifest says: its buffer is of that size.
+  /// Checks that the engine has two tensors, and this one as the manifest says: its buffer has that size.
   void check(const std::filesystem::path& path, const TensorSpec& spec, nvinfer1::TensorIOMode mode) const {
     const char* const name = spec.name.c_str();
     const auto type = spec.dtype == DType::uint8 ? nvinfer1::DataType::kUINT8 : nvinfer1::DataType::kFLOAT;
@@ -129,7 +129,7 @@ class TensorRtNetwork final : public GpuNetwork {
   std::int64_t shaped_ = 0;  ///< the batch size that the context is set to
 };
 
-/// The library is of the version whose headers this was compiled with: between two, classes have other functions.
+/// Checks that the library has the version of the headers that this was compiled with: classes differ between versions.
 void check_library() {
   if (const int found = getInferLibMajorVersion(); found != NV_TENSORRT_MAJOR)
     throw Failure(ErrorCode::unavailable, std::string("this librescompile was built with the headers of ") +

@@ -6,7 +6,7 @@ namespace rescompile::internal {
 
 Result<std::unique_ptr<Backend>> load_triton(const std::filesystem::path& directory, const Manifest& manifest,
                                              const LoadOptions&) {
-  // read before the GPU is looked for: what is damaged is so everywhere
+  // read before the GPU is looked for: a damaged plan is an error on every machine
   auto plan = read_plan(directory, manifest);
   if (!plan) return plan.error();
   const auto weights = PlanWeights::read(directory, *plan);

@@ -10,7 +10,7 @@ namespace rescompile::internal {
 namespace {
 
 constexpr std::uint64_t code_limit = std::uint64_t{1} << 30;
-/// Bytes of dynamic shared memory that a function may use without being asked.
+/// Bytes of dynamic shared memory that a function may use without an attribute.
 constexpr unsigned plain_shared = 48 << 10;
 /// The header of an ELF file; the driver is told where machine code begins, not where it ends.
 constexpr std::size_t elf_header = 64;
@@ -27,8 +27,8 @@ std::string machine_code(const std::filesystem::path& path) {
   return std::move(*code);
 }
 
-/// The arguments of a launch as a C structure of them: one behind the other, each on a multiple of its size. Handed
-/// over with its length, the driver can read nothing else than this.
+/// The arguments of a launch as a C structure: one after the other, each on a multiple of its size. It is passed with
+/// its length, so the driver cannot read anything else.
 class ParameterBuffer {
  public:
   void add(std::uint64_t value, std::size_t size) {

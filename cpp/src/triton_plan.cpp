@@ -85,7 +85,7 @@ PlanKernel read_kernel(const Json& value, std::int64_t format, const std::string
   if (kernel.threads % warp != 0) mistake.note(fields.path("threads"), "a multiple of 32");
   if (kernel.file.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos || !kernel.file.ends_with(".cubin"))
     mistake.say(fields.path("file"),
-                "is " + internal::quoted(kernel.file) + ", no file of machine code in this directory");
+                "is " + internal::quoted(kernel.file) + ", not a file of machine code in this directory");
   return kernel;
 }
 
@@ -97,7 +97,7 @@ std::vector<PlanKernel> read_kernels(const Json& list, std::int64_t format, Mist
   return kernels;
 }
 
-/// How many steps there are. What they compute is for the executor in Python; a GPU runs the launches alone.
+/// Number of steps. Only the executor in Python reads them; a GPU runs the launches.
 std::size_t count_steps(const Json& list, Mistake& mistake) {
   if (list.is_array() && std::ranges::all_of(list, [](const Json& step) { return step.is_object(); }))
     return list.size();
@@ -122,7 +122,7 @@ Plan read_fields(const Json& document, Mistake& mistake) {
   return plan;
 }
 
-/// Why `plan` is not the plan of the engine of `manifest`; empty where it is.
+/// The reason why `plan` does not belong to the engine of `manifest`; empty where it does.
 std::string mismatch(const Plan& plan, const Manifest& manifest) {
   const TensorSpec& input = manifest.input;
   const char* const dtype = input.dtype == DType::uint8 ? "uint8" : "float32";
@@ -173,10 +173,11 @@ Result<Plan> read_plan(const std::filesystem::path& directory, const Manifest& m
 Result<Plan> parse_plan(const std::string& text, const std::filesystem::path& path, const Manifest& manifest) {
   const auto refused = [&](const std::string& words) { return Error{ErrorCode::engine, path.string() + " " + words}; };
   const Json document = parse_json(text);
-  if (document.is_discarded()) return refused("is damaged (it is no JSON); build the engine again or copy it again");
+  if (document.is_discarded()) return refused("is damaged (it is not JSON); build the engine again or copy it again");
   if (const auto format = format_of(document); format && (*format < oldest_plan_format || *format > plan_format))
     return refused("has format " + std::to_string(*format) + ", this librescompile reads format " +
-                   std::to_string(plan_format) + " and older: build the engine again, or use the version that built it");
+                   std::to_string(plan_format) +
+                   " and older: build the engine again, or use the version that built it");
   Mistake mistake;
   Plan plan = read_fields(document, mistake);
   if (!mistake.words.empty())

@@ -1,4 +1,4 @@
-// plan.json of a Triton engine: what is launched, on which memory, in which order. No CUDA in here.
+// plan.json of a Triton engine: what is launched, on which memory, in which order. No CUDA calls.
 //
 // A plan has one program for each batch size that it was built for: a list of launches on one arena. The format is that
 // of the Python package (rescompile/backends/triton/plan.py, docs/adr/0010-plan-of-launches.md).
@@ -20,20 +20,20 @@ inline constexpr const char* plan_weights_name = "weights.safetensors";
 
 /// The newest format of plans that this library reads, and the oldest. Kernels of format 1 also name their source.
 inline constexpr std::int64_t plan_format = 2, oldest_plan_format = 1;
-/// Bytes: of everything in the arena and among the weights, as of CUDA's own allocations.
+/// Alignment in bytes of tensors in the arena and of packed weights, the same as that of CUDA's allocations.
 inline constexpr std::uint64_t plan_alignment = 256;
 
-/// A tensor in one piece; `dtype` is int8, uint8, float16 or float32.
+/// A contiguous tensor; `dtype` is int8, uint8, float16 or float32.
 struct PlanTensor {
   std::string dtype;
   std::vector<std::int64_t> shape;
   std::uint64_t bytes = 0;
 };
 
-/// What a parameter of a kernel takes.
+/// Kind of a kernel's parameter.
 enum class ParameterKind { address, i32, i64, fp32 };
 
-/// Bytes of a parameter.
+/// Size of a parameter in bytes.
 constexpr std::size_t bytes_of(ParameterKind kind) {
   return kind == ParameterKind::i32 || kind == ParameterKind::fp32 ? 4 : 8;
 }
@@ -41,14 +41,14 @@ constexpr std::size_t bytes_of(ParameterKind kind) {
 /// One compiled kernel.
 struct PlanKernel {
   std::string file;           ///< a .cubin of the engine directory; several kernels may share one
-  std::string entry;          ///< its function in there
-  unsigned threads = 0;       ///< of a program, along x
+  std::string entry;          ///< name of its function in the file
+  unsigned threads = 0;       ///< threads of one program instance, along x
   unsigned shared_bytes = 0;  ///< dynamic shared memory
   std::size_t scratch = 0;    ///< null pointers behind the arguments
   std::vector<ParameterKind> parameters;
 };
 
-/// A number, or where an address points.
+/// A number or an address.
 struct PlanArgument {
   enum class Place { number, arena, weights, images, logits };
   Place place = Place::number;
@@ -72,9 +72,9 @@ struct PlanProgram {
 
 struct Plan {
   std::string precision, target;
-  PlanTensor image;  ///< one input, without the batch dimension
+  PlanTensor image;  ///< one image, without the batch dimension
   std::size_t classes = 0;
-  std::size_t steps = 0;  ///< how many there are; they are for who executes a plan without a GPU
+  std::size_t steps = 0;  ///< number of steps; only executors without a GPU read them
   std::vector<PlanKernel> kernels;
   std::vector<PlanProgram> programs;  ///< by batch size, smallest first
   std::map<std::string, PlanTensor> weights;
@@ -89,7 +89,7 @@ struct Plan {
 /// that there is memory, and that it is the plan of the engine which `manifest` describes.
 Result<Plan> read_plan(const std::filesystem::path& directory, const Manifest& manifest);
 
-/// As `read_plan`, for the `text` of the file `path`.
+/// `read_plan` for the `text` of the file `path`.
 Result<Plan> parse_plan(const std::string& text, const std::filesystem::path& path, const Manifest& manifest);
 
 }  // namespace rescompile::internal

@@ -6,7 +6,7 @@
 
 namespace rescompile::internal {
 
-/// Into `plan.programs`, checked against the steps, kernels and weights that `plan` already has.
+/// Reads `plan.programs`, checked against the steps, kernels and weights that `plan` already has.
 void read_programs(const Json& list, Plan& plan, Mistake& mistake);
 
 }  // namespace rescompile::internal

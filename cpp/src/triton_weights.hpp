@@ -1,4 +1,4 @@
-// weights.safetensors of a Triton engine: every weight as its kernel reads it. No CUDA in here.
+// weights.safetensors of a Triton engine: every weight as its kernel reads it. No CUDA calls.
 #pragma once
 
 #include <filesystem>
@@ -15,10 +15,10 @@ class PlanWeights {
   /// Read the weights of `plan` in `directory`, each of the type and shape that the plan names.
   static Result<PlanWeights> read(const std::filesystem::path& directory, const Plan& plan);
 
-  /// As `read`, for the contents of the file `path`.
+  /// `read` for the contents of the file `path`.
   static Result<PlanWeights> parse(std::string contents, const std::filesystem::path& path, const Plan& plan);
 
-  /// Where each weight lies among `packed_bytes()`, on multiples of `plan_alignment`.
+  /// Offset of each weight in the packed memory of `packed_bytes()`, a multiple of `plan_alignment`.
   [[nodiscard]] const std::map<std::string, std::uint64_t>& offsets() const { return offsets_; }
   [[nodiscard]] std::uint64_t packed_bytes() const { return packed_bytes_; }
 

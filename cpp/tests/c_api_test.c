@@ -25,7 +25,7 @@ int main(int count, char** arguments) {
 
   CHECK(count == 2);
   CHECK(rescompile_load("/nowhere", NULL, &engine) == RESCOMPILE_ENGINE && engine == NULL);
-  CHECK(strstr(rescompile_last_error(), "/nowhere is no engine directory") != NULL);
+  CHECK(strstr(rescompile_last_error(), "/nowhere is not an engine directory") != NULL);
   CHECK(rescompile_load(NULL, NULL, &engine) == RESCOMPILE_USAGE);
   CHECK(rescompile_load(arguments[1], NULL, NULL) == RESCOMPILE_USAGE);
   options.threads = -1;

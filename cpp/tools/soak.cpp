@@ -17,7 +17,7 @@
 
 namespace {
 
-/// Different images, so that an answer that goes to the wrong caller is seen.
+/// Different images, so that an answer to the wrong caller is seen.
 constexpr std::size_t image_count = 16;
 constexpr double allowed_growth = 4.0;  // MiB: the allocator's own slack, with hundreds of MiB run through it
 

@@ -2,9 +2,9 @@
 
     python examples/digits/train.py --output quickstart
 
-The script writes into ``quickstart``: ``digits.safetensors`` (the checkpoint), ``calibration.npz`` (images the network was trained
-on), ``validation/0`` to ``validation/9`` (held-out digits as PNG files, one folder per class) and ``digit.png``.
-Takes about a minute on two CPU cores.
+The script writes into ``quickstart``: ``digits.safetensors`` (the checkpoint), ``calibration.npz`` (images that the
+network was trained on), ``validation/0`` to ``validation/9`` (held-out digits as PNG files, one folder per class) and
+``digit.png``. It takes about a minute on two CPU cores.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batch norm around the fused kernels: partial sums in, vectors or coefficients out, alone or across processes."""
+"""Batch norm between the kernels: partial sums in, vectors or coefficients out, in one process or across several."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Normalized:
-    """What a forward pass keeps of one batch norm."""
+    """The forward pass's results of one batch norm."""
 
     vectors: Tensor
     """fp32 [4, C]: mean, invstd, scale, shift."""
@@ -40,9 +40,9 @@ class Normalized:
 
 
 def normalize(layer: Layer, partials: Partials | None, affine: Affine) -> Normalized:
-    """The vectors of one batch norm; ``partials`` of kinds (mean, M2) are needed for batch statistics alone."""
+    """The vectors of one batch norm; ``partials`` of kinds (mean, M2) are only needed for batch statistics."""
     if not layer.batch_statistics:
-        assert affine.running is not None  # the module that wrote the specification saw to it
+        assert affine.running is not None  # the module that wrote the specification made sure
         return Normalized(statistics.frozen(affine.running, affine.gamma, affine.beta, layer.eps), None, None)
     assert partials is not None
     if layer.group is not None:
@@ -65,14 +65,15 @@ class NormGradient:
     dbeta: Tensor
 
 
-def denormalize(
-    layer: Layer, sum_g: Tensor, sum_gy: Tensor, vectors: Tensor, count: int, total: Tensor | None
+def norm_gradient(
+    layer: Layer, y: Tensor, vectors: Tensor, total: Tensor | None, sum_g: Tensor, sum_gy: Tensor
 ) -> NormGradient:
-    """From sum(g) and sum(g * (y - mean)), each [C] and of this process, to the gradients of one batch norm.
+    """The gradients of a batch norm on ``y``, from this process's sum(g) and sum(g * (y - mean)), each [C].
 
-    dgamma and dbeta stay local, as torch's SyncBatchNorm leaves them: averaging gradients is the trainer's part.
+    dgamma and dbeta stay local, as torch's SyncBatchNorm leaves them: the trainer averages gradients.
     """
-    # a copy: the sum is a row of a tensor that other gradients come from, and an operator's results may share no memory
+    count = y.numel() // y.shape[1]
+    # a copy, because the sum is a row of a larger tensor and the results of an operator must not share memory
     dgamma, dbeta = sum_gy * vectors[1], sum_g.clone()
     if layer.group is not None and total is not None:
         shared = torch.stack([sum_g, sum_gy])
@@ -80,13 +81,12 @@ def denormalize(
         sum_g, sum_gy = shared / total
         count = 1
     frozen = not layer.batch_statistics
-    return NormGradient(
-        statistics.coefficients(sum_g, sum_gy, vectors, count, is_frozen=frozen), dgamma, dbeta
-    )
+    coefficients = statistics.coefficients(sum_g, sum_gy, vectors, count, is_frozen=frozen)
+    return NormGradient(coefficients, dgamma, dbeta)
 
 
 def _gathered(partials: Partials, group_name: str) -> Partials:
-    """One row of mean, M2 and count for each process of the group, exchanged in fp64 as they are merged in it."""
+    """One row of mean, M2 and count for each process of the group, exchanged in fp64."""
     group = _group(group_name)
     local = statistics.merge(partials)
     count = torch.full((1, partials.channels), partials.count, dtype=local.dtype, device=local.device)
@@ -98,5 +98,5 @@ def _gathered(partials: Partials, group_name: str) -> Partials:
 
 
 def _group(name: str) -> dist.ProcessGroup:
-    # operators take strings and no groups; torch's own functional collectives look them up in the same way
+    # operators take strings, not groups; torch's own functional collectives look them up in the same way
     return cast(dist.ProcessGroup, distributed_c10d._resolve_process_group(name))  # type: ignore

@@ -1,6 +1,6 @@
-"""A chain of residual blocks with batch norms folded in: convolutions with full epilogues, nothing between them.
+"""Residual blocks for inference, with batch norms folded in: only convolutions, which fuse all the rest.
 
-Bottlenecks of a width that fits run as chain kernels: the 3x3, the last 1x1 with the shortcut, and the next block's
+Bottlenecks of a suitable width run as chain kernels: the 3x3, the last 1x1 with the shortcut, and the next block's
 first 1x1 in one launch, so that the two narrow activations between them never leave the processor.
 """
 
@@ -26,7 +26,7 @@ _chains: ContextVar[bool] = ContextVar("chain kernels", default=True)
 
 @contextmanager
 def without_chains() -> Iterator[None]:
-    """Run every convolution as a launch of its own in this context, to compare with."""
+    """Run every convolution as a launch of its own in this context, for comparison."""
     token = _chains.set(False)
     try:
         yield
@@ -48,7 +48,7 @@ class FoldedBlock:
         return conv_bias(x, self.weights[index], self.biases[index], window, relu=relu, residual=residual)
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """What is added to the main path."""
+        """The tensor that is added to the main path."""
         if self.block.shortcut == "projection":
             return self.conv(x, len(self.block.main), relu=False)
         return x if self.block.shortcut == "identity" else padded(x, self.block)
@@ -81,8 +81,8 @@ def infer(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], specif
     Args:
         x: input of the first block.
         weights: folded weights [K, C, R, S] in the dtype of ``x``, in the order of ``Chain.layers``.
-        biases: fp32 [K], likewise.
-        specification: geometry; its batch norms' flags do not matter here.
+        biases: fp32 [K], in the same order.
+        specification: the blocks; flags of batch norms do not matter here.
     """
     blocks, begin = [], 0
     for block in specification.blocks:

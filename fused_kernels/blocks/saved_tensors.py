@@ -1,4 +1,4 @@
-"""Saved tensors of a chain as one flat list and back, because an operator of ``torch.library`` returns a list."""
+"""Saved tensors of a chain as a flat list, which is what an operator of ``torch.library`` returns, and back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pack(saved: Sequence[SavedBlock]) -> list[Tensor]:
 
 
 def packed_size(chain: Chain) -> int:
-    """Length of what ``pack`` returns for this chain."""
+    """Length of the list that ``pack`` returns for this chain."""
     return len(chain.blocks) + sum(3 if _has_total(layer) else 2 for layer in chain.layers)
 
 

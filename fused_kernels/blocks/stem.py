@@ -1,9 +1,10 @@
-"""A network's first layers, forward and backward: convolution, batch norm, ReLU and, on large images, max pool.
+"""Stems, forward and backward: convolution, batch norm, ReLU and, on large images, max pool.
 
 Forward:   y = conv(image) + moments;   z = maxpool(relu(bn(y))) in one pass, with the place of each maximum
-Backward:  sums of g, dz scattered to those places where bn(y) > 0;   dy = a*g + b*(y - mean) + c, g made again;   dw
+Backward:  sums of g, which is dz at the places of the maxima where bn(y) > 0;   dy = a*g + b*(y - mean) + c;   dw
 
-Derivation: docs/math/stem.md. Plain functions on tensors; ``library`` makes one differentiable operator of them.
+g is computed in both passes and not stored. Derivation: docs/math/stem.md. ``torch_operators`` makes one differentiable
+operator of these functions.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fused_kernels.blocks.batch_norm import denormalize, normalize
+from fused_kernels.blocks.batch_norm import norm_gradient, normalize
 from fused_kernels.blocks.training import GradientRequest, LayerGradients, LayerTensors
 from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import convolution, statistics, stem
@@ -21,7 +22,7 @@ from fused_kernels.specification import Layer
 
 @dataclass(frozen=True)
 class SavedStem:
-    """What backward needs."""
+    """Tensors that the backward pass needs."""
 
     z: Tensor
     y: Tensor
@@ -34,7 +35,7 @@ class SavedStem:
     total: Tensor | None
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor that there is, in order; the inverse is ``saved_stem``."""
+        """The tensors that exist, in order; the inverse is ``saved_stem``."""
         return [
             t for t in (self.z, self.y, self.vectors, self.packed, self.index, self.total) if t is not None
         ]
@@ -61,11 +62,9 @@ def forward(
     else:
         y, packed = stem.stem_conv(image, tensors.weight, layer.conv)
     normalized = normalize(layer, partials, tensors.affine)
-    if pool:
-        z, index = stem.stem_pool(y, normalized.vectors)
-        return SavedStem(z, y, normalized.vectors, packed, index, normalized.total), normalized.running
-    z = stem.stem_activate(y, normalized.vectors)
-    return SavedStem(z, y, normalized.vectors, packed, None, normalized.total), normalized.running
+    vectors, total = normalized.vectors, normalized.total
+    z, index = stem.stem_pool(y, vectors) if pool else (stem.stem_activate(y, vectors), None)
+    return SavedStem(z, y, vectors, packed, index, total), normalized.running
 
 
 def backward(
@@ -85,7 +84,7 @@ def backward(
         else stem.stem_pool_sums(dz, index, y, vectors)
     )
     sum_g, sum_gy = statistics.sums(partials)
-    norm = denormalize(layer, sum_g, sum_gy, vectors, partials.count, saved.total)
+    norm = norm_gradient(layer, y, vectors, saved.total, sum_g, sum_gy)
     if index is None:
         dy = stem.stem_activate_backward(dz, y, vectors, norm.coefficients)
     else:

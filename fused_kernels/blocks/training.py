@@ -1,8 +1,8 @@
-"""A chain of residual blocks, forward and backward, as the fewest passes over memory. Derivation: docs/math/block.md.
+"""Residual blocks for training, forward and backward, in few passes over memory. Derivation: docs/math/block.md.
 
 Forward, one block with layers 1 … L:
     y_1 = conv_1(x)                          + moments of y_1
-    y_l = conv_l(relu(bn_{l-1}(y_{l-1})))    + moments of y_l; the activation lives in registers alone
+    y_l = conv_l(relu(bn_{l-1}(y_{l-1})))    + moments of y_l; the activation lives in registers only
     d   = conv_d(x)                          + moments of d, for a projection
     z   = relu(bn_L(y_L) + shortcut)         one pass; z is the next block's x
 
@@ -12,7 +12,7 @@ Backward, from g_L = dz where z > 0 and its sums:
     g_{l-1} = dgrad(dy_l) where relu(bn_{l-1}) is open    + the sums for bn_{l-1}
     g_L of the block before = (dgrad(dy_1) + shortcut gradient) where x > 0    + the sums for its bn_L and bn_d
 
-These are plain functions on tensors: ``library`` makes one differentiable operator of them.
+``torch_operators`` makes one differentiable operator of these functions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_kernels.blocks.batch_norm import Affine, Normalized, NormGradient, denormalize, normalize
+from fused_kernels.blocks.batch_norm import Affine, Normalized, norm_gradient, normalize
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.operands.layout import nhwc
 from fused_kernels.operands.partials import Partials
@@ -41,22 +41,17 @@ class LayerTensors:
 
 @dataclass(frozen=True)
 class SavedLayer:
-    """What backward needs of one layer."""
+    """Tensors of one layer that the backward pass needs."""
 
     y: Tensor
     """The convolution's output, before its batch norm."""
     vectors: Tensor
     total: Tensor | None
 
-    @property
-    def count(self) -> int:
-        """Rows of y on this process."""
-        return self.y.numel() // self.y.shape[1]
-
 
 @dataclass(frozen=True)
 class SavedBlock:
-    """What backward needs of one block, its input apart: that is the chain's input or the ``z`` before."""
+    """Tensors of one block that the backward pass needs; its input is the chain's input or the ``z`` before."""
 
     main: tuple[SavedLayer, ...]
     projection: SavedLayer | None
@@ -124,13 +119,13 @@ def _forward_layer(
 
 
 def padded(x: Tensor, block: Block) -> Tensor:
-    """Shortcut option A: every ``stride``-th pixel, between zero channels."""
+    """The parameter-free shortcut of CIFAR networks: every ``stride``-th pixel, between zero channels."""
     return nhwc(F.pad(x[:, :, :: block.stride, :: block.stride], (0, 0, 0, 0, *block.pad)))
 
 
 @dataclass(frozen=True)
 class GradientRequest:
-    """Which gradients to compute."""
+    """The gradients to compute."""
 
     dx: bool
     dw: tuple[bool, ...]
@@ -156,27 +151,21 @@ def backward(
     dx: Tensor | None = None
     end = len(weights)
     for index in reversed(range(len(saved))):
-        block, begin = chain.blocks[index], end - len(chain.blocks[index].layers)
+        block = chain.blocks[index]
+        own = slice(end - len(block.layers), end)
         source = saved[index - 1].z if index else nhwc(x)
-        step = _BlockBackward(block, source, saved[index], weights[begin:end], request.dw[begin:end])
-        dy, shortcut = step.main_path(g, partials)
+        dy, shortcut, found = _block_backward(
+            block, source, weights[own], saved[index], request.dw[own], g, partials
+        )
+        gradients[:0] = found
+        first, conv = weights[own.start], block.main[0].conv
         if index:
             before = saved[index - 1]
-            g, partials = convolution.dgrad_block(
-                dy,
-                step.weights[0],
-                block.main[0].conv,
-                shortcut,
-                block.stride,
-                before.z,
-                *_join_operands(before),
-            )
+            end_of_before = (before.z, *_join_operands(before))
+            g, partials = convolution.dgrad_block(dy, first, conv, shortcut, block.stride, *end_of_before)
         elif request.dx:
-            dx = convolution.dgrad_shortcut(
-                dy, step.weights[0], block.main[0].conv, source.shape, shortcut, block.stride
-            )
-        gradients[:0] = step.gradients()
-        end = begin
+            dx = convolution.dgrad_shortcut(dy, first, conv, source.shape, shortcut, block.stride)
+        end = own.start
     return dx, gradients
 
 
@@ -187,58 +176,50 @@ def _join_operands(saved: SavedBlock) -> tuple[Tensor, Tensor, Tensor | None, Te
     return last.y, last.vectors, projection.y, projection.vectors
 
 
-class _BlockBackward:
-    """One block's backward pass, from g of its last layer to dy of its first."""
+def _block_backward(
+    block: Block,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    saved: SavedBlock,
+    wanted: Sequence[bool],
+    g: Tensor,
+    partials: Partials,
+) -> tuple[Tensor, Tensor, list[LayerGradients]]:
+    """One block's backward pass, from g of its last layer.
 
-    def __init__(
-        self, block: Block, x: Tensor, saved: SavedBlock, weights: Sequence[Tensor], wanted: Sequence[bool]
-    ) -> None:
-        self.block, self.x, self.saved, self.weights, self.wanted = block, x, saved, weights, wanted
-        self.found: dict[int, LayerGradients] = {}
+    Returns:
+        dy of its first layer; the gradient that the shortcut carries to every ``stride``-th pixel of x; and the
+        gradients of the layers, in order.
+    """
+    found: dict[int, LayerGradients] = {}
 
-    def gradients(self) -> list[LayerGradients]:
-        """Of all layers, in order."""
-        return [self.found[index] for index in range(len(self.weights))]
+    def layer_backward(
+        index: int, own: SavedLayer, below: SavedLayer | None, g: Tensor, sum_g: Tensor, sum_gy: Tensor
+    ) -> Tensor:
+        """dy of one layer, which reads the activation of the layer ``below``, or x."""
+        layer = block.layers[index]
+        norm = norm_gradient(layer, own.y, own.vectors, own.total, sum_g, sum_gy)
+        dy = passes.bn_backward(g, own.y, own.vectors, norm.coefficients)
+        source, vectors = (x, None) if below is None else (below.y, below.vectors)
+        dw = convolution.wgrad(source, dy, layer.conv, vectors) if wanted[index] else None
+        found[index] = LayerGradients(dw, norm.dgamma, norm.dbeta)
+        return dy
 
-    def main_path(self, g: Tensor, partials: Partials) -> tuple[Tensor, Tensor]:
-        """dy of the first layer, and the gradient that the shortcut carries to every ``stride``-th pixel of x."""
-        totals = statistics.sums(partials)
-        shortcut = self._shortcut(g, totals)
-        for index in reversed(range(len(self.block.main))):
-            layer, saved = self.block.main[index], self.saved.main[index]
-            norm = _norm_gradient(layer, saved, totals[0], totals[1])
-            dy = passes.bn_backward(g, saved.y, saved.vectors, norm.coefficients)
-            if index == 0:
-                self._keep(index, self.x, dy, layer.conv, norm, None)
-                return dy, shortcut
-            below = self.saved.main[index - 1]
-            self._keep(index, below.y, dy, layer.conv, norm, below.vectors)
-            g, partials = convolution.dgrad_drelu(dy, self.weights[index], layer.conv, below.y, below.vectors)
-            totals = statistics.sums(partials)
-        raise AssertionError("a block has at least one layer")
-
-    def _shortcut(self, g: Tensor, totals: Tensor) -> Tensor:
-        block, saved = self.block, self.saved.projection
-        if block.shortcut == "identity":
-            return g
-        if block.projection is None or saved is None:
-            return nhwc(g[:, block.pad[0] : g.shape[1] - block.pad[1]])
+    totals, shortcut = statistics.sums(partials), g
+    if block.shortcut == "pad":
+        shortcut = nhwc(g[:, block.pad[0] : g.shape[1] - block.pad[1]])
+    elif saved.projection is not None:
         index = len(block.main)
-        norm = _norm_gradient(block.projection, saved, totals[0], totals[2])
-        dy = passes.bn_backward(g, saved.y, saved.vectors, norm.coefficients)
-        self._keep(index, self.x, dy, block.projection.conv, norm, None)
+        dy = layer_backward(index, saved.projection, None, g, totals[0], totals[2])
         # a 1x1 projection of stride t touches every t-th pixel: its dgrad is dense on those alone
         n, _, p, q = dy.shape
-        return convolution.dgrad_shortcut(
-            dy, self.weights[index], Conv(1, 1), (n, self.x.shape[1], p, q), None
-        )
-
-    def _keep(
-        self, index: int, x: Tensor, dy: Tensor, conv: Conv, norm: NormGradient, vectors: Tensor | None
-    ) -> None:
-        dw = convolution.wgrad(x, dy, conv, vectors) if self.wanted[index] else None
-        self.found[index] = LayerGradients(dw, norm.dgamma, norm.dbeta)
-
-
-def _norm_gradient(layer: Layer, saved: SavedLayer, sum_g: Tensor, sum_gy: Tensor) -> NormGradient:
-    return denormalize(layer, sum_g, sum_gy, saved.vectors, saved.count, saved.total)
+        size = (n, x.shape[1], p, q)
+        shortcut = convolution.dgrad_shortcut(dy, weights[index], Conv(1, 1), size, None)
+    for index in reversed(range(1, len(block.main))):
+        below = saved.main[index - 1]
+        dy = layer_backward(index, saved.main[index], below, g, totals[0], totals[1])
+        conv = block.main[index].conv
+        g, partials = convolution.dgrad_drelu(dy, weights[index], conv, below.y, below.vectors)
+        totals = statistics.sums(partials)
+    dy = layer_backward(0, saved.main[0], None, g, totals[0], totals[1])
+    return dy, shortcut, [found[index] for index in range(len(weights))]

@@ -83,7 +83,7 @@ def source_of(variant: Variant) -> Any:
 
 
 def _attributes(variant: Variant) -> dict[Path, list[list[Any]]]:
-    """Triton's attributes of each address, whole number and string: divisible by 16, or an empty list.
+    """The attributes that Triton's launcher gives each address, whole number and string: divisible by 16, or none.
 
     The empty lists change no code, but they are part of the name in Triton's cache.
     """

@@ -1,1 +1,1 @@
-"""The Triton kernels. Nothing here is imported before a kernel is launched or compiled, so Triton stays optional."""
+"""The Triton kernels, imported when one is launched or compiled, so that Triton stays optional."""

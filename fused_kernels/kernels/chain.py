@@ -4,11 +4,11 @@
     z    = relu(h @ w3.T + b3 + residual)             z, residual [M, EXPANDED]
     next = relu(z @ w1.T + b1)                        next [M, NEXT], where there is a next block
 
-In int8 each of them may go without its ReLU and saturate at -128 instead, and x may store its zero as -128, too.
+In int8 each of the three may saturate at -128 instead of its ReLU, and x may store its zero as -128.
 
 A program owns BLOCK_M pixels of every tensor it writes, so nothing is computed twice: the 3x3 reads its halo from
-memory, the 1x1s need none. z goes by in blocks of columns, each stored and at once multiplied into ``next``.
-Against one kernel for each convolution this saves writing and reading h, and reading z once.
+memory, and the 1x1s need none. z is computed in blocks of columns, each stored and at once multiplied into ``next``.
+Compared with one kernel for each convolution this saves writing and reading h, and reading z once.
 """
 
 import triton
@@ -22,7 +22,7 @@ from fused_kernels.kernels.zero_point import add_zero_sums
 
 @triton.jit
 def weights(w_ptr, cols, ok_n, depth, ok_k, DEPTH: tl.constexpr):
-    """[depth, cols] of a 1x1 convolution's weight [COLS, DEPTH], zero where there is none."""
+    """[depth, cols] of a 1x1 convolution's weight [COLS, DEPTH], zero outside of it."""
     at = cols[None, :] * DEPTH + depth[:, None]
     return tl.load(w_ptr + at, mask=ok_k[:, None] & ok_n[None, :], other=0.0)
 
@@ -39,7 +39,7 @@ def chain_kernel(
 ):  # fmt: skip
     """Scales and ``residual_scale`` are None unless x is int8; w1, b1 and next are None where no block follows.
 
-    ``zero_sums`` is None but for an x whose zero is stored as another integer.
+    ``zero_sums`` is None unless x stores its zero as another integer.
     """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)

@@ -1,4 +1,4 @@
-"""fprop and dgrad: one kernel, two walks over the taps, any prologue and epilogue.
+"""Convolution forward (fprop) and its input gradient (dgrad): one kernel, two walks over the taps.
 
     out[i, n] = EPILOGUE(sum over taps t and depth d of PROLOGUE(x)[pixel(i, t), d] * w[n, t, d])
 
@@ -26,7 +26,7 @@ def conv_kernel(
 ):  # fmt: skip
     """x [N, H, W, PITCH], out [N, OUT_H, OUT_W, COLS]; the rows are the M = N*P*Q points of a grid over ``out``.
 
-    ``zero_sums`` is None but for an int8 x whose zero is stored as another integer.
+    ``zero_sums`` is None unless x is int8 and stores its zero as another integer.
     """
     row_tile, col_tile = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(COLS, BLOCK_N), GROUP)
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)

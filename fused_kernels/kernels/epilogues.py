@@ -1,11 +1,11 @@
-"""What happens to an accumulator tile between the matrix product and memory.
+"""Epilogues: steps from a product's accumulator tile to memory.
 
 An epilogue is called as ``EPILOGUE(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args)``. ``acc`` is
-[pixels, cols]; pixel ``i`` of the output starts at ``out_ptr + i * COLS``; ``ok_m`` and ``ok_n`` mark what exists.
+[pixels, cols]; pixel ``i`` of the output starts at ``out_ptr + i * COLS``; ``ok_m`` and ``ok_n`` mark existing rows
+and columns.
 
 Partial sums go to ``partials`` [kinds, tiles, COLS], one row for each row tile and no atomics, so the same input gives
-the same bits. They are sums of the values as stored, so that the backward pass, which reads those, finds
-the statistics that fit them.
+the same bits. They are sums of the stored values, because the backward pass reads the stored values too.
 """
 
 import triton
@@ -23,14 +23,14 @@ def put(v, out_ptr, pixels, ok_m, cols, ok_n, COLS):
 
 @triton.jit
 def get(ptr, pixels, ok_m, cols, ok_n, COLS):
-    """A tile of another tensor of the output's shape, zero where there is none."""
+    """A tile of another tensor of the output's shape, zero outside of it."""
     at = pixels[:, None] * COLS + cols[None, :]
     return tl.load(ptr + at, mask=ok_m[:, None] & ok_n[None, :], other=0.0)
 
 
 @triton.jit
 def put_sum(v, ok_m, partials_ptr, kind, tiles, row_tile, cols, ok_n, COLS):
-    """Column sums of ``v`` over the rows that exist, to row ``row_tile`` of ``partials[kind]``."""
+    """Store the column sums of ``v`` over existing rows in row ``row_tile`` of ``partials[kind]``."""
     total = tl.sum(tl.where(ok_m[:, None], v, 0.0), axis=0)
     row = (kind * tiles + row_tile).to(tl.int64)
     tl.store(partials_ptr + row * COLS + cols, total, mask=ok_n)
@@ -38,7 +38,7 @@ def put_sum(v, ok_m, partials_ptr, kind, tiles, row_tile, cols, ok_n, COLS):
 
 @triton.jit
 def store(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
-    """The product as it is."""
+    """Store the product unchanged."""
     put(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS)
 
 
@@ -64,7 +64,7 @@ def moments(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
 
 @triton.jit
 def add_shortcut(acc, pixels, ok_m, cols, ok_n, COLS, shortcut_ptr, height, width, stride):
-    """acc + the shortcut's gradient. ``stride`` is None, or it reaches every ``stride``-th pixel of [height, width]."""
+    """acc + the shortcut's gradient, at every ``stride``-th pixel of [height, width], or at every one if it is None."""
     if stride is None:
         return acc + get(shortcut_ptr, pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
     else:
@@ -104,7 +104,7 @@ def drelu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
 
 @triton.jit
 def block_gradient(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
-    """The step from one block's input gradient to what the block before it starts from.
+    """The input gradient of one block, through the last ReLU of the block before it.
 
     g = (acc + shortcut) where z > 0; sums of g, g * (y - mean) and, if that block has a projection, g * (d - mean_d).
     ``args`` = (shortcut, height, width, stride, z, y, vectors, d, vectors_d, partials, tiles, first_tile);
@@ -129,13 +129,13 @@ def block_gradient(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args)
 
 @triton.jit
 def load_vector(ptr, cols, ok_n):
-    """One fp32 number for each column, as a row."""
+    """One fp32 number per column, as a row."""
     return tl.load(ptr + cols, mask=ok_n, other=0.0)[None, :]
 
 
 @triton.jit
 def affine(acc, scale_ptr, bias_ptr, cols, ok_n):
-    """acc + bias in fp32; of int32 sums, acc * scale + bias. A ``scale_ptr`` of None says that there is no scale."""
+    """acc + bias in fp32; of int32 sums, acc * scale + bias. ``scale_ptr`` is None without a scale."""
     if scale_ptr is None:
         return acc + load_vector(bias_ptr, cols, ok_n)
     else:
@@ -158,7 +158,7 @@ def activation(v, DTYPE: tl.constexpr, RELU: tl.constexpr = True):
     if tl.int8 == DTYPE:
         return to_int8(v, 0.0 if RELU else -128.0)
     else:
-        tl.static_assert(RELU, "a ReLU by saturation is int8's alone")
+        tl.static_assert(RELU, "only int8 replaces the ReLU by saturation")
         return relu(v).to(DTYPE)
 
 
@@ -198,7 +198,7 @@ def requantize(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
 
 @triton.jit
 def requantize_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
-    """As ``requantize``, saturated to [0, 127]."""
+    """``requantize``, saturated to [0, 127]."""
     v = affine(acc, args[0], args[1], cols, ok_n)
     put(activation(v, out_ptr.dtype.element_ty), out_ptr, pixels, ok_m, cols, ok_n, COLS)
 
@@ -213,7 +213,7 @@ def requantize_residual(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, 
 
 @triton.jit
 def requantize_residual_relu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
-    """As ``requantize_residual``, saturated to [0, 127]."""
+    """``requantize_residual``, saturated to [0, 127]."""
     v = affine(acc, args[0], args[1], cols, ok_n)
     v = with_residual(v, args[2], args[3], pixels, ok_m, cols, ok_n, COLS)
     put(activation(v, out_ptr.dtype.element_ty), out_ptr, pixels, ok_m, cols, ok_n, COLS)

@@ -1,9 +1,9 @@
-"""The one main loop: an implicit matrix product over taps and channel blocks.
+"""The main loop of all products: an implicit matrix product over taps and channel blocks.
 
     acc[i, n] += sum over taps t and depth d of PROLOGUE(x)[pixel(i, t), d] * w[n, t, d]
 
 Neither operand is copied or rearranged: row i meets tap (a, b) at input pixel (h + a * STEP, w + b * STEP), which is
-padding where it falls outside of the plane. ``Gather`` in ``geometry.py`` derives the constants.
+padding where it falls outside of the plane. ``Gather`` in ``operands/geometry.py`` derives the constants.
 """
 
 import triton
@@ -48,7 +48,7 @@ def accumulate(
     STEP: tl.constexpr, EVERY: tl.constexpr,
     PROLOGUE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, FLAT: tl.constexpr,
 ):  # fmt: skip
-    """acc plus the whole product, for rows whose first tap meets pixel (n, h, w) of x [N, H, W, PITCH]."""
+    """acc plus the whole product; the first tap of each row meets pixel (n, h, w) of x [N, H, W, PITCH]."""
     # int64: 2**31 elements are a batch of 2,700 at ResNet-50's widest activation
     x_rows = x_ptr + ((n * H + h).to(tl.int64) * W + w)[:, None] * PITCH
     depth = tl.arange(0, BLOCK_K)

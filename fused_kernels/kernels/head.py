@@ -2,8 +2,8 @@
 
     pooled[n, c] = mean over pixels of x[n, p, c]           x [N, PIXELS, C]
 
-One kernel for both would pool an image again for each block of classes, 16 times for ImageNet's; the pooled values
-that this one stores are a fiftieth of what it reads.
+One kernel for both would pool an image again for each block of classes, 16 times for ImageNet. Storing the pooled
+values costs little: they are a fiftieth of what this kernel reads.
 """
 
 import triton
@@ -17,7 +17,7 @@ def pool_kernel(
     x_ptr, scale, pooled_ptr, C,
     ACC: tl.constexpr, PIXELS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """pooled [N, C] in the type of x; ``scale`` is None unless x is int8, whose sum it takes to int8 again.
+    """pooled [N, C] in the type of x; ``scale`` is None unless x is int8; then it converts the sum to int8.
 
     A program takes one image and BLOCK_C channels, and has BLOCK_P pixels in flight.
     """

@@ -1,10 +1,10 @@
-"""A network's input as its stem reads it: normalized, quantized and packed as ``stem_layout`` says, in one pass.
+"""A network's input made ready for its stem in one pass: normalized, quantized and packed (``packed_image``).
 
     v = image * factor[c] + offset[c]         each step rounded to the type of the layers that are not quantized
-    v = v * undo_factor[c] + undo_offset[c]   likewise, where the stem reads pixels again; padding is 0 before that
+    v = v * undo_factor[c] + undo_offset[c]   the same, where the stem reads pixels again; padding is 0 before that
     q = int8(v / scale)                       half to even, saturated, where there is a scale
 
-Against a pass for each of them this reads the image once, from pixels of one byte where it comes as such.
+Compared with a pass for each step this reads the image only once, one byte a pixel where it is uint8.
 """
 
 import triton

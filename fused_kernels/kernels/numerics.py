@@ -1,4 +1,4 @@
-"""Arithmetic that every kernel shares: fp32 inside, the stored type outside."""
+"""Arithmetic that all kernels share: fp32 in registers, the stored type in memory."""
 
 import os
 
@@ -35,7 +35,7 @@ def mma(a, b, acc, PRECISION: tl.constexpr):
 @triton.jit
 def to_int8(v, LOW: tl.constexpr):
     """Round half to even, then saturate to [LOW, 127]."""
-    # beyond 2**22 this rounds to coarser numbers than whole ones, but v stays far outside of what int8 holds
+    # beyond 2**22 this rounds to coarser numbers than whole ones, but saturation cuts those off anyway
     v = (v + ROUND) - ROUND
     return tl.minimum(tl.maximum(v, LOW), 127.0).to(tl.int8)
 

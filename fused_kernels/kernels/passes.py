@@ -1,7 +1,7 @@
-"""The passes over memory that remain between convolutions; each reads and writes a tensor once. All are [M, C], NHWC.
+"""Passes over memory between convolutions; each reads and writes a tensor once. All tensors are [M, C] in NHWC.
 
 join        z  = relu(bn(y) + shortcut)            shortcut: a tensor, or bn(d) of a projection
-entry       g  = dz where z > 0                    with the sums that the backward of those batch norms needs
+entry       g  = dz where z > 0                    with the sums that the backward pass of those batch norms needs
 bn_backward dy = a * g + b * (y - mean) + c
 """
 
@@ -26,7 +26,7 @@ def join_kernel(
     y_ptr, vectors_ptr, shortcut_ptr, shortcut_vectors_ptr, z_ptr, M, C,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """z = relu(bn(y) + shortcut), the shortcut through a batch norm of its own where vectors are given for it."""
+    """z = relu(bn(y) + shortcut), the shortcut through its own batch norm if it has vectors."""
     _, rows, ok_m, c, ok_c = tile_at(M, C, BLOCK_M, BLOCK_C)
     main = batch_norm(get(y_ptr, rows, ok_m, c, ok_c, C), vectors_ptr, c, ok_c, C)
     other = get(shortcut_ptr, rows, ok_m, c, ok_c, C)

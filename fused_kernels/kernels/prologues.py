@@ -1,4 +1,4 @@
-"""What happens to an input tile between its load and the matrix product.
+"""Prologues: steps from a loaded input tile to the matrix product.
 
 A prologue is called as ``PROLOGUE(tile, ok, args, channels, channel_ok, C)``: ``tile`` is [pixels, channels], ``ok``
 (broadcast to it) is false where the convolution reads padding or past the last channel.
@@ -12,7 +12,7 @@ from fused_kernels.kernels.numerics import batch_norm, relu
 
 @triton.jit
 def identity(tile, ok, args, channels, channel_ok, C):
-    """The stored values."""
+    """Take the stored values unchanged."""
     return tile
 
 

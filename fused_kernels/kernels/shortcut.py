@@ -1,6 +1,6 @@
 """The shortcut without parameters of CIFAR networks: every stride-th pixel, with channels of zeros on both sides.
 
-y[n, p, q, c] = x[n, p * stride, q * stride, c - BEFORE], ZERO where x has no such channel
+y[n, p, q, c] = x[n, p * stride, q * stride, c - BEFORE], or ZERO where x ends
 """
 
 import triton

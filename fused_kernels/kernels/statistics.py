@@ -1,7 +1,7 @@
 """Batch statistics from the row tiles' partial sums, forward and backward. Derivation: docs/math/batch-norm.md.
 
-Partials are [kinds, tiles, C] in fp32 or fp64. They meet in fp64, in a fixed order: at mean/std = 1000 the variance
-keeps what digits they have. One program takes BLOCK_C channels; a [tiles, C] row is read once.
+Partials are [kinds, tiles, C] in fp32 or fp64. They are added in fp64, in a fixed order, so that the variance keeps
+their digits at mean/std = 1000. One program takes BLOCK_C channels; a [tiles, C] row is read once.
 """
 
 import triton
@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def as_fp64(count):
-    """[1] in fp64 of a whole number; Triton makes an argument that is 1 a constant, which has no ``to``."""
+    """A whole number as fp64 [1]; Triton makes an argument of 1 a constant, and constants lack ``to``."""
     return (tl.zeros((1,), dtype=tl.int64) + count).to(tl.float64)
 
 
@@ -29,9 +29,9 @@ def column_sum(ptr, tiles, c, ok_c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr)
 def merged_moments(
     partials_ptr, counts_ptr, tiles, count, rows, c, ok_c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Number, mean and M2 of all rows from those of the tiles (Chan, Golub, LeVeque 1979), in fp64.
+    """Number, mean and M2 of all rows, from the means and M2 of the tiles (Chan, Golub, LeVeque 1979), in fp64.
 
-    A tile stands for ``rows`` rows, the last one for what is left of ``count``; or for ``counts[tile]``.
+    A tile stands for ``rows`` rows, the last one for the rest of ``count``; or for ``counts[tile]``.
     """
     n = tl.zeros((1,), dtype=tl.float64)
     total = tl.zeros((c.shape[0],), dtype=tl.float64)
@@ -52,7 +52,7 @@ def merged_moments(
         squares += tl.sum(size[:, None] * mean * mean, axis=0)
         within += tl.sum(m2, axis=0)
     mean = total / n
-    # the sum of squares cancels at large means; fp64 has the digits to spare that fp32 has not
+    # the sum of squares cancels at large means: fp64 has digits to spare, fp32 has not
     return n, mean, tl.maximum(within + (squares - n * mean * mean), 0.0)
 
 

@@ -1,13 +1,13 @@
-"""A network's first layers, on an image packed as ``stem_layout.py`` says.
+"""A network's first layers, on an image packed as ``operands/packed_image.py`` says.
 
     pack            [N, C, H, W] of any strides -> [N, H, WIDTH, 4]
     pool            z = maxpool3x3/2(relu(bn(y)))                       reads y once, writes z and a byte for each z
-    pool_sums       sums of g, the dz whose maximum lies here, where bn(y) > 0      reads dz and y once
+    pool_sums       sums of g = dz at the pixel of each maximum, where bn(y) > 0    reads dz and y once
     pool_backward   dy = a * g + b * (y - mean) + c                     reads dz and y again, writes dy; g is not stored
-    activate        z = relu(bn(y))                                     these for a stem without max pool
+    activate        z = relu(bn(y)), and likewise its sums and backward: a stem without max pool
     stem_wgrad      dw = sum over output pixels of dy and the packed rows under them
     conv_pool       z = maxpool3x3/2(relu(conv(x) + bias))              the convolution's output stays on the chip;
-                                                                        in int8 the ReLU may be missing
+                                                                        in int8 the ReLU is optional
 
 The pool has padding 1: pixel (p, q) of z covers rows 2p - 1 to 2p + 1 and columns 2q - 1 to 2q + 1 of y.
 """
@@ -78,7 +78,7 @@ def from_windows(
     dz_ptr, index_ptr, n, h, w, ok_m, c, ok_c, POOLED_H, POOLED_W, C,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Sum of dz over the windows whose maximum is pixel (n, h, w): at most four, two along an odd coordinate."""
+    """Sum of dz over the windows that have their maximum at (n, h, w): at most four, two along an odd coordinate."""
     total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     for a in tl.static_range(2):
         for b in tl.static_range(2):
@@ -96,7 +96,7 @@ def from_windows(
 
 @triton.jit
 def before_relu(v, y, vectors_ptr, c, ok_c, C):
-    """Gradient of bn(y), of whose ReLU ``v`` is the gradient."""
+    """The gradient ``v`` of relu(bn(y)), carried back to bn(y)."""
     return tl.where(batch_norm(y, vectors_ptr, c, ok_c, C) > 0, v, 0.0)
 
 
@@ -200,7 +200,7 @@ def stem_wgrad_kernel(
 
 @triton.jit
 def lowest(M: tl.constexpr, N: tl.constexpr, ACC: tl.constexpr):
-    """[M, N] of what every accumulator exceeds or equals."""
+    """[M, N] filled with the lowest accumulator value."""
     if tl.int32 == ACC:
         return tl.full((M, N), -(2**31), tl.int32)
     else:
@@ -224,8 +224,8 @@ def conv_pool_kernel(
     """x [N, H, W, 4], out [N, POOLED_H, POOLED_W, COLS]; the rows are M = N*STRIPS*POOLED_W columns of STRIP pixels.
 
     Each walks down its column of the convolution's output, three pixels wide, and keeps the maximum of a window's last
-    row, which is the next window's first: a pixel costs 6 outputs, and its strip 3 more, where it needs 9. Bias and
-    ReLU come after the maximum, once: both are monotonic, and so is the requantization, whose scale is positive.
+    row, which is the next window's first: a pixel computes 6 outputs of the 9 it needs, and a strip 3 more. Bias and
+    ReLU come once, after the maximum: both are monotonic, and so is the requantization, because its scale is positive.
     """
     row_tile, col_tile = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(COLS, BLOCK_N), GROUP)
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)

@@ -1,7 +1,7 @@
-"""wgrad: dw[k, r, s, c] = sum over output pixels m of dy[m, k] * PROLOGUE(x)[pixel(m, r, s), c].
+"""Gradient of a weight (wgrad): dw[k, r, s, c] = sum over output pixels m of dy[m, k] * PROLOGUE(x)[pixel(m, r, s), c].
 
-A program takes one tap, one [c, k] tile and one part of the pixels; parts meet in a workspace that ``split_sum_kernel``
-adds up in a fixed order. The prologue recomputes BN + ReLU, so the activated input is never stored.
+A program takes one tap, one [c, k] tile and one part of the pixels; ``split_sum_kernel`` adds the parts up
+in a fixed order. The prologue recomputes BN + ReLU, so the activated input is never stored.
 """
 
 import triton

@@ -1,4 +1,4 @@
-"""Sums of a padded 3x3 convolution whose input stores its zero as another integer than 0."""
+"""Zero sums: a padded 3x3 convolution of an input that stores its zero as another integer than 0."""
 
 import triton
 import triton.language as tl
@@ -8,8 +8,8 @@ import triton.language as tl
 def add_zero_sums(acc, sums_ptr, h, w, H, W, ok_m, cols, ok_n, COLS):
     """acc + the row of ``sums`` int32 [16, COLS] for the borders that each row's window, first pixel (h, w), crosses.
 
-    ``zero_point.py`` makes the table. Most windows cross none and share one row, which is loaded once; only the others
-    load their own. Before the products: there registers are free that they take.
+    ``operands/zero_point.py`` makes the table. Most windows cross no border and share one row, which is loaded once.
+    This runs before the products, while the registers that they take are free.
     """
     above = (h < 0).to(tl.int32)
     below = (h + 3 > H).to(tl.int32)

@@ -51,11 +51,7 @@ def fused_stage(blocks: Iterable[nn.Module], *, training: bool) -> FusedStage:
 
 
 def difference(plain: nn.Module, fused: nn.Module, size: Sequence[int]) -> str | None:
-    """Compare both forms on random input of ``size`` in fp32 on the CPU, in eval mode, on copies of them.
-
-    Returns:
-        what differs, or None.
-    """
+    """What differs between copies of both forms on random input of ``size``, in fp32 on the CPU, or None."""
     ours, theirs = (copy.deepcopy(module).cpu().float().eval() for module in (fused, plain))
     generator = torch.Generator().manual_seed(0)
     for module in theirs.modules():
@@ -82,7 +78,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(model: nn.Module) -> Parts:
-    """The parts of a whole ResNet, its blocks fused; the model and its own forward pass are left alone.
+    """The parts of a whole ResNet, its blocks fused; the model itself is not changed.
 
     Raises:
         Unsupported: something in the model is not what a FusedResNet computes; the message names it.
@@ -175,7 +171,7 @@ def _is_empty_sequential(module: nn.Module | None) -> bool:
 
 
 def _pad_shortcut(downsample: nn.Module) -> PadShortcut | None:
-    """Our form of a shortcut of option A, which has no parameters, or None where it is another shortcut."""
+    """Our form of a parameter-free shortcut, or None if ``downsample`` is another kind."""
     stride, pad = getattr(downsample, "stride", None), getattr(downsample, "pad_channels", None)
     if isinstance(stride, int) and isinstance(pad, tuple) and not list(downsample.parameters()):
         return PadShortcut(stride, (int(pad[0]), int(pad[1])))
@@ -204,7 +200,7 @@ def _adopted(block: nn.Module) -> FusedBlock:
 
 
 def _randomize(module: nn.Module, generator: torch.Generator) -> None:
-    """Random statistics and affine parameters: those of a fresh network, zeros and ones, would hide differences."""
+    """Draw statistics and affine parameters: the zeros and ones of a fresh network would hide differences."""
     if not isinstance(getattr(module, "running_mean", None), Tensor):
         return
     for name, low in (("running_mean", -1.0), ("running_var", 0.5), ("weight", 0.5), ("bias", -1.0)):

@@ -1,4 +1,4 @@
-"""One pass of a chain of fused blocks: training, frozen statistics, or folded inference, as the modules' modes say."""
+"""The forward pass of fused blocks: training, frozen statistics or folded inference, as the modules' modes say."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fused_kernels.modules import norm as norms
 from fused_kernels.modules.folding import folded
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.operands.numeric_types import compute_dtype
-from fused_kernels.specification import block_text, layer_text
+from fused_kernels.specification import block_text
 
 Pair = tuple[nn.Conv2d, nn.Module]
 """A convolution and the batch norm after it."""
 
 
 class Layers(Protocol):
-    """A residual block as this module reads it; ``FusedBlock`` says what each method returns."""
+    """Methods of ``FusedBlock``, documented there, that this module needs."""
 
     def main(self) -> list[Pair]: ...  # noqa: D102
 
@@ -31,11 +31,7 @@ class Layers(Protocol):
 
 
 def run(blocks: Sequence[Layers], x: Tensor) -> Tensor:
-    """``blocks`` in order on ``x`` [N, C, H, W], as one operator.
-
-    Raises:
-        ShapeError: ``x`` does not fit the first block, or its dtype is not the weights' outside of autocast.
-    """
+    """Run ``blocks`` in order on ``x`` [N, C, H, W], as one operator."""
     pairs = [pair for block in blocks for pair in block.layers()]
     x = prepared(x, pairs[0][0])
     text = ";".join(_text(block) for block in blocks)
@@ -51,13 +47,12 @@ def run(blocks: Sequence[Layers], x: Tensor) -> Tensor:
     out = residual_blocks(
         x, weights, state.gammas, state.betas, state.running, state.momenta, text, wants_gradient
     )
-    updating = len(state.updated) // 2
-    norms.install(state, out[len(out) - updating :])
+    norms.install(state, out)
     return cast(Tensor, out[0])
 
 
 def prepared(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """``x`` in autocast's dtype where autocast is on; otherwise it must have the weights'."""
+    """``x`` in autocast's dtype if autocast is on; otherwise it must be in the weights' dtype."""
     if x.ndim != 4 or x.shape[1] != conv.in_channels:
         raise ShapeError(f"expected an input [N, {conv.in_channels}, H, W], got {list(x.shape)}")
     return x.to(compute_dtype(x, conv.weight, what="input"))
@@ -81,10 +76,7 @@ def window(conv: nn.Conv2d) -> Conv:
 
 
 def _text(block: Layers) -> str:
-    layers = [
-        layer_text(window(conv), norms.eps(norm), norms.flags(norm), norms.group_name(norm))
-        for conv, norm in block.layers()
-    ]
+    layers = [norms.text_of(norm, window(conv)) for conv, norm in block.layers()]
     kind, stride, pad = block.shortcut_kind()
     return block_text(layers, kind, stride, pad)
 

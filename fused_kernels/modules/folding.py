@@ -1,4 +1,4 @@
-"""Batch norms folded into weights for inference, kept until a tensor that they were made from changes."""
+"""Batch norms folded into weights for inference, cached until one of their tensors changes."""
 
 from __future__ import annotations
 

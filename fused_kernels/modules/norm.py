@@ -1,4 +1,4 @@
-"""Batch norms as torch has them, read for the fused operators: modes, momentum, tracking, frozen and synchronized."""
+"""Torch's batch norms, read for the fused operators: modes, momentum, tracking, frozen and synchronized ones."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fused_kernels.errors import ShapeError
+from fused_kernels.operands.geometry import Conv
+from fused_kernels.specification import layer_text
 
 
 @dataclass
@@ -21,16 +23,16 @@ class NormState:
     running: list[Tensor]
     """Mean and variance of each norm that tracks them."""
     updated: list[Tensor]
-    """Those of ``running`` that this pass moves."""
+    """Tensors of ``running`` that this pass changes."""
     momenta: list[float]
     counters: list[Tensor]
-    """Numbers of batches tracked, of the norms that this pass moves."""
+    """Counts of batches, of the norms that this pass changes."""
 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a batch norm that the fused operators compute.
 
-    torchvision's and timm's frozen form is known by its buffers: weight, bias, running_mean and running_var.
+    Frozen norms of torchvision and timm are recognised by their buffers.
     """
     if type(module) in {nn.BatchNorm2d, nn.SyncBatchNorm}:
         return True
@@ -38,27 +40,23 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def uses_batch_statistics(norm: nn.Module) -> bool:
-    """As torch decides: in training mode, or where nothing is tracked. A frozen norm never does."""
+    """Whether a norm normalizes by its batch: in training, or if nothing is tracked. A frozen norm never does."""
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
         return False
     return norm.training or norm.running_mean is None
 
 
-def flags(norm: nn.Module) -> str:
-    """Initials for ``specification.layer_text``: b(atch statistics), t(racked), u(pdates)."""
-    text = "b" if uses_batch_statistics(norm) else ""
+def text_of(norm: nn.Module, conv: Conv) -> str:
+    """``specification.layer_text`` of a convolution and this norm after it."""
+    flags = "b" if uses_batch_statistics(norm) else ""
     if norm.running_mean is not None:
-        text += "tu" if _updates(norm) else "t"
-    return text
+        flags += "tu" if _updates(norm) else "t"
+    eps = float(norm.eps)  # type: ignore[arg-type]  # a float in torch's and in frozen norms
+    return layer_text(conv, eps, flags, _group_name(norm))
 
 
-def eps(norm: nn.Module) -> float:
-    """What is added to the variance."""
-    return float(norm.eps)  # type: ignore[arg-type]  # a float in torch's and in frozen norms
-
-
-def group_name(norm: nn.Module) -> str | None:
-    """The process group that shares this norm's batch statistics, or None where it has them to itself."""
+def _group_name(norm: nn.Module) -> str | None:
+    """The process group that shares this norm's batch statistics, if any does."""
     if not (
         isinstance(norm, nn.SyncBatchNorm) and norm.training and dist.is_available() and dist.is_initialized()
     ):
@@ -86,11 +84,12 @@ def state_of(norms: Sequence[nn.Module]) -> NormState:
     return state
 
 
-def install(state: NormState, new: Sequence[Tensor]) -> None:
-    """Write the next running statistics [2, C] of each updating norm into its buffers, and count the batch.
+def install(state: NormState, out: Sequence[Tensor]) -> None:
+    """Write the next running statistics, the last tensors of ``out``, into the norms' buffers, and count the batch.
 
     This comes after the pass, so that a checkpoint which stops its second pass early moves them once, not twice.
     """
+    new = out[len(out) - len(state.updated) // 2 :]
     with torch.no_grad():
         if new:
             torch._foreach_copy_(state.updated, [row for pair in new for row in pair])
@@ -99,7 +98,7 @@ def install(state: NormState, new: Sequence[Tensor]) -> None:
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """gamma and beta, ones and zeros where the norm has none."""
+    """gamma and beta, or ones and zeros if the norm has none."""
     if isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor):
         return norm.weight, norm.bias
     like = norm.running_mean
@@ -112,12 +111,8 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def require_rows(norm: nn.Module, rows: int) -> None:
-    """Refuse one value per channel in training, as torch does: its variance says nothing.
-
-    Raises:
-        ValueError: ``rows`` is 1 and the norm normalizes by its batch.
-    """
-    if rows == 1 and uses_batch_statistics(norm) and group_name(norm) is None:
+    """Raise torch's ValueError for a single value per channel in training: its variance says nothing."""
+    if rows == 1 and uses_batch_statistics(norm) and _group_name(norm) is None:
         raise ValueError(
             "Expected more than 1 value per channel when training: use a larger batch or image, or eval()"
         )

@@ -1,4 +1,4 @@
-"""Shortcut option A of the CIFAR networks, which has no parameters."""
+"""The parameter-free shortcut of CIFAR networks (option A of the ResNet paper)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network's first layers as one module: convolution, batch norm, ReLU and, on large images, max pool."""
+"""Stems as modules: convolution, batch norm, ReLU and, on large images, max pool."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from fused_kernels.modules import norm as norms
 from fused_kernels.modules.block_forward import folds, window
 from fused_kernels.modules.folding import folded
 from fused_kernels.operands.numeric_types import compute_dtype
-from fused_kernels.specification import layer_text
 
 
 class FusedStem(nn.Module):
@@ -33,9 +32,6 @@ def run_stem(conv: nn.Conv2d, norm: nn.Module, image: Tensor, *, pool: bool) -> 
     """maxpool(relu(norm(conv(image)))) as one operator, in the modules' modes.
 
     Under autocast the image is converted as it is read, not before.
-
-    Raises:
-        ShapeError: the image does not fit, or its dtype is not the weight's outside of autocast.
     """
     if image.ndim != 4 or image.shape[1] != conv.in_channels:
         raise ShapeError(f"expected images [N, {conv.in_channels}, H, W], got {list(image.shape)}")
@@ -49,8 +45,8 @@ def run_stem(conv: nn.Conv2d, norm: nn.Module, image: Tensor, *, pool: bool) -> 
     p, q = geometry.output_size(image.shape[2], image.shape[3])
     norms.require_rows(norm, image.shape[0] * p * q)
     state = norms.state_of([norm])
-    text = layer_text(geometry, norms.eps(norm), norms.flags(norm), norms.group_name(norm))
+    text = norms.text_of(norm, geometry)
     gamma, beta, momentum = state.gammas[0], state.betas[0], state.momenta[0]
     out = torch_operators.stem(image, conv.weight, gamma, beta, state.running, momentum, text, pool, dtype)
-    norms.install(state, out[len(out) - len(state.updated) // 2 :])
+    norms.install(state, out)
     return cast(Tensor, out[0])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Arguments:
-    """Base of dataclasses whose fields are a kernel's parameters, which are in capitals there."""
+    """Base of dataclasses: each field is a kernel's parameter, written in capitals there."""
 
     def named(self) -> dict[str, int]:
         """The arguments by the kernel's names, in order."""
@@ -44,18 +44,18 @@ class Strides(Arguments):
 
     @staticmethod
     def of(image: Tensor) -> Strides:
-        """Those of ``image``."""
+        """The strides of ``image``."""
         return Strides(*image.stride())
 
 
 @dataclass(frozen=True)
 class WeightWalk(Arguments):
-    """How a product walks over its weight, and which part of an input pixel it multiplies."""
+    """Strides of a product over its weight, and the part of an input pixel that it multiplies."""
 
     cols: int
     """Columns of the product: output channels."""
     col_stride: int
-    """Elements from one column's weights to the next one's; ``tap_stride`` and ``depth_stride`` likewise."""
+    """Elements from one column's weights to the next one's; the next two do the same for taps and depth."""
     tap_stride: int
     depth_stride: int
     depth: int

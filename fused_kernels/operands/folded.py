@@ -9,15 +9,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Folded:
-    """Weight, bias and, in int8, what takes the sums to the units of the result."""
+    """Weight, bias and, in int8, the scale from units of the sums to units of the result."""
 
     w: Tensor
     """[K, C, R, S]."""
     bias: Tensor
     """fp32 [K]; for int8 in units of the result."""
     scale: Tensor | None = None
-    """fp32 [K], for int8 alone; see ``ops.inference.requantization``."""
+    """fp32 [K], only in int8; see ``ops.inference.requantization``."""
     relu: bool = field(default=True, kw_only=True)
     """Whether a ReLU follows; without one int8 saturates to [-128, 127]."""
     zero_sums: Tensor | None = field(default=None, kw_only=True)
-    """int32 [16, K] from ``zero_point.zero_sums``, for a 3x3 in int8 whose input stores its zero as another integer."""
+    """int32 [16, K] from ``zero_point.zero_sums``, for an int8 3x3 if its input stores zero as another integer."""

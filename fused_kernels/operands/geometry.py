@@ -1,4 +1,4 @@
-"""Convolutions as matrix products: which input pixel and which tap each row of the product needs.
+"""Convolutions as matrix products: the input pixels and taps that each row of a product needs.
 
 fprop    y[n,p,q,k]  = sum_{r,s,c} x[n, p*stride - padding + r, q*stride - padding + s, c] * w[k,r,s,c]
 dgrad    dx[n,h,w,c] = sum_{r,s,k} dy[n, (h + padding - r)/stride, (w + padding - s)/stride, k] * w[k,r,s,c]
@@ -84,7 +84,7 @@ class Conv:
 
     @property
     def pointwise(self) -> bool:
-        """Whether output pixel i reads input pixel i alone."""
+        """Whether output pixel i reads only input pixel i."""
         return self.r == self.s == self.stride == 1 and self.padding == 0
 
     def fprop(self) -> Gather:
@@ -120,7 +120,7 @@ class Conv:
 
 
 def rows_of_parity(size: int, parity: int, stride: int) -> int:
-    """How many of ``range(size)`` leave the remainder ``parity``."""
+    """The number of elements of ``range(size)`` that leave the remainder ``parity``."""
     return max(0, ceil_div(size - parity, stride))
 
 

@@ -1,4 +1,4 @@
-"""How an application's image becomes the operand of a stem."""
+"""Conversion of an application's image to the operand of a stem."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Take:
-    """Steps from an image [N, C, H, W], in any memory, to what a stem multiplies.
+    """Steps from an image [N, C, H, W], in any memory, to the operand of a stem.
 
     v = image * factor + offset, then int8(v / scale), to the nearest, ties to even, saturated. For a stem that reads
     pixels, ``margin`` zeros, its own padding, are first put around v, and v * undo_factor + undo_offset makes pixels

@@ -1,4 +1,4 @@
-"""Memory layout: activations NHWC and weights KRSC, which is what torch calls channels_last of NCHW and KCRS."""
+"""Memory layout: activations NHWC and weights KRSC (torch: channels_last of NCHW and KCRS)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which numbers a kernel multiplies, and in which it adds up."""
+"""Number formats of kernels: dtypes that they take, and the precision of their products."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How ``tl.dot`` multiplies: TF32 for fp32 exactly where torch lets cuDNN use it, full precision otherwise."""
+    """The precision of ``tl.dot``: TF32 for fp32 exactly where torch lets cuDNN use it, full precision otherwise."""
     if dtype == torch.float32 and torch.cuda.is_available() and _cudnn_uses_tf32():
         return "tf32"
     return "ieee"
@@ -25,11 +25,7 @@ def _cudnn_uses_tf32() -> bool:
 
 
 def require_float(dtype: torch.dtype, *, what: str) -> None:
-    """Refuse what the training and floating-point kernels do not compute.
-
-    Raises:
-        Unsupported: ``dtype`` is none of fp32, fp16, bf16 and fp64 (which plain PyTorch computes).
-    """
+    """Raise ``Unsupported`` unless ``dtype`` is fp32, fp16, bf16 or fp64 (which plain PyTorch computes)."""
     if dtype not in FLOATS and dtype != torch.float64:
         raise Unsupported(
             f"{what} takes float32, float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"

@@ -1,12 +1,12 @@
-"""How the stem sees its image: rows of four-channel pixels with the padding in place, so that a tap row is one vector.
+"""Packed images, as stems read them: rows of four-channel pixels with padding, so that a tap row is one vector.
 
-An image has three channels, too few for a matrix product over channels. Packed as [N, H, WIDTH, 4], zeros to the left,
-to the right and in the channels that it lacks, the S pixels under one kernel row lie side by side: together with the
-T - S pixels after them, whose weights are zero, they are one vector of ``depth`` = 4 * T elements, T the next power of
-two. The convolution is then a product over R taps of that depth (32 for 7x7, 16 for 3x3), which starts at pixel
-stride * q of row stride * p - padding + r. Rows are not padded: the core masks them.
+An image has three channels, too few for a matrix product over channels. It is packed as [N, H, WIDTH, 4], with zeros
+to the left, to the right and in missing channels. Then the S pixels under one kernel row lie side by side. With the
+T - S pixels after them, which meet zero weights, they are one vector of ``depth`` = 4 * T elements; T is the next power
+of two. The convolution is a product over R taps of that depth (32 for 7x7, 16 for 3x3), which starts at pixel
+stride * q of row stride * p - padding + r. Rows are not padded: the kernel masks them.
 
-The weight is packed likewise, [K, C, R, S] to [K, R, depth].
+The weight is packed in the same way, from [K, C, R, S] to [K, R, depth].
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fused_kernels.operands.geometry import Conv, ceil_div
 from fused_kernels.operands.layout import nhwc
 
 PIXEL = 4
-"""Elements a pixel: channels, rounded up to what is loaded at once."""
+"""Elements of a pixel: its channels, rounded up to one load."""
 DIVISOR = 16
-"""Triton knows that an integer argument divides by 16, and by no other number: of a width that does, it derives the
-alignment of every pixel pair, hence 16-byte loads where the stride is 2."""
+"""Triton specializes integer arguments that 16 divides. For such a width it derives the alignment of every pixel pair,
+and loads 16 bytes at once where the stride is 2."""
 
 
 def span(conv: Conv) -> int:
@@ -41,7 +41,7 @@ def packed_width(conv: Conv, width: int, columns: int) -> int:
 
 
 def pack_weight(w: Tensor, conv: Conv) -> Tensor:
-    """[K, C, R, S] to [K, R, depth], zero where an image has no channel or a window no tap."""
+    """[K, C, R, S] to [K, R, depth], zero for missing channels and taps."""
     k, c, r, s = w.shape
     padded = F.pad(w.permute(0, 2, 3, 1), (0, PIXEL - c, 0, span(conv) - s))
     return padded.reshape(k, r, depth(conv)).contiguous()

@@ -19,20 +19,20 @@ class Partials:
 
     rows: Tensor
     per_tile: int
-    """Rows of the activation that a tile stands for; the last one stands for what is left."""
+    """Rows of the activation that a tile stands for; the last one stands for the rest."""
     count: int
     """Rows of the activation, N * H * W; of this process's part where ``counts`` is given."""
     counts: Tensor | None = None
-    """fp64 [tiles] where the tiles differ in size, as those gathered from several processes do."""
+    """fp64 [tiles] where tiles differ in size, as they do when gathered from several processes."""
 
     @property
     def tiles(self) -> int:
-        """How many tiles."""
+        """Number of tiles."""
         return self.rows.shape[1]
 
     @property
     def channels(self) -> int:
-        """C."""
+        """Number of channels, C."""
         return self.rows.shape[2]
 
     @staticmethod
@@ -50,8 +50,8 @@ class Partials:
 def moments_dtype(activation: torch.dtype) -> torch.dtype:
     """The dtype that a tile's mean and M2 are stored in: fp32 where the activation is 16 bits wide, fp64 otherwise.
 
-    A mean of fp32 values, rounded to fp32, is off by up to 3e-5 std at mean/std = 1000, and two tiles whose means lie
-    one std apart would have a variance that is off by 2e-5. Of 16-bit values that lie close to one another the mean is
-    exact in fp32: each has 11 binary digits at most, and a tile's sum 8 more.
+    A mean of fp32 values, rounded to fp32, is off by up to 3e-5 std at mean/std = 1000, and the variance of two tiles
+    with means one std apart would be off by 2e-5. The mean of 16-bit values that lie close to one another is exact in
+    fp32: each has at most 11 binary digits, and a tile's sum 8 more.
     """
     return torch.float32 if activation in {torch.float16, torch.bfloat16} else torch.float64

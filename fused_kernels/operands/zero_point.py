@@ -1,11 +1,11 @@
-"""What a zero point adds to the sums of a padded 3x3 convolution.
+"""Zero sums: the part of a padded 3x3 convolution's sums that an input's zero point adds.
 
 Where a tensor's zero is stored as the integer z, its values are q - z and its padding is zero. With padding read as 0,
 
     sum over taps inside the plane of w * (q - z)  =  sum over all taps of w * q  -  z * sum over taps inside of w
 
-and the second sum depends on nothing but the channel and which borders of the plane the window crosses: ``zero_sums``
-has a row for each of their 16 combinations, a sum of ``ABOVE``, ``BELOW``, ``LEFT`` and ``RIGHT``; row 0 crosses none.
+and the second sum depends only on the channel and on the borders of the plane that the window crosses. ``zero_sums``
+has a row for each of the 16 combinations of borders, a sum of ``ABOVE``, ``BELOW``, ``LEFT`` and ``RIGHT``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SIDE = 3
 
 
 def has_zero_sums(conv: Conv) -> bool:
-    """Whether ``conv`` is a window that kernels add zero sums to: 3x3 with padding 1, at any stride."""
+    """Whether kernels add zero sums to convolutions with this window: 3x3 with padding 1, at any stride."""
     return (conv.r, conv.s, conv.padding) == (_SIDE, _SIDE, 1)
 
 
 def zero_sums(w: Tensor, zero_point: int) -> Tensor:
-    """What ``zero_point`` adds to the sums of an int8 convolution, 3x3 with padding 1.
+    """The part that ``zero_point`` adds to the sums of an int8 convolution, 3x3 with padding 1.
 
     Args:
         w: int8 [K, C, 3, 3].

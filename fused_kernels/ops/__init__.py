@@ -1,6 +1,7 @@
 """The fused operations on tensors: each validates, chooses a tile and launches, or calls its reference.
 
-The chain kernel's operation is ``fused_kernels.ops.chain.chain``, with its operands' type beside it.
+All raise ``ShapeError`` for tensors that do not fit one another, and ``Unsupported`` for what no kernel computes. The
+operation of the chain kernel is ``fused_kernels.ops.chain.chain``, with its operands' type beside it.
 """
 
 from fused_kernels.operands.image import Take

@@ -34,14 +34,14 @@ __all__ = ["Folded", "chain", "chain_fits"]
 
 WIDEST = 256
 WIDEST_NEXT = 512
-"""Channels of which a program keeps all sums in registers."""
+"""Most channels of the 3x3, and of the next 1x1, whose sums a program keeps in registers."""
 POINTWISE = Conv(1, 1)
 
 
 def chain_fits(width: int, dtype: torch.dtype, next_width: int | None = None) -> bool:
     """Whether a chain is worth choosing: its sums stay in registers and its weights do not outweigh its activations.
 
-    At 256 channels it computes, yet each program would read 2 MB of weights for 64 pixels.
+    256 channels are possible too, but each program would read 2 MB of weights for 64 pixels.
 
     Args:
         width: channels of the 3x3.
@@ -80,9 +80,6 @@ def chain(
 
     Returns:
         z [N, expanded, P, Q], and [N, next, P, Q] or None.
-
-    Raises:
-        ShapeError, Unsupported: operands that do not fit, or a width or dtype without a kernel.
     """
     window = Conv(3, 3, stride, 1)
     _require_chain(x, conv2, conv3, conv1, window)
@@ -99,37 +96,19 @@ def chain(
     z = empty_nhwc(x, n, expanded, pixels.p, pixels.q)
     following = None if conv1 is None else empty_nhwc(x, n, next_width, pixels.p, pixels.q)
     launch(
-        "chain.chain_kernel",
-        (ceil_div(pixels.m, tile.m),),
-        tile,
-        x_ptr=nhwc(x),
-        **_layer("2", conv2),
-        zero_sums_ptr=conv2.zero_sums,
-        **_layer("3", conv3),
-        residual_ptr=nhwc(residual),
-        residual_scale=None if residual_scale is None else float(residual_scale),
-        z_ptr=Out(z),
-        **_layer("1", conv1),
-        next_ptr=None if following is None else Out(following),
-        **pixels.named(),
-        STRIDE=stride,
-        WIDTH=width,
-        EXPANDED=expanded,
-        NEXT=next_width,
-        PROLOGUE=Functor("prologues.identity"),
-        PRECISION=precision(x.dtype),
-        ACC=accumulator(x.dtype),
-        BLOCK_M=tile.m,
-        BLOCK_Z=tile.n,
-        BLOCK_K=tile.k,
-        FLAT=tile.flat,
-        BLOCK_NEXT=fit(next_width, WIDEST_NEXT),
-    )
+        "chain.chain_kernel", (ceil_div(pixels.m, tile.m),), tile,
+        x_ptr=nhwc(x), **_layer("2", conv2), zero_sums_ptr=conv2.zero_sums, **_layer("3", conv3),
+        residual_ptr=nhwc(residual), residual_scale=None if residual_scale is None else float(residual_scale),
+        z_ptr=Out(z), **_layer("1", conv1), next_ptr=None if following is None else Out(following),
+        **pixels.named(), STRIDE=stride, WIDTH=width, EXPANDED=expanded, NEXT=next_width,
+        PROLOGUE=Functor("prologues.identity"), PRECISION=precision(x.dtype), ACC=accumulator(x.dtype),
+        BLOCK_M=tile.m, BLOCK_Z=tile.n, BLOCK_K=tile.k, FLAT=tile.flat, BLOCK_NEXT=fit(next_width, WIDEST_NEXT),
+    )  # fmt: skip
     return z, following
 
 
 def _layer(name: str, layer: Folded | None) -> dict[str, Any]:
-    """The kernel's arguments for one convolution, whose number is ``name``."""
+    """The kernel's arguments for the convolution of number ``name``."""
     return {
         f"w{name}_ptr": None if layer is None else nhwc(layer.w),
         f"scale{name}_ptr": None if layer is None else layer.scale,

@@ -1,4 +1,4 @@
-"""Checks of operands; each raises with the operand's name and what it must be."""
+"""Checks of operands, whose errors name the operand and say what it must be."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ from fused_kernels.operands.geometry import Conv
 from fused_kernels.operands.zero_point import COMBINATIONS, has_zero_sums
 
 INT32_PRODUCTS = 2**31 // 128**2
-"""So many products of two int8 may add up to 2**31, which int32 does not hold."""
+"""This many products of two int8 may add up to 2**31, which int32 does not hold."""
 
 
 def require_convolution(x: Tensor, w: Tensor, conv: Conv, *, name: str = "x") -> None:
-    """Refuse an input and a weight that are not those of a convolution with the window ``conv``.
-
-    Raises:
-        ShapeError: the message names both shapes.
-    """
+    """Refuse an input and a weight that do not fit a convolution with the window ``conv``."""
     fits = x.ndim == w.ndim == 4 and x.shape[1] == w.shape[1] and w.shape[2:] == (conv.r, conv.s)
     if not fits or 0 in w.shape:
         raise ShapeError(
@@ -31,31 +27,19 @@ def require_convolution(x: Tensor, w: Tensor, conv: Conv, *, name: str = "x") ->
 
 
 def require_same_dtype(x: Tensor, w: Tensor) -> None:
-    """Refuse a weight in another dtype than the activation.
-
-    Raises:
-        ShapeError: the message names both dtypes.
-    """
+    """Refuse a weight in another dtype than the activation."""
     if w.dtype != x.dtype:
         raise ShapeError(f"x is {x.dtype} and w is {w.dtype}: convert one of them")
 
 
 def require_vector(name: str, vector: Tensor, channels: int, x: Tensor) -> None:
-    """Refuse a vector that is not one fp32 number for each channel (fp64 beside fp64 activations), contiguous.
-
-    Raises:
-        ShapeError: the message names the vector.
-    """
+    """Refuse a vector that is not one fp32 number for each channel (fp64 beside fp64 activations), contiguous."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     _require_contiguous(name, vector, (channels,), dtype)
 
 
 def require_folded(layer: Folded, conv: Conv, x: Tensor, prefix: str = "") -> None:
-    """Refuse a bias, scale or zero sums that do not fit the layer's weight and its input ``x``.
-
-    Raises:
-        ShapeError, Unsupported: the message names the tensor, with ``prefix`` before its name.
-    """
+    """Refuse a bias, scale or zero sums that do not fit the layer's weight and its input ``x``."""
     channels = layer.w.shape[0]
     require_vector(f"{prefix}bias", layer.bias, channels, x)
     if layer.zero_sums is not None:
@@ -71,10 +55,6 @@ def require_int32_sums(x: Tensor, w: Tensor, zero_sums: Tensor | None = None) ->
     """Refuse an int8 input without elements, and a weight so long that int32 may not hold the sum of its products.
 
     With ``zero_sums`` an input's values reach 255, so half as many products fit.
-
-    Raises:
-        ShapeError: a size is zero.
-        Unsupported: too many products.
     """
     if x.numel() == 0:
         raise ShapeError(f"x is {tuple(x.shape)}: quantized kernels take at least one element")
@@ -87,11 +67,7 @@ def require_int32_sums(x: Tensor, w: Tensor, zero_sums: Tensor | None = None) ->
 
 
 def require_residual(residual: Tensor | None, scale: float | None, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse a residual that is not of the result's ``shape`` and dtype, and in int8 one without its scale.
-
-    Raises:
-        ShapeError: the message says what does not fit, or what is missing.
-    """
+    """Refuse a residual that is not of the result's ``shape`` and dtype, and in int8 one without its scale."""
     if residual is not None and (residual.shape != shape or residual.dtype != x.dtype):
         raise ShapeError(
             f"the residual is {residual.dtype} {tuple(residual.shape)}, but the convolution gives {x.dtype} {shape}"
@@ -105,11 +81,7 @@ def require_residual(residual: Tensor | None, scale: float | None, x: Tensor, sh
 
 
 def require_scales(**scales: float | Tensor | None) -> None:
-    """Refuse quantization scales that are not positive and finite; None is accepted.
-
-    Raises:
-        Unsupported: the message names the scale.
-    """
+    """Refuse quantization scales that are not positive and finite; None is accepted."""
     for name, scale in scales.items():
         values = [] if scale is None else scale.tolist() if isinstance(scale, Tensor) else [scale]
         for value in values:

@@ -43,9 +43,6 @@ def conv_moments(x: Tensor, w: Tensor, conv: Conv, vectors: Tensor | None = None
 
     Returns:
         y [N, K, P, Q] in the dtype of ``x``, and partials of kinds (mean, M2) of y as stored.
-
-    Raises:
-        ShapeError, Unsupported: operands that do not fit, or a dtype without a kernel.
     """
     tile = _fprop_tile(x, w, conv, vectors, "moments")
     if tile == REFERENCE:
@@ -147,29 +144,13 @@ def wgrad(x: Tensor, dy: Tensor, conv: Conv, vectors: Tensor | None = None) -> T
     steps, splits = parts_of(ceil_div(pixels.m, tile.k), tile.splits)
     parts = workspace(dw, splits)
     launch(
-        "wgrad.wgrad_kernel",
-        (ceil_div(c, tile.m) * ceil_div(k, tile.n), conv.r * conv.s, splits),
-        tile,
-        x_ptr=nhwc(x),
-        dy_ptr=nhwc(dy),
-        dw_ptr=Out(parts),
-        prologue_args=prologue.args,
-        **pixels.named(),
-        C=c,
-        K=k,
-        PITCH=c,
-        R=conv.r,
-        S=conv.s,
-        STRIDE=conv.stride,
-        PADDING_H=conv.padding,
-        PADDING_W=conv.padding,
-        STEPS=steps,
-        PROLOGUE=Functor(f"prologues.{prologue.name}"),
-        PRECISION=precision(x.dtype),
-        BLOCK_C=tile.m,
-        BLOCK_K=tile.n,
-        BLOCK_P=tile.k,
-    )
+        "wgrad.wgrad_kernel", (ceil_div(c, tile.m) * ceil_div(k, tile.n), conv.r * conv.s, splits), tile,
+        x_ptr=nhwc(x), dy_ptr=nhwc(dy), dw_ptr=Out(parts), prologue_args=prologue.args,
+        **pixels.named(), C=c, K=k, PITCH=c,
+        R=conv.r, S=conv.s, STRIDE=conv.stride, PADDING_H=conv.padding, PADDING_W=conv.padding,
+        STEPS=steps, PROLOGUE=Functor(f"prologues.{prologue.name}"), PRECISION=precision(x.dtype),
+        BLOCK_C=tile.m, BLOCK_K=tile.n, BLOCK_P=tile.k,
+    )  # fmt: skip
     add_up(parts, dw)
     return dw
 

@@ -36,9 +36,6 @@ def pool_fc(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         Logits, fp32 [N, classes].
-
-    Raises:
-        ShapeError, Unsupported: operands that do not fit, or a dtype without a kernel.
     """
     require_float(x.dtype, what="pool_fc")
     _require_head(x, w)
@@ -59,9 +56,6 @@ def pool_fc_int8(x: Tensor, pool_scale: float, w: Tensor, scale: Tensor, b: Tens
 
     Returns:
         Logits, fp32 [N, classes].
-
-    Raises:
-        ShapeError, Unsupported: operands that do not fit, or sums that int32 may not hold.
     """
     if x.dtype != torch.int8:
         raise Unsupported(f"pool_fc_int8 takes int8, not {str(x.dtype).removeprefix('torch.')}")
@@ -114,18 +108,10 @@ def _pooled(x: Tensor, scale: float | None) -> Tensor:
     tile = Tile(1, fit(c, CHANNELS))
     pixels_at_once = max(1, IN_FLIGHT // (tile.n * x.element_size()))
     launch(
-        "head.pool_kernel",
-        (n, ceil_div(c, tile.n)),
-        tile,
-        x_ptr=x,
-        scale=scale,
-        pooled_ptr=Out(pooled),
-        C=c,
-        ACC=accumulator(x.dtype),
-        PIXELS=h * width,
-        BLOCK_P=fit(h * width, pixels_at_once, low=1),
-        BLOCK_C=tile.n,
-    )
+        "head.pool_kernel", (n, ceil_div(c, tile.n)), tile,
+        x_ptr=x, scale=scale, pooled_ptr=Out(pooled), C=c, ACC=accumulator(x.dtype), PIXELS=h * width,
+        BLOCK_P=fit(h * width, pixels_at_once, low=1), BLOCK_C=tile.n,
+    )  # fmt: skip
     return pooled
 
 

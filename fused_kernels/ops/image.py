@@ -27,9 +27,6 @@ def pack(image: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:
         image: [N, C, H, W] of 1 to 4 channels, in any memory; floating point, uint8 or int8.
         conv: the window that will read it.
         dtype: fp32, fp16 or bf16; int8 takes an int8 image as it is.
-
-    Raises:
-        ShapeError, Unsupported: not an image, or a dtype that it cannot become.
     """
     require_packable(image, dtype)
     n, c, h, w = image.shape
@@ -38,20 +35,10 @@ def pack(image: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:
         return references.pack(image, conv, dtype)
     packed = torch.empty((n, h, width, PIXEL), dtype=dtype, device=image.device)
     launch(
-        "stem.pack_kernel",
-        (ceil_div(n * h * width, TILE.m),),
-        TILE,
-        image_ptr=image,
-        out_ptr=Out(packed),
-        M=n * h * width,
-        C=c,
-        H=h,
-        W=w,
-        WIDTH=width,
-        **Strides.of(image).named(),
-        PADDING=conv.padding,
-        BLOCK=TILE.m,
-    )
+        "stem.pack_kernel", (ceil_div(n * h * width, TILE.m),), TILE,
+        image_ptr=image, out_ptr=Out(packed), M=n * h * width, C=c, H=h, W=w, WIDTH=width,
+        **Strides.of(image).named(), PADDING=conv.padding, BLOCK=TILE.m,
+    )  # fmt: skip
     return packed
 
 
@@ -63,9 +50,6 @@ def take(image: Tensor, conv: Conv, dtype: torch.dtype, how: Take) -> Tensor:
         conv: the window that will read it.
         dtype: of the stem's weights: int8 with a scale, fp32, fp16 or bf16 without.
         how: the conversion.
-
-    Raises:
-        ShapeError, Unsupported: not an image, or vectors, a scale or a dtype that do not fit.
     """
     require_takeable(image, dtype, how)
     n, c, h, w = image.shape
@@ -75,37 +59,18 @@ def take(image: Tensor, conv: Conv, dtype: torch.dtype, how: Take) -> Tensor:
     width = packed_width(conv, columns, conv.output_size(height, columns)[1])
     packed = torch.empty((n, height, width, PIXEL), dtype=dtype, device=image.device)
     launch(
-        "image.take_kernel",
-        (ceil_div(n * height * width, TILE.m),),
-        TILE,
-        image_ptr=image,
-        factor_ptr=how.factor,
-        offset_ptr=how.offset,
-        undo_factor_ptr=how.undo_factor,
-        undo_offset_ptr=how.undo_offset,
-        scale=None if how.scale is None else float(how.scale),
-        out_ptr=Out(packed),
-        M=n * height * width,
-        C=c,
-        H=h,
-        W=w,
-        HEIGHT=height,
-        WIDTH=width,
-        **Strides.of(image).named(),
-        REST=Functor(_REST[how.rest]),
-        PADDING=conv.padding + how.margin,
-        MARGIN=how.margin,
-        BLOCK=TILE.m,
-    )
+        "image.take_kernel", (ceil_div(n * height * width, TILE.m),), TILE,
+        image_ptr=image, factor_ptr=how.factor, offset_ptr=how.offset,
+        undo_factor_ptr=how.undo_factor, undo_offset_ptr=how.undo_offset,
+        scale=None if how.scale is None else float(how.scale), out_ptr=Out(packed),
+        M=n * height * width, C=c, H=h, W=w, HEIGHT=height, WIDTH=width, **Strides.of(image).named(),
+        REST=Functor(_REST[how.rest]), PADDING=conv.padding + how.margin, MARGIN=how.margin, BLOCK=TILE.m,
+    )  # fmt: skip
     return packed
 
 
 def require_packable(image: Tensor, dtype: torch.dtype) -> None:
-    """Refuse an image that ``pack`` cannot pack as ``dtype``.
-
-    Raises:
-        ShapeError, Unsupported: see ``pack``.
-    """
+    """Refuse an image that ``pack`` cannot pack as ``dtype``."""
     _require_channels(image)
     from_, to = (str(name).removeprefix("torch.") for name in (image.dtype, dtype))
     if dtype == torch.int8 and image.dtype != torch.int8:
@@ -117,11 +82,7 @@ def require_packable(image: Tensor, dtype: torch.dtype) -> None:
 
 
 def require_takeable(image: Tensor, dtype: torch.dtype, how: Take) -> None:
-    """Refuse an image that ``take`` cannot convert to ``dtype``, and a conversion that contradicts itself.
-
-    Raises:
-        ShapeError, Unsupported: see ``take``.
-    """
+    """Refuse an image that ``take`` cannot convert to ``dtype``, and a conversion that contradicts itself."""
     _require_channels(image)
     if image.dtype not in (*FLOATS, torch.uint8):
         raise Unsupported(f"images are floating point or uint8, not {image.dtype}")

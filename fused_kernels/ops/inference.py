@@ -47,9 +47,6 @@ def conv_bias(
 
     Returns:
         y [N, K, P, Q] in the dtype of ``x``.
-
-    Raises:
-        ShapeError, Unsupported: operands that do not fit, or a dtype or combination without a kernel.
     """
     require_float(x.dtype, what="conv_bias")
     if residual is not None and not relu:
@@ -87,9 +84,6 @@ def conv_int8(
 
     Returns:
         y int8 [N, K, P, Q].
-
-    Raises:
-        ShapeError, Unsupported: operands that do not fit, or sums that int32 may not hold.
     """
     if x.dtype != torch.int8:
         raise Unsupported(f"conv_int8 takes int8, not {str(x.dtype).removeprefix('torch.')}")
@@ -126,20 +120,20 @@ def fold(
 
 
 class Requantization(NamedTuple):
-    """What ``conv_int8`` multiplies and adds, all in units of its result."""
+    """Factors and summands of ``conv_int8``, all in units of its result."""
 
     scale: Tensor
     """fp32 [K]."""
     bias: Tensor
     """fp32 [K]."""
     residual_scale: float | None
-    """A number of fp32, or None where there is no residual."""
+    """An fp32 number, or None without a residual."""
 
 
 def requantization(
     s_x: float, s_w: Tensor, s_out: float, bias: Tensor, s_residual: float | None = None
 ) -> Requantization:
-    """From quantization scales (real value = scale * int8) to what ``conv_int8`` takes; fp64, rounded once.
+    """The vectors of ``conv_int8`` from quantization scales (real value = scale * int8); fp64, rounded once.
 
     Args:
         s_x: scale of the input.

@@ -29,14 +29,9 @@ def join(y: Tensor, vectors: Tensor, shortcut: Tensor, shortcut_vectors: Tensor 
     y = nhwc(y)
     z = torch.empty_like(y)
     launch_pass(
-        "passes.join_kernel",
-        y,
-        y_ptr=y,
-        vectors_ptr=vectors,
-        shortcut_ptr=nhwc(shortcut),
-        shortcut_vectors_ptr=shortcut_vectors,
-        z_ptr=Out(z),
-    )
+        "passes.join_kernel", y,
+        y_ptr=y, vectors_ptr=vectors, shortcut_ptr=nhwc(shortcut), shortcut_vectors_ptr=shortcut_vectors, z_ptr=Out(z),
+    )  # fmt: skip
     return z
 
 
@@ -58,18 +53,10 @@ def entry(
     g = torch.empty_like(z)
     partials = Partials.empty(z, 2 if d is None else 3, pass_tile(z.shape[1]).m)
     launch_pass(
-        "passes.entry_kernel",
-        z,
-        dz_ptr=nhwc(dz),
-        z_ptr=z,
-        y_ptr=y,
-        vectors_ptr=vectors,
-        d_ptr=d,
-        d_vectors_ptr=d_vectors,
-        g_ptr=Out(g),
-        partials_ptr=Out(partials.rows),
-        tiles=partials.tiles,
-    )
+        "passes.entry_kernel", z,
+        dz_ptr=nhwc(dz), z_ptr=z, y_ptr=y, vectors_ptr=vectors, d_ptr=d, d_vectors_ptr=d_vectors,
+        g_ptr=Out(g), partials_ptr=Out(partials.rows), tiles=partials.tiles,
+    )  # fmt: skip
     return g, partials
 
 
@@ -79,14 +66,9 @@ def bn_backward(g: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> 
         return references.bn_backward(g, y, vectors, coefficients)
     dy = torch.empty_like(g)
     launch_pass(
-        "passes.bn_backward_kernel",
-        g,
-        g_ptr=g,
-        y_ptr=y,
-        vectors_ptr=vectors,
-        coefficients_ptr=coefficients,
-        dy_ptr=Out(dy),
-    )
+        "passes.bn_backward_kernel", g,
+        g_ptr=g, y_ptr=y, vectors_ptr=vectors, coefficients_ptr=coefficients, dy_ptr=Out(dy),
+    )  # fmt: skip
     return dy
 
 

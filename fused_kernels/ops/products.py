@@ -34,7 +34,7 @@ STORE = Fused("store")
 
 
 def bn_relu(vectors: Tensor | None) -> Fused:
-    """The prologue relu(bn(.)), or the identity where there are no vectors."""
+    """The prologue relu(bn(.)), or the identity if ``vectors`` is None."""
     return IDENTITY if vectors is None else Fused("bn_relu", (vectors,))
 
 
@@ -98,7 +98,7 @@ def dgrad(
 
 
 def dgrad_partials(kinds: int, out: Tensor, dy: Tensor, conv: Conv, tile: Tile) -> Partials:
-    """Unwritten sums for the tiles of ``dgrad``, those of one parity after those of another."""
+    """Unwritten sums for the tiles of ``dgrad``, one parity after another."""
     pixels = [_pixels_of_parity(out, dy, conv, gather).m for gather in conv.dgrad()]
     return Partials.empty(out, kinds, tile.m, tiles=sum(ceil_div(m, tile.m) for m in pixels))
 
@@ -148,19 +148,9 @@ def _product(
     exact: bool = False,
 ) -> None:
     launch(
-        "conv.conv_kernel",
-        (ceil_div(pixels.m, tile.m) * ceil_div(walk.cols, tile.n),),
-        tile,
-        x_ptr=x,
-        w_ptr=w,
-        out_ptr=Out(out),
-        prologue_args=prologue.args,
-        epilogue_args=epilogue.args,
-        zero_sums_ptr=zero_sums,
-        **pixels.named(),
-        OUT_H=out.shape[2],
-        OUT_W=out.shape[3],
-        **walk.named(),
-        **gather.named(),
+        "conv.conv_kernel", (ceil_div(pixels.m, tile.m) * ceil_div(walk.cols, tile.n),), tile,
+        x_ptr=x, w_ptr=w, out_ptr=Out(out),
+        prologue_args=prologue.args, epilogue_args=epilogue.args, zero_sums_ptr=zero_sums,
+        **pixels.named(), OUT_H=out.shape[2], OUT_W=out.shape[3], **walk.named(), **gather.named(),
         **compiled_for(x.dtype, tile, epilogue, prologue, exact=exact),
-    )
+    )  # fmt: skip

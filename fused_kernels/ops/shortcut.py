@@ -45,18 +45,8 @@ def widen(x: Tensor, *, stride: int, before: int, after: int, zero_point: int = 
     channels = y.shape[1]
     tile = pass_tile(channels)
     launch(
-        "shortcut.widen_kernel",
-        (ceil_div(pixels.m, tile.m), ceil_div(channels, tile.n)),
-        tile,
-        x_ptr=nhwc(x),
-        y_ptr=Out(y),
-        **pixels.named(),
-        DEPTH=c,
-        C=channels,
-        STRIDE=stride,
-        BEFORE=before,
-        ZERO=zero_point,
-        BLOCK_M=tile.m,
-        BLOCK_C=tile.n,
-    )
+        "shortcut.widen_kernel", (ceil_div(pixels.m, tile.m), ceil_div(channels, tile.n)), tile,
+        x_ptr=nhwc(x), y_ptr=Out(y), **pixels.named(), DEPTH=c, C=channels,
+        STRIDE=stride, BEFORE=before, ZERO=zero_point, BLOCK_M=tile.m, BLOCK_C=tile.n,
+    )  # fmt: skip
     return y

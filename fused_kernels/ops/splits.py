@@ -13,7 +13,7 @@ BLOCK = 1024
 
 
 def parts_of(steps: int, splits: int) -> tuple[int, int]:
-    """Steps of each part, and how many parts: about ``splits``, and one where there are no steps.
+    """Steps of each part, and the number of parts: about ``splits``, or one if there are no steps.
 
     A loop's length is compiled in, so it is rounded up to four binary digits: most batch sizes then share kernels, and
     a part is at most an eighth longer than it need be.
@@ -25,7 +25,7 @@ def parts_of(steps: int, splits: int) -> tuple[int, int]:
 
 
 def workspace(dw: Tensor, parts: int) -> Tensor:
-    """Where the parts go: [parts, numel] fp32, or ``dw`` itself if there is one."""
+    """Memory for the parts: [parts, numel] fp32, or ``dw`` itself for a single part."""
     if parts == 1:
         return dw
     return torch.empty((parts, dw.numel()), dtype=torch.float32, device=dw.device)
@@ -36,12 +36,6 @@ def add_up(parts: Tensor, dw: Tensor) -> None:
     if parts is dw:
         return
     launch(
-        "wgrad.split_sum_kernel",
-        (ceil_div(dw.numel(), BLOCK),),
-        Tile(BLOCK, 1),
-        parts_ptr=parts,
-        dw_ptr=Out(dw),
-        numel=dw.numel(),
-        SPLITS=parts.shape[0],
-        BLOCK=BLOCK,
-    )
+        "wgrad.split_sum_kernel", (ceil_div(dw.numel(), BLOCK),), Tile(BLOCK, 1),
+        parts_ptr=parts, dw_ptr=Out(dw), numel=dw.numel(), SPLITS=parts.shape[0], BLOCK=BLOCK,
+    )  # fmt: skip

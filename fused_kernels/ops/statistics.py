@@ -46,46 +46,28 @@ def finalize(
     vectors = torch.empty((4, channels), dtype=torch.float32, device=gamma.device)
     new = None if running is None else torch.empty((2, channels), dtype=torch.float32, device=gamma.device)
     launch(
-        "statistics.finalize_kernel",
-        (ceil_div(channels, CHANNELS),),
-        TILE,
-        partials_ptr=partials.rows,
-        counts_ptr=partials.counts,
-        gamma_ptr=gamma,
-        beta_ptr=beta,
+        "statistics.finalize_kernel", (ceil_div(channels, CHANNELS),), TILE,
+        partials_ptr=partials.rows, counts_ptr=partials.counts, gamma_ptr=gamma, beta_ptr=beta,
         running_mean_ptr=None if running is None else running[0],
         running_var_ptr=None if running is None else running[1],
-        vectors_ptr=Out(vectors),
-        new_running_ptr=None if new is None else Out(new),
-        tiles=partials.tiles,
-        count=partials.count,
-        rows=partials.per_tile,
-        momentum=float(momentum),
-        eps=float(eps),
-        C=channels,
-        **_loop(partials.tiles),
-    )
+        vectors_ptr=Out(vectors), new_running_ptr=None if new is None else Out(new),
+        tiles=partials.tiles, count=partials.count, rows=partials.per_tile, momentum=float(momentum), eps=float(eps),
+        C=channels, **_loop(partials.tiles),
+    )  # fmt: skip
     return vectors, new
 
 
 def merge(partials: Partials) -> Tensor:
-    """Mean and M2 of all rows, fp64 [2, C]: what one process tells the others."""
+    """Mean and M2 of all rows, fp64 [2, C], as one process sends them to the others."""
     rows = partials.rows
     if not kernels_run_on(rows.device):
         return references.merge(partials)
     out = torch.empty((2, partials.channels), dtype=torch.float64, device=rows.device)
     launch(
-        "statistics.merge_kernel",
-        (ceil_div(partials.channels, CHANNELS),),
-        TILE,
-        partials_ptr=rows,
-        out_ptr=Out(out),
-        tiles=partials.tiles,
-        count=partials.count,
-        rows=partials.per_tile,
-        C=partials.channels,
-        **_loop(partials.tiles),
-    )
+        "statistics.merge_kernel", (ceil_div(partials.channels, CHANNELS),), TILE,
+        partials_ptr=rows, out_ptr=Out(out), tiles=partials.tiles, count=partials.count, rows=partials.per_tile,
+        C=partials.channels, **_loop(partials.tiles),
+    )  # fmt: skip
     return out
 
 
@@ -96,18 +78,10 @@ def frozen(running: tuple[Tensor, Tensor], gamma: Tensor, beta: Tensor, eps: flo
         return references.frozen(running, gamma, beta, eps)
     vectors = torch.empty((4, mean.numel()), dtype=torch.float32, device=mean.device)
     launch(
-        "statistics.frozen_kernel",
-        (ceil_div(mean.numel(), 128),),
-        Tile(1, 128),
-        running_mean_ptr=mean,
-        running_var_ptr=variance,
-        gamma_ptr=gamma,
-        beta_ptr=beta,
-        vectors_ptr=Out(vectors),
-        eps=float(eps),
-        C=mean.numel(),
-        BLOCK_C=128,
-    )
+        "statistics.frozen_kernel", (ceil_div(mean.numel(), 128),), Tile(1, 128),
+        running_mean_ptr=mean, running_var_ptr=variance, gamma_ptr=gamma, beta_ptr=beta, vectors_ptr=Out(vectors),
+        eps=float(eps), C=mean.numel(), BLOCK_C=128,
+    )  # fmt: skip
     return vectors
 
 
@@ -119,15 +93,9 @@ def sums(partials: Partials) -> Tensor:
     kinds, tiles, channels = rows.shape
     out = torch.empty((kinds, channels), dtype=torch.float32, device=rows.device)
     launch(
-        "statistics.sums_kernel",
-        (ceil_div(channels, CHANNELS), kinds),
-        TILE,
-        partials_ptr=rows,
-        sums_ptr=Out(out),
-        tiles=tiles,
-        C=channels,
-        **_loop(tiles),
-    )
+        "statistics.sums_kernel", (ceil_div(channels, CHANNELS), kinds), TILE,
+        partials_ptr=rows, sums_ptr=Out(out), tiles=tiles, C=channels, **_loop(tiles),
+    )  # fmt: skip
     return out
 
 
@@ -146,18 +114,10 @@ def coefficients(sum_g: Tensor, sum_gy: Tensor, vectors: Tensor, count: int, *, 
     channels = vectors.shape[1]
     out = torch.empty((3, channels), dtype=torch.float32, device=vectors.device)
     launch(
-        "statistics.coefficients_kernel",
-        (ceil_div(channels, 128),),
-        Tile(1, 128),
-        sum_g_ptr=sum_g,
-        sum_gy_ptr=sum_gy,
-        vectors_ptr=vectors,
-        out_ptr=Out(out),
-        count=count,
-        C=channels,
-        FROZEN=is_frozen,
-        BLOCK_C=128,
-    )
+        "statistics.coefficients_kernel", (ceil_div(channels, 128),), Tile(1, 128),
+        sum_g_ptr=sum_g, sum_gy_ptr=sum_gy, vectors_ptr=vectors, out_ptr=Out(out),
+        count=count, C=channels, FROZEN=is_frozen, BLOCK_C=128,
+    )  # fmt: skip
     return out
 
 

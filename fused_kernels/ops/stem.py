@@ -61,9 +61,6 @@ def stem_conv_moments(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Par
     Returns:
         y [N, K, P, Q] in the dtype of ``w``; partials of kinds (mean, M2) of y as stored; the packed image, for
         ``stem_wgrad``.
-
-    Raises:
-        ShapeError, Unsupported: operands that do not fit, or a dtype without a kernel.
     """
     require_float(w.dtype, what="training a stem")
     tile = _fprop_tile(image, w, conv, "stem_moments")
@@ -104,15 +101,9 @@ def stem_pool(y: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     z = empty_nhwc(y, n, k, *POOL.output_size(p, q))
     index = empty_nhwc(z, *z.shape, dtype=torch.uint8)
     launch_pass(
-        "stem.pool_kernel",
-        z,
-        _pool_tile(k),
-        y_ptr=y,
-        vectors_ptr=vectors,
-        z_ptr=Out(z),
-        index_ptr=Out(index),
-        **_planes(y, z),
-    )
+        "stem.pool_kernel", z, _pool_tile(k),
+        y_ptr=y, vectors_ptr=vectors, z_ptr=Out(z), index_ptr=Out(index), **_planes(y, z),
+    )  # fmt: skip
     return z, index
 
 
@@ -122,8 +113,8 @@ def stem_pool_sums(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor) -> Par
     Args:
         dz: gradient of z, in its shape.
         index: from ``stem_pool``.
-        y: what ``stem_pool`` took.
-        vectors: likewise.
+        y: the input of ``stem_pool``.
+        vectors: those of ``stem_pool``.
 
     Returns:
         partials of kinds (sum g, sum g * (y - mean)).
@@ -193,24 +184,11 @@ def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
     steps, splits = parts_of(ceil_div(pixels.m, tile.k), tile.splits)
     parts = workspace(dw, splits)
     launch(
-        "stem.stem_wgrad_kernel",
-        (ceil_div(columns, tile.m) * ceil_div(k, tile.n), splits),
-        tile,
-        x_ptr=packed,
-        dy_ptr=nhwc(dy),
-        dw_ptr=Out(parts),
-        **pixels.named(),
-        K=k,
-        TAPS=conv.r,
-        DEPTH=depth(conv),
-        STRIDE=conv.stride,
-        PADDING=conv.padding,
-        STEPS=steps,
-        PRECISION=precision(packed.dtype),
-        BLOCK_C=tile.m,
-        BLOCK_K=tile.n,
-        BLOCK_P=tile.k,
-    )
+        "stem.stem_wgrad_kernel", (ceil_div(columns, tile.m) * ceil_div(k, tile.n), splits), tile,
+        x_ptr=packed, dy_ptr=nhwc(dy), dw_ptr=Out(parts), **pixels.named(), K=k,
+        TAPS=conv.r, DEPTH=depth(conv), STRIDE=conv.stride, PADDING=conv.padding,
+        STEPS=steps, PRECISION=precision(packed.dtype), BLOCK_C=tile.m, BLOCK_K=tile.n, BLOCK_P=tile.k,
+    )  # fmt: skip
     add_up(parts, dw)
     return unpack_weight(dw, conv, channels)
 
@@ -242,9 +220,6 @@ def stem_inference(
 
     Returns:
         [N, K, P', Q'] in the dtype of ``w``; in int8 round_half_even(conv * scale + bias), saturated.
-
-    Raises:
-        ShapeError, Unsupported: operands that do not fit, or a dtype without a kernel.
     """
     layer = Folded(w, bias, scale, relu=relu)
     _require_layer(layer)
@@ -278,34 +253,20 @@ def strip_length(pixels: int, height: int, cols: int, tile: Tile) -> int:
 def _conv_pool(
     packed: Tensor, w: Tensor, out: Tensor, plane: tuple[int, int], conv: Conv, tile: Tile, epilogue: Fused
 ) -> None:
-    """Launch convolution and max pool in one; ``plane`` [P, Q] is what the convolution alone would give."""
+    """Launch convolution and max pool in one; ``plane`` [P, Q] is the size of the convolution's own output."""
     n, height, width, _ = packed.shape
     k, p, q = out.shape[1:]
     strip = strip_length(n * p * q, p, k, tile)
     strips = ceil_div(p, strip)
     rows = n * strips * q
     launch(
-        "stem.conv_pool_kernel",
-        (ceil_div(rows, tile.m) * ceil_div(k, tile.n),),
-        tile,
-        x_ptr=packed,
-        w_ptr=pack_weight(w, conv),
-        out_ptr=Out(out),
-        epilogue_args=epilogue.args,
-        **Pixels(rows, height, width, *plane).named(),
-        POOLED_H=p,
-        POOLED_W=q,
-        STRIPS=strips,
-        COLS=k,
-        COL_STRIDE=conv.r * depth(conv),
-        TAP_STRIDE=depth(conv),
-        STRIP=strip,
-        DEPTH=depth(conv),
-        TAPS=conv.r,
-        STRIDE=conv.stride,
-        PADDING=conv.padding,
+        "stem.conv_pool_kernel", (ceil_div(rows, tile.m) * ceil_div(k, tile.n),), tile,
+        x_ptr=packed, w_ptr=pack_weight(w, conv), out_ptr=Out(out), epilogue_args=epilogue.args,
+        **Pixels(rows, height, width, *plane).named(), POOLED_H=p, POOLED_W=q, STRIPS=strips,
+        COLS=k, COL_STRIDE=conv.r * depth(conv), TAP_STRIDE=depth(conv),
+        STRIP=strip, DEPTH=depth(conv), TAPS=conv.r, STRIDE=conv.stride, PADDING=conv.padding,
         **compiled_for(packed.dtype, tile, epilogue),
-    )
+    )  # fmt: skip
 
 
 def _sums(kernel: str, tile: Tile, y: Tensor, vectors: Tensor, gradient: dict[str, Any]) -> Partials:

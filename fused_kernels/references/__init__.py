@@ -1,5 +1,5 @@
-"""Every fused operation in plain PyTorch: the definition of what the kernels compute, and what runs where they cannot.
+"""Every fused operation in plain PyTorch: it defines the kernel's result, and runs where no kernel can.
 
-Files, names, arguments and results are those of ``ops``. Arithmetic between convolutions is fp32 (fp64 for fp64
-tensors), and results are rounded to the activation's dtype where the kernels round them.
+An operation has the same file, name, arguments and result as in ``ops``, which documents it. Arithmetic between
+convolutions is fp32 (fp64 for fp64 tensors), and results are rounded where the kernels round them.
 """

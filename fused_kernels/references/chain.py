@@ -19,7 +19,6 @@ def chain(
     stride: int = 1,
     residual_scale: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """See ``ops.chain.chain``."""
     h = convolve(x, conv2, Conv(3, 3, stride, 1))
     z = convolve(h, conv3, Conv(1, 1), residual, residual_scale)
     return z, None if conv1 is None else convolve(z, conv1, Conv(1, 1))

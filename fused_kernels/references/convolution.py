@@ -16,18 +16,15 @@ from fused_kernels.references.arithmetic import activated, batch_norm, gradient_
 
 
 def conv_moments(x: Tensor, w: Tensor, conv: Conv, vectors: Tensor | None = None) -> tuple[Tensor, Partials]:
-    """See ``ops.convolution.conv_moments``."""
     y = conv_plain(x, w, conv, vectors)
     return y, moments(y)
 
 
 def conv_plain(x: Tensor, w: Tensor, conv: Conv, vectors: Tensor | None = None) -> Tensor:
-    """See ``ops.convolution.conv_plain``."""
     return nhwc(F.conv2d(activated(x, vectors), w, stride=conv.stride, padding=conv.padding))
 
 
 def dgrad_drelu(dy: Tensor, w: Tensor, conv: Conv, y: Tensor, vectors: Tensor) -> tuple[Tensor, Partials]:
-    """See ``ops.convolution.dgrad_drelu``."""
     g = nhwc(torch.where(batch_norm(y, vectors) > 0, _dgrad(dy, w, conv, y.shape), 0.0).to(y.dtype))
     return g, gradient_sums(g, (y, vectors))
 
@@ -44,7 +41,6 @@ def dgrad_block(
     d: Tensor | None = None,
     d_vectors: Tensor | None = None,
 ) -> tuple[Tensor, Partials]:
-    """See ``ops.convolution.dgrad_block``."""
     full = _dgrad(dy, w, conv, z.shape) + _spread(shortcut, z.shape, stride)
     g = nhwc(torch.where(z > 0, full, 0.0).to(z.dtype))
     return g, gradient_sums(g, (y, vectors), (d, d_vectors))
@@ -53,7 +49,6 @@ def dgrad_block(
 def dgrad_shortcut(
     dy: Tensor, w: Tensor, conv: Conv, size: Sequence[int], shortcut: Tensor | None, stride: int = 1
 ) -> Tensor:
-    """See ``ops.convolution.dgrad_shortcut``."""
     dx = _dgrad(dy, w, conv, size)
     if shortcut is not None:
         dx = dx + _spread(shortcut, size, stride)
@@ -61,7 +56,6 @@ def dgrad_shortcut(
 
 
 def wgrad(x: Tensor, dy: Tensor, conv: Conv, vectors: Tensor | None = None) -> Tensor:
-    """See ``ops.convolution.wgrad``."""
     size = (dy.shape[1], x.shape[1], conv.r, conv.s)
     a, dy = summable(activated(x, vectors)), summable(dy)
     return wide(conv2d_weight(a, size, dy, stride=conv.stride, padding=conv.padding))  # type: ignore[no-untyped-call]

@@ -14,7 +14,6 @@ from fused_kernels.references.arithmetic import to_int8
 
 
 def pack(image: Tensor, conv: Conv, dtype: torch.dtype) -> Tensor:
-    """See ``ops.image.pack``."""
     n, c, h, w = image.shape
     width = packed_width(conv, w, conv.output_size(h, w)[1])
     packed = torch.zeros((n, h, width, PIXEL), dtype=dtype, device=image.device)

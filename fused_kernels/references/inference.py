@@ -1,8 +1,7 @@
 """References of ``ops.inference``.
 
-Integer sums are exact: fp64 holds each of them, whatever the order, while they stay below 2**53, and so does fp32 where
-the weights keep them below 2**24. What follows them is fp32, one rounding for each operation, so kernels and references
-agree to the bit.
+Integer sums are exact: fp64 holds all sums below 2**53 in any order, and fp32 those that the weights keep below 2**24.
+The steps after them are fp32 with one rounding each, so kernels and references agree to the bit.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from fused_kernels.references.arithmetic import batch_norm, batch_norm_gradient,
 
 
 def join(y: Tensor, vectors: Tensor, shortcut: Tensor, shortcut_vectors: Tensor | None = None) -> Tensor:
-    """See ``ops.passes.join``."""
     other = wide(shortcut) if shortcut_vectors is None else batch_norm(shortcut, shortcut_vectors)
     return nhwc(F.relu(batch_norm(y, vectors) + other).to(y.dtype))
 
@@ -25,11 +24,9 @@ def entry(
     d: Tensor | None = None,
     d_vectors: Tensor | None = None,
 ) -> tuple[Tensor, Partials]:
-    """See ``ops.passes.entry``."""
     g = nhwc(torch.where(z > 0, dz, 0.0).to(z.dtype))
     return g, gradient_sums(g, (y, vectors), (d, d_vectors))
 
 
 def bn_backward(g: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
-    """See ``ops.passes.bn_backward``."""
     return nhwc(batch_norm_gradient(g, y, vectors, coefficients).to(g.dtype))

@@ -17,7 +17,6 @@ def finalize(
     running: tuple[Tensor, Tensor] | None,
     momentum: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """See ``ops.statistics.finalize``."""
     mean, m2 = merge(partials)
     count = _sizes(partials).sum()
     vectors = _affine(mean, m2 / count, gamma, beta, eps).to(wide(gamma).dtype)
@@ -31,7 +30,6 @@ def finalize(
 
 
 def merge(partials: Partials) -> Tensor:
-    """See ``ops.statistics.merge``."""
     mean, m2 = partials.rows.double()
     sizes = _sizes(partials)[:, None]
     total = (sizes * mean).sum(0) / sizes.sum()
@@ -40,18 +38,15 @@ def merge(partials: Partials) -> Tensor:
 
 
 def frozen(running: tuple[Tensor, Tensor], gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-    """See ``ops.statistics.frozen``."""
     mean, variance = (value.double() for value in running)
     return _affine(mean, variance, gamma, beta, eps).to(wide(running[0]).dtype)
 
 
 def sums(partials: Partials) -> Tensor:
-    """See ``ops.statistics.sums``."""
     return partials.rows.double().sum(1).to(partials.rows.dtype)
 
 
 def coefficients(sum_g: Tensor, sum_gy: Tensor, vectors: Tensor, count: int, *, is_frozen: bool) -> Tensor:
-    """See ``ops.statistics.coefficients``."""
     _, invstd, scale, _ = vectors.double()
     if is_frozen:
         zero = torch.zeros_like(scale)

@@ -25,19 +25,16 @@ from fused_kernels.references.inference import convolve
 
 
 def stem_conv_moments(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Partials, Tensor]:
-    """See ``ops.stem.stem_conv_moments``."""
     y, packed = stem_conv(image, w, conv)
     return y, moments(y), packed
 
 
 def stem_conv(image: Tensor, w: Tensor, conv: Conv) -> tuple[Tensor, Tensor]:
-    """See ``ops.stem.stem_conv``."""
     y = F.conv2d(image.to(w.dtype), w, stride=conv.stride, padding=conv.padding)
     return nhwc(y), pack(image, conv, w.dtype)
 
 
 def stem_pool(y: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """See ``ops.stem.stem_pool``."""
     z, flat = F.max_pool2d(F.relu(batch_norm(y, vectors)), 3, 2, 1, return_indices=True)
     h, w = flat // y.shape[3], flat % y.shape[3]
     p = torch.arange(z.shape[2], device=y.device)[:, None]
@@ -47,34 +44,28 @@ def stem_pool(y: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stem_pool_sums(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor) -> Partials:
-    """See ``ops.stem.stem_pool_sums``."""
     return gradient_sums(_before_relu(_from_windows(dz, index, y), y, vectors), (y, vectors))
 
 
 def stem_pool_backward(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
-    """See ``ops.stem.stem_pool_backward``."""
     g = _before_relu(_from_windows(dz, index, y), y, vectors)
     return nhwc(batch_norm_gradient(g, y, vectors, coefficients).to(y.dtype))
 
 
 def stem_activate(y: Tensor, vectors: Tensor) -> Tensor:
-    """See ``ops.stem.stem_activate``."""
     return nhwc(activated(y, vectors))
 
 
 def stem_activate_sums(dz: Tensor, y: Tensor, vectors: Tensor) -> Partials:
-    """See ``ops.stem.stem_activate_sums``."""
     return gradient_sums(_before_relu(wide(dz), y, vectors), (y, vectors))
 
 
 def stem_activate_backward(dz: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
-    """See ``ops.stem.stem_activate_backward``."""
     g = _before_relu(wide(dz), y, vectors)
     return nhwc(batch_norm_gradient(g, y, vectors, coefficients).to(y.dtype))
 
 
 def stem_wgrad(packed: Tensor, dy: Tensor, conv: Conv, channels: int) -> Tensor:
-    """See ``ops.stem.stem_wgrad``."""
     columns = (dy.shape[3] - 1) * conv.stride + conv.s
     # the columns of ``packed`` are padded already, its rows are not
     x, padding = packed[:, :, :columns, :channels].permute(0, 3, 1, 2), (conv.padding, 0)
@@ -90,7 +81,7 @@ def stem_inference(image: Tensor, layer: Folded, conv: Conv, *, pool: bool) -> T
 
 
 def _from_windows(dz: Tensor, index: Tensor, y: Tensor) -> Tensor:
-    """Sum of dz over the windows whose maximum is each pixel of ``y``, wide."""
+    """For each pixel of ``y`` the sum of dz over the windows that have their maximum there, wide."""
     n, c, h, w = y.shape
     p, q = dz.shape[2:]
     padded = torch.zeros((n, c, 2 * p + 1, 2 * q + 1), dtype=wide(dz).dtype, device=y.device)

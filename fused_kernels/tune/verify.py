@@ -35,7 +35,7 @@ class Verifier:
         self._truth = self._reference if self._dtype == torch.int8 else call.truth()
 
     def __call__(self, tile: Tile) -> str | None:
-        """What is wrong with the results of ``tile``, or None."""
+        """Say what is wrong with the results of ``tile``, or return None."""
         with choosing(lambda _: tile), poisoned():
             results = self._call.run()
         for index, (ours, reference, truth) in enumerate(
@@ -83,7 +83,7 @@ def _difference(ours: Tensor, reference: Tensor, truth: Tensor, allowance: float
     found, own = relative_error(ours, truth), relative_error(reference, truth)
     for name, error, baseline in zip(("in relative L2", "in its worst element"), found, own, strict=True):
         bound = 2 * baseline + allowance
-        if not error <= bound:  # a NaN is no smaller than anything
+        if not error <= bound:  # written so that a NaN fails
             return f"is off by {error:.1e} {name}, where {bound:.1e} is allowed"
     return None
 

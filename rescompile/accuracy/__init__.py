@@ -1,1 +1,1 @@
-"""How far an engine is from its reference, and in which blocks."""
+"""Accuracy of an engine against its reference, as a whole and by block."""

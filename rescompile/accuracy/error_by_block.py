@@ -6,11 +6,12 @@ Channels that equalization divided are multiplied again first, so that both side
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rescompile.backends.onnxruntime import reference_session
 from rescompile.errors import GraphError
 from rescompile.graph.shared.metadata import (
     factors_of,
@@ -22,18 +23,8 @@ from rescompile.graph.shared.metadata import (
 from rescompile.metrics import decibels
 from rescompile.report import BlockError
 
-if TYPE_CHECKING:
-    import onnx
-
 SQNR_CEILING_DB = 200.0
 """In place of infinity, which JSON does not have; float32 itself ends near 150 dB."""
-
-_NUMPY_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(uint8)": np.uint8,
-}
 
 
 def block_errors(
@@ -112,57 +103,38 @@ class Sums:
 
 
 class Probe:
-    """An ONNX Runtime session that also returns the named inner tensors, in the fp32 network's own unit.
+    """An ONNX graph that returns the named inner tensors, in the fp32 network's own unit; ``role`` is for messages.
 
     Raises:
-        GraphError: the graph lacks a tensor, or its factors are damaged.
+        GraphError: the graph lacks a tensor, or its metadata are damaged.
     """
 
     def __init__(self, model: bytes, tensors: Sequence[str], *, role: str, exactly: bool) -> None:
         import onnx
-        import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if exactly:
-            # the optimizer replaces Q/DQ pairs by its own integer kernels, which round differently
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         proto = onnx.load_model_from_string(model)
-        self.factors, self._offsets = factors_of(proto), offsets_of(proto)
+        self._factors, self._offsets = factors_of(proto), offsets_of(proto)
         self._channels = real_channels(proto)
-        _expose(proto, tensors, role=role)
-        self._session = ort.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self._tensors = list(dict.fromkeys(tensors))
-        entry = self._session.get_inputs()[0]
-        self._input, self._dtype = entry.name, _NUMPY_TYPES[entry.type]
-        self._batch = entry.shape[0] if isinstance(entry.shape[0], int) else 1
+        known = {name for node in proto.graph.node for name in node.output}
+        for tensor in tensors:
+            if tensor not in known:
+                raise GraphError(
+                    f"the {role} graph has no tensor '{tensor}': block outputs keep their names from export to "
+                    "engine, so pass graphs that rescompile made"
+                )
+        # the optimizer replaces Q/DQ pairs by its own integer kernels, which round differently
+        self._session = reference_session(model, optimize=not exactly, outputs=list(dict.fromkeys(tensors)))
+        entry = proto.graph.input[0].type.tensor_type
+        self._dtype = onnx.helper.tensor_dtype_to_np_dtype(entry.elem_type)
+        self._batch = entry.shape.dim[0].dim_value or 1
 
     def __call__(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Tensors of one image [...]; a graph with a fixed batch gets copies of it."""
         batch = np.repeat(image[None].astype(self._dtype), self._batch, axis=0)
-        outputs = self._session.run(self._tensors, {self._input: batch})
-        found = zip(self._tensors, outputs, strict=True)
-        return {name: self._in_network(name, array[0]) for name, array in found}
+        found = self._session.tensors(batch)
+        return {name: self._in_network(name, array[0]) for name, array in found.items()}
 
     def _in_network(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
         """``values`` [C, ...] of one tensor in the network's unit: without constant channels, offsets and factors."""
         real = without_offset(name, values[: self._channels.get(name)], self._offsets)
-        return in_original_unit(name, real, self.factors)
-
-
-def _expose(proto: onnx.ModelProto, tensors: Sequence[str], *, role: str) -> None:
-    """Make ``tensors`` further outputs; ONNX Runtime infers their types."""
-    import onnx
-
-    known = {name for node in proto.graph.node for name in node.output}
-    present = {output.name for output in proto.graph.output}
-    for tensor in dict.fromkeys(tensors):
-        if tensor not in known:
-            raise GraphError(
-                f"the {role} graph has no tensor '{tensor}': block outputs keep their names from export to "
-                "engine, so pass graphs that rescompile made"
-            )
-        if tensor not in present:
-            proto.graph.output.append(onnx.ValueInfoProto(name=tensor))
+        return in_original_unit(name, real, self._factors)

@@ -17,7 +17,7 @@ def judge(parity: Parity, limits: Limits) -> tuple[Check, ...]:
     Raises:
         UsageError: a top-1 drop was asked of images without labels.
     """
-    # measure_parity has refused logits that are not finite
+    # compare_logits has refused logits that are not finite
     checks = [Check("finite logits", "all", f"all of {parity.images} images", passed=True)]
     if (asked := limits.min_agreement) is not None:
         share = parity.top1_agreement

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,68 +74,42 @@ def compare_logits(
     *,
     images: ImageSet,
     preprocess: Preprocess,
-    fed: TensorSpec,
+    candidate_input: TensorSpec,
     progress: Progress,
 ) -> Measurement:
-    """Run both networks over ``images`` and compare their logits; the candidate takes them as ``fed`` says.
-
-    Raises:
-        BackendError: the candidate's logits are not finite or of another shape.
-        ImageSetError: an image cannot be read, or a label is not a class of the network.
-    """
-    return measure_parity(
-        reference,
-        candidate,
-        image_batches(images, preprocess, fed),
-        image_source=images.source,
-        image_fingerprint=images.fingerprint,
-        total=len(images),
-        progress=progress.advanced,
-    )
-
-
-def image_batches(images: ImageSet, preprocess: Preprocess, fed: TensorSpec) -> Iterator[ImageBatch]:
-    """Batches in the form that the fp32 reference takes, beside the form that ``fed`` says."""
-    for batch in images.batches(preprocess, BATCH):
-        normalized = normalize(batch.images, preprocess)
-        engine_input: Any = batch.images if fed.dtype == "uint8" else normalized
-        yield ImageBatch(normalized, engine_input, batch.labels)
-
-
-def measure_parity(
-    reference: Network,
-    candidate: Network,
-    batches: Iterable[tuple[NDArray[np.float32], NDArray[Any], Labels | None]],
-    *,
-    image_source: str,
-    image_fingerprint: str,
-    total: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Measurement:
-    """Run both networks over ``batches`` (see ``ImageBatch``) and compare their logits.
-
-    ``progress`` is told the images done, and ``total``. The sample of logits is seeded and does not depend on the
-    size of the batches.
+    """Run both networks over ``images`` and compare their logits; the candidate takes them as ``candidate_input`` says.
 
     Raises:
         BackendError: the candidate's logits are not finite or of another shape than the reference's.
         CheckpointError: the reference's logits are not finite.
-        ImageSetError: there are no images, or a label is not a class of the network.
+        ImageSetError: there are no images, one cannot be read, or a label is not a class of the network.
     """
     meter, sample, done = ParityMeter(), _PairSample(SAMPLE_SIZE), 0
-    for reference_images, candidate_images, labels in batches:
-        expected, found = reference(reference_images), candidate(candidate_images)
-        meter.update(expected, found, labels)
+    for batch in image_batches(images, preprocess, candidate_input):
+        expected, found = reference(batch.reference), candidate(batch.candidate)
+        meter.update(expected, found, batch.labels)
         sample.update(expected, found)
         done += len(expected)
-        if progress is not None:
-            progress(done, total)
-    parity = meter.result(image_source=image_source, image_fingerprint=image_fingerprint)
+        progress.advanced(done, len(images))
+    parity = meter.result(image_source=images.source, image_fingerprint=images.fingerprint)
     return Measurement(parity, sample.pairs())
 
 
+def image_batches(
+    images: ImageSet, preprocess: Preprocess, candidate_input: TensorSpec
+) -> Iterator[ImageBatch]:
+    """Batches in the form that the fp32 reference takes, beside the form that ``candidate_input`` says."""
+    for batch in images.batches(preprocess, BATCH):
+        normalized = normalize(batch.images, preprocess)
+        engine_input: Any = batch.images if candidate_input.dtype == "uint8" else normalized
+        yield ImageBatch(normalized, engine_input, batch.labels)
+
+
 class _PairSample:
-    """Draws pairs evenly from a stream: each gets a random key, and those with the smallest keys stay."""
+    """Draws pairs evenly from a stream: each gets a random key, and those with the smallest keys stay.
+
+    The draw is seeded, and does not depend on the sizes of the batches.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity

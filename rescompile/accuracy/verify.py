@@ -65,7 +65,7 @@ def verify(
             engine,
             images=images,
             preprocess=manifest.preprocess,
-            fed=manifest.inputs[0],
+            candidate_input=manifest.inputs[0],
             progress=progress,
         )
     checks = judge(measured.parity, limits)

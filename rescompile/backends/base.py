@@ -34,7 +34,7 @@ PADDED_CHANNELS = 16
 
 @dataclass(frozen=True)
 class Int8Support:
-    """What a backend's INT8 engines support beyond plain symmetric quantization, and its price."""
+    """Features of a backend's INT8 engines beyond plain symmetric quantization, with their price."""
 
     full_range: FullRange = "costs"
     """Inputs that use all 256 values, instead of 128 after a ReLU."""
@@ -144,7 +144,7 @@ class Backend(Protocol):
     payload_files: tuple[str, ...]
     """Files that every engine of this kind has; there may be more."""
     int8: Int8Support
-    """What its INT8 engines support."""
+    """Features of its INT8 engines."""
 
     def availability(self, target: str | None = None) -> Availability:
         """Whether it can build here, and run an engine for ``target``; found without building anything."""

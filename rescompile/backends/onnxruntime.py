@@ -15,15 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.base import (
-    RUN_DEFAULTS,
-    Availability,
-    BuildRequest,
-    Int8Support,
-    Payload,
-    RestType,
-    RunOptions,
-)
+from rescompile.backends import base
 from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import GRAPH, Manifest, Precision
 
@@ -94,15 +86,15 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     payload_files = (GRAPH,)
-    int8 = Int8Support("costs", "never")
+    int8 = base.Int8Support("costs", "never")
 
-    def availability(self, target: str | None = None) -> Availability:
+    def availability(self, target: str | None = None) -> base.Availability:
         """Always available: ONNX Runtime is a dependency of the project."""
-        return Availability(
+        return base.Availability(
             build=True, run=True, reason="runs on every CPU; the reference, not built for speed"
         )
 
-    def rest_type(self, precision: Precision) -> RestType:
+    def rest_type(self, precision: Precision) -> base.RestType:
         """FP16 only where asked for: the CPU computes in FP32."""
         return "float16" if precision == "fp16" else "float32"
 
@@ -110,15 +102,15 @@ class OnnxRuntime:
         """Raise a UsageError where there is a target."""
         refuse_target(self.name, target)
 
-    def build(self, request: BuildRequest, directory: Path) -> Payload:
+    def build(self, request: base.BuildRequest, directory: Path) -> base.Payload:
         """Check that ONNX Runtime accepts the deployable graph, which is the payload."""
         reference_session(request.model, optimize=False).close()
         if request.model.resolve() != (directory / GRAPH).resolve():
             raise ValueError(f"the onnxruntime engine is {GRAPH} of its own directory, not {request.model}")
-        return Payload(files=(GRAPH,))
+        return base.Payload(files=(GRAPH,))
 
     def load(
-        self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS
+        self, directory: Path, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS
     ) -> ReferenceSession:
         """Load ``model.onnx``, optimizations off."""
         return reference_session(directory / GRAPH, optimize=False, threads=options.threads)

@@ -56,7 +56,7 @@ class Calibrated:
     comparison: Comparison | None = field(default=None, compare=False, repr=False)
     """Every method on every tensor; None for a table that was read."""
     full_range: FullRange = "costs"
-    """As ``Int8Support.full_range``: where it costs, weights that meet inputs of all 256 values stay within 63."""
+    """The backend's ``Int8Support.full_range``. For "costs", weights with inputs of all 256 values stay within 63."""
     exact_pixels: bool = False
     """Whether the first quantizer holds pixels (``graph.pixels``) instead of using the table's scale of the input."""
 
@@ -218,7 +218,7 @@ def _require_range(table: CalibrationTable, able: Collection[str]) -> None:
 
 
 def _recipe_of(table: CalibrationTable, config: CalibrationConfig) -> Recipe:
-    """How to quantize weights with a table that was read: as when it was made, with the user's changes."""
+    """The recipe for weights with a table that was read: as when it was made, with the user's changes."""
     made = RECIPES["balanced" if table.means() else "fast"]
     if config.bias_correction and not table.means():
         raise UsageError(
@@ -238,13 +238,10 @@ def _recipe_for(source: Source, config: CalibrationConfig, *, hard: bool) -> Rec
 
     A rounding that the user chose stays, and an effort that the user chose is not raised for hard weights.
     """
-    quick = config.effort != "fast" and _weights_of(source) <= SMALL
+    weights = sum(math.prod(tensor.dims) for tensor in source.graph.graph.initializer)
+    quick = config.effort != "fast" and weights <= SMALL
     learn = config.rounding is None and (quick or (hard and config.effort is None))
     return replace(config.recipe, rounding="learned") if learn else config.recipe
-
-
-def _weights_of(source: Source) -> int:
-    return sum(math.prod(tensor.dims) for tensor in source.graph.graph.initializer)
 
 
 def note_on_full_range(wide: int, tensors: int) -> str:

@@ -34,7 +34,6 @@ def make_deployable(
     quantized: onnx.ModelProto | None,
     config: BuildConfig,
     rest_type: RestType,
-    *,
     fp16_blocks: tuple[str, ...] = (),
 ) -> Deployable:
     """Rewrite the ``quantized`` graph, or ``source.graph`` where there is none, and check the fusion contract.

@@ -90,7 +90,7 @@ def output_of(source: Source, config: BuildConfig, backend: Backend) -> Path:
 
 
 def build_request(folder: Path, source: Source, config: BuildConfig, progress: Progress) -> BuildRequest:
-    """What the backend is asked to build from the graph in ``folder``."""
+    """The request to the backend to build an engine of the graph in ``folder``."""
     return BuildRequest(
         model=folder / GRAPH,
         precision=config.precision,
@@ -113,12 +113,11 @@ def write_graphs(
     source: Source,
     deployable: Deployable,
     table: CalibrationTable | None,
-    *,
-    keep_reference: bool,
+    config: BuildConfig,
 ) -> None:
     """Write the deployable graph, the fp32 reference and the calibration table."""
     atomic_write(folder / GRAPH, deployable.graph.SerializeToString())
-    if keep_reference:
+    if config.keep_reference:
         atomic_write(folder / REFERENCE, source.graph.SerializeToString())
     if table is not None:
         table.write(folder / CALIBRATION)
@@ -131,13 +130,13 @@ def write_golden(folder: Path, source: Source, deployable: Deployable, input_for
     inside an engine. The answers are ONNX Runtime's with optimizations off, which executes the graph as it is written.
     """
     images = golden_images(source.preprocess, count=GOLDEN_IMAGES)
-    fed: NDArray[np.generic] = (
+    inputs: NDArray[np.generic] = (
         images if input_format == "uint8-nhwc" else normalize(images, source.preprocess)
     )
     session = reference_session(deployable.graph.SerializeToString(), optimize=False)
     # one at a time: the batch sizes that an engine takes do not bind its reference
-    logits = np.concatenate([session(fed[index : index + 1]) for index in range(len(fed))])
-    atomic_write(folder / GOLDEN, golden_bytes(fed, logits))
+    logits = np.concatenate([session(inputs[index : index + 1]) for index in range(len(inputs))])
+    atomic_write(folder / GOLDEN, golden_bytes(inputs, logits))
 
 
 def clear(folder: Path) -> None:
@@ -154,7 +153,9 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
     source, config, payload = contents.source, contents.config, contents.payload
     low, high = config.batch.min, config.batch.max
     batch = low if low == high else -1
-    fed = TensorSpec("input", (batch, *image_shape(source, config)), *INPUT_TYPES[config.input_format])
+    image_input = TensorSpec(
+        "input", (batch, *image_shape(source, config)), *INPUT_TYPES[config.input_format]
+    )
     manifest = Manifest(
         format=FORMAT,
         model=source.name,
@@ -163,7 +164,7 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
         backend=contents.backend.name,
         target=payload.target,
         batch=config.batch,
-        inputs=(fed,),
+        inputs=(image_input,),
         outputs=(TensorSpec("logits", (batch, source.class_count), "float32", "NC"),),
         preprocess=source.preprocess,
         classes=_class_names(source, contents.class_names),

@@ -1,17 +1,15 @@
-"""Which blocks of an INT8 network stay in FP16: those that the user names, or as few as meet the limits."""
+"""Chooses the blocks of an INT8 network that stay in FP16: those that the user names, or as few as meet the limits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import onnx
-from numpy.typing import NDArray
 
 from rescompile.accuracy.limits import judge
-from rescompile.accuracy.parity import BATCH, Measurement, Network, compare_logits
+from rescompile.accuracy.parity import BATCH, Measurement, compare_logits, image_batches
 from rescompile.accuracy.sensitivity import IMAGES, measure_damage, ranked
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.openvino.runner import simulate
@@ -26,7 +24,6 @@ from rescompile.graph.reformats import predicted_reformats
 from rescompile.graph.restore import restore
 from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import Batch, TensorSpec
-from rescompile.metrics import Logits
 from rescompile.progress import Progress
 from rescompile.report import BlockDamage, FrontierPoint, Limits
 
@@ -39,7 +36,7 @@ class MixedPrecision:
 
     graph: onnx.ModelProto | None
     calibrated: Calibrated | None = None
-    """What it was quantized with."""
+    """The calibration that it was quantized with."""
     fp16_blocks: tuple[str, ...] = ()
     """In the order of execution."""
     frontier: tuple[FrontierPoint, ...] = ()
@@ -104,14 +101,20 @@ def meet_limits(
     damages = measure_damage(original, quantized, images, progress=progress.advanced).blocks
     blocks = tuple(entry.block for entry in damages)
     point = partial(_point, blocks=blocks, limits=limits)
-    reference = _RememberedLogits(reference_session(source.graph.SerializeToString(), optimize=True))
+    reference = reference_session(source.graph.SerializeToString(), optimize=True)
+    batches = image_batches(validation.images, source.preprocess, FLOAT_INPUT)
+    expected = [reference(batch.reference) for batch in batches]
 
     def measure(choice: tuple[str, ...]) -> FrontierPoint:
-        candidate = simulate(restore(quantized, original, choice), Batch(1, BATCH, BATCH))
+        remembered = iter(expected)
         found = compare_logits(
-            reference.from_first_batch(), candidate,
-            images=validation.images, preprocess=source.preprocess, fed=FLOAT_INPUT, progress=progress,
-        )  # fmt: skip
+            lambda _: next(remembered),
+            simulate(restore(quantized, original, choice), Batch(1, BATCH, BATCH)),
+            images=validation.images,
+            preprocess=source.preprocess,
+            candidate_input=FLOAT_INPUT,
+            progress=progress,
+        )
         return point(choice, found)
 
     search = Search(blocks, measure, {frozenset(): point((), measured)})
@@ -155,24 +158,3 @@ def _note(best: FrontierPoint, blocks: Sequence[str]) -> str:
         f"INT8 throughout missed a limit, so {len(best.fp16_blocks)} of {len(blocks)} blocks stay in FP16: "
         f"{', '.join(best.fp16_blocks)}; pass --fp16-blocks none to refuse that"
     )
-
-
-class _RememberedLogits:
-    """A network whose logits are computed once for images that always come in the same batches."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._logits: list[Logits] = []
-
-    def from_first_batch(self) -> Network:
-        """The network, for callers that begin with the first batch."""
-        position = 0
-
-        def run(images: NDArray[Any]) -> Logits:
-            nonlocal position
-            if position == len(self._logits):
-                self._logits.append(self._network(images))
-            position += 1
-            return self._logits[position - 1]
-
-        return run

@@ -109,7 +109,7 @@ def measure(
             candidate,
             images=validation.images,
             preprocess=source.preprocess,
-            fed=manifest.inputs[0],
+            candidate_input=manifest.inputs[0],
             progress=progress,
         )
     finally:

@@ -105,7 +105,7 @@ def make_report(
 
 
 def _fused(deployable: Deployable, payload: Payload) -> FusedAdds | None:
-    """What the engine's inspector saw, or what the graph allows where the engine cannot be inspected."""
+    """Fused residual adds that the engine's inspector saw, or that the graph allows where there is no inspector."""
     if payload.fused_adds is None or deployable.fused is None:
         return deployable.fused
     return FusedAdds(payload.fused_adds, deployable.fused.of, "engine")

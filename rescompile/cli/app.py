@@ -1,4 +1,4 @@
-"""The command line: its commands, gathered, and exit codes. 0: done and passed, 1: failed or user error, 2: usage."""
+"""The command line: all commands, and the exit codes. 0: done and passed, 1: failed or user error, 2: usage."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 
 from rescompile.cli.build import build, calibrate, sensitivity
 from rescompile.cli.engine import compare, inspect, run, verify
+from rescompile.cli.machine import doctor
 from rescompile.cli.measure import bench, profile, report
-from rescompile.cli.options import Json
 from rescompile.cli.serving import export_server
 from rescompile.errors import USER_ERRORS
 
@@ -22,7 +22,7 @@ _OUTPUT_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EPIPE}
 
 app = typer.Typer(
     name="rescompile",
-    help="Takes a ResNet checkpoint to the fastest engine that still gives the right answers.",
+    help="Build the fastest engine of a ResNet checkpoint that still gives the right answers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,6 +32,7 @@ app = typer.Typer(
 for command in (build, calibrate, sensitivity, verify, run, inspect, compare, bench, profile, report):
     app.command()(command)
 app.command("export-server")(export_server)
+app.command()(doctor)
 
 
 def main() -> NoReturn:
@@ -50,7 +51,7 @@ def main() -> NoReturn:
     except OSError as error:
         if error.errno not in _OUTPUT_REFUSED:
             raise
-        # whatever is still in the buffer would be tried again, and fail, when Python ends
+        # Python would write what is still in the buffer when it ends, and fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _fail(f"the output cannot be written ({error.strerror}); send it to another place", 1)
     raise SystemExit(0)
@@ -76,23 +77,3 @@ def _common(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def doctor(json: Json = False) -> None:
-    """Say what this machine can build and run, and which extra is missing for what.
-
-    Example:
-
-    - `rescompile doctor`
-    """
-    from rescompile.environment import diagnose
-    from rescompile.presenting.terminal.views import print_findings
-
-    findings = diagnose()
-    if json:
-        import msgspec
-
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode() + "\n")
-    else:
-        print_findings(findings)

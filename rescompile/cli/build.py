@@ -1,8 +1,7 @@
-"""The commands that begin with a checkpoint: build, calibrate, sensitivity. No work."""
+"""The commands that begin with a checkpoint: build, calibrate, sensitivity."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,7 @@ from rescompile.cli.options import (
     VerdictOptions,
     model_config,
 )
-from rescompile.cli.verdict import end_with_verdict
+from rescompile.cli.output import end_with_verdict, show
 
 
 @takes_groups
@@ -31,12 +30,12 @@ def build(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="A calibration.json made earlier, instead of images.", rich_help_panel="Calibration"
+            help="Use the scales of this calibration.json instead of images.", rich_help_panel="Calibration"
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Build an engine from a checkpoint and decide whether it may ship.
+    """Build an engine from a checkpoint and check it against your accuracy limits.
 
     Examples:
 
@@ -84,16 +83,16 @@ def calibrate(
     network: NetworkOptions,
     calibration_options: CalibrationOptions,
     preprocessing: PreprocessingOptions,
-    output: Annotated[Path, typer.Option(help="File to write.")] = Path("calibration.json"),
+    output: Annotated[Path, typer.Option(help="Calibration table to write.")] = Path("calibration.json"),
     compare: Annotated[
-        bool, typer.Option("--compare", help="Print what every method would cost, tensor by tensor.")
+        bool, typer.Option("--compare", help="Print the error of every method on every tensor.")
     ] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the comparison of the methods into this .svg or .png.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Choose INT8 scales for a network and write them, with their origin, into a calibration table.
+    """Choose the INT8 scales of a network and write them into a calibration table.
 
     Examples:
 
@@ -104,6 +103,7 @@ def calibrate(
     - `rescompile build --depth 50 --weights my.pth --calibration my.json`
     """
     from rescompile.building.calibrate import calibrate_network
+    from rescompile.presenting.plots.calibration_methods import methods_by_tensor
     from rescompile.presenting.plots.plot import check_plot_path
     from rescompile.presenting.terminal.calibrate import print_calibrated
     from rescompile.presenting.terminal.report import TerminalProgress
@@ -118,8 +118,6 @@ def calibrate(
             progress,
         )
     if plot is not None and calibrated.comparison is not None:
-        from rescompile.presenting.plots.calibration_methods import methods_by_tensor
-
         methods_by_tensor(calibrated.comparison).write(plot)
     print_calibrated(calibrated, output, compare=compare, json=json)
 
@@ -129,11 +127,13 @@ def sensitivity(
     network: NetworkOptions,
     calibration_options: CalibrationOptions,
     preprocessing: PreprocessingOptions,
-    images: Annotated[int, typer.Option(min=1, help="Most calibration images to measure on.")] = 32,
-    plot: Annotated[Path | None, typer.Option(help="Draw damage by block into this .svg or .png.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Measure on at most this many calibration images.")] = 32,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the damage of each block into this .svg or .png.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Rank the blocks of a network by what their INT8 quantization does to the logits.
+    """Rank the blocks of a network by how much their INT8 quantization changes the logits.
 
     Examples:
 
@@ -158,7 +158,4 @@ def sensitivity(
         )
     if plot is not None:
         sensitivity_by_block(report.blocks).write(plot)
-    if json:
-        sys.stdout.write(report.to_json().decode())
-    else:
-        print_sensitivity(report)
+    show(report, print_sensitivity, json=json)

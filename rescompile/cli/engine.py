@@ -1,4 +1,4 @@
-"""The commands that take an engine directory: verify, run, inspect, compare. No work."""
+"""The commands that take an engine directory: verify, run, inspect, compare."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from rescompile.cli.option_groups import takes_groups
-from rescompile.cli.options import Directory, Json, VerdictOptions
-from rescompile.cli.verdict import end_with_verdict
+from rescompile.cli.options import Directory, Json, SkipUnreadable, VerdictOptions
+from rescompile.cli.output import end_with_verdict, show
 
 
 @takes_groups
@@ -20,12 +20,10 @@ def verify(
     reference: Annotated[
         Path | None, typer.Option(help="fp32 ONNX graph, for an engine that was built with --no-reference.")
     ] = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave damaged images out instead of stopping.")
-    ] = False,
+    skip_unreadable: SkipUnreadable = False,
     json: Json = False,
 ) -> None:
-    """Judge an engine again: asked beside measured, exit 0 if it passes and 1 if not.
+    """Check an engine against accuracy limits again; exit 0 if it passes and 1 if not.
 
     Example:
 
@@ -72,7 +70,7 @@ def run(
 
 
 def inspect(directory: Directory, json: Json = False) -> None:
-    """Show what is inside an engine directory, and whether its files are what they were.
+    """Show the contents of an engine directory, and check that no file was changed.
 
     Example:
 
@@ -81,11 +79,7 @@ def inspect(directory: Directory, json: Json = False) -> None:
     from rescompile.presenting.terminal.views import print_inspection
     from rescompile.runtime.inspection import inspect as run
 
-    inspection = run(directory)
-    if json:
-        sys.stdout.write(inspection.to_json().decode())
-    else:
-        print_inspection(inspection)
+    show(run(directory), print_inspection, json=json)
 
 
 def compare(
@@ -93,22 +87,24 @@ def compare(
     b: Annotated[
         str | None,
         typer.Argument(
-            help="The same for the other side; without it A is a DIR, whose three parts are compared.",
+            help="Like A. Without B, the fp32 graph, deployable graph and engine of directory A are compared.",
             metavar="[B]",
         ),
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="A folder of images or .npz; no labels needed.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most images to run.")] = 16,
+    images: Annotated[
+        Path | None, typer.Option(help="Images to run: a folder or .npz; labels are not needed.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Use at most this many images.")] = 16,
     part_db: Annotated[
-        float, typer.Option(help="Two sides part at the first block whose SQNR is below this many dB.")
+        float, typer.Option(help="Report the first block whose SQNR is below this many dB.")
     ] = 20.0,
-    plot: Annotated[Path | None, typer.Option(help="Draw SQNR by block into this .svg or .png.")] = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave damaged images out instead of stopping.")
-    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the SQNR of each block into this .svg or .png.")
+    ] = None,
+    skip_unreadable: SkipUnreadable = False,
     json: Json = False,
 ) -> None:
-    """Line up any two of fp32 reference, deployable graph and engine by block, and say where they part.
+    """Compare two networks (fp32 graph, deployable graph or engine) block by block, and show where they diverge.
 
     Examples:
 
@@ -138,7 +134,4 @@ def compare(
         )
     if plot is not None:
         comparison_by_block(report).write(plot)
-    if json:
-        sys.stdout.write(report.to_json().decode())
-    else:
-        print_comparison(report)
+    show(report, print_comparison, json=json)

@@ -1,16 +1,19 @@
-"""The commands that measure and show what was measured: bench, profile, report. Commands; no work."""
+"""The commands that measure speed and show measurements: bench, profile, report."""
 
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rescompile.cli.options import Json
+from rescompile.cli.output import show
 from rescompile.errors import UsageError
+
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; the library chooses unless told.")]
+ResultFile = Annotated[Path | None, typer.Option(help="Also write the result into this JSON file.")]
 
 
 def bench(
@@ -19,20 +22,21 @@ def bench(
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(help="Two results of bench: what changed between them beyond noise.", metavar="A B"),
+        typer.Option(help="Show what changed beyond noise between two results of bench.", metavar="A B"),
     ] = None,
     batch: Annotated[
-        str | None, typer.Option(help="Batch sizes, as 1,8,32; powers of two that the engine takes.")
+        str | None,
+        typer.Option(help="Batch sizes, such as 1,8,32; unless told, powers of two that the engine takes."),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Time for all batch sizes together.")] = 15.0,
-    starts: Annotated[int, typer.Option(min=0, help="Cold and warm starts to measure, each.")] = 3,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; the library's choice.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the result into this JSON file, too.")] = None,
+    starts: Annotated[int, typer.Option(min=0, help="Cold starts, and as many warm starts, to measure.")] = 3,
+    threads: Threads = None,
+    output: ResultFile = None,
     json: Json = False,
 ) -> None:
     """Measure an engine: latency percentiles, throughput, cold and warm start, memory.
 
-    Every answer is compared with the golden ones before it is timed.
+    Outputs are checked against the golden ones before they are timed.
 
     Examples:
 
@@ -45,17 +49,18 @@ def bench(
     if (directory is None) == (compare is None):
         raise UsageError("pass an engine directory to measure, or --compare A.json B.json, and not both")
     if compare is not None:
-        _compare(*compare, json=json)
+        from rescompile.measuring.run_comparison import compare_bench
+        from rescompile.presenting.terminal.bench import print_bench_comparison
+
+        show(compare_bench(*compare), print_bench_comparison, json=json)
         return
     assert directory is not None
-    from rescompile.files import atomic_write, check_output_file
+    from rescompile.files import atomic_write
     from rescompile.measuring.bench import bench as run
     from rescompile.presenting.terminal.bench import print_bench
     from rescompile.presenting.terminal.report import TerminalProgress
 
-    check_seconds(seconds)
-    if output is not None:
-        check_output_file(output)
+    _check(seconds, output)
     sizes = None if batch is None else _sizes(batch)
     with TerminalProgress() as progress:
         report = run(
@@ -63,10 +68,7 @@ def bench(
         )
     if output is not None:
         atomic_write(output, report.to_json())
-    if json:
-        sys.stdout.write(report.to_json().decode())
-    else:
-        print_bench(report)
+    show(report, print_bench, json=json)
 
 
 def profile(
@@ -75,13 +77,13 @@ def profile(
     ],
     batch: Annotated[int, typer.Option(min=1, help="Images of one call.")] = 1,
     seconds: Annotated[float, typer.Option(help="Time for each engine.")] = 5.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; the library's choice.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the result into this JSON file, too.")] = None,
+    threads: Threads = None,
+    output: ResultFile = None,
     json: Json = False,
 ) -> None:
-    """Show where an engine's time goes: each block beside its bytes, operations and floor.
+    """Show the time of each block of an engine beside its bytes, its operations and the least time they need.
 
-    Several engines of one network answer why one precision is not faster than another.
+    Several engines of one network show why one precision is not faster than another.
 
     Examples:
 
@@ -89,22 +91,17 @@ def profile(
 
     - `rescompile profile resnet50-fp32-openvino resnet50-int8-openvino --batch 8`
     """
-    from rescompile.files import atomic_write, check_output_file
+    from rescompile.files import atomic_write
     from rescompile.measuring.profile import profile as run
     from rescompile.presenting.terminal.profile import print_profile
     from rescompile.presenting.terminal.report import TerminalProgress
 
-    check_seconds(seconds)
-    if output is not None:
-        check_output_file(output)
+    _check(seconds, output)
     with TerminalProgress() as progress:
         report = run(directories, batch=batch, seconds=seconds, threads=threads, progress=progress)
     if output is not None:
         atomic_write(output, report.to_json())
-    if json:
-        sys.stdout.write(report.to_json().decode())
-    else:
-        print_profile(report)
+    show(report, print_profile, json=json)
 
 
 def report(
@@ -113,9 +110,9 @@ def report(
         typer.Argument(help="JSON files of bench and profile, in any order.", metavar="RESULTS..."),
     ],
     output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("measurements.html"),
-    plots: Annotated[Path | None, typer.Option(help="Folder for the plots as PNG; made if missing.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Also write the plots as PNG into this folder.")] = None,
 ) -> None:
-    """Make one HTML page of measurements, readable offline, and its plots as PNG.
+    """Make one HTML page of measurements that can be read offline.
 
     Examples:
 
@@ -140,29 +137,18 @@ def report(
             print(path)
 
 
-def check_seconds(seconds: float) -> None:
-    """Refuse a time in which nothing can be measured.
+def _check(seconds: float, output: Path | None) -> None:
+    """Refuse a time in which nothing can be measured, and a file that cannot be written."""
+    from rescompile.files import check_output_file
 
-    Raises:
-        UsageError: it is not above 0, or has no end.
-    """
     if not 0 < seconds < math.inf:
-        raise UsageError(f"--seconds {seconds:g} is no time to measure in; pass a number above 0")
-
-
-def _compare(a: Path, b: Path, *, json: bool) -> None:
-    from rescompile.measuring.run_comparison import compare_bench
-    from rescompile.presenting.terminal.bench import print_bench_comparison
-
-    comparison = compare_bench(a, b)
-    if json:
-        sys.stdout.write(comparison.to_json().decode())
-    else:
-        print_bench_comparison(comparison)
+        raise UsageError(f"--seconds {seconds:g} is not a time to measure in; pass a number above 0")
+    if output is not None:
+        check_output_file(output)
 
 
 def _sizes(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--batch {text} is not understood; write whole numbers, as 1,8,32") from None
+        raise UsageError(f"--batch {text} is not understood; write whole numbers, such as 1,8,32") from None

@@ -1,8 +1,9 @@
-"""The options of the command line, grouped as the configuration is, each with its help, once."""
+"""The options that several commands share, in the groups of the configuration."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,38 +17,42 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
 Directory = Annotated[Path, typer.Argument(help="Engine directory, the --output of a build.", metavar="DIR")]
+_SKIP = "Leave damaged images out instead of stopping."
+SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help=_SKIP)]
 
 
 def _option(panel: str, text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel)
 
 
+_network = partial(_option, "Network")
+_preprocessing = partial(_option, "Preprocessing")
+_calibration = partial(_option, "Calibration")
+_verdict = partial(_option, "Verdict")
+_engine = partial(_option, "Engine")
+
+
 @dataclass(frozen=True)
 class NetworkOptions:
-    """Which network, with which weights."""
+    """The network and its weights."""
 
-    depth: Annotated[
-        int | None, _option("Network", "ImageNet ResNet of this depth: 18, 34, 50, 101 or 152.")
-    ] = None
+    depth: Annotated[int | None, _network("ImageNet ResNet of this depth: 18, 34, 50, 101 or 152.")] = None
     model: Annotated[
-        str | None,
-        _option("Network", "Network by name: resnet101, resnet56-cifar, resnet29-cifar-bottleneck."),
+        str | None, _network("Network by name, such as resnet101, resnet56-cifar, resnet29-cifar-bottleneck.")
     ] = None
-    onnx: Annotated[Path | None, _option("Network", "A float ResNet that was exported to ONNX.")] = None
+    onnx: Annotated[Path | None, _network("ResNet in floating point as an ONNX file.")] = None
     weights: Annotated[
-        str,
-        _option("Network", "Checkpoint (.pth .th .pt .safetensors), or: pretrained, pretrained-v2, random."),
+        str, _network("Checkpoint (.pth .th .pt .safetensors), or: pretrained, pretrained-v2, random.")
     ] = "pretrained"
     shortcut: Annotated[
-        Literal["A", "B"] | None,
-        _option("Network", "Shortcut of CIFAR networks; a checkpoint tells by itself."),
+        Literal["A", "B"] | None, _network("Kind of shortcut in CIFAR networks; a checkpoint implies it.")
     ] = None
     stride_on: Annotated[
         Literal["1x1", "3x3"] | None,
-        _option("Network", "Stride of bottlenecks: 3x3 is v1.5 (default), 1x1 is v1."),
+        _network("Bottleneck convolution with the stride: 3x3 (v1.5, default) or 1x1 (v1)."),
     ] = None
-    classes: Annotated[Path | None, _option("Network", "Text file with one class name a line.")] = None
-    seed: Annotated[int, _option("Network", "Seed of random weights and of the selection of images.")] = 0
+    classes: Annotated[Path | None, _network("Text file with one class name per line.")] = None
+    seed: Annotated[int, _network("Seed of random weights and of the choice of images.")] = 0
 
 
 @dataclass(frozen=True)
@@ -55,20 +60,26 @@ class PreprocessingOptions:
     """Changes to the network's own preprocessing."""
 
     resize: Annotated[
-        int | None, _option("Preprocessing", "Shorter side after resizing; 0 for no resizing.")
+        int | None, _preprocessing("Resize the shorter side to this many pixels; 0: do not resize.")
     ] = None
-    crop: Annotated[int | None, _option("Preprocessing", "Side of the centre crop: the network's input.")] = (
-        None
-    )
+    crop: Annotated[
+        int | None, _preprocessing("Side of the centre crop in pixels, which is the network's input.")
+    ] = None
     interpolation: Annotated[
-        Literal["nearest", "bilinear", "bicubic"] | None, _option("Preprocessing", "Filter for resizing.")
+        Literal["nearest", "bilinear", "bicubic"] | None, _preprocessing("Filter for resizing.")
     ] = None
-    mean: Annotated[str | None, _option("Preprocessing", "Mean in [0, 1]: 0.485,0.456,0.406.")] = None
-    std: Annotated[str | None, _option("Preprocessing", "Standard deviation: 0.229,0.224,0.225.")] = None
-    color: Annotated[Literal["RGB", "BGR"] | None, _option("Preprocessing", "Channel order.")] = None
+    mean: Annotated[
+        str | None, _preprocessing("Mean of each channel in [0, 1], such as 0.485,0.456,0.406.")
+    ] = None
+    std: Annotated[
+        str | None, _preprocessing("Standard deviation of each channel, such as 0.229,0.224,0.225.")
+    ] = None
+    color: Annotated[
+        Literal["RGB", "BGR"] | None, _preprocessing("Channel order that the network expects.")
+    ] = None
 
     def config(self) -> PreprocessOptions:
-        """The same as configuration."""
+        """These options as configuration."""
         from rescompile.config import PreprocessOptions
 
         return PreprocessOptions(
@@ -83,60 +94,59 @@ class PreprocessingOptions:
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """Where INT8 scales come from."""
+    """The images and methods that choose INT8 scales."""
 
     calibration_set: Annotated[
         Path | None,
-        _option("Calibration", "Images that choose the INT8 scales: a folder or .npz; no labels needed."),
+        _calibration("Images to choose INT8 scales with: a folder or .npz; labels are not needed."),
     ] = None
     calibration_images: Annotated[
-        int, _option("Calibration", "Most images to use of the calibration set, or of the built-in ones.")
+        int, _calibration("Use at most this many images of the calibration set (or built-in photographs).")
     ] = 512
     calibration_method: Annotated[
         str | None,
-        _option(
-            "Calibration", "max, percentile[:99.99], mse, entropy or logit; the effort's, or a table's own."
+        _calibration(
+            "How thresholds are chosen: max, percentile[:99.99], mse, entropy or logit. Default: by --effort, or the "
+            "table's own."
         ),
     ] = None
     effort: Annotated[
         Literal["fast", "balanced", "best"] | None,
-        _option(
-            "Calibration",
-            "balanced (default) equalizes channels and corrects biases; best also learns the rounding of weights.",
+        _calibration(
+            "fast: from histograms alone; balanced (default): also equalizes channels and corrects biases; best: also "
+            "learns the rounding of weights.",
         ),
     ] = None
     equalize: Annotated[
         bool | None,
-        _option("Calibration", "Balance channels across layers; the effort's.", "--equalize/--no-equalize"),
+        _calibration(
+            "Equalize the ranges of channels across layers. Default: by --effort.", "--equalize/--no-equalize"
+        ),
     ] = None
     bias_correction: Annotated[
         bool | None,
-        _option(
-            "Calibration",
-            "Take the mean of the weights' rounding errors away; the effort's.",
+        _calibration(
+            "Change biases to cancel the shift that rounded weights cause. Default: by --effort.",
             "--bias-correction/--no-bias-correction",
         ),
     ] = None
     rounding: Annotated[
-        Literal["nearest", "learned"] | None, _option("Calibration", "Rounding of weights; the effort's.")
+        Literal["nearest", "learned"] | None, _calibration("How weights are rounded. Default: by --effort.")
     ] = None
     weight_scales: Annotated[
-        Literal["max", "mse"] | None, _option("Calibration", "Scales of weights; max unless told.")
+        Literal["max", "mse"] | None, _calibration("How weight scales are chosen. Default: max.")
     ] = None
     full_range: Annotated[
         bool | None,
-        _option(
-            "Calibration",
-            "Use all 256 values of int8 behind a ReLU, even where channels must be added; the effort's.",
+        _calibration(
+            "Use all 256 values of int8 after a ReLU, even where that adds channels. Default: by --effort.",
             "--full-range/--no-full-range",
         ),
     ] = None
-    skip_unreadable: Annotated[
-        bool, _option("Calibration", "Leave damaged images out instead of stopping.", "--skip-unreadable")
-    ] = False
+    skip_unreadable: Annotated[bool, _calibration(_SKIP, "--skip-unreadable")] = False
 
     def config(self, *, table: Path | None = None, seed: int = 0) -> CalibrationConfig:
-        """The same as configuration."""
+        """These options as configuration."""
         from rescompile.config import CalibrationConfig
 
         return CalibrationConfig(
@@ -157,30 +167,30 @@ class CalibrationOptions:
 
 @dataclass(frozen=True)
 class VerdictOptions:
-    """On which images the engine is judged, and what is asked of it."""
+    """The images and limits that decide whether an engine passes."""
 
     validation_set: Annotated[
-        Path | None, _option("Verdict", "Images that decide whether the engine may ship; labels give top-1.")
+        Path | None,
+        _verdict("Images to compare the engine with the fp32 network on; labels give top-1 accuracy."),
     ] = None
     validation_images: Annotated[
-        int | None, _option("Verdict", "Most images to use of the validation set; all unless told.")
+        int | None, _verdict("Use at most this many images of the validation set. Default: all.")
     ] = None
     min_agreement: Annotated[
-        float | None, _option("Verdict", "Least share of images with fp32's top-1 class: 0.97.")
+        float | None, _verdict("Smallest share of images with the fp32 network's top-1 class: 0.97.")
     ] = None
     max_top1_drop: Annotated[
-        float | None,
-        _option("Verdict", "Largest loss of top-1 in percentage points: 0.3.", "--max-top1-drop"),
+        float | None, _verdict("Largest loss of top-1 accuracy in percentage points: 0.3.", "--max-top1-drop")
     ] = None
     max_relative_rms: Annotated[
-        float | None, _option("Verdict", "Largest relative RMS of the logits' error: 0.05.")
+        float | None, _verdict("Largest RMS of the logits' error, relative to the RMS of the logits: 0.05.")
     ] = None
 
     def limits(self) -> Limits | None:
-        """What was asked, or None where nothing was.
+        """The limits that were asked for, or None without any.
 
         Raises:
-            UsageError: a limit that nothing can keep or everything does.
+            UsageError: a limit that no engine or every engine meets.
         """
         from rescompile.report import Limits
 
@@ -198,42 +208,39 @@ class VerdictOptions:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What to build."""
+    """The engine to build."""
 
-    precision: Annotated[Literal["fp32", "fp16", "int8"], _option("Engine", "Precision of the engine.")] = (
-        "int8"
-    )
+    precision: Annotated[Literal["fp32", "fp16", "int8"], _engine("Precision of the engine.")] = "int8"
     fp16_blocks: Annotated[
         str | None,
-        _option(
-            "Engine",
-            "Blocks of an int8 engine that stay in FP16: layer1.0,fc; auto: as few as keep the limits (default with "
-            "--min-agreement or --max-top1-drop and a validation set); none.",
+        _engine(
+            "Blocks of an int8 engine that stay in FP16, such as layer1.0,fc; none; or auto: as few as meet the "
+            "limits (default with a validation set and --min-agreement or --max-top1-drop).",
         ),
     ] = None
     backend: Annotated[
         Literal["auto", "tensorrt", "tensorrt-rtx", "triton", "openvino", "onnxruntime"],
-        _option("Engine", "auto takes TensorRT where it and a GPU are present, else OpenVINO."),
+        _engine("auto takes TensorRT where it and a GPU are present, else OpenVINO."),
     ] = "auto"
     target: Annotated[
-        str | None, _option("Engine", "GPU to build for, as sm_89; triton needs it where there is no GPU.")
+        str | None, _engine("GPU to build for, such as sm_89; triton needs it on machines without a GPU.")
     ] = None
-    batch: Annotated[str, _option("Engine", "One batch size, or MIN:OPT:MAX.")] = "1:1:32"
+    batch: Annotated[str, _engine("One batch size, or MIN:OPT:MAX.")] = "1:1:32"
     input_format: Annotated[
         Literal["float32-nchw", "uint8-nhwc"],
-        _option("Engine", "uint8-nhwc puts normalization and layout into the engine.", "--input"),
+        _engine("uint8-nhwc builds normalization and layout into the engine.", "--input"),
     ] = "float32-nchw"
-    output: Annotated[
-        Path | None, _option("Engine", "Engine directory to make; MODEL-PRECISION-BACKEND unless told.")
-    ] = None
-    force: Annotated[bool, _option("Engine", "Replace an engine directory that exists.", "--force")] = False
+    output: Annotated[Path | None, _engine("Engine directory to make. Default: MODEL-PRECISION-BACKEND.")] = (
+        None
+    )
+    force: Annotated[bool, _engine("Replace an existing engine directory.", "--force")] = False
     no_reference: Annotated[
-        bool, _option("Engine", "Leave the fp32 graph out; verify then needs --reference.", "--no-reference")
+        bool, _engine("Do not keep the fp32 graph; verify then needs --reference.", "--no-reference")
     ] = False
 
 
 def model_config(network: NetworkOptions, preprocessing: PreprocessingOptions) -> ModelConfig:
-    """Both groups as one configuration.
+    """The two groups as one configuration.
 
     Raises:
         UsageError: options that contradict each other.
@@ -260,7 +267,7 @@ def _numbers(text: str | None, option: str) -> tuple[float, float, float] | None
         red, green, blue = (float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(
-            f"{option} {text} is not understood; write three numbers, as 0.485,0.456,0.406"
+            f"{option} {text} is not understood; write three numbers, such as 0.485,0.456,0.406"
         ) from None
     return red, green, blue
 

@@ -1,14 +1,14 @@
-"""The command that hands an engine to an inference server: export-server. No work."""
+"""The command that exports an engine to an inference server: export-server."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from rescompile.cli.options import Directory, Json
+from rescompile.cli.output import show
 
 
 def export_server(
@@ -19,7 +19,8 @@ def export_server(
     ],
     output: Annotated[Path, typer.Option(help="Model repository to write.", metavar="REPO")],
     name: Annotated[
-        str | None, typer.Option(help="The model's name on the server; network and precision.")
+        str | None,
+        typer.Option(help="The model's name on the server; unless told, from network and precision."),
     ] = None,
     instances: Annotated[
         int, typer.Option(min=1, max=1024, help="Requests that run at the same time, for each GPU.")
@@ -27,7 +28,8 @@ def export_server(
     max_batch: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Triton: most images in a batch; the engine's, on OpenVINO the one it is tuned for."
+            min=1,
+            help="Triton: largest batch; unless told, the engine's largest, or for OpenVINO the one it is tuned for.",
         ),
     ] = None,
     queue_delay: Annotated[
@@ -38,11 +40,14 @@ def export_server(
         bool, typer.Option("--onnx", help="Serve the deployable graph model.onnx instead of the engine.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace an export, and export an engine that failed its limits.")
+        bool,
+        typer.Option(
+            "--force", help="Replace an existing export, and allow an engine that failed its limits."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Write the model repository of an inference server: payload, configuration, labels, warm-up.
+    """Write a model repository for an inference server: engine, configuration, labels, warm-up.
 
     Examples:
 
@@ -66,9 +71,4 @@ def export_server(
             force=force,
         ),
     )
-    if json:
-        import msgspec
-
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(exported), indent=2).decode() + "\n")
-    else:
-        print_export(exported, output)
+    show(exported, lambda result: print_export(result, output), json=json)

@@ -58,13 +58,12 @@ class _Writer:
     def conv_bn(
         self, x: gs.Variable, conv: nn.Conv2d, norm: nn.BatchNorm2d, conv_name: str, norm_name: str
     ) -> gs.Variable:
-        (pad_h, pad_w), kernel = _pair(conv.padding), list(conv.kernel_size)
         weights = [self.constant(f"{conv_name}.weight", conv.weight)]
         if conv.bias is not None:
             weights.append(self.constant(f"{conv_name}.bias", conv.bias))
         x = self.node(
             "Conv", conv_name, [x, *weights],
-            kernel_shape=kernel, strides=list(conv.stride), pads=[pad_h, pad_w, pad_h, pad_w],
+            kernel_shape=list(conv.kernel_size), strides=list(conv.stride), pads=[*conv.padding, *conv.padding],
             dilations=list(conv.dilation), group=conv.groups,
         )  # fmt: skip
         keys = ("weight", "bias", "running_mean", "running_var")
@@ -72,11 +71,9 @@ class _Writer:
         return self.node("BatchNormalization", norm_name, [x, *constants], epsilon=norm.eps)
 
     def max_pool(self, x: gs.Variable, pool: nn.MaxPool2d) -> gs.Variable:
-        (kernel_h, kernel_w), (stride_h, stride_w) = _pair(pool.kernel_size), _pair(pool.stride)
-        pad_h, pad_w = _pair(pool.padding)
         return self.node(
             "MaxPool", "maxpool", [x],
-            kernel_shape=[kernel_h, kernel_w], strides=[stride_h, stride_w], pads=[pad_h, pad_w, pad_h, pad_w],
+            kernel_shape=[pool.kernel_size] * 2, strides=[pool.stride] * 2, pads=[pool.padding] * 4,
         )  # fmt: skip
 
     def block(self, x: gs.Variable, block: Block, name: str) -> gs.Variable:
@@ -91,7 +88,7 @@ class _Writer:
     def shortcut(self, x: gs.Variable, block: Block, name: str) -> gs.Variable:
         from rescompile.models.resnet import OptionA
 
-        shortcut = block.shortcut
+        shortcut = block.downsample
         if shortcut is None:
             return x
         if isinstance(shortcut, OptionA):
@@ -108,9 +105,3 @@ class _Writer:
         before, after = shortcut.pad_channels
         pads = gs.Constant(f"{name}.shortcut.pads", np.array([0, before, 0, 0, 0, after, 0, 0], np.int64))
         return self.node("Pad", f"{name}.shortcut", [x, pads], mode="constant")
-
-
-def _pair(value: object) -> tuple[int, int]:
-    """Height and width from torch's int or tuple."""
-    height, width = value if isinstance(value, tuple) else (value, value)
-    return int(height), int(width)

@@ -18,20 +18,13 @@ records z (``metadata.OFFSET``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
-from rescompile.graph.shared.constant_channels import (
-    add_constant_channels,
-    balance,
-    remove_constant_channels,
-    unbalance,
-)
+from rescompile.graph.shared.constant_channels import add_constant_channels, balance, remove_constant_channels
 from rescompile.graph.shared.editing import read, write
 from rescompile.graph.shared.links import MOVEMENT_OPS, WEIGHTED_OPS, consumers, made_by, pads_input
 from rescompile.graph.shared.metadata import OFFSET, ZERO_POINT, drop_entries, offsets_of
@@ -54,7 +47,7 @@ def fold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
         offset = -ZERO_POINT * float(quantize.inputs[1].values)
         maker, output = relu.inputs[0].inputs[0], relu.outputs[0]
         _add_to_bias(_branch_of(maker), -offset)
-        _Readers(graph, offset, folding=True).visit(_restored(quantize))
+        _shift_readers(graph, _restored(quantize), offset, folding=True)
         relu.outputs.clear()
         maker.outputs = [output]
         _set_zero_point(quantize, 0)
@@ -82,7 +75,7 @@ def unfold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
         output = _above_pool(quantize.inputs[0])
         maker = output.inputs[0]
         _add_to_bias(_branch_of(maker), offset)
-        _Readers(graph, offset, folding=False).visit(_restored(quantize))
+        _shift_readers(graph, _restored(quantize), offset, folding=False)
         summed = gs.Variable(f"{output.name}.sum", output.dtype, output.shape)
         maker.outputs = [summed]
         graph.nodes.append(gs.Node("Relu", f"{output.name}.relu", {}, [summed], [output]))
@@ -92,47 +85,39 @@ def unfold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
     return write(graph)
 
 
-@dataclass(frozen=True)
-class _Readers:
-    """Rewrites the readers of a tensor of full range, for folding or for unfolding."""
+def _shift_readers(graph: gs.Graph, restored: gs.Variable, offset: float, *, folding: bool) -> None:
+    """Let the readers of the dequantized tensor ``restored`` compute without its offset, or with it again."""
+    change = offset if folding else -offset
+    for reader in consumers(restored):
+        if pads_input(reader):
+            if folding:
+                balance(graph, reader)
+        elif reader.op in WEIGHTED_OPS:
+            _add_to_bias(reader, change * _sums(reader))
+        elif reader.op == "Add":
+            _add_to_bias(_branch_of(reader), change)
+        elif reader.op in MOVEMENT_OPS:
+            _shift_movement(graph, reader, offset, folding=folding)
+        else:
+            raise GraphError(
+                f"'{reader.name}' ({reader.op}) cannot read a tensor of full range; convolutions and adds can"
+            )
 
-    graph: gs.Graph
-    offset: float
-    folding: bool
 
-    def visit(self, restored: gs.Variable) -> None:
-        """Let all readers of the dequantized tensor ``restored`` compute without its offset, or with it again."""
-        for reader in consumers(restored):
-            if pads_input(reader):
-                (balance if self.folding else unbalance)(self.graph, reader)
-            elif reader.op in WEIGHTED_OPS:
-                _add_to_bias(reader, self._signed * _sums(reader))
-            elif reader.op == "Add":
-                _add_to_bias(_branch_of(reader), self._signed)
-            elif reader.op in MOVEMENT_OPS:
-                self._follow(reader)
-            else:
-                raise GraphError(
-                    f"'{reader.name}' ({reader.op}) cannot read a tensor of full range: only a convolution"
-                )
-
-    @property
-    def _signed(self) -> float:
-        return self.offset if self.folding else -self.offset
-
-    def _follow(self, moving: gs.Node) -> None:
-        """Rewrite a node of an option A shortcut: its output has the same zero, which a Pad pads with."""
-        (moved,) = moving.outputs
-        if moving.op == "Pad":
-            zero = gs.Constant(f"{moving.name}.value", np.array(-self.offset, moved.dtype))
-            moving.inputs = [*moving.inputs[:2], *[zero] * self.folding]
-        for reader in [node for node in consumers(moved) if node.op == "QuantizeLinear"]:
-            _set_zero_point(reader, 0 if self.folding else ZERO_POINT)
-            if self.folding:
-                self.graph.rescompile_metadata[OFFSET + moved.name] = self.offset.hex()
-            self.visit(_restored(reader))
-        if not any(node.op == "QuantizeLinear" for node in consumers(moved)):
-            self.visit(moved)
+def _shift_movement(graph: gs.Graph, node: gs.Node, offset: float, *, folding: bool) -> None:
+    """Rewrite a node of an option A shortcut: its output has the same zero, which a Pad pads with."""
+    (moved,) = node.outputs
+    if node.op == "Pad":
+        zero = gs.Constant(f"{node.name}.value", np.array(-offset, moved.dtype))
+        node.inputs = [*node.inputs[:2], *[zero] * folding]
+    quantizers = [reader for reader in consumers(moved) if reader.op == "QuantizeLinear"]
+    for quantize in quantizers:
+        _set_zero_point(quantize, 0 if folding else ZERO_POINT)
+        if folding:
+            graph.rescompile_metadata[OFFSET + moved.name] = offset.hex()
+        _shift_readers(graph, _restored(quantize), offset, folding=folding)
+    if not quantizers:
+        _shift_readers(graph, moved, offset, folding=folding)
 
 
 def _above_pool(tensor: gs.Tensor) -> gs.Tensor:
@@ -158,8 +143,6 @@ def _sums(reader: gs.Node) -> NDArray[np.float64]:
         integers, scales = (each.values for each in weight.inputs[0].inputs[:2])
         scales = scales.astype(np.float64).reshape(-1, *[1] * (integers.ndim - 1))
         values = integers.astype(np.float64) * scales
-    if reader.op == "Gemm" and not reader.attrs.get("transB"):
-        values = values.T
     sums: NDArray[np.float64] = values.reshape(len(values), -1).sum(axis=1)
     return sums
 

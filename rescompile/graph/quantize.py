@@ -31,7 +31,7 @@ from rescompile.graph.shared.editing import read, reconnect, write
 from rescompile.graph.shared.links import WEIGHTED_OPS, behind_quantizers
 from rescompile.graph.shared.metadata import ZERO_POINT
 from rescompile.graph.shared.names import DEQUANTIZE_SUFFIX, QUANTIZE_SUFFIX
-from rescompile.graph.shared.topology import quantized_tensors, residual_adds
+from rescompile.graph.shared.topology import quantized_tensors, skip_sources
 
 WeightMethod = Literal["max", "mse"]
 
@@ -69,8 +69,7 @@ def quantize(
         )
     graph = read(model)
     tensors = graph.tensors()
-    moved = {add.skip: add.source for add in residual_adds(graph) if add.skip != add.source}
-    for name, source in {**{name: name for name in wanted}, **moved}.items():
+    for name, source in {**{name: name for name in wanted}, **skip_sources(graph)}.items():
         _quantize_activation(graph, tensors[name], scales[source], ZERO_POINT if source in full_range else 0)
     for node in [node for node in graph.nodes if node.op in WEIGHTED_OPS]:
         source = behind_quantizers(node.inputs[0]).name

@@ -1,1 +1,1 @@
-"""Time, memory and traffic of engines, and what disturbed the measurement."""
+"""Time and memory of engines, and disturbances of the measurement."""

@@ -1,8 +1,8 @@
-"""``rescompile bench DIR``: what an engine costs on this machine, measured so that a user can decide from it.
+"""``rescompile bench DIR``: latency, throughput, start and memory of an engine on this machine.
 
 Latency and throughput are timed in one race, batch sizes in turns, through ``Engine`` as a user calls it. A cold start
-is a new process that finds no compiled engine in the cache, a warm one finds what a cold one left. Every answer is
-compared with the golden ones before it is timed.
+is a new process that finds no compiled engine in the cache; a warm start finds the one that the cold start left.
+Outputs are checked against the golden ones before timing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rescompile.measuring.race import Contender, race
 from rescompile.measuring.start import Start, start_once
 from rescompile.measuring.timing import Timing
 from rescompile.progress import Progress, StageClock
-from rescompile.report import read_report
+from rescompile.report import JsonReport, read_report
 from rescompile.runtime.engine import Engine
 from rescompile.runtime.golden import golden_batch
 from rescompile.runtime.loading import load
@@ -38,11 +38,11 @@ DEFAULT_SECONDS = 15.0
 STARTS = 3
 _MOST_BATCHES = 7
 _FEW_RUNS = 100
-"""Below this many runs the 99th percentile is little more than the slowest run."""
+"""With fewer runs the 99th percentile is little more than the slowest run."""
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Which engine was measured, and how right its build found it; None where nothing was measured."""
+    """The measured engine, and its accuracy from the build report; None where that was not measured."""
 
     directory: str
     model: str
@@ -54,7 +54,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     manifest_sha256: str
     checkpoint_sha256: str
     bytes: int
-    """Size of the payload that the backend loads, golden answers, graphs and reports left out."""
+    """Size of the payload that the backend loads."""
     images: int
     top1: float | None
     top1_agreement: float | None
@@ -69,8 +69,8 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     images_per_second: float
 
 
-class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that ``rescompile bench`` found about one engine."""
+class BenchReport(JsonReport, frozen=True, kw_only=True):
+    """The result of ``rescompile bench`` for one engine."""
 
     format: Literal["rescompile-bench-1"] = FORMAT
     engine: EngineFacts
@@ -91,10 +91,6 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
         """The batch with the most images a second."""
         return max(self.batches, key=lambda result: result.images_per_second)
 
-    def to_json(self) -> bytes:
-        """The report as indented JSON."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
-
 
 def bench(
     directory: Path,
@@ -110,13 +106,13 @@ def bench(
     Args:
         directory: an engine directory.
         batches: batch sizes; None takes powers of two between the engine's smallest and largest.
-        seconds: for the race of all batches.
-        starts: cold and warm starts, each this many, in turns; 0 leaves them out.
+        seconds: length of the race of all batches.
+        starts: number of cold and of warm starts, in turns; 0 leaves them out.
         threads: CPU threads of the engine; None leaves the choice to its library.
         progress: told what runs.
 
     Raises:
-        UsageError: a batch that the engine does not take.
+        UsageError: the engine does not take one of the batches.
         EngineError: the engine is damaged, or gives a wrong answer at some batch.
         BackendUnavailable: the engine cannot run on this machine.
     """
@@ -153,7 +149,7 @@ def bench(
 
 
 def contenders(engine: Engine, directory: Path, sizes: Sequence[int]) -> dict[str, Contender]:
-    """One contender for each batch size, fed with the golden images over and over."""
+    """One contender for each batch size, which gets the golden images repeated."""
     found = {}
     for size in sizes:
         fed, check = golden_batch(directory, engine.manifest, size)
@@ -177,7 +173,7 @@ def _sizes(manifest: Manifest, asked: Sequence[int] | None) -> list[int]:
 
 
 def _starts(directory: Path, threads: int | None) -> tuple[Start, Start]:
-    """A cold start and the warm one that follows it, with a cache of their own."""
+    """A cold start and the warm start that follows it, with their own cache."""
     with tempfile.TemporaryDirectory(prefix="rescompile-bench-") as cache:
         environment = {name: value for name, value in os.environ.items() if name != SWITCH}
         environment["RESCOMPILE_CACHE"] = cache
@@ -186,7 +182,7 @@ def _starts(directory: Path, threads: int | None) -> tuple[Start, Start]:
 
 
 def engine_facts(directory: Path, manifest: Manifest) -> EngineFacts:
-    """What manifest and build report say of the engine."""
+    """Describe the engine from its manifest and build report."""
     built, fed = read_report(directory), manifest.inputs[0]
     others = {GRAPH, REFERENCE, GOLDEN, CALIBRATION, REPORT_JSON, REPORT_HTML}
     if manifest.backend == "onnxruntime":

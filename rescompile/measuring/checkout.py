@@ -1,4 +1,4 @@
-"""Which commit a figure comes from. Standard library only, so that scripts without our dependencies can use it."""
+"""The commit that a figure comes from. Standard library only: scripts on machines without our dependencies use it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def commit_of(root: Path = ROOT) -> str:
     """The commit of a checkout, with ``+`` where tracked files differ from it; ``unknown`` outside of one."""
     if not (root / ".git").exists():
-        return "unknown"  # an installed package may lie inside of somebody else's checkout
+        return "unknown"  # an installed package may lie inside another project's checkout
     try:
         short = _git(root, "rev-parse", "--short=10", "HEAD")
         return short + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")

@@ -1,35 +1,34 @@
-"""What else went on while something was measured, and why a figure may be unstable because of it."""
+"""Disturbances of a measurement: other load, a changing clock, unstable times, each with a remedy."""
 
 from __future__ import annotations
 
 import os
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rescompile.measuring.timing import Timing
 
 UNSTABLE_SPREAD = 0.10
-"""A middle 80 % of the runs wider than this share of the median is reported."""
+"""Reported if the middle 80 % of the runs are wider than this share of the median."""
 DRIFT = 0.05
-"""First and second half of the rounds further apart than this are reported."""
+"""Reported if the first and second half of the rounds differ by more than this."""
 OTHERS_SHARE = 0.10
-"""Cores kept busy by other processes, or taken by the hypervisor, above which it is reported."""
+"""Reported if other processes, or the hypervisor, take more than this many cores."""
 CLOCK_CHANGE = 0.10
-_QUIET = "close other programs and measure again"
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The machine at one time; what the system does not tell is None or empty."""
+    """State of the machine at one time; what the system does not tell is None or empty."""
 
     seconds: float
     own_cpu: float
     """Processor seconds of this process and its ended children."""
     busy_cpu: float | None
-    """Processor seconds of everybody, this process included."""
+    """Processor seconds of all processes, this one included."""
     stolen_cpu: float | None
     """Seconds for which the hypervisor ran something else."""
     load: float | None
@@ -39,7 +38,7 @@ class Moment:
 
 
 class Watch:
-    """Looks at the machine when it is made, and again when it is asked what disturbed the time between."""
+    """Compares the machine when it is made with the machine when ``notes`` is called."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
@@ -51,7 +50,7 @@ class Watch:
 
 
 def look(root: Path = Path("/")) -> Moment:
-    """The machine now, read from ``root``/proc and ``root``/sys."""
+    """The state of the machine now, read from ``root``/proc and ``root``/sys."""
     own = os.times()
     busy, stolen = _processor_seconds(root / "proc/stat")
     try:
@@ -98,64 +97,43 @@ def _governors(folder: Path) -> frozenset[str]:
     return frozenset(found)
 
 
-def _disturbances(begin: Moment, end: Moment) -> list[str]:
-    notes = []
+def _disturbances(begin: Moment, end: Moment) -> Iterator[str]:
     elapsed = max(end.seconds - begin.seconds, 1e-9)
+    quiet = "close other programs and measure again"
     if begin.busy_cpu is not None and end.busy_cpu is not None:
         others = (end.busy_cpu - begin.busy_cpu - (end.own_cpu - begin.own_cpu)) / elapsed
         if others > OTHERS_SHARE:
-            notes.append(_unstable(f"other processes kept {others:.1f} cores busy meanwhile", _QUIET))
+            yield _unstable(f"other processes kept {others:.1f} cores busy meanwhile", quiet)
     elif begin.load is not None and begin.load > OTHERS_SHARE * (os.cpu_count() or 1):
-        notes.append(_unstable(f"the load average was {begin.load:.1f} when it began", _QUIET))
+        yield _unstable(f"the load average was {begin.load:.1f} when it began", quiet)
     if begin.stolen_cpu is not None and end.stolen_cpu is not None:
         stolen = (end.stolen_cpu - begin.stolen_cpu) / elapsed
         if stolen > OTHERS_SHARE:
-            notes.append(
-                _unstable(
-                    f"the hypervisor gave {stolen:.1f} cores to other machines",
-                    "measure on a machine of its own",
-                )
-            )
-    return [*notes, *_clock_notes(begin, end)]
-
-
-def _clock_notes(begin: Moment, end: Moment) -> list[str]:
-    notes = []
-    slow = sorted(begin.governors - {"performance"})
-    if slow:
-        notes.append(
-            _unstable(f"the CPU frequency governor is '{slow[0]}'", "set it to 'performance' (cpupower)")
-        )
+            reason = f"the hypervisor gave {stolen:.1f} cores to other machines"
+            yield _unstable(reason, "measure on a machine of its own")
+    if slow := sorted(begin.governors - {"performance"}):
+        reason = f"the CPU frequency governor is '{slow[0]}'"
+        yield _unstable(reason, "set it to 'performance' (cpupower)")
     if begin.clocks_mhz and end.clocks_mhz:
         before, after = max(begin.clocks_mhz), max(end.clocks_mhz)
         if abs(after - before) > CLOCK_CHANGE * before:
-            notes.append(
-                _unstable(
-                    f"the CPU clock went from {before:.0f} to {after:.0f} MHz",
-                    "let the machine warm up first",
-                )
-            )
-    return notes
+            reason = f"the CPU clock went from {before:.0f} to {after:.0f} MHz"
+            yield _unstable(reason, "let the machine warm up first")
 
 
-def _instabilities(results: Mapping[str, Timing]) -> list[str]:
+def _instabilities(results: Mapping[str, Timing]) -> Iterator[str]:
     wide = {name: found.spread for name, found in results.items() if found.spread > UNSTABLE_SPREAD}
+    if wide:
+        share = 100 * max(wide.values())
+        reason = f"the middle 80 % of the runs spread over up to {share:.0f} % of the median"
+        yield f"{_some(wide)} {_unstable(reason, 'measure longer, on an idle machine')}"
     drifts = {name: _drift(found) for name, found in results.items()}
     drifted = {name: drift for name, drift in drifts.items() if abs(drift) > DRIFT}
-    notes = []
-    if wide:
-        because = (
-            f"the middle 80 % of the runs spread over up to {100 * max(wide.values()):.0f} % of the median"
-        )
-        notes.append(f"{_some(wide)} {_unstable(because, 'measure longer, on an idle machine')}")
     if drifted:
         worst = max(drifted.values(), key=abs)
-        direction = "slower" if worst > 0 else "faster"
-        because = (
-            f"the second half of the rounds was up to {100 * abs(worst):.0f} % {direction} than the first"
-        )
-        notes.append(f"{_some(drifted)} {_unstable(because, 'measure longer')}")
-    return notes
+        change = f"{100 * abs(worst):.0f} % {'slower' if worst > 0 else 'faster'}"
+        reason = f"the second half of the rounds was up to {change} than the first"
+        yield f"{_some(drifted)} {_unstable(reason, 'measure longer')}"
 
 
 def _some(names: Iterable[str]) -> str:
@@ -173,5 +151,5 @@ def _drift(found: Timing) -> float:
     return statistics.median(found.rounds[-half:]) / statistics.median(found.rounds[:half]) - 1
 
 
-def _unstable(because: str, remedy: str) -> str:
-    return f"may be unstable because {because}: {remedy}"
+def _unstable(reason: str, remedy: str) -> str:
+    return f"may be unstable because {reason}: {remedy}"

@@ -1,4 +1,4 @@
-"""Results of ``rescompile bench`` and ``rescompile profile``, read from their files into one collection."""
+"""Reads the result files of ``rescompile bench`` and ``rescompile profile``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import msgspec
 
 from calibration.names import text_of
 from rescompile.errors import UsageError
-from rescompile.measuring import bench, profile
+from rescompile.measuring import bench, profile_report
 from rescompile.measuring.bench import BenchReport
-from rescompile.measuring.profile import ProfileReport
+from rescompile.measuring.profile_report import ProfileReport
 
 _SUITES = "rescompile-suites-1"
-"""Format of the results that the suites in ``benchmarks/`` write, which have a page of their own there."""
+"""Format of the results of the suites in ``benchmarks/``, which have their own page there."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ def read_measurements(paths: Sequence[Path]) -> Measurements:
             kind = msgspec.json.decode(text, type=_Format).format
             if kind == bench.FORMAT:
                 found.benches.append(msgspec.json.decode(text, type=BenchReport))
-            elif kind == profile.FORMAT:
+            elif kind == profile_report.FORMAT:
                 found.profiles.append(msgspec.json.decode(text, type=ProfileReport))
             elif kind == _SUITES:
                 raise UsageError(
@@ -55,6 +55,21 @@ def read_measurements(paths: Sequence[Path]) -> Measurements:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _refusal(path, str(error)) from None
     return found
+
+
+def read_bench(path: Path) -> BenchReport:
+    """A report that ``rescompile bench --output`` or ``--json`` wrote.
+
+    Raises:
+        UsageError: the file cannot be read, or is not such a report.
+    """
+    try:
+        return msgspec.json.decode(_bytes(path), type=BenchReport)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{text_of(path)} is not a result of rescompile bench ({error}); make one with "
+            "rescompile bench DIR --output FILE.json"
+        ) from None
 
 
 def _bytes(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Where figures come from: machine, software, threads, commit, date."""
+"""Origin of a figure: machine, software, threads, commit, date."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     commit: str
     device: str
     threads: int
-    """What the engine was told or, untold, the cores that this process may use."""
+    """The engine's setting or, without one, the cores that this process may use."""
     machine: dict[str, str]
-    """As ``rescompile.environment.describe``: processor, instruction sets, memory, versions."""
+    """From ``rescompile.environment.describe``: processor, instruction sets, memory, versions."""
     settings: dict[str, str]
-    """Variables of the process that change numbers of threads."""
+    """Environment variables that change numbers of threads."""
 
 
 def origin(threads: int | None = None) -> Origin:
-    """This machine and this moment; ``threads`` is what the measured engine was told."""
+    """This machine and the time now; ``threads`` is the setting of the measured engine."""
     machine = describe()
     return Origin(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,7 +1,7 @@
 """``rescompile profile DIR...``: time by block beside the bytes, operations and floor of that block.
 
-Engines of one network stand side by side: the view that answers "why is INT8 not faster?". Layers are timed by the
-engine's own library and belong to the block whose nodes they compute; a floor is what the block's operations or bytes
+Engines of one network stand side by side, which answers "why is INT8 not faster?". Layers are timed by the engine's
+own library and belong to the block whose nodes they compute. A floor is the time that the block's operations or bytes
 need at this machine's measured rates.
 """
 
@@ -12,9 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-import msgspec
 
 from calibration.names import text_of
 from rescompile.backends.base import RunOptions
@@ -23,10 +20,11 @@ from rescompile.errors import EngineError, UsageError
 from rescompile.graph.shared.onnx_file import read_graph
 from rescompile.graph.shared.topology import block_outputs, named_block
 from rescompile.manifest import GRAPH, Manifest, read_manifest
-from rescompile.measuring.bench import EngineFacts, engine_facts
+from rescompile.measuring.bench import engine_facts
 from rescompile.measuring.disturbance import Watch
-from rescompile.measuring.origin import Origin, origin
+from rescompile.measuring.origin import origin
 from rescompile.measuring.profile_findings import findings
+from rescompile.measuring.profile_report import BlockProfile, EngineProfile, LayerProfile, ProfileReport
 from rescompile.measuring.race import Contender, race
 from rescompile.measuring.roofline import Roofline, measure_roofline
 from rescompile.measuring.timing import Timing
@@ -35,84 +33,17 @@ from rescompile.progress import Progress, StageClock
 from rescompile.runtime.golden import golden_batch
 from rescompile.runtime.loading import load
 
-FORMAT: Literal["rescompile-profile-1"] = "rescompile-profile-1"
 ROUNDS = 5
 FEWEST_RUNS, MOST_RUNS = 3, 200
-"""Of one round."""
+"""Runs of one round."""
 _INTEGER = ("u8", "i8", "")
-"""Types of an integer layer; nothing where the library does not tell."""
+"""Types of an integer layer; empty where the library does not say."""
 DEFAULT_SECONDS = 5.0
-
-
-class LayerProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer: what it is, and its median time."""
-
-    name: str
-    block: str
-    kind: str
-    implementation: str
-    precision: str
-    ms: float
-
-
-class BlockProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """One block of one engine."""
-
-    block: str
-    ms: float
-    """Median over the rounds of the sum of its layers' means."""
-    launches: int
-    """Layers that were executed."""
-    reformat_ms: float
-    """Of it, changes of layout or type alone."""
-    float_layers: tuple[str, ...]
-    """Convolutions and classifier that did not run in an integer type; empty where the library does not tell."""
-    work: BlockWork
-    memory_ms: float
-    arithmetic_ms: float
-
-    @property
-    def floor_ms(self) -> float:
-        """What operations or bytes need, whichever is longer."""
-        return max(self.memory_ms, self.arithmetic_ms)
-
-    @property
-    def bound(self) -> Literal["memory", "arithmetic"]:
-        """Which of them it is."""
-        return "memory" if self.memory_ms > self.arithmetic_ms else "arithmetic"
-
-
-class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine."""
-
-    engine: EngineFacts
-    wall: Timing
-    """Of the engine as it is used, without counters."""
-    layers_ms: float
-    """Median over the rounds of the sum of all layers' means, counters on."""
-    blocks: tuple[BlockProfile, ...]
-    layers: tuple[LayerProfile, ...]
-
-
-class ProfileReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Engines of one network, side by side."""
-
-    format: Literal["rescompile-profile-1"] = FORMAT
-    batch: int
-    origin: Origin
-    roofline: Roofline
-    engines: tuple[EngineProfile, ...]
-    findings: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> bytes:
-        """The report as indented JSON."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
 @dataclass
 class _Subject:
-    """An engine under the glass."""
+    """One engine being profiled."""
 
     directory: Path
     manifest: Manifest
@@ -142,8 +73,7 @@ def profile(
         progress: told what runs.
 
     Raises:
-        UsageError: engines of different networks, a batch that one of them does not take, or a backend that does
-            not tell the time of its layers.
+        UsageError: the networks differ, an engine does not take the batch, or a backend cannot time its layers.
         EngineError: an engine is damaged, or gives a wrong answer.
         BackendUnavailable: an engine cannot run on this machine.
     """
@@ -207,7 +137,7 @@ def _race(subjects: Sequence[_Subject], batch: int, seconds: float, threads: int
 def _count(
     subjects: Sequence[_Subject], walls: Sequence[Timing], batch: int, seconds: float, threads: int | None
 ) -> None:
-    """Fill ``rounds``: one round of each engine after the other, each round with a profiler of its own."""
+    """Fill ``rounds``: one round of each engine in turn, each with a new profiler."""
     fed = [golden_batch(subject.directory, subject.manifest, batch) for subject in subjects]
     for _ in range(ROUNDS):
         for subject, wall, (images, check) in zip(subjects, walls, fed, strict=True):
@@ -222,20 +152,20 @@ def _count(
 
 
 def _profiled(subject: _Subject, wall: Timing, rates: Roofline) -> EngineProfile:
-    # a layer that is about as short as the clock's tick is missing in some rounds
+    # a layer about as short as the clock's tick is missing in some rounds
     every = {name: layer for found in reversed(subject.rounds) for name, layer in found.items()}
     seen = [layer for name, layer in every.items() if _median(subject, [name])]
-    homes = _homes(seen, subject.blocks)
+    blocks = blocks_of_layers(seen, subject.blocks)
     layers = tuple(
         LayerProfile(
             name=layer.name,
-            block=home,
+            block=block,
             kind=layer.kind,
             implementation=layer.implementation,
             precision=layer.precision,
             ms=_median(subject, [layer.name]),
         )
-        for layer, home in zip(seen, homes, strict=True)
+        for layer, block in zip(seen, blocks, strict=True)
     )
     return EngineProfile(
         engine=engine_facts(subject.directory, subject.manifest),
@@ -252,15 +182,15 @@ def _median(subject: _Subject, names: Sequence[str]) -> float:
     return statistics.median(sums)
 
 
-def _homes(layers: Sequence[LayerTime], blocks: Mapping[str, str]) -> list[str]:
-    """The block of each layer; one that names no node of the graph belongs to where the layer before it does."""
-    homes: list[str] = []
+def blocks_of_layers(layers: Sequence[LayerTime], blocks: Mapping[str, str]) -> list[str]:
+    """The block of each layer; a layer that names no node of the graph belongs to the block of the one before it."""
+    found: list[str] = []
     for layer in layers:
         named = map(named_block, layer.origins)
-        # a layer that reaches into two blocks, as a quantizer of the next one, ends where it was begun
+        # a layer of two blocks (a quantizer of the next one) belongs to the first
         first = next((block for block in named if block in blocks), None)
-        homes.append(first or (homes[-1] if homes else next(iter(blocks))))
-    return homes
+        found.append(first or (found[-1] if found else next(iter(blocks))))
+    return found
 
 
 def _block(block: str, subject: _Subject, layers: Sequence[LayerProfile], rates: Roofline) -> BlockProfile:

@@ -1,36 +1,33 @@
-"""Sentences that a profile supports: blocks bound by memory, time spent on reformats, why INT8 gains little."""
+"""Findings of a profile as sentences: blocks bound by memory, time of reformats, why INT8 gains little."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from rescompile.measuring.profile_report import BlockProfile, EngineProfile
 from rescompile.measuring.roofline import Roofline
-
-if TYPE_CHECKING:
-    from rescompile.measuring.profile import BlockProfile, EngineProfile
 
 SMALL_GAIN = 1.3
 """An INT8 block that is less than this times faster than its floating-point counterpart is named."""
 LARGE_SHARE = 0.05
-"""Parts of the whole time above which they are worth a sentence."""
+"""Smaller shares of the whole time are not reported."""
 FAR_FROM_FLOOR = 3.0
 _MOST_NAMED = 5
 _EXPECTED_RATE = 3.0
-"""INT8 over FP32 rate of a CPU with VNNI or AMX, at the least."""
+"""Least ratio of INT8 to FP32 rate on a CPU with VNNI or AMX."""
 
 
 def findings(engines: Sequence[EngineProfile], rates: Roofline) -> Iterator[str]:
-    """One sentence a finding, engine by engine, then INT8 against the slowest other precision."""
+    """One sentence for each finding: engine by engine, then INT8 against FP32, else FP16."""
     for engine in engines:
-        yield from _of_engine(engine)
+        yield from _one_engine(engine)
     integer = next((engine for engine in engines if engine.engine.precision == "int8"), None)
     floating = next((e for wanted in ("fp32", "fp16") for e in engines if e.engine.precision == wanted), None)
     if integer is not None and floating is not None:
-        yield from _against(integer, floating, rates)
+        yield from _int8_gain(integer, floating, rates)
 
 
-def _of_engine(engine: EngineProfile) -> Iterator[str]:
+def _one_engine(engine: EngineProfile) -> Iterator[str]:
     name, total = engine.engine.precision, engine.layers_ms
     if not total:
         return
@@ -50,8 +47,8 @@ def _of_engine(engine: EngineProfile) -> Iterator[str]:
     if between > LARGE_SHARE:
         launches = sum(block.launches for block in engine.blocks)
         yield (
-            f"{name}: {100 * between:.0f} % of the call is spent between its {launches} launches and outside of them, "
-            "in no layer: a larger batch shares that"
+            f"{name}: {100 * between:.0f} % of the call is spent outside of its {launches} launches; a larger batch "
+            "spreads that over more images"
         )
     far = [
         b
@@ -59,10 +56,10 @@ def _of_engine(engine: EngineProfile) -> Iterator[str]:
         if b.floor_ms and b.ms > FAR_FROM_FLOOR * b.floor_ms and b.ms > LARGE_SHARE * total
     ]
     if far:
-        yield f"{name}: far above what this machine can do ({FAR_FROM_FLOOR:g} x their floor or more): {_named(far)}"
+        yield f"{name}: blocks at {FAR_FROM_FLOOR:g} x their floor or more: {_named(far)}"
 
 
-def _against(integer: EngineProfile, floating: EngineProfile, rates: Roofline) -> Iterator[str]:
+def _int8_gain(integer: EngineProfile, floating: EngineProfile, rates: Roofline) -> Iterator[str]:
     other = floating.engine.precision
     gain = floating.wall.p50 / integer.wall.p50
     yield f"INT8 is {gain:.2f} x as fast as {other} as a whole"
@@ -87,7 +84,7 @@ def _against(integer: EngineProfile, floating: EngineProfile, rates: Roofline) -
     extra = [(a, a.launches - b.launches) for a, b in pairs if a.launches > b.launches]
     if extra:
         words = ", ".join(f"{block.block} {count}" for block, count in extra[:_MOST_NAMED])
-        yield f"launches that INT8 has and {other} has not, by block: {words}"
+        yield f"launches that INT8 has and {other} does not have, by block: {words}"
 
 
 def _named(blocks: Sequence[BlockProfile]) -> str:

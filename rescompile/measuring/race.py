@@ -1,7 +1,6 @@
-"""Calls timed in turns, A B C, A B C, …, so that a drifting clock or a busy neighbour meets all of them alike.
+"""Times calls in turns, A B C, A B C, …, so that a drifting clock or a busy neighbour affects all of them alike.
 
-No call is timed before its answer was found right, and the last answer of the race is looked at again: a wrong answer
-has no time.
+Each answer is checked before its call is timed, and again at the end of the race: a wrong answer has no time.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from rescompile.measuring.timing import Timing, timing
 FEWEST_ROUNDS = 5
 MOST_ROUNDS = 60
 TURN_SECONDS = 0.1
-"""A contender's turn lasts at least this long, so that a switch between contenders is a small part of it."""
+"""Least length of a contender's turn, so that the switch between contenders is a small part of it."""
 REST_SECONDS = 0.02
-"""Before each turn: threads of the contender before, which spin a while for more work, are asleep by then."""
+"""Pause before each turn, in which the spinning threads of the contender before fall asleep."""
 _WARM_CALLS, _WARM_SECONDS = 2, 0.2
 
 
@@ -42,13 +41,13 @@ def race(
     """Time all ``contenders`` in turns, in the order in which they are given.
 
     Args:
-        contenders: what to time, by name; one or more.
-        seconds: for the timed rounds; a race ends after it, but not before five rounds.
-        clock: gives seconds.
-        rest: waits so many seconds.
+        contenders: the calls by name; one or more.
+        seconds: length of the timed rounds, of which there are at least five.
+        clock: returns seconds.
+        rest: waits for a number of seconds.
 
     Raises:
-        Exception: whatever a contender's ``check`` raises about its answer.
+        Exception: raised by a contender's ``check`` for a wrong answer.
     """
     each = {name: _warm_up(one, clock) for name, one in contenders.items()}
     times: dict[str, list[list[float]]] = {name: [] for name in contenders}
@@ -69,7 +68,7 @@ def race(
 
 
 def _warm_up(one: Contender, clock: Callable[[], float]) -> int:
-    """Check the answer, let caches and clocks settle; returns how many runs make up a turn."""
+    """Check the answer and let caches and clocks settle; returns the number of runs in a turn."""
     one.check(one.call())
     calls, began = 0, clock()
     while calls < _WARM_CALLS or clock() - began < _WARM_SECONDS:
@@ -91,7 +90,7 @@ def _turn(call: Callable[[], Any], count: int, clock: Callable[[], float]) -> tu
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Python's collector would run in the middle of somebody's time."""
+    """GC pauses would distort timings."""
     was = gc.isenabled()
     gc.disable()
     try:

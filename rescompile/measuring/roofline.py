@@ -1,8 +1,9 @@
-"""What this machine can do at best: the rates that every other figure is held against.
+"""The highest rates of this machine, with which other figures are compared.
 
-Memory is measured by copies, one thread a core, once far larger than any cache and once within the last-level cache.
-Matrix rates come from the engines' own kind of work, a 3x3 convolution of 256 channels run by OpenVINO, in FP32 and
-INT8. A floor is what the operations or the bytes of some work need at these rates, whichever is longer.
+Memory is measured by copies, one thread for each core, once far larger than any cache and once within the last-level
+cache. Arithmetic is measured by the engines' own kind of work, a 3x3 convolution of 256 channels run by OpenVINO, in
+FP32 and INT8. A floor is the time that some work needs at these rates, for its operations or its bytes, whichever is
+longer.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ _CHANNELS, _SIDE = 256, 28
 
 
 class Roofline(msgspec.Struct, frozen=True, kw_only=True):
-    """Rates a second; bytes read and bytes written both count, a multiplication and its addition are two operations."""
+    """Rates by the second. Bytes read and written both count; a multiplication and its addition are two operations."""
 
     memory_bytes_per_second: float
     cache_bytes_per_second: float
     cache_bytes: int
-    """Last-level cache; work that moves less than half of it is taken to stay in it."""
+    """Size of the last-level cache; work that moves less than half of it is assumed to stay there."""
     float_ops_per_second: float
     int8_ops_per_second: float
     threads: int
 
     def bandwidth(self, moved: float) -> float:
-        """The rate at which ``moved`` bytes come and go."""
+        """The rate for work that moves ``moved`` bytes."""
         return self.cache_bytes_per_second if moved < self.cache_bytes / 2 else self.memory_bytes_per_second
 
     def memory_ms(self, moved: float) -> float:
@@ -59,7 +60,7 @@ def measure_roofline(*, threads: int | None = None, quick: bool = False) -> Roof
 
     Args:
         threads: cores to use; None takes all that this process may use.
-        quick: small work, to try the code; the rates mean little.
+        quick: small work, for tests of the code; the rates are inaccurate.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     cores = threads or (len(affinity(0)) if affinity else os.cpu_count() or 1)
@@ -76,7 +77,7 @@ def measure_roofline(*, threads: int | None = None, quick: bool = False) -> Roof
 
 
 def last_level_cache(folder: Path = _CACHE) -> int:
-    """Bytes of the largest cache of the first core; 8 MiB where the system does not tell."""
+    """Bytes of the largest cache of the first core; 8 MiB where that is unknown."""
     found = []
     for path in folder.glob("index*/size"):
         match = re.fullmatch(r"(\d+)([KM])", path.read_text().strip())
@@ -131,7 +132,7 @@ def _convolutions(*, int8: bool) -> Any:
 
 
 def _best(call: Callable[[], Any], seconds: float) -> float:
-    """The shortest of the runs that fit into ``seconds``, three at least: what the machine can do."""
+    """The shortest of the runs that fit into ``seconds``, of which there are at least three."""
     call()
     best, began, runs = float("inf"), time.perf_counter(), 0
     while runs < 3 or time.perf_counter() - began < seconds:

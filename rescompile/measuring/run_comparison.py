@@ -1,36 +1,38 @@
-"""``rescompile bench --compare A.json B.json``: which figures of two runs differ by more than their noise.
+"""``rescompile bench --compare A.json B.json``: the figures of two runs that differ by more than their noise.
 
-A time has changed where the 95 % intervals of both medians are apart and the medians differ by more than 2 % and more
-than either run drifted between its own rounds. Starts are few, so their whole ranges stand for intervals.
+A time has changed if the 95 % intervals of both medians do not overlap and the medians differ by more than 2 % and by
+more than either run drifted between its own rounds. Starts are few, so their whole ranges are used as intervals.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from calibration.names import text_of
-from rescompile.errors import UsageError
 from rescompile.measuring.bench import BenchReport
-from rescompile.measuring.start import Start
+from rescompile.measuring.measurements import read_bench
 from rescompile.measuring.timing import Timing
+from rescompile.report import JsonReport
 
 LEAST_CHANGE = 0.02
-"""Smaller changes of a median are nobody's concern, however sure."""
+"""Smaller changes of a median do not matter, however certain."""
 LEAST_MEMORY_CHANGE = 0.05
 
 Verdict = Literal["better", "worse", "within noise"]
+Unit = Literal["ms", "s", "bytes"]
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure in both runs; in all of them less is better."""
+    """One figure in both runs; less is always better."""
 
     name: str
-    unit: Literal["ms", "s", "bytes"]
+    unit: Unit
     a: float
     b: float
     ratio: float
@@ -38,42 +40,21 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
 
 
-class BenchComparison(msgspec.Struct, frozen=True, kw_only=True):
+class BenchComparison(JsonReport, frozen=True, kw_only=True):
     """Two runs of ``rescompile bench``."""
 
     a: str
     b: str
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
-    """What else differs between the runs, so that it may be the reason."""
-
-    def to_json(self) -> bytes:
-        """The comparison as indented JSON."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
-
-
-def read_bench(path: Path) -> BenchReport:
-    """A report that ``rescompile bench --output`` or ``--json`` wrote.
-
-    Raises:
-        UsageError: the file cannot be read, or is something else.
-    """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=BenchReport)
-    except OSError as error:
-        raise UsageError(f"{text_of(path)} cannot be read ({error.strerror}); check the path") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{text_of(path)} is no result of rescompile bench ({error}); make one with "
-            "rescompile bench DIR --output FILE.json"
-        ) from None
+    """Other differences between the runs, which may be the reason."""
 
 
 def compare_bench(a: Path, b: Path) -> BenchComparison:
     """Compare the runs in two files.
 
     Raises:
-        UsageError: one of them is no result of ``rescompile bench``.
+        UsageError: one of them is not a result of ``rescompile bench``.
     """
     first, second = read_bench(a), read_bench(b)
     return BenchComparison(
@@ -84,27 +65,14 @@ def compare_bench(a: Path, b: Path) -> BenchComparison:
     )
 
 
-def _changes(a: BenchReport, b: BenchReport) -> Iterator[Change]:
-    others = {result.batch: result.timing for result in b.batches}
-    for result in a.batches:
-        if result.batch in others:
-            yield _timed(f"batch {result.batch}", result.timing, others[result.batch])
-    for name, ours, theirs in (("cold start", a.cold, b.cold), ("warm start", a.warm, b.warm)):
-        if ours and theirs:
-            yield _started(name, ours, theirs)
-            yield _loaded(name, ours, theirs)
-            yield _memory(f"{name}: memory", _peak(ours), _peak(theirs))
-    yield _memory("payload", a.engine.bytes, b.engine.bytes)
-
-
 def changed(a: Timing, b: Timing) -> bool:
     """Whether two timings differ by more than their noise."""
     apart = a.high < b.low or b.high < a.low
-    noise = max(LEAST_CHANGE, _wandering(a), _wandering(b))
+    noise = max(LEAST_CHANGE, _drift(a), _drift(b))
     return apart and abs(b.p50 / a.p50 - 1) > noise
 
 
-def _wandering(found: Timing) -> float:
+def _drift(found: Timing) -> float:
     """Distance between the quartiles of the rounds' medians, as a share of the median."""
     if len(found.rounds) < 2:
         return 0.0
@@ -112,45 +80,35 @@ def _wandering(found: Timing) -> float:
     return (high - low) / found.p50
 
 
-def _timed(name: str, a: Timing, b: Timing) -> Change:
-    ratio = b.p50 / a.p50
-    return Change(
-        name=name, unit="ms", a=a.p50, b=b.p50, ratio=ratio, verdict=_verdict(ratio, differs=changed(a, b))
-    )
+def _changes(a: BenchReport, b: BenchReport) -> Iterator[Change]:
+    others = {result.batch: result.timing for result in b.batches}
+    for result in a.batches:
+        if result.batch in others:
+            ours, theirs = result.timing, others[result.batch]
+            yield _change(f"batch {result.batch}", "ms", ours.p50, theirs.p50, differs=changed(ours, theirs))
+    for name, first, second in (("cold start", a.cold, b.cold), ("warm start", a.warm, b.warm)):
+        if first and second:
+            for figure, field in ((name, "process_seconds"), (f"{name}: load", "load_seconds")):
+                yield _few_times(figure, [*map(attrgetter(field), first)], [*map(attrgetter(field), second)])
+            peaks = (round(statistics.median(one.peak_rss_bytes for one in all_)) for all_ in (first, second))
+            yield _memory(f"{name}: memory", *peaks)
+    yield _memory("payload", a.engine.bytes, b.engine.bytes)
 
 
-def _started(name: str, a: tuple[Start, ...], b: tuple[Start, ...]) -> Change:
-    return _ranges(name, [one.process_seconds for one in a], [one.process_seconds for one in b])
-
-
-def _loaded(name: str, a: tuple[Start, ...], b: tuple[Start, ...]) -> Change:
-    return _ranges(f"{name}: load", [one.load_seconds for one in a], [one.load_seconds for one in b])
-
-
-def _ranges(name: str, a: list[float], b: list[float]) -> Change:
+def _few_times(name: str, a: Sequence[float], b: Sequence[float]) -> Change:
     first, second = statistics.median(a), statistics.median(b)
-    ratio = second / first
     apart = max(a) < min(b) or max(b) < min(a)
-    differs = apart and abs(ratio - 1) > LEAST_CHANGE and min(len(a), len(b)) > 1
-    return Change(
-        name=name, unit="s", a=first, b=second, ratio=ratio, verdict=_verdict(ratio, differs=differs)
-    )
-
-
-def _peak(starts: tuple[Start, ...]) -> int:
-    return round(statistics.median(start.peak_rss_bytes for start in starts))
+    differs = apart and abs(second / first - 1) > LEAST_CHANGE and min(len(a), len(b)) > 1
+    return _change(name, "s", first, second, differs=differs)
 
 
 def _memory(name: str, a: int, b: int) -> Change:
-    ratio = b / a if a else 1.0
-    differs = abs(ratio - 1) > LEAST_MEMORY_CHANGE
-    return Change(name=name, unit="bytes", a=a, b=b, ratio=ratio, verdict=_verdict(ratio, differs=differs))
+    return _change(name, "bytes", a, b, differs=a > 0 and abs(b / a - 1) > LEAST_MEMORY_CHANGE)
 
 
-def _verdict(ratio: float, *, differs: bool) -> Verdict:
-    if not differs:
-        return "within noise"
-    return "better" if ratio < 1 else "worse"
+def _change(name: str, unit: Unit, a: float, b: float, *, differs: bool) -> Change:
+    verdict: Verdict = "within noise" if not differs else "better" if b < a else "worse"
+    return Change(name=name, unit=unit, a=a, b=b, ratio=b / a if a else 1.0, verdict=verdict)
 
 
 def _differences(a: BenchReport, b: BenchReport) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""One start of an engine in a process of its own: ``python -m rescompile.measuring.start DIR``, JSON on stdout.
+"""One start of an engine in a new process: ``python -m rescompile.measuring.start DIR``, JSON on stdout.
 
-Everything that a user's program does before its first answer is in it: Python, imports, hashes, the library's
-compilation or its cache, the golden self-test, and one image.
+It includes all that a user's program does before its first answer: Python, imports, hashes, the library's compilation
+or its cache, the golden self-test, and one image.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     load_seconds: float
     """``rescompile.load``."""
     first_seconds: float
-    """The first answer after it."""
+    """The first answer after loading."""
     rss_bytes: int
-    """Resident memory after the first answer; 0 where the system does not tell."""
+    """Resident memory after the first answer; 0 where the system has no /proc."""
     peak_rss_bytes: int
 
 
@@ -36,7 +36,7 @@ def start_once(directory: Path, environment: Mapping[str, str], *, threads: int 
     """Start an engine in a new process that has ``environment``.
 
     Raises:
-        BackendError: the process could not load or run the engine; its own words are in the message.
+        BackendError: the process could not load or run the engine; the message holds its last line.
     """
     command = [sys.executable, "-m", "rescompile.measuring.start", str(directory), str(threads or 0)]
     began = time.perf_counter()
@@ -53,10 +53,18 @@ def start_once(directory: Path, environment: Mapping[str, str], *, threads: int 
     return msgspec.convert({"process_seconds": elapsed, **json.loads(line)}, type=Start)
 
 
+def resident_bytes(status: Path = Path("/proc/self/status")) -> int:
+    """Resident memory of this process now; 0 where the system has no /proc."""
+    try:
+        lines = status.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), 0)
+
+
 def main() -> None:
-    """Load the engine of the first argument, run one golden image, print what it took and end."""
+    """Load the engine of the first argument, run one golden image, and print times and memory."""
     from rescompile.backends.base import RunOptions
-    from rescompile.measuring.memory import resident_bytes
     from rescompile.progress import peak_memory_bytes
     from rescompile.runtime.golden import read_golden
     from rescompile.runtime.loading import load

@@ -1,7 +1,7 @@
-"""What is kept of many times of one call: percentiles, and how sure their median is.
+"""Summary of many times of one call: percentiles, and a 95 % interval of the median.
 
-Runs of one round follow each other closely and are disturbed together, so the median's interval comes from the rounds:
-their medians are drawn again with replacement, and the middle 95 % of the medians of these draws is kept.
+Runs of one round follow each other closely and are disturbed together, so the interval is a bootstrap over the rounds:
+their medians are drawn with replacement, and the middle 95 % of the medians of these draws is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 _DRAWS = 2000
 _KEPT_SAMPLES = 400
-"""Enough for a distribution to look at; a report stays small."""
+"""Enough to plot a distribution, and few enough for a small report."""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +32,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     rounds: tuple[float, ...]
     """Median of each round, in their order."""
     samples: tuple[float, ...] = ()
-    """At most 400 of the runs, sorted, evenly picked: the distribution."""
+    """At most 400 of the runs, sorted and evenly picked, as the distribution."""
 
     @property
     def spread(self) -> float:

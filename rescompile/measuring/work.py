@@ -1,8 +1,8 @@
-"""What each block of a deployable graph asks of a machine: operations by type, and the bytes that it has to move.
+"""Work of each block of a deployable graph: operations by type, and the bytes that it has to move.
 
-Bytes are those of the fused form, which every engine aims at: a weighted layer or pool reads its input and writes its
-output once, in the type that the graph gives the tensor; ReLU, batch norm, quantizers and an add behind a convolution
-move nothing of their own, but for the skip that the add reads.
+Bytes are counted for fused kernels, as every engine has them: a weighted layer or pool reads its input and writes its
+output once, in the type that the graph gives the tensor. ReLU, batch norm and quantizers move nothing of their own, and
+an add behind a convolution only reads its skip.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _POOLS = ("MaxPool", "GlobalAveragePool")
 _BYTES = {1: 4, 10: 2, 2: 1, 3: 1}
-"""ONNX element type (float, float16, uint8, int8) to its bytes."""
+"""Bytes by ONNX element type (float, float16, uint8, int8)."""
 
 
 class BlockWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,21 +52,18 @@ def work_of(model: onnx.ModelProto, batch: int) -> tuple[BlockWork, ...]:
     """The work of each block of a graph that rescompile wrote, at ``batch`` images, in the order of execution.
 
     Raises:
-        GraphError: shapes or blocks cannot be found: the graph is somebody else's.
+        GraphError: shapes or blocks cannot be found, because rescompile did not write the graph.
     """
     graph = _Sized(model, batch)
-    found = {block: BlockWork(
-        block=block, float_ops=0, int8_ops=0, weight_bytes=0, activation_bytes=0, layers=0
-    ) for block in block_outputs(model)}  # fmt: skip
+    fields = ("float_ops", "int8_ops", "weight_bytes", "activation_bytes", "layers")
+    found = {block: dict.fromkeys(fields, 0) for block in block_outputs(model)}
     for node in model.graph.node:
-        added = _of_node(node, graph)
-        if added is not None:
-            block = block_of(node.name)
-            found[block] = _sum(found[block], added)
-    return tuple(found.values())
+        for field, value in _node_work(node, graph).items():
+            found[block_of(node.name)][field] += value
+    return tuple(BlockWork(block=block, **sums) for block, sums in found.items())
 
 
-def _of_node(node: onnx.NodeProto, graph: _Sized) -> Mapping[str, int] | None:
+def _node_work(node: onnx.NodeProto, graph: _Sized) -> Mapping[str, int]:
     if node.op_type in ("Conv", "Gemm"):
         weight = graph.shape(node.input[1])
         # [out, in/groups, kh, kw] of a convolution; [out, in] or [in, out] of the classifier
@@ -87,13 +84,7 @@ def _of_node(node: onnx.NodeProto, graph: _Sized) -> Mapping[str, int] | None:
         skips = [name for name in node.input if not ends_branch(graph.tensors[name], block)]
         moved = sum(graph.bytes(name) for name in skips[:1])
         return {"activation_bytes": moved, "float_ops": graph.count(node.output[0])}
-    return None
-
-
-def _sum(work: BlockWork, added: Mapping[str, int]) -> BlockWork:
-    return msgspec.structs.replace(
-        work, **{name: getattr(work, name) + value for name, value in added.items()}
-    )
+    return {}
 
 
 class _Sized:
@@ -120,31 +111,31 @@ class _Sized:
         self.tensors = read(model).tensors()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Raises GraphError where it could not be inferred."""
+        """The shape of a tensor; raises GraphError where it could not be inferred."""
         if name not in self._shapes:
             raise GraphError(f"the shape of '{name}' is not known; pass an engine that rescompile built")
         return self._shapes[name]
 
     def count(self, name: str) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.shape(name))
 
     def bytes(self, name: str) -> int:
-        """Bytes, as an engine holds the tensor."""
+        """Bytes of the tensor in an engine."""
         return self.count(name) * self.width(name)
 
     def width(self, name: str) -> int:
-        """Bytes of one element: 1 where the tensor comes out of a quantizer, or ends in nothing else."""
+        """Bytes of one element: 1 where a quantizer made the tensor, or where only quantizers read it."""
         if self.is_quantized(name) or self._becomes_int8(name):
             return 1
         return _BYTES.get(self._types.get(name, 1), 4)
 
     def is_quantized(self, name: str) -> bool:
-        """Whether it is what a DequantizeLinear gives."""
+        """Whether a DequantizeLinear made the tensor."""
         return made_by(self.tensors[name]) == "DequantizeLinear"
 
     def _becomes_int8(self, name: str) -> bool:
-        """Whether everybody who reads it, through ReLU, add and pool that fuse, is a quantizer."""
+        """Whether all its readers, behind a ReLU and add that fuse, are quantizers."""
         tensor = self.tensors[name]
         for _ in range(4):
             readers = consumers(tensor)

@@ -1,1 +1,1 @@
-"""Networks and their weights: what exists (registry), how it is built (resnet, cifar), where weights come from."""
+"""Our own networks as torch modules; the registry makes them by name."""

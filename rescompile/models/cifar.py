@@ -21,7 +21,7 @@ def cifar_resnet(
     shortcut: ShortcutOption = "A",
     stride_on: StrideOn = "3x3",
 ) -> ResNet:
-    """A CIFAR network for images [N, 3, 32, 32]; its parameters are named as torchvision names them."""
+    """A CIFAR network for images [N, 3, 32, 32], with torchvision's parameter names."""
     return ResNet(
         block,
         (blocks_per_stage,) * len(CIFAR_WIDTHS),

@@ -1,8 +1,8 @@
-"""Networks with random weights, for timing and tests: any depth, finite logits, the same bits for the same seed.
+"""Networks with random weights for timing and tests: any depth, finite logits, the same bits for the same seed.
 
-Convolutions are He-initialized, so that a convolution after a ReLU keeps the variance; batch-norm statistics are
-drawn around those that He weights would give, and the last batch norm of a block is scaled by 1 / sqrt(blocks), so
-that a hundred blocks add up to what a single one would:
+Convolutions are He-initialized, so that a convolution after a ReLU keeps the variance. Batch-norm statistics are
+drawn around those that He weights would give. The last batch norm of a block is scaled by 1 / sqrt(blocks), so that
+the variance stays bounded at every depth:
 
     var(x_{k+1}) ~ var(x_k) (1 + c / n),    var(x_n) ~ var(x_0) (1 + c / n)^n <= var(x_0) e^c
 """
@@ -38,8 +38,7 @@ def random_model(spec: ModelSpec, classes: int, seed: int) -> tuple[ResNet, str]
         raise UsageError(f"a seed cannot be negative ({seed}): pass 0 or more")
     with torch.device("meta"):
         model = create(spec, classes)
-    model.to_empty(device="cpu")
-    _fill(model, _Draw(seed), last_scale=1 / math.sqrt(spec.residual_adds))
+    fill_randomly(model.to_empty(device="cpu"), seed)
     return model.eval(), weights_sha256(model.state_dict())
 
 
@@ -53,7 +52,7 @@ def weights_sha256(state_dict: dict[str, Tensor]) -> str:
 
 
 class _Draw:
-    """Random numbers from NumPy, whose streams do not depend on vector width or threads."""
+    """Random numbers from NumPy, which are the same for every CPU and number of threads."""
 
     def __init__(self, seed: int) -> None:
         self._generator = np.random.Generator(np.random.PCG64(seed))
@@ -72,17 +71,20 @@ class _Draw:
         values += np.float32(low)
 
 
-def _fill(model: ResNet, draw: _Draw, *, last_scale: float) -> None:
+def fill_randomly(model: ResNet, seed: int) -> None:
+    """Fill all parameters and statistics of ``model``, on the CPU."""
+    draw, blocks = _Draw(seed), model.blocks()
+    last_scale = 1 / math.sqrt(len(blocks))
     _convolution(model.conv1, draw, gain=1.0)
     _batch_norm(model.bn1, draw, scale=1.0)
-    for _, block in model.blocks():
+    for _, block in blocks:
         for conv, bn in block.convs():
             _convolution(conv, draw, gain=_RELU_GAIN)
             _batch_norm(bn, draw, scale=last_scale if bn is block.convs()[-1][1] else 1.0)
-        if isinstance(block.shortcut, Projection):
-            # no ReLU between this convolution and the block's input: its mean square passes unchanged
-            _convolution(block.shortcut.conv, draw, gain=1.0)
-            _batch_norm(block.shortcut.bn, draw, scale=1.0)
+        if isinstance(block.downsample, Projection):
+            # the block's input is not normalized, so a gain of 1 keeps its mean square
+            _convolution(block.downsample.conv, draw, gain=1.0)
+            _batch_norm(block.downsample.bn, draw, scale=1.0)
     draw.normal(model.fc.weight, 1 / math.sqrt(model.fc.in_features))
     draw.normal(model.fc.bias, _SHIFT_STD)
 

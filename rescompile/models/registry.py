@@ -1,9 +1,9 @@
-"""Every network that rescompile knows, as data: names, depths, stages and options. Needs no torch.
+"""Every network that rescompile knows, by name and depth. Needs no torch until ``create`` makes one.
 
-family     names                        depth  block       stages   widths           shortcut
-imagenet   resnet18 … resnet152         table  by depth    4        64-128-256-512   B
-cifar      resnet{6n+2}-cifar           6n+2   basic       3 x n    16-32-64         A (or B)
-cifar      resnet{9n+2}-cifar-bottleneck 9n+2  bottleneck  3 x n    16-32-64         B
+family     names                         depth     block       stages  widths          shortcut
+imagenet   resnet18 … resnet152          table     by depth    4       64-128-256-512  B
+cifar      resnet{6n+2}-cifar            6n+2      basic       3 x n   16-32-64        A (or B)
+cifar      resnet{9n+2}-cifar-bottleneck 9n+2      bottleneck  3 x n   16-32-64        B
 """
 
 from __future__ import annotations
@@ -21,14 +21,9 @@ if TYPE_CHECKING:
 
 def _imagenet(depth: int, block: BlockKind, stages: tuple[int, ...]) -> ModelSpec:
     return ModelSpec(
-        name=f"resnet{depth}",
-        depth=depth,
-        family="imagenet",
-        block=block,
-        stages=stages,
-        shortcut="B",
-        image_size=224,
-    )
+        name=f"resnet{depth}", depth=depth, family="imagenet", block=block, stages=stages,
+        shortcut="B", image_size=224,
+    )  # fmt: skip
 
 
 IMAGENET_SPECS: dict[int, ModelSpec] = {
@@ -45,7 +40,8 @@ KNOWN_NAMES: tuple[str, ...] = (
     *(f"resnet{depth}-cifar" for depth in (20, 32, 44, 56, 110, 1202)),
     *(f"resnet{depth}-cifar-bottleneck" for depth in (20, 56, 110, 164)),
 )
-"""Names for help texts; any other CIFAR depth 6n+2 (bottleneck: 9n+2) is known too."""
+"""Names for help texts; every other CIFAR depth 6n+2 (bottleneck: 9n+2) is known too."""
+_KNOWN = f"Known: {', '.join(KNOWN_NAMES)}, and any other CIFAR depth 6n+2 (bottleneck: 9n+2)"
 
 _LAYERS_PER_UNIT: dict[BlockKind, int] = {"basic": 6, "bottleneck": 9}
 _NAME = re.compile(r"resnet([1-9]\d{0,4})(-cifar)?(-bottleneck)?")
@@ -67,21 +63,16 @@ def cifar_spec(depth: int, block: BlockKind) -> ModelSpec:
             f"such as resnet{below}{suffix} or resnet{below + unit}{suffix}"
         )
     return ModelSpec(
-        name=f"resnet{depth}{suffix}",
-        depth=depth,
-        family="cifar",
-        block=block,
-        stages=(n, n, n),
-        shortcut="A" if block == "basic" else "B",
-        image_size=32,
-    )
+        name=f"resnet{depth}{suffix}", depth=depth, family="cifar", block=block, stages=(n, n, n),
+        shortcut="A" if block == "basic" else "B", image_size=32,
+    )  # fmt: skip
 
 
 def find(*, depth: int | None, name: str | None) -> ModelSpec:
     """The network called ``name``, or the ImageNet network of ``depth`` layers.
 
     Raises:
-        UsageError: neither is given, they contradict each other, or nothing has that name or depth.
+        UsageError: neither is given, they contradict each other, or no network has that name or depth.
     """
     if name is None and depth is None:
         raise UsageError("no network was named: pass --depth 101, --model resnet56-cifar or --weights FILE")
@@ -99,14 +90,14 @@ def find(*, depth: int | None, name: str | None) -> ModelSpec:
 def with_options(
     spec: ModelSpec, *, shortcut: ShortcutOption | None = None, stride_on: StrideOn | None = None
 ) -> ModelSpec:
-    """``spec`` with the options that are not None; a shortcut chosen here is held against the checkpoint.
+    """``spec`` with the options that are not None; a checkpoint with another shortcut is then refused.
 
     Raises:
         UsageError: the network has no such option.
     """
     if shortcut not in {None, "A", "B"}:
         raise UsageError(
-            f"'{shortcut}' is no shortcut option: choose A (zero padding) or B (1x1 convolution)"
+            f"'{shortcut}' is not a shortcut option: choose A (zero padding) or B (1x1 convolution)"
         )
     if stride_on not in {None, "3x3", "1x1"}:
         raise UsageError(f"a stride cannot be on '{stride_on}': the choices are 3x3 (v1.5) and 1x1 (v1)")
@@ -170,6 +161,3 @@ def _of_depth(depth: int) -> ModelSpec:
         raise UsageError(f"a ResNet of depth {depth} exists only for CIFAR: use {' or '.join(on_cifar)}")
     guess = did_you_mean(str(depth), [str(known) for known in IMAGENET_SPECS])
     raise UsageError(f"there is no ResNet of depth {depth}.{guess} {_KNOWN}")
-
-
-_KNOWN = f"Known: {', '.join(KNOWN_NAMES)}, and any other CIFAR depth 6n+2 (bottleneck: 9n+2)"

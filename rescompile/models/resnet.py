@@ -1,10 +1,10 @@
 """ResNet with torchvision's parameter names, written so that an exporter can walk it.
 
     x -> conv1 -> bn1 -> relu -> [maxpool] -> blocks of layer1 … layerS -> global average pool -> fc
-    block:  y = relu(bnK(convK(… relu(bn1(conv1(x))))) + shortcut(x))
+    block:  y = relu(bnK(convK(… relu(bn1(conv1(x))))) + downsample(x))
 
-The state_dict is torchvision's, name for name (``conv1``, ``bn1``, ``layer3.22.conv2``, ``layer2.0.downsample.0``,
-``fc``). The CIFAR networks in ``cifar.py`` are the same class with another stem and other widths.
+The state_dict has torchvision's names (``conv1``, ``bn1``, ``layer3.22.conv2``, ``layer2.0.downsample.0``, ``fc``). The
+CIFAR networks in ``cifar.py`` are the same class with another stem and other widths.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ConvBN = tuple[nn.Conv2d, nn.BatchNorm2d]
 
 @dataclass(frozen=True)
 class Stem:
-    """What comes before the first block."""
+    """The layers in front of the first block."""
 
     kernel: int
     stride: int
@@ -81,15 +81,11 @@ class Block(nn.Module):
     expansion: ClassVar[int]
     """Output channels over ``width``."""
     downsample: Projection | OptionA | None
+    """The shortcut; None where the block's input is added unchanged."""
 
     def convs(self) -> list[ConvBN]:
-        """The chain in order: a ReLU after each pair but the last, the residual add and a ReLU after that."""
+        """The chain in order. A ReLU follows each pair but the last, which the residual add and a ReLU follow."""
         raise NotImplementedError
-
-    @property
-    def shortcut(self) -> Projection | OptionA | None:
-        """None where the block's input is added unchanged."""
-        return self.downsample
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, width * expansion, H / stride, W / stride]."""
@@ -102,7 +98,7 @@ class Block(nn.Module):
 
 
 class BasicBlock(Block):
-    """Two 3x3 convolutions, the stride on the first (so ``stride_on`` has nothing to choose)."""
+    """Two 3x3 convolutions, the first with the stride; ``stride_on`` has no effect."""
 
     expansion = 1
 
@@ -128,7 +124,7 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """1x1 down, 3x3, 1x1 up to four times the width."""
+    """A 1x1 convolution to ``width`` channels, a 3x3 one, and a 1x1 one to four times the width."""
 
     expansion = 4
 
@@ -158,7 +154,7 @@ class Bottleneck(Block):
 
 
 class ResNet(nn.Module):
-    """Stem, stages ``layer1`` … ``layerS``, global average pool and classifier; ImageNet's form by default."""
+    """Stem, stages ``layer1`` … ``layerS``, global average pool and classifier; by default as for ImageNet."""
 
     def __init__(
         self,
@@ -188,7 +184,7 @@ class ResNet(nn.Module):
             self.add_module(name, nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, classes)
         if not self.conv1.weight.is_meta:
-            # on the meta device there is nothing to fill, and torch takes milliseconds a layer to do so
+            # on the meta device there are no values, but torch would take milliseconds per layer
             self._initialize()
 
     def _initialize(self) -> None:
@@ -196,17 +192,12 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    @property
-    def has_maxpool(self) -> bool:
-        """Whether a 3x3 max pool of stride 2 and padding 1 follows the stem."""
-        return self.maxpool is not None
-
     def stages(self) -> list[tuple[str, nn.Sequential]]:
-        """The stages in order, each a sequence of ``Block`` under its state_dict name."""
+        """The stages in order with their state_dict names; each is a sequence of ``Block``."""
         return [(name, cast(nn.Sequential, self.get_submodule(name))) for name in self.stage_names]
 
     def blocks(self) -> list[tuple[str, Block]]:
-        """Every block in order under its state_dict name, such as ``layer3.22``."""
+        """All blocks in order with their state_dict names, such as ``layer3.22``."""
         return [
             (f"{stage}.{index}", cast(Block, block))
             for stage, blocks in self.stages()

@@ -1,4 +1,4 @@
-"""A network as data: its family, depth, stages and options. Needs no torch."""
+"""The description of one network: depth, stages and options, as data. Needs no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ModelSpec:
     stages: tuple[int, ...]
     """Blocks per stage."""
     shortcut: ShortcutOption
-    """Where a block changes shape: A pads channels with zeros, B is a 1x1 convolution and batch norm."""
+    """The shortcut where a block changes shape: A pads channels with zeros, B is a 1x1 convolution and batch norm."""
     stride_on: StrideOn = "3x3"
     """Which convolution of a bottleneck has the stride: 3x3 is v1.5 (torchvision), 1x1 the paper's v1."""
     image_size: int
@@ -39,10 +39,10 @@ class ModelSpec:
 
     @property
     def preprocess(self) -> Preprocess:
-        """Preprocessing that the family is evaluated with unless told otherwise."""
+        """Preprocessing of the family's data set, used unless the user gives another."""
         return IMAGENET if self.family == "imagenet" else CIFAR
 
     @property
     def default_classes(self) -> int:
-        """Classes of the data set that the family is named after."""
+        """Classes of the family's data set."""
         return 1000 if self.family == "imagenet" else 10

@@ -1,1 +1,1 @@
-"""Engines in memory: loaded from their directory, checked, and answering. Needs neither torch nor ONNX tools."""
+"""Loads engines from their directory, checks them and runs them. Needs neither torch nor ONNX tools."""

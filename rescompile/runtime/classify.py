@@ -1,4 +1,4 @@
-"""``rescompile run``: an engine names the classes of photographs."""
+"""``rescompile run``: classify photographs with an engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rescompile.runtime.loading import load
 
 
 class Classified(msgspec.Struct, frozen=True):
-    """The classes that an engine sees in one photograph, likeliest first."""
+    """The most probable classes of one photograph, best first."""
 
     file: str
     classes: tuple[tuple[str, float], ...]

@@ -1,23 +1,18 @@
-"""An engine in memory: images in, logits out. Needs neither torch nor onnx, only the backend's own library."""
+"""``Engine``, which ``rescompile.load`` returns. Needs neither torch nor onnx, only the backend's own library."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.base import (
-    Concurrent,
-    Runner,
-    ZeroCopyRunner,
-)
+from rescompile.backends.base import Concurrent, Runner, ZeroCopyRunner
 from rescompile.backends.zero_copy import DeviceImages, as_array, on_cuda
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest
@@ -30,15 +25,14 @@ if TYPE_CHECKING:
 
     Given = NDArray[Any] | SupportsDLPack | SupportsCudaArray
 
-T = TypeVar("T")
-A = TypeVar("A")
+_CLOSED = "this engine is closed; load it again"
 
 
 class Engine:
     """An engine in memory: images in, logits out. Use it in a ``with`` statement, or ``close`` it.
 
-    Any number of threads may call one engine, and every answer is that of its own images. Engines of OpenVINO,
-    TensorRT and Triton that were loaded with ``hint="throughput"`` work on several calls at once; others on one.
+    Any number of threads may call one engine. Engines of OpenVINO, TensorRT and Triton that were loaded with
+    ``hint="throughput"`` work on several calls at once; others on one.
     """
 
     def __init__(self, manifest: Manifest, runner: Runner) -> None:
@@ -47,19 +41,22 @@ class Engine:
         self._runner: Runner | None = runner
         self._concurrent, self._zero_copy = isinstance(runner, Concurrent), isinstance(runner, ZeroCopyRunner)
         self._lock = threading.Lock()
-        self._submissions = Submissions(runner.parallel if isinstance(runner, Concurrent) else 1)
+        self._closed = False
+        parallel = runner.parallel if isinstance(runner, Concurrent) else 1
+        # it starts threads when they are needed
+        self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="rescompile")
 
     def __call__(self, images: Given) -> NDArray[np.float32]:
         """Logits [N, classes] of ``images`` [N, ...] in the manifest's input layout and dtype, N >= 1.
 
-        More images than the engine takes at once are run in several parts, fewer are filled up; the logits are
-        those of the given images alone. Objects with ``__dlpack__`` on the CPU, torch tensors for one, are taken as
-        arrays are; neither is copied where it is contiguous and needs no part or filling, on OpenVINO not at all.
-        Engines on a GPU also take what is there already, with ``__dlpack__`` or ``__cuda_array_interface__``, and
-        read it where it is once its writer's stream has come so far.
+        More images than the engine takes at once are run in several parts, fewer are padded; the logits are those of
+        the given images alone. Objects with ``__dlpack__`` on the CPU, such as torch tensors, are treated like arrays.
+        Neither is copied if it is contiguous and has a batch size of the engine. Engines on a GPU also take objects
+        that are there already, with ``__dlpack__`` or ``__cuda_array_interface__``, and read them in place after the
+        stream that writes them.
 
         Raises:
-            UsageError: another shape, layout or dtype than the engine was built for, no image at all, or a tensor on
+            UsageError: the shape, layout or dtype is not that of the engine, there is no image, or a tensor is on
                 another device.
             EngineError: the engine is closed.
             BackendError: the library could not run the engine.
@@ -69,21 +66,27 @@ class Engine:
     def submit(self, images: Given) -> Future[NDArray[np.float32]]:
         """The same without waiting: ``submit(images).result()`` are the logits that a call would return.
 
-        The images are checked at once, and must not be changed before the result is there. Requests begin in the
-        order in which they came; how many run at the same time is the runner's choice (see the class).
+        The images are checked at once, and must not be changed before the result is there. Requests start in the
+        order of submission; the class says how many run at the same time.
 
         Raises:
-            UsageError: as a call; what goes wrong later is raised by ``result``.
+            UsageError: see ``__call__``; later errors are raised by ``result``.
             EngineError: the engine is closed.
         """
-        return self._submissions.submit(self._answer, self._checked(images))
+        checked = self._checked(images)
+        try:
+            return self._pool.submit(self._answer, checked)
+        except RuntimeError:
+            if not self._closed:
+                raise
+            raise EngineError(_CLOSED) from None
 
     def _answer(self, images: NDArray[Any] | DeviceImages) -> NDArray[np.float32]:
         """Logits of checked images."""
         with nullcontext() if self._concurrent else self._lock:
             runner = self._runner
             if runner is None:
-                raise EngineError("this engine is closed; load it again")
+                raise EngineError(_CLOSED)
             if self._fits(len(images)):
                 return runner(images)
             most = self.manifest.batch.max
@@ -94,7 +97,7 @@ class Engine:
         return self.manifest.batch.min <= count <= self.manifest.batch.max
 
     def preprocess(self, image: Path | str | Image | NDArray[np.uint8]) -> NDArray[Any]:
-        """One photograph (path, PIL image or uint8 [H, W, 3] in RGB) as input batch of one image.
+        """Turn one photograph (path, PIL image or uint8 [H, W, 3] in RGB) into an input batch of one image.
 
         Raises:
             ImageSetError: the image cannot be read or is too small.
@@ -112,7 +115,7 @@ class Engine:
     def classify(self, image: Path | str | Image | NDArray[np.uint8], k: int = 5) -> list[tuple[str, float]]:
         """The ``k`` most probable classes of one photograph, best first, with their softmax probability.
 
-        All classes where there are fewer than ``k``.
+        If there are fewer than ``k`` classes, all are returned.
 
         Raises:
             UsageError: ``k`` is less than 1.
@@ -127,8 +130,9 @@ class Engine:
         return [(self.manifest.classes[index], float(probabilities[index])) for index in best]
 
     def close(self) -> None:
-        """Give back memory and devices, after what was submitted is answered; calling it twice is harmless."""
-        self._submissions.close()
+        """Free memory and devices after all submitted requests are answered; calling it twice is harmless."""
+        self._closed = True
+        self._pool.shutdown(wait=True)
         with self._lock:
             runner, self._runner = self._runner, None
         if runner is not None:
@@ -145,52 +149,23 @@ class Engine:
     def _run(self, runner: Runner, images: NDArray[Any] | DeviceImages) -> NDArray[np.float32]:
         count = len(images)
         missing = max(0, self.manifest.batch.min - count)
-        if missing and isinstance(images, np.ndarray):  # what is on a GPU is filled up there
+        if missing and isinstance(images, np.ndarray):  # images on a GPU are padded there
             images = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
         return runner(images)[:count]
 
     def _checked(self, given: object) -> NDArray[Any] | DeviceImages:
-        """``given`` as images that this engine takes."""
+        """Check ``given``, and return it as images that this engine takes."""
         images = given if isinstance(given, np.ndarray) else self._shared(given)
         array = isinstance(images, IMAGES) and images.ndim > 0 and len(images) > 0
         if not (array and images.dtype == self._dtype and images.shape[1:] == self._image):
-            refuse(images, self.manifest.inputs[0])  # its words take longer than the rest of a call
+            refuse(images, self.manifest.inputs[0])
         return images
 
     def _shared(self, given: object) -> Any:
-        """``given``, something of another package, over the same memory."""
+        """View an array or tensor of another package without copying it."""
         runner = self._runner
         if not (self._zero_copy and on_cuda(given)):
             return as_array(given)
         if not isinstance(runner, ZeroCopyRunner):
-            raise EngineError("this engine is closed; load it again")
+            raise EngineError(_CLOSED)
         return runner.import_images(given)
-
-
-class Submissions:
-    """Queue of requests for at most ``parallel`` threads, which start with the first request. Thread-safe."""
-
-    def __init__(self, parallel: int) -> None:
-        self._parallel, self._closed = parallel, False
-        self._pool: ThreadPoolExecutor | None = None
-        self._lock = threading.Lock()
-
-    def submit(self, work: Callable[[A], T], given: A) -> Future[T]:
-        """Queue ``work(given)`` for the next idle thread.
-
-        Raises:
-            EngineError: it is closed.
-        """
-        with self._lock:
-            if self._closed:
-                raise EngineError("this engine is closed; load it again")
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._parallel, thread_name_prefix="rescompile")
-            return self._pool.submit(work, given)
-
-    def close(self) -> None:
-        """Finish what was submitted and refuse more; calling it twice is harmless."""
-        with self._lock:
-            self._closed, pool, self._pool = True, self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True)

@@ -1,4 +1,4 @@
-"""Golden images and logits of an engine: read from ``golden.npz``, and used to check its answers at any batch size."""
+"""Golden images and logits of an engine: reads ``golden.npz``, and checks answers at any batch size."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Check = Callable[[NDArray[Any]], None]
 
 
 def golden_bytes(images: NDArray[Any], logits: NDArray[np.float32]) -> bytes:
-    """Contents of ``golden.npz``; the same arrays give the same bytes.
+    """The contents of ``golden.npz``; the same arrays give the same bytes.
 
     Args:
         images: [N, ...], in the engine's input layout and dtype.
-        logits: [N, classes] float32, the deployable graph's answers in its reference execution.
+        logits: [N, classes] float32, from the deployable graph in its reference execution.
     """
     stream = io.BytesIO()
     np.savez(stream, images=images, logits=logits)
@@ -33,7 +33,7 @@ def golden_bytes(images: NDArray[Any], logits: NDArray[np.float32]) -> bytes:
 
 
 def read_golden(directory: Path, manifest: Manifest) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """The golden images [N, ...] in the engine's layout and dtype, and the logits [N, classes] expected of them.
+    """The golden images [N, ...] in the engine's layout and dtype, and the expected logits [N, classes].
 
     Raises:
         EngineError: the file cannot be read, or does not fit the manifest.
@@ -61,9 +61,9 @@ def read_golden(directory: Path, manifest: Manifest) -> tuple[NDArray[Any], NDAr
 
 
 def golden_batch(directory: Path, manifest: Manifest, size: int) -> tuple[NDArray[Any], Check]:
-    """The golden images repeated to a batch [size, ...], and a check of the logits [size, classes] they must give.
+    """The golden images repeated to a batch [size, ...], and a check of the engine's logits [size, classes] for it.
 
-    The check allows the same error energy as the golden self-test, once for each repetition of the golden images.
+    The check allows the error energy of the golden self-test once for each repetition of the golden images.
 
     Raises:
         EngineError: ``golden.npz`` cannot be read, or does not fit the manifest.

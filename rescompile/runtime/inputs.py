@@ -1,4 +1,4 @@
-"""Images that an engine is given: what they may be, a part of them, and what is wrong with others."""
+"""Input images of an engine: their types, parts of a batch, and errors for images that do not fit."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rescompile.errors import UsageError
 from rescompile.manifest import TensorSpec
 
 IMAGES = (np.ndarray, DeviceImages)
-"""On the host, and on a GPU."""
+"""Types of images on the host, and on a GPU."""
 
 
 def part(images: NDArray[Any] | DeviceImages, start: int, stop: int) -> NDArray[Any] | DeviceImages:
-    """Images ``start`` to ``stop``, not copied."""
+    """Images ``start`` to ``stop``, without copying."""
     return images[start:stop] if isinstance(images, np.ndarray) else images.part(start, stop)
 
 
 def refuse(images: Any, expected: TensorSpec) -> NoReturn:
-    """Say what is wrong with ``images`` for an engine that takes ``expected``.
+    """Explain why an engine that takes ``expected`` does not take ``images``.
 
     Raises:
         UsageError: always.
@@ -44,7 +44,7 @@ def refuse(images: Any, expected: TensorSpec) -> NoReturn:
 
 
 def _hint(images: NDArray[Any] | DeviceImages, expected: tuple[int, ...]) -> str:
-    """The likeliest mistake about a shape, as the end of a sentence."""
+    """The most likely mistake in a shape, as the end of a sentence."""
     if images.shape == expected[1:]:
         return "; add the batch dimension with images[None]"
     for axes in ((0, 3, 1, 2), (0, 2, 3, 1)):

@@ -1,4 +1,4 @@
-"""Checks of an engine directory that need no engine: a manifest that this version can run, and files that match it."""
+"""Checks an engine directory without loading the engine: the manifest, and the files against it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rescompile.manifest import GOLDEN, MANIFEST, Manifest, read_manifest
 _ADVICE = "copy or build the engine again"
 _MOST_IMAGE_VALUES = 1 << 30
 _MOST_LEAST_BATCH_VALUES = 1 << 31
-"""Fewer images than the smallest batch are padded in memory: at most 8 GiB of float32."""
+"""Limit on the smallest batch, to which fewer images are padded in memory: 8 GiB of float32."""
 
 
 def checked_manifest(directory: Path, *, hashes: bool = True) -> Manifest:
-    """Read the manifest and check all that can be checked without loading the engine.
+    """Read the manifest, and check all that can be checked without loading the engine.
 
     Raises:
         EngineError: the directory is damaged or incomplete.
@@ -34,7 +34,7 @@ def checked_manifest(directory: Path, *, hashes: bool = True) -> Manifest:
 
 
 def check_files(directory: Path, manifest: Manifest, *, hashes: bool = True) -> None:
-    """Check that every file of the manifest is there, a plain file, of its size and (``hashes``) of its hash.
+    """Check that every file of the manifest is a plain file with the right size and, if ``hashes``, the right hash.
 
     Raises:
         EngineError: names the first file that is not.
@@ -53,7 +53,7 @@ def check_files(directory: Path, manifest: Manifest, *, hashes: bool = True) -> 
 
 
 def _check_hashes(directory: Path, manifest: Manifest) -> None:
-    """Hash every file, two at a time: the graphs of a deep network are most of a load otherwise."""
+    """Hash every file, two at a time, because hashing the graphs of a deep network dominates a load."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(2) as pool:
@@ -66,7 +66,7 @@ def _check_hashes(directory: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[Path]:
-    """Report a file that cannot be read in one sentence."""
+    """Turn an error of reading ``path`` into one sentence."""
     try:
         yield path
     except FileNotFoundError:
@@ -76,7 +76,7 @@ def _readable(path: Path) -> Iterator[Path]:
 
 
 def check_manifest(directory: Path, manifest: Manifest) -> None:
-    """Refuse a manifest that no build writes, before memory is allocated for it.
+    """Refuse a manifest that no build can have written, before memory is allocated for it.
 
     Raises:
         EngineError: names the field and what is wrong with it.
@@ -101,7 +101,7 @@ def check_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def require_files(path: Path, manifest: Manifest, names: Sequence[str], consequence: str) -> None:
-    """Refuse a manifest that does not list ``names``: what is not listed has no hash.
+    """Refuse a manifest that does not list all ``names``, because files that are not listed have no hash.
 
     Raises:
         EngineError: names the first of them.

@@ -1,4 +1,4 @@
-"""Loading an engine: check its directory, open it with its backend, and test it on its golden inputs."""
+"""Loads an engine: checks its directory, opens it with its backend, and tests it on its golden inputs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rescompile.backends import get_backend
-from rescompile.backends.base import (
-    RUN_DEFAULTS,
-    CachesCompilation,
-    Hint,
-    RunOptions,
-    SimulatingBackend,
-)
+from rescompile.backends.base import RUN_DEFAULTS, CachesCompilation, Hint, RunOptions, SimulatingBackend
 from rescompile.errors import EngineError
 from rescompile.metrics import relative_rms
 from rescompile.runtime.engine import Engine
@@ -31,7 +25,7 @@ def load(
 ) -> Engine:
     """Load the engine in ``directory`` and test it on its golden inputs.
 
-    ``verify=False`` skips the hashes and the golden self-test: a faster start, for directories that were loaded
+    ``verify=False`` skips the hashes and the golden self-test, for a faster start of directories that were loaded
     before. ``hint="throughput"`` runs several calls at once: on a CPU with fewer threads each, on a GPU with one stream
     each (``options.streams``). ``"latency"`` gives one call the whole device; None uses ``options.hint``.
 
@@ -55,7 +49,7 @@ def load(
 
 
 def simulate(directory: Path) -> Engine | None:
-    """Load the engine in ``directory`` on its backend's simulator, for a device that this machine lacks.
+    """Load the engine in ``directory`` on its backend's simulator, for a device that this machine does not have.
 
     The golden self-test runs as in ``load``. None where the backend has no simulator.
 
@@ -73,7 +67,7 @@ def simulate(directory: Path) -> Engine | None:
 
 
 def _self_test_or_close(directory: Path, engine: Engine) -> None:
-    """Run the golden self-test, and close an engine that fails it."""
+    """Run the golden self-test, and close the engine if it fails."""
     try:
         _self_test(directory, engine)
     except BaseException:
@@ -85,7 +79,7 @@ def _self_test(directory: Path, engine: Engine) -> None:
     """Run the golden inputs.
 
     Raises:
-        EngineError: the answers are not the golden ones.
+        EngineError: the answers are not the golden answers.
     """
     images, expected = read_golden(directory, engine.manifest)
     # in batches that the engine was tuned for: libraries prepare each size when they first see it

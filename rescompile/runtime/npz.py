@@ -1,4 +1,4 @@
-"""Strict reading of an untrusted ``.npz`` file: memory is bounded by the size of the file.
+"""Reads an untrusted ``.npz`` file; memory is bounded by the size of the file.
 
 ``numpy.load`` accepts any compression, type and shape, and allocates memory before it checks them. This reader accepts
 what ``numpy.savez`` writes: float32 and uint8 in C order, not compressed.
@@ -31,13 +31,11 @@ def read_arrays(path: Path, names: Sequence[str]) -> list[NDArray[Any]]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not such an archive; the message says why.
+        ValueError: it is not such an archive; the message says why not.
     """
     found = path.lstat()
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(
-            "it is not a regular file; perhaps a symbolic link"
-        )  # reading a pipe would wait forever
+    if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait forever
+        raise ValueError("it is not a regular file; perhaps a symbolic link")
     if found.st_size > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
     try:

@@ -1,6 +1,6 @@
-"""``rescompile export-server``: an engine directory as the model repository of an inference server.
+"""``rescompile export-server``: make the model repository of an inference server from an engine directory.
 
-REPO/export.json                     which engine this is, and the hash of every file
+REPO/export.json                     names the engine, and the hash of every file
 REPO/NAME/1/                         the payload: version 1 of the model
 REPO/NAME/config.pbtxt, labels.txt   Triton Inference Server; warm-up requests are in REPO/NAME/warmup/
 REPO/config.json, labels.txt         OpenVINO Model Server
@@ -19,14 +19,12 @@ from rescompile.errors import EngineError, UsageError
 from rescompile.files import atomic_directory, sha256_of
 from rescompile.manifest import OPENVINO_MODEL as MODEL
 from rescompile.manifest import FileDigest, Manifest
-from rescompile.report import read_report
-from rescompile.runtime.golden import read_golden
+from rescompile.report import JsonReport, read_report
 from rescompile.runtime.integrity import checked_manifest
-from rescompile.serving.model_server import config_of as model_server_config
+from rescompile.serving import model_server, triton_repository
 from rescompile.serving.openvino_graph import write_precise
-from rescompile.serving.payload import SERVER_NAMES, Payload, Server, payload_of
-from rescompile.serving.pbtxt import to_text
-from rescompile.serving.triton_repository import LABELS, Batching, config_of, warmup_images
+from rescompile.serving.payload import LABELS, SERVER_NAMES, Payload, Server, payload_of
+from rescompile.serving.triton_repository import Batching
 
 RECORD = "export.json"
 VERSION = "1"
@@ -35,12 +33,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What ``export`` is asked for."""
+    """Options of ``export``."""
 
     server: Server
     output: Path
     name: str | None = None
-    """By which clients ask for the model; None makes it of network and precision."""
+    """The model's name for clients; None makes it from network and precision."""
     onnx: bool = False
     """Serve the deployable graph instead of the engine."""
     instances: int = 1
@@ -49,8 +47,8 @@ class ExportConfig:
     """Replace an export at ``output``, and export an engine that failed its limits."""
 
 
-class Export(msgspec.Struct, frozen=True, kw_only=True):
-    """``export.json``: what was exported, from which engine."""
+class Export(JsonReport, frozen=True, kw_only=True):
+    """``export.json``: describes the repository and its engine."""
 
     server: Server
     name: str
@@ -70,11 +68,11 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def export(directory: Path, config: ExportConfig) -> Export:
-    """Write the repository of the engine in ``directory``, whole or not at all.
+    """Write the repository of the engine in ``directory``, completely or not at all.
 
     Raises:
         UsageError: the options contradict the engine or the server.
-        EngineError: the engine is damaged, failed its limits, or is of a kind that the server does not run.
+        EngineError: the engine is damaged, failed its limits, or cannot run on the server.
         OutputError: the repository cannot be written.
     """
     manifest = checked_manifest(directory)
@@ -84,8 +82,7 @@ def export(directory: Path, config: ExportConfig) -> Export:
     with atomic_directory(config.output, force=config.force, known_by=RECORD) as staging:
         folder = staging.folder
         _write_payload(directory, payload, folder / name / VERSION, config.server)
-        write = _write_triton if config.server == "triton" else _write_model_server
-        largest = write(folder, name, directory, manifest, payload, config)
+        largest = _write_configuration(folder, name, directory, manifest, payload, config)
         record = Export(
             server=config.server,
             name=name,
@@ -96,7 +93,7 @@ def export(directory: Path, config: ExportConfig) -> Export:
             notes=_notes(manifest, payload),
             files=_digests(folder),
         )
-        (folder / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        (folder / RECORD).write_bytes(record.to_json())
     return record
 
 
@@ -112,7 +109,7 @@ def _verdict(directory: Path, *, force: bool) -> bool:
 
 def _name(name: str) -> str:
     if _NAME.fullmatch(name) is None:
-        raise UsageError(f"--name {name!r} is no model name; use letters, digits, '.', '_' and '-'")
+        raise UsageError(f"--name {name!r} is not a model name; use letters, digits, '.', '_' and '-'")
     return name
 
 
@@ -126,40 +123,29 @@ def _write_payload(directory: Path, payload: Payload, version: Path, server: Ser
         shutil.copyfile(directory / name, version / served)
 
 
-def _write_triton(
+def _write_configuration(
     folder: Path, name: str, directory: Path, manifest: Manifest, payload: Payload, config: ExportConfig
 ) -> int:
-    told = config_of(name, manifest, payload, instances=config.instances, batching=config.batching)
-    model = folder / name
-    (model / "config.pbtxt").write_text(to_text(told), "utf-8")
-    (model / LABELS).write_bytes(_labels(manifest))
-    warmup = model / "warmup"
-    warmup.mkdir()
-    images, _ = read_golden(directory, manifest)
-    count = warmup_images(manifest, told)
-    for index, request in enumerate(told.model_warmup):
-        (fed,) = request.inputs.values()
-        picked = [(index + offset) % len(images) for offset in range(count)]
-        (warmup / fed.input_data_file).write_bytes(images[picked].tobytes())
-    return told.max_batch_size or manifest.batch.max
-
-
-def _write_model_server(
-    folder: Path, name: str, directory: Path, manifest: Manifest, payload: Payload, config: ExportConfig
-) -> int:
+    """Write all but the payload, and return the most images of one request."""
+    if config.server == "triton":
+        model = folder / name
+        (model / LABELS).write_bytes(_labels(manifest))
+        return triton_repository.write_model(
+            model, directory, manifest, payload, instances=config.instances, batching=config.batching
+        )
     if config.batching != Batching():
         raise UsageError(
             "OpenVINO Model Server runs each request as it comes: --max-batch and --queue-delay are for "
             "--server triton; leave them out"
         )
-    told = model_server_config(name, instances=config.instances)
-    (folder / "config.json").write_bytes(told.to_json())
     (folder / LABELS).write_bytes(_labels(manifest))
+    document = msgspec.json.encode(model_server.config_of(name, instances=config.instances))
+    (folder / "config.json").write_bytes(msgspec.json.format(document, indent=2) + b"\n")
     return manifest.batch.max
 
 
 def _labels(manifest: Manifest) -> bytes:
-    """A class name a line; white space in a name becomes a blank, because a line ends a name."""
+    """One line for each class name; white space in a name becomes one blank."""
     return "".join(f"{' '.join(name.split())}\n" for name in manifest.classes).encode()
 
 

@@ -1,17 +1,17 @@
-"""An OpenVINO graph that infers in f32 without being told, for servers that cannot tell.
+"""Writes an OpenVINO graph that infers in f32 by itself, for a server that cannot set the precision.
 
-Triton Inference Server hands OpenVINO no inference precision (its backend knows ``HINT_BF16: YES`` and nothing else,
+Triton Inference Server does not pass an inference precision to OpenVINO (its backend knows ``HINT_BF16: YES`` alone,
 and OpenVINO ignores a precision in the graph's ``runtime_options``), so CPUs with bfloat16 would round float layers to
-it. OpenVINO leaves layers alone that the graph marks as ``precise``. Its own passes put new layers without the mark in
-the place of some, so those are written in forms that stay:
+it. OpenVINO does not round layers that the graph marks as ``precise``. Its passes replace some layers by new ones
+without the mark, so these layers are written in forms that stay:
 
-* a float classifier becomes a convolution of 1x1, because a MatMul becomes a fully connected layer;
-* a clip is one Clamp, pools and paddings are of the first operator set, because others are converted to these;
+* a float classifier becomes a 1x1 convolution, because a MatMul becomes a fully connected layer;
+* a clip is one Clamp, and pools and paddings are of the first operator set, because others are converted to these;
 * the flattening behind the global pool is done after quantization, where the numbers are integers;
-* an INT8 graph hides the number of images: with a fixed one, residual adds are fused into new layers.
+* an INT8 graph hides the batch size, because with a known one residual adds are fused into new layers.
 
-Seen with OpenVINO 2025.4.1 and 2026.4.1 on a CPU with AMX: the answers are those of the engine, INT8 ones to the bit.
-With 2024.3, float graphs infer in f32 but INT8 graphs still round some layers.
+Checked with OpenVINO 2025.4.1 and 2026.4.1 on a CPU with AMX: answers equal the engine's, and for INT8 to the bit. With
+2024.3, float graphs infer in f32 but INT8 graphs still round some layers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def write_precise(source: Path, target: Path) -> None:
         if rewrite is not None:
             rewrite(node)
     if any(node.get_type_name() == "FakeQuantize" for node in model.get_ops()):
-        _free_batch(model)
+        _hide_batch_size(model)
     model.validate_nodes_and_infer_types()
     # constants keep their types, as when the engine was built
     ov.save_model(model, target, compress_to_fp16=False)
@@ -56,7 +56,7 @@ def _mark(layer: ElementTree.Element) -> None:
 
 
 def _classifier(node: Any) -> None:
-    """A MatMul [N, C] x [K, C]: of float weights as a convolution, else with its input flattened in front of it."""
+    """Rewrite a MatMul [N, C] x [K, C]: float weights as a convolution, others with a flattening in front."""
     from openvino import opset13 as ops
 
     taken = node.input_value(0)
@@ -70,7 +70,7 @@ def _classifier(node: Any) -> None:
 
 
 def _clip(node: Any) -> None:
-    """A Minimum of a Maximum, each with a constant, as one Clamp."""
+    """Rewrite a Minimum of a Maximum, each with a constant, as one Clamp."""
     from openvino import opset13 as ops
 
     top, inner = node.input_value(0), node.input_value(1).get_node()
@@ -81,7 +81,7 @@ def _clip(node: Any) -> None:
 
 
 def _flattening(node: Any) -> None:
-    """The Reshape behind a global pool: its readers take the pool itself, and the classifier flattens."""
+    """Remove the Reshape behind a global pool; the classifier flattens instead."""
     pool = node.input_value(0)
     if pool.get_node().get_type_name() == "ReduceMean":
         for reader in node.output(0).get_target_inputs():
@@ -89,7 +89,7 @@ def _flattening(node: Any) -> None:
 
 
 def _pool(node: Any) -> None:
-    """A MaxPool in the form that the CPU runs, which needs no other in its place."""
+    """Rewrite a MaxPool in the form that the CPU plugin runs."""
     from openvino import opset1 as ops
 
     names = ("strides", "pads_begin", "pads_end", "kernel", "rounding_type", "auto_pad")
@@ -98,7 +98,7 @@ def _pool(node: Any) -> None:
 
 
 def _padding(node: Any) -> None:
-    """A Pad in the form that the CPU runs."""
+    """Rewrite a Pad in the form that the CPU plugin runs."""
     from openvino import opset1 as ops
 
     taken = [node.input_value(index) for index in range(node.get_input_size())]
@@ -106,34 +106,45 @@ def _padding(node: Any) -> None:
     _replace(node, ops.pad(*taken[:3], mode, *taken[3:]).output(0))
 
 
-def _free_batch(model: Any) -> None:
-    """Cut the first layer's quantized input off at a number of images that is known only when the graph runs.
+def _hide_batch_size(model: Any) -> None:
+    """Let the layers see a batch size that OpenVINO cannot know, and nothing else change.
 
-    The cut removes nothing: it is at the number of images, plus one where a value is equal to itself and is not.
+    The server sets the number of images to a constant before it compiles the graph. With a known number OpenVINO fuses
+    residual adds into layers that lose the mark. So the first layer reads only the images from 0 to the batch size plus
+    a hidden zero (``_hidden_zero``), which are all of them, in a dimension of unknown size. A reshape at the end gives
+    the logits the known size again, which the server checks.
     """
     from openvino import opset13 as ops
 
     (given,), (answer,) = model.inputs, model.outputs
-    first_layer = next(node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution")
     count = ops.gather(ops.shape_of(given), _integers(0), _integers(0))
-    value = ops.gather(ops.reshape(given, _integers(-1), special_zero=False), _integers(0), _integers(0))
-    never = ops.logical_and(ops.equal(value, value), ops.not_equal(value, value))
-    hidden = ops.add(count, ops.convert(never, "i64"))
-    reader = first_layer.input(0)
+    reader = next(node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution").input(0)
     while reader.get_source_output().get_node().get_type_name() in _DEQUANTIZING:
         reader = reader.get_source_output().get_node().input(0)
-    taken = reader.get_source_output()
-    images = ops.strided_slice(taken, _integers(0), hidden, _integers(1), [0], [0])
+    stop = ops.add(count, _hidden_zero(given))
+    images = ops.strided_slice(reader.get_source_output(), _integers(0), stop, _integers(1), [0], [0])
     reader.replace_source_output(images.output(0))
     result = answer.get_node().input(0)
     logits = result.get_source_output()
-    # the server checks that the output has a fixed number of images again
-    classes = list(logits.get_partial_shape())[-1].get_length()
-    names = logits.get_names()
+    classes, names = logits.get_partial_shape()[1].get_length(), logits.get_names()
     logits.set_names(set())
     fixed = ops.reshape(logits, ops.concat([count, _integers(classes)], 0), special_zero=False)
     fixed.output(0).set_names(names)
     result.replace_source_output(fixed.output(0))
+
+
+def _hidden_zero(images: Any) -> Any:
+    """A zero [1] that OpenVINO cannot fold into a constant.
+
+    It is 1 if the first value of ``images`` both equals and differs from itself. No number does, and NaN only differs;
+    but OpenVINO does not reason about two comparisons at once.
+    """
+    from openvino import opset13 as ops
+
+    flat = ops.reshape(images, _integers(-1), special_zero=False)
+    value = ops.gather(flat, _integers(0), _integers(0))
+    contradiction = ops.logical_and(ops.equal(value, value), ops.not_equal(value, value))
+    return ops.convert(contradiction, "i64")
 
 
 _REWRITES = {
@@ -159,7 +170,7 @@ def _integers(*values: int) -> Any:
 
 
 def _replace(node: Any, output: Any) -> None:
-    """Let the readers of ``node`` take ``output`` under the same names."""
+    """Replace ``node`` by ``output``, which gets its names."""
     output.add_names(node.output(0).get_names())
     output.get_node().set_friendly_name(node.get_friendly_name())
     for reader in node.output(0).get_target_inputs():

@@ -1,4 +1,4 @@
-"""Which files of an engine a server is given, and by what name it calls the library that runs them."""
+"""The files of an engine that a server gets, and the server's name for the library that runs them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ SERVER_NAMES: dict[Server, str] = {
 }
 
 
+LABELS = "labels.txt"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """What a server runs."""
+    """The files that a server runs."""
 
     backend: Literal["openvino", "tensorrt", "onnxruntime"]
-    """Triton Inference Server's name of the library."""
+    """Triton Inference Server's name for the library."""
     files: dict[str, str]
-    """Name in the version folder to name in the engine directory; the first is the one that the server opens."""
+    """Name in the version folder to name in the engine directory; the server opens the first."""
 
 
 _ENGINES = {
@@ -39,7 +42,7 @@ _NO_SERVER = {
 
 
 def payload_of(manifest: Manifest, server: Server, *, onnx: bool) -> Payload:
-    """What ``server`` runs of an engine; with ``onnx`` its deployable graph instead of the engine.
+    """The files that ``server`` runs: those of the engine, or with ``onnx`` its deployable graph.
 
     Raises:
         EngineError: the server has no backend for such engines, or a file is not in the directory.

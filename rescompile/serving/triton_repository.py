@@ -1,86 +1,103 @@
-"""The configuration of one engine for Triton Inference Server, made from its manifest."""
+"""An engine's folder in a model repository of Triton Inference Server: configuration, labels, warm-up requests.
+
+Names of fields and values are those of ``ModelConfig`` in the server's ``model_config.proto``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest, TensorSpec
-from rescompile.serving.payload import Payload
-from rescompile.serving.triton_config import (
-    DataType,
-    Format,
-    Kind,
-    ModelConfig,
-    ModelDynamicBatching,
-    ModelInput,
-    ModelInstanceGroup,
-    ModelOutput,
-    ModelParameter,
-    ModelWarmup,
-    WarmupInput,
-)
+from rescompile.runtime.golden import read_golden
+from rescompile.serving.payload import LABELS, Payload
+from rescompile.serving.pbtxt import Name, map_entries, to_text
 
-LABELS = "labels.txt"
-_TYPES = {"float32": DataType.TYPE_FP32, "uint8": DataType.TYPE_UINT8}
-_KINDS = {"openvino": Kind.KIND_CPU, "tensorrt": Kind.KIND_GPU, "onnxruntime": Kind.KIND_AUTO}
+_TYPES = {"float32": Name("TYPE_FP32"), "uint8": Name("TYPE_UINT8")}
+_KINDS = {"openvino": Name("KIND_CPU"), "tensorrt": Name("KIND_GPU"), "onnxruntime": Name("KIND_AUTO")}
+_WARMUP_FILE = "golden-{}"
+"""In the folder ``warmup``: the raw numbers of one request's images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """How the server gathers requests."""
+    """How the server gathers requests into batches."""
 
     max_batch: int | None = None
-    """Most images at once; None takes the engine's."""
+    """Most images at once; None takes the engine's number."""
     queue_delay: int = 0
     """Microseconds that a request may wait for others."""
 
 
-def config_of(
-    name: str, manifest: Manifest, payload: Payload, *, instances: int, batching: Batching
-) -> ModelConfig:
-    """What Triton Inference Server is told of the engine.
+def write_model(
+    model: Path, directory: Path, manifest: Manifest, payload: Payload, *, instances: int, batching: Batching
+) -> int:
+    """Write the folder ``model`` for the engine in ``directory``, and return the most images of one request.
 
     Raises:
-        UsageError: ``batching`` is not what the engine takes.
-        EngineError: the engine takes no single image, and no fixed number either.
+        UsageError: the engine does not take ``batching``.
+        EngineError: the engine takes neither single images nor a fixed number of them.
     """
     largest = _max_batch_size(manifest, payload, batching.max_batch)
+    # a request of each batch size that libraries may prepare separately
+    sizes = sorted({size for size in (1, manifest.batch.opt, largest) if size <= largest}) if largest else [1]
+    config = _config(
+        model.name, manifest, payload,
+        largest=largest, warmup_sizes=sizes, instances=instances, queue_delay=batching.queue_delay,
+    )  # fmt: skip
+    (model / "config.pbtxt").write_text(to_text(config), "utf-8")
+    (model / "warmup").mkdir()
+    images, _ = read_golden(directory, manifest)
+    count = 1 if largest else manifest.batch.max
+    for index in range(len(sizes)):
+        picked = [(index + offset) % len(images) for offset in range(count)]
+        (model / "warmup" / _WARMUP_FILE.format(index)).write_bytes(images[picked].tobytes())
+    return largest or manifest.batch.max
+
+
+def _config(
+    name: str,
+    manifest: Manifest,
+    payload: Payload,
+    *,
+    largest: int,
+    warmup_sizes: list[int],
+    instances: int,
+    queue_delay: int,
+) -> dict[str, Any]:
     fed, answered = manifest.inputs[0], manifest.outputs[0]
-    return ModelConfig(
-        name=name,
-        backend=payload.backend,
-        default_model_filename=next(iter(payload.files)),
-        max_batch_size=largest,
-        input=(
-            ModelInput(
-                name=fed.name,
-                data_type=_TYPES[fed.dtype],
-                format=Format[f"FORMAT_{fed.layout}"] if largest else None,
-                dims=_dims(fed, batched=largest > 0),
-            ),
-        ),
-        output=(
-            ModelOutput(
-                name=answered.name,
-                data_type=_TYPES[answered.dtype],
-                dims=_dims(answered, batched=largest > 0),
-                label_filename=LABELS,
-            ),
-        ),
-        instance_group=(ModelInstanceGroup(count=instances, kind=_KINDS[payload.backend]),),
+
+    def tensor(spec: TensorSpec, layout: Name | None = None) -> dict[str, Any]:
+        dims = (
+            spec.shape[1:] if largest else spec.shape
+        )  # the server adds the batch dimension where it batches
+        return {"data_type": _TYPES[spec.dtype], "format": layout, "dims": list(dims)}
+
+    # the server knows image layouts of three dimensions only
+    layout = Name(f"FORMAT_{fed.layout}") if largest else None
+    warmup = [
+        {
+            "name": f"golden images at batch {size}" if largest else "golden images",
+            "batch_size": size,
+            "inputs": map_entries({fed.name: {**tensor(fed), "input_data_file": _WARMUP_FILE.format(index)}}),
+        }
+        for index, size in enumerate(warmup_sizes)
+    ]
+    return {
+        "name": name,
+        "backend": payload.backend,
+        "default_model_filename": next(iter(payload.files)),
+        "max_batch_size": largest,
+        "input": [{"name": fed.name, **tensor(fed, layout)}],
+        "output": [{"name": answered.name, **tensor(answered), "label_filename": LABELS}],
+        "instance_group": [{"count": instances, "kind": _KINDS[payload.backend]}],
         # a batch of one has nothing to wait for
-        dynamic_batching=ModelDynamicBatching(max_queue_delay_microseconds=batching.queue_delay)
-        if largest > 1
-        else None,
-        model_warmup=_warmup(manifest, largest),
-        parameters=_openvino_parameters(instances, largest) if payload.backend == "openvino" else {},
-    )
-
-
-def warmup_images(manifest: Manifest, config: ModelConfig) -> int:
-    """How many golden images the file of each warm-up request holds."""
-    return 1 if config.max_batch_size else manifest.batch.max
+        "dynamic_batching": {"max_queue_delay_microseconds": queue_delay} if largest > 1 else None,
+        "model_warmup": warmup,
+        "parameters": _openvino_parameters(instances, largest) if payload.backend == "openvino" else None,
+    }
 
 
 def _max_batch_size(manifest: Manifest, payload: Payload, asked: int | None) -> int:
@@ -108,35 +125,11 @@ def _max_batch_size(manifest: Manifest, payload: Payload, asked: int | None) -> 
     return asked or usual
 
 
-def _dims(tensor: TensorSpec, *, batched: bool) -> tuple[int, ...]:
-    return tensor.shape[1:] if batched else tensor.shape
-
-
-def _warmup(manifest: Manifest, largest: int) -> tuple[ModelWarmup, ...]:
-    """A request for each batch size that libraries may prepare on its own."""
-    fed = manifest.inputs[0]
-    sizes = sorted({size for size in (1, manifest.batch.opt, largest) if size <= largest}) if largest else [1]
-    return tuple(
-        ModelWarmup(
-            name=f"golden images at batch {size}" if largest else "golden images",
-            batch_size=size,
-            inputs={
-                fed.name: WarmupInput(
-                    data_type=_TYPES[fed.dtype],
-                    dims=_dims(fed, batched=largest > 0),
-                    input_data_file=f"golden-{index}",
-                )
-            },
-        )
-        for index, size in enumerate(sizes)
-    )
-
-
-def _openvino_parameters(instances: int, largest: int) -> dict[str, ModelParameter]:
+def _openvino_parameters(instances: int, largest: int) -> list[dict[str, Any]]:
     settings = {
         "PERFORMANCE_HINT": "LATENCY" if instances == 1 else "THROUGHPUT",
         "NUM_STREAMS": str(instances),
     }
     if largest > 1:
         settings["ENABLE_BATCH_PADDING"] = "YES"  # smaller batches are an error to the server otherwise
-    return {name: ModelParameter(string_value=value) for name, value in settings.items()}
+    return map_entries({name: {"string_value": value} for name, value in settings.items()})

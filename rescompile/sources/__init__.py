@@ -1,1 +1,1 @@
-"""Where networks come from: checkpoints by format, published weights, and which network a checkpoint holds."""
+"""Weights from checkpoint files and downloads, and the networks that they belong to."""

@@ -1,7 +1,7 @@
-"""Checkpoint files to networks: load, identify, build; refuse what does not fit, in one sentence.
+"""Networks from checkpoint files: load, identify, build; one sentence says why a file is refused.
 
-file ──reading──> payload ──naming──> canonical state_dict ──anatomy──> ModelSpec
-                                               └──────────build_model───────> ResNet
+file ──safe_loading──> payload ──torchvision_names──> state_dict ──identification──> ModelSpec
+                                                          └────────build_model─────────> ResNet
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ from torch import Tensor
 
 from calibration.names import text_of
 from rescompile.errors import CheckpointError
-from rescompile.models.random_weights import random_model
+from rescompile.files import sha256_of
 from rescompile.models.registry import create
 from rescompile.models.resnet import ResNet
 from rescompile.models.specification import ModelSpec
-from rescompile.sources.digest import file_sha256
 from rescompile.sources.identification import describe, identify, variant
 from rescompile.sources.safe_loading import read_payload
 from rescompile.sources.torchvision_names import canonical, listing, state_dict_in
-
-__all__ = ["Checkpoint", "build_model", "identify", "load_checkpoint", "random_model", "spec_of"]
 
 _BATCH_NORM_EPS = 1e-5
 _COUNTER = "num_batches_tracked"
@@ -32,7 +29,7 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The weights of one ResNet: float32 on the CPU under torchvision's names."""
+    """The weights of one ResNet, float32 on the CPU, with torchvision's names."""
 
     state_dict: dict[str, Tensor]
     sha256: str
@@ -44,13 +41,13 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a .pth, .th, .pt or .safetensors file; no code that it may contain is run.
+    """Read a .pth, .th, .pt or .safetensors file without running any code in it.
 
-    Takes state_dicts of torchvision, timm and akamaster's CIFAR models, plain or nested, with any one prefix,
-    fp16, bf16, fp32 or fp64.
+    It may be a state_dict of torchvision, timm or akamaster's CIFAR models, plain or nested, with a common prefix or
+    none, in fp16, bf16, fp32 or fp64.
 
     Raises:
-        CheckpointError: the file cannot be read, holds no ResNet, or one of a kind that is not supported.
+        CheckpointError: the file cannot be read, or does not hold a ResNet of a supported kind.
     """
     state_dict = canonical(state_dict_in(read_payload(path), path), path)
     kind = variant(state_dict)
@@ -69,25 +66,26 @@ def spec_of(checkpoint: Checkpoint) -> ModelSpec:
     """The network that the file holds, for ``--weights FILE`` without a depth or model.
 
     Raises:
-        CheckpointError: it is none that rescompile knows.
+        CheckpointError: rescompile does not know the network.
     """
     spec = identify(checkpoint.state_dict)
     if spec is None:
         raise CheckpointError(
-            f"{checkpoint.source} holds {describe(checkpoint.state_dict)}, which is no network that rescompile knows"
+            f"{checkpoint.source} holds {describe(checkpoint.state_dict)}, which rescompile does not know"
         )
     return spec
 
 
 def build_model(spec: ModelSpec, checkpoint: Checkpoint) -> ResNet:
-    """The network of ``spec`` with the weights and the number of classes of the file, in eval mode.
+    """The network of ``spec`` in eval mode, with the weights and the number of classes of the file.
 
-    The shortcut option is the file's, unless ``with_options`` chose one.
+    It has the file's shortcut option.
 
     Raises:
-        CheckpointError: the file holds another network, lacks or adds tensors, or has values that cannot be used.
+        CheckpointError: the file holds another network or shortcut than the user asked for, has missing or unexpected
+            tensors, or values that cannot be used.
     """
-    spec = _agreed(spec, checkpoint)
+    spec = _with_shortcut_of(checkpoint, spec)
     with torch.device("meta"):
         model = create(spec, checkpoint.classes)
     expected = model.state_dict()
@@ -98,8 +96,8 @@ def build_model(spec: ModelSpec, checkpoint: Checkpoint) -> ResNet:
     return model.eval()
 
 
-def _agreed(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
-    """``spec`` with the file's shortcut option, or an error where the file is known to hold another network."""
+def _with_shortcut_of(checkpoint: Checkpoint, spec: ModelSpec) -> ModelSpec:
+    """``spec`` with the file's shortcut option; an error where the file holds another network."""
     held = identify(checkpoint.state_dict)
     if held is None:
         return spec
@@ -149,13 +147,13 @@ def _check_values(checkpoint: Checkpoint) -> None:
             channel = int(tensor.argmin())
             raise CheckpointError(
                 f"{checkpoint.source}: {name} is negative ({tensor[channel].item():g} in channel {channel}), "
-                "which no variance can be: the file is damaged, pass another checkpoint"
+                "which a variance cannot be: the file is damaged, pass another checkpoint"
             )
 
 
 def _hash(path: Path) -> str:
     try:
-        return file_sha256(path)
+        return sha256_of(path)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror}): check the path and its disk"

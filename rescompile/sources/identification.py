@@ -1,4 +1,4 @@
-"""Which network a state_dict belongs to, told from its names and shapes alone."""
+"""The network that a state_dict belongs to, found from its names and shapes alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ATTENTION = re.compile(r"layer\d+\.\d+\.(se|se_module|attn|attention|eca|cbam|c
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What the names and shapes say about a ResNet."""
+    """The structure of a ResNet as its names and shapes show it."""
 
     stem: tuple[int, int]
     """Channels and kernel size of ``conv1``."""
@@ -37,19 +37,15 @@ class Anatomy:
 
 
 def anatomy(state_dict: Mapping[str, Tensor]) -> Anatomy | None:
-    """The structure of a ResNet under torchvision's names; None where the names are not a ResNet's."""
+    """The structure of a state_dict with torchvision's names; None where it is not a ResNet."""
     blocks: dict[int, set[int]] = defaultdict(set)
     last_conv = 0
     for match in filter(None, map(_CONV.fullmatch, state_dict)):
         blocks[int(match[1])].add(int(match[2]))
         last_conv = max(last_conv, int(match[3]))
     stem = state_dict.get("conv1.weight")
-    if (
-        stem is None
-        or stem.ndim != 4
-        or last_conv not in {2, 3}
-        or sorted(blocks) != list(range(1, len(blocks) + 1))
-    ):
+    stages_in_order = sorted(blocks) == list(range(1, len(blocks) + 1))
+    if stem is None or stem.ndim != 4 or last_conv not in {2, 3} or not stages_in_order:
         return None
     return Anatomy(
         stem=(stem.shape[0], stem.shape[2]),
@@ -60,7 +56,7 @@ def anatomy(state_dict: Mapping[str, Tensor]) -> Anatomy | None:
 
 
 def variant(state_dict: Mapping[str, Tensor]) -> str | None:
-    """The name of a relative of ResNet that rescompile does not support, or None."""
+    """The kind of ResNet that rescompile does not support, such as "a wide ResNet"; None for plain networks."""
     if any(re.match(r"conv1\.\d+\.", name) for name in state_dict):
         return "a ResNet-D stem (or -C, -S, -T: several convolutions in conv1)"
     averaged = (state_dict.get(name) for name in state_dict if name.endswith("downsample.1.weight"))
@@ -85,9 +81,9 @@ def _widened(state_dict: Mapping[str, Tensor]) -> str | None:
 
 
 def identify(state_dict: Mapping[str, Tensor]) -> ModelSpec | None:
-    """The network that a canonical state_dict belongs to, shortcut option included; None where it is no known one.
+    """The network, with its shortcut option, that a canonical state_dict belongs to; None where it is not known.
 
-    The place of the stride (v1 or v1.5) leaves no trace in the weights: the result has v1.5's.
+    Weights do not show the place of the stride (v1 or v1.5); the result has that of v1.5.
     """
     found = anatomy(state_dict)
     if found is None or variant(state_dict) is not None:
@@ -112,14 +108,10 @@ def _cifar(found: Anatomy) -> ModelSpec | None:
 
 
 def describe(state_dict: Mapping[str, Tensor]) -> str:
-    """What a state_dict holds, as a noun for error messages."""
+    """The network in a state_dict, as a noun phrase for error messages."""
     spec = identify(state_dict)
     if spec is not None:
-        option = (
-            f" with shortcut option {spec.shortcut}"
-            if (spec.family, spec.block) == ("cifar", "basic")
-            else ""
-        )
-        return f"a {spec.name}{option}"
+        has_option = (spec.family, spec.block) == ("cifar", "basic")
+        return f"a {spec.name}" + f" with shortcut option {spec.shortcut}" * has_option
     kind = variant(state_dict) or anatomy(state_dict)
     return str(kind) if kind else f"no ResNet (its parameters are {listing(state_dict)})"

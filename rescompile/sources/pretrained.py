@@ -1,24 +1,24 @@
-"""torchvision's published weights: fetched once, checked by hash every time, kept in a cache."""
+"""torchvision's published weights: downloaded once into a cache, and checked by hash on every use."""
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 
 from calibration.preprocess import IMAGENET, Preprocess
 from rescompile.cache import cache_directory
 from rescompile.errors import DownloadError, UsageError
+from rescompile.files import atomic_stream, sha256_of
 from rescompile.models.specification import ModelSpec
-from rescompile.sources.digest import file_sha256
 
 Version = Literal["v1", "v2"]
 Progress = Callable[[int, int], None]
@@ -34,7 +34,7 @@ PUBLISHED: dict[tuple[str, str], str] = {
     ("resnet152", "v1"): "resnet152-394f9c45.pth",
     ("resnet152", "v2"): "resnet152-f82ba261.pth",
 }
-"""File by network and recipe; the eight digits are the beginning of its SHA-256."""
+"""File by network and training recipe; the eight digits are the first of its SHA-256."""
 
 PUBLISHER = "https://download.pytorch.org/models"
 _PIECE = 1 << 18
@@ -42,42 +42,37 @@ _TIMEOUT_SECONDS = 30
 
 
 def fetch_pretrained(spec: ModelSpec, version: Version = "v1", *, progress: Progress | None = None) -> Path:
-    """The published ImageNet weights of ``spec``, downloaded into the cache unless they lie there already.
+    """The file of published ImageNet weights of ``spec``, downloaded into the cache unless it is there already.
 
     The environment variable RESCOMPILE_WEIGHTS_URL names a mirror (http, https or file) of torchvision's folder.
 
     Raises:
         UsageError: no such weights were published.
-        DownloadError: they cannot be fetched or stored, or do not have their hash.
+        DownloadError: the file cannot be fetched or stored, or has another hash.
     """
     name = _published(spec, version)
     url = f"{_mirror()}/{name}"
     target = cache_directory() / name
-    partial = target.with_name(f".{name}.{uuid.uuid4().hex}.part")
     try:
-        if target.is_file() and _has_hash(target, name):
+        if target.is_file() and sha256_of(target).startswith(_expected(name)):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        _download(url, partial, target, progress)
-        if not _has_hash(partial, name):
-            raise DownloadError(
-                f"{url} does not have its published SHA-256 ({_expected(name)}…) and was thrown away: "
-                "try again, or another mirror in RESCOMPILE_WEIGHTS_URL"
-            )
-        partial.replace(target)
+        with atomic_stream(target) as stream:
+            if not _download(url, stream, target, progress).startswith(_expected(name)):
+                raise DownloadError(
+                    f"{url} does not have its published SHA-256 ({_expected(name)}…) and was thrown away: "
+                    "try again, or set RESCOMPILE_WEIGHTS_URL to another mirror"
+                )
     except OSError as error:
         raise DownloadError(
             f"{target} cannot be read or written ({error.strerror or error}): make room and give access there, "
             "or set RESCOMPILE_CACHE to another directory"
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return target
 
 
 def pretrained_preprocess(spec: ModelSpec, version: Version = "v1") -> Preprocess:
-    """Preprocessing that the published weights were evaluated with: shorter side 256 pixels for v1, 232 for v2.
+    """Preprocessing for which the weights were published: shorter side 256 pixels for v1, 232 for v2.
 
     Raises:
         UsageError: no such weights were published.
@@ -94,9 +89,7 @@ def _published(spec: ModelSpec, version: str) -> str:
             "(pretrained weights exist for ImageNet's resnet18, 34, 50, 101 and 152)"
         )
     if version not in versions:
-        raise UsageError(
-            f"{spec.name} has no published weights '{version}': there is {' and '.join(versions)}"
-        )
+        raise UsageError(f"{spec.name} has no published weights '{version}', only {' and '.join(versions)}")
     if spec.stride_on != "3x3":
         raise UsageError(
             f"the published weights of {spec.name} were trained with the stride on the 3x3 convolution (v1.5): "
@@ -108,7 +101,7 @@ def _published(spec: ModelSpec, version: str) -> str:
 def _mirror() -> str:
     base = os.environ.get("RESCOMPILE_WEIGHTS_URL") or PUBLISHER
     if not base.startswith(("https://", "http://", "file:///")):
-        raise UsageError(f"RESCOMPILE_WEIGHTS_URL is '{base}', which is no http, https or file address")
+        raise UsageError(f"RESCOMPILE_WEIGHTS_URL is '{base}', which is not an http, https or file address")
     return base.rstrip("/")
 
 
@@ -116,23 +109,25 @@ def _expected(name: str) -> str:
     return Path(name).stem.rpartition("-")[2]
 
 
-def _has_hash(path: Path, name: str) -> bool:
-    return file_sha256(path).startswith(_expected(name))
+def _download(url: str, stream: BinaryIO, target: Path, progress: Progress | None) -> str:
+    """Write the body of ``url`` to ``stream``, and return its SHA-256.
 
-
-def _download(url: str, partial: Path, target: Path, progress: Progress | None) -> None:
-    """Write the body of ``url`` to ``partial``; errors of the disk leave as OSError, all others as DownloadError."""
-    done = 0
-    with partial.open("xb") as file:
-        for piece, total in _pieces(url, target):
-            file.write(piece)
-            done += len(piece)
-            if progress is not None:
-                progress(done, total)
+    Raises:
+        OSError: the disk refused.
+        DownloadError: anything else went wrong.
+    """
+    digest, done = hashlib.sha256(), 0
+    for piece, total in _pieces(url, target):
+        stream.write(piece)
+        digest.update(piece)
+        done += len(piece)
+        if progress is not None:
+            progress(done, total)
+    return digest.hexdigest()
 
 
 def _pieces(url: str, target: Path) -> Iterator[tuple[bytes, int]]:
-    """The body of ``url`` in pieces, each with the size of the whole (0 if unknown)."""
+    """The body of ``url`` in pieces, each with the size of the whole in bytes (0 if unknown)."""
     request = urllib.request.Request(url, headers={"User-Agent": "rescompile"})
     try:
         response: Any = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)

@@ -1,6 +1,6 @@
-"""Bytes to tensors: what a checkpoint file holds, read without ever running code that it may contain.
+"""Checkpoint files loaded without running any code in them.
 
-The format is found by content, not by suffix: torch.save's zip archives and older pickles, and safetensors.
+The content decides the format, not the suffix: torch.save's zip archives and older pickles, or safetensors.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _HEAD = 128
 
 
 def read_payload(path: Path) -> object:
-    """Whatever the checkpoint file holds, tensors on the CPU.
+    """The content of a checkpoint file as plain Python data, with tensors on the CPU.
 
     Raises:
         CheckpointError: the file is missing, empty, damaged, of another format, or would run code.
@@ -51,7 +51,7 @@ def read_payload(path: Path) -> object:
         return _torch_payload(path)
     if head[8:9] == b"{" and head[:1] != b"{":
         return _safetensors(path)
-    raise CheckpointError(_what_it_is(path, head))
+    raise CheckpointError(_why_not_a_checkpoint(path, head))
 
 
 def _head(path: Path) -> bytes:
@@ -76,8 +76,8 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def _what_it_is(path: Path, head: bytes) -> str:
-    """One sentence on a file that is no checkpoint."""
+def _why_not_a_checkpoint(path: Path, head: bytes) -> str:
+    """Say in one sentence what the file is instead of a checkpoint."""
     if path.suffix == ".onnx":
         return f"{path} is an ONNX graph, not a checkpoint: pass it with --onnx"
     for magic, command in _COMPRESSED.items():
@@ -86,19 +86,16 @@ def _what_it_is(path: Path, head: bytes) -> str:
     if head.startswith(b"version https://git-lfs"):
         return f"{path} is a Git LFS pointer, not the checkpoint itself: fetch the file with 'git lfs pull'"
     if path.suffix == ".safetensors":
-        return f"{path} is damaged or no safetensors file (its header does not begin with '{{'): {_AGAIN}"
+        return f"{path} is damaged or not a safetensors file (its header does not begin with '{{'): {_AGAIN}"
     text = head.decode("utf-8", errors="ignore").strip()
-    if (
-        text
-        and all(character.isprintable() or character.isspace() for character in text)
-        and b"\x00" not in head
-    ):
+    readable = all(character.isprintable() or character.isspace() for character in text)
+    if text and readable and b"\x00" not in head:
         return f"{path} is a text file, not a checkpoint (it begins with {text.splitlines()[0][:40]!r}): {_AGAIN}"
     return f"{path} is neither a torch.save file (.pth, .th, .pt) nor safetensors: pass a checkpoint of one of these"
 
 
 def _check_archive(path: Path) -> None:
-    """Tell archives of torch.save from other zip files and from TorchScript."""
+    """Refuse zip files that torch.save did not write, and TorchScript programs."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {Path(name).name for name in archive.namelist()}
@@ -115,23 +112,23 @@ def _check_archive(path: Path) -> None:
 def _torch_payload(path: Path) -> object:
     try:
         with warnings.catch_warnings():
-            # torch warns of unusual pickle protocols just before it refuses or reads them
+            # torch warns about unusual pickle protocols before it refuses or reads them
             warnings.simplefilter("ignore")
             with torch.serialization.safe_globals(_plain_data()):
                 payload: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_why_refused(path, str(error))) from None
     except Exception as error:
-        # a damaged pickle can make the unpickler fail in any way: all of them mean the same to the user
+        # a damaged pickle can make the unpickler fail with any exception
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or incomplete ({reason}): {_AGAIN}") from None
     return payload
 
 
 def _plain_data() -> list[Any]:
-    """What training programs store beside weights (their options, the best accuracy) and what only holds data.
+    """Classes that hold data alone and that training programs store beside weights: options, the best accuracy.
 
-    NumPy scalars carry the name of the module that NumPy 1 or 2 has them in.
+    NumPy scalars have one module name from NumPy 1 and another from NumPy 2.
     """
     scalar = np.float64(0).__reduce__()[0]
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
@@ -140,13 +137,10 @@ def _plain_data() -> list[Any]:
 
 
 def _why_refused(path: Path, message: str) -> str:
-    """One sentence on a pickle that the safe unpickler did not take."""
+    """Say in one sentence why the safe unpickler refused a pickle."""
     found = _REFUSED.search(message)
     if found is None:
-        return (
-            f"{path} is damaged, or a pickle that the safe loader does not take and that was therefore "
-            f"not loaded: {_HOW_TO_SAVE}"
-        )
+        return f"{path} is damaged, or a pickle that the safe loader refuses, so nothing was loaded: {_HOW_TO_SAVE}"
     name = found[1]
     package, last = name.partition(".")[0], name.rpartition(".")[2]
     if last[:1].isupper() and (package == "__main__" or package not in sys.stdlib_module_names):

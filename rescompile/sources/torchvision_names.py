@@ -1,4 +1,4 @@
-"""From whatever a training program saved to one form: torchvision's names, float32, on the CPU."""
+"""A training program's state_dict in one form: torchvision's names, float32, on the CPU."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from rescompile.errors import CheckpointError
 
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema")
-"""Entries under which training programs nest the state_dict; where several are there, the first of these counts."""
-
+"""Entries under which training programs nest the state_dict, the preferred ones first."""
+_ADVICE = f"pass a state_dict, or one nested under {', '.join(ENTRIES)}"
 _COUNTERS = {"num_batches_tracked", "n_averaged"}
 _DEEPEST = 4
 _STEMS = ("conv1.weight", "conv1.0.weight")
 
 
 def state_dict_in(payload: object, path: Path) -> dict[str, Tensor]:
-    """The tensors of the state_dict that ``payload`` is, or that it has under one of ``ENTRIES``.
+    """The tensors of ``payload``, which is a state_dict or has one under one of ``ENTRIES``.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no state_dict, or it has no tensors.
     """
     for _ in range(_DEEPEST):
         if not isinstance(payload, Mapping):
@@ -44,16 +44,14 @@ def state_dict_in(payload: object, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-_ADVICE = f"pass a state_dict, or one nested under {', '.join(ENTRIES)}"
-
-
 def canonical(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """``tensors`` as float32 under torchvision's names, without counters such as ``num_batches_tracked``.
+    """``tensors`` as float32 with torchvision's names, without counters such as ``num_batches_tracked``.
 
-    Takes off one prefix (``module.``, ``model.``, ``backbone.`` …) and renames akamaster's ``linear`` and ``shortcut``.
+    A common prefix (``module.``, ``model.``, ``backbone.`` …) is removed; akamaster's ``linear`` and ``shortcut`` are
+    renamed.
 
     Raises:
-        CheckpointError: several networks in one file, two tensors of one name, or a type that is not float.
+        CheckpointError: several networks in one file, two tensors with one name, or a type that is not float.
     """
     prefix = _prefix(tensors, path)
     found: dict[str, Tensor] = {}
@@ -70,7 +68,7 @@ def canonical(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def listing(names: Iterable[str], limit: int = 3) -> str:
-    """The first few names and how many more there are."""
+    """The first ``limit`` names and the number of the others."""
     every = list(names)
     more = f" and {len(every) - limit} more" if len(every) > limit else ""
     return ", ".join(every[:limit]) + more if every else "none"
@@ -85,7 +83,7 @@ def _prefix(names: Iterable[str], path: Path) -> str:
     if len(prefixes) > 1:
         under = listing(f"'{prefix}'" for prefix in prefixes)
         raise CheckpointError(
-            f"{path} holds {len(prefixes)} networks (under {under}): save the one that is wanted"
+            f"{path} holds {len(prefixes)} networks (under {under}): save the one that you want"
         )
     return prefixes[0] if prefixes else ""
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calibration.preprocess import CIFAR, normalize
+from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
-from rescompile.sources.checkpoint import random_model
 
 FACTOR = 100.0
 NETWORK = "resnet14-cifar"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from rescompile.backends.base import BuildRequest
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.cli import app
-from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig, PreprocessOptions
+from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import BackendUnavailable, EngineError, GraphError
 from rescompile.graph.quantize import quantize
 from rescompile.graph.shared.metadata import set_factors
@@ -49,7 +50,7 @@ EXACT = 100.0
 
 @pytest.fixture(scope="module")
 def built(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Engine directories of one CIFAR ResNet-20 with option A shortcuts: int8, fp16, uint8, bare, caffe."""
+    """Engine directories of one CIFAR ResNet-20 with option A shortcuts: int8, uint8 and fp16."""
     folder = tmp_path_factory.mktemp("compare")
     images = small / "images.npz"
     common = BuildConfig(
@@ -59,19 +60,24 @@ def built(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         backend="openvino",
     )
     calibrated = replace(common, precision="int8", calibration=CalibrationConfig(images=images))
-    plain = replace(common, precision="fp16")
-    other_mean = ModelConfig(
-        weights=str(small / "net.pth"), preprocess=PreprocessOptions(mean=(0.5, 0.5, 0.5))
-    )
     for name, config in {
         "int8": calibrated,
         "uint8": replace(calibrated, input_format="uint8-nhwc", batch=Batch(2, 2, 2)),
-        "fp16": plain,
-        "bare": replace(plain, backend="onnxruntime", keep_reference=False),
-        "caffe": replace(plain, model=other_mean),
+        "fp16": replace(common, precision="fp16"),
     }.items():
         assert rescompile.build(replace(config, output=folder / name))
     return folder
+
+
+def variant(built: Path, target: Path, **changes: object) -> Path:
+    """The fp16 engine with other fields in its manifest, and without files that the manifest does not list."""
+    shutil.copytree(built / "fp16", target)
+    manifest = msgspec.structs.replace(read_manifest(target), **changes)
+    for path in target.iterdir():
+        if path.name not in manifest.files:
+            path.unlink()
+    manifest.write(target)
+    return target
 
 
 def line_up(a: object, b: object, small: Path, **options: object) -> ComparisonReport:
@@ -324,12 +330,16 @@ def test_an_engine_that_cannot_run_here_is_left_out_and_said(
         line_up(built / "fp16", built / "int8", small)
 
 
-def test_parts_that_are_not_there_or_no_other_are_left_out(built: Path, small: Path) -> None:
-    report = line_up(built / "bare", None, small)
+def test_parts_that_are_not_there_or_no_other_are_left_out(built: Path, small: Path, tmp_path: Path) -> None:
+    files = {
+        name: each for name, each in read_manifest(built / "fp16").files.items() if name != "reference.onnx"
+    }
+    bare = variant(built, tmp_path / "bare", backend="onnxruntime", files=files)
+    report = line_up(bare, None, small)
     assert set(sqnr(only(report)).values()) == {SQNR_CEILING_DB}
     assert "--no-reference" in report.notes[0]
     with pytest.raises(EngineError, match=r"reference\.onnx is not there; it was built with --no-reference"):
-        line_up(f"{built / 'bare'}:fp32", built / "int8", small)
+        line_up(f"{bare}:fp32", built / "int8", small)
 
 
 def test_a_path_with_a_colon_is_a_path(tmp_path: Path) -> None:
@@ -351,8 +361,8 @@ def test_another_network_is_refused(
 ) -> None:
     from rescompile.graph.export import export
     from rescompile.graph.fold import fold
+    from rescompile.models.random_weights import random_model
     from rescompile.models.registry import find
-    from rescompile.sources.checkpoint import random_model
 
     name = "resnet32-cifar" if other == "blocks" else "resnet20-cifar"
     network = random_model(find(depth=None, name=name), 7 if other == "classes" else 10, seed=1)[0]
@@ -361,14 +371,15 @@ def test_another_network_is_refused(
         line_up(f"{built / 'int8'}:graph", tmp_path / f"{other}.onnx", small)
 
 
-def test_engines_that_prepare_images_differently_are_refused(built: Path, small: Path) -> None:
+def test_engines_that_prepare_images_differently_are_refused(
+    built: Path, small: Path, tmp_path: Path
+) -> None:
+    other = msgspec.structs.replace(read_manifest(built / "fp16").preprocess, mean=(0.5, 0.5, 0.5))
     with pytest.raises(EngineError, match=r"prepare images differently \(mean\)"):
-        line_up(built / "fp16", built / "caffe", small)
+        line_up(built / "fp16", variant(built, tmp_path / "other", preprocess=other), small)
 
 
 def test_a_damaged_directory_is_refused(built: Path, small: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(built / "fp16", tmp_path / "e")
     (tmp_path / "e/model.bin").write_bytes(b"\0" * (tmp_path / "e/model.bin").stat().st_size)
     with pytest.raises(EngineError, match=r"model\.bin was changed"):

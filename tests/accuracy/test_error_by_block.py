@@ -1,4 +1,4 @@
-"""What is promised of the error at the end of each block."""
+"""Error at the end of each block."""
 
 from __future__ import annotations
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from calibration.errors import ImageSetError
-from calibration.images import open_image_set
+from calibration.images import ImageSet, open_image_set
 from calibration.preprocess import CIFAR, normalize
+from rescompile.accuracy import parity as module
 from rescompile.accuracy.parity import (
     SAMPLE_SIZE,
-    ImageBatch,
     Measurement,
+    compare_logits,
     image_batches,
-    measure_parity,
     open_validation_set,
 )
 from rescompile.errors import BackendError
 from rescompile.manifest import TensorSpec
+from rescompile.progress import Silent
 
 
 def test_class_folders_must_be_the_networks_classes(tmp_path: Path) -> None:
@@ -57,40 +59,69 @@ def test_both_networks_get_the_same_images(small: Path, fed: TensorSpec) -> None
 
 
 WEIGHTS = np.random.default_rng(3).normal(size=(3 * 4 * 4, 6)).astype(np.float32)
+STEPS = msgspec.structs.replace(CIFAR, crop=4)
+PIXELS = TensorSpec("input", (-1, 4, 4, 3), "uint8", "NHWC")
 
 
 def network(images):
     return images.reshape(-1, len(WEIGHTS)) @ WEIGHTS
 
 
-def nhwc_network(images):
-    return network(images.transpose(0, 3, 1, 2)) + np.float32(0.01)
+def pixel_network(pixels):
+    return network(normalize(pixels, STEPS)) + np.float32(0.01)
 
 
-def batches(count: int, size: int, *, labelled: bool = True):
-    images = np.random.default_rng(4).normal(size=(count, 3, 4, 4)).astype(np.float32)
-    labels = network(images).argmax(axis=1)
-    for start in range(0, count, size):
-        part = images[start : start + size]
-        yield ImageBatch(part, part.transpose(0, 2, 3, 1), labels[start : start + size] if labelled else None)
+class Photos:
+    """Random images of 4 x 4 pixels."""
+
+    def __init__(self, count: int) -> None:
+        self.pixels = np.random.default_rng(4).integers(0, 256, (count, 4, 4, 3), np.uint8)
+        self.names = tuple(map(str, range(count)))
+
+    def decoders(self):
+        return (lambda steps, pixels=pixels: pixels for pixels in self.pixels)
+
+    def contents(self):
+        return (pixels.tobytes() for pixels in self.pixels)
 
 
-def measure(count: int = 10, size: int = 4, **options) -> Measurement:
-    names = {"image_source": "photos", "image_fingerprint": "f"}
-    return measure_parity(network, nhwc_network, batches(count, size), **names, **options)
+def photos(count: int) -> ImageSet:
+    source = Photos(count)
+    labels = network(normalize(source.pixels, STEPS)).argmax(axis=1) if count else np.zeros(0, np.int64)
+    return ImageSet(source="photos", images=source, labels=labels)
+
+
+def measure(count: int = 10, *, candidate=pixel_network, progress=None) -> Measurement:
+    return compare_logits(
+        network,
+        candidate,
+        images=photos(count),
+        preprocess=STEPS,
+        candidate_input=PIXELS,
+        progress=progress or Silent(),
+    )
 
 
 def test_each_network_gets_its_own_input_and_both_are_compared() -> None:
     found = measure().parity
-    assert (found.images, found.image_source, found.image_fingerprint) == (10, "photos", "f")
+    assert (found.images, found.image_source, found.image_fingerprint) == (
+        10,
+        "photos",
+        photos(10).fingerprint,
+    )
     assert (found.top1_reference, found.top1_engine, found.top1_agreement) == (1.0, 1.0, 1.0)
     assert found.max_abs == pytest.approx(0.01, rel=1e-3)
 
 
 def test_progress_counts_images() -> None:
     seen: list[tuple[int, int]] = []
-    measure(progress=lambda done, total: seen.append((done, total)), total=10)
-    assert seen == [(4, 10), (8, 10), (10, 10)]
+
+    class Watching(Silent):
+        def advanced(self, done: int, total: int) -> None:
+            seen.append((done, total))
+
+    measure(progress=Watching())
+    assert seen == [(8, 10), (10, 10)]
 
 
 def test_all_logits_are_kept_while_they_are_few() -> None:
@@ -99,34 +130,28 @@ def test_all_logits_are_kept_while_they_are_few() -> None:
     assert pairs[:, 1] - pairs[:, 0] == pytest.approx(np.full(60, 0.01), abs=1e-4)
 
 
-def test_the_sample_of_many_logits_is_bounded_seeded_and_independent_of_the_batch_size() -> None:
-    few, many = measure(500, 7), measure(500, 50)
+def test_the_sample_of_many_logits_is_bounded_seeded_and_independent_of_the_batch_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = measure(500)
+    monkeypatch.setattr(module, "BATCH", 50)
+    many = measure(500)
     assert len(few.logits) == SAMPLE_SIZE
     # BLAS may round a matrix product otherwise for another batch size
     assert np.allclose(few.logits, many.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_the_sample_reaches_all_images() -> None:
-    firsts = {pair[0] for pair in measure(500, 50).logits}
-    logits = np.concatenate([network(batch.reference) for batch in batches(500, 50)])
+    firsts = {pair[0] for pair in measure(500).logits}
+    batches = image_batches(photos(500), STEPS, PIXELS)
+    logits = np.concatenate([network(batch.reference) for batch in batches])
     kept = [len(firsts & set(map(float, part.ravel()))) for part in np.array_split(logits, 10)]
     assert min(kept) > SAMPLE_SIZE / 10 / 2
 
 
-def test_an_engine_that_returns_nan_is_no_measurement() -> None:
+def test_an_engine_that_returns_nan_is_refused() -> None:
     with pytest.raises(BackendError, match="NaN"):
-        measure_parity(
-            network,
-            lambda images: network(images) * np.nan,
-            _same(3),
-            image_source="s",
-            image_fingerprint="f",
-        )
-
-
-def _same(count: int):
-    for batch in batches(count, count):
-        yield batch.reference, batch.reference, None
+        measure(3, candidate=lambda pixels: pixel_network(pixels) * np.nan)
 
 
 def test_an_empty_set_is_refused() -> None:

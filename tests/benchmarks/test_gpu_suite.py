@@ -1,4 +1,4 @@
-"""What is promised of the GPU's one call; without a GPU its parts say why nothing was measured."""
+"""The GPU suite; without a GPU, its parts say why nothing was measured."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_engines, gpu_suite
+from benchmarks.artifact_cache import ArtifactCache
 from benchmarks.gpu_engines import ENTRANTS, OurGpuEngine, TorchHalf
 from benchmarks.networks import Network
 from benchmarks.peers.base import Missing
 from benchmarks.rows import read_results
-from benchmarks.workshop import Workshop
 from rescompile.backends.cuda.devices import Gpu, gpus
 from rescompile.measuring.roofline import Roofline
 from tests.benchmarks.test_suites import ROOFLINE
@@ -61,19 +61,19 @@ def test_without_a_gpu_every_entrant_says_why(tmp_path: Path) -> None:
     net = Network("resnet20-cifar", "random", "", None)
     for entrant in ENTRANTS:
         with pytest.raises(Missing):
-            entrant.prepare(net, Workshop(tmp_path), 1)
+            entrant.prepare(net, ArtifactCache(tmp_path), 1)
 
 
 @pytest.mark.skipif(bool(gpus()), reason="a GPU is here: its suite measures")
 def test_engines_write_a_row_for_each_entrant(
     small_engines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks.workshop import Made
+    from benchmarks.artifact_cache import Artifact
 
-    def engine(self: Workshop, net: Network, precision: str, backend: str = "openvino") -> Made:
-        return Made(small_engines["fp32"], 1.0, 1)
+    def engine(self: ArtifactCache, net: Network, precision: str, backend: str = "openvino") -> Artifact:
+        return Artifact(small_engines["fp32"], 1.0, 1)
 
-    monkeypatch.setattr(Workshop, "engine", engine)
+    monkeypatch.setattr(ArtifactCache, "engine", engine)
     monkeypatch.setattr(gpu_engines, "gpu_roofline", lambda: ROOFLINE)
     output = tmp_path / "engines.json"
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""What is promised of docs/performance.md: it is what the raw results give, and nothing else."""
+"""docs/performance.md holds exactly what the raw results give."""
 
 from __future__ import annotations
 
@@ -121,9 +121,9 @@ def test_a_block_without_work_has_no_ratio_to_its_floor() -> None:
 
 def test_a_file_that_is_no_result_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "cpu/x.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"x\.json is no raw result"):
+    with pytest.raises(ValueError, match=r"x\.json is not a raw result"):
         page(folder, tmp_path)
-    with pytest.raises(SystemExit, match=r"x\.json is no raw result"):
+    with pytest.raises(SystemExit, match=r"x\.json is not a raw result"):
         performance_page.main(["--results", str(folder), "--output", str(tmp_path / "p.md")])
 
 

@@ -1,4 +1,4 @@
-"""What is promised of the rows of a run: ratios are by image and within one case."""
+"""Ratios between the rows of a run are by image and within one case."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks.promises import PROMISES
-from benchmarks.rows import Results, Row, judged, read_results, with_ratios
+from benchmarks.result_files import result_path
+from benchmarks.rows import Results, Row, measured_targets, read_results, with_ratios
 from benchmarks.table import lines
+from benchmarks.targets import TARGETS
 from rescompile.measuring.origin import Origin
-from rescompile.measuring.results import result_path
 from rescompile.measuring.timing import Timing
 from tests.measuring.scripted import steady
 
@@ -29,7 +29,7 @@ def results(*rows: Row) -> Results:
         machine={"cores": "2"}, settings={},
     )  # fmt: skip
     done = tuple(with_ratios(rows))
-    bars = judged(PROMISES, done)
+    bars = measured_targets(TARGETS, done)
     return Results(
         command="pytest", seconds=60, origin=origin, roofline=None, rows=done, bars=bars, notes=("busy",)
     )
@@ -64,11 +64,15 @@ def test_share_of_the_roofline_is_floor_over_time() -> None:
 
 
 def test_bars_are_judged_where_both_sides_have_a_time() -> None:
-    promises = [("n", "c", "ours", "peer", 2.0), ("m", "c", "ours", "absent", 2.0)]
-    fast, missing = judged(promises, [row("ours", 5.0, ours=True, case="c"), row("peer", 15.0, case="c")])
+    targets = [("n", "c", "ours", "peer", 2.0), ("m", "c", "ours", "absent", 2.0)]
+    fast, missing = measured_targets(
+        targets, [row("ours", 5.0, ours=True, case="c"), row("peer", 15.0, case="c")]
+    )
     assert (fast.measured, fast.passed) == (3.0, True)
     assert (missing.measured, missing.passed) == (None, None)
-    (slow,) = judged(promises[:1], [row("ours", 10.0, ours=True, case="c"), row("peer", 15.0, case="c")])
+    (slow,) = measured_targets(
+        targets[:1], [row("ours", 10.0, ours=True, case="c"), row("peer", 15.0, case="c")]
+    )
     assert (slow.measured, slow.passed) == (1.5, False)
 
 
@@ -77,7 +81,7 @@ def test_promises_name_cases_and_contenders_that_are_raced() -> None:
     from benchmarks.peers import ENTRANTS
 
     names = {entrant.name: entrant.ours for entrant in ENTRANTS}
-    for _, case, ours, peer, _ in PROMISES:
+    for _, case, ours, peer, _ in TARGETS:
         assert case.split()[1] in MODES
         assert names[ours]
         assert not names[peer]

@@ -1,4 +1,4 @@
-"""The soak and the overhead of the Python runtime, on a minute engine and for a moment."""
+"""The soak test and the overhead of the Python runtime, on a tiny engine and for a moment."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_growing_memory_fails() -> None:
         "model": "m", "backend": "b", "threads": 1, "inferences": 1, "wrong": 0, "failed": 0, "seconds": 1.0,
         "resident_mib": 100.0,
     }  # fmt: skip
-    assert soak.Soaked(**flat, growth_mib=4.0).passed()
-    assert not soak.Soaked(**flat, growth_mib=4.1).passed()
+    assert soak.SoakResult(**flat, growth_mib=4.0).passed()
+    assert not soak.SoakResult(**flat, growth_mib=4.1).passed()
 
 
 @pytest.mark.parametrize("program", [soak.main, runtime_overhead.main])
@@ -72,7 +72,7 @@ def test_wrong_usage_is_said_in_one_sentence(program: Any, tmp_path: Path, capsy
         with pytest.raises(SystemExit) as stop:
             program(words)
         assert stop.value.code == code
-    assert "no engine directory" in capsys.readouterr().err
+    assert "not an engine directory" in capsys.readouterr().err
 
 
 def test_overhead_is_a_ratio_of_turns_and_its_bar_decides(built: dict[str, Path], capsys: Say) -> None:
@@ -89,7 +89,7 @@ def test_only_openvino_engines_have_an_overhead_over_openvino(built: dict[str, P
     with pytest.raises(SystemExit) as stop:
         runtime_overhead.main([str(built["onnxruntime"])])
     assert stop.value.code == 1
-    assert "is no OpenVINO engine" in capsys.readouterr().err
+    assert "is not an OpenVINO engine" in capsys.readouterr().err
 
 
 def test_different_logits_stop_the_race() -> None:

@@ -1,4 +1,4 @@
-"""What is promised of the suites' machinery; whole runs are for a quiet machine."""
+"""The machinery of the suites; whole runs need a quiet machine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.artifact_cache import Artifact, ArtifactCache, Failed
 from benchmarks.engine_races import EngineRaces
 from benchmarks.networks import TINY, Budget, Network, OutOfTime, network
 from benchmarks.peers import ENTRANTS, Missing
 from benchmarks.peers.openvino import OurEngine
 from benchmarks.peers.torch import Compiled
-from benchmarks.replay import CLOCK, show
+from benchmarks.race_clock import CLOCK, show
 from benchmarks.rows import read_results
-from benchmarks.workshop import Failed, Made, Workshop
 from rescompile.measuring.roofline import Roofline
 from tests.measuring.scripted import steady
 
@@ -44,35 +44,35 @@ class Entrant:
     ours: bool = False
     allowed: float = 0.01
 
-    def prepare(self, net: Network, workshop: Any, threads: int) -> Any:
+    def prepare(self, net: Network, artifacts: Any, threads: int) -> Any:
         if self.error is not None:
             raise self.error
         return lambda images: images[:, 0, 0, :10] * np.float32(self.factor)
 
 
 @pytest.fixture
-def workshop(small_engines: dict[str, Path]) -> Any:
-    """A workshop whose engines are made already and whose images are their own logits."""
+def artifacts(small_engines: dict[str, Path]) -> Any:
+    """An artifact cache whose engines are made already and whose images are their own logits."""
     images = np.random.default_rng(0).standard_normal((64, 3, 12, 12)).astype(np.float32)
     return SimpleNamespace(
         logits=lambda net: images[:4, 0, 0, :10],
         images=lambda net, count: images[np.arange(count) % 4],
-        engine=lambda net, precision: Made(small_engines[precision], 1.0, 1),
+        engine=lambda net, precision: Artifact(small_engines[precision], 1.0, 1),
     )
 
 
-def races(workshop: Any, *entrants: Entrant, budget: Budget | None = None) -> EngineRaces:
-    return EngineRaces(workshop, budget or Budget(1), ROOFLINE, 1, 0.01, entrants)
+def races(artifacts: Any, *entrants: Entrant, budget: Budget | None = None) -> EngineRaces:
+    return EngineRaces(artifacts, budget or Budget(1), ROOFLINE, 1, 0.01, entrants)
 
 
-def test_a_race_has_a_row_for_each_entrant_and_a_reason_for_each_absence(workshop: Any) -> None:
+def test_a_race_has_a_row_for_each_entrant_and_a_reason_for_each_absence(artifacts: Any) -> None:
     entrants = (
         Entrant("good int8", ours=True),
         Entrant("absent", error=Missing("not installed")),
         Entrant("broken", error=Failed("no")),
         Entrant("wrong", factor=1.1),
     )
-    rows = {row.contender: row for row in races(workshop, *entrants).of(NET, "latency")}
+    rows = {row.contender: row for row in races(artifacts, *entrants).rows_of(NET, "latency")}
     assert rows["good int8"].timing is not None
     assert rows["good int8"].relative_rms == 0
     assert rows["good int8"].floor_ms is not None
@@ -81,34 +81,34 @@ def test_a_race_has_a_row_for_each_entrant_and_a_reason_for_each_absence(worksho
     assert rows["wrong"].timing is None
 
 
-def test_throughput_takes_each_contenders_best_batch(workshop: Any) -> None:
-    (row,) = races(workshop, Entrant("a")).of(NET, "throughput")
+def test_throughput_takes_each_contenders_best_batch(artifacts: Any) -> None:
+    (row,) = races(artifacts, Entrant("a")).rows_of(NET, "throughput")
     assert row.timing is not None
     assert row.batch in (1, 4, 16)
     assert row.images_per_second == pytest.approx(1e3 * row.batch / row.timing.p50)
 
 
-def test_a_race_is_run_once_and_is_refused_when_time_is_up(workshop: Any) -> None:
-    one = races(workshop, Entrant("a"))
-    assert one.of(NET, "latency") is one.of(NET, "latency")
-    (row,) = races(workshop, Entrant("a"), budget=Budget(0)).of(NET, "latency")
+def test_a_race_is_run_once_and_is_refused_when_time_is_up(artifacts: Any) -> None:
+    one = races(artifacts, Entrant("a"))
+    assert one.rows_of(NET, "latency") is one.rows_of(NET, "latency")
+    (row,) = races(artifacts, Entrant("a"), budget=Budget(0)).rows_of(NET, "latency")
     assert "0 minutes" in (row.skipped or "")
 
 
-def test_a_network_that_cannot_be_built_has_rows_that_say_so(workshop: Any) -> None:
+def test_a_network_that_cannot_be_built_has_rows_that_say_so(artifacts: Any) -> None:
     def refuse(net: Network) -> None:
         raise Failed("no weights")
 
-    workshop.logits = refuse
-    (row,) = races(workshop, Entrant("a")).of(NET, "latency")
+    artifacts.logits = refuse
+    (row,) = races(artifacts, Entrant("a")).rows_of(NET, "latency")
     assert row.skipped == "its fp32 graph failed: no weights"
 
 
 def test_a_build_that_takes_too_long_has_rows_that_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.workshop.TIMEOUT", 0.01)
-    (row,) = races(Workshop(tmp_path), Entrant("a")).of(NET, "latency")
+    monkeypatch.setattr("benchmarks.artifact_cache.TIMEOUT", 0.01)
+    (row,) = races(ArtifactCache(tmp_path), Entrant("a")).rows_of(NET, "latency")
     assert row.skipped == "its fp32 graph failed: it took longer than 0.01 s"
 
 
@@ -147,22 +147,22 @@ def test_a_packed_checkpoint_is_unpacked_once(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_failed_once_fails_again_without_another_try(tmp_path: Path) -> None:
-    shop = Workshop(tmp_path)
+    artifacts = ArtifactCache(tmp_path)
     bad = Network("resnet20-cifar", str(tmp_path / "none.pth"), "", None)
     with pytest.raises(Failed, match=r"none\.pth") as first:
-        shop.engine(bad, "fp32")
+        artifacts.engine(bad, "fp32")
     with pytest.raises(Failed) as second:
-        shop.engine(bad, "fp32")
+        artifacts.engine(bad, "fp32")
     assert second.value is first.value
 
 
 def test_inductor_is_left_out_where_it_takes_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = Network("resnet152", "random", "", None)
     with pytest.raises(Missing):
-        Compiled().prepare(deep, Workshop(tmp_path), 1)
+        Compiled().prepare(deep, ArtifactCache(tmp_path), 1)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(Missing, match="compiler"):
-        Compiled().prepare(NET, Workshop(tmp_path), 1)
+        Compiled().prepare(NET, ArtifactCache(tmp_path), 1)
 
 
 def test_entrants_have_names_of_their_own() -> None:
@@ -216,20 +216,20 @@ def test_a_tiny_run_of_the_suites_writes_rows_and_says_why_others_are_missing(tm
 def test_deep_networks_race_the_most_telling_contenders(tmp_path: Path) -> None:
     deep = Network("resnet101", "random", "", None)
     with pytest.raises(Missing, match="FP32"):
-        OurEngine("fp16").prepare(deep, Workshop(tmp_path), 1)
+        OurEngine("fp16").prepare(deep, ArtifactCache(tmp_path), 1)
 
 
 def test_time_that_deep_networks_do_not_need_is_no_part_of_what_they_cost(
-    workshop: Any, monkeypatch: pytest.MonkeyPatch
+    artifacts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Slow(Entrant):
-        def prepare(self, net: Network, workshop: Any, threads: int) -> Any:
+        def prepare(self, net: Network, artifacts: Any, threads: int) -> Any:
             time.sleep(1.0)
-            return super().prepare(net, workshop, threads)
+            return super().prepare(net, artifacts, threads)
 
     spent: list[float] = []
     for name in (Compiled.name, "another"):
         budget = Budget(1)
         monkeypatch.setattr(budget, "spent", lambda name, seconds: spent.append(seconds))
-        races(workshop, Slow(name), budget=budget).of(NET, "latency")
+        races(artifacts, Slow(name), budget=budget).rows_of(NET, "latency")
     assert spent[0] < spent[1] - 0.5

@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks.artifact_cache import Artifact, Failed
 from benchmarks.networks import Network
 from benchmarks.peers import trtexec
 from benchmarks.peers.base import Missing
 from benchmarks.peers.trtexec import Trtexec
-from benchmarks.workshop import Failed, Made
 from rescompile.backends.cuda import devices
 from rescompile.backends.cuda.devices import Gpu
 from rescompile.backends.tensorrt import backend
@@ -48,9 +48,9 @@ class Machine:
     engines: dict[str, Path]
     trt: FakeNetwork
 
-    def engine(self, net: Network, precision: str, backend: str = "openvino") -> Made:
+    def engine(self, net: Network, precision: str, backend: str = "openvino") -> Artifact:
         assert backend == ("openvino" if precision == "fp32" else "tensorrt")
-        return Made(self.engines["int8" if precision == "int8" else "fp32"], 1.0, 1)
+        return Artifact(self.engines["int8" if precision == "int8" else "fp32"], 1.0, 1)
 
     def install(self, more: str = "") -> None:
         path = self.folder / "bin" / "trtexec"

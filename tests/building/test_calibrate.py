@@ -247,7 +247,7 @@ def test_pixels_of_another_network_are_refused(
     "options", [{"effort": "best"}, {"equalize": True}, {"rounding": "learned"}, {"equalize": False}]
 )
 def test_what_needs_images_is_refused_beside_a_table(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="need images, and --calibration brings only what was made of them"):
+    with pytest.raises(UsageError, match="need images, and --calibration brings none"):
         CalibrationConfig(table=Path("t.json"), **options)
 
 

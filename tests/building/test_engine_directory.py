@@ -1,4 +1,4 @@
-"""What is promised of the manifest over the files of an engine directory."""
+"""The manifest covers every file of an engine directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""INT8 builds quantize pixels without error where the backend takes them, whatever made the table."""
+"""INT8 builds quantize pixels without error, whatever made the table."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def table(small: Path, small_source: Source) -> CalibrationTable:
     return made(small_source, images=small / "images.npz", limit=8).table
 
 
-@pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
+@pytest.mark.parametrize("effort", ["fast", "best"])
 def test_the_stem_is_nearer_to_fp32_with_exact_pixels(small: Path, small_source: Source, effort: str) -> None:
     images = small / "images.npz"
     x = normalize(np.load(images)["images"], small_source.preprocess)
     errors = []
     for exact in (True, False):
-        calibrated = made(small_source, exact=exact, images=images, effort=effort)
+        calibrated = made(small_source, exact=exact, images=images, effort=effort, limit=8)
         expected, found = (
             run(graph, x, ["conv1"])["conv1"]
             for graph in (original_of(small_source, calibrated), quantize(small_source, calibrated, Silent()))

@@ -1,4 +1,4 @@
-"""The budget: as few blocks in FP16 as keep the limits, found without a look at the images that judge."""
+"""As few blocks stay in FP16 as meet the limits, and the validation images do not influence their order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BUDGET = Limits(min_agreement=0.9, max_top1_drop=10.0)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``net.pth``, of which one block has an outlier channel, and the image sets."""
-    folder = tmp_path_factory.mktemp("mixture")
+    folder = tmp_path_factory.mktemp("mixed")
     write_sets(folder)
     torch.save(with_outlier(classifier(), DAMAGED, channel=5), folder / "net.pth")
     return folder
@@ -90,12 +90,6 @@ def test_equalization_repairs_the_same_damage_without_any_block_in_fp16(folder: 
     report = rescompile.build(config(folder, "balanced", calibration=balanced))
     assert report
     assert (report.fp16_blocks, report.frontier, report.reformats) == ((), (), 1)
-
-
-def test_blocks_in_fp16_can_be_refused(folder: Path) -> None:
-    report = rescompile.build(config(folder, "refused", fp16_blocks="none"))
-    assert not report
-    assert (report.fp16_blocks, report.frontier) == ((), ())
 
 
 def test_a_budget_that_nothing_keeps_fails_with_the_best_that_was_found(folder: Path) -> None:
@@ -192,13 +186,10 @@ class Reads(Silent):
         self.stage = "between"
 
 
-@pytest.mark.parametrize("effort", ["fast", "best"])
-def test_validation_images_are_read_only_to_judge(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, effort: Any
-) -> None:
+def test_validation_images_are_read_only_to_judge(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = Reads(monkeypatch)
-    calibration = CalibrationConfig(images=folder / "calibration.npz", effort=effort, limit=16)
-    asked = {"limits": Limits(max_relative_rms=1e-9), "fp16_blocks": "auto"}  # a search, whatever the effort
+    calibration = CalibrationConfig(images=folder / "calibration.npz", effort="best", limit=8)
+    asked = {"limits": Limits(max_relative_rms=1e-9), "fp16_blocks": "auto"}  # a search, even for this effort
     rescompile.build(config(folder, "read", calibration=calibration, validation_images=20, **asked), reads)
     assert reads.of("validation.npz") == {"verify", "budget", "verify again", "report"}
     assert reads.of("calibration.npz") == {"calibrate", "budget"}

@@ -1,4 +1,4 @@
-"""The search: few measurements, no block in FP16 that could be INT8, and an honest end where nothing helps."""
+"""The search measures little, leaves no block in FP16 that could be INT8, and admits where nothing helps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One quantizer, three forms: NumPy, ONNX Runtime's operators and the kernels agree bit for bit, and with the formula.
+"""NumPy, ONNX Runtime and the kernels quantize alike: bit for bit the same, and by the formula.
 
     q = clamp(round_half_even(x / scale), -128, 127),   x ~ q * scale
 

@@ -1,4 +1,4 @@
-"""Whatever a network comes from, it becomes one folded graph that computes the same, or it is refused."""
+"""A network from any source becomes one folded graph that computes the same, or is refused."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 
 from calibration.preprocess import CIFAR, IMAGENET
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.building import source as module
 from rescompile.building.source import Source, open_source
 from rescompile.config import ModelConfig, PreprocessOptions
 from rescompile.errors import CheckpointError, GraphError, UsageError
 from rescompile.progress import Silent
 from rescompile.sources.checkpoint import build_model, load_checkpoint, spec_of
+from rescompile.sources.class_names import read_class_names
 
 
 def opened(**fields: Any) -> Source:
@@ -26,7 +26,7 @@ def opened(**fields: Any) -> Source:
 
 @pytest.fixture(scope="module")
 def exported(small_source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folded graph as somebody else's ONNX file."""
+    """The folded graph as an ONNX file."""
     path = tmp_path_factory.mktemp("onnx") / "net.onnx"
     onnx.save(small_source.graph, path)
     return path
@@ -71,7 +71,7 @@ def test_an_export_that_computes_something_else_is_refused(
     def wrong(*given: object, **options: object) -> Any:
         return lambda images: np.ones((len(images), 10), np.float32)
 
-    monkeypatch.setattr("rescompile.backends.onnxruntime.reference_session", wrong)
+    monkeypatch.setattr("rescompile.building.source.reference_session", wrong)
     with pytest.raises(GraphError, match=r"exported graph differs from PyTorch by .*at most 0\.0001"):
         opened(weights=str(small / "net.pth"))
 
@@ -124,7 +124,7 @@ def test_the_crop_of_an_onnx_file_is_its_own(exported: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x08\x07"])
 def test_what_is_no_onnx_model_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "net.onnx").write_bytes(content)
-    with pytest.raises(GraphError, match=r"net\.onnx is no valid ONNX model"):
+    with pytest.raises(GraphError, match=r"net\.onnx is not a valid ONNX model"):
         opened(onnx=tmp_path / "net.onnx")
 
 
@@ -162,4 +162,4 @@ def test_class_names_that_cannot_be_used(tmp_path: Path, content: bytes | None, 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=words):
-        module._class_names(path, 10, is_imagenet=False)
+        read_class_names(path, 10)

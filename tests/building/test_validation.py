@@ -1,4 +1,4 @@
-"""Which images judge an engine: the user's, else those of the calibration, else photographs; and this is said."""
+"""An engine is judged on the user's images, else on calibration images, else on photographs, and a note says so."""
 
 from __future__ import annotations
 

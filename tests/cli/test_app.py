@@ -1,4 +1,4 @@
-"""Exit codes, and what stands on which stream."""
+"""Exit codes, and the output on stdout and stderr."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_a_dead_channel_builds_with_a_positive_scale(small: Path, tmp_path: Path
     torch.save(state, tmp_path / "dead.pth")
     images = ("--calibration-set", small / "images.npz")
     succeeds(*BUILD.split()[:3], "--weights", tmp_path / "dead.pth", *images, "--output", tmp_path / "e",
-             "--max-relative-rms", "0.5")  # fmt: skip
+             "--rounding", "nearest", "--max-relative-rms", "0.5")  # fmt: skip
     assert read_report(tmp_path / "e").lint.violations == ()
 
 
@@ -145,15 +145,17 @@ def test_one_unreadable_image_is_named_and_stops_the_build(
     assert "--skip-unreadable" in said
 
 
-def test_one_unreadable_image_can_be_left_out(small: Path, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "pictures")
+def test_one_unreadable_image_can_be_left_out_and_grey_and_cmyk_ones_are_converted(
+    small: Path, tmp_path: Path
+) -> None:
+    folder = pictures(tmp_path / "pictures", modes="L CMYK RGBA P RGB 1")
     (folder / "bad.png").write_bytes(b"no picture")
     words = calibrating(small, folder).replace("--output engine", f"--output {tmp_path / 'e'}").split()
-    out = succeeds(*words, "--skip-unreadable", "--max-relative-rms", "1")
+    out = succeeds(*words, "--effort", "fast", "--skip-unreadable", "--max-relative-rms", "1")
     assert "bad.png" in out
     calibration = read_manifest(tmp_path / "e").calibration
     assert calibration is not None
-    assert calibration.images == 3
+    assert calibration.images == 6
 
 
 def test_a_folder_of_unreadable_images_only(refuses: Answer, small: Path, tmp_path: Path) -> None:
@@ -162,12 +164,6 @@ def test_a_folder_of_unreadable_images_only(refuses: Answer, small: Path, tmp_pa
     (folder / "a.png").write_bytes(b"no picture")
     assert "a.png" in refuses(calibrating(small, folder))
     assert "broken" in refuses(calibrating(small, folder, "--skip-unreadable"))
-
-
-def test_grey_and_cmyk_images_are_converted(small: Path, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "pictures", modes="L CMYK RGBA P RGB 1")
-    words = calibrating(small, folder).replace("--output engine", f"--output {tmp_path / 'e'}").split()
-    succeeds(*words, "--max-relative-rms", "1")
 
 
 def test_images_of_another_size(refuses: Answer, small: Path, tmp_path: Path) -> None:
@@ -187,7 +183,7 @@ def test_a_table_of_another_checkpoint(refuses: Answer, small: Path, engine: Pat
 
 def test_an_edited_table(refuses: Answer, small: Path, engine: Path, tmp_path: Path) -> None:
     text = (engine / "calibration.json").read_text()
-    (tmp_path / "t.json").write_text(text.replace('"method": "logit"', '"method": "max"', 1))
+    (tmp_path / "t.json").write_text(text.replace('"method": "mse"', '"method": "max"', 1))
     assert "t.json was changed" in refuses(f"{BUILD} {small / 'net.pth'} --calibration", tmp_path / "t.json")
     (tmp_path / "t.json").write_text("scales")
     assert "t.json" in refuses(f"{BUILD} {small / 'net.pth'} --calibration", tmp_path / "t.json")
@@ -296,17 +292,6 @@ def test_class_folders_that_are_not_the_classes(refuses: Answer, small: Path, tm
     assert "2 class folders, the network has 10 classes" in said
 
 
-def test_class_folders_of_another_data_set_may_calibrate(small: Path, tmp_path: Path) -> None:
-    pictures(tmp_path / "cat")
-    (tmp_path / "set").mkdir()
-    (tmp_path / "cat").rename(tmp_path / "set" / "cat")
-    words = (
-        calibrating(small, tmp_path / "set").replace("--output engine", f"--output {tmp_path / 'e'}").split()
-    )
-    succeeds(*words, "--max-relative-rms", "1")
-    assert read_report(tmp_path / "e").top1_engine is None
-
-
 def test_class_names_that_do_not_fit(refuses: Answer, small: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     said = refuses(f"{BUILD} {small / 'net.pth'} --precision fp32 --classes", tmp_path / "names.txt", code=2)
@@ -317,7 +302,7 @@ def test_class_names_that_do_not_fit(refuses: Answer, small: Path, tmp_path: Pat
 def engine(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad") / "engine"
     words = calibrating(small, small / "images.npz").replace("--output engine", f"--output {folder}").split()
-    succeeds(*words, "--max-relative-rms", "0.5")
+    succeeds(*words, "--effort", "fast", "--max-relative-rms", "0.5")
     return folder
 
 
@@ -382,12 +367,12 @@ def test_verifying_tells_the_images_that_were_left_out(engine: Path, tmp_path: P
 
 def test_a_table_without_a_folder_to_lie_in(refuses: Answer, small: Path, tmp_path: Path) -> None:
     words = f"calibrate --weights {small / 'net.pth'} --calibration-set {small / 'images.npz'} --output"
-    assert "nowhere is no folder; make it" in refuses(words, tmp_path / "nowhere/t.json")
+    assert "nowhere is not a folder; make it" in refuses(words, tmp_path / "nowhere/t.json")
 
 
 def test_a_file_that_is_no_onnx(refuses: Answer, tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_text("hello")
-    assert "is no valid ONNX model" in refuses("build --precision fp32 --onnx", tmp_path / "net.onnx")
+    assert "is not a valid ONNX model" in refuses("build --precision fp32 --onnx", tmp_path / "net.onnx")
     assert "does not exist" in refuses("build --precision fp32 --onnx", tmp_path / "no.onnx")
 
 
@@ -425,7 +410,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_leaves_nothing(refuses: Answer, small: Path, tiny_disk: Path) -> None:
     words = calibrating(small, small / "images.npz").replace("--output engine", f"--output {tiny_disk / 'e'}")
-    said = refuses(words)
+    said = refuses(f"{words} --effort fast")
     assert "disk full" in said
     assert "bytes needed; make room" in said
     assert not list(tiny_disk.iterdir())
@@ -456,7 +441,7 @@ def test_a_build_that_is_stopped_leaves_no_engine_and_the_next_one_cleans_up(
         "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "runpy.run_module('rescompile', run_name='__main__', alter_sys=True)"
     )
-    build = [sys.executable, "-c", heeding, *words, "--max-relative-rms", "0.5"]
+    build = [sys.executable, "-c", heeding, *words, "--effort", "fast", "--max-relative-rms", "0.5"]
     with subprocess.Popen(build, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as running:
         assert running.stderr is not None
         while "calibrate: started" not in running.stderr.readline():
@@ -469,6 +454,7 @@ def test_a_build_that_is_stopped_leaves_no_engine_and_the_next_one_cleans_up(
     assert not (tmp_path / "e").exists()
     if number != signal.SIGKILL:
         assert not list(tmp_path.iterdir())
+        return
     succeeds(*build[3:])
     assert [path.name for path in tmp_path.iterdir()] == ["e"]
     load(tmp_path / "e").close()

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from rescompile.cli import app
-from rescompile.measuring.profile import ProfileReport
+from rescompile.measuring.profile_report import ProfileReport
 from tests.backends.engines import make_engine
 from tests.measuring.scripted import steady
 from tests.measuring.test_profile import RATES
@@ -71,14 +71,14 @@ def test_compare_prints_json(tmp_path, monkeypatch, capsys) -> None:
     [
         ((), 2, "pass an engine directory to measure, or --compare"),
         (("x", "--compare", "a", "b"), 2, "and not both"),
-        (("x", "--seconds", "0"), 2, "--seconds 0 is no time"),
-        (("x", "--seconds", "nan"), 2, "--seconds nan is no time"),
-        (("x", "--seconds", "inf"), 2, "--seconds inf is no time"),
+        (("x", "--seconds", "0"), 2, "--seconds 0 is not a time"),
+        (("x", "--seconds", "nan"), 2, "--seconds nan is not a time"),
+        (("x", "--seconds", "inf"), 2, "--seconds inf is not a time"),
         (("x", "--batch", "1,two"), 2, "write whole numbers"),
-        (("x", "--output", "none/x.json"), 1, "none is no folder"),
+        (("x", "--output", "none/x.json"), 1, "none is not a folder"),
         (("x", "--output", "."), 1, "is a folder"),
         (("--compare", "a.json", "b.json"), 2, "a.json cannot be read"),
-        (("no-such-engine",), 1, "no engine directory"),
+        (("no-such-engine",), 1, "not an engine directory"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(words, code, said, tmp_path, monkeypatch, capsys) -> None:
@@ -107,9 +107,9 @@ def test_profile_prints_a_table_and_writes_json(small_engines, tmp_path, monkeyp
     ("words", "code", "said"),
     [
         ((), 2, "Missing argument"),
-        (("x", "--seconds", "-1"), 2, "no time"),
-        (("x", "--output", "none/x.json"), 1, "none is no folder"),
-        (("no-such-engine",), 1, "no engine directory"),
+        (("x", "--seconds", "-1"), 2, "not a time"),
+        (("x", "--output", "none/x.json"), 1, "none is not a folder"),
+        (("no-such-engine",), 1, "not an engine directory"),
     ],
 )
 def test_what_cannot_be_profiled_is_one_sentence(words, code, said, tmp_path, monkeypatch, capsys) -> None:
@@ -136,7 +136,7 @@ def test_report_writes_the_page_and_its_plots(tmp_path, monkeypatch, capsys) -> 
     [
         ((), 2, "Missing argument"),
         (("none.json",), 2, "none.json cannot be read"),
-        (("x", "--output", "none/x.html"), 1, "none is no folder"),
+        (("x", "--output", "none/x.html"), 1, "none is not a folder"),
     ],
 )
 def test_what_cannot_be_reported_is_one_sentence(words, code, said, tmp_path, monkeypatch, capsys) -> None:

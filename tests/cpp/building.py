@@ -23,7 +23,7 @@ _HEADERS = {
 
 
 def what_is_missing() -> str:
-    """What this machine lacks to compile C++, for the reason of a skip; empty where nothing is missing."""
+    """The reason why C++ cannot be compiled here; empty where it can."""
     tools = [tool for tool in ("cmake", "c++", "make") if shutil.which(tool) is None]
     if tools:
         return f"{', '.join(tools)} is not installed"
@@ -39,7 +39,7 @@ def what_is_missing() -> str:
 
 
 def run(*command: object, **environment: str) -> str:
-    """What ``command`` prints; it must end well."""
+    """The output of ``command``, which must succeed."""
     # as in an activated environment: CMake finds OpenVINO in the wheel of the Python in PATH
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(

@@ -133,26 +133,26 @@ FIELDS = (
 CASES: dict[str, Case] = {
     # the directory
     "no manifest": Case(lambda folder: (folder / "manifest.json").unlink(), 2, "it has no manifest.json"),
-    "linked manifest": Case(replaced("manifest.json", link), 2, "manifest.json is no plain file"),
-    "folder as manifest": Case(replaced("manifest.json", Path.mkdir), 2, "manifest.json is no plain file"),
-    "pipe as manifest": Case(replaced("manifest.json", os.mkfifo), 2, "manifest.json is no plain file"),
+    "linked manifest": Case(replaced("manifest.json", link), 2, "manifest.json is not a plain file"),
+    "folder as manifest": Case(replaced("manifest.json", Path.mkdir), 2, "manifest.json is not a plain file"),
+    "pipe as manifest": Case(replaced("manifest.json", os.mkfifo), 2, "manifest.json is not a plain file"),
     "missing payload": Case(lambda folder: (folder / "model.bin").unlink(), 2, "model.bin is missing, although"),
-    "linked payload": Case(replaced("model.bin", link), 2, "model.bin is no plain file"),
-    "dangling link": Case(replaced("model.bin", lambda path: path.symlink_to("/nowhere/at/all")), 2, "no plain file"),
-    "folder as payload": Case(replaced("model.bin", Path.mkdir), 2, "model.bin is no plain file"),
-    "pipe as payload": Case(replaced("model.bin", os.mkfifo), 2, "model.bin is no plain file"),
+    "linked payload": Case(replaced("model.bin", link), 2, "model.bin is not a plain file"),
+    "dangling link": Case(replaced("model.bin", lambda path: path.symlink_to("/nowhere/at/all")), 2, "not a plain"),
+    "folder as payload": Case(replaced("model.bin", Path.mkdir), 2, "model.bin is not a plain file"),
+    "pipe as payload": Case(replaced("model.bin", os.mkfifo), 2, "model.bin is not a plain file"),
     "truncated payload": Case(file("model.bin", lambda old: old[:-1], sealed=False), 2, "bytes instead of"),
     "longer payload": Case(file("model.bin", lambda old: old + b"x", sealed=False), 2, "bytes instead of"),
     "swapped payload": Case(file("model.bin", flipped, sealed=False), 2, "model.bin was changed after the build"),
     "swapped network": Case(file("model.xml", flipped, sealed=False), 2, "model.xml was changed after the build"),
     # the manifest as a text
-    "empty manifest": Case(file("manifest.json", lambda old: b"", sealed=False), 2, "is damaged (it is no JSON)"),
-    "cut manifest": Case(file("manifest.json", lambda old: old[:-3], sealed=False), 2, "is damaged (it is no JSON)"),
-    "garbage manifest": Case(file("manifest.json", lambda old: b"\xff\xfe\0", sealed=False), 2, "it is no JSON"),
+    "empty manifest": Case(file("manifest.json", lambda old: b"", sealed=False), 2, "is damaged (it is not JSON)"),
+    "cut manifest": Case(file("manifest.json", lambda old: old[:-3], sealed=False), 2, "is damaged (it is not JSON)"),
+    "garbage manifest": Case(file("manifest.json", lambda old: b"\xff\xfe\0", sealed=False), 2, "it is not JSON"),
     "list as manifest": Case(file("manifest.json", lambda old: b"[]", sealed=False), 2, "`$` must be an object"),
-    "deep manifest": Case(file("manifest.json", lambda old: b"[" * 100_000, sealed=False), 2, "it is no JSON"),
+    "deep manifest": Case(file("manifest.json", lambda old: b"[" * 100_000, sealed=False), 2, "it is not JSON"),
     "changed manifest": Case(
-        file("manifest.json", lambda old: old.replace(b'"crop": 32', b'"crop": 31'), sealed=False),
+        file("manifest.json", lambda old: old.replace(b'"model": "', b'"model": "x'), sealed=False),
         2, "was changed after the build (its digest differs)",
     ),
     "bytes behind the digest": Case(
@@ -188,7 +188,7 @@ CASES: dict[str, Case] = {
     "absurd image": Case(shape(-1, 3, 2**40, 2**40), 2, "has an input whose size is absurd"),
     "negative image": Case(shape(-1, 3, -32, 32), 2, "has an input whose size is absurd"),
     "empty image": Case(shape(-1, 0, 32, 32), 2, "has an input whose size is absurd"),
-    "flat image": Case(shape(-1, 32), 2, "describes no network with one image input"),
+    "flat image": Case(shape(-1, 32), 2, "does not describe a network with one image input"),
     "another image": Case(shape(-1, 3, 32, 64), 2, "does not fit the manifest"),
     "another type": Case(
         changed(lambda fields: fields["inputs"][0].update(dtype="uint8")), 2, "the manifest says u8"
@@ -216,7 +216,7 @@ CASES: dict[str, Case] = {
     "golden doubles": Case(golden(lambda x, y: (x.astype(np.float64), y)), 2, "neither float32 nor uint8"),
     "golden pickle": Case(golden(lambda x, y: (np.array([{}]), y)), 2, "neither float32 nor uint8"),
     "compressed golden": Case(golden(lambda x, y: (x, y), np.savez_compressed), 2, "it is compressed"),
-    "cut golden": Case(file("golden.npz", lambda old: old[: len(old) // 2], sealed=True), 2, "it is no ZIP archive"),
+    "cut golden": Case(file("golden.npz", lambda old: old[: len(old) // 2], sealed=True), 2, "it is not a ZIP archive"),
     "golden of garbage": Case(file("golden.npz", lambda old: b"PK\5\6" + b"\xff" * 40, sealed=True), 2, "is damaged"),
     # the payload, as a careful enemy would seal it
     "network of garbage": Case(file("model.xml", lambda old: b"<net", sealed=True), 4, "OpenVINO cannot load"),

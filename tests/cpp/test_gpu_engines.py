@@ -67,7 +67,7 @@ def weight_offsets(engine: tuple[Path, Plan]) -> dict[str, int]:
 
 
 def check(sanitized: Path, folder: Path, **environment: str) -> str:
-    """What the sanitized library says of an engine with the fake driver."""
+    """The answer of the sanitized library to an engine, with the fake driver."""
     fake = str(sanitized / "tests/fake_cuda")
     return run(sanitized / "tools/rescompile-check", folder, LD_LIBRARY_PATH=fake, **environment)
 

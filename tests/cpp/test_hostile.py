@@ -45,7 +45,7 @@ def spoilt(good: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 @pytest.fixture(scope="module")
 def said(sanitized: Path, good: Path, spoilt: dict[str, Path]) -> dict[str, str]:
-    """What the sanitized library says to each, and to the good one, in one process."""
+    """The answers of the sanitized library to all of them and to the good one, from one process."""
     done = subprocess.run(
         [sanitized / "tools/rescompile-check", good, *spoilt.values(), "nowhere"],
         capture_output=True, text=True, check=False, timeout=300,
@@ -58,7 +58,7 @@ def said(sanitized: Path, good: Path, spoilt: dict[str, Path]) -> dict[str, str]
 
 def test_the_good_one_is_good(said: dict[str, str]) -> None:
     assert said["good"] == "good resnet20-cifar int8 openvino"
-    assert said["nowhere"].startswith("bad 2 nowhere is no engine directory: it does not exist")
+    assert said["nowhere"].startswith("bad 2 nowhere is not an engine directory: it does not exist")
 
 
 @pytest.mark.parametrize("name", CASES)

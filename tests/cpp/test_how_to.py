@@ -18,7 +18,7 @@ CLANG = next((path for name in ("clang", "clang-14") if (path := shutil.which(na
 
 @pytest.fixture(scope="module")
 def root(native: Native, engines: dict[str, Path]) -> Path:
-    """Where the reader is, after the build of an engine; it is a smaller one."""
+    """The folder of the how-to, with a smaller engine in place of its own."""
     engine = native.root / "resnet50-int8"
     engine.unlink(missing_ok=True)
     engine.symlink_to(engines["int8"])

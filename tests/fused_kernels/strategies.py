@@ -14,7 +14,7 @@ from fused_kernels.tiles import Tile
 from tests.fused_kernels.checks import Case
 
 EXHAUSTIVE = os.environ.get("FUSED_KERNELS_EXHAUSTIVE") == "1"
-FUZZ = settings(max_examples=200 if EXHAUSTIVE else 8, deadline=None)
+FUZZ = settings(max_examples=200 if EXHAUSTIVE else 5, deadline=None)
 BUDGET = 16
 """Steps of the main loop, at ten to twenty milliseconds each."""
 WINDOWS = st.sampled_from([1, 1, 2, 2, 3, 3, 4, 5, 6, 7])

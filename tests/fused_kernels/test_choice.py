@@ -1,4 +1,4 @@
-"""Which tile is chosen: by the caller, by the GPU's table, by shape and by what the GPU holds."""
+"""Tiles are chosen by the caller, by the GPU's table, by shape and by what the GPU holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is compiled ahead of time has the same name in Triton's cache as what a launch would compile."""
+"""Code that is compiled ahead of time has the name in Triton's cache under which a launch looks for it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ print(json.dumps([count, different]))
 
 
 def conv_variant(c: int = 16, k: int = 32, side: int = 8, tile: Tile | None = None) -> Variant:
-    """Of a 3x3 convolution with moments, in bf16."""
+    """The variant of a 3x3 convolution with moments, in bf16."""
     x = torch.empty((2, c, side, side), dtype=torch.bfloat16, device="meta")
     w = torch.empty((k, c, 3, 3), dtype=torch.bfloat16, device="meta")
     with tiles(tile or Tile(64, 32, 16)), recording() as launches:

@@ -52,7 +52,7 @@ def save(rank: int, folder: str, name: str, model: nn.Module) -> None:
 
 
 def far_from_zero(rank: int) -> Tensor:
-    """What a convolution writes on one process: mean/std = 1000, and the processes' means one std apart."""
+    """The output of a convolution on one process: mean/std = 1000, and the processes' means one std apart."""
     reseed(rank)
     return activation(BATCHES[rank], 16, 8, 8, mean=1000.0 + rank)
 
@@ -93,21 +93,29 @@ def data_parallel(rank: int, folder: str) -> None:
     save(rank, folder, "data parallel", model)
 
 
-def process(rank: int, folder: str, how: str) -> None:
-    """What each of the processes does; starting them takes longer than all of it."""
+def process(rank: int, folder: str) -> None:
+    """The work of each process; starting them takes longer, so they do all of it."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
-    synchronized_norms(rank, folder, how)
-    if how == "reference":
-        data_parallel(rank, folder)
+    for how in ("reference", "kernels"):
+        synchronized_norms(rank, f"{folder}/{how}", how)
+    data_parallel(rank, f"{folder}/reference")
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=["reference", "kernels"])
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which the processes have left their results."""
-    folder = tmp_path_factory.mktemp(request.param)
-    mp.spawn(process, (str(folder), request.param), nprocs=PROCESSES)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the processes have left their results, one folder for each implementation."""
+    folder = tmp_path_factory.mktemp("processes")
+    for how in ("reference", "kernels"):
+        (folder / how).mkdir()
+    mp.spawn(process, (str(folder),), nprocs=PROCESSES)
     return folder
+
+
+@pytest.fixture(params=["reference", "kernels"])
+def results(request: pytest.FixtureRequest, folders: Path) -> Path:
+    """The results of one implementation."""
+    return folders / str(request.param)
 
 
 def test_synchronized_norms_give_what_one_process_has_with_the_whole_batch(results: Path) -> None:

@@ -1,4 +1,4 @@
-"""Launches as data: what runs, what is only recorded, and who computes."""
+"""Launches as data: some run, some are only recorded, and an implementation can be forced."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_a_reference_launches_nothing() -> None:
 
 
 def test_an_unknown_implementation_is_refused() -> None:
-    with pytest.raises(ValueError, match="no implementation 'triton': choose 'kernels' or 'reference'"):
+    with pytest.raises(ValueError, match="unknown implementation 'triton': choose 'kernels' or 'reference'"):
         implementation("triton").__enter__()
 
 

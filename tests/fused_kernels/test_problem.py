@@ -1,4 +1,4 @@
-"""What tiles are chosen for, and which are chosen without a table."""
+"""Problems, and the tiles that are chosen for them without a table."""
 
 from __future__ import annotations
 

@@ -59,8 +59,11 @@ def test_training_is_torchs_forward_and_backward(case: StemCase, small_tiles: Ti
 
 
 @pytest.mark.usefixtures("both")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", LARGE, ids=["imagenet", "cifar"])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    list(zip(LARGE, [torch.float16, torch.bfloat16], strict=True)),
+    ids=["imagenet fp16", "cifar bf16"],
+)
 def test_training_in_16_bits_errs_as_torchs_does(case: StemCase, dtype: torch.dtype) -> None:
     with tiles(Tile(256, 64, 32)):
         check_training(replace(case, dtype=dtype))
@@ -71,8 +74,7 @@ def test_the_references_train_in_float64(case: StemCase) -> None:
     check_training(replace(case, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("k", [16, 32])
+@pytest.mark.parametrize(("flat", "k"), [(False, 16), (True, 16), (True, 32)])
 def test_a_tile_shallower_than_a_tap_row_or_one_loop_over_all_change_nothing(flat: bool, k: int) -> None:
     with tiles(Tile(64, 16, k, flat=flat, splits=3)):
         check_training(StemCase(n=1, k=17))

@@ -104,7 +104,7 @@ def test_an_int8_stem_is_exact(case: StemCase, pool: bool, relu: bool) -> None:
         check_int8(replace(case, pool=pool), relu=relu)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4, 7, 8, 9])
+@pytest.mark.parametrize("rows", [1, 4, 7, 9])
 def test_strips_of_any_length_meet_without_gap_or_overlap(rows: int, strip: int) -> None:
     case = StemCase(Conv(3, 3, 1, 1), n=2, c=1, k=16, h=rows, w=4)
     with tiles(Tile(16, 16, 16)):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rescompile.graph.shared.editing import read
-from rescompile.graph.shared.topology import block_outputs, residual_adds
+from rescompile.graph.shared.topology import block_outputs, skip_sources
 from tests.graph.conftest import exported, folded, images, network, run
 
 NETWORKS = [("resnet18", None), ("resnet50", None), ("resnet20-cifar", "A"), ("resnet20-cifar", "B"),
@@ -38,20 +38,19 @@ def test_every_tensor_is_named_after_the_node_that_makes_it() -> None:
 
 @pytest.mark.parametrize(("name", "adds"), [("resnet18", 8), ("resnet50", 16), ("resnet20-cifar", 9)])
 def test_blocks_are_found_with_their_skips(name: str, adds: int) -> None:
-    found = residual_adds(read(folded(name)))
+    found = skip_sources(read(folded(name)))
     assert len(found) == adds
-    assert found[1].skip == "layer1.0.relu"
-    assert list(block_outputs(folded(name)))[-2:] == [found[-1].block, "fc"]
+    assert found["layer1.0.relu"] == "layer1.0.relu"
+    assert list(block_outputs(folded(name)).values())[1:-1] == [
+        node.name for node in folded(name).graph.node if node.name.endswith(".relu")
+    ]
 
 
 def test_a_projection_skip_is_the_downsample_convolution_and_option_a_the_padded_slice() -> None:
-    by_block = {add.block: add for add in residual_adds(read(folded("resnet18")))}
-    assert by_block["layer2.0"].source == "layer2.0.downsample"
-    by_block = {add.block: add for add in residual_adds(read(folded("resnet20-cifar", "A")))}
-    assert by_block["layer2.0"].skip == "layer2.0.shortcut"
-    assert by_block["layer2.0"].source == "layer1.2.relu"
+    assert skip_sources(read(folded("resnet18")))["layer2.0.downsample"] == "layer2.0.downsample"
+    assert skip_sources(read(folded("resnet20-cifar", "A")))["layer2.0.shortcut"] == "layer1.2.relu"
 
 
 @pytest.mark.slow
 def test_resnet_1202_exports_and_folds() -> None:
-    assert len(residual_adds(read(folded("resnet1202-cifar")))) == 600
+    assert len(skip_sources(read(folded("resnet1202-cifar")))) == 600

@@ -1,4 +1,4 @@
-"""What is promised of the factors that an equalized graph carries."""
+"""Factors of an equalized graph: recorded, read back, and undone."""
 
 from __future__ import annotations
 

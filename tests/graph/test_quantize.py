@@ -62,7 +62,7 @@ def test_weights_are_int8_per_output_channel_within_half_a_step() -> None:
         assert np.all(np.abs(held * step - weights[name]) <= step * 0.5000001)
 
 
-def test_who_reads_all_of_int8() -> None:
+def test_layers_whose_input_uses_all_of_int8() -> None:
     assert reading_all_of_int8(folded("resnet18"), ()) == ["conv1"]
     graph = folded("resnet50")
     found = reading_all_of_int8(graph, full_range_tensors(graph))

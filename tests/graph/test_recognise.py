@@ -1,4 +1,4 @@
-"""Graphs that other exporters wrote become ours: same names, same numbers, or a sentence that says why not."""
+"""Graphs of other exporters get our names and keep their numbers, or one sentence says why not."""
 
 from __future__ import annotations
 

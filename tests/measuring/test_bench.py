@@ -1,4 +1,4 @@
-"""What is promised of ``rescompile bench``; figures are whatever this machine gives."""
+"""``rescompile bench``; figures are whatever this machine gives."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(directory: Path) -> BenchReport:
-    return bench(directory, seconds=0.05, starts=1)
+    return bench(directory, batches=[1, 8], seconds=0.05, starts=1)
 
 
 def test_every_batch_size_has_percentiles_and_a_rate(measured: BenchReport) -> None:
-    assert [result.batch for result in measured.batches] == [1, 2, 4, 8]
+    assert [result.batch for result in measured.batches] == [1, 8]
     for result in measured.batches:
         found = result.timing
         assert 0 < found.min <= found.p50 <= found.p90 <= found.p99

@@ -1,4 +1,4 @@
-"""What is promised of notes on disturbances; the machine is a folder of files."""
+"""Notes on disturbances; the machine is a folder of files."""
 
 from __future__ import annotations
 

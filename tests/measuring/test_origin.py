@@ -1,4 +1,4 @@
-"""What is promised of the origin of a figure."""
+"""The origin of a figure: commit, machine, settings, memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rescompile.measuring.checkout import commit_of
-from rescompile.measuring.memory import resident_bytes
 from rescompile.measuring.origin import origin
+from rescompile.measuring.start import resident_bytes
 
 
 def git(folder: Path, *words: str) -> None:

@@ -1,4 +1,4 @@
-"""What is promised of ``rescompile profile``."""
+"""``rescompile profile``: blocks, layers, findings, refusals."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ import pytest
 
 from rescompile.backends.profiling import LayerTime
 from rescompile.errors import EngineError, UsageError
-from rescompile.measuring.profile import (
-    BlockProfile,
-    EngineProfile,
-    LayerProfile,
-    ProfileReport,
-    _homes,
-    profile,
-)
+from rescompile.measuring.profile import blocks_of_layers, profile
 from rescompile.measuring.profile_findings import findings
+from rescompile.measuring.profile_report import BlockProfile, EngineProfile, LayerProfile, ProfileReport
 from rescompile.measuring.roofline import Roofline
 from rescompile.measuring.work import BlockWork
 from rescompile.presenting.terminal.profile import lines
@@ -80,7 +74,7 @@ def layer(*origins: str) -> LayerTime:
 
 def test_layers_belong_to_the_block_in_which_they_begin() -> None:
     blocks = {"stem": "maxpool", "layer1.0": "layer1.0.relu", "layer1.1": "layer1.1.relu", "fc": "logits"}
-    found = _homes(
+    found = blocks_of_layers(
         [
             layer("input.held_1"),
             layer("conv1/WithoutBiases"),
@@ -93,7 +87,7 @@ def test_layers_belong_to_the_block_in_which_they_begin() -> None:
         blocks,
     )
     assert found == ["stem", "stem", "layer1.0", "layer1.0", "layer1.0", "fc", "fc"]
-    assert _homes([layer("Made up")], blocks) == ["stem"]
+    assert blocks_of_layers([layer("Made up")], blocks) == ["stem"]
 
 
 def block(name: str, ms: float, *, memory: float = 0.1, arithmetic: float = 0.2, **changes) -> BlockProfile:
@@ -124,8 +118,8 @@ def test_reformats_launches_and_distance_are_named() -> None:
     found = list(findings([engine("int8", far, wall=5.0, layers=(copy,))], RATES))
     assert "1 reformats" in found[0]
     assert "25 % of the time; the longest: copy" in found[0]
-    assert "20 % of the call is spent between its 1 launches" in found[1]
-    assert "far above what this machine can do" in found[2]
+    assert "20 % of the call is spent outside of its 1 launches" in found[1]
+    assert "blocks at 3 x their floor or more" in found[2]
 
 
 def test_why_int8_gains_little_is_said() -> None:
@@ -136,7 +130,7 @@ def test_why_int8_gains_little_is_said() -> None:
     assert "multiplies INT8 only 2.0 x as fast" in found
     assert "blocks that gain less than 1.3 x from INT8: a (1 ms)" in found
     assert "run in floating point: a.conv1" in found
-    assert "launches that INT8 has and fp32 has not, by block: a 2" in found
+    assert "launches that INT8 has and fp32 does not have, by block: a 2" in found
 
 
 def test_a_cpu_with_vnni_is_not_blamed_and_a_single_precision_not_compared() -> None:

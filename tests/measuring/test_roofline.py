@@ -1,4 +1,4 @@
-"""What is promised of the machine's limits."""
+"""Rates of the machine, and floors computed from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is promised of ``rescompile bench --compare``."""
+"""``rescompile bench --compare``: changes beyond noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is promised of a summary."""
+"""Percentiles and the interval of the median."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is promised of a block's operations and bytes."""
+"""Operations and bytes of a block."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ PINNED = "1ad0fd56ac21d105330114188cf15ba1220761f94831ce596969873326b049c4"
     [
         ("resnet18", {}),
         ("resnet152", {}),
-        ("resnet152", {"stride_on": "1x1"}),
+        ("resnet50", {"stride_on": "1x1"}),
         ("resnet8-cifar", {}),
         ("resnet20-cifar", {"shortcut": "B"}),
         ("resnet1202-cifar", {}),
@@ -33,7 +33,7 @@ def test_logits_neither_explode_nor_vanish(name, options):
     assert 0.1 < logits.std() < 50
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_small_networks_are_tame_for_every_seed(seed):
     model, _ = random_model(RESNET8, 10, seed)
     with torch.inference_mode():

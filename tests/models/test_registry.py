@@ -110,7 +110,7 @@ def test_options_change_only_what_was_asked():
         ("resnet20-cifar-bottleneck", {"shortcut": "A"}, "has no shortcut option A"),
         ("resnet18", {"stride_on": "1x1"}, "resnet18 has no 1x1 convolution for the stride"),
         ("resnet20-cifar", {"stride_on": "1x1"}, "no 1x1 convolution"),
-        ("resnet20-cifar", {"shortcut": "C"}, "'C' is no shortcut option: choose A"),
+        ("resnet20-cifar", {"shortcut": "C"}, "'C' is not a shortcut option: choose A"),
         ("resnet50", {"stride_on": "5x5"}, "cannot be on '5x5'"),
     ],
 )

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rescompile.models.random_weights import random_model
 from rescompile.models.registry import create, find, with_options
 from rescompile.models.resnet import BasicBlock, Bottleneck, Projection, ResNet
-from rescompile.sources.checkpoint import random_model
 
 
 def on_meta(depth, classes=1000, **options):
@@ -74,7 +74,7 @@ def test_work_is_that_of_the_published_networks(depth, stride_on, gigamacs):
 def test_the_stride_is_where_the_option_says(stride_on, strides):
     block = dict(on_meta(50, stride_on=stride_on).blocks())["layer2.0"]
     assert [conv.stride[0] for conv, _ in block.convs()] == strides
-    assert block.shortcut.conv.stride == (2, 2)
+    assert block.downsample.conv.stride == (2, 2)
 
 
 def test_an_exporter_can_walk_the_network():
@@ -82,24 +82,23 @@ def test_an_exporter_can_walk_the_network():
     assert [(name, len(stage)) for name, stage in model.stages()] == [
         ("layer1", 3), ("layer2", 4), ("layer3", 23), ("layer4", 3),
     ]  # fmt: skip
-    assert model.has_maxpool
     assert model.maxpool is not None
     blocks = dict(model.blocks())
     assert list(blocks)[-1] == "layer4.2"
-    assert blocks["layer3.22"].shortcut is None
-    assert isinstance(blocks["layer1.0"].shortcut, Projection)
+    assert blocks["layer3.22"].downsample is None
+    assert isinstance(blocks["layer1.0"].downsample, Projection)
     assert [bn.num_features for _, bn in blocks["layer3.22"].convs()] == [256, 256, 1024]
 
 
 def run_by_structure(model: ResNet, x: torch.Tensor) -> torch.Tensor:
-    """What the exporter understands of a network, executed."""
+    """Logits computed from ``blocks()`` and ``convs()`` alone, as the exporter walks them."""
     x = F.max_pool2d(F.relu(model.bn1(model.conv1(x))), 3, stride=2, padding=1)
     for _, block in model.blocks():
         y = x
         for index, (conv, bn) in enumerate(block.convs(), start=1):
             y = bn(conv(y))
             y = y if index == len(block.convs()) else y.relu()
-        skip = x if block.shortcut is None else block.shortcut.bn(block.shortcut.conv(x))
+        skip = x if block.downsample is None else block.downsample.bn(block.downsample.conv(x))
         x = (y + skip).relu()
     return x.mean(dim=(2, 3)) @ model.fc.weight.T + model.fc.bias
 

@@ -15,7 +15,7 @@ from PIL import Image
 from rescompile.errors import UsageError
 from rescompile.measuring.bench import BenchReport
 from rescompile.measuring.measurements import Measurements, read_measurements
-from rescompile.measuring.profile import ProfileReport
+from rescompile.measuring.profile_report import ProfileReport
 from rescompile.presenting.html.measurements_page import plots_of, render_measurements
 from rescompile.presenting.plots.bench import accuracy, labels
 from tests.measuring.scripted import steady

@@ -1,4 +1,4 @@
-"""What is promised of ``golden.npz``: the same bytes for the same arrays, and distrust when it is read."""
+"""``golden.npz``: the same bytes for the same arrays, and refusals of damaged files."""
 
 from __future__ import annotations
 

@@ -19,8 +19,9 @@ import pytest
 import rescompile
 from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.errors import RescompileError
-from rescompile.manifest import read_manifest
+from rescompile.manifest import Batch, read_manifest
 from rescompile.runtime.npz import read_arrays
+from tests.backends.engines import make_engine
 from tests.cpp.hostile import CASES, Case, changed, shape
 
 PYTHON = {
@@ -41,7 +42,7 @@ PYTHON = {
     "another format": "has format 2, this rescompile reads format 1",
     "other golden answers": "does not reproduce its golden answers",
 }
-"""What Python says, where its words are its own; the rest is only known to be one sentence."""
+"""The messages of Python where they differ from C++; all others are only known to be one sentence."""
 MORE = {
     "other classes": Case(
         changed(lambda fields: fields["outputs"][0].update(shape=[-1, 3]) or fields.update(classes=list("abc"))), 2, ""
@@ -51,12 +52,11 @@ MORE = {
 
 
 @pytest.fixture(scope="module")
-def good(small_engines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An engine of the files that a library needs."""
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small engine of the files that a library needs."""
     folder = tmp_path_factory.mktemp("good") / "engine"
-    folder.mkdir()
-    for name in ("manifest.json", "model.xml", "model.bin", "golden.npz"):
-        shutil.copy(small_engines["int8"] / name, folder)
+    make_engine(folder, "int8", backend="openvino", batch=Batch(1, 1, 4))
+    (folder / "model.onnx").unlink()
     write_hashed_manifest(folder, read_manifest(folder))
     return folder
 

@@ -28,7 +28,7 @@ from tests.backends.engines import make_engine
 from tests.cpp.hostile import seal
 
 SECONDS = float(os.environ.get("RESCOMPILE_FUZZ_SECONDS", "0"))
-EXAMPLES = 100
+EXAMPLES = 40
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(
     [2**31 - 1, 2**31, 2**63, 2**64, -1, "../x", "model.xml", "a\0b", "openvino", "triton", "tensorrt-rtx", "int8"]
 )  # fmt: skip

@@ -1,8 +1,7 @@
 """A table made on one machine gives the same scales, bit for bit, and the same graph on another.
 
-One machine can show only a part of that: the committed table was made elsewhere and earlier, and the processes here
-differ in what one machine can vary: the order of hashes, the encoding, the language where German is installed, and
-the number of threads.
+One machine can show only a part of that: the committed table was made elsewhere and earlier, and the process here
+differs in what one machine can vary: the order of hashes, the encoding, the time zone and the number of threads.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from calibration.table import read_table
 from tests import portable
@@ -43,20 +40,11 @@ def test_scales_of_the_committed_table_have_these_bits() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"PYTHONHASHSEED": "1", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {
-            "PYTHONHASHSEED": "4294967295",
-            "LC_ALL": "de_DE.UTF-8",
-            "TZ": "Asia/Kathmandu",
-            "OMP_NUM_THREADS": "2",
-        },
-    ],
-    ids=["ascii", "german"],
-)
-def test_settings_of_the_process_change_nothing(settings: dict[str, str]) -> None:
+def test_settings_of_the_process_change_nothing() -> None:
+    settings = {
+        "PYTHONHASHSEED": "4294967295", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+        "TZ": "Asia/Kathmandu", "OMP_NUM_THREADS": "2",
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "tests.portable"],
         cwd=ROOT, env={**os.environ, **settings}, capture_output=True, check=False,

@@ -196,7 +196,7 @@ class OnGpu:
         return (2, 0)
 
     def __dlpack__(self, **options: Any) -> Any:
-        raise AssertionError("nobody may ask for memory that cannot be read")
+        raise AssertionError("memory that cannot be read was asked for")
 
 
 class OnGpuWithoutDLPack:
@@ -236,7 +236,7 @@ def test_draining_waits_for_what_is_in_use_and_hands_all_of_it_out_once() -> Non
     assert idle.drain() == []
 
 
-def test_nobody_takes_what_is_being_drained() -> None:
+def test_a_pool_that_is_being_drained_gives_nothing_out() -> None:
     idle = ResourcePool(["one"])
     idle._draining = True  # as while another thread waits for what is in use
     with pytest.raises(BackendError, match="closed"), idle.acquire():
@@ -244,7 +244,7 @@ def test_nobody_takes_what_is_being_drained() -> None:
     assert idle.drain() == ["one"]
 
 
-def test_who_waits_for_an_idle_one_hears_that_it_was_closed() -> None:
+def test_closing_a_pool_ends_the_waiting_for_it() -> None:
     idle = ResourcePool(["request"])
     with ThreadPoolExecutor(2) as pool, idle.acquire() as taken:
         assert taken == "request"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.building.test_commands import call
+from tests.cli.test_commands import call
 from tests.serving.conftest import Exportable
 
 Say = pytest.CaptureFixture[str]

@@ -231,7 +231,7 @@ def test_damaged_engines_and_missing_payloads_are_refused(exportable: Exportable
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "two words"])
 def test_names_that_are_no_folder_are_refused(name: str, exportable: Exportable, repository: Path) -> None:
     config = ExportConfig(server="triton", output=repository, name=name or " ")
-    with pytest.raises(UsageError, match="is no model name"):
+    with pytest.raises(UsageError, match="is not a model name"):
         export(exportable(), config)
 
 
@@ -243,5 +243,5 @@ def test_only_an_earlier_export_is_replaced(exportable: Exportable, repository: 
         export(folder, asked(repository))
     export(folder, asked(repository, force=True))
     assert {path.name for path in repository.iterdir()} == {"net", "export.json"}
-    with pytest.raises(OutputError, match=r"something else than an exported repository \(no export\.json\)"):
+    with pytest.raises(OutputError, match=r"something other than an exported repository \(no export\.json\)"):
         export(folder, asked(folder, force=True))

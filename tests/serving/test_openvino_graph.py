@@ -11,14 +11,16 @@ import onnx
 import openvino as ov
 import pytest
 from numpy.typing import NDArray
+from openvino import opset13 as ops
 
 from rescompile.backends.openvino.compile import compile_model
 from rescompile.backends.openvino.lowering import lower
+from rescompile.serving import openvino_graph
 from rescompile.serving.openvino_graph import write_precise
 from tests.backends.engines import taking_pixels
 from tests.backends.graphs import residual_net, sample_images
 from tests.graph.conftest import folded, images, int8, with_zero_points
-from tests.serving.triton_backend import as_triton_compiles
+from tests.serving.triton_backend import as_triton_compiles, with_batch
 
 TRITON_SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
@@ -31,33 +33,47 @@ CASES: dict[str, Any] = {
     "int8 of pixels": lambda: (taking_pixels(residual_net("int8")), PIXELS),
     "fp32 with a max pool": lambda: (folded("resnet18"), images("resnet18")),
     "fp32 with padded skips": lambda: (folded("resnet20-cifar"), images("resnet20-cifar")),
-    "int8 with a max pool": lambda: (int8("resnet50"), images("resnet50")),
+    "int8 with a max pool": lambda: (int8("resnet18"), images("resnet18")),
     "int8 with projected skips": lambda: (int8("resnet20-cifar", "B"), images("resnet20-cifar")),
     "int8 of full range": lambda: (with_zero_points("resnet20-cifar"), images("resnet20-cifar")),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_answers_are_the_engines(case: str, tmp_path: Path) -> None:
+def test_every_layer_is_marked_and_the_answers_are_the_engines(case: str, tmp_path: Path) -> None:
     model, batch = CASES[case]()
     plain, precise = _engine(model, batch, tmp_path), tmp_path / "precise.xml"
     write_precise(plain, precise)
-    expected = compile_model(plain)([batch])[0]
-    compiled = as_triton_compiles(precise, len(batch), TRITON_SETTINGS)
-    np.testing.assert_allclose(compiled([batch])[0], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-    assert list(compiled.output(0).get_partial_shape()) == list(expected.shape)
-    assert compiled.output(0).get_names() == compile_model(plain).output(0).get_names()
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_every_layer_is_marked(case: str, tmp_path: Path) -> None:
-    model, batch = CASES[case]()
-    write_precise(_engine(model, batch, tmp_path), tmp_path / "precise.xml")
-    layers = ElementTree.parse(tmp_path / "precise.xml").getroot().iter("layer")
+    layers = ElementTree.parse(precise).getroot().iter("layer")
     computing = [layer for layer in layers if layer.get("type") not in {"Const", "Parameter", "Result"}]
     marks = [layer.findall("rt_info/attribute[@name='precise']") for layer in computing]
     assert computing
     assert all(len(found) == 1 for found in marks)
+    engine = compile_model(plain)
+    expected = engine([batch])[0]
+    compiled = as_triton_compiles(precise, len(batch), TRITON_SETTINGS)
+    np.testing.assert_allclose(compiled([batch])[0], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert list(compiled.output(0).get_partial_shape()) == list(expected.shape)
+    assert compiled.output(0).get_names() == engine.output(0).get_names()
+
+
+@pytest.mark.parametrize(("case", "hidden"), [("int8", True), ("int8 of pixels", True), ("fp32", False)])
+def test_layers_of_an_int8_graph_do_not_see_the_batch_size_that_the_server_sets(
+    case: str, hidden: bool, tmp_path: Path
+) -> None:
+    model, batch = CASES[case]()
+    write_precise(_engine(model, batch, tmp_path), tmp_path / "precise.xml")
+    served = with_batch(tmp_path / "precise.xml", 4)
+    convolutions = [node for node in served.get_ops() if node.get_type_name() == "Convolution"]
+    assert {node.output(0).get_partial_shape()[0].is_dynamic for node in convolutions} == {hidden}
+    assert served.input(0).get_partial_shape()[0] == served.output(0).get_partial_shape()[0] == 4
+
+
+@pytest.mark.parametrize("value", [np.float32(1), np.float32("nan"), np.float32("-inf"), np.uint8(255)])
+def test_the_hidden_zero_is_zero_for_every_value(value: Any) -> None:
+    given = ops.parameter([-1, 2], value.dtype)
+    compiled = compile_model(ov.Model([openvino_graph._hidden_zero(given)], [given]))
+    assert compiled([np.full((3, 2), value)])[0].tolist() == [0]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -12,12 +12,17 @@ SETTINGS = ("INFERENCE_NUM_THREADS", "COMPILATION_NUM_THREADS", "NUM_STREAMS", "
 """Parameters that the backend hands over to OpenVINO; it ignores those that it does not know."""
 
 
-def as_triton_compiles(path: Path, batch: int, parameters: Mapping[str, str]) -> Any:
-    """The model at ``path`` compiled as the backend does: the batch is the first dimension, and always the largest."""
-    core = ov.Core()
-    steps = ov.preprocess.PrePostProcessor(core.read_model(path))
+def with_batch(path: Path, batch: int) -> Any:
+    """The model at ``path`` as the backend changes it: the first dimension is the batch, and always the largest."""
+    steps = ov.preprocess.PrePostProcessor(ov.Core().read_model(path))
     steps.input(0).tensor().set_layout(ov.Layout("N..."))
     model = steps.build()
     ov.set_batch(model, batch)
+    return model
+
+
+def as_triton_compiles(path: Path, batch: int, parameters: Mapping[str, str]) -> Any:
+    """The model at ``path`` compiled as the backend does."""
+    core = ov.Core()
     core.set_property("CPU", {name: parameters[name] for name in SETTINGS if name in parameters})
-    return core.compile_model(model, "CPU", {"ALLOW_AUTO_BATCHING": True})
+    return core.compile_model(with_batch(path, batch), "CPU", {"ALLOW_AUTO_BATCHING": True})

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find, with_options
-from rescompile.sources.checkpoint import random_model
 
 State = dict[str, Tensor]
 

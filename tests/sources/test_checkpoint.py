@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from rescompile.errors import CheckpointError
+from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find, with_options
-from rescompile.sources.checkpoint import build_model, identify, load_checkpoint, random_model, spec_of
+from rescompile.sources.checkpoint import build_model, load_checkpoint, spec_of
+from rescompile.sources.identification import identify
 
 RESNET20 = find(depth=None, name="resnet20-cifar")
 
@@ -21,7 +23,7 @@ def logits(model):
 
 
 def akamaster(state):
-    """As akamaster's programs save it."""
+    """A checkpoint in the form that akamaster's programs save."""
     renamed = {
         name.replace("fc.", "linear.").replace("downsample.", "shortcut."): t for name, t in state.items()
     }
@@ -210,7 +212,7 @@ def test_a_resnet_that_is_none_of_ours_is_described(save, resnet18_state):
     shorter = {name: tensor for name, tensor in resnet18_state.items() if not name.startswith("layer3.1")}
     checkpoint = load_checkpoint(save(shorter))
     with pytest.raises(
-        CheckpointError, match=r"holds a ResNet of 2-2-1-2 basic .* no network that rescompile"
+        CheckpointError, match=r"holds a ResNet of 2-2-1-2 basic .* which rescompile does not know"
     ):
         spec_of(checkpoint)
     with pytest.raises(

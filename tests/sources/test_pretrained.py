@@ -145,7 +145,7 @@ def test_a_mirror_may_be_a_folder(monkeypatch, tmp_path):
 def test_a_mirror_of_another_kind_is_refused(monkeypatch):
     monkeypatch.setenv("RESCOMPILE_WEIGHTS_URL", "mirror.example/models")
     with pytest.raises(
-        UsageError, match=r"'mirror\.example/models', which is no http, https or file address"
+        UsageError, match=r"'mirror\.example/models', which is not an http, https or file address"
     ):
         fetch_pretrained(RESNET18)
 
@@ -196,8 +196,8 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
             "v1",
             "no published weights of resnet56-cifar: pass --weights FILE",
         ),
-        (IMAGENET_SPECS[18], "v2", "resnet18 has no published weights 'v2': there is v1$"),
-        (IMAGENET_SPECS[50], "v3", "resnet50 has no published weights 'v3': there is v1 and v2"),
+        (IMAGENET_SPECS[18], "v2", "resnet18 has no published weights 'v2', only v1$"),
+        (IMAGENET_SPECS[50], "v3", "resnet50 has no published weights 'v3', only v1 and v2"),
         (with_options(IMAGENET_SPECS[50], stride_on="1x1"), "v1", "trained with the stride on the 3x3"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The shortest command there is: published weights, built-in photographs, the best backend of this machine.
+"""The shortest command: published weights, built-in photographs, the best backend of this machine.
 
 The publisher is a server on this machine, and its file a checkpoint of ours under a hash of its own.
 """
@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from rescompile.cli.app import app
 from rescompile.manifest import read_manifest
+from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
 from rescompile.report import read_report
 from rescompile.sources import pretrained
-from rescompile.sources.checkpoint import random_model
 
 
 class Quiet(SimpleHTTPRequestHandler):

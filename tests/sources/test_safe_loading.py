@@ -77,7 +77,7 @@ def test_code_in_a_checkpoint_is_named_and_not_run(save, tmp_path, zipped):
 def test_code_in_a_plain_pickle_is_not_run(tmp_path, protocol):
     path = write(tmp_path / "x.pth", pickle.dumps(Marker(tmp_path / "touched"), protocol=protocol))
     with pytest.raises(
-        CheckpointError, match=r"run any code|text file, not a checkpoint|safe loader does not take"
+        CheckpointError, match=r"run any code|text file, not a checkpoint|safe loader refuses"
     ):
         read_payload(path)
     assert not (tmp_path / "touched").exists()
@@ -85,7 +85,7 @@ def test_code_in_a_plain_pickle_is_not_run(tmp_path, protocol):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_options_and_scores_beside_the_weights_do_no_harm(save, zipped):
-    """As timm and many training scripts save them: an options object and NumPy numbers."""
+    """timm and many training scripts save an options object and NumPy numbers."""
     extras = {
         "args": argparse.Namespace(lr=0.1),
         "best": np.float64(93.2),
@@ -126,7 +126,7 @@ def test_missing_directory_pipe_and_empty(tmp_path):
     [
         ("x.pth", b"hello\nthere", r"is a text file, not a checkpoint \(it begins with 'hello'\)"),
         ("x.pth", b'{"a": 1}', "is a text file"),
-        ("x.safetensors", b"<!DOCTYPE html>", "no safetensors file"),
+        ("x.safetensors", b"<!DOCTYPE html>", "not a safetensors file"),
         ("x.pth", b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer.*git lfs pull"),
         ("x.pth.xz", lzma.compress(b"abc"), "compressed: unpack it first with 'xz -d'"),
         ("x.pth.gz", gzip.compress(b"abc", mtime=0), "compressed: unpack it first with 'gunzip'"),
@@ -134,7 +134,7 @@ def test_missing_directory_pipe_and_empty(tmp_path):
         ("x.pth", b"\x00\x01\x02\x03" * 9, "neither a torch.save file .* nor safetensors"),
         ("x.pth", b"PK\x03", "damaged or incomplete"),
         ("x.pth", b"\x80", "damaged"),
-        ("x.safetensors", b"\x01", "no safetensors file"),
+        ("x.safetensors", b"\x01", "not a safetensors file"),
         ("x.safetensors", struct.pack("<Q", 1 << 60) + b"{}", "damaged or incomplete"),
         ("x.safetensors", struct.pack("<Q", 9) + b'{"a": 12}', "damaged or incomplete"),
     ],

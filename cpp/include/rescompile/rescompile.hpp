@@ -34,9 +34,9 @@
 
 namespace rescompile {
 
-/// Whose fault it is; the numbers are those of the C API.
+/// Kind of an error; the numbers are those of the C API.
 enum class ErrorCode : int {
-  usage = 1,        ///< the caller asked for what this engine does not take
+  usage = 1,        ///< the call does not fit this engine
   engine = 2,       ///< the directory is damaged, incomplete, or does not give its golden answers
   unavailable = 3,  ///< this build or this machine cannot run the engine
   backend = 4,      ///< the backend's library refused the payload or the inference
@@ -50,7 +50,7 @@ struct Error {
   std::string message;
 };
 
-/// A value, or the reason why there is none. `value()` of an error throws std::bad_variant_access.
+/// A value, or the error in its place. `value()` of an error throws std::bad_variant_access.
 template <typename T>
 class [[nodiscard]] Result {
  public:
@@ -106,7 +106,7 @@ struct FileDigest {
   std::uint64_t bytes = 0;
 };
 
-/// What `manifest.json` says about the engine.
+/// Contents of `manifest.json`.
 struct Manifest {
   std::string model;
   std::optional<std::int64_t> depth;
@@ -123,7 +123,7 @@ struct Manifest {
   std::string sha256;
 };
 
-/// What an engine is tuned for; answers are the same.
+/// Goal that an engine is tuned for; answers are the same.
 enum class Hint {
   latency,    ///< one inference at a time, on all its threads
   throughput  ///< several inferences side by side; call `infer` from as many threads as `Engine::concurrency` says
@@ -159,7 +159,7 @@ struct Prediction {
 /// An engine in memory: images in, logits out.
 class RESCOMPILE_API Engine {
  public:
-  /// Load the engine in `directory` and let it prove itself on its golden inputs.
+  /// Load the engine in `directory` and check its golden answers.
   static Result<Engine> load(const std::filesystem::path& directory, const LoadOptions& options = {}) noexcept;
 
   Engine(Engine&&) noexcept;
@@ -173,24 +173,24 @@ class RESCOMPILE_API Engine {
   Result<Logits> infer(std::span<const std::uint8_t> images, std::size_t count) const noexcept;
   Result<Logits> infer(const Input& image) const noexcept;
 
-  /// As `infer`, into `logits` of exactly `count` times the number of classes: no allocation by this library.
+  /// `infer` into `logits` of exactly `count` times the number of classes: no allocation by this library.
   [[nodiscard]] std::optional<Error> infer_into(std::span<const float> images, std::size_t count,
                                                 std::span<float> logits) const noexcept;
   [[nodiscard]] std::optional<Error> infer_into(std::span<const std::uint8_t> images, std::size_t count,
                                                 std::span<float> logits) const noexcept;
 
   /// One decoded, upright image, `rgb` = height rows of width pixels of 3 bytes, as input: resized, cropped and
-  /// normalized to the very bits that the Python package makes of it.
+  /// normalized to the same bits as in the Python package.
   Result<Input> preprocess(std::span<const std::uint8_t> rgb, std::size_t width, std::size_t height) const noexcept;
 
-  /// As `preprocess`, into `image` of exactly `image_size()` values: one place of a batch.
+  /// `preprocess` into `image` of exactly `image_size()` values: one place of a batch.
   [[nodiscard]] std::optional<Error> preprocess_into(std::span<const std::uint8_t> rgb, std::size_t width,
                                                      std::size_t height, std::span<float> image) const noexcept;
   [[nodiscard]] std::optional<Error> preprocess_into(std::span<const std::uint8_t> rgb, std::size_t width,
                                                      std::size_t height,
                                                      std::span<std::uint8_t> image) const noexcept;
 
-  /// Facts about the engine. Of an engine that was moved from, everything below is empty or 0.
+  /// Properties of the engine; all are empty or 0 for an engine that was moved from.
   [[nodiscard]] const Manifest& manifest() const noexcept;
   [[nodiscard]] std::size_t image_size() const noexcept;   ///< values of one input image
   [[nodiscard]] std::size_t class_count() const noexcept;

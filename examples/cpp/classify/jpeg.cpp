@@ -14,7 +14,7 @@ using rescompile::ErrorCode;
 
 namespace {
 
-/// libjpeg leaves by longjmp, past no object that has a destructor: everything lives in here.
+/// libjpeg leaves by longjmp, which must not skip destructors: everything lives in here.
 struct Decoder {
   jpeg_decompress_struct info;
   jpeg_error_mgr errors;

@@ -1,1 +1,1 @@
-"""What every engine on an NVIDIA GPU shares: the driver, the devices, requests that run side by side, shared images."""
+"""Shared parts of engines on an NVIDIA GPU: driver, devices, requests that run side by side, imported images."""

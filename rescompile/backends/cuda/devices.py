@@ -24,7 +24,7 @@ class Gpu(NamedTuple):
 
 @lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
-    """Every GPU that the driver shows to this process; empty where there is no driver or no GPU."""
+    """All GPUs that the driver shows to this process; empty where there is no driver or no GPU."""
     library = load_library()
     if library is None or library.cuInit(0) != 0:
         return ()

@@ -71,7 +71,7 @@ def call(library: Any, name: str, *arguments: Any) -> None:
 
 
 class CtypesDriver:
-    """What the runners use of ``pycuda.driver``, under the same names. Every call may raise ``DriverError``."""
+    """The part of ``pycuda.driver`` that the runners use, by the same names; every call may raise ``DriverError``."""
 
     Error = DriverError
     function_attribute = SimpleNamespace(MAX_DYNAMIC_SHARED_SIZE_BYTES=8)

@@ -31,7 +31,7 @@ class SlotExecutor(Protocol):
     """Executes the requests of one slot. The context is current in every method; one thread at a time."""
 
     def rows(self, count: int) -> int:
-        """How many images are executed for a request of ``count``."""
+        """Number of images to execute for a request of ``count``."""
         ...
 
     def enqueue(self, rows: int, address: int) -> None:

@@ -10,15 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rescompile.backends.base import (
-    RUN_DEFAULTS,
-    Availability,
-    BuildRequest,
-    Int8Support,
-    Payload,
-    RestType,
-    RunOptions,
-)
+from rescompile.backends import base
 from rescompile.backends.inspection import quantized_layers, residual_adds
 from rescompile.backends.onnxruntime import refuse_target
 from rescompile.backends.openvino.cache import compiled_models
@@ -46,13 +38,13 @@ class OpenVino:
 
     name = "openvino"
     payload_files = _FILES
-    int8 = Int8Support("costs", "free")
+    int8 = base.Int8Support("costs", "free")
 
-    def availability(self, target: str | None = None) -> Availability:
+    def availability(self, target: str | None = None) -> base.Availability:
         """Always available: OpenVINO is a dependency of the project."""
-        return Availability(build=True, run=True, reason="OpenVINO runs on every x86-64 and Arm CPU")
+        return base.Availability(build=True, run=True, reason="OpenVINO runs on every x86-64 and Arm CPU")
 
-    def rest_type(self, precision: Precision) -> RestType:
+    def rest_type(self, precision: Precision) -> base.RestType:
         """FP16 only where asked for: the CPU computes in FP32."""
         return "float16" if precision == "fp16" else "float32"
 
@@ -60,7 +52,7 @@ class OpenVino:
         """Raise a UsageError where there is a target."""
         refuse_target(self.name, target)
 
-    def build(self, request: BuildRequest, directory: Path) -> Payload:
+    def build(self, request: base.BuildRequest, directory: Path) -> base.Payload:
         """Write ``model.xml`` and ``model.bin``, then compile them here to see how the graph is executed."""
         import onnx
 
@@ -68,10 +60,12 @@ class OpenVino:
 
         graph = lower(onnx.load(request.model))
         _save(graph, request, directory)
-        compiled, notes = _compile(directory / OPENVINO_MODEL, RUN_DEFAULTS)
+        compiled, notes = _compile(directory / OPENVINO_MODEL, base.RUN_DEFAULTS)
         return _inspect(graph, compiled, request.precision, notes=notes)
 
-    def load(self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> OpenVinoRunner:
+    def load(
+        self, directory: Path, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS
+    ) -> OpenVinoRunner:
         """Compile the payload for this CPU, or take what an earlier load stored."""
         path = directory / OPENVINO_MODEL
         cache = compiled_models(manifest, _FILES, options, settings_of(options))
@@ -85,7 +79,7 @@ class OpenVino:
         return OpenVinoRunner(compiled, manifest.batch, hint=options.hint, cache=cache if keep else None)
 
 
-def _compile(path: Path, options: RunOptions) -> tuple[Any, tuple[str, ...]]:
+def _compile(path: Path, options: base.RunOptions) -> tuple[Any, tuple[str, ...]]:
     with translate_errors(f"OpenVINO cannot load {path}"):
         return compile_noting(path, options)
 
@@ -103,7 +97,7 @@ def _check_ports(path: Path, compiled: Any, manifest: Manifest) -> None:
     raise EngineError(f"{path} does not fit the manifest; build the engine again")
 
 
-def _save(graph: onnx.ModelProto, request: BuildRequest, directory: Path) -> None:
+def _save(graph: onnx.ModelProto, request: base.BuildRequest, directory: Path) -> None:
     """Write the graph in OpenVINO's format, for the batch sizes of ``request``."""
     import openvino as ov
 
@@ -126,7 +120,7 @@ def _save(graph: onnx.ModelProto, request: BuildRequest, directory: Path) -> Non
 
 def _inspect(
     graph: onnx.ModelProto, compiled: Any, precision: Precision, *, notes: tuple[str, ...]
-) -> Payload:
+) -> base.Payload:
     """The payload with what the compiled model executes: fused residual adds, and notes on layers not in INT8."""
     layers = [
         {key: str(value.value) for key, value in node.get_rt_info().items()}
@@ -142,4 +136,4 @@ def _inspect(
     meant = quantized_layers(graph)
     if integer < meant:
         notes += (f"{meant - integer} of {meant} quantized layers do not run as INT8 on this CPU",)
-    return Payload(files=_FILES, fused_adds=len(residual_adds(graph) & fused), notes=notes)
+    return base.Payload(files=_FILES, fused_adds=len(residual_adds(graph) & fused), notes=notes)

@@ -10,15 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rescompile.backends.base import (
-    RUN_DEFAULTS,
-    Availability,
-    BuildRequest,
-    Int8Support,
-    Payload,
-    RestType,
-    RunOptions,
-)
+from rescompile.backends import base
 from rescompile.backends.cuda import devices
 from rescompile.backends.cuda.devices import Gpu
 from rescompile.backends.cuda.driver import open_driver
@@ -58,28 +50,28 @@ class TensorRt:
         self.module = module
         self.name = module.replace("_", "-")
         self.payload_files = (ENGINE,)
-        self.int8 = Int8Support("free", "padding")
+        self.int8 = base.Int8Support("free", "padding")
         self.is_rtx = module == "tensorrt_rtx"
 
-    def availability(self, target: str | None = None) -> Availability:
+    def availability(self, target: str | None = None) -> base.Availability:
         """TensorRT needs a GPU to build and to run, TensorRT for RTX only to run."""
         try:
             trt = self.library()
         except BackendUnavailable as error:
-            return Availability(build=False, run=False, reason=str(error))
+            return base.Availability(build=False, run=False, reason=str(error))
         what = f"{self.module} {trt.__version__}"
         found = devices.gpus()
         if not found:
             needs = "to run an engine" if self.is_rtx else "to build or run one"
             reason = f"{what} is installed, but {needs} it needs a CUDA GPU, and there is none"
-            return Availability(build=self.is_rtx, run=False, reason=reason)
+            return base.Availability(build=self.is_rtx, run=False, reason=reason)
         here = f"{what} and {found[0].name} ({found[0].capability}) are here"
         obstacle = self._obstacle_to_run(trt, found[0], target)
         if obstacle is not None:
-            return Availability(build=True, run=False, reason=f"{here}, but {obstacle}")
-        return Availability(build=True, run=True, reason=here)
+            return base.Availability(build=True, run=False, reason=f"{here}, but {obstacle}")
+        return base.Availability(build=True, run=True, reason=here)
 
-    def rest_type(self, precision: Precision) -> RestType:
+    def rest_type(self, precision: Precision) -> base.RestType:
         """FP16 around INT8: the GPU's tensor cores compute FP32 several times slower."""
         return "float32" if precision == "fp32" else "float16"
 
@@ -96,7 +88,7 @@ class TensorRt:
                 "TensorRT builds for that only; leave --target out, or pass --backend tensorrt-rtx"
             )
 
-    def build(self, request: BuildRequest, directory: Path) -> Payload:
+    def build(self, request: base.BuildRequest, directory: Path) -> base.Payload:
         """Write ``model.engine``.
 
         Raises:
@@ -122,14 +114,14 @@ class TensorRt:
                 request.timing_cache.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(request.timing_cache, memoryview(config.get_timing_cache().serialize()))
         target = request.target if self.is_rtx else devices.gpus()[0].capability
-        return Payload(
+        return base.Payload(
             files=(ENGINE,),
             target=target,
             fused_adds=self._inspect(trt, logger, engine, request),
             notes=(*notes, *logger.notes()),
         )
 
-    def load(self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> Any:
+    def load(self, directory: Path, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS) -> Any:
         """A ``TensorRtRunner`` on the first GPU."""
         from rescompile.backends.tensorrt.runner import TensorRtRunner
 
@@ -157,7 +149,7 @@ class TensorRt:
             return f"TensorRT for RTX does not run on {gpu.capability}"
         return obstacle
 
-    def _parse(self, trt: Any, builder: Any, logger: Any, request: BuildRequest) -> tuple[Any, Any]:
+    def _parse(self, trt: Any, builder: Any, logger: Any, request: base.BuildRequest) -> tuple[Any, Any]:
         """The network of ``request.model``, and its parser, which owns the weights and must outlive the network."""
         typed = not self.is_rtx and _version(trt) < (11, 0)
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if typed else 0
@@ -171,7 +163,7 @@ class TensorRt:
             )
         return network, parser
 
-    def _graph(self, request: BuildRequest) -> bytes:
+    def _graph(self, request: base.BuildRequest) -> bytes:
         """The serialized graph to parse."""
         if not (self.is_rtx and request.target == "sm_75" and request.precision == "fp32"):
             return request.model.read_bytes()
@@ -183,7 +175,7 @@ class TensorRt:
         lowered: bytes = classifier_as_convolution(onnx.load(request.model)).SerializeToString()
         return lowered
 
-    def _configure(self, trt: Any, config: Any, monitor: Any, request: BuildRequest) -> tuple[str, ...]:
+    def _configure(self, trt: Any, config: Any, monitor: Any, request: base.BuildRequest) -> tuple[str, ...]:
         """Set all options except the batch; returns notes."""
         # TF32 would round FP32 inputs to 10 bits
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -200,7 +192,7 @@ class TensorRt:
             raise BackendError(f"tensorrt-rtx {trt.__version__} refuses the target {request.target}")
         return ()
 
-    def _inspect(self, trt: Any, logger: Any, engine: Any, request: BuildRequest) -> int | None:
+    def _inspect(self, trt: Any, logger: Any, engine: Any, request: base.BuildRequest) -> int | None:
         """Number of residual adds inside convolutions; None without a GPU that can load the engine."""
         found = devices.gpus()
         if not found or self._obstacle_to_run(trt, found[0], request.target) is not None:
@@ -264,7 +256,7 @@ def _use_timing_cache(config: Any, path: Path | None) -> tuple[str, ...]:
     return (f"the timing cache {path} is of another GPU or TensorRT, so timing began anew",)
 
 
-def _set_batch(builder: Any, config: Any, network: Any, request: BuildRequest) -> None:
+def _set_batch(builder: Any, config: Any, network: Any, request: base.BuildRequest) -> None:
     """Set one fixed shape, or an optimization profile over the batch range."""
     images, batch = network.get_input(0), request.batch
     if batch.min == batch.max:

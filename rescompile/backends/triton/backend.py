@@ -5,16 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rescompile.backends.base import (
-    RUN_DEFAULTS,
-    Availability,
-    BuildRequest,
-    Int8Support,
-    Payload,
-    RestType,
-    Runner,
-    RunOptions,
-)
+from rescompile.backends import base
 from rescompile.backends.cuda import devices
 from rescompile.backends.cuda.driver import open_driver
 from rescompile.backends.triton.plan_file import read_plan, write_plan
@@ -34,24 +25,24 @@ class Triton:
 
     name = "triton"
     payload_files = (PLAN, WEIGHTS)
-    int8 = Int8Support("free", "free")
+    int8 = base.Int8Support("free", "free")
     simulation = "plan's reference executor (plain PyTorch on the CPU, not a GPU)"
 
-    def availability(self, target: str | None = None) -> Availability:
+    def availability(self, target: str | None = None) -> base.Availability:
         """Engines are built wherever Triton is installed, and run on the GPU that they were built for."""
         build = installed("triton")
         what = "Triton is installed" if build else "the package 'triton' is not installed"
         found = devices.gpus()
         if not found:
             reason = f"{what}; running an engine needs a CUDA GPU, and there is none"
-            return Availability(build=build, run=False, reason=reason)
+            return base.Availability(build=build, run=False, reason=reason)
         obstacle = devices.target_obstacle(found[0], target)
         here = f"{what} and {found[0].name} ({found[0].capability}) is here"
         if obstacle is not None:
-            return Availability(build=build, run=False, reason=f"{here}, but {obstacle}")
-        return Availability(build=build, run=True, reason=here)
+            return base.Availability(build=build, run=False, reason=f"{here}, but {obstacle}")
+        return base.Availability(build=build, run=True, reason=here)
 
-    def rest_type(self, precision: Precision) -> RestType:
+    def rest_type(self, precision: Precision) -> base.RestType:
         """FP32 around INT8: the kernels keep sums in fp32 and store only integers."""
         return "float16" if precision == "fp16" else "float32"
 
@@ -60,7 +51,7 @@ class Triton:
         require("triton", "building a Triton engine")
         _target(target)
 
-    def build(self, request: BuildRequest, directory: Path) -> Payload:
+    def build(self, request: base.BuildRequest, directory: Path) -> base.Payload:
         """Write ``plan.json``, the machine code and ``weights.safetensors``.
 
         Raises:
@@ -95,14 +86,14 @@ class Triton:
         write_weights(directory, network.weights)
         write_plan(directory, made.plan)
         cost = summarize(made.plan)
-        return Payload(
+        return base.Payload(
             files=(PLAN, WEIGHTS, *made.cubins),
             target=target.name,
             fused_adds=fused_adds(network.steps),
             notes=(str(cost), *map(str, cost.programs)),
         )
 
-    def load(self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> Any:
+    def load(self, directory: Path, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS) -> Any:
         """A ``PlanRunner`` on the first GPU."""
         from rescompile.backends.triton.runner import PlanRunner
 
@@ -114,7 +105,7 @@ class Triton:
             raise BackendUnavailable(f"the engine in {directory} cannot run here: {obstacle}")
         return PlanRunner(open_driver(), directory, plan, parallel=options.parallel)
 
-    def simulate(self, directory: Path, manifest: Manifest) -> Runner:
+    def simulate(self, directory: Path, manifest: Manifest) -> base.Runner:
         """The plan in plain PyTorch on the CPU."""
         from rescompile.backends.triton.reference import ReferenceRunner
 

@@ -68,7 +68,7 @@ class Kernel(Record, frozen=True, kw_only=True):
     scratch: Annotated[int, msgspec.Meta(ge=0, le=8)]
     """Null pointers after the arguments: Triton declares workspaces, which these kernels do not use."""
     parameters: tuple[Kind, ...]
-    """What a launch passes, in order."""
+    """Kinds of the arguments of a launch, in order."""
 
 
 class Launch(Record, frozen=True):

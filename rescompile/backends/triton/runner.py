@@ -108,18 +108,14 @@ class _Network:
 
     def _upload(self, weights: dict[str, Array]) -> None:
         """Copy all weights at once, into one allocation."""
-        offsets: dict[str, int] = {}
-        size = 0
+        packed, offsets = bytearray(), dict[str, int]()
         for name, values in weights.items():
-            offsets[name] = size
-            size += -(-values.nbytes // ALIGNMENT) * ALIGNMENT
-        packed = np.zeros(size, np.uint8)
-        for name, values in weights.items():
-            begin = offsets[name]
-            packed[begin : begin + values.nbytes] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        base = self._cuda.mem_alloc(max(size, ALIGNMENT))
+            offsets[name] = len(packed)
+            packed += values.tobytes()
+            packed += bytes(-len(packed) % ALIGNMENT)
+        base = self._cuda.mem_alloc(max(len(packed), ALIGNMENT))
         self._held.append(base)
-        self._cuda.memcpy_htod(base, packed)
+        self._cuda.memcpy_htod(base, np.frombuffer(packed, np.uint8))
         self.weights = {name: int(base) + offset for name, offset in offsets.items()}
 
 

@@ -30,13 +30,7 @@ from calibration.scales import LEVELS
 from rescompile.errors import GraphError
 from rescompile.graph.shared.editing import read, write
 from rescompile.graph.shared.links import WEIGHTED_OPS, weight_of
-from rescompile.graph.shared.metadata import (
-    CHANNELS,
-    channel_count,
-    drop_entries,
-    entries_under,
-    real_channels,
-)
+from rescompile.graph.shared.metadata import CHANNELS, drop_entries, real_channels, real_channels_in
 
 _CHANNELS = 1
 _TYING = (
@@ -86,33 +80,24 @@ def without_constant_channels(model: onnx.ModelProto) -> onnx.ModelProto:
 def remove_constant_channels(graph: gs.Graph) -> None:
     """Undo ``add_constant_channels`` in place, whatever weights the channels have now."""
     groups, tensors = _Groups(graph), graph.tensors()
-    recorded = entries_under(graph.rescompile_metadata, CHANNELS)
-    counts = {
-        groups.of(tensors[name]): channel_count(name, text)
-        for name, text in recorded.items()
-        if name in tensors
-    }
+    recorded = real_channels_in(graph.rescompile_metadata)
+    counts = {groups.of(tensors[name]): count for name, count in recorded.items() if name in tensors}
     _set_channels(graph, groups, counts)
     drop_entries(graph, CHANNELS)
 
 
 def balance(graph: gs.Graph, reader: gs.Node) -> None:
     """Set the weights of the constant channels so that those of each tap of ``reader`` sum to zero."""
-    weight, real = weight_of(reader), _real(graph, reader)
-    values = weight.values.copy()
+    real = real_channels_in(graph.rescompile_metadata).get(reader.inputs[0].name)
+    if real is None:
+        return
+    values = weight_of(reader).values.copy()
     limit = LEVELS if values.dtype == np.int8 else np.inf
     missing = -_tap_sums(values[:, :real])
     for channel in range(real, values.shape[_CHANNELS]):
         taken = np.clip(missing, -limit, limit)
         values[:, channel] = taken
         missing = missing - taken
-    _put_weight(reader, values)
-
-
-def unbalance(graph: gs.Graph, reader: gs.Node) -> None:
-    """Undo ``balance``: set the weights of the constant channels to 0."""
-    values = weight_of(reader).values.copy()
-    values[:, _real(graph, reader) :] = 0
     _put_weight(reader, values)
 
 
@@ -133,16 +118,10 @@ def _needed(reader: gs.Node) -> int:
 
 
 def _tap_sums(values: NDArray[Any]) -> NDArray[Any]:
-    """[O, ...] sums over the input channels of weights [O, I, ...], exact where they are integers."""
+    """Sums [O, ...] over the input channels of weights [O, I, ...], exact where they are integers."""
     exact = values.astype(np.int64 if values.dtype == np.int8 else np.float64)
     sums: NDArray[Any] = exact.sum(axis=_CHANNELS)
     return sums
-
-
-def _real(graph: gs.Graph, reader: gs.Node) -> int:
-    tensor = reader.inputs[0].name
-    recorded = graph.rescompile_metadata.get(CHANNELS + tensor)
-    return weight_of(reader).values.shape[_CHANNELS] if recorded is None else channel_count(tensor, recorded)
 
 
 def _put_weight(node: gs.Node, values: NDArray[Any]) -> None:
@@ -158,26 +137,27 @@ def _put_weight(node: gs.Node, values: NDArray[Any]) -> None:
 def _set_channels(graph: gs.Graph, groups: _Groups, counts: dict[str, int]) -> None:
     """Give the tensors of each group in ``counts`` that many channels; new weights are zeros."""
     for node in graph.nodes:
+        if node.op not in (*WEIGHTED_OPS, "Slice", "Pad"):
+            continue
+        source, target = groups.of(node.inputs[0]), groups.of(node.outputs[0])
         if node.op in WEIGHTED_OPS:
-            _resize_weighted(
-                node, counts.get(groups.of(node.inputs[0])), counts.get(groups.of(node.outputs[0]))
-            )
-        elif node.op == "Slice" and groups.of(node.inputs[0]) in counts:
-            _slice_channels(node, groups.channels[groups.of(node.inputs[0])])
-        elif node.op == "Pad" and groups.of(node.outputs[0]) in counts:
-            pads, group = node.inputs[1].values.copy(), groups.of(node.outputs[0])
-            pads[len(pads) // 2 + _CHANNELS] += counts[group] - groups.channels[group]
+            _resize_weighted(node, counts.get(source), counts.get(target))
+        elif node.op == "Slice" and source in counts:
+            _slice_channels(node, groups.channels[source])
+        elif node.op == "Pad" and target in counts:
+            pads = node.inputs[1].values.copy()
+            pads[len(pads) // 2 + _CHANNELS] += counts[target] - groups.channels[target]
             node.inputs[1] = gs.Constant(node.inputs[1].name, pads)
     for tensor in groups.tensors(counts):
         tensor.shape = None  # shape inference finds it again
 
 
 def _resize_weighted(node: gs.Node, inputs: int | None, outputs: int | None) -> None:
-    transposed, values = _is_transposed(node), weight_of(node).values
+    values = weight_of(node).values
     if inputs is not None:
-        values = _resized(values, 0 if transposed else 1, inputs)
+        values = _resized(values, _CHANNELS, inputs)
     if outputs is not None:
-        values = _resized(values, 1 if transposed else 0, outputs)
+        values = _resized(values, 0, outputs)
         node.inputs[2] = gs.Constant(node.inputs[2].name, _resized(node.inputs[2].values, 0, outputs))
         if not isinstance(node.inputs[1], gs.Constant):
             dequantize = node.inputs[1].inputs[0]
@@ -187,11 +167,6 @@ def _resize_weighted(node: gs.Node, inputs: int | None, outputs: int | None) -> 
             dequantize.inputs[1] = gs.Constant(scale.name, steps)
             dequantize.inputs[2] = gs.Constant(zero.name, _resized(zero.values, 0, outputs))
     _put_weight(node, values)
-
-
-def _is_transposed(node: gs.Node) -> bool:
-    """Whether the weight is [I, O]."""
-    return node.op == "Gemm" and not node.attrs.get("transB")
 
 
 def _resized(values: NDArray[Any], axis: int, size: int, fill: Any = 0) -> NDArray[Any]:
@@ -232,8 +207,7 @@ class _Groups:
         """By group, where a weighted node reads or makes one of its tensors."""
         for node in graph.nodes:
             if node.op in WEIGHTED_OPS:
-                sizes = weight_of(node).values.shape[:2]
-                outputs, inputs = sizes[::-1] if _is_transposed(node) else sizes
+                outputs, inputs = weight_of(node).values.shape[:2]
                 self.channels[self.of(node.inputs[0])] = inputs * node.attrs.get("group", 1)
                 self.channels[self.of(node.outputs[0])] = outputs
 

@@ -29,11 +29,6 @@ ZERO_POINT = -128
 _AGAIN = "build the engine again"
 
 
-def entries_under(metadata: Mapping[str, str], prefix: str) -> dict[str, str]:
-    """Tensor name to text, for the entries whose key begins with ``prefix``."""
-    return {key.removeprefix(prefix): text for key, text in metadata.items() if key.startswith(prefix)}
-
-
 def drop_entries(graph: gs.Graph, prefix: str) -> None:
     """Remove the entries under ``prefix`` from the metadata that ``editing.read`` keeps beside a graph."""
     kept = graph.rescompile_metadata.items()
@@ -46,7 +41,7 @@ def set_factors(model: onnx.ModelProto, factors: Mapping[str, NDArray[np.floatin
     Raises:
         ValueError: factors that are not one positive finite number per channel.
     """
-    props = {entry.key: entry.value for entry in model.metadata_props if not entry.key.startswith(FACTORS)}
+    props = {key: text for key, text in _metadata(model).items() if not key.startswith(FACTORS)}
     for tensor, values in sorted(factors.items()):
         array = np.asarray(values, dtype="<f4")
         if not _usable(array):
@@ -61,7 +56,7 @@ def factors_of(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
     Raises:
         GraphError: a damaged entry.
     """
-    return {name: _factors(name, text) for name, text in _entries(model, FACTORS).items()}
+    return {name: _factors(name, text) for name, text in _under(_metadata(model), FACTORS).items()}
 
 
 def in_original_unit(
@@ -89,7 +84,7 @@ def offsets_of(model: onnx.ModelProto) -> dict[str, float]:
     Raises:
         GraphError: a damaged entry.
     """
-    return {name: _offset(name, text) for name, text in _entries(model, OFFSET).items()}
+    return {name: _offset(name, text) for name, text in _under(_metadata(model), OFFSET).items()}
 
 
 def without_offset(
@@ -108,22 +103,21 @@ def real_channels(model: onnx.ModelProto) -> dict[str, int]:
     Raises:
         GraphError: a damaged entry.
     """
-    return {name: channel_count(name, text) for name, text in _entries(model, CHANNELS).items()}
+    return real_channels_in(_metadata(model))
 
 
-def channel_count(tensor: str, text: str) -> int:
-    """The number in the ``CHANNELS`` entry of ``tensor``.
-
-    Raises:
-        GraphError: the entry is damaged.
-    """
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise GraphError(f"the graph's channels of '{tensor}' are damaged ({text!r}); {_AGAIN}")
-    return int(text)
+def real_channels_in(metadata: Mapping[str, str]) -> dict[str, int]:
+    """``real_channels`` from the metadata that ``editing.read`` keeps beside a graph."""
+    return {name: _count(name, text) for name, text in _under(metadata, CHANNELS).items()}
 
 
-def _entries(model: onnx.ModelProto, prefix: str) -> dict[str, str]:
-    return entries_under({entry.key: entry.value for entry in model.metadata_props}, prefix)
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _under(metadata: Mapping[str, str], prefix: str) -> dict[str, str]:
+    """Tensor name to text, for the entries whose key begins with ``prefix``."""
+    return {key.removeprefix(prefix): text for key, text in metadata.items() if key.startswith(prefix)}
 
 
 def _factors(tensor: str, text: str) -> NDArray[np.float32]:
@@ -148,3 +142,9 @@ def _offset(tensor: str, text: str) -> float:
     if not 0 < offset < float("inf"):
         raise GraphError(f"the graph's offset of '{tensor}' is damaged ({text!r}); {_AGAIN}")
     return offset
+
+
+def _count(tensor: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise GraphError(f"the graph's channels of '{tensor}' are damaged ({text!r}); {_AGAIN}")
+    return int(text)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -32,39 +31,29 @@ _STEM = (INPUT, "conv1", "relu1", "maxpool", PIXELS, "preprocess")
 _HEAD = ("avgpool", "flatten", "fc", OUTPUT)
 
 
-@dataclass(frozen=True)
-class ResidualAdd:
-    """The end of one block: ``relu(branch + skip)``."""
+def skip_sources(graph: gs.Graph) -> dict[str, str]:
+    """Skip of each residual add to the tensor whose quantizer it uses, in the order of execution.
 
-    block: str
-    branch: str
-    """Tensor of the block's last convolution."""
-    skip: str
-    """Tensor that is added to it: the block's input, the downsample convolution's output, or the padded slice."""
-    source: str
-    """Tensor whose quantizer the skip uses: the block's input, except behind a downsample convolution."""
+    The skip is the block's input, the output of the downsample convolution, or the padded slice of an option A
+    shortcut, which uses the quantizer of the block's input; the other two use their own.
 
-
-def residual_adds(graph: gs.Graph) -> list[ResidualAdd]:
-    """All residual adds of a graph without Q/DQ, in the order of execution.
+    ``graph`` has no Q/DQ.
 
     Raises:
         GraphError: an Add that is not the end of a named residual block.
     """
     # an Add of a constant is part of the normalization in front of the stem
     adds = [node for node in graph.nodes if node.op == "Add"]
-    return [
-        _residual_add(add) for add in adds if not any(isinstance(each, gs.Constant) for each in add.inputs)
-    ]
+    skips = [_skip(add) for add in adds if not any(isinstance(each, gs.Constant) for each in add.inputs)]
+    return {skip.name: before_movement(skip).name for skip in skips}
 
 
-def _residual_add(add: gs.Node) -> ResidualAdd:
+def _skip(add: gs.Node) -> gs.Tensor:
     block = add.name.removesuffix(".add")
-    by_role = {"branch" if ends_branch(tensor, block) else "skip": tensor for tensor in add.inputs}
-    if len(by_role) != 2:
+    skips = [tensor for tensor in add.inputs if not ends_branch(tensor, block)]
+    if len(skips) != 1:
         raise GraphError(f"'{add.name}' is not the sum of a convolution branch and a shortcut of one block")
-    skip = by_role["skip"]
-    return ResidualAdd(block, by_role["branch"].name, skip.name, before_movement(skip).name)
+    return skips[0]
 
 
 def ends_branch(tensor: gs.Tensor, block: str) -> bool:
@@ -81,7 +70,7 @@ def quantized_tensors(model: onnx.ModelProto) -> list[str]:
     """
     graph = read(model)
     wanted = {node.inputs[0].name for node in graph.nodes if node.op in (*WEIGHTED_OPS, "GlobalAveragePool")}
-    wanted |= {add.source for add in residual_adds(graph)}
+    wanted |= set(skip_sources(graph).values())
     made = [INPUT, *(tensor.name for node in graph.nodes for tensor in node.outputs)]
     return [name for name in made if name in wanted]
 
@@ -122,14 +111,13 @@ def _cannot_be_negative(tensor: gs.Tensor) -> bool:
 
 def block_outputs(model: onnx.ModelProto) -> dict[str, str]:
     """Block name to the tensor at its end, in the order of execution: stem, every residual block, logits."""
-    names = {node.name: node for node in model.graph.node}
-    stem = "maxpool" if "maxpool" in names else "relu1"
-    blocks = {
-        name.removesuffix(".add"): f"{name.removesuffix('.add')}.relu"
-        for name in names
-        if name.endswith(".add")
+    names = [node.name for node in model.graph.node]
+    blocks = [name.removesuffix(".add") for name in names if name.endswith(".add")]
+    return {
+        "stem": "maxpool" if "maxpool" in names else "relu1",
+        **{block: f"{block}.relu" for block in blocks},
+        "fc": model.graph.output[0].name,
     }
-    return {"stem": stem, **blocks, "fc": model.graph.output[0].name}
 
 
 def named_block(name: str) -> str | None:

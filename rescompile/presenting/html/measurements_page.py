@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rescompile.measuring.measurements import Measurements
 from rescompile.measuring.origin import Origin
-from rescompile.measuring.profile import ProfileReport
+from rescompile.measuring.profile_report import ProfileReport
 from rescompile.measuring.start import Start
 from rescompile.presenting.html import page
 from rescompile.presenting.plots.bench import bench_plots, labels

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rescompile.measuring.profile import EngineProfile, ProfileReport
+from rescompile.measuring.profile_report import EngineProfile, ProfileReport
 from rescompile.presenting.plots.figure import INK, ascii_only, colour, legend, log_axis
 from rescompile.presenting.plots.plot import Plot
 from rescompile.wording import plain

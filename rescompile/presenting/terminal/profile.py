@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rescompile.measuring.profile import BlockProfile, EngineProfile, ProfileReport
+from rescompile.measuring.profile_report import BlockProfile, EngineProfile, ProfileReport
 from rescompile.presenting.terminal.table import columns
 from rescompile.wording import plain
 

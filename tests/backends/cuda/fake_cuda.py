@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rescompile.backends.cuda.driver import CtypesDriver, Cuda
 
 POISON = 0x5A
-"""What memory holds before it is written."""
+"""Contents of memory before it is written."""
 HERE, ELSEWHERE = 0x5555_0000_1000, 0x5555_0000_2000
 """The primary context, and another one."""
 NON_BLOCKING = 1
@@ -36,7 +36,7 @@ NON_BLOCKING = 1
 
 OUT_OF_MEMORY = 2
 Through = Literal["pycuda", "ctypes"]
-"""How a runner reaches the driver."""
+"""Ways by which a runner reaches the driver."""
 
 
 class Error(Exception):
@@ -130,7 +130,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Wait:
-    """What holds a stream back."""
+    """An entry that holds a stream back."""
 
     mark: Mark
 
@@ -150,7 +150,7 @@ class FakeCuda:
         self.failing: dict[str, int] = {}
         """Functions that fail, with the driver's number."""
         self.working: dict[str, int] = {}
-        """How often a failing function works before."""
+        """Number of calls of a failing function that work first."""
         self.at_synchronize: Callable[[], object] = lambda: None
         self.detached = False
         self.owned: dict[int, Stream] = {}
@@ -245,7 +245,7 @@ class FakeCuda:
             begin = address - memory.address
             if 0 <= begin < len(memory.content) and begin + (size or 0) <= len(memory.content):
                 return memory.content[begin:][:size]
-        raise AssertionError(f"{address} is no address of this GPU")
+        raise AssertionError(f"{address} is not an address of this GPU")
 
     def cuPointerGetAttribute(self, found: Any, attribute: int, address: ctypes.c_void_p) -> int:  # noqa: N802
         begin = address.value or 0

@@ -91,7 +91,7 @@ def test_memory_is_held_until_the_answer_is_there_and_no_longer() -> None:
         alive: list[bool] = []
         gpu.at_synchronize = lambda: alive.append(watched() is not None)
         go = threading.Event()
-        engine._submissions.submit(go.wait, 30.0)  # the one thread is busy until the tensor is dropped
+        engine._pool.submit(go.wait, 30.0)  # the one thread is busy until the tensor is dropped
         future = engine.submit(given)
         del given
         go.set()

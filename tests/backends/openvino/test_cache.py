@@ -1,4 +1,4 @@
-"""What is promised of compiled engines that are kept: the same answers, and never of another payload or machine."""
+"""Cached compilations give the same answers, and are never used for another payload or machine."""
 
 from __future__ import annotations
 

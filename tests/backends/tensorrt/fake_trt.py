@@ -1,4 +1,4 @@
-"""As much of TensorRT's Python module as the backend touches, for what needs neither library nor GPU.
+"""A fake of TensorRT's Python module, with the part that the backend uses.
 
 The classes in ``API`` and the enumerations in ``ENUMS`` have the real names; their public members are those of the real
 ones, which ``test_fake_trt`` checks. What a test sets or reads of a build is in ``FakeTrt``, of executions in
@@ -271,7 +271,7 @@ ENUMS = (
 
 @dataclass
 class Asked:
-    """What a build asked for."""
+    """Requests of a build."""
 
     network_flags: int | None = None
     model: bytes = b""
@@ -300,7 +300,7 @@ class FakeTrt:
         self.accepts_target, self.profile_index = True, 0
         self.layers = '{"Layers": []}'
         self.refused: set[str] = set()
-        """What it does not do: engine, context, shape, execute, or the name of a tensor."""
+        """Requests that it refuses: engine, context, shape, execute, or the name of a tensor."""
 
     def unless_refused(self, what: str, made: Any) -> Any:
         """``made``, or None after an error in the log."""

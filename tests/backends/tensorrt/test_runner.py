@@ -1,4 +1,4 @@
-"""The runner calls TensorRT as it must (a fake GPU that computes on the host when somebody waits for it)."""
+"""The runner calls TensorRT as it must (a fake GPU that computes on the host when a thread waits for it)."""
 
 from __future__ import annotations
 

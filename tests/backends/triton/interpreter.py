@@ -20,7 +20,7 @@ from rescompile.backends.triton.weights import read_weights
 from tests.backends.triton.kernel_sources import kernel_sources
 
 UNWRITTEN = 0x7F
-"""What every byte of the arena is before the first launch: 127 in int8, NaN in floating point."""
+"""Value of every byte of the arena before the first launch: 127 in int8, NaN in floating point."""
 TYPES = {
     "*i8": torch.int8,
     "*i32": torch.int32,
@@ -53,7 +53,7 @@ class Interpreter:
 
 
 class _Memory:
-    """What addresses mean."""
+    """Tensors behind the addresses of a program."""
 
     def __init__(
         self, plan: Plan, program: Program, weights: dict[str, Tensor], images: NDArray[Any]

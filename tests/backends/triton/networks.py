@@ -68,7 +68,7 @@ def folded(name: str) -> onnx.ModelProto:
 
 @cache
 def deployable(name: str, precision: Precision, *, pixels: bool = False) -> onnx.ModelProto:
-    """As ``rescompile.building.deployable`` makes it for this backend: fp32 around INT8."""
+    """The graph that ``rescompile.building.deployable`` makes for this backend: fp32 around INT8."""
     graph = folded(name)
     if precision == "int8":
         tensors = quantized_tensors(graph)

@@ -209,13 +209,9 @@ def test_a_plan_that_was_changed_is_refused(built: tuple[Path, BuildReport], tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
-def test_a_real_build_is_deterministic_and_complete(
-    small: Path, tmp_path: Path, precision: Precision
-) -> None:
-    for name in ("a", "b"):
-        report = build(config(small, tmp_path / name, precision))
-        assert report.passed
+def test_a_real_build_is_deterministic_and_complete(small: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):  # the second takes machine code from Triton's cache
+        assert build(config(small, tmp_path / name)).passed
     files = [read_manifest(tmp_path / name).files for name in ("a", "b")]
     machine_code = [name for name in files[0] if name.endswith(".cubin")]
     assert {name: files[0][name] for name in machine_code} == {name: files[1][name] for name in machine_code}
@@ -244,9 +240,9 @@ def test_its_agreement_with_onnxruntime_is_a_raw_result(
     [
         ("ENGINE --images IMAGES --limit 0", 2, "--limit must be 1 or more"),
         ("ENGINE --images IMAGES --explain -1", 2, "--explain 0 or more"),
-        ("nowhere --images IMAGES", 1, "error: nowhere is no engine directory"),
+        ("nowhere --images IMAGES", 1, "error: nowhere is not an engine directory"),
         ("ENGINE --images nowhere", 1, "error: nowhere does not exist"),
-        ("OTHER --images IMAGES", 1, "is no engine of the backend triton"),
+        ("OTHER --images IMAGES", 1, "is not an engine of the backend triton"),
         ("ENGINE --images IMAGES --limit 1 --json IMAGES/x.json", 1, "part of the path is a file"),
     ],
 )

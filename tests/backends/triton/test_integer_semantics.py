@@ -1,4 +1,4 @@
-"""What the steps compute in INT8 is what the deployable graph means, and every difference has one of two reasons.
+"""Steps compute in INT8 what the deployable graph means, and every difference has one of two reasons.
 
 In real numbers the graph's value in front of a quantizer is v * s_out with
 

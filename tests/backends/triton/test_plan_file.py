@@ -46,7 +46,7 @@ def test_a_plan_comes_back_as_it_was(written: tuple[Path, Plan]) -> None:
 
 @pytest.mark.parametrize("name", ["cifar", "bottleneck"])
 def test_a_plan_that_says_nothing_of_full_range_has_none(name: str, tmp_path: Path) -> None:
-    """As plans did before there was one."""
+    """Plans were written like this before there was full range."""
     plan, new = (
         make_plan(tmp_path, name, "int8"),
         {"margin", "undone", "without_relu", "zero_point", "zero_sums"},

@@ -49,7 +49,7 @@ def test_logits_are_those_of_the_plan_for_every_count(
 
 
 class Parameters(ctypes.Structure):
-    """Those of the kernel that takes the image, in C's own layout."""
+    """Parameters of the kernel that takes the image, in C's own layout."""
 
     _fields_ = (
         ("image", ctypes.c_uint64),

@@ -46,11 +46,11 @@ if EXHAUSTIVE:
     OTHERS = dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_100", "sm_120"), ())
 HEAVIEST = (
     "dgrad_block ?x? + shortcut/2, projection",
-    "conv_int8 ?x? + residual + ReLU",
+    "conv_int8 1x1 + residual + ReLU",
     "conv_int8 3x3, full range + residual + ReLU",
     "conv_bias 3x3 + ReLU",  # no second tensor and no sums: tiles that are too large for all others
     "conv_int8 ?x? + ReLU",
-    "chain 128 + next 1x1*",
+    "chain 128 + next 1x1",
     "wgrad 3x3 of relu(bn(x))",
     "stem_conv_moments*",
     "stem_inference ?x?*",
@@ -78,12 +78,12 @@ def compiled(target: str, units: Iterable[Unit]) -> Kernels:
 
 
 def units(target: str, configs: Configs, types: tuple[str, ...], *patterns: str) -> list[Unit]:
-    """What the command would compile."""
+    """The compilations that the command would make."""
     return units_of(catalogue(), TARGETS[target], configs, patterns or ("*",), types)
 
 
 def largest_tiles(units: Iterable[Unit]) -> list[Unit]:
-    """Of each operation and form of the loop, the unit whose threads hold the most sums, then the most stages."""
+    """Keep, for each operation and form of the loop, the unit whose threads hold the most sums."""
     found: dict[tuple[str, str, str, bool], Unit] = {}
     for unit in units:
         key = unit.kernel, unit.entry, unit.dtype, unit.tile.flat
@@ -141,7 +141,7 @@ def test_the_command_compiles_and_reports(tmp_path: Path) -> None:
 
 
 def wrong(kernels: Kernels) -> list[str]:
-    """Those with problems, for a failure that names them."""
+    """Name the kernels with problems, for a failure that shows them."""
     return [
         f"{k['target']} {k['operation']} {k['dtype']} {k['tile']}: {k['problems']}"
         for k in kernels

@@ -1,4 +1,4 @@
-"""What counts as wrong with a compiled kernel, and how it is shown."""
+"""Problems of a compiled kernel are found and shown."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ def functions() -> dict[str, list[str]]:
 
 
 def kernels(module: str = "") -> set[str]:
-    """Those that are launched."""
+    """Kernels that are launched."""
     return {name for name in functions() if name.startswith(module) and name.endswith("_kernel")}
 
 
 def functors() -> set[str]:
-    """Those that are handed to a kernel."""
+    """Functors that are passed to a kernel."""
     return {
         name
         for name, parameters in functions().items()
@@ -43,7 +43,7 @@ def functors() -> set[str]:
 
 @pytest.fixture(scope="module")
 def units() -> list[Unit]:
-    """What is compiled for a Hopper by default."""
+    """The compilations for Hopper by default."""
     return units_of(catalogue(), HOPPER, "kernels")
 
 

@@ -1,4 +1,4 @@
-"""What other processes do in these tests; light, because each of them imports it anew."""
+"""Scripts for the processes that these tests start; it imports little, because each process imports it."""
 
 from __future__ import annotations
 

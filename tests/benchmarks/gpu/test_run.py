@@ -1,4 +1,4 @@
-"""The GPU benchmark without a GPU: whole runs on a minute network, and the report that they write."""
+"""The GPU benchmark without a GPU: whole runs on a tiny network, and the report that they write."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from calibration.scales import weight_scales
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.quantize import quantize
+from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
-from rescompile.sources.checkpoint import random_model
 from tests.graph.conftest import folded, images, int8, run
 
 NETWORKS = [

@@ -14,7 +14,7 @@ from rescompile.errors import BackendError
 
 
 class Preprocessing(NamedTuple):
-    """What is done to an image."""
+    """Operations on an image before the first convolution."""
 
     rest: Rest
     """Type that every step is rounded to."""
@@ -70,7 +70,7 @@ def _vector(node: gs.Node) -> Array:
 
 
 def _margin(pad: gs.Node) -> int:
-    """How many zeros ``pad`` puts on every side of the image."""
+    """Number of zeros that ``pad`` puts on every side of the image."""
     pads = constant(pad.inputs[1])
     if pads is None or len(pad.inputs) > 2 or len(pads) != 8 or pads[[0, 1, 4, 5]].any():
         raise refused(pad, "an image is padded with zeros, on its four sides")

@@ -26,7 +26,7 @@ Plane = tuple[int, int]
 
 
 class Shortcut(NamedTuple):
-    """Every ``stride``-th pixel of ``source``, between ``before`` and ``after`` channels of zeros."""
+    """Takes every ``stride``-th pixel of ``source``, between ``before`` and ``after`` channels of zeros."""
 
     source: gs.Tensor
     stride: int

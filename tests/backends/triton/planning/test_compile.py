@@ -46,6 +46,17 @@ def test_machine_code_comes_back_in_order_with_progress(variant: Variant) -> Non
 
 
 @pytest.mark.slow
+def test_machine_code_is_the_same_from_every_compilation(
+    variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for name in ("first", "second"):
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / name))
+        made += [code._replace(seconds=0.0) for code in compile_variants([variant], HOPPER)]
+    assert made[0] == made[1]
+
+
+@pytest.mark.slow
 def test_a_kernel_that_does_not_compile_is_named(variant: Variant) -> None:
     wrong = replace(variant, warps=3)
     with pytest.raises(BackendError, match=r"Triton cannot compile shortcut\.widen_kernel for sm_90: \w+"):

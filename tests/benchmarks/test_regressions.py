@@ -1,4 +1,4 @@
-"""What is promised of the guard: ratios within a run, never absolute times."""
+"""Regressions are found by ratios within a run, never by absolute times."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import guard as module
-from benchmarks.guard import guard, lines
+from benchmarks import regressions as module
+from benchmarks.regressions import compare_runs, lines
 from benchmarks.rows import Results, Row
 from tests.benchmarks.test_rows import results, row
 from tests.measuring.scripted import steady
@@ -41,27 +41,27 @@ def run(ours: float | None, peer: float | None, other: float | None = None, *, n
     ],
 )
 def test_a_ratio_is_judged_and_never_a_time(before: Results, after: Results, verdict: str) -> None:
-    (found,) = guard(before, after, 0.05)
+    (found,) = compare_runs(before, after, 0.05)
     assert found.verdict == verdict
 
 
 def test_the_best_peer_of_both_runs_is_taken() -> None:
-    (found,) = guard(run(10, 50, 20), run(10, 50, None), 0.05)
+    (found,) = compare_runs(run(10, 50, 20), run(10, 50, None), 0.05)
     assert (found.peer, found.verdict) == (PEER, "same")
-    (found,) = guard(run(10, 50, 20), run(10, 50, 20), 0.05)
+    (found,) = compare_runs(run(10, 50, 20), run(10, 50, 20), 0.05)
     assert (found.peer, found.baseline) == (OTHER, 2.0)
 
 
 def test_what_is_gone_has_its_reason() -> None:
-    assert guard(run(10, 50), run(None, 50), 0.05)[0].reason == "not installed"
-    assert guard(run(10, 50), run(10, None), 0.05)[0].reason == "no peer of both runs"
-    assert guard(run(10, 50), results(row(PEER, 50)), 0.05)[0].reason == "it was not raced"
+    assert compare_runs(run(10, 50), run(None, 50), 0.05)[0].reason == "not installed"
+    assert compare_runs(run(10, 50), run(10, None), 0.05)[0].reason == "no peer of both runs"
+    assert compare_runs(run(10, 50), results(row(PEER, 50)), 0.05)[0].reason == "it was not timed"
 
 
 def test_rows_of_one_run_and_peers_are_no_ground_for_an_alarm() -> None:
     once = msgspec.structs.replace(row(OURS, 10, ours=True), timing=steady(10, rounds=1))
-    assert guard(results(once, row(PEER, 50)), run(20, 50), 0.05) == []
-    assert guard(run(None, 50), run(10, 50), 0.05) == []
+    assert compare_runs(results(once, row(PEER, 50)), run(20, 50), 0.05) == []
+    assert compare_runs(run(None, 50), run(10, 50), 0.05) == []
 
 
 def ended(*words: object) -> object:
@@ -75,7 +75,7 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(10, 50).write(good)
     run(20, 50).write(bad)
     assert ended(good, good) == 0
-    assert "all 1 ratios are kept" in capsys.readouterr().out
+    assert "none of 1 ratios is worse or gone" in capsys.readouterr().out
     assert ended(good, bad) == 1
     assert "1 of 1 ratios are worse or gone" in capsys.readouterr().out
     assert ended(good, bad, "--tolerance", "0.6") == 0
@@ -86,5 +86,5 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_table_names_both_sides() -> None:
-    text = lines(guard(run(10, 50), run(None, 50), 0.05))
+    text = lines(compare_runs(run(10, 50), run(None, 50), 0.05))
     assert "gone: not installed" in text[1]

@@ -1,4 +1,4 @@
-"""One jury for all contenders that ``rescompile build`` does not judge itself."""
+"""Compares the logits of any contender with those of the fp32 graph on the validation set."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rescompile.report import Parity
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-class Judge:
-    """The validation set and what fp32 says of it, computed once."""
+class Fp32Comparison:
+    """The validation set and its fp32 logits, which are computed once."""
 
     def __init__(self, checkpoint: Checkpoint, steps: Preprocess, reference: Path) -> None:
         self.checkpoint, self.steps, self.reference = checkpoint, steps, reference
@@ -27,7 +27,7 @@ class Judge:
         self._logits = [run(pixels) for pixels, _ in self._batches()]
 
     def measure(self, engine: Run) -> Parity:
-        """``engine`` against fp32."""
+        """The comparison of ``engine`` with fp32."""
         meter = ParityMeter()
         for (pixels, labels), logits in zip(self._batches(), self._logits, strict=True):
             meter.update(logits, engine(pixels), labels)

@@ -1,4 +1,4 @@
-"""Where a run's results are kept, and how: one folder a device, one file a run."""
+"""Result files of benchmarks: one folder for each device, one file for each run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rescompile.measuring.origin import Origin
 
 
 def slug(name: str) -> str:
-    """A device's name as a folder's: lower case, hyphens."""
+    """The folder name of a device: lower case, hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "device"
 
 

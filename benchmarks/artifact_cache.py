@@ -1,4 +1,4 @@
-"""Builds what the suites race, each thing once, each in a process of its own: our engines, and the peers' models."""
+"""Builds the engines and models that the suites time, each once and in its own process."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from rescompile.report import BuildReport, StageRecord
 from rescompile.runtime.golden import read_golden
 
 CALIBRATION_IMAGES = 16
-"""Enough for scales that make sense; the speed of an engine does not depend on them."""
+"""Enough for reasonable scales; the speed of an engine does not depend on them."""
 VALIDATION_IMAGES = 8
-"""Enough to see that an engine is right; how accurate it is has its own benchmarks."""
+"""Enough to see that an engine works; its accuracy has its own benchmarks."""
 TIMEOUT = 900
 
 
 class Failed(Exception):
-    """Something could not be made; the message says why, in one line."""
+    """An artifact could not be built; the message says why, in one line."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """A model that a process made."""
+class Artifact:
+    """An engine or model, and what building it took."""
 
     path: Path
     seconds: float
@@ -45,14 +45,14 @@ class Made:
 
 
 @dataclass
-class Workshop:
-    """A folder of engines and models."""
+class ArtifactCache:
+    """A folder of engines and models that were built in this run."""
 
     folder: Path
     batch_max: int = 32
-    made: dict[tuple[str, str], Made | Failed] = field(default_factory=dict)
+    built: dict[tuple[str, str], Artifact | Failed] = field(default_factory=dict)
 
-    def engine(self, net: Network, precision: str, backend: str = "openvino") -> Made:
+    def engine(self, net: Network, precision: str, backend: str = "openvino") -> Artifact:
         """Our engine directory.
 
         Raises:
@@ -61,8 +61,8 @@ class Workshop:
         what = precision if backend == "openvino" else f"{precision}-{backend}"
         return self._once(net, what, lambda: self._build(net, precision, backend))
 
-    def quantized(self, net: Network, quantizer: str) -> Made:
-        """A peer's quantized model, made from our fp32 graph.
+    def quantized(self, net: Network, quantizer: str) -> Artifact:
+        """A peer's quantized model of our fp32 graph.
 
         Raises:
             Failed: the quantizer is missing or refused the graph.
@@ -74,7 +74,7 @@ class Workshop:
         return self.engine(net, "fp32").path / REFERENCE
 
     def images(self, net: Network, count: int) -> NDArray[np.float32]:
-        """Golden images [count, 3, H, W], over and over."""
+        """Golden images [count, 3, H, W], repeated as needed."""
         directory = self.engine(net, "fp32").path
         images, _ = read_golden(directory, read_manifest(directory))
         return np.ascontiguousarray(images[np.arange(count) % len(images)])
@@ -83,25 +83,25 @@ class Workshop:
         """fp32 logits [4, classes] of the golden images, by ONNX Runtime."""
         return reference_session(self.reference(net), optimize=True)(self.images(net, 4))
 
-    def _once(self, net: Network, what: str, make: Callable[[], Made]) -> Made:
+    def _once(self, net: Network, what: str, make: Callable[[], Artifact]) -> Artifact:
         key = (net.name, what)
-        if key not in self.made:
+        if key not in self.built:
             try:
-                self.made[key] = make()
+                self.built[key] = make()
             except Failed as error:
-                self.made[key] = error
-        found = self.made[key]
+                self.built[key] = error
+        found = self.built[key]
         if isinstance(found, Failed):
             raise found
         return found
 
-    def _build(self, net: Network, precision: str, backend: str) -> Made:
+    def _build(self, net: Network, precision: str, backend: str) -> Artifact:
         output = self.folder / f"{net.name}-{precision}-{backend}"
         command = ["build", *net.options, "--precision", precision, "--backend", backend, "--json"]
         command += ["--batch", f"1:1:{self.batch_max}", "--output", str(output), "--force"]
         command += ["--validation-images", str(VALIDATION_IMAGES)]
         if precision == "int8":
-            # one image in eight is 12 % of agreement: the logits' relative RMS is what judges an engine here
+            # one image in eight is 12 % of agreement, so the limit is on the logits' relative RMS
             command += [
                 "--effort",
                 "fast",
@@ -115,9 +115,9 @@ class Workshop:
         said = _run([sys.executable, "-m", "rescompile", *command])
         report = msgspec.json.decode(said, type=BuildReport)
         peak = max(stage.peak_rss_bytes for stage in report.stages)
-        return Made(output, time.perf_counter() - began, peak, report.stages)
+        return Artifact(output, time.perf_counter() - began, peak, report.stages)
 
-    def _quantize(self, net: Network, quantizer: str) -> Made:
+    def _quantize(self, net: Network, quantizer: str) -> Artifact:
         output = self.folder / f"{net.name}-{quantizer}{'.xml' if quantizer == 'nncf' else '.onnx'}"
         data = self.folder / f"{net.name}-calibration.npz"
         if not data.is_file():
@@ -131,7 +131,7 @@ class Workshop:
         words = [quantizer, str(self.reference(net)), str(data), str(output)]
         said = _run([sys.executable, "-m", "benchmarks.quantizers", *words])
         found = json.loads(said.splitlines()[-1])
-        return Made(output, time.perf_counter() - began, found["peak_rss_bytes"])
+        return Artifact(output, time.perf_counter() - began, found["peak_rss_bytes"])
 
 
 def _run(command: list[str]) -> bytes:

@@ -1,8 +1,8 @@
-"""Has something become slower? ``python -m benchmarks.guard BASELINE.json CURRENT.json``
+"""Finds what became slower: ``python -m benchmarks.regressions BASELINE.json CURRENT.json``
 
-Two runs of the suites are compared by ratios: the time of a peer over ours, both of the same run, so that another
-machine, clock or neighbour changes both sides alike. Absolute times are never compared. Exit code: 0 nothing is worse,
-1 a ratio became worse beyond its noise or is gone, 2 wrong usage.
+Two runs of the suites are compared by the ratios of a peer's time to ours within each run, because another machine,
+clock or load changes both times alike. Exit code: 0 nothing is worse, 1 a ratio became worse beyond its noise or is
+gone, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ DEFAULT_TOLERANCE = 0.05
 Verdict = Literal["worse", "better", "same", "gone"]
 
 
-class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
-    """One contender of ours in both runs; ratios are None where a side has none."""
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One contender of ours in both runs; ``current`` is None where the later run has no ratio."""
 
     case: str
     contender: str
@@ -35,12 +35,12 @@ class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-def guard(baseline: Results, current: Results, tolerance: float) -> list[Verdicts]:
+def compare_runs(baseline: Results, current: Results, tolerance: float) -> list[Comparison]:
     """Every row of ours that had a time and a peer in ``baseline``, in its order."""
-    return list(_judged(baseline, current, tolerance))
+    return list(_comparisons(baseline, current, tolerance))
 
 
-def _judged(baseline: Results, current: Results, tolerance: float) -> Iterator[Verdicts]:
+def _comparisons(baseline: Results, current: Results, tolerance: float) -> Iterator[Comparison]:
     now = {_key(row): row for row in current.rows}
     for row in baseline.rows:
         if not row.ours or row.timing is None or not _several(row):
@@ -54,13 +54,13 @@ def _judged(baseline: Results, current: Results, tolerance: float) -> Iterator[V
         before = _ratio(peer, row)
         if own is None or own.timing is None or not common:
             reason = "no peer of both runs" if own is not None and own.timing else _why(own)
-            yield Verdicts(
+            yield Comparison(
                 case=row.case, contender=row.contender, peer=peer.contender, baseline=before, current=None,
                 verdict="gone", reason=reason,
             )  # fmt: skip
             continue
         other = now[_key(peer)]
-        yield Verdicts(
+        yield Comparison(
             case=row.case, contender=row.contender, peer=peer.contender, baseline=before,
             current=_ratio(other, own), verdict=_verdict((peer, row), (other, own), tolerance),
         )  # fmt: skip
@@ -71,7 +71,7 @@ def _key(row: Row) -> tuple[str, str, str]:
 
 
 def _several(row: Row) -> bool:
-    """Whether there are enough rounds for an interval; builds run once, and are no ground for an alarm."""
+    """Whether there are enough rounds for an interval; builds run once, so they are not compared."""
     return row.timing is not None and len(row.timing.rounds) > 1
 
 
@@ -91,7 +91,7 @@ def _ratio(peer: Row, own: Row) -> float:
 
 
 def _span(peer: Row, own: Row) -> tuple[float, float]:
-    """The ratio's interval, from those of both medians."""
+    """The interval of the ratio, from the intervals of both medians."""
     assert peer.timing is not None
     assert own.timing is not None
     scale = own.batch / peer.batch
@@ -99,7 +99,7 @@ def _span(peer: Row, own: Row) -> tuple[float, float]:
 
 
 def _verdict(before: tuple[Row, Row], after: tuple[Row, Row], tolerance: float) -> Verdict:
-    """Beyond the tolerance, and with intervals apart."""
+    """Worse or better only beyond the tolerance and with intervals that do not overlap."""
     (low_before, high_before), (low_after, high_after) = _span(*before), _span(*after)
     change = _ratio(*after) / _ratio(*before)
     if change < 1 - tolerance and high_after < low_before:
@@ -110,11 +110,11 @@ def _verdict(before: tuple[Row, Row], after: tuple[Row, Row], tolerance: float) 
 
 
 def _why(row: Row | None) -> str:
-    return "it was not raced" if row is None else row.skipped or "it has no time"
+    return "it was not timed" if row is None else row.skipped or "it has no time"
 
 
-def lines(verdicts: Sequence[Verdicts]) -> list[str]:
-    """The table, and one line that says it all."""
+def lines(verdicts: Sequence[Comparison]) -> list[str]:
+    """The table, and one line of summary."""
     rows = [
         [
             found.case,
@@ -128,15 +128,19 @@ def lines(verdicts: Sequence[Verdicts]) -> list[str]:
     ]
     bad = [found for found in verdicts if found.verdict in ("worse", "gone")]
     said = (
-        f"{len(bad)} of {len(rows)} ratios are worse or gone" if bad else f"all {len(rows)} ratios are kept"
+        f"{len(bad)} of {len(rows)} ratios are worse or gone"
+        if bad
+        else f"none of {len(rows)} ratios is worse or gone"
     )
     header = ["case", "ours", "peer", "before", "now", ""]
     return [*columns([header, *rows], right=(3, 4)), said]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Compare two files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m benchmarks.guard")
+    """Compare two result files and exit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], prog="python -m benchmarks.regressions"
+    )
     parser.add_argument("baseline", type=Path)
     parser.add_argument("current", type=Path)
     parser.add_argument(
@@ -150,10 +154,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         try:
             runs.append(read_results(path))
         except (OSError, msgspec.DecodeError) as error:
-            parser.error(f"{path} is no result of the suites ({error}); pass one of benchmarks/results/")
-    verdicts = guard(*runs, asked.tolerance)
+            parser.error(f"{path} is not a result of the suites ({error}); pass one of benchmarks/results/")
+    verdicts = compare_runs(*runs, asked.tolerance)
     if not verdicts:
-        parser.error(f"{asked.baseline} has no row of ours with a peer beside it, so nothing can be guarded")
+        parser.error(
+            f"{asked.baseline} has no row of ours with a peer beside it, so there is nothing to compare"
+        )
     print(*lines(verdicts), sep="\n")
     sys.exit(1 if any(found.verdict in ("worse", "gone") for found in verdicts) else 0)
 
