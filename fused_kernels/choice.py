@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,10 +13,9 @@ from fused_kernels.candidates import candidates
 from fused_kernels.gpus import HOPPER, limit_on
 from fused_kernels.launch import uses_kernels
 from fused_kernels.problem import Problem
-from fused_kernels.table import REFERENCE, current_table
+from fused_kernels.table import REFERENCE, Chosen, current_table
 from fused_kernels.tiles import Tile
 
-Chosen = Tile | Literal["reference"]
 _forced: ContextVar[Callable[[Problem], Chosen | None] | None] = ContextVar("forced tiles", default=None)
 
 

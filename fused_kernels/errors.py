@@ -11,7 +11,7 @@ from __future__ import annotations
 
 
 class FusedKernelError(Exception):
-    """Base of every error that a caller of ``fused_kernels`` can mend."""
+    """Base of every error that a caller of ``fused_kernels`` can fix."""
 
 
 class ShapeError(FusedKernelError, ValueError):

@@ -32,13 +32,8 @@ def fuse(model: nn.Module) -> FuseReport:
     """Replace every residual block of ``model`` that the fused kernels compute, in place.
 
     Parameters and buffers stay the same objects under the same names, so optimizers and checkpoints go on working. A
-    sequence that holds nothing but fused blocks becomes one ``FusedStage``.
-
-    Args:
-        model: any module; a block itself cannot be replaced in place, only a block inside of a module.
-
-    Returns:
-        what was replaced and what was left, and why.
+    sequence that holds nothing but fused blocks becomes one ``FusedStage``. ``model`` may be any module, but a
+    model that is itself a block cannot be replaced in place.
     """
     report = FuseReport()
     _fuse_children(model, "", report)
@@ -59,11 +54,8 @@ def _fuse_children(parent: nn.Module, prefix: str, report: FuseReport) -> None:
                 report.replaced.append(path)
             continue
         _fuse_children(child, f"{path}.", report)
-        if (
-            type(child) is nn.Sequential
-            and len(child)
-            and all(isinstance(block, FusedBlock) for block in child)
-        ):
-            setattr(parent, name, fused_stage(child, training=child.training))
+        blocks = list(child.children()) if type(child) is nn.Sequential else []
+        if blocks and all(isinstance(block, FusedBlock) for block in blocks):
+            setattr(parent, name, fused_stage(blocks, training=child.training))
         elif isinstance(child, nn.Conv2d):
             report.left[path] = OUTSIDE + (STEM if path == "conv1" and hasattr(parent, "fc") else "")

@@ -69,18 +69,17 @@ class Launch:
     @property
     def bytes_read(self) -> int:
         """Bytes of all tensors read, each once."""
-        return sum(
-            tensor.numel() * tensor.element_size() for tensor, written in self.tensors() if not written
-        )
+        return sum(tensor.nbytes for tensor, written in self.tensors() if not written)
 
     @property
     def bytes_written(self) -> int:
         """Bytes of all tensors written, each once."""
-        return sum(tensor.numel() * tensor.element_size() for tensor, written in self.tensors() if written)
+        return sum(tensor.nbytes for tensor, written in self.tensors() if written)
 
 
 Listener = Callable[[Launch], None]
 _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("launch listeners", default=())
+_forced: ContextVar[str | None] = ContextVar("implementation", default=None)
 
 
 @contextmanager
@@ -149,9 +148,6 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in {"1", "true", "yes", "on", "y"}
 
 
-_forced: ContextVar[str | None] = ContextVar("implementation", default=None)
-
-
 @contextmanager
 def implementation(name: str) -> Iterator[None]:
     """Force ``"kernels"`` or ``"reference"`` in this context, whatever the device."""
@@ -174,11 +170,10 @@ def uses_kernels(tensor: Tensor) -> bool:
 
 
 def kernels_run_on(device: torch.device) -> bool:
-    """Whether ``device`` is one that kernels run on: a GPU, or a CPU under the interpreter.
+    """Whether kernels run, or are recorded, on ``device``: a GPU, meta, or a CPU under the interpreter.
 
     On the meta device they are recorded. ``implementation`` overrides all of this.
     """
-    forced = _forced.get()
-    if forced is not None:
+    if forced := _forced.get():
         return forced == "kernels"
     return device.type in {"cuda", "meta"} or interpreted()

@@ -33,14 +33,17 @@ class Problem:
     """Channels of the next block's first convolution, which a chain computes too; 0 if there is none."""
 
     @property
+    def pixels(self) -> int:
+        """Pixels of the convolution's output, over all images."""
+        p, q = self.conv.output_size(self.h, self.w)
+        return self.n * p * q
+
+    @property
     def rows(self) -> int:
         """Rows of the largest of its products."""
-        p, q = self.conv.output_size(self.h, self.w)
-        if self.kind in {"fprop", "chain"}:
-            return self.n * p * q
-        if self.kind == "wgrad":
-            return self.c
-        return self.n * -(-self.h // self.conv.stride) * -(-self.w // self.conv.stride)
+        if self.kind == "dgrad":  # one product for each parity of the input's pixels
+            return self.n * -(-self.h // self.conv.stride) * -(-self.w // self.conv.stride)
+        return self.c if self.kind == "wgrad" else self.pixels
 
     @property
     def cols(self) -> int:
@@ -51,18 +54,16 @@ class Problem:
     def depth(self) -> int:
         """Length of the reduction for one tap."""
         if self.kind == "wgrad":
-            p, q = self.conv.output_size(self.h, self.w)
-            return self.n * p * q
+            return self.pixels
         return self.k if self.kind == "dgrad" else self.c
 
     @property
     def macs(self) -> int:
         """Multiplications and additions."""
-        p, q = self.conv.output_size(self.h, self.w)
         taps = self.conv.r * self.conv.s
         if self.kind == "chain":
-            return self.n * p * q * (taps * self.c * self.c + self.k * (self.c + self.following))
-        return self.n * p * q * taps * self.c * self.k
+            return self.pixels * (taps * self.c * self.c + self.k * (self.c + self.following))
+        return self.pixels * taps * self.c * self.k
 
     @property
     def key(self) -> str:

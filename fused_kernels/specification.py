@@ -57,13 +57,6 @@ class Chain:
         """Every layer in the order in which tensors are passed."""
         return tuple(layer for block in self.blocks for layer in block.layers)
 
-    def encode(self) -> str:
-        """A string that ``decode`` reads."""
-        return ";".join(
-            block_text([_text_of(layer) for layer in block.layers], block.shortcut, block.stride, block.pad)
-            for block in self.blocks
-        )
-
 
 def layer_text(conv: Conv, eps: float, flags: str, group: str | None) -> str:
     """One layer, such as ``3,3,1,1,1e-05,btu,``; ``flags`` are the initials of Layer's booleans that are true.
@@ -80,13 +73,8 @@ def block_text(layers: list[str], shortcut: str, stride: int, pad: tuple[int, in
 
 @lru_cache(maxsize=4096)
 def decode(text: str) -> Chain:
-    """The inverse of ``Chain.encode``."""
+    """The chain of blocks whose ``block_text`` are joined by semicolons."""
     return Chain(tuple(_block(block) for block in text.split(";")))
-
-
-def _text_of(layer: Layer) -> str:
-    flags = ("b" * layer.batch_statistics) + ("t" * layer.tracked) + ("u" * layer.updates)
-    return layer_text(layer.conv, layer.eps, flags, layer.group)
 
 
 def _block(text: str) -> Block:

@@ -1,8 +1,8 @@
 """Tuning tables: the best tile of each problem on one kind of GPU, or ``reference`` where plain PyTorch was faster.
 
-A table is JSON: ``{"device": …, "triton": …, "entries": {problem key: tile or "reference"}}``. The tuner
-(``python -m fused_kernels.tune``) writes it, named after the GPU, and lists only tiles whose results it has checked.
-Launches read it from the folder that the environment variable ``FUSED_KERNELS_TABLES`` names.
+A table is JSON: ``{"device": …, "triton": …, "entries": {problem key: tile or "reference"}}``. ``python -m
+fused_kernels.tune`` writes it, named after the GPU, and lists only tiles whose results it has checked. Launches read
+it from the folder that the environment variable ``FUSED_KERNELS_TABLES`` names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from fused_kernels.errors import TuningError
 from fused_kernels.tiles import Tile
 
 REFERENCE: Final = "reference"
-Entries = dict[str, Tile | Literal["reference"]]
+Chosen = Tile | Literal["reference"]
+Entries = dict[str, Chosen]
 FOLDER_VARIABLE = "FUSED_KERNELS_TABLES"
 
 
@@ -58,8 +59,8 @@ def write_table(path: Path, device_name: str, entries: Entries) -> None:
     partial.replace(path)
 
 
-def add_entry(path: Path, device_name: str, key: str, chosen: Tile | Literal["reference"]) -> None:
-    """Set one entry of a table, which is made if it is not there; launches see it from now on."""
+def add_entry(path: Path, device_name: str, key: str, chosen: Chosen) -> None:
+    """Set one entry of a table, which is made if it is missing; launches see it from now on."""
     entries = read_table(path) if path.is_file() else {}
     write_table(path, device_name, entries | {key: chosen})
     current_table.cache_clear()

@@ -53,7 +53,7 @@ def residual_blocks(
         betas: [K] of each layer.
         running: running mean and variance, [K] each, of each layer that tracks them.
         momenta: weight of the new value in the running statistics, of each layer.
-        chain: what to compute, from ``Chain.encode()``.
+        chain: what to compute, as ``specification.decode`` reads it.
         save: whether to return what backward needs; must be True where gradients are wanted.
 
     Returns:

@@ -66,12 +66,8 @@ def triton_kernel(variant: Variant, capability: int) -> Any:
 
 def options_of(variant: Variant) -> dict[str, int | bool]:
     """The compiler's options, with the same names as a launch's."""
-    # fused multiply-add is set always: it is on by default, and is to be off from Triton 3.10 on
-    return {
-        "num_warps": variant.warps,
-        "num_stages": variant.stages,
-        "enable_fp_fusion": variant.fp_fusion,
-    }
+    # fused multiply-add is always set: it is on by default, and is to be off from Triton 3.10 on
+    return {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": variant.fp_fusion}
 
 
 def source_of(variant: Variant) -> Any:
@@ -82,18 +78,14 @@ def source_of(variant: Variant) -> Any:
         path: kernel_function(value.name) if isinstance(value, Functor) else value
         for path, value in variant.constants
     }
-    return ASTSource(
-        fn=kernel_function(variant.kernel),
-        signature=dict(variant.types),
-        constexprs=constants,
-        attrs=_attributes(variant),
-    )
+    kernel, types = kernel_function(variant.kernel), dict(variant.types)
+    return ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=_attributes(variant))
 
 
 def _attributes(variant: Variant) -> dict[Path, list[list[Any]]]:
     """The attributes that Triton's launcher gives each address, whole number and string: divisible by 16, or none.
 
-    The empty ones change no code, but they are part of the name in Triton's cache.
+    The empty lists change no code, but they are part of the name in Triton's cache.
     """
     constants, divisible = dict(variant.constants), set(variant.divisible)
     found: dict[Path, list[list[Any]]] = {}

@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import LifoQueue
 from threading import Lock
-from types import TracebackType
 from typing import IO
 
 from fused_kernels.compiling.compiler import Code
@@ -41,7 +40,7 @@ class CompilePool:
             self._idle.put(worker)
 
     def submit(self, variant: Variant, capability: int) -> Future[Code]:
-        """Compile ``variant`` for GPUs of ``capability`` (90 is 9.0); what goes wrong is in the result's ``error``."""
+        """Compile ``variant`` for GPUs of ``capability`` (90 is 9.0); failures are in the result's ``error``."""
         return self._threads.submit(self._compile, variant, capability)
 
     def _compile(self, variant: Variant, capability: int) -> Code:
@@ -63,9 +62,7 @@ class CompilePool:
     def __enter__(self) -> CompilePool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
@@ -102,11 +99,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             # the worker finds the modules that this process has, however this one came to find them
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                "TRITON_INTERPRET": "0",
-            },
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TRITON_INTERPRET": "0"},
         )
 
     def kill(self) -> None:

@@ -1,4 +1,4 @@
-"""Everything that Triton's compiler is given for one launch, exactly as its just-in-time compiler would derive it.
+"""Variants: all that Triton's compiler is given for one launch, exactly as its just-in-time compiler derives it.
 
 Two launches that derive the same variant run the same machine code. Values reach the code in three ways: constants
 (constexpr parameters, None, and whole numbers that are 1), types, and whether a number or an address is divisible by
@@ -62,20 +62,11 @@ def variant_of(launch: Launch) -> Variant:
     found = _Found()
     types: list[tuple[str, Type]] = []
     for index, parameter in enumerate(parameters):
-        value = launch.arguments[parameter.name]
-        if "constexpr" in str(parameter.annotation):
-            types.append((parameter.name, found.constant((index,), value)))
-        else:
-            types.append((parameter.name, found.specialize((index,), value)))
-    tile = launch.tile
+        derive = found.constant if "constexpr" in str(parameter.annotation) else found.specialize
+        types.append((parameter.name, derive((index,), launch.arguments[parameter.name])))
+    constants, divisible, tile = tuple(found.constants), tuple(found.divisible), launch.tile
     return Variant(
-        launch.kernel,
-        tuple(types),
-        tuple(found.constants),
-        tuple(found.divisible),
-        tile.warps,
-        tile.stages,
-        launch.fp_fusion,
+        launch.kernel, tuple(types), constants, divisible, tile.warps, tile.stages, launch.fp_fusion
     )
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,8 +18,7 @@ from fused_kernels.errors import FusedKernelError, TuningError
 from fused_kernels.gpus import capability_of, limit_on
 from fused_kernels.launch import interpreted
 from fused_kernels.problem import Problem
-from fused_kernels.table import FOLDER_VARIABLE, REFERENCE, add_entry, read_table, table_name
-from fused_kernels.tiles import Tile
+from fused_kernels.table import FOLDER_VARIABLE, REFERENCE, Chosen, add_entry, read_table, table_name
 from fused_kernels.tune.call import Call, call_of
 from fused_kernels.tune.network import problems_of
 from fused_kernels.tune.search import Check, Outcome, precompile, search
@@ -51,15 +51,8 @@ def _run(asked: argparse.Namespace) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     name = torch.cuda.get_device_name(device)
     output = asked.output or Path(os.environ.get(FOLDER_VARIABLE, ".")) / table_name(name)
-    tune(
-        problems,
-        device,
-        output,
-        device_name=name,
-        retune=asked.retune,
-        minutes=asked.minutes,
-        say=lambda line: print(line, flush=True),
-    )
+    say = partial(print, flush=True)
+    tune(problems, device, output, device_name=name, retune=asked.retune, minutes=asked.minutes, say=say)
     print(f"{output}: set {FOLDER_VARIABLE}={output.parent.resolve()} to use it")
 
 
@@ -78,10 +71,10 @@ def tune(
     """Search for the best tile of each problem, heaviest first, and update the table after each.
 
     Args:
-        problems: the number of times that each occurs.
-        device: where to run; candidates are compiled in parallel first if it is a GPU.
+        problems: how often each occurs.
+        device: where to run; on a GPU the candidates are compiled in parallel first.
         output: the table; its entries for other problems stay.
-        device_name: the name that torch gives the device.
+        device_name: as torch names the device.
         retune: also search again for what the table already holds.
         minutes: stop after this long.
         timer: times functions.
@@ -120,8 +113,8 @@ def describe(outcome: Outcome) -> str:
     return "\n".join([f"{line}, of {len(times) - 1} right tiles", *dropped])
 
 
-def _name(chosen: Tile | str) -> str:
-    if isinstance(chosen, str):
+def _name(chosen: Chosen) -> str:
+    if chosen == REFERENCE:
         return chosen
     return f"{chosen.name} {chosen.splits} parts" if chosen.splits > 1 else chosen.name
 
@@ -138,16 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--training", action="store_true", default=True, help="a training step; the default")
     mode.add_argument("--inference", dest="training", action="store_false", help="an inference pass")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help=f"the table; default: by the GPU's name, in ${FOLDER_VARIABLE} or here",
-    )
-    parser.add_argument(
-        "--retune", action="store_true", help="also search again for what the table already holds"
-    )
-    parser.add_argument(
-        "--minutes", type=float, help="stop after this long; the heaviest problems come first"
-    )
+    output = f"the table; default: by the GPU's name, in ${FOLDER_VARIABLE} or here"
+    parser.add_argument("--output", type=Path, metavar="FILE", help=output)
+    retune = "also search again for what the table already holds"
+    parser.add_argument("--retune", action="store_true", help=retune)
+    minutes = "stop after this long; the heaviest problems come first"
+    parser.add_argument("--minutes", type=float, help=minutes)
     return parser

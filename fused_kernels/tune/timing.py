@@ -40,14 +40,10 @@ class Replay:
         stream: torch.cuda.Stream | None = None,
         pool: Any = None,
     ) -> None:
-        """Run ``step`` ``warmup`` times and capture it.
+        """Run ``step``, which must not wait for the device, ``warmup`` times and capture it.
 
-        Args:
-            step: must not wait for the device.
-            warmup: runs before the capture.
-            flush: overwrite the L2 cache before each timed run.
-            stream: where to run, its own by default.
-            pool: memory that graphs share; they must share ``stream`` too and never run at the same time.
+        ``flush`` overwrites the L2 cache before each timed run. Graphs may share a memory ``pool`` if they share their
+        ``stream`` too and never run at the same time.
         """
         self.notes: list[str] = []
         self.buffer = _flush_buffer() if flush else None
@@ -84,23 +80,17 @@ class Replay:
             gc.enable()
         self.graph = graph
 
-    def run(self) -> None:
-        """One run, without waiting for it."""
-        if self.graph is None:
-            self.step()
-        else:
-            self.graph.replay()
-
     def times(self, count: int) -> list[float]:
         """Milliseconds of ``count`` runs, between events on one stream."""
         pairs = []
+        run = self.step if self.graph is None else self.graph.replay
         with torch.cuda.stream(self.stream):
             for _ in range(count):
                 if self.buffer is not None:
                     self.buffer.zero_()
                 start, end = _event(), _event()
                 start.record()
-                self.run()
+                run()
                 end.record()
                 pairs.append((start, end))
         torch.cuda.synchronize()
@@ -116,12 +106,10 @@ def on_gpu(functions: Sequence[Callable[[], None]]) -> list[float]:
     """Median milliseconds of each function, with an L2 cache that holds none of its operands."""
     # nothing reads the graphs' results, so they may share their memory
     stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
-    replays = {
-        str(index): Replay(step, flush=True, stream=stream, pool=pool) for index, step in enumerate(functions)
-    }
-    one_round(replays)  # the first replay uploads the graph
-    rounds = [one_round(replays) for _ in range(ROUNDS)]
-    return [median(found[name][0] for found in rounds) for name in replays]
+    replays = [Replay(step, flush=True, stream=stream, pool=pool) for step in functions]
+    # the first round is not counted: it uploads the graphs
+    rounds = [[replay.times(1)[0] for replay in replays] for _ in range(1 + ROUNDS)]
+    return [median(times) for times in zip(*rounds[1:], strict=True)]
 
 
 def first_line(error: BaseException) -> str:

@@ -41,12 +41,10 @@ class Verifier:
         for index, (ours, reference, truth) in enumerate(
             zip(results, self._reference, self._truth, strict=True)
         ):
-            allowed = ALLOWANCE.get(self._dtype, 0.0)
-            wrong = (
-                _int8_difference(ours, truth)
-                if ours.dtype == torch.int8
-                else _difference(ours, reference, truth, allowed)
-            )
+            if ours.dtype == torch.int8:
+                wrong = _int8_difference(ours, truth)
+            else:
+                wrong = _difference(ours, reference, truth, ALLOWANCE.get(self._dtype, 0.0))
             if wrong:
                 return f"result {index} {wrong}"
         return None

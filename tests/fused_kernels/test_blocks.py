@@ -21,6 +21,7 @@ from fused_kernels.operands.geometry import Conv
 from fused_kernels.specification import Block, Chain, Layer, ShortcutKind
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import activation, fitting, normal, reseed, tiles, weight
+from tests.fused_kernels.encoding import encode
 from tests.fused_kernels.strategies import EXHAUSTIVE
 from tests.fused_kernels.tolerances import SUM, assert_close
 
@@ -62,7 +63,7 @@ class Network:
     def run(self, dtype: torch.dtype | None = None) -> list[Tensor]:
         momenta = [MOMENTUM] * len(self.weights)
         return torch_operators.residual_blocks(
-            self.x, self.weights, self.gammas, self.betas, self.running, momenta, self.chain.encode(), True
+            self.x, self.weights, self.gammas, self.betas, self.running, momenta, encode(self.chain), True
         )
 
 

@@ -34,6 +34,7 @@ while True:
     if kernel == "garbage":
         os.write(1, b"garbage")
         os.close(1)
+        time.sleep(600)  # until it is killed: a second write would fail and say so
     if kernel == "endless":
         time.sleep(600)
     said = f"{kernel} {capability} {os.getpid()} {sys.argv[1]} {os.environ['TRITON_INTERPRET']}"

@@ -15,6 +15,7 @@ from fused_kernels.operands.geometry import Conv
 from fused_kernels.specification import Chain, layer_text
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import activation, normal, tiles, weight
+from tests.fused_kernels.encoding import encode
 from tests.fused_kernels.test_blocks import CASES, Network, network
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
@@ -22,7 +23,7 @@ CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_
 
 def arguments(made: Network, save: bool = True) -> tuple[object, ...]:
     momenta = [0.1] * len(made.weights)
-    return made.x, made.weights, made.gammas, made.betas, made.running, momenta, made.chain.encode(), save
+    return made.x, made.weights, made.gammas, made.betas, made.running, momenta, encode(made.chain), save
 
 
 @pytest.mark.parametrize(("how", "case"), [("reference", "projection"), ("kernels", "basic")])
@@ -52,7 +53,7 @@ def test_inference_operators() -> None:
     made = network(Chain(chain.blocks), channels, activation(1, c, 4, 4))
     weights, biases = [w.detach() for w in made.weights], [b.detach() for b in made.betas]
     with implementation("reference"):
-        opcheck(torch_operators.residual_blocks_inference, (made.x.detach(), weights, biases, chain.encode()))
+        opcheck(torch_operators.residual_blocks_inference, (made.x.detach(), weights, biases, encode(chain)))
         image, w = activation(1, 3, 9, 9), weight(8, 3, 7, 7)
         opcheck(torch_operators.stem_inference, (image, w, normal(8), 2, 3, True))
         opcheck(torch_operators.pool_classifier, (activation(2, 8, 3, 3), normal(5, 8), normal(5)))
