@@ -46,6 +46,13 @@ class ExportConfig:
     force: bool = False
     """Replace an export at ``output``, and export an engine that failed its limits."""
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for a number that no server takes."""
+        if self.instances < 1:
+            raise UsageError(f"--instances {self.instances} leaves no instance; pass 1 or more")
+        if self.batching.queue_delay < 0:
+            raise UsageError(f"--queue-delay {self.batching.queue_delay} is negative; pass 0 or more")
+
 
 class Export(JsonReport, frozen=True, kw_only=True):
     """``export.json``: describes the repository and its engine."""

@@ -245,3 +245,18 @@ def test_only_an_earlier_export_is_replaced(exportable: Exportable, repository: 
     assert {path.name for path in repository.iterdir()} == {"net", "export.json"}
     with pytest.raises(OutputError, match=r"something other than an exported repository \(no export\.json\)"):
         export(folder, asked(folder, force=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"instances": 0}, "--instances 0 leaves no instance"),
+        ({"batching": Batching(queue_delay=-1)}, "--queue-delay -1 is negative"),
+    ],
+)
+def test_numbers_that_no_server_takes_are_refused(
+    fields: dict[str, Any], said: str, repository: Path
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        ExportConfig(server="triton", output=repository, **fields)
+    assert not repository.exists()
