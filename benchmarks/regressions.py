@@ -16,6 +16,7 @@ from typing import Literal, NoReturn
 import msgspec
 
 from benchmarks.rows import Results, Row, read_results
+from rescompile.errors import reason_of
 from rescompile.presenting.terminal.table import columns
 
 DEFAULT_TOLERANCE = 0.05
@@ -154,7 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         try:
             runs.append(read_results(path))
         except (OSError, msgspec.DecodeError) as error:
-            parser.error(f"{path} is not a result of the suites ({error}); pass one of benchmarks/results/")
+            parser.error(
+                f"{path} is not a result of the suites ({reason_of(error)}); pass one of benchmarks/results/"
+            )
     verdicts = compare_runs(*runs, asked.tolerance)
     if not verdicts:
         parser.error(

@@ -12,7 +12,7 @@ import msgspec
 
 from benchmarks.suite_plots import RACED, suite_plots
 from benchmarks.suite_results import Results, Row, read_results
-from rescompile.errors import RescompileError
+from rescompile.errors import RescompileError, reason_of
 from rescompile.files import atomic_write, check_output_file, writing
 from rescompile.presenting.html import page
 from rescompile.presenting.html.measurements_page import origin_lines
@@ -51,8 +51,12 @@ def _cases(run: Results, number: int) -> Iterator[tuple[str, Plot | None, list[R
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page, and with ``--plots`` each plot as PNG."""
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument("results", type=Path, nargs="+")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.suite_page",
+        description=__doc__.split(":")[0],
+        epilog="example: python -m benchmarks.suite_page benchmarks/results/*/2*.json --output suites.html",
+    )
+    parser.add_argument("results", type=Path, nargs="+", help="JSON files that the suites wrote")
     parser.add_argument("--output", type=Path, default=Path("suites.html"), help="HTML file to write")
     parser.add_argument("--plots", type=Path, help="folder for the plots as PNG; made if missing")
     asked = parser.parse_args(arguments)
@@ -74,7 +78,9 @@ def _read(path: Path) -> Results:
     try:
         return read_results(path)
     except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
-        sys.exit(f"error: {path} is not a result of the suites ({error})")
+        sys.exit(
+            f"error: {path} is not a result of the suites ({reason_of(error)}); pass a file that they wrote"
+        )
 
 
 if __name__ == "__main__":

@@ -75,3 +75,8 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
     close = difflib.get_close_matches(word, known, n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def reason_of(error: Exception) -> str:
+    """The reason alone: an OSError's own text repeats the path and begins with a number."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

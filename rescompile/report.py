@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from rescompile.errors import EngineError
+from rescompile.errors import EngineError, reason_of
 from rescompile.manifest import REPORT_JSON, CalibrationRef, CheckpointRef
 
 
@@ -190,4 +190,4 @@ def read_report(directory: Path) -> BuildReport:
     try:
         return msgspec.json.decode(path.read_bytes(), type=BuildReport)
     except (OSError, msgspec.DecodeError) as error:
-        raise EngineError(f"{path} cannot be read ({error}); build the engine again") from None
+        raise EngineError(f"{path} cannot be read ({reason_of(error)}); build the engine again") from None

@@ -30,11 +30,18 @@ class CompilePool:
     Leaving the context, or ``stop``, ends the processes and drops what is not compiled yet.
     """
 
-    def __init__(self, jobs: int | None = None, *, niceness: int = 0) -> None:
-        """Set up without starting anything; ``niceness`` lowers the priority of the processes."""
+    def __init__(self, jobs: int | None = None, *, niceness: int = 0, line_info: bool = True) -> None:
+        """Set up without starting anything.
+
+        Args:
+            jobs: processes; None takes one for each core.
+            niceness: lowers the priority of the processes.
+            line_info: let machine code name the source files, as a launch does; without it the same source gives
+                the same bytes wherever it is installed.
+        """
         jobs = jobs or default_jobs()
         self._threads = ThreadPoolExecutor(jobs, thread_name_prefix="compile")
-        self._workers = [_Worker(niceness) for _ in range(jobs)]
+        self._workers = [_Worker(niceness, line_info) for _ in range(jobs)]
         self._idle: LifoQueue[_Worker] = LifoQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -69,8 +76,8 @@ class CompilePool:
 class _Worker:
     """One process; it starts with the first variant, and again after a crash."""
 
-    def __init__(self, niceness: int) -> None:
-        self._niceness = niceness
+    def __init__(self, niceness: int, line_info: bool) -> None:
+        self._niceness, self._line_info = niceness, line_info
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
         self._killed = False
@@ -93,13 +100,16 @@ class _Worker:
 
     def _started(self) -> subprocess.Popen[bytes]:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - ``end`` closes it
+        # the worker finds the modules that this process has, however this one came to find them
+        settings = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TRITON_INTERPRET": "0"}
+        if not self._line_info:
+            settings["TRITON_DISABLE_LINE_INFO"] = "1"
         return subprocess.Popen(
             [sys.executable, "-m", _WORKER, str(self._niceness)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            # the worker finds the modules that this process has, however this one came to find them
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TRITON_INTERPRET": "0"},
+            env=os.environ | settings,
         )
 
     def kill(self) -> None:

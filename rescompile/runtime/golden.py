@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.errors import EngineError
+from rescompile.errors import EngineError, reason_of
 from rescompile.manifest import GOLDEN, Manifest
 from rescompile.runtime.integrity import check_manifest
 from rescompile.runtime.npz import read_arrays
@@ -44,7 +44,7 @@ def read_golden(directory: Path, manifest: Manifest) -> tuple[NDArray[Any], NDAr
         images, logits = read_arrays(path, ("images", "logits"))
     except (OSError, ValueError) as error:
         raise EngineError(
-            f"{path} does not hold golden images and logits ({error}); build the engine again"
+            f"{path} does not hold golden images and logits ({reason_of(error)}); build the engine again"
         ) from error
     fed = manifest.inputs[0]
     fits = (

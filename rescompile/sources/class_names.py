@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from rescompile.errors import UsageError
+from rescompile.errors import UsageError, reason_of
 
 
 def imagenet_class_names() -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def read_class_names(path: Path, count: int) -> tuple[str, ...]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{path} cannot be read as text ({error}); --classes takes one class name per line"
+            f"{path} cannot be read as text ({reason_of(error)}); --classes takes one class name per line"
         ) from None
     if len(names) != count:
         raise UsageError(

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from rescompile.errors import CheckpointError
+from rescompile.errors import CheckpointError, reason_of
 
 _HOW_TO_SAVE = (
     "in the program that made it, save the weights alone with torch.save(model.state_dict(), 'weights.pth'), "
@@ -100,7 +100,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = {Path(name).name for name in archive.namelist()}
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or incomplete ({error}): {_AGAIN}") from None
+        raise CheckpointError(f"{path} is damaged or incomplete ({reason_of(error)}): {_AGAIN}") from None
     if "constants.pkl" in members:
         raise CheckpointError(f"{path} is a TorchScript program, not a checkpoint: {_HOW_TO_SAVE}")
     if "data.pkl" not in members:

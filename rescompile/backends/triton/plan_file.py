@@ -23,7 +23,7 @@ from rescompile.backends.triton.plan import (
     Stored,
 )
 from rescompile.backends.triton.steps import Head, reads, weights_of, writes
-from rescompile.errors import EngineError
+from rescompile.errors import EngineError, reason_of
 from rescompile.files import atomic_write
 from rescompile.manifest import TRITON_PLAN, TRITON_WEIGHTS, Manifest
 
@@ -60,7 +60,9 @@ def read_plan(directory: Path, manifest: Manifest | None = None) -> Plan:
     except FileNotFoundError:
         raise EngineError(f"{path} is missing; copy or build the engine again") from None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise EngineError(f"{path} is damaged ({error}); copy or build the engine again") from error
+        raise EngineError(
+            f"{path} is damaged ({reason_of(error)}); copy or build the engine again"
+        ) from error
     fault = next(_faults(plan, manifest), None)
     if fault is not None:
         raise EngineError(f"{path} cannot be executed: {fault}; build the engine again")

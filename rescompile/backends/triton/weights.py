@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends.triton.plan import Plan
-from rescompile.errors import EngineError
+from rescompile.errors import EngineError, reason_of
 from rescompile.files import atomic_write
 from rescompile.manifest import TRITON_WEIGHTS
 
@@ -37,7 +37,9 @@ def read_weights(directory: Path, plan: Plan) -> dict[str, Array]:
     try:
         weights: dict[str, Array] = load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise EngineError(f"{path} cannot be read ({error}); copy or build the engine again") from error
+        raise EngineError(
+            f"{path} cannot be read ({reason_of(error)}); copy or build the engine again"
+        ) from error
     for name, spec in plan.weights.items():
         values = weights.get(name)
         if values is None or (str(values.dtype), values.shape) != (spec.dtype, spec.shape):

@@ -18,10 +18,12 @@ def compile_variants(
 ) -> list[Code]:
     """Machine code of ``variants``, in their order. Triton's cache makes a second build quick.
 
+    The code does not name files of this machine, so the same kernels give the same engine everywhere.
+
     Raises:
         BackendError: a kernel does not compile, or needs more than the target or a plan has.
     """
-    with CompilePool() as pool:
+    with CompilePool(line_info=False) as pool:
         futures = {pool.submit(variant, target.capability): variant for variant in variants}
         for done, future in enumerate(as_completed(futures), start=1):
             _check(future.result(), futures[future], target)
