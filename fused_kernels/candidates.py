@@ -1,9 +1,9 @@
-"""Which tiles are worth timing for a problem: a short menu, cut to the problem and pruned.
+"""Candidate tiles for a problem: a short menu, cut to the problem's size and pruned.
 
 The tuner times these, ``benchmarks.compiled_kernels`` compiles them (and fails where one spills registers), and
 ``choice.default_tile`` takes the first. A tile is pruned where shared memory does not hold its operands, where
 registers do not hold its sums (found by compiling for sm_90), where it is larger than the problem, and where it leaves
-processors idle that a smaller one would use.
+processors idle that a smaller tile would use.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ PROCESSORS = 132
 MOST = 12
 """The largest number of candidates for one problem."""
 MOST_WINDOWED = 4
-"""Tiles of a convolution wider than 1x1, each of which is a candidate in both forms; see ``Tile.flat``."""
+"""Most tiles of a convolution wider than 1x1; each is a candidate in both forms, see ``Tile.flat``."""
 STEP_BYTES = 128
 """Depth of a step: the widest swizzle of shared memory, and 64 elements in 16 bits."""
 CHAIN_BYTES = 64
 """Bytes of a pixel of z that a chain holds at a time."""
 WORKSPACE_SHARE = 1 / 16
-"""Bytes that a workspace may move for a second program per processor, as a share of a wgrad's operands."""
+"""Share of the bytes of a wgrad's operands that a workspace may move to give each processor a second program."""
 LEAST_STEPS = 8
-"""Steps of one part of a split reduction; fewer do not pay for the workspace."""
+"""Fewest steps of one part of a split reduction; with fewer the workspace costs more than it saves."""
 _SCRATCH = 2_560
 """Bytes of shared memory beside the operands: sums that cross warps, and alignment; an upper bound over all kernels."""
 
@@ -74,7 +74,7 @@ _MENUS = {
     "stem": (_STEM, _FLOAT32),
     "product": (_TENSOR_CORES, _FLOAT32),
 }
-"""By the kind of problem, the menus with tensor cores and for fp32."""
+"""Menus by kind of problem: with tensor cores, and for fp32."""
 
 _PLAIN_EPILOGUES = {"store", "bias", "bias_relu", "logits", "requantize", "requantize_relu"}
 """Epilogues that need no second tensor and no sums."""
@@ -177,7 +177,7 @@ def _cut(tile: Tile, problem: Problem) -> Tile:
 
 
 def _busy(tiles: list[Tile], problem: Problem) -> list[Tile]:
-    """Tiles with a program for every processor; where none has, the most programs first, down to half as many."""
+    """Tiles with a program for every processor, or else those with the most programs, down to half as many."""
     most = max(programs(tile, problem) for tile in tiles)
     if most < PROCESSORS:
         tiles = sorted(tiles, key=lambda tile: -programs(tile, problem))

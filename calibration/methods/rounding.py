@@ -31,7 +31,7 @@ IMAGES = 64
 
 CHUNK = 4
 DAMPING = 0.01
-"""Share of the mean variance of the layer's input that is added to H, so that few images are not believed too much."""
+"""Damping: share of the input's mean variance that is added to H, so that few images do not decide alone."""
 _POSITIONS, _FEWEST = 4, 4096
 """Positions that H is taken from: so many for each weight of an output channel, and at least so many in all."""
 _BLOCK = 128
