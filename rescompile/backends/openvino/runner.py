@@ -50,8 +50,10 @@ class OpenVinoRunner:
         """
         check_batch(len(images), self._batch)
         with self._requests.acquire() as request, translate_errors("OpenVINO cannot run this engine"):
+            # the tensor does not keep its array alive, which is a copy where ``images`` are not contiguous
+            shared = writable_view(images)
             # not infer([images]), which takes longer to make a tensor than all of this
-            request.set_input_tensor(self._tensor(writable_view(images), shared_memory=True))
+            request.set_input_tensor(self._tensor(shared, shared_memory=True))
             request.infer(share_outputs=True)
             return np.array(request.get_output_tensor().data, np.float32)
 
