@@ -39,7 +39,7 @@ class ImageSource(Protocol):
         """One name per image, unique within the set."""
 
     def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8]]]:
-        """One function per image from preprocessing to pixels [crop, crop, 3]; run in any thread."""
+        """One function per image from preprocessing to pixels [H, W, C]; run in any thread."""
 
     def contents(self) -> Iterator[bytes]:
         """The bytes of each image, for the fingerprint."""
@@ -49,7 +49,7 @@ class ImageSource(Protocol):
 class Batch:
     """Some images of a set."""
 
-    images: NDArray[np.uint8]  # [n, crop, crop, 3]
+    images: NDArray[np.uint8]  # [n, H, W, C]
     labels: NDArray[np.int64] | None  # [n]
 
 

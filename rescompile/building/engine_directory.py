@@ -104,8 +104,8 @@ def build_request(folder: Path, source: Source, config: BuildConfig, progress: P
 
 def image_shape(source: Source, config: BuildConfig) -> tuple[int, int, int]:
     """Shape of one input in the engine's layout."""
-    side = source.preprocess.crop
-    return (side, side, 3) if config.input_format == "uint8-nhwc" else (3, side, side)
+    (height, width), channels = source.preprocess.size, source.preprocess.channels
+    return (height, width, channels) if config.input_format == "uint8-nhwc" else (channels, height, width)
 
 
 def write_graphs(

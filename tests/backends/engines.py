@@ -20,7 +20,7 @@ from rescompile.runtime.golden import golden_bytes
 from tests.backends.graphs import CLASSES, IMAGE_SHAPE, SIDE, residual_net, sample_images, saved
 
 RANGE = Batch(1, 4, 8)
-PREPROCESS = msgspec.structs.replace(CIFAR, crop=SIDE)
+PREPROCESS = msgspec.structs.replace(CIFAR, resize=None, crop=SIDE)
 
 
 def request(
