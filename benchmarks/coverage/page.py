@@ -52,8 +52,9 @@ compared with each other, not those of different networks.
 
 [*Agreement*](glossary.md#agreement) is the share of images with fp32's class, [*relative
 RMS*](glossary.md#relative-rms) the RMS of the error of the logits divided by the RMS of the logits, *adds* the
-additions that run inside of a convolution, *INT8* the share of convolutions and fully connected layers that run as INT8. OpenVINO
-executes our engines and NNCF's, ONNX Runtime its own, without fusing; there *INT8* counts what its file quantizes.
+additions that run inside of a convolution, *INT8* the share of convolutions and fully connected layers that run as
+INT8. OpenVINO executes our engines and NNCF's, ONNX Runtime its own, without fusing; there *INT8* counts what its
+file quantizes.
 """
 
 
