@@ -212,6 +212,10 @@ class CachesCompilation(Protocol):
         """Store the compilation; called after the engine passed its self-test. It never fails."""
         ...
 
+    def forget_compilation(self) -> bool:
+        """Remove the compilation from the cache, and return whether it came from there."""
+        ...
+
 
 @runtime_checkable
 class SimulatingBackend(Protocol):

@@ -41,10 +41,17 @@ def load(
     manifest = checked_manifest(directory, hashes=verify)
     runner = get_backend(manifest.backend).load(directory, manifest, options)
     engine = Engine(manifest, runner)
-    if verify:
+    if not verify:
+        return engine
+    try:
         _self_test_or_close(directory, engine)
-        if isinstance(runner, CachesCompilation):
-            runner.cache_compilation()
+    except EngineError:
+        if not (isinstance(runner, CachesCompilation) and runner.forget_compilation()):
+            raise
+        # what the cache held was wrong, not the engine: compile it
+        return load(directory, options=options)
+    if isinstance(runner, CachesCompilation):
+        runner.cache_compilation()
     return engine
 
 

@@ -75,8 +75,9 @@ class OpenVino:
             compiled, notes = _compile(path, options)
         _check_ports(path, compiled, manifest)
         # a setting that this OpenVINO does not know would be asked of the stored model, too
-        keep = not stored and not notes
-        return OpenVinoRunner(compiled, manifest.batch, hint=options.hint, cache=cache if keep else None)
+        return OpenVinoRunner(
+            compiled, manifest.batch, hint=options.hint, cache=None if notes else cache, from_cache=stored
+        )
 
 
 def _compile(path: Path, options: base.RunOptions) -> tuple[Any, tuple[str, ...]]:
