@@ -26,7 +26,7 @@ def read_labels(
     rows: dict[str, int] = {}
     classes: dict[int, str] = {}
     for where, row in _rows(path):
-        name, label = _checked(row, where, images)
+        name, label = _checked(row, where, images, known or ())
         if rows.setdefault(name, label) != label:
             raise ImageSetError(
                 f"{where} gives '{name}' class {label}, an earlier line {rows[name]}: keep one of them"
@@ -74,11 +74,13 @@ def _rows(path: Path) -> list[tuple[str, dict[str, str | None]]]:
         raise ImageSetError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
 
 
-def _checked(row: dict[str, str | None], where: str, images: Path) -> tuple[str, int]:
+def _checked(row: dict[str, str | None], where: str, images: Path, known: Sequence[str]) -> tuple[str, int]:
     name, index = (row["file"] or "").strip(), row["class_index"]
     if not name or index is None:
         raise ImageSetError(f"{where} is incomplete: give a file and its class_index")
     digits = index.strip()
+    if not digits.isdigit() and len(places := _places(digits, known)) == 1:
+        digits = str(places[0])
     label = int(digits) if digits.isascii() and digits.isdigit() and len(index) < 12 else MAX_CLASSES
     if label >= MAX_CLASSES:
         raise ImageSetError(
@@ -86,6 +88,8 @@ def _checked(row: dict[str, str | None], where: str, images: Path) -> tuple[str,
         )
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ImageSetError(f"{where} names '{name}': files must lie inside {images}")
+    if not (images / name).is_file() and (images.parent / name).is_file() and name.startswith("images/"):
+        name = name.removeprefix("images/")
     if not (images / name).is_file():
         raise ImageSetError(
             f"{where} names '{name}', which is not in {images}: add the file or remove the line"

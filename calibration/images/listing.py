@@ -12,7 +12,9 @@ from calibration.errors import ImageSetError
 from calibration.images.labels_csv import read_labels
 from calibration.names import text_of
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+)
 _SPLITS = frozenset(
     [
         "train",

@@ -138,6 +138,14 @@ def test_tables_of_spreadsheets_are_read(tmp_path: Path, text: str) -> None:
     assert (listing.names, listing.labels) == (("00.png", "01.png"), (3, 4))
 
 
+def test_a_table_may_name_classes_and_write_the_folder(tmp_path: Path) -> None:
+    with_csv(tmp_path, "file,class_index\nimages/00.png,dog\n01.png,cat\n")
+    listing = list_folder(tmp_path, ("cat", "dog"))
+    assert (listing.names, listing.labels) == (("00.png", "01.png"), (1, 0))
+    with pytest.raises(ImageSetError, match="line 2 has class_index 'dog': write the number of the class"):
+        list_folder(tmp_path)
+
+
 def test_a_table_that_numbers_the_classes_otherwise_is_refused(tmp_path: Path) -> None:
     with_csv(tmp_path, "file,class_index,name\n00.png,0,cat\n01.png,1,dog\n")
     assert list_folder(tmp_path, ("cat", "dog")).labels == (0, 1)
