@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
-from calibration.images.listing import MAX_CLASSES
+from calibration.images.labels_csv import MAX_CLASSES
 from calibration.preprocess import Preprocess, to_uint8
 
 _DAMAGE = (

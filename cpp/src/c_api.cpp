@@ -3,6 +3,7 @@
 #include <string>
 
 #include "guard.hpp"
+#include "preprocess.hpp"
 #include "rescompile/rescompile.h"
 #include "rescompile/rescompile.hpp"
 
@@ -56,7 +57,8 @@ rescompile_status preprocess(const rescompile_engine* engine, const uint8_t* rgb
     if (engine == nullptr) return null_argument("engine");
     if (rgb == nullptr) return null_argument("rgb");
     constexpr size_t most = size_t{1} << 27;  // so that the product below fits; larger images are refused anyway
-    const size_t size = width > most || height > most ? 0 : width * height * 3;
+    const size_t pixel = rescompile::internal::bytes_per_pixel(engine->engine.manifest().preprocess.color);
+    const size_t size = width > most || height > most ? 0 : width * height * pixel;
     return engine->engine.preprocess_into(span_of(rgb, size), width, height, span_of(image, image_size));
   });
 }

@@ -132,7 +132,7 @@ Result<Logits> Engine::infer(const Input& image) const noexcept {
 namespace {
 
 /// Pixels of the crop, where they make up an image of `size` values of type `dtype`.
-Result<std::vector<std::uint8_t>> checked_pixels(const Manifest& manifest, const internal::RgbView& image, DType dtype,
+Result<std::vector<std::uint8_t>> checked_pixels(const Manifest& manifest, const internal::PixelView& image, DType dtype,
                                                  std::size_t size) {
   const TensorSpec& input = manifest.input;
   if (dtype != input.dtype)
@@ -142,10 +142,11 @@ Result<std::vector<std::uint8_t>> checked_pixels(const Manifest& manifest, const
   if (size != values)
     return Error{ErrorCode::usage, "there is room for " + std::to_string(size) + " values, but an image has " +
                                        std::to_string(values) + ": pass a span of image_size() values"};
-  const std::int64_t crop = manifest.preprocess.crop;
+  const auto [height, width] = manifest.preprocess.crop;
+  const auto channels = static_cast<std::int64_t>(internal::channel_count(manifest.preprocess.color));
   const bool pixels = dtype == DType::uint8;
-  const std::vector<std::int64_t> made =
-      pixels ? std::vector<std::int64_t>{crop, crop, 3} : std::vector<std::int64_t>{3, crop, crop};
+  const std::vector<std::int64_t> made = pixels ? std::vector<std::int64_t>{height, width, channels}
+                                                : std::vector<std::int64_t>{channels, height, width};
   if (input.layout != (pixels ? Layout::NHWC : Layout::NCHW) ||
       !std::equal(made.begin(), made.end(), input.shape.begin() + 1, input.shape.end()))
     return Error{ErrorCode::engine,

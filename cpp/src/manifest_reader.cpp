@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "json_fields.hpp"
 #include "plain_file.hpp"
+#include "preprocess.hpp"
 #include "sha256.hpp"
 
 namespace rescompile::internal {
@@ -22,7 +24,8 @@ constexpr std::int64_t least_batch_limit = std::int64_t{1} << 31;
 const std::vector<std::string> dtypes = {"float32", "uint8"};
 const std::vector<std::string> layouts = {"NCHW", "NHWC", "NC"};
 const std::vector<std::string> interpolations = {"nearest", "bilinear", "bicubic"};
-const std::vector<std::string> colors = {"RGB", "BGR"};
+const std::vector<std::string> colors = {"RGB", "BGR", "GRAY", "RGBA"};
+constexpr std::int64_t side_limit = 8192;
 const std::vector<std::string> precisions = {"fp32", "fp16", "int8"};
 
 TensorSpec read_tensor(const Json& list, const std::string& where, Mistake& mistake) {
@@ -48,30 +51,81 @@ Batch read_batch(const Json& value, Mistake& mistake) {
   return batch;
 }
 
-std::array<double, 3> read_channels(Fields& fields, const std::string& name, bool positive, Mistake& mistake) {
-  const std::vector<double> values = fields.numbers(name);
-  std::array<double, 3> channels{};
-  const bool good = values.size() == 3 && std::ranges::all_of(values, [&](double value) {
+std::vector<double> read_channels(Fields& fields, const std::string& name, std::size_t count, bool positive,
+                                  Mistake& mistake) {
+  std::vector<double> values = fields.numbers(name);
+  const bool good = values.size() == count && std::ranges::all_of(values, [&](double value) {
                       return std::isfinite(value) && (!positive || value > 0);
                     });
-  if (good)
-    std::ranges::copy(values, channels.begin());
-  else
-    mistake.note(fields.path(name), positive ? "three positive numbers" : "three finite numbers");
-  return channels;
+  if (good) return values;
+  mistake.note(fields.path(name), std::to_string(count) + (positive ? " positive numbers" : " finite numbers"));
+  return std::vector<double>(count, 1.0);
+}
+
+/// A side, which is height and width of a square, or a list of height and width; nothing where it is null.
+std::optional<Size> read_size(Fields& fields, const std::string& name, Mistake& mistake) {
+  const Json& value = fields.raw(name);
+  const auto good = [](const Json& side) { return is_integer(side, 1, side_limit); };
+  if (value.is_null()) return std::nullopt;
+  if (good(value)) return Size{value.get<std::int64_t>(), value.get<std::int64_t>()};
+  if (value.is_array() && value.size() == 2 && std::ranges::all_of(value, good))
+    return Size{value[0].get<std::int64_t>(), value[1].get<std::int64_t>()};
+  mistake.note(fields.path(name), "a whole number from 1 to 8192, or height and width");
+  return Size{1, 1};
+}
+
+/// The float32 values, little-endian, that `text` holds in base64; empty where it is damaged.
+std::vector<float> floats_of_base64(const std::string& text) {
+  constexpr std::string_view digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  const std::size_t length = text.find_last_not_of('=') + 1;
+  std::vector<std::uint8_t> bytes;
+  bytes.reserve(length / 4 * 3 + 3);
+  std::uint32_t bits = 0;
+  for (std::size_t index = 0; index < length; ++index) {
+    const std::size_t digit = digits.find(text[index]);
+    if (digit == std::string_view::npos) return {};
+    bits = bits << 6 | static_cast<std::uint32_t>(digit);
+    // behind the second, third and fourth digit of four another byte is complete
+    if (index % 4 != 0) bytes.push_back(static_cast<std::uint8_t>(bits >> (6 - 2 * (index % 4))));
+  }
+  if (bytes.size() % sizeof(float) != 0) return {};
+  std::vector<float> values(bytes.size() / sizeof(float));
+  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+std::vector<float> read_mean_image(Fields& fields, const Preprocess& steps, Mistake& mistake) {
+  const auto text = fields.newer_text("mean_image");
+  if (!text) return {};
+  auto values = floats_of_base64(*text);
+  const auto wanted = channel_count(steps.color) * static_cast<std::size_t>(steps.crop.height * steps.crop.width);
+  if (values.size() != wanted || !std::ranges::all_of(values, [](float value) { return std::isfinite(value); }))
+    mistake.note(fields.path("mean_image"), std::to_string(wanted) + " finite numbers in base64");
+  else if (std::ranges::any_of(steps.mean, [](double value) { return value != 0; }))
+    mistake.note(fields.path("mean"), "zero beside a mean image");
+  return values;
 }
 
 Preprocess read_preprocess(const Json& value, Mistake& mistake) {
   Fields fields(value, "$.preprocess", mistake);
   Preprocess steps;
-  steps.resize = fields.optional_integer("resize", 1, 8192);
-  steps.crop = fields.integer("crop", 1, 8192);
+  const auto resize = read_size(fields, "resize", mistake);
+  if (fields.raw("resize").is_array())
+    steps.stretch = resize;
+  else if (resize)
+    steps.resize = resize->height;
+  const auto crop = read_size(fields, "crop", mistake);
+  if (!crop) mistake.note(fields.path("crop"), "a whole number from 1 to 8192, or height and width");
+  steps.crop = crop.value_or(Size{1, 1});
   steps.interpolation = static_cast<Interpolation>(fields.choice("interpolation", interpolations));
-  steps.mean = read_channels(fields, "mean", false, mistake);
-  steps.std = read_channels(fields, "std", true, mistake);
   steps.color = static_cast<Color>(fields.choice("color", colors));
+  steps.mean = read_channels(fields, "mean", channel_count(steps.color), false, mistake);
+  steps.std = read_channels(fields, "std", channel_count(steps.color), true, mistake);
+  steps.mean_image = read_mean_image(fields, steps, mistake);
   fields.finish();
-  if (steps.resize && *steps.resize < steps.crop) mistake.note("$.preprocess.resize", "at least the crop");
+  const bool small = steps.stretch ? steps.stretch->height < steps.crop.height || steps.stretch->width < steps.crop.width
+                                   : steps.resize && *steps.resize < std::min(steps.crop.height, steps.crop.width);
+  if (small) mistake.note("$.preprocess.resize", "at least the crop");
   return steps;
 }
 

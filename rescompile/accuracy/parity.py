@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,15 +45,23 @@ class Measurement:
 
 
 def open_validation_set(
-    path: Path, *, classes: int, limit: int | None, need_labels: bool, skip_unreadable: bool
+    path: Path,
+    *,
+    classes: int,
+    limit: int | None,
+    need_labels: bool,
+    skip_unreadable: bool,
+    names: Sequence[str] | None = None,
 ) -> ImageSet:
-    """The user's validation set for a network with ``classes`` classes.
+    """The user's validation set for a network with ``classes`` classes, called ``names`` where that is known.
 
     Raises:
         ImageSetError: it cannot be used, lacks labels that are needed, or has labels or class folders that do not
             match the network's classes.
     """
-    images = open_image_set(path, limit=limit, need_labels=need_labels, skip_unreadable=skip_unreadable)
+    images = open_image_set(
+        path, limit=limit, need_labels=need_labels, skip_unreadable=skip_unreadable, known=names
+    )
     if images.labels is None or images.labels_fit(classes):
         return images
     if images.by_folder:
@@ -61,6 +69,8 @@ def open_validation_set(
             f"{path} has {len(images.class_names or ())} class folders, the network has {classes} classes, so the "
             "position of a folder is not its class: add the missing folders (they may be empty), or write a labels.csv"
         )
+    if sentence := images.labels_from_one(classes):
+        raise ImageSetError(sentence)
     wrong = int(images.labels.argmax())
     raise ImageSetError(
         f"{path}: {images.images.names[wrong]} has label {images.labels[wrong]}, the network has classes 0 to "

@@ -59,6 +59,7 @@ def verify(
             limit=validation_images,
             need_labels=limits.max_top1_drop is not None,
             skip_unreadable=skip_unreadable,
+            names=manifest.classes,
         )
         measured = compare_logits(
             trusted,
@@ -81,7 +82,7 @@ def verify(
         stages=clock.records,
         environment=describe(),
         logits=measured.logits,
-        notes=images.notes,
+        notes=(*images.notes, *filter(None, [images.labels_from_one(len(manifest.classes))])),
     )
 
 

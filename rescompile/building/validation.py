@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
 from calibration.images.builtin import builtin_image_set
 from rescompile.accuracy.parity import Measurement, compare_logits, open_validation_set
@@ -54,8 +56,9 @@ def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> 
             limit=limit,
             need_labels=needs_labels,
             skip_unreadable=config.calibration.skip_unreadable,
+            names=source.class_names,
         )
-        notes = [*images.notes]
+        notes = [*images.notes, *filter(None, [images.labels_from_one(source.class_count)])]
     else:
         images = _other_images(config, source, min(limit or FALLBACK_IMAGES, FALLBACK_IMAGES))
         if needs_labels and images.labels is None:
@@ -78,10 +81,15 @@ def _other_images(config: BuildConfig, source: Source, count: int) -> ImageSet:
     calibration = config.calibration
     if calibration.images is None:
         return builtin_image_set(count=count, seed=calibration.seed)
-    images = open_image_set(
-        calibration.images, limit=count, seed=calibration.seed, skip_unreadable=calibration.skip_unreadable
-    )
+    opened = partial(
+        open_image_set, calibration.images, limit=count, seed=calibration.seed,
+        skip_unreadable=calibration.skip_unreadable,
+    )  # fmt: skip
     # calibration needs no labels, so its class folders may be those of another data set; here that would matter
+    try:
+        images = opened(known=source.class_names)
+    except ImageSetError:
+        return replace(opened(), labels=None)
     return images if images.labels_fit(source.class_count) else replace(images, labels=None)
 
 

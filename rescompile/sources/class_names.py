@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 from importlib import resources
 from pathlib import Path
 
 from rescompile.errors import UsageError, reason_of
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""Some editors on Windows write these marks in front of a text."""
 
 
 def imagenet_class_names() -> tuple[str, ...]:
@@ -21,7 +25,9 @@ def read_class_names(path: Path, count: int) -> tuple[str, ...]:
         UsageError: the file cannot be read, or has more or fewer names.
     """
     try:
-        names = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+        data = path.read_bytes()
+        text = data.decode("utf-16" if data[:2] in _UTF16 else "utf-8-sig")
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
     except FileNotFoundError:
         raise UsageError(
             f"{path} does not exist; --classes takes a text file with one class name per line"

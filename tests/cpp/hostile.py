@@ -195,7 +195,7 @@ CASES: dict[str, Case] = {
     ),
     "crop of nothing": Case(changed(lambda fields: fields["preprocess"].update(crop=0)), 2, "`$.preprocess.crop`"),
     "division by zero": Case(
-        changed(lambda fields: fields["preprocess"].update(std=[0.0, 1.0, 1.0])), 2, "three positive numbers"
+        changed(lambda fields: fields["preprocess"].update(std=[0.0, 1.0, 1.0])), 2, "3 positive numbers"
     ),
     # file names
     "parent folder": Case(listing("../manifest.json"), 2, "outside of its directory; do not use this engine"),

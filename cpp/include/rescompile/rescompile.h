@@ -71,8 +71,8 @@ RESCOMPILE_API rescompile_status rescompile_infer_bytes(const rescompile_engine*
                                                         size_t images_size, size_t count, float* logits,
                                                         size_t logits_size);
 
-/* One decoded, upright RGB image (height rows of width pixels of 3 bytes) as input, into `image` of `image_size`
- * values; the function must be that of the input's dtype. */
+/* One decoded, upright RGB image (height rows of width pixels of 3 bytes; for networks with opacity, RGBA of 4) as input,
+ * into `image` of `image_size` values; the function must be that of the input's dtype. */
 RESCOMPILE_API rescompile_status rescompile_preprocess_float(const rescompile_engine* engine, const uint8_t* rgb,
                                                              size_t width, size_t height, float* image,
                                                              size_t image_size);

@@ -15,7 +15,6 @@
 /// moving and destroying an Engine must not overlap with other calls on the same object.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -75,7 +74,7 @@ class [[nodiscard]] Result {
 enum class DType { float32, uint8 };
 enum class Layout { NCHW, NHWC, NC };
 enum class Interpolation { nearest, bilinear, bicubic };
-enum class Color { RGB, BGR };
+enum class Color { RGB, BGR, GRAY, RGBA };
 
 /// Batch sizes that the engine takes at once; `opt` is the one it was tuned for.
 struct Batch {
@@ -90,13 +89,19 @@ struct TensorSpec {
   Layout layout = Layout::NCHW;
 };
 
+/// Height and width in pixels.
+struct Size {
+  std::int64_t height = 0, width = 0;
+};
+
 /// How a photograph becomes the engine's input; `mean` and `std` apply to values in [0, 1], in the order of `color`.
 struct Preprocess {
-  std::optional<std::int64_t> resize;  ///< shorter side after resizing
-  std::int64_t crop = 0;               ///< side of the centre crop
+  std::optional<std::int64_t> resize;  ///< shorter side after resizing that keeps the ratio
+  std::optional<Size> stretch;         ///< size after resizing that does not; never together with `resize`
+  Size crop;                           ///< size of the centre crop
   Interpolation interpolation = Interpolation::bilinear;
-  std::array<double, 3> mean{};
-  std::array<double, 3> std{};
+  std::vector<double> mean, std;       ///< one value for each channel
+  std::vector<float> mean_image;       ///< [channels, height, width], subtracted instead of `mean`; empty for none
   Color color = Color::RGB;
 };
 
@@ -179,8 +184,8 @@ class RESCOMPILE_API Engine {
   [[nodiscard]] std::optional<Error> infer_into(std::span<const std::uint8_t> images, std::size_t count,
                                                 std::span<float> logits) const noexcept;
 
-  /// One decoded, upright image, `rgb` = height rows of width pixels of 3 bytes, as input: resized, cropped and
-  /// normalized to the same bits as in the Python package.
+  /// One decoded, upright image, `rgb` = height rows of width pixels of 3 bytes (4 where the network's `color` is RGBA),
+  /// as input: resized, cropped and normalized to the same bits as in the Python package.
   Result<Input> preprocess(std::span<const std::uint8_t> rgb, std::size_t width, std::size_t height) const noexcept;
 
   /// `preprocess` into `image` of exactly `image_size()` values: one place of a batch.
