@@ -15,8 +15,8 @@ T = TypeVar("T")
 class Slot(Generic[T]):
     """One object and its lock. Write ``with slot.lock: use(slot.resource())``.
 
-    Only the ``with`` of a lock surely gives back what it took. In a method that takes the lock, an exception of a signal
-    handler may come before the caller has it, and the object would be lost.
+    Only the ``with`` of a lock surely gives back what it took. In a method that takes the lock, an exception of a
+    signal handler may come before the caller has it, and the object would be lost.
     """
 
     def __init__(self, resource: T) -> None:
