@@ -119,6 +119,16 @@ def check_output_file(path: Path) -> None:
         raise OutputError(f"{path} is a folder; name a file in it as --output")
 
 
+def check_output_directory(path: Path, *, force: bool, known_by: str = MANIFEST) -> None:
+    """Refuse a directory that ``atomic_directory`` would not make or replace, before any work.
+
+    Raises:
+        OutputError: ``path`` exists (without ``force``), or may not be replaced.
+    """
+    with writing(path):
+        _refuse_existing(path, force=force, known_by=known_by)
+
+
 def check_room(directory: Path, needed: int) -> None:
     """Write ``needed`` bytes into ``directory`` and remove them, for libraries that hide why a write failed.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rescompile.building import engine_directory, mixed_precision, verdict
 from rescompile.building.calibrate import calibrate
 from rescompile.building.deployable import make_deployable
+from rescompile.building.early_checks import check_build
 from rescompile.building.source import open_source
 from rescompile.building.validation import choose_validation, measure
 from rescompile.config import BuildConfig
@@ -22,6 +23,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     Raises:
         RescompileError, CalibrationError: what a user can mend; the output then does not exist.
     """
+    check_build(config)
     progress = progress or Silent()
     clock = StageClock(progress)
     backend, notes = engine_directory.backend_for(config)
@@ -29,7 +31,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     with clock.stage("load"):
         source = open_source(config.model, progress)
         named = mixed_precision.named_blocks(source, config)
-    with atomic_directory(engine_directory.output_of(source, config, backend), force=config.force) as staging:
+    with atomic_directory(config.output_of(source.name, backend.name), force=config.force) as staging:
         folder = staging.folder
         request = engine_directory.build_request(folder, source, config, progress)
         validation = choose_validation(config, source, backend)

@@ -87,6 +87,23 @@ def list_folder(folder: Path, known: Sequence[str] | None = None) -> Listing:
     return _by_class(folder, nested, known)
 
 
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """``paths`` with the images of a folder, at any depth, in place of the folder.
+
+    Raises:
+        ImageSetError: a path does not exist, or a folder holds no image or cannot be read.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(_images_below(path, ".")) if path.is_dir() else []
+        found += [path / name for name in inside] or [path]
+        if path.is_dir() and not inside:
+            raise ImageSetError(f"{path} holds no images: pass image files, or a folder with some")
+        if not path.exists():
+            raise ImageSetError(f"image {path} cannot be read (No such file or directory): pass image files")
+    return found
+
+
 def _by_class(folder: Path, nested: dict[str, list[str]], known: Sequence[str] | None) -> Listing:
     places, names, by_folder = _places(folder, tuple(nested), known), None, False
     if places is None and all(name.isascii() and name.isdigit() for name in nested):

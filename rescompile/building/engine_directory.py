@@ -84,11 +84,6 @@ def backend_for(config: BuildConfig) -> tuple[Backend, tuple[str, ...]]:
     return backend, notes
 
 
-def output_of(source: Source, config: BuildConfig, backend: Backend) -> Path:
-    """The directory that was asked for, or ``resnet101-int8-openvino`` in the working directory."""
-    return config.output or Path(f"{source.name}-{config.precision}-{backend.name}")
-
-
 def build_request(folder: Path, source: Source, config: BuildConfig, progress: Progress) -> BuildRequest:
     """The request to the backend to build an engine of the graph in ``folder``."""
     return BuildRequest(

@@ -31,6 +31,7 @@ _SIDE = re.compile(r"-?[0-9]{1,9}")
 _network = partial(_option, "Network")
 _preprocessing = partial(_option, "Preprocessing")
 _calibration = partial(_option, "Calibration")
+_method = partial(_option, "Calibration methods")
 _verdict = partial(_option, "Verdict")
 _engine = partial(_option, "Engine")
 
@@ -140,13 +141,13 @@ class CalibrationOptions:
     ] = None
     equalize: Annotated[
         bool | None,
-        _calibration(
+        _method(
             "Equalize the ranges of channels across layers. Default: by --effort.", "--equalize/--no-equalize"
         ),
     ] = None
     bias_correction: Annotated[
         bool | None,
-        _calibration(
+        _method(
             "Change biases to cancel the shift that rounded weights cause. Default: by --effort.",
             "--bias-correction/--no-bias-correction",
         ),
@@ -159,7 +160,7 @@ class CalibrationOptions:
     ] = None
     full_range: Annotated[
         bool | None,
-        _calibration(
+        _method(
             "Use all 256 values of int8 after a ReLU, even where that adds channels. Default: by --effort.",
             "--full-range/--no-full-range",
         ),

@@ -19,10 +19,24 @@ def imagenet_class_names() -> tuple[str, ...]:
 
 
 def read_class_names(path: Path, count: int) -> tuple[str, ...]:
-    """The ``count`` class names in a text file, one per line; empty lines do not count.
+    """The ``count`` class names in a text file.
 
     Raises:
         UsageError: the file cannot be read, or has more or fewer names.
+    """
+    names = read_names(path)
+    if len(names) != count:
+        raise UsageError(
+            f"{path} names {len(names)} classes, the network has {count}; write one name per line"
+        )
+    return names
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """The names in a text file, one per line; empty lines do not count.
+
+    Raises:
+        UsageError: the file cannot be read.
     """
     try:
         data = path.read_bytes()
@@ -36,8 +50,4 @@ def read_class_names(path: Path, count: int) -> tuple[str, ...]:
         raise UsageError(
             f"{path} cannot be read as text ({reason_of(error)}); --classes takes one class name per line"
         ) from None
-    if len(names) != count:
-        raise UsageError(
-            f"{path} names {len(names)} classes, the network has {count}; write one name per line"
-        )
     return names
