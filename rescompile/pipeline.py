@@ -57,7 +57,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
                 manifest = engine_directory.write_manifest(folder, contents)
             with clock.stage(f"verify{again}"):
                 measured = measure(folder, manifest, source, deployable, validation, progress)
-            wrong = verdict.misfit_of(measured, source, validation, manifest)
+                wrong = verdict.misfit_of(measured, source, validation, manifest)
             passed = wrong is None and all(
                 check.passed for check in verdict.check_limits(measured, contents)[1]
             )

@@ -65,8 +65,10 @@ def _labelled(parity: Parity, what: str, share: float | None) -> float:
     return share
 
 
-def too_few_images(parity: Parity, limits: Limits) -> tuple[str, ...]:
-    """Notes on limits that these images cannot decide: the figure may be on either side of them by chance."""
+def too_few_images(parity: Parity, limits: Limits | None) -> tuple[str, ...]:
+    """Notes on limits that were asked and that these images cannot decide: chance may put the figure on either side."""
+    if limits is None:
+        return ()
     notes = []
     asked, interval = limits.min_agreement, parity.agreement_interval
     if asked is not None and interval is not None and interval[0] < asked <= interval[1]:

@@ -57,7 +57,7 @@ def verify(
     with engine, clock.stage("verify"):
         manifest = engine.manifest
         built = read_report(directory)
-        limits = limits or built.limits
+        asked, limits = limits, limits or built.limits
         trusted = _reference_of(reference)
         images = open_validation_set(
             validation_set,
@@ -95,7 +95,7 @@ def verify(
         notes=(
             *images.notes,
             *images.remarks(len(manifest.classes), manifest.classes),
-            *too_few_images(measured.parity, limits),
+            *too_few_images(measured.parity, asked),
         ),
     )
 

@@ -147,7 +147,7 @@ def make_report(
         fused=_fused(deployable, contents.payload),
         stages=stages,
         environment=manifest.environment,
-        notes=(*notes, *too_few_images(measured.parity, limits)),
+        notes=(*notes, *too_few_images(measured.parity, contents.config.limits)),
         blocks=blocks,
         ranges=_ranges(mixed.calibrated),
         logits=measured.logits,
