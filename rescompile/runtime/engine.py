@@ -42,9 +42,10 @@ class Engine:
         self._concurrent, self._zero_copy = isinstance(runner, Concurrent), isinstance(runner, ZeroCopyRunner)
         self._lock = threading.Lock()
         self._closed = False
-        parallel = runner.parallel if isinstance(runner, Concurrent) else 1
+        self.parallel = runner.parallel if isinstance(runner, Concurrent) else 1
+        """Calls that the engine works on at the same time."""
         # it starts threads when they are needed
-        self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="rescompile")
+        self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="rescompile")
 
     def __call__(self, images: Given) -> NDArray[np.float32]:
         """Logits [N, classes] of ``images`` [N, ...] in the manifest's input layout and dtype, N >= 1.
