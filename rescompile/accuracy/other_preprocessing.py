@@ -67,7 +67,8 @@ def better_preprocessing(
 
     One that falls behind ``assumed`` after any ``CHUNK`` images is given up, so that a right assumption costs little.
     """
-    if images.labels is None or len(assumed.mean) != 3:
+    # who passes a mean image knows the preprocessing
+    if images.labels is None or len(assumed.mean) != 3 or assumed.mean_image:
         return None
     rivals = _rivals(assumed)
     right: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in ("", *rivals)}

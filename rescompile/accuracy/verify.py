@@ -87,7 +87,7 @@ def verify(
         stages=clock.records,
         environment=describe(),
         logits=measured.logits,
-        notes=(*images.notes, *filter(None, [images.labels_from_one(len(manifest.classes))])),
+        notes=(*images.notes, *images.remarks(len(manifest.classes), manifest.classes)),
     )
 
 

@@ -58,7 +58,7 @@ def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> 
             skip_unreadable=config.calibration.skip_unreadable,
             names=source.class_names,
         )
-        notes = [*images.notes, *filter(None, [images.labels_from_one(source.class_count)])]
+        notes = [*images.notes, *images.remarks(source.class_count, source.class_names)]
     else:
         images = _other_images(config, source, min(limit or FALLBACK_IMAGES, FALLBACK_IMAGES))
         if needs_labels and images.labels is None:

@@ -49,17 +49,18 @@ class Engine:
                 f"the {manifest.backend} backend runs engines of one output, and this one has "
                 f"{len(manifest.outputs)}; build it with --backend openvino"
             )
-        parallel = runner.parallel if isinstance(runner, Concurrent) else 1
+        self.parallel = runner.parallel if isinstance(runner, Concurrent) else 1
+        """Calls that the engine works on at the same time."""
         # it starts threads when they are needed
-        self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="rescompile")
+        self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="rescompile")
 
     def __call__(self, images: Given) -> Any:
         """Logits [N, classes] of ``images`` [N, ...] in the manifest's input layout and dtype, N >= 1.
 
         ``manifest.outputs`` says what is returned: one float32 array [N, C] or [N, C, H, W] for one output, a dict of
         arrays by name for several. More images than the engine takes at once are run in several parts, fewer are
-        padded; the logits are those of the given images alone. Objects with ``__dlpack__`` on the CPU, such as torch tensors, are treated like arrays.
-        Neither is copied if it is contiguous and has a batch size of the engine. Engines on a GPU also take objects
+        padded; the logits are those of the given images alone. Objects with ``__dlpack__`` on the CPU, such as torch
+        tensors, are treated like arrays. Neither is copied if it is contiguous and has a batch size of the engine. Engines on a GPU also take objects
         that are there already, with ``__dlpack__`` or ``__cuda_array_interface__``, and read them in place after the
         stream that writes them.
 
