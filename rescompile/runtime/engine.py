@@ -61,8 +61,8 @@ class Engine:
         arrays by name for several. More images than the engine takes at once are run in several parts, fewer are
         padded; the logits are those of the given images alone. Objects with ``__dlpack__`` on the CPU, such as torch
         tensors, are treated like arrays. Neither is copied if it is contiguous and has a batch size of the engine.
-        Engines on a GPU also take objects that are there already, with ``__dlpack__`` or ``__cuda_array_interface__``, and read them in place after the
-        stream that writes them.
+        Engines on a GPU also take objects that are there already, with ``__dlpack__`` or ``__cuda_array_interface__``,
+        and read them in place after the stream that writes them.
 
         Raises:
             UsageError: the shape, layout or dtype is not that of the engine, there is no image, or a tensor is on
