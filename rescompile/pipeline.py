@@ -58,9 +58,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
             with clock.stage(f"verify{again}"):
                 measured = measure(folder, manifest, source, deployable, validation, progress)
                 wrong = verdict.misfit_of(measured, source, validation, manifest)
-            passed = wrong is None and all(
-                check.passed for check in verdict.check_limits(measured, contents)[1]
-            )
+            passed = verdict.passes(measured, contents, wrong)
             if passed or wrong or again or not config.may_move_blocks:
                 break
             with clock.stage("budget"):

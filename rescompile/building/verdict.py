@@ -47,6 +47,11 @@ def check_limits(measured: Measurement, contents: Contents) -> tuple[Limits, tup
     return limits, judge(measured.parity, limits)
 
 
+def passes(measured: Measurement, contents: Contents, wrong: str | None) -> bool:
+    """Whether every limit is met, and nothing is ``wrong`` with the figures themselves."""
+    return wrong is None and all(check.passed for check in check_limits(measured, contents)[1])
+
+
 def misfit_of(
     measured: Measurement, source: Source, validation: Validation, manifest: Manifest
 ) -> str | None:
@@ -130,7 +135,7 @@ def make_report(
     """The verdict, and everything that led to it; ``wrong`` is the reason why nothing can be judged."""
     limits, checks = check_limits(measured, contents)
     report = BuildReport(
-        passed=wrong is None and all(check.passed for check in checks),
+        passed=passes(measured, contents, wrong),
         misfit=wrong,
         flips=measured.flips,
         engine_executed=validation.executed,
