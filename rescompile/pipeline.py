@@ -57,8 +57,9 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
                 manifest = engine_directory.write_manifest(folder, contents)
             with clock.stage(f"verify{again}"):
                 measured = measure(folder, manifest, source, deployable, validation, progress)
-            passed = all(check.passed for check in verdict.check_limits(measured, contents)[1])
-            if passed or again or not config.may_move_blocks:
+                wrong = verdict.misfit_of(measured, source, validation, manifest)
+            passed = verdict.passes(measured, contents, wrong)
+            if passed or wrong or again or not config.may_move_blocks:
                 break
             with clock.stage("budget"):
                 mixed = mixed_precision.meet_limits(mixed, source, validation, measured, config, progress)
@@ -71,7 +72,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
             staging.divert(".failed")
         report = verdict.make_report(
             manifest=manifest, contents=contents, deployable=deployable, mixed=mixed, validation=validation,
-            measured=measured, blocks=blocks, stages=clock.records, directory=staging.target,
+            measured=measured, blocks=blocks, stages=clock.records, directory=staging.target, wrong=wrong,
             notes=(*notes, *mixed.notes, *validation.notes, *payload.notes),
         )  # fmt: skip
         verdict.write_report(folder, report)

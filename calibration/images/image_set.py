@@ -81,6 +81,23 @@ class ImageSet:
         named = ", ".join(self.skipped[:5]) + (", …" if len(self.skipped) > 5 else "")
         return (f"{len(self.skipped)} unreadable images of {self.source} were left out: {named}",)
 
+    def remarks(self, classes: int, names: Sequence[str] | None) -> tuple[str, ...]:
+        """Sentences about labels that may not mean the network's ``classes`` classes, called ``names``."""
+        found = self.labels_from_one(classes)
+        order = self._order_of_folders(names or ())
+        return tuple(filter(None, (found, order)))
+
+    def _order_of_folders(self, names: Sequence[str]) -> str | None:
+        if not self.by_folder or self.class_names is None or len(names) != len(self.class_names):
+            return None
+        pairs = [
+            f"'{text_of(folder)}' is '{name}'" for folder, name in zip(self.class_names, names, strict=True)
+        ]
+        return (
+            f"no folder of {self.source} has the name of a class, so the folders are the classes in the order of their "
+            f"names: {', '.join(pairs[:3])}{', …' if len(pairs) > 3 else ''}"
+        )
+
     def labels_from_one(self, classes: int) -> str | None:
         """A sentence where the labels of a network with ``classes`` classes seem to count from 1, else None."""
         if self.labels is None or self.by_folder or classes < 2 or not len(self) or self.labels.min() != 1:

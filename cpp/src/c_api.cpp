@@ -130,8 +130,13 @@ rescompile_status rescompile_get_facts(const rescompile_engine* engine, rescompi
 }
 
 const char* rescompile_class_name(const rescompile_engine* engine, size_t index) {
-  if (engine == nullptr || index >= engine->engine.class_count()) return nullptr;
+  if (engine == nullptr || index >= engine->engine.manifest().classes.size()) return nullptr;
   return engine->engine.manifest().classes[index].c_str();
+}
+
+rescompile_kind rescompile_output_kind(const rescompile_engine* engine) {
+  return engine == nullptr ? RESCOMPILE_CLASSES
+                           : static_cast<rescompile_kind>(engine->engine.manifest().output.kind);
 }
 
 const char* rescompile_model_name(const rescompile_engine* engine) {

@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
+from calibration.names import text_of
 from calibration.preprocess import Preprocess, normalize
 from rescompile.manifest import TensorSpec
-from rescompile.metrics import Labels, Logits, ParityMeter
+from rescompile.metrics import Answers, Labels, Logits, ParityMeter
 from rescompile.progress import Progress
-from rescompile.report import Parity
+from rescompile.report import Flip, Parity
 
 Network = Callable[[NDArray[Any]], Logits]
 """Images [N, ...] to logits [N, classes]."""
 BATCH = 8
+MOST_FLIPS = 100
 SAMPLE_SIZE = 2000
 """Most pairs of logits that are kept for the plot."""
 
@@ -42,6 +44,23 @@ class Measurement:
 
     parity: Parity
     logits: tuple[tuple[float, float], ...]
+    answers: Answers
+    names: tuple[str, ...]
+    """Names of the images."""
+
+    @property
+    def flips(self) -> tuple[Flip, ...]:
+        """The first ``MOST_FLIPS`` images that the engine answers in another way than the reference."""
+        found = self.answers
+        return tuple(
+            Flip(
+                image=text_of(self.names[index]),
+                reference=int(found.reference[index]),
+                engine=int(found.engine[index]),
+                label=None if found.labels is None else int(found.labels[index]),
+            )
+            for index in np.flatnonzero(found.reference != found.engine)[:MOST_FLIPS]
+        )
 
 
 def open_validation_set(
@@ -102,7 +121,7 @@ def compare_logits(
         done += len(expected)
         progress.advanced(done, len(images))
     parity = meter.result(image_source=images.source, image_fingerprint=images.fingerprint)
-    return Measurement(parity, sample.pairs())
+    return Measurement(parity, sample.pairs(), meter.answers(), images.images.names)
 
 
 def image_batches(

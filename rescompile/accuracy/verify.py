@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from calibration.images import open_image_set
 from calibration.names import text_of
-from rescompile.accuracy.limits import judge
+from rescompile.accuracy.label_fit import misfit
+from rescompile.accuracy.limits import judge, too_few_images
 from rescompile.accuracy.parity import Network, compare_logits, open_validation_set
 from rescompile.backends import get_backend
 from rescompile.backends.base import SimulatingBackend
@@ -56,13 +57,13 @@ def verify(
     with engine, clock.stage("verify"):
         manifest = engine.manifest
         built = read_report(directory)
-        limits = limits or built.limits
+        asked, limits = limits, limits or built.limits
         trusted = _reference_of(reference)
         images = open_validation_set(
             validation_set,
             classes=len(manifest.classes),
             limit=validation_images,
-            need_labels=limits.max_top1_drop is not None,
+            need_labels=limits.need_labels,
             skip_unreadable=skip_unreadable,
             names=manifest.classes,
         )
@@ -75,10 +76,14 @@ def verify(
             progress=progress,
         )
     checks = judge(measured.parity, limits)
+    wrong = None if built.random_weights else misfit(measured.answers, manifest.classes)
     return msgspec.structs.replace(
         built,
         **msgspec.structs.asdict(measured.parity),
-        passed=all(check.passed for check in checks),
+        passed=wrong is None and all(check.passed for check in checks),
+        misfit=wrong,
+        flips=measured.flips,
+        advice=(),
         engine_executed=executed,
         measured_on=manifest.backend if executed else stand_in(manifest.backend),
         engine_directory=text_of(directory),
@@ -87,7 +92,11 @@ def verify(
         stages=clock.records,
         environment=describe(),
         logits=measured.logits,
-        notes=(*images.notes, *filter(None, [images.labels_from_one(len(manifest.classes))])),
+        notes=(
+            *images.notes,
+            *images.remarks(len(manifest.classes), manifest.classes),
+            *too_few_images(measured.parity, asked),
+        ),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from calibration.images import open_image_set
+from calibration.preprocess import CHANNELS
 from calibration.table import read_table
 from rescompile.backends import choose_backend
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
@@ -47,6 +48,7 @@ def _check_network(model: ModelConfig) -> ModelSpec | None:
         spec = with_options(
             find(depth=model.depth, name=model.model), shortcut=model.shortcut, stride_on=model.stride_on
         )
+        model.preprocess.apply(spec.preprocess, channels=CHANNELS[model.preprocess.color or "RGB"])
     if model.onnx is not None and not model.onnx.exists():
         raise GraphError(f"{model.onnx} does not exist; check the path given to --onnx")
     # a word without a suffix may be a name for published weights

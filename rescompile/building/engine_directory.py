@@ -32,6 +32,7 @@ from rescompile.manifest import (
     CalibrationRef,
     FileDigest,
     Manifest,
+    OutputSpec,
     Precision,
     TensorSpec,
     read_manifest,
@@ -130,8 +131,9 @@ def write_golden(folder: Path, source: Source, deployable: Deployable, input_for
     )
     session = reference_session(deployable.graph.SerializeToString(), optimize=False)
     # one at a time: the batch sizes that an engine takes do not bind its reference
-    logits = np.concatenate([session(inputs[index : index + 1]) for index in range(len(inputs))])
-    atomic_write(folder / GOLDEN, golden_bytes(inputs, logits))
+    answers = [session.tensors(inputs[index : index + 1]) for index in range(len(inputs))]
+    outputs = [np.concatenate([each[name] for each in answers]).astype(np.float32) for name in answers[0]]
+    atomic_write(folder / GOLDEN, golden_bytes(inputs, *outputs))
 
 
 def clear(folder: Path) -> None:
@@ -160,9 +162,16 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
         target=payload.target,
         batch=config.batch,
         inputs=(image_input,),
-        outputs=(TensorSpec("logits", (batch, source.class_count), "float32", "NC"),),
+        outputs=(
+            OutputSpec(
+                "logits",
+                (batch, source.class_count),
+                "float32",
+                "NC",
+                labels=_class_names(source, contents.class_names),
+            ),
+        ),
         preprocess=source.preprocess,
-        classes=_class_names(source, contents.class_names),
         checkpoint=source.checkpoint,
         calibration=_calibration_ref(contents.table),
         golden_relative_rms=GOLDEN_TOLERANCE[config.precision],

@@ -48,7 +48,7 @@ def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> 
     limit = config.validation_images
     if not executed:
         limit = min(limit or SIMULATED_IMAGES, SIMULATED_IMAGES)
-    needs_labels = config.limits is not None and config.limits.max_top1_drop is not None
+    needs_labels = config.limits is not None and config.limits.need_labels
     if config.validation_set is not None:
         images = open_validation_set(
             config.validation_set,
@@ -58,12 +58,13 @@ def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> 
             skip_unreadable=config.calibration.skip_unreadable,
             names=source.class_names,
         )
-        notes = [*images.notes, *filter(None, [images.labels_from_one(source.class_count)])]
+        notes = [*images.notes, *images.remarks(source.class_count, source.class_names)]
     else:
         images = _other_images(config, source, min(limit or FALLBACK_IMAGES, FALLBACK_IMAGES))
         if needs_labels and images.labels is None:
             raise UsageError(
-                f"--max-top1-drop needs labels, which {images.source} does not have; pass a labelled --validation-set"
+                f"--max-top1-drop and --min-top1 need labels, which {images.source} does not have; pass a labelled "
+                "--validation-set"
             )
         notes = [
             f"no validation set was passed, so parity was measured on {images.source}; pass --validation-set for "

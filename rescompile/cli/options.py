@@ -208,6 +208,13 @@ class VerdictOptions:
         float | None, _verdict("Largest RMS of the logits' error, relative to the RMS of the logits: 0.05.")
     ] = None
 
+    min_top1: Annotated[
+        float | None,
+        _verdict(
+            "Smallest top-1 accuracy of the engine: 0.76. It also finds wrong preprocessing.", "--min-top1"
+        ),
+    ] = None
+
     def limits(self) -> Limits | None:
         """The limits that were asked for, or None without any.
 
@@ -216,15 +223,18 @@ class VerdictOptions:
         """
         from rescompile.report import Limits
 
-        if (self.min_agreement, self.max_top1_drop, self.max_relative_rms) == (None, None, None):
+        asked = (self.min_agreement, self.max_top1_drop, self.max_relative_rms, self.min_top1)
+        if asked == (None, None, None, None):
             return None
         _between(self.min_agreement, "--min-agreement", 0.0, 1.0, "it is a share, 0.97 for 97 %")
         _between(self.max_top1_drop, "--max-top1-drop", 0.0, 100.0, "it is in percentage points, 0.3")
+        _between(self.min_top1, "--min-top1", 0.0, 1.0, "it is a share, 0.76 for 76 %")
         _between(self.max_relative_rms, "--max-relative-rms", 0.0, 1e6, "it is a ratio, 0.05")
         return Limits(
             min_agreement=self.min_agreement,
             max_top1_drop=self.max_top1_drop,
             max_relative_rms=self.max_relative_rms,
+            min_top1=self.min_top1,
         )
 
 

@@ -97,3 +97,14 @@ def test_labels_from_one_are_named(
     np.savez(tmp_path / "less.npz", images=images[:9], labels=np.arange(1, 10))
     report = build(small, tmp_path / "less.npz", tmp_path / "engine")
     assert any("run from 1 to 9" in note for note in report.notes)
+
+
+def test_folders_without_names_of_classes_are_matched_by_order_and_said(
+    small: Path, answers: list[tuple[np.ndarray, int]], tmp_path: Path
+) -> None:
+    folders = tuple(f"n{index:08}" for index in range(10))
+    root = write(tmp_path / "val", answers, folders)
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    report = build(small, root, tmp_path / "engine", tmp_path / "classes.txt")
+    assert report.top1_reference == 1.0
+    assert any("'n00000000' is 'zebra', 'n00000001' is 'yak'" in note for note in report.notes)

@@ -21,6 +21,7 @@ from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import RescompileError
 from rescompile.manifest import MANIFEST
 from rescompile.report import Limits
+from rescompile.sources.preprocess_options import PreprocessOptions
 
 Change = Callable[[Path], dict[str, Any]]
 MODEL = ModelConfig(depth=50)
@@ -43,6 +44,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 WRONG: dict[str, Change] = {
     "there is no ResNet of depth 51": lambda _: {"model": ModelConfig(depth=51)},
+    "resize 100 is smaller than crop 224": lambda _: {
+        "model": replace(MODEL, preprocess=PreprocessOptions(resize=100))
+    },
     "no.pth does not exist": lambda at: {"model": ModelConfig(weights=str(at / "no.pth"))},
     "no.onnx does not exist": lambda at: {"model": ModelConfig(onnx=at / "no.onnx")},
     "no.txt does not exist": lambda at: {"model": replace(MODEL, classes=at / "no.txt")},

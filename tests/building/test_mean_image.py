@@ -61,6 +61,8 @@ def test_a_mean_image_reaches_the_engine(
 
 def test_a_table_of_another_mean_image_is_refused(small: Path, mean: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "other.npy", np.load(mean) / 2)
+    # without labels, which would not fit a network that is fed with such a mean
+    np.savez(tmp_path / "images.npz", images=np.load(small / "images.npz")["images"])
 
     def build(path: Path, calibration: CalibrationConfig, name: str) -> None:
         model = ModelConfig(weights=str(small / "net.pth"), preprocess=PreprocessOptions(mean=path))
@@ -68,7 +70,7 @@ def test_a_table_of_another_mean_image_is_refused(small: Path, mean: Path, tmp_p
             BuildConfig(model=model, calibration=calibration, backend="openvino", output=tmp_path / name)
         )
 
-    build(mean, CalibrationConfig(images=small / "images.npz", effort="fast"), "one")
+    build(mean, CalibrationConfig(images=tmp_path / "images.npz", effort="fast"), "one")
     table = CalibrationConfig(table=tmp_path / "one/calibration.json")
     build(mean, table, "two")
     with pytest.raises(TableError, match="the mean image differs"):

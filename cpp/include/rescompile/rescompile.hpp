@@ -94,6 +94,15 @@ struct Size {
   std::int64_t height = 0, width = 0;
 };
 
+/// Meaning of an output: logits of which the largest wins; one logit whose sign decides; logits that each decide for
+/// themselves; numbers; an embedding or a feature map.
+enum class OutputKind { classes, binary, multilabel, values, features };
+
+/// The output [N, C] or [N, C, H, W].
+struct OutputSpec : TensorSpec {
+  OutputKind kind = OutputKind::classes;
+};
+
 /// How a photograph becomes the engine's input; `mean` and `std` apply to values in [0, 1], in the order of `color`.
 struct Preprocess {
   std::optional<std::int64_t> resize;  ///< shorter side after resizing that keeps the ratio
@@ -119,8 +128,10 @@ struct Manifest {
   std::string backend;    ///< openvino, tensorrt-rtx, ...
   std::optional<std::string> target;
   Batch batch;
-  TensorSpec input, output;
+  TensorSpec input;
+  OutputSpec output;
   Preprocess preprocess;
+  /// A name for each class, label or value; the two decisions of a binary output (no, yes). Empty if there are none.
   std::vector<std::string> classes;
   double golden_relative_rms = 0;
   std::map<std::string, FileDigest> files;
@@ -141,7 +152,7 @@ struct LoadOptions {
   std::filesystem::path cache;  ///< directory for what the backend compiles at load; empty for none
 };
 
-/// Logits [images, classes]; `logits[i]` are those of image i.
+/// Logits, or other outputs, [images, classes]; `logits[i]` are those of image i.
 struct Logits {
   std::vector<float> values;
   std::size_t classes = 0;
@@ -155,7 +166,7 @@ struct Logits {
 /// One preprocessed image in the input's own type and layout.
 using Input = std::variant<std::vector<float>, std::vector<std::uint8_t>>;
 
-/// One class and its softmax probability.
+/// One class and its probability; for a value, its place and the value itself.
 struct Prediction {
   std::size_t index = 0;
   double probability = 0;
@@ -198,7 +209,7 @@ class RESCOMPILE_API Engine {
   /// Properties of the engine; all are empty or 0 for an engine that was moved from.
   [[nodiscard]] const Manifest& manifest() const noexcept;
   [[nodiscard]] std::size_t image_size() const noexcept;   ///< values of one input image
-  [[nodiscard]] std::size_t class_count() const noexcept;
+  [[nodiscard]] std::size_t class_count() const noexcept;  ///< outputs for one image
   [[nodiscard]] std::size_t concurrency() const noexcept;  ///< inferences that run at once; more callers wait
 
  private:
@@ -214,6 +225,12 @@ RESCOMPILE_API std::vector<double> softmax(std::span<const float> logits);
 /// The `k` most probable classes, best first, equal ones in the order of the classes; all where there are fewer.
 /// Throws only std::bad_alloc.
 RESCOMPILE_API std::vector<Prediction> top_k(std::span<const float> logits, std::size_t k);
+
+/// What one image's outputs say, by the kind of `output`, best first and at most `k`: softmax of classes, the two
+/// decisions of a binary output, sigmoids of labels; values and features in their own order, as they are. Throws only
+/// std::bad_alloc.
+RESCOMPILE_API std::vector<Prediction> interpret(const OutputSpec& output, std::span<const float> values,
+                                                 std::size_t k);
 
 /// Names of the backends in this build.
 RESCOMPILE_API std::vector<std::string> backends();

@@ -65,6 +65,16 @@ class OpenVinoRunner:
             request.infer(share_outputs=True)
             return np.array(request.get_output_tensor().data, np.float32)
 
+    def tensors(self, images: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
+        """All outputs by name; otherwise like a call."""
+        check_batch(len(images), self._batch)
+        slot = self._requests.slot()
+        with slot.lock, translate_errors("OpenVINO cannot run this engine"):
+            request, shared = slot.resource(), writable_view(images)
+            request.set_input_tensor(self._tensor(shared, shared_memory=True))
+            found = request.infer(share_outputs=True)
+            return {port.get_any_name(): np.array(values, np.float32) for port, values in found.items()}
+
     def cache_compilation(self) -> None:
         """Store the compiled model for the next load, unless it came from there."""
         if self._cache is not None and self._compiled is not None and not self._from_cache:
