@@ -127,7 +127,7 @@ class GraphWriter:
         channels, height, width = self.shapes[x]
         top, left, bottom, right = pads
         amounts = self.constant(f"{name}.pads", np.array([0, 0, top, left, 0, 0, bottom, right]))
-        filling = self.constant(f"{name}.value", np.float32(value).reshape(()))
+        filling = self.constant(f"{name}.value", np.array(value, np.float32))
         size = (height + top + bottom, width + left + right)
         return self.node("Pad", [x, amounts, filling], name, (channels, *size))
 

@@ -55,9 +55,9 @@ def read_keras(path: Path, size: tuple[int, int] | None = None) -> SourceNetwork
         CheckpointError: the file cannot be read, has no structure, or has a layer that rescompile does not know.
         BackendUnavailable: h5py is not installed.
     """
-    require("h5py", f"reading {path}")
+    h5py = require("h5py", f"reading {path}")
     try:
-        file = _File(path)
+        file = _File(path, h5py)
         graph = _Converter(file, size)
         graph.convert()
     except RecursionError:
@@ -82,10 +82,10 @@ def read_keras(path: Path, size: tuple[int, int] | None = None) -> SourceNetwork
 class _File:
     """The configuration and the weights in one file."""
 
-    def __init__(self, path: Path) -> None:
-        import h5py
-
+    def __init__(self, path: Path, h5py: Any) -> None:
         self.path = path
+        self.layers: list[dict[str, Any]] = []
+        self._dataset = h5py.Dataset
         self._limit = _INFLATION * path.stat().st_size + _MEBIBYTE
         self.is_example = False
         """Whether the structure is that of Keras's example, and not of the file."""
@@ -97,12 +97,9 @@ class _File:
             self.root = h5py.File(path, "r")
             config = self.root.attrs.get("model_config")
         self.is_keras3 = "layers" in self.root or "_layer_checkpoint_dependencies" in self.root
-        if config is None:
-            self.config = self._example()
-        else:
-            self.config = self._parsed(config)
+        self.config: dict[str, Any] = self._example() if config is None else self._parsed(config)
         self.name = str(self.config["config"].get("name", "keras"))
-        self.layers: list[dict[str, Any]] = self.config["config"]["layers"]
+        self.layers = self.config["config"]["layers"]
 
     def _parsed(self, text: Any) -> dict[str, Any]:
         try:
@@ -117,7 +114,6 @@ class _File:
 
     def _example(self) -> dict[str, Any]:
         """The configuration of Keras's CIFAR ResNet, if the weights are its."""
-        self.layers = []
         _, group = self.weights()
         shapes = {name: [data.shape for data in self._datasets(group[name])] for name in group}
         layers = example_layers({name: found for name, found in shapes.items() if found})
@@ -147,12 +143,10 @@ class _File:
 
     def arrays(self, owner: Any, names: list[str]) -> list[NDArray[Any]]:
         """Datasets ``names`` of the group ``owner`` as float32."""
-        import h5py
-
         found = []
         for name in names:
             data = owner.get(name)
-            if not isinstance(data, h5py.Dataset) or data.file.filename != self.root.filename:
+            if not isinstance(data, self._dataset) or data.file.filename != self.root.filename:
                 raise ValueError(f"weights '{name}' are missing in the file")
             if data.is_virtual or data.external:
                 raise ValueError(f"weights '{name}' lie in another file")
@@ -242,7 +236,7 @@ class _Converter:
         """Images to pixels of 0 to 255 and through the first layer's normalization; None where there is none."""
         if self._normalization is None:
             return None
-        scale, shift = (np.float64(values) for values in self._normalization)
+        scale, shift = self._normalization
         channels, *size = self.writer.shapes[INPUT]
         spread = 1 / (255 * scale)
         return Preprocess(

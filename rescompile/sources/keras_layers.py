@@ -120,7 +120,7 @@ def _relu(writer: GraphWriter, x: str, name: str, highest: float | None) -> str:
     if highest is None:
         return writer.node("Relu", [x], name, writer.shapes[x])
     bounds = [
-        writer.constant(f"{name}.{part}", np.float32(value).reshape(()))
+        writer.constant(f"{name}.{part}", np.array(value, np.float32))
         for part, value in (("low", 0), ("high", highest))
     ]
     return writer.node("Clip", [x, *bounds], name, writer.shapes[x])
