@@ -18,7 +18,7 @@ from rescompile.backends.zero_copy import DeviceImages, as_array, on_cuda
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest
 from rescompile.runtime.answers import most_probable
-from rescompile.runtime.inputs import IMAGES, part, refuse
+from rescompile.runtime.inputs import IMAGES, part, refuse, refuse_not_finite
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,8 +38,8 @@ class Engine:
     ``hint="throughput"`` work on several calls at once; others on one.
     """
 
-    def __init__(self, manifest: Manifest, runner: Runner) -> None:
-        self.manifest = manifest
+    def __init__(self, manifest: Manifest, runner: Runner, *, check_finite: bool = True) -> None:
+        self.manifest, self._check_finite = manifest, check_finite
         self._dtype, self._image = np.dtype(manifest.inputs[0].dtype), manifest.inputs[0].shape[1:]
         self._runner: Runner | None = runner
         self._concurrent, self._zero_copy = isinstance(runner, Concurrent), isinstance(runner, ZeroCopyRunner)
@@ -66,8 +66,8 @@ class Engine:
         and read them in place after the stream that writes them.
 
         Raises:
-            UsageError: the shape, layout or dtype is not that of the engine, there is no image, or a tensor is on
-                another device.
+            UsageError: the shape, layout or dtype is not that of the engine, there is no image, an image has NaN or
+                infinite values (``RunOptions.check_finite``), or a tensor is on another device.
             EngineError: the engine is closed.
             BackendError: the library could not run the engine.
         """
@@ -180,6 +180,8 @@ class Engine:
         array = isinstance(images, IMAGES) and images.ndim > 0 and len(images) > 0
         if not (array and images.dtype == self._dtype and images.shape[1:] == self._image):
             refuse(images, self.manifest.inputs[0])
+        if self._check_finite and isinstance(images, np.ndarray):
+            refuse_not_finite(images)
         return images
 
     def _shared(self, given: object) -> Any:
