@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError
-from calibration.network import WEIGHTED_OPS, output_first, read_nodes
+from calibration.network import output_first, read_nodes
+from calibration.operators import WEIGHTED_OPS
 
 if TYPE_CHECKING:
     import onnx

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.methods.channel_groups import ChannelGroups
-from calibration.network import WEIGHTED_OPS, output_first, read_nodes
+from calibration.network import output_first, read_nodes
+from calibration.operators import WEIGHTED_OPS
 from calibration.scales import LEVELS
 from calibration.statistics.channels import BINS, ChannelHistograms
 from calibration.statistics.sensitivity import Sensitivity, bucket_of

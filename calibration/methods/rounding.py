@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.network import WEIGHTED_OPS, Network, Node, Values
+from calibration.network import Network, Node, Values
+from calibration.operators import WEIGHTED_OPS
 from calibration.scales import LEVELS, NARROW_LEVELS, channel_scales
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError
-from calibration.network import WEIGHTED_OPS, Network, Node, output_first
+from calibration.network import Network, Node, output_first
+from calibration.operators import WEIGHTED_OPS
 from calibration.statistics.channels import ChannelHistograms, position_stride
 
 if TYPE_CHECKING:
