@@ -145,13 +145,11 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
                 f"the calibration table belongs to another checkpoint: it was made for {self.model} with SHA-256 "
                 f"{self.checkpoint_sha256[:12]}, this one has {checkpoint_sha256[:12]}; {remedy}"
             )
-        for field in preprocess.__struct_fields__:
-            made_with, asked = getattr(self.preprocess, field), getattr(preprocess, field)
-            if made_with != asked:
-                raise TableError(
-                    f"the calibration table was made with other preprocessing: {field} was {made_with}, "
-                    f"here it is {asked}; {remedy}"
-                )
+        difference = self.preprocess.difference(preprocess)
+        if difference is not None:
+            raise TableError(
+                f"the calibration table was made with other preprocessing: {difference}; {remedy}"
+            )
         missing = [name for name in tensors if name not in self.tensors]
         if missing:
             raise TableError(

@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 from calibration.errors import CalibrationError
 from calibration.methods.thresholds import check_method
-from calibration.preprocess import IMAGENET, Preprocess
 from rescompile.effort import (
     DEFAULT_EFFORT,
     EFFORTS,
@@ -21,6 +20,7 @@ from rescompile.effort import (
 from rescompile.errors import UsageError, did_you_mean
 from rescompile.manifest import Batch, Precision
 from rescompile.report import Limits
+from rescompile.sources.preprocess_options import PreprocessOptions
 
 InputFormat = Literal["float32-nchw", "uint8-nhwc"]
 Fp16Blocks = Literal["auto", "none"] | tuple[str, ...]
@@ -31,8 +31,6 @@ INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
 DEFAULT_CALIBRATION_IMAGES = 512
 INT8_THROUGHOUT = ("triton",)
 """Backends whose INT8 engines cannot have blocks in floating point."""
-MAX_SIDE = 8192
-"""Largest resize or crop in pixels that ``Preprocess`` accepts in a manifest or a table."""
 
 
 def parse_batch(text: str) -> Batch:
@@ -97,51 +95,6 @@ def check_seed(seed: int) -> None:
     """
     if seed < 0:
         raise UsageError(f"--seed {seed} is negative; pass 0 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessOptions:
-    """Changes to a model's own preprocessing; None keeps the model's value, and ``resize=0`` turns resizing off."""
-
-    resize: int | None = None
-    crop: int | None = None
-    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    color: Literal["RGB", "BGR"] | None = None
-
-    def __post_init__(self) -> None:
-        for option, side, least, example in (
-            ("--crop", self.crop, 1, "224"),
-            ("--resize", self.resize, 0, "256, or 0 for no resizing"),
-        ):
-            if side is not None and not least <= side <= MAX_SIDE:
-                raise UsageError(
-                    f"{option} {side} is not between {least} and {MAX_SIDE}; it is a side in pixels, such as {example}"
-                )
-
-    def apply(self, default: Preprocess = IMAGENET) -> Preprocess:
-        """``default`` with these changes.
-
-        Raises:
-            UsageError: sizes or deviations that do not fit together.
-        """
-        crop = self.crop or default.crop
-        resize = default.resize if self.resize is None else (self.resize or None)
-        if self.resize is None and resize is not None and self.crop is not None:
-            # keep the model's own proportion between resize and crop
-            resize = min(round(resize * crop / default.crop), MAX_SIDE)
-        try:
-            return Preprocess(
-                resize=resize,
-                crop=crop,
-                interpolation=self.interpolation or default.interpolation,
-                mean=self.mean or default.mean,
-                std=self.std or default.std,
-                color=self.color or default.color,
-            )
-        except ValueError as error:
-            raise UsageError(f"the preprocessing options do not fit together: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +246,10 @@ class BuildConfig:
                 "--fp16-blocks auto ranks the blocks on calibration images, and --calibration brings none; pass "
                 "--calibration-set instead, or name the blocks"
             )
+
+    def output_of(self, network: str, backend: str) -> Path:
+        """The directory that was asked for, or ``resnet101-int8-openvino`` in the working directory."""
+        return self.output or Path(f"{network}-{self.precision}-{backend}")
 
     @property
     def may_move_blocks(self) -> bool:

@@ -6,16 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from calibration.preprocess import CIFAR, IMAGENET, Preprocess
 from rescompile.config import (
-    MAX_SIDE,
     BuildConfig,
     CalibrationConfig,
     ModelConfig,
-    PreprocessOptions,
     parse_batch,
     parse_fp16_blocks,
 )
@@ -100,11 +96,6 @@ REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
     (ModelConfig, {"onnx": Path("a"), "shortcut": "A"}, "brings its own structure"),
     (ModelConfig, {"onnx": Path("a"), "stride_on": "1x1"}, "brings its own structure"),
     (ModelConfig, {"depth": 50, "seed": -1}, "--seed -1 is negative"),
-    (PreprocessOptions, {"crop": 0}, "--crop 0 is not between 1 and"),
-    (PreprocessOptions, {"crop": -5}, "--crop -5 is not between"),
-    (PreprocessOptions, {"crop": MAX_SIDE + 1}, "--crop 8193 is not between"),
-    (PreprocessOptions, {"resize": -1}, "--resize -1 is not between 0 and"),
-    (PreprocessOptions, {"resize": MAX_SIDE + 1}, "--resize 8193 is not between"),
     (CalibrationConfig, {"images": Path("a"), "table": Path("b")}, "pass one of them"),
     (CalibrationConfig, {"limit": 0}, "--calibration-images 0 leaves no image"),
     (CalibrationConfig, {"seed": -1}, "--seed -1 is negative"),
@@ -179,48 +170,3 @@ def test_float_engines_take_no_calibration(precision: Any, source: str) -> None:
 )
 def test_one_name_of_the_network_is_enough(fields: dict[str, Any]) -> None:
     assert ModelConfig(**fields).seed == 0
-
-
-def test_nothing_asked_keeps_the_models_preprocessing() -> None:
-    assert PreprocessOptions().apply(IMAGENET) == IMAGENET
-    assert PreprocessOptions().apply(CIFAR) == CIFAR
-
-
-@pytest.mark.parametrize(
-    ("options", "default", "resize", "crop"),
-    [
-        ({"crop": 112}, IMAGENET, 128, 112),
-        ({"crop": 64}, CIFAR, None, 64),
-        ({"crop": 288, "resize": 288}, IMAGENET, 288, 288),
-        ({"resize": 0}, IMAGENET, None, 224),
-        ({"resize": 40}, CIFAR, 40, 32),
-        ({"crop": MAX_SIDE}, IMAGENET, MAX_SIDE, MAX_SIDE),
-    ],
-)
-def test_sizes_change_together(
-    options: dict[str, int], default: Preprocess, resize: int | None, crop: int
-) -> None:
-    made = PreprocessOptions(**options).apply(default)
-    assert (made.resize, made.crop) == (resize, crop)
-    # what a manifest says is read back under the same bounds
-    assert msgspec.json.decode(msgspec.json.encode(made), type=Preprocess) == made
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"resize": 100}, "resize 100 is smaller than crop 224"),
-        ({"std": (0.0, 1.0, 1.0)}, "must be positive"),
-        ({"std": (1.0, 1.0, float("nan"))}, "must be positive"),
-        ({"mean": (float("inf"), 0.0, 0.0)}, "must be a finite number"),
-    ],
-)
-def test_preprocessing_that_does_not_fit_together(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=f"do not fit together: .*{words}"):
-        PreprocessOptions(**options).apply(IMAGENET)
-
-
-def test_each_step_of_preprocessing_can_be_changed() -> None:
-    asked = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 2.0, 3.0), "color": "BGR", "interpolation": "bicubic"}
-    made = PreprocessOptions(**asked).apply(IMAGENET)  # type: ignore[arg-type]
-    assert {name: getattr(made, name) for name in asked} == asked

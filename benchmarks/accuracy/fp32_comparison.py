@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,4 +42,4 @@ class Fp32Comparison:
 
 def batch_size(steps: Preprocess) -> int:
     """Images at once: many small ones, few large ones."""
-    return max(4, 64 * 32 * 32 // steps.crop**2)
+    return max(4, 64 * 32 * 32 // math.prod(steps.size))

@@ -1,4 +1,4 @@
-"""``.npz`` archives with ``images`` (uint8 [N, H, W, 3]) and ``labels`` (integers [N]).
+"""``.npz`` archives with ``images`` (uint8 [N, H, W, 3], or with 1 or 4 channels) and ``labels`` (integers [N]).
 
 Images are streamed out of the archive one by one, compressed or not, so memory does not grow with its size, and
 nothing in it is ever unpickled.
@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
-from calibration.images.listing import MAX_CLASSES
+from calibration.images.labels_csv import MAX_CLASSES
 from calibration.preprocess import Preprocess, to_uint8
 
 _DAMAGE = (
@@ -36,7 +36,7 @@ class ArchiveImages:
 
     path: Path
     shape: tuple[int, ...]
-    """[H, W, 3] of each image."""
+    """[H, W, C] of each image."""
     indices: tuple[int, ...]
 
     @property
@@ -79,7 +79,13 @@ def list_archive(path: Path) -> tuple[int, tuple[int, ...], NDArray[np.int64] | 
         )
     with _member(path, "images") as file:
         shape, fortran_order, dtype = _header(file)
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not all(shape[1:]) or fortran_order:
+    if (
+        dtype != np.uint8
+        or len(shape) != 4
+        or shape[3] not in {1, 3, 4}
+        or not all(shape[1:])
+        or fortran_order
+    ):
         order = " in Fortran order" if fortran_order else ""
         raise ImageSetError(
             f"{path}: images are {dtype} {list(shape)}{order}: save them as contiguous uint8 [N, H, W, 3]"
@@ -90,6 +96,8 @@ def list_archive(path: Path) -> tuple[int, tuple[int, ...], NDArray[np.int64] | 
 def _labels(path: Path, count: int) -> NDArray[np.int64]:
     with _member(path, "labels") as file:
         labels = npy.read_array(file, allow_pickle=False)
+    if labels.shape == (count, 1):
+        labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise ImageSetError(
             f"{path}: labels are {labels.dtype} {list(labels.shape)}: save one integer for each of the {count} images"

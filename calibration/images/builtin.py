@@ -48,13 +48,14 @@ class _Crop:
     saturation: float
 
     def pixels(self, preprocess: Preprocess) -> NDArray[np.uint8]:
-        """The crop at the network's size [crop, crop, 3]."""
+        """The crop at the network's size [H, W, C]."""
         from PIL import ImageEnhance
         from PIL.Image import Resampling, Transpose
 
-        side = (preprocess.crop, preprocess.crop)
         image = _photograph(self.photograph)
-        image = image.resize(side, Resampling[preprocess.interpolation.upper()], box=self.box)
+        image = image.resize(
+            preprocess.size[::-1], Resampling[preprocess.interpolation.upper()], box=self.box
+        )
         if self.mirrored:
             image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
         image = ImageEnhance.Brightness(image).enhance(self.brightness)
@@ -97,7 +98,7 @@ def builtin_image_set(count: int = COUNT, seed: int = 0) -> ImageSet:
 
 
 def golden_images(preprocess: Preprocess, count: int = 4) -> NDArray[np.uint8]:
-    """Centre crops [count, crop, crop, 3] of the first photographs, for self-tests of engines.
+    """Centre crops [count, H, W, C] of the first photographs, for self-tests of engines.
 
     Where ``preprocess`` has no resize, the photographs are fitted to the crop, so that small crops show all of them.
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
-from calibration.preprocess import MAX_PIXELS, Preprocess, to_rgb, to_uint8
+from calibration.preprocess import MAX_PIXELS, Color, Preprocess, to_color, to_uint8
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,28 +39,28 @@ class ImageFiles:
         return (_read(self.root / name) for name in self.names)
 
 
-def open_image(path: Path, *, remedy: str = _LEAVE_OUT) -> Image:
-    """The whole image at ``path``, decoded, upright and RGB.
+def open_image(path: Path, *, color: Color = "RGB", remedy: str = _LEAVE_OUT) -> Image:
+    """The whole image at ``path``, decoded, upright and in the channels of ``color``.
 
     Raises:
         ImageSetError: it cannot be read, is damaged or is too large to decode; the message ends with ``remedy``.
     """
     try:
-        return _load_rgb(path)
+        return _load(path, color)
     except Exception as error:  # image plugins raise all kinds of errors for damaged files
         raise ImageSetError(f"image {path} cannot be read ({_reason(error)}): {remedy}") from error
 
 
 def decode(path: Path, preprocess: Preprocess, *, remedy: str = _LEAVE_OUT) -> NDArray[np.uint8]:
-    """Pixels [crop, crop, 3] of the image at ``path``; raises ImageSetError with its name and ``remedy``."""
-    image = open_image(path, remedy=remedy)
+    """Pixels [H, W, C] of the image at ``path``; raises ImageSetError with its name and ``remedy``."""
+    image = open_image(path, color=preprocess.color, remedy=remedy)
     try:
         return to_uint8(image, preprocess)
     except ImageSetError as error:
         raise ImageSetError(f"{path}: {error}") from None
 
 
-def _load_rgb(path: Path) -> Image:
+def _load(path: Path, color: Color) -> Image:
     from PIL import Image
 
     with path.open("rb") as file:
@@ -70,7 +70,7 @@ def _load_rgb(path: Path) -> Image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
         image.load()
-        return to_rgb(image)
+        return to_color(image, color)
 
 
 def _reason(error: Exception) -> str:

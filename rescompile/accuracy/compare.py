@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.images import ImageSet
+from calibration.images import ImageSet, open_image_set
 from rescompile.accuracy.comparands import (
     Comparand,
     ComparandName,
@@ -37,6 +37,7 @@ from rescompile.errors import BackendUnavailable, GraphError, UsageError
 from rescompile.manifest import MANIFEST, REFERENCE, read_manifest
 from rescompile.progress import Progress, StageClock
 from rescompile.report import JsonReport
+from rescompile.wording import counted
 
 PART_DB = 20.0
 """Below this the error is more than a tenth of the block's RMS, and classes begin to change."""
@@ -123,6 +124,7 @@ def compare(
             f"--part-db {part_db:g} is not a number of decibels; 20 means an error of a tenth of the signal's RMS"
         )
     names, notes = ([parse_comparand(a), parse_comparand(b)], ()) if b is not None else _parts(a)
+    open_image_set(images, limit=1)  # a mistake is found before anything is loaded
     clock = StageClock(progress)
     with ExitStack() as held:
         with clock.stage("load"):
@@ -177,11 +179,15 @@ def check_alike(a: Comparand, b: Comparand) -> None:
             f"{a.name} and {b.name} are not of one network: they have {a.classes} and {b.classes} classes; "
             "compare sides of one checkpoint"
         )
-    if a.input.pixels != b.input.pixels:
+    if (a.input.size, a.input.channels) != (b.input.size, b.input.channels):
         raise GraphError(
-            f"{a.name} takes images of {a.input.pixels} pixels, {b.name} of {b.input.pixels}; "
-            "compare sides of one input size"
+            f"{a.name} takes images of {_size_of(a)}, {b.name} of {_size_of(b)}; compare sides of one input size"
         )
+
+
+def _size_of(side: Comparand) -> str:
+    height, width = side.input.size
+    return f"{height}x{width} pixels and {counted(side.input.channels, 'channel')}"
 
 
 def _parts(directory: str) -> tuple[list[ComparandName], tuple[str, ...]]:
@@ -221,11 +227,7 @@ def _on_preprocessing(sides: Sequence[Comparand]) -> tuple[str, ...]:
     if any(side.preprocess is not None for side in sides):
         return ()
     steps = preprocess_of(sides)
-    resized = f"resized to {steps.resize}, " if steps.resize else ""
-    return (
-        f"no {MANIFEST} says how images are prepared: {resized}cropped to {steps.crop} and normalized as for "
-        f"{'ImageNet' if steps.resize else 'CIFAR'}",
-    )
+    return (f"no {MANIFEST} says how images are prepared, so they are prepared as is usual: {steps}",)
 
 
 def _on_hidden_blocks(sides: Sequence[Comparand]) -> tuple[str, ...]:

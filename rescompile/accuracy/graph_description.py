@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -19,38 +18,41 @@ from rescompile.graph.shared.metadata import factors_of, offsets_of
 from rescompile.graph.shared.names import PIXELS
 from rescompile.graph.shared.onnx_file import REMEDY
 from rescompile.manifest import Manifest
+from rescompile.sources.preprocess_options import PreprocessOptions
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The input of a network: one square image, as uint8 pixels or as normalized planes."""
+    """The input of a network: one image, as uint8 pixels or as normalized planes."""
 
-    pixels: int
+    size: tuple[int, int]
     """Height and width."""
+    channels: int
     raw: bool
     """Whether it takes uint8 pixels."""
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> InputSpec:
         """The input of an engine."""
-        return cls(manifest.preprocess.crop, manifest.inputs[0].dtype == "uint8")
+        return cls(
+            manifest.preprocess.size, manifest.preprocess.channels, manifest.inputs[0].dtype == "uint8"
+        )
 
     @classmethod
     def of_graph(cls, proto: onnx.ModelProto, path: Path) -> InputSpec:
         """The input of the graph in ``path``.
 
         Raises:
-            GraphError: it is not a square image of a fixed size.
+            GraphError: it is not an image of a fixed size.
         """
         entry = proto.graph.input[0].type.tensor_type
         raw = entry.elem_type == onnx.TensorProto.UINT8
         shape = [dim.dim_value for dim in entry.shape.dim]
         planar = [shape[index] for index in ((3, 1, 2) if raw else (1, 2, 3))] if len(shape) == 4 else []
-        if not planar or planar[0] != 3 or planar[1] < 1 or planar[1] != planar[2]:
-            raise GraphError(
-                f"{path} takes an input of shape {shape}, not square images of one size; {REMEDY}"
-            )
-        return cls(planar[1], raw)
+        if not planar or not 1 <= planar[0] <= 4 or min(planar[1:]) < 1:
+            raise GraphError(f"{path} takes an input of shape {shape}, not images of one size; {REMEDY}")
+        channels, height, width = planar
+        return cls((height, width), channels, raw)
 
     def image(self, pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[Any]:
         """One image in the network's own layout and dtype."""
@@ -59,8 +61,10 @@ class InputSpec:
     def default(self, stem: str) -> Preprocess:
         """The usual preprocessing of ImageNet or CIFAR at this size; ``stem`` is the tensor at the end of the stem."""
         family: Preprocess = IMAGENET if stem == "maxpool" else CIFAR
-        resize = None if family.resize is None else round(family.resize * self.pixels / family.crop)
-        return msgspec.structs.replace(family, resize=resize, crop=self.pixels)
+        height, width = self.size
+        return PreprocessOptions(crop=height if height == width else self.size).apply(
+            family, channels=self.channels
+        )
 
 
 def classes_of(proto: onnx.ModelProto, path: Path) -> int:

@@ -137,6 +137,15 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
+class SeveralOutputs(Protocol):
+    """A runner whose engines may have several outputs."""
+
+    def tensors(self, images: Any) -> dict[str, NDArray[np.float32]]:
+        """All outputs by name for ``images`` [N, ...], as in ``Runner``."""
+        ...
+
+
 class Backend(Protocol):
     """One kind of engine. Implementations are listed in ``rescompile.backends``."""
 
@@ -210,6 +219,10 @@ class CachesCompilation(Protocol):
 
     def cache_compilation(self) -> None:
         """Store the compilation; called after the engine passed its self-test. It never fails."""
+        ...
+
+    def forget_compilation(self) -> bool:
+        """Remove the compilation from the cache, and return whether it came from there."""
         ...
 
 

@@ -57,6 +57,8 @@ class Source:
     """An ImageNet ResNet with 1,000 classes, which can be calibrated on the built-in photographs."""
     random: bool
     """Random weights, which are good for timing only."""
+    preprocess_assumed: bool = False
+    """Whether neither the user nor the weights' origin says how pixels are normalized."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -80,9 +82,9 @@ def _from_weights(config: ModelConfig, progress: Progress) -> Source:
     from rescompile.graph.export import export
 
     spec, model, checkpoint, default = _network(config, progress)
-    preprocess = config.preprocess.apply(default)
-    graph = fold(export(model, image_size=preprocess.crop))
-    _check_export(model, graph, preprocess.crop)
+    preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
+    graph = fold(export(model, image_size=preprocess.size))
+    _check_export(model, graph, preprocess.size)
     classes = model.fc.out_features
     is_imagenet = spec.family == "imagenet" and classes == IMAGENET_CLASSES
     return Source(
@@ -96,6 +98,7 @@ def _from_weights(config: ModelConfig, progress: Progress) -> Source:
         preprocess=preprocess,
         is_imagenet=is_imagenet,
         random=config.weights == "random",
+        preprocess_assumed=config.weights not in PRETRAINED and not config.preprocess.states_normalization,
     )
 
 
@@ -128,11 +131,11 @@ def _network(config: ModelConfig, progress: Progress) -> tuple[ModelSpec, ResNet
     return spec, model, CheckpointRef(loaded.sha256, loaded.source), preprocess
 
 
-def _check_export(model: ResNet, graph: onnx.ModelProto, size: int) -> None:
+def _check_export(model: ResNet, graph: onnx.ModelProto, size: tuple[int, int]) -> None:
     """Refuse an exported and folded graph that does not compute what PyTorch computes."""
     import torch
 
-    images = np.random.default_rng(0).standard_normal((2, 3, size, size), dtype=np.float32)
+    images = np.random.default_rng(0).standard_normal((2, model.conv1.in_channels, *size), dtype=np.float32)
     with torch.inference_mode():
         expected = model(torch.from_numpy(images)).numpy()
     found = reference_session(graph.SerializeToString(), optimize=True)(images)
@@ -168,6 +171,7 @@ def _from_onnx(config: ModelConfig, path: Path) -> Source:
         preprocess=replace(config.preprocess, crop=size).apply(default),
         is_imagenet=is_imagenet,
         random=False,
+        preprocess_assumed=not config.preprocess.states_normalization,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,9 @@ import typer
 from rescompile.errors import UsageError
 
 if TYPE_CHECKING:
-    from rescompile.config import CalibrationConfig, ModelConfig, PreprocessOptions
+    from rescompile.config import CalibrationConfig, ModelConfig
     from rescompile.report import Limits
+    from rescompile.sources.preprocess_options import PreprocessOptions
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
 Directory = Annotated[Path, typer.Argument(help="Engine directory, the --output of a build.", metavar="DIR")]
@@ -21,13 +23,15 @@ _SKIP = "Leave damaged images out instead of stopping."
 SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help=_SKIP)]
 
 
-def _option(panel: str, text: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel)
+def _option(panel: str, text: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
 
 
+_SIDE = re.compile(r"-?[0-9]{1,9}")
 _network = partial(_option, "Network")
 _preprocessing = partial(_option, "Preprocessing")
 _calibration = partial(_option, "Calibration")
+_method = partial(_option, "Calibration methods")
 _verdict = partial(_option, "Verdict")
 _engine = partial(_option, "Engine")
 
@@ -60,33 +64,51 @@ class PreprocessingOptions:
     """Changes to the network's own preprocessing."""
 
     resize: Annotated[
-        int | None, _preprocessing("Resize the shorter side to this many pixels; 0: do not resize.")
+        str | None,
+        _preprocessing(
+            "Resize the shorter side to N pixels, or to HxW without keeping the ratio; 0: do not resize."
+        ),
     ] = None
     crop: Annotated[
-        int | None, _preprocessing("Side of the centre crop in pixels, which is the network's input.")
+        str | None,
+        _preprocessing("Side N or size HxW of the centre crop in pixels, which is the network's input."),
+    ] = None
+    crop_pct: Annotated[
+        float | None,
+        _preprocessing("Resize the shorter side to the crop divided by this, as timm does: 0.95."),
     ] = None
     interpolation: Annotated[
         Literal["nearest", "bilinear", "bicubic"] | None, _preprocessing("Filter for resizing.")
     ] = None
     mean: Annotated[
-        str | None, _preprocessing("Mean of each channel in [0, 1], such as 0.485,0.456,0.406.")
+        str | None,
+        _preprocessing(
+            "Mean of each channel in [0, 1], such as 0.485,0.456,0.406; or a mean image of pixel values of 0 to 255 "
+            "(.npy, .npz, Caffe's binaryproto).",
+            metavar="NUMBERS|FILE",
+        ),
     ] = None
     std: Annotated[
-        str | None, _preprocessing("Standard deviation of each channel, such as 0.229,0.224,0.225.")
+        str | None,
+        _preprocessing(
+            "Standard deviation of each channel in [0, 1], such as 0.229,0.224,0.225. Default with a mean image: 1.",
+            metavar="NUMBERS",
+        ),
     ] = None
     color: Annotated[
-        Literal["RGB", "BGR"] | None, _preprocessing("Channel order that the network expects.")
+        Literal["RGB", "BGR", "GRAY", "RGBA"] | None, _preprocessing("Channels that the network expects.")
     ] = None
 
     def config(self) -> PreprocessOptions:
         """These options as configuration."""
-        from rescompile.config import PreprocessOptions
+        from rescompile.sources.preprocess_options import PreprocessOptions
 
         return PreprocessOptions(
-            resize=self.resize,
-            crop=self.crop,
+            resize=_size(self.resize, "--resize"),
+            crop=_size(self.crop, "--crop"),
+            crop_pct=self.crop_pct,
             interpolation=self.interpolation,
-            mean=_numbers(self.mean, "--mean"),
+            mean=_mean(self.mean),
             std=_numbers(self.std, "--std"),
             color=self.color,
         )
@@ -119,13 +141,13 @@ class CalibrationOptions:
     ] = None
     equalize: Annotated[
         bool | None,
-        _calibration(
+        _method(
             "Equalize the ranges of channels across layers. Default: by --effort.", "--equalize/--no-equalize"
         ),
     ] = None
     bias_correction: Annotated[
         bool | None,
-        _calibration(
+        _method(
             "Change biases to cancel the shift that rounded weights cause. Default: by --effort.",
             "--bias-correction/--no-bias-correction",
         ),
@@ -138,7 +160,7 @@ class CalibrationOptions:
     ] = None
     full_range: Annotated[
         bool | None,
-        _calibration(
+        _method(
             "Use all 256 values of int8 after a ReLU, even where that adds channels. Default: by --effort.",
             "--full-range/--no-full-range",
         ),
@@ -186,6 +208,13 @@ class VerdictOptions:
         float | None, _verdict("Largest RMS of the logits' error, relative to the RMS of the logits: 0.05.")
     ] = None
 
+    min_top1: Annotated[
+        float | None,
+        _verdict(
+            "Smallest top-1 accuracy of the engine: 0.76. It also finds wrong preprocessing.", "--min-top1"
+        ),
+    ] = None
+
     def limits(self) -> Limits | None:
         """The limits that were asked for, or None without any.
 
@@ -194,15 +223,18 @@ class VerdictOptions:
         """
         from rescompile.report import Limits
 
-        if (self.min_agreement, self.max_top1_drop, self.max_relative_rms) == (None, None, None):
+        asked = (self.min_agreement, self.max_top1_drop, self.max_relative_rms, self.min_top1)
+        if asked == (None, None, None, None):
             return None
         _between(self.min_agreement, "--min-agreement", 0.0, 1.0, "it is a share, 0.97 for 97 %")
         _between(self.max_top1_drop, "--max-top1-drop", 0.0, 100.0, "it is in percentage points, 0.3")
+        _between(self.min_top1, "--min-top1", 0.0, 1.0, "it is a share, 0.76 for 76 %")
         _between(self.max_relative_rms, "--max-relative-rms", 0.0, 1e6, "it is a ratio, 0.05")
         return Limits(
             min_agreement=self.min_agreement,
             max_top1_drop=self.max_top1_drop,
             max_relative_rms=self.max_relative_rms,
+            min_top1=self.min_top1,
         )
 
 
@@ -260,16 +292,44 @@ def model_config(network: NetworkOptions, preprocessing: PreprocessingOptions) -
     )
 
 
-def _numbers(text: str | None, option: str) -> tuple[float, float, float] | None:
+def _size(text: str | None, option: str) -> int | tuple[int, int] | None:
     if text is None:
         return None
-    try:
-        red, green, blue = (float(part) for part in text.split(","))
-    except ValueError:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(_SIDE.fullmatch(side) for side in sides):
+        raise UsageError(f"{option} {text} is not understood; write a side (224) or height x width (256x128)")
+    height, width = int(sides[0]), int(sides[-1])
+    # a square crop is one number, but a resize to HxW does not keep the ratio and a resize to one number does
+    return height if len(sides) == 1 or (height == width and option == "--crop") else (height, width)
+
+
+def _mean(text: str | None) -> tuple[float, ...] | Path | None:
+    if text is None or all(_is_number(part) for part in text.split(",")):
+        return _numbers(text, "--mean")
+    path = Path(text)
+    # what names no file and does not end like one is rather a slip in the numbers
+    if not (path.suffix[1:].isalpha() or path.is_file()):
+        return _numbers(text, "--mean")
+    return path
+
+
+def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(map(_is_number, parts)):
         raise UsageError(
-            f"{option} {text} is not understood; write three numbers, such as 0.485,0.456,0.406"
-        ) from None
-    return red, green, blue
+            f"{option} {text} is not understood; write three numbers, such as 0.485,0.456,0.406, or one for all"
+        )
+    return tuple(map(float, parts))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _between(value: float | None, option: str, low: float, high: float, meaning: str) -> None:

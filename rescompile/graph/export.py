@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from rescompile.models.resnet import Block, OptionA, ResNet
 
 
-def export(model: ResNet, *, image_size: int) -> onnx.ModelProto:
-    """The fp32 graph of ``model``: input ``input`` [N, 3, S, S] float32, output ``logits`` [N, classes] float32."""
+def export(model: ResNet, *, image_size: int | tuple[int, int]) -> onnx.ModelProto:
+    """The fp32 graph of ``model``: input ``input`` [N, C, H, W] float32, output ``logits`` [N, classes] float32."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     writer = _Writer()
-    x = gs.Variable(INPUT, np.float32, ["N", 3, image_size, image_size])
+    x = gs.Variable(INPUT, np.float32, ["N", model.conv1.in_channels, height, width])
     writer.graph.inputs = [x]
     x = writer.conv_bn(x, model.conv1, model.bn1, "conv1", "bn1")
     x = writer.node("Relu", "relu1", [x])

@@ -30,7 +30,7 @@ _NEAR = 0.5
 
 
 def to_pixels(preprocess: Preprocess) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Factor [3] and offset [3] of pixels = factor * x + offset, where x is the network's normalized input."""
+    """Factor [C] and offset [C] of pixels = factor * x + offset, where x is the network's normalized input."""
     mean, std = (np.asarray(values, np.float64) for values in (preprocess.mean, preprocess.std))
     return 255 * std * PIXEL_STEP, (255 * mean - 128) * PIXEL_STEP
 
@@ -38,10 +38,13 @@ def to_pixels(preprocess: Preprocess) -> tuple[NDArray[np.float64], NDArray[np.f
 def can_be_exact(preprocess: Preprocess) -> bool:
     """Whether every byte can be recovered from the normalized input, in FP32 and in FP16.
 
-    It can for every mean in [0, 1]. With a mean far outside, the input's type has no digits left for the pixel.
+    It can for every mean in [0, 1]. With a mean far outside, the input's type has no digits left for the pixel. A mean
+    image differs by pixel, which no convolution can take into its weights and bias.
     """
-    every_byte = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
-    factor, offset = (values.reshape(1, 3, 1, 1) for values in to_pixels(preprocess))
+    if preprocess.mean_image:
+        return False
+    every_byte = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(preprocess.channels, axis=3)
+    factor, offset = (values.reshape(1, -1, 1, 1) for values in to_pixels(preprocess))
     expected = every_byte.transpose(0, 3, 1, 2).astype(np.float64) - 128
     with np.errstate(over="ignore", invalid="ignore"):
         x = normalize(every_byte, preprocess)
@@ -99,5 +102,5 @@ def _pad(graph: gs.Graph, conv: gs.Node, image: gs.Variable) -> gs.Variable:
 
 
 def _planes(name: str, values: NDArray[np.float64]) -> gs.Constant:
-    """``values`` [3] as a constant [1, 3, 1, 1]."""
-    return gs.Constant(name, values.astype(np.float32).reshape(1, 3, 1, 1))
+    """``values`` [C] as a constant [1, C, 1, 1]."""
+    return gs.Constant(name, values.astype(np.float32).reshape(1, -1, 1, 1))

@@ -2,6 +2,8 @@
 
     x = (pixel / 255 - mean[c]) / std[c] = pixel * a[c] + b[c],   a = 1 / (255 std),  b = -mean / std
 
+A mean image is subtracted in the same way, and ``b`` then has the size of the image.
+
 It stays a multiply and an add in front of the stem: folding ``b`` into the convolution's bias would be wrong at
 the border, where the padding is zero after normalization and not before it.
 
@@ -22,12 +24,15 @@ from rescompile.graph.shared.names import PIXEL_STEP, PIXELS_MULTIPLY
 
 
 def take_uint8(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
-    """``model`` with input [N, H, W, 3] uint8 (in ``preprocess.color`` order) instead of [N, 3, H, W] float32."""
+    """``model`` with input [N, H, W, C] uint8 (in ``preprocess.color`` order) instead of [N, C, H, W] float32."""
     graph = read(model)
     x = graph.inputs[0]
     planes = x.shape
     batch, channels, height, width = planes
-    mean, std = (np.asarray(v, np.float64).reshape(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
+    std = np.asarray(preprocess.std, np.float64).reshape(1, -1, 1, 1)
+    mean = np.asarray(preprocess.mean, np.float64).reshape(1, -1, 1, 1)
+    if preprocess.mean_image:
+        mean = preprocess.subtracted().astype(np.float64)[None]
     undone = 255.0 * std * PIXEL_STEP if _remove_multiply(graph) else np.ones_like(std)
     factor = gs.Constant("preprocess.factor", (undone / (255.0 * std)).astype(np.float32))
     offset = gs.Constant("preprocess.offset", (-mean / std * undone).astype(np.float32))

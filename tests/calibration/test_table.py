@@ -155,7 +155,7 @@ def test_table_of_the_same_origin_is_accepted() -> None:
             {"checkpoint_sha256": "cd" * 32},
             "another checkpoint: .*resnet18 .* abababababab, .* cdcdcdcdcdcd;",
         ),
-        ({"preprocess": CIFAR}, "other preprocessing: resize was 256, here it is None"),
+        ({"preprocess": CIFAR}, "other preprocessing: resize was 256, here it is 32"),
         (
             {"preprocess": msgspec.structs.replace(IMAGENET, std=(0.5, 0.5, 0.5))},
             r"std was \(0.229, 0.224, 0.225\), here it is \(0.5, 0.5, 0.5\)",

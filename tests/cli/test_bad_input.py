@@ -170,7 +170,7 @@ def test_images_of_another_size(refuses: Answer, small: Path, tmp_path: Path) ->
     folder = tmp_path / "tiny"
     folder.mkdir()
     Image.new("RGB", (20, 20)).save(folder / "a.png")
-    said = refuses(calibrating(small, folder))
+    said = refuses(f"{calibrating(small, folder)} --resize 0")
     assert "a.png" in said
     assert "20" in said
 
@@ -199,7 +199,14 @@ USAGE = {
     "build --depth 50 --onnx x.onnx": "both name the network",
     "build --depth 50 --batch 8:4:1": "1 <= MIN <= OPT <= MAX",
     "build --depth 50 --batch many": "--batch many is not understood",
-    "build --depth 50 --mean 1,2": "write three numbers",
+    "build --depth 50 --mean 1;2": "write three numbers",
+    "build --depth 50 --mean 0.5,0.5": "pass one for each channel",
+    "build --depth 50 --mean 123.675,116.28,103.53 --std 58.395,57.12,57.375": (
+        "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+    ),
+    "build --depth 50 --mean 104,117,123 --std 1,1,1": "--std 0.00392157,0.00392157,0.00392157 --color BGR",
+    "build --depth 50 --mean nowhere.npy": "nowhere.npy does not exist",
+    "build --depth 50 --crop-pct 95": "--crop-pct 95 is not between 0 and 1",
     "build --depth 50 --min-agreement 97": "it is a share",
     "build --depth 50 --max-top1-drop -1": "percentage points",
     "build --depth 50 --calibration-method fancy": "is not a calibration method",

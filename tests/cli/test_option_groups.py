@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pytest
 import typer
 
@@ -55,7 +56,7 @@ def test_the_command_gets_the_group_as_one_object() -> None:
 
 def test_groups_become_the_configuration() -> None:
     network = NetworkOptions(depth=50, weights="net.pth", stride_on="1x1", seed=3)
-    made = model_config(network, PreprocessingOptions(crop=64, mean="0.1,0.2,0.3"))
+    made = model_config(network, PreprocessingOptions(crop="64", mean="0.1,0.2,0.3"))
     assert (made.depth, made.weights, made.stride_on, made.seed) == (50, "net.pth", "1x1", 3)
     assert (made.preprocess.crop, made.preprocess.mean) == (64, (0.1, 0.2, 0.3))
     calibration = CalibrationOptions(calibration_set=Path("a"), calibration_images=7, skip_unreadable=True)
@@ -63,11 +64,40 @@ def test_groups_become_the_configuration() -> None:
     assert (found.images, found.limit, found.seed, found.skip_unreadable) == (Path("a"), 7, 3, True)
 
 
-@pytest.mark.parametrize("text", ["1,2", "1,2,3,4", "a,b,c", ""])
+@pytest.mark.parametrize("text", ["a,b,c", "0.5,0.5,", "0.5 0.5 0.5", ""])
 def test_three_numbers_are_three_numbers(text: str) -> None:
     for option in ("mean", "std"):
         with pytest.raises(UsageError, match=f"--{option} {text} is not understood; write three numbers"):
             PreprocessingOptions(**{option: text}).config()
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "size"),
+    [
+        ("crop", "224", 224),
+        ("crop", "224x224", 224),
+        ("crop", "256x128", (256, 128)),
+        ("resize", "0", 0),
+        ("resize", "224x224", (224, 224)),
+        ("resize", "256X128", (256, 128)),
+    ],
+)
+def test_sizes_are_a_side_or_height_and_width(option: str, text: str, size: object) -> None:
+    assert getattr(PreprocessingOptions(**{option: text}).config(), option) == size
+
+
+@pytest.mark.parametrize("text", ["", "a", "224x", "1x2x3", "22.4", "²", "1" * 20])
+def test_what_is_no_size_is_not_understood(text: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"--crop .*is not understood; write a side \(224\) or height x width"
+    ):
+        PreprocessingOptions(crop=text).config()
+
+
+def test_a_mean_may_be_a_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "mean.npy", np.full((3, 8, 8), 100.0))
+    made = PreprocessingOptions(mean=str(tmp_path / "mean.npy")).config()
+    assert made.mean == tmp_path / "mean.npy"
 
 
 def test_no_limit_asked_is_none() -> None:

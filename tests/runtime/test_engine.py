@@ -21,7 +21,7 @@ from rescompile.backends.base import RunOptions
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.errors import EngineError, UsageError
-from rescompile.manifest import Batch, TensorSpec, read_manifest
+from rescompile.manifest import Batch, OutputSpec, TensorSpec, read_manifest
 from rescompile.metrics import relative_rms
 from rescompile.runtime.engine import Engine
 from rescompile.runtime.golden import golden_bytes
@@ -276,7 +276,10 @@ def test_answers_that_are_not_finite_fail_the_self_test(
     [
         ({"backend": "tpu"}, "names the backend 'tpu', this rescompile has onnxruntime"),
         ({"inputs": ()}, "not describe a network with one image input"),
-        ({"classes": ("cat",)}, r"names 1 classes for an output of shape \[-1, 10\]"),
+        (
+            {"outputs": (OutputSpec("logits", (-1, 10), "float32", "NC", labels=("cat",)),)},
+            r"kind classes, with 1 names",
+        ),
     ],
 )
 def test_a_manifest_that_describes_no_engine_is_refused(

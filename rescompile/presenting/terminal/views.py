@@ -31,8 +31,6 @@ def inspection_rows(inspection: Inspection) -> list[tuple[str, str]]:
     """An engine directory as lines of (label, value)."""
     manifest = inspection.manifest
     calibration, fused, plan = manifest.calibration, inspection.fused, inspection.plan
-    steps = manifest.preprocess
-    resize = f"resize {steps.resize} {steps.interpolation}, " if steps.resize else ""
     rows = [
         ("model", manifest.model),
         ("precision", manifest.precision),
@@ -40,11 +38,8 @@ def inspection_rows(inspection: Inspection) -> list[tuple[str, str]]:
         ("target", manifest.target or "this machine's kind"),
         ("batch", str(manifest.batch)),
         *(("input", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}") for t in manifest.inputs),
-        *(("output", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}") for t in manifest.outputs),
-        (
-            "preprocess",
-            f"{resize}crop {steps.crop}, {steps.color}, mean {list(steps.mean)}, std {list(steps.std)}",
-        ),
+        *(("output", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}, {t.kind}") for t in manifest.outputs),
+        ("preprocess", str(manifest.preprocess)),
         ("classes", f"{len(manifest.classes)}: {', '.join(manifest.classes[:3])}, …"),
         ("weights", f"{manifest.checkpoint.source} ({manifest.checkpoint.sha256[:12]}…)"),
     ]

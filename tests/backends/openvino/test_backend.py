@@ -109,6 +109,24 @@ def test_images_may_be_read_only(tmp_path: Path) -> None:
     assert OpenVino().load(tmp_path, manifest("fp32", "openvino"))(images).shape == (2, 10)
 
 
+@pytest.mark.parametrize("form", ["transposed", "every other image", "reversed", "column-major"])
+def test_images_need_not_be_contiguous(tmp_path: Path, form: str) -> None:
+    """The runner copies such images, and the copy must live as long as the inference does."""
+    runner = OpenVino().load(build(tmp_path, "fp32") and tmp_path, manifest("fp32", "openvino"))
+    images = sample_images(8)
+    given = {
+        "transposed": np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
+        "every other image": np.repeat(images, 2, axis=0)[::2],
+        "reversed": np.ascontiguousarray(images[::-1])[::-1],
+        "column-major": np.asfortranarray(images),
+    }[form]
+    assert not given.flags.c_contiguous
+    expected = runner(images)
+    for _ in range(5):  # freed memory may hold the right values once
+        np.testing.assert_array_equal(runner(given), expected)
+        np.full_like(images, np.nan)
+
+
 def test_pixels_go_in_as_uint8(tmp_path: Path) -> None:
     path = saved(taking_pixels(residual_net("int8")), tmp_path)
     side = IMAGE_SHAPE[1]

@@ -107,7 +107,7 @@ def images(name: str, count: int, *, pixels: bool = False) -> NDArray[Any]:
 
 
 def _preprocess(name: str) -> Preprocess:
-    return msgspec.structs.replace(CIFAR, crop=SIDES[name])
+    return msgspec.structs.replace(CIFAR, resize=None, crop=SIDES[name])
 
 
 def floats(name: str, count: int) -> NDArray[np.float32]:

@@ -75,7 +75,7 @@ def manifest_of(plan: Plan) -> Manifest:
         batch=Batch(batches[0], batches[-1], batches[-1]),
         inputs=(TensorSpec("input", shape, "uint8" if layout == "NHWC" else "float32", layout),),
         outputs=(TensorSpec("logits", (-1, CLASSES), "float32", "NC"),),
-        preprocess=msgspec.structs.replace(CIFAR, crop=32),
+        preprocess=msgspec.structs.replace(CIFAR, resize=None, crop=32),
         classes=tuple(f"class {index}" for index in range(CLASSES)),
         checkpoint=CheckpointRef("0" * 64, "random"),
         calibration=None,

@@ -14,7 +14,7 @@ from calibration.images import ImageSet, open_image_set
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess
 from tests.calibration.images.folders import SIDE, flat, picture, save, with_csv
 
-WHOLE = msgspec.structs.replace(CIFAR, crop=SIDE)
+WHOLE = msgspec.structs.replace(CIFAR, resize=None, crop=SIDE)
 
 
 def all_pixels(images: ImageSet, batch_size: int = 4) -> NDArray[np.uint8]:
@@ -144,7 +144,7 @@ def test_set_of_nothing_but_unreadable_images_is_refused(tmp_path: Path) -> None
 def test_image_too_small_for_the_crop_is_named(tmp_path: Path) -> None:
     images = open_image_set(flat(tmp_path))
     with pytest.raises(ImageSetError, match=r"00\.png: the image is 40x40, smaller than the 64x64 crop"):
-        next(images.batches(msgspec.structs.replace(CIFAR, crop=64), 1))
+        next(images.batches(msgspec.structs.replace(CIFAR, resize=None, crop=64), 1))
 
 
 def test_single_image_is_refused_with_its_folder_suggested(tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ def _vector(node: gs.Node) -> Array:
     values = constant(node.inputs[1])
     if values is None:
         raise refused(node, "an image is normalized by constants")
+    if values.shape[2:] not in ((), (1, 1)):
+        raise refused(
+            node, "one number is subtracted from each channel, not a mean image; pass --input float32-nchw"
+        )
     return values.astype(np.float32).reshape(-1)
 
 
