@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     Array = TypeVar("Array", NDArray[np.float32], Tensor)
 
+FLOAT_TYPES = (1, 10, 11, 16)
+"""ONNX element types."""
+
 Values = dict[str, "Tensor"]
 Attributes = Mapping[str, Any]
 

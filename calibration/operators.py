@@ -53,6 +53,7 @@ _SUM = Operator("tied", homogeneous=True, keeps_sign=True, elementwise=True)
 _BENT = Operator("kept", homogeneous=True, keeps_sign=True, elementwise=True)
 _RECTIFIED = replace(_BENT, never_negative=True)
 _PRODUCT = Operator("scaled", keeps_sign=True, elementwise=True)
+_ROUNDED = Operator("kept", keeps_sign=True, elementwise=True)
 _CURVE = Operator("kept", elementwise=True)
 _POSITIVE = Operator("kept", elementwise=True, never_negative=True, keeps_sign=True)
 _CURVE_UP = Operator("kept", elementwise=True, keeps_sign=True)
@@ -89,7 +90,7 @@ OPERATORS: dict[str, Operator] = {
     # shapes
     "Constant": _MIXED, "ConstantOfShape": _MIXED, "Shape": _MIXED,
     # 8-bit numbers
-    "QuantizeLinear": replace(_SAME, moves=False), "DequantizeLinear": replace(_SAME, moves=False),
+    "QuantizeLinear": _ROUNDED, "DequantizeLinear": _ROUNDED,
 }  # fmt: skip
 
 WEIGHTED_OPS = tuple(name for name, entry in OPERATORS.items() if entry.channels == "made")
