@@ -98,6 +98,9 @@ class RunOptions:
     """Directory that keeps what the library compiles at load time, so that the next load is faster; None takes the
     user's cache. RESCOMPILE_ENGINE_CACHE=off keeps nothing."""
 
+    check_finite: bool = True
+    """Refuse images with NaN or infinite values, for which a ReLU gives finite answers that mean nothing."""
+
     def __post_init__(self) -> None:
         if self.hint not in get_args(Hint):
             raise UsageError(f"the hint {self.hint!r} is unknown; choose {' or '.join(get_args(Hint))}")

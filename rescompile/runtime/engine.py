@@ -17,7 +17,8 @@ from rescompile.backends.base import Concurrent, Runner, SeveralOutputs, ZeroCop
 from rescompile.backends.zero_copy import DeviceImages, as_array, on_cuda
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest
-from rescompile.runtime.inputs import IMAGES, part, refuse
+from rescompile.runtime.answers import most_probable
+from rescompile.runtime.inputs import IMAGES, part, refuse, refuse_not_finite
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,8 +38,8 @@ class Engine:
     ``hint="throughput"`` work on several calls at once; others on one.
     """
 
-    def __init__(self, manifest: Manifest, runner: Runner) -> None:
-        self.manifest = manifest
+    def __init__(self, manifest: Manifest, runner: Runner, *, check_finite: bool = True) -> None:
+        self.manifest, self._check_finite = manifest, check_finite
         self._dtype, self._image = np.dtype(manifest.inputs[0].dtype), manifest.inputs[0].shape[1:]
         self._runner: Runner | None = runner
         self._concurrent, self._zero_copy = isinstance(runner, Concurrent), isinstance(runner, ZeroCopyRunner)
@@ -65,8 +66,8 @@ class Engine:
         and read them in place after the stream that writes them.
 
         Raises:
-            UsageError: the shape, layout or dtype is not that of the engine, there is no image, or a tensor is on
-                another device.
+            UsageError: the shape, layout or dtype is not that of the engine, there is no image, an image has NaN or
+                infinite values (``RunOptions.check_finite``), or a tensor is on another device.
             EngineError: the engine is closed.
             BackendError: the library could not run the engine.
         """
@@ -103,8 +104,9 @@ class Engine:
             return _joined([self._run(runner, some) for some in parts])
 
     def _outputs(self, runner: Runner, images: NDArray[Any] | DeviceImages) -> Answer:
-        several = len(self.manifest.outputs) > 1 and isinstance(runner, SeveralOutputs)
-        return runner.tensors(images) if several else runner(images)
+        if len(self.manifest.outputs) > 1 and isinstance(runner, SeveralOutputs):
+            return runner.tensors(images)
+        return runner(images)
 
     def _fits(self, count: int) -> bool:
         return self.manifest.batch.min <= count <= self.manifest.batch.max
@@ -126,21 +128,24 @@ class Engine:
         return pixels[None] if self.manifest.inputs[0].dtype == "uint8" else normalize(pixels[None], steps)
 
     def classify(self, image: Path | str | Image | NDArray[np.uint8], k: int = 5) -> list[tuple[str, float]]:
-        """The ``k`` most probable classes of one photograph, best first, with their softmax probability.
+        """The ``k`` most probable classes of one photograph, best first, with their probability.
 
-        If there are fewer than ``k`` classes, all are returned.
+        If there are fewer than ``k`` classes, all are returned. A binary engine returns both of its decisions, a
+        multilabel engine its labels, each with its own probability.
 
         Raises:
-            UsageError: ``k`` is less than 1.
+            UsageError: ``k`` is less than 1, or the engine returns values or features.
             ImageSetError: the image cannot be read or is too small.
         """
         if k < 1:
             raise UsageError(f"the {k} most probable classes are none; ask for 1 or more")
-        logits = self(self.preprocess(image))[0].astype(np.float64)
-        powers = np.exp(logits - logits.max())
-        probabilities = powers / powers.sum()
-        best = np.argsort(-probabilities, kind="stable")[:k]
-        return [(self.manifest.classes[index], float(probabilities[index])) for index in best]
+        output, *more = self.manifest.outputs
+        if more or output.kind in ("values", "features"):
+            kinds = " and ".join(dict.fromkeys(each.kind for each in self.manifest.outputs))
+            raise UsageError(
+                f"this engine returns {kinds}, not classes; call it with engine.preprocess(image)"
+            )
+        return most_probable(self(self.preprocess(image))[0], output, k)
 
     def close(self) -> None:
         """Free memory and devices after all submitted requests are answered; calling it twice is harmless."""
@@ -175,6 +180,8 @@ class Engine:
         array = isinstance(images, IMAGES) and images.ndim > 0 and len(images) > 0
         if not (array and images.dtype == self._dtype and images.shape[1:] == self._image):
             refuse(images, self.manifest.inputs[0])
+        if self._check_finite and isinstance(images, np.ndarray):
+            refuse_not_finite(images)
         return images
 
     def _shared(self, given: object) -> Any:

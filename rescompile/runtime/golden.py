@@ -28,7 +28,8 @@ def golden_bytes(images: NDArray[Any], *outputs: NDArray[np.float32]) -> bytes:
         outputs: [N, ...] float32, in the manifest's order, from the deployable graph in its reference execution.
     """
     stream = io.BytesIO()
-    np.savez(stream, images=images, **dict(zip(_names(len(outputs)), outputs, strict=True)))
+    named: dict[str, Any] = dict(zip(_names(len(outputs)), outputs, strict=True))
+    np.savez(stream, images=images, **named)
     return stream.getvalue()
 
 

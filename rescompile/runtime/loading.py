@@ -40,7 +40,7 @@ def load(
         options = replace(options, hint=hint)
     manifest = checked_manifest(directory, hashes=verify)
     runner = get_backend(manifest.backend).load(directory, manifest, options)
-    engine = Engine(manifest, runner)
+    engine = Engine(manifest, runner, check_finite=options.check_finite)
     if not verify:
         return engine
     try:

@@ -136,6 +136,21 @@ def test_images_that_do_not_fit_are_told_how_to(engine: Engine, images: Any, wor
         engine(images)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite_are_refused_unless_that_is_asked(built: Path, value: float) -> None:
+    images = sample_images(3)
+    images[2, 1, 4, 5] = value
+    with load(built) as engine, pytest.raises(UsageError, match=r"image 2 .* NaN or infinite"):
+        engine(images)
+    with load(built, options=RunOptions(check_finite=False)) as engine:
+        assert engine(images).shape[0] == 3
+
+
+def test_large_images_are_not_taken_for_infinite_ones(engine: Engine) -> None:
+    images = np.full_like(sample_images(2), 3e38)
+    assert len(engine(images)) == 2
+
+
 def test_pixels_given_as_planes_are_told_the_layout() -> None:
     spec = TensorSpec("images", (-1, 16, 16, 3), "uint8", "NHWC")
     pixels = Engine(msgspec.structs.replace(manifest("fp32", "openvino"), inputs=(spec,)), Recorder())
