@@ -43,7 +43,9 @@ MOST_BLOCKS = 128
 def check_limits(measured: Measurement, contents: Contents) -> tuple[Limits, tuple[Check, ...]]:
     """The limits (the precision's defaults where nothing was asked), and each beside its measurement."""
     config = contents.config
-    limits = config.limits or default_limits(config.precision, random_weights=contents.source.random)
+    limits = config.limits or default_limits(
+        config.precision, random_weights=contents.source.random, kind=contents.source.kind
+    )
     return limits, judge(measured.parity, limits)
 
 
@@ -58,7 +60,7 @@ def misfit_of(
     """Why the figures say nothing about the engine; None where they do."""
     if source.random:
         return None
-    if source.preprocess_assumed:
+    if source.preprocess_assumed and source.kind == "classes":
         reference = reference_session(source.graph.SerializeToString(), optimize=True)
         better = better_preprocessing(reference, validation.images, source.preprocess)
         if better is not None:
@@ -91,7 +93,7 @@ def _advice(report: BuildReport, config: BuildConfig) -> tuple[str, ...]:
     if report.flips:
         flip = report.flips[0]
         steps.append(
-            f"look at the images whose class changed, such as {flip.image} (class {flip.reference} became "
+            f"look at the images whose class changed, such as {flip.image} ({flip.reference} became "
             f"{flip.engine}); report.json has the first hundred under flips"
         )
     steps.append(f"rescompile compare {report.engine_directory} shows the error of every tensor")
@@ -137,7 +139,8 @@ def make_report(
     report = BuildReport(
         passed=passes(measured, contents, wrong),
         misfit=wrong,
-        flips=measured.flips,
+        flips=measured.flips(manifest.classes),
+        task_reason=contents.source.kind_reason,
         engine_executed=validation.executed,
         measured_on=manifest.backend if validation.executed else stand_in(manifest.backend),
         model=manifest.model,
