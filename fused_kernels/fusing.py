@@ -21,11 +21,15 @@ class FuseReport:
     """Names of modules that are fused now."""
     left: dict[str, str] = field(default_factory=dict)
     """Names of modules with convolutions that were left, with the reason."""
+    blocks: int = 0
+    """Number of residual blocks that were found, fused or left."""
 
     def __str__(self) -> str:
+        if not self.blocks and not self.left:
+            return "nothing to fuse: the model has no residual blocks"
         lines = [f"fused  {name}" for name in self.replaced]
         lines += [f"left   {name}: {reason}" for name, reason in self.left.items()]
-        return "\n".join(lines) or "nothing to fuse: the model has no residual blocks"
+        return "\n".join([*lines, f"{len(self.replaced)} of {self.blocks} residual blocks fused"])
 
 
 def fuse(model: nn.Module) -> FuseReport:
@@ -46,6 +50,7 @@ def _fuse_children(parent: nn.Module, prefix: str, report: FuseReport) -> None:
         if isinstance(child, FusedBlock):
             continue
         if looks_like_a_block(child):
+            report.blocks += 1
             fused = fused_form(child)
             if isinstance(fused, str):
                 report.left[path] = fused

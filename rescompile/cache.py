@@ -1,13 +1,16 @@
 """The user's cache directory, and the compiled engines in it, which are checked by digest whenever they are read.
 
 A compiled engine is stored as ``<SHA-256 of the content, 32 bytes><content>``, in a file named by a key of everything
-that it depends on. A file that is damaged, or that cannot be read or written, counts as missing.
+that it depends on. A file that is damaged, or that cannot be read or written, counts as missing. So does one that
+another user could have written, because a compiled engine is code: the folder and its files must belong to this user or
+to root, and nobody else may write them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ SWITCH = "RESCOMPILE_ENGINE_CACHE"
 MOST_BYTES = 2 * 2**30
 """Most bytes of all compiled engines together; the least recently used are removed first."""
 _DIGEST_BYTES = 32
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def cache_directory() -> Path:
@@ -57,7 +61,7 @@ class CompiledEngines:
         """The content stored for ``key``; None where there is none, or where it is damaged."""
         path = self._path(key)
         try:
-            stored = path.read_bytes()
+            stored = _own_bytes(path)
         except OSError:
             return None
         digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
@@ -71,8 +75,12 @@ class CompiledEngines:
     def write(self, key: str, content: bytes) -> None:
         """Store ``content`` for ``key``, completely or not at all; nothing happens where it cannot be written."""
         with suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_stream(self._path(key), durable=False) as stream:  # the digest finds a cut file
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = self.folder.stat()
+            if status.st_uid == os.geteuid() and status.st_mode & _OTHERS_WRITE:
+                self.folder.chmod(0o700)
+            # the digest finds a cut file
+            with atomic_stream(self._path(key), durable=False, mode=0o600) as stream:
                 stream.write(hashlib.sha256(content).digest())
                 stream.write(content)
             self._prune()
@@ -92,3 +100,20 @@ class CompiledEngines:
             total += status.st_size
             if total > MOST_BYTES:
                 path.unlink(missing_ok=True)
+
+
+def _own_bytes(path: Path) -> bytes:
+    """The contents of a plain file that only this user or root can have written; never waits for a pipe.
+
+    Raises:
+        OSError: it cannot be read.
+        PermissionError: somebody else could have written it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        for status in (os.fstat(descriptor), path.parent.stat()):
+            if status.st_uid not in {0, os.geteuid()} or status.st_mode & _OTHERS_WRITE:
+                raise PermissionError(f"{path} could have been written by another user")
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise PermissionError(f"{path} is not a plain file")
+        return stream.read()

@@ -247,6 +247,10 @@ class BuildConfig:
                 "--calibration-set instead, or name the blocks"
             )
 
+    def output_of(self, network: str, backend: str) -> Path:
+        """The directory that was asked for, or ``resnet101-int8-openvino`` in the working directory."""
+        return self.output or Path(f"{network}-{self.precision}-{backend}")
+
     @property
     def may_move_blocks(self) -> bool:
         """Whether blocks may move to FP16 to meet the limits."""

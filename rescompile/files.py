@@ -74,17 +74,18 @@ def writing(path: Path, *, needed: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_stream(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def atomic_stream(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A stream whose contents become the file ``path`` when the body ends well, and vanish when it does not.
 
-    A ``durable`` file is on the disk before it gets its name, so a power cut cannot leave a part of it.
+    A ``durable`` file is on the disk before it gets its name, so a power cut cannot leave a part of it. ``mode`` is
+    that of a new file, less the process's umask.
 
     Raises:
         OSError: the disk is full, or ``path`` may not be written.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with partial.open("xb") as stream:
+        with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
             yield stream
             if durable:
                 stream.flush()
@@ -116,6 +117,16 @@ def check_output_file(path: Path) -> None:
         raise OutputError(f"{path.parent} is not a folder; make it, or choose another --output")
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it as --output")
+
+
+def check_output_directory(path: Path, *, force: bool, known_by: str = MANIFEST) -> None:
+    """Refuse a directory that ``atomic_directory`` would not make or replace, before any work.
+
+    Raises:
+        OutputError: ``path`` exists (without ``force``), or may not be replaced.
+    """
+    with writing(path):
+        _refuse_existing(path, force=force, known_by=known_by)
 
 
 def check_room(directory: Path, needed: int) -> None:

@@ -18,8 +18,11 @@ import msgspec
 from calibration.preprocess import Preprocess
 from rescompile.errors import EngineError
 
-FORMAT = 1
-"""Version of the engine directory; raised when a reader of the old version would misunderstand the new one."""
+FORMAT = 2
+"""Version of the engine directory; raised when a reader of the old version would misunderstand the new one.
+
+Format 1 had one output, a classifier's logits, and the names of its classes in a field of their own.
+"""
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
@@ -40,6 +43,9 @@ _SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"\n\}\n\Z')
 """The end of every manifest. Inside a JSON string each quote has a backslash, so this always is the field."""
 
 Precision = Literal["fp32", "fp16", "int8"]
+OutputKind = Literal["classes", "binary", "multilabel", "values", "features"]
+"""Meaning of an output: logits of which the largest wins; one logit whose sign decides; logits that each decide for
+themselves; numbers; an embedding or a feature map."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
@@ -62,6 +68,29 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[int, ...]
     dtype: Literal["float32", "uint8"]
     layout: Literal["NCHW", "NHWC", "NC"]
+
+
+class OutputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
+    """One output [N, C] or [N, C, H, W], and its meaning."""
+
+    kind: OutputKind = "classes"
+    labels: tuple[str, ...] = ()
+    """A name for each class, label or value; the two decisions (no, yes) of a binary output; empty without names."""
+
+    def fault(self) -> str | None:
+        """A contradiction between the fields, as the end of a sentence; None where there is none."""
+        if self.dtype != "float32" or len(self.shape) not in (2, 4) or min(self.shape[1:]) < 1:
+            return f"of {self.dtype} {list(self.shape)}, which is not float32 [N, C] or [N, C, H, W]"
+        channels = self.shape[1]
+        counts = {
+            "classes": (channels,), "binary": (2,), "multilabel": (channels,), "values": (0, channels), "features": (0,)
+        }[self.kind]  # fmt: skip
+        if len(self.labels) not in counts:
+            return f"of shape {list(self.shape)} and kind {self.kind}, with {len(self.labels)} names"
+        row = len(self.shape) == 2
+        if not (row or self.kind == "features") or (self.kind == "binary" and channels != 1):
+            return f"of kind {self.kind} and shape {list(self.shape)}, which do not fit together"
+        return None
 
 
 class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,9 +127,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     target: str | None
     batch: Batch
     inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    outputs: tuple[OutputSpec, ...]
     preprocess: Preprocess
-    classes: tuple[str, ...]
     checkpoint: CheckpointRef
     calibration: CalibrationRef | None
     golden_relative_rms: float
@@ -109,6 +137,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     fp16_blocks: tuple[str, ...] = ()
     """Blocks of an int8 engine that are not quantized."""
     sha256: str = ""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the first output's classes, labels or values; empty if it has none."""
+        return self.outputs[0].labels
 
     def digest(self) -> str:
         """SHA-256 of the file that ``write`` writes, without the digest in it."""
@@ -147,12 +180,15 @@ def read_manifest(directory: Path) -> Manifest:
         ) from error
     try:
         found = msgspec.json.decode(text, type=_Version).format
-        if found != FORMAT:
+        if not 1 <= found <= FORMAT:
             raise EngineError(
-                f"{path} has format {found}, this rescompile reads format {FORMAT}: "
+                f"{path} has format {found}, this rescompile reads formats 1 to {FORMAT}: "
                 "build the engine again with this version, or install the version that built it"
             )
-        manifest = msgspec.json.decode(text, type=Manifest)
+        if found == FORMAT:
+            manifest = msgspec.json.decode(text, type=Manifest)
+        else:
+            manifest = msgspec.json.decode(text, type=_Format1).upgraded()
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EngineError(f"{path} is damaged ({error}); build the engine again or copy it again") from error
     if not _is_sealed(text):
@@ -178,3 +214,33 @@ def _is_sealed(text: bytes) -> bool:
 
 class _Version(msgspec.Struct):
     format: int
+
+
+class _Format1(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The contents of ``manifest.json`` in format 1."""
+
+    format: int
+    model: str
+    depth: int | None
+    precision: Precision
+    backend: str
+    target: str | None
+    batch: Batch
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec]
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    checkpoint: CheckpointRef
+    calibration: CalibrationRef | None
+    golden_relative_rms: float
+    files: dict[str, FileDigest]
+    environment: dict[str, str]
+    fp16_blocks: tuple[str, ...] = ()
+    sha256: str = ""
+
+    def upgraded(self) -> Manifest:
+        """The same engine in the present format."""
+        fields = msgspec.structs.asdict(self)
+        (logits,), names = fields.pop("outputs"), fields.pop("classes")
+        output = OutputSpec(**msgspec.structs.asdict(logits), labels=names)
+        return Manifest(**fields | {"format": FORMAT, "outputs": (output,)})

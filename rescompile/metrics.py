@@ -4,12 +4,14 @@
     cosine       = mean over images of  <e, r> / (|e| |r|)
     SQNR         = 10 log10( sum r^2 / sum (o - r)^2 )  dB
 
-Sums are float64, so the order of the images changes results by rounding only.
+Sums are float64, so the order of the images changes results by rounding only. Shares of images come with Wilson's 95 %
+interval, and a difference of two shares with the probability that chance alone makes it (McNemar's exact test).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,18 @@ from rescompile.report import Parity
 Logits = NDArray[np.floating]
 Labels = NDArray[np.integer]
 
+_TWO_SIDED_95 = 1.959964
+"""Standard deviations of the normal distribution that hold 95 %."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The classes that both sides name for each image [N], and its label, if the images have labels."""
+
+    reference: Labels
+    engine: Labels
+    labels: Labels | None
+
 
 class ParityMeter:
     """Accumulates the comparison of two sets of logits [N, classes] over the batches of one image set."""
@@ -29,6 +43,8 @@ class ParityMeter:
         self._labelled: bool | None = None
         self._images = self._agreeing = self._correct_reference = self._correct_engine = 0
         self._reference_energy = self._error_energy = self._cosine = self._max_abs = 0.0
+        self._answers: list[tuple[Labels, Labels]] = []
+        self._labels: list[Labels] = []
 
     def update(self, reference: Logits, engine: Logits, labels: Labels | None = None) -> None:
         """Add one batch: logits [N, classes] of both sides and, where the set has them, class indices [N].
@@ -48,6 +64,7 @@ class ParityMeter:
         self._refuse_non_finite(r, e)
         chosen_reference, chosen_engine = r.argmax(axis=1), e.argmax(axis=1)
         self._count_correct(labels, chosen_reference, chosen_engine, r.shape)
+        self._answers.append((chosen_reference, chosen_engine))
         error = e - r
         self._images += len(r)
         self._agreeing += int((chosen_reference == chosen_engine).sum())
@@ -64,17 +81,35 @@ class ParityMeter:
         """
         if not self._images:
             raise ImageSetError(f"{image_source} has no images, so nothing was compared: pass a set that has")
+        count, labelled = self._images, bool(self._labelled)
+        right = [self._correct_reference, self._correct_engine] if labelled else []
         return Parity(
-            images=self._images,
+            images=count,
             image_source=image_source,
             image_fingerprint=image_fingerprint,
-            top1_reference=self._correct_reference / self._images if self._labelled else None,
-            top1_engine=self._correct_engine / self._images if self._labelled else None,
-            top1_agreement=self._agreeing / self._images,
+            top1_reference=self._correct_reference / count if labelled else None,
+            top1_engine=self._correct_engine / count if labelled else None,
+            top1_agreement=self._agreeing / count,
+            top1_intervals=tuple(wilson(correct, count) for correct in right),
+            agreement_interval=wilson(self._agreeing, count),
+            top1_drop_p=self._drop_p() if labelled else None,
             relative_rms=_relative_rms(self._reference_energy, self._error_energy),
             cosine=self._cosine / self._images,
             max_abs=self._max_abs,
         )
+
+    def answers(self) -> Answers:
+        """What both sides answered so far."""
+        reference, engine = (np.concatenate(side) for side in zip(*self._answers, strict=True))
+        return Answers(reference, engine, np.concatenate(self._labels) if self._labels else None)
+
+    def _drop_p(self) -> float:
+        """Probability that two equally good networks differ in as many right answers (McNemar, exact, two-sided)."""
+        answers = self.answers()
+        assert answers.labels is not None
+        right, left = answers.reference == answers.labels, answers.engine == answers.labels
+        won, lost = int((right & ~left).sum()), int((left & ~right).sum())
+        return min(1.0, 2 * binomial_tail(max(won, lost), won + lost, 0.5))
 
     def _refuse_non_finite(self, reference: Logits, engine: Logits) -> None:
         # argmax returns the position of a NaN on both sides, which would look like agreement
@@ -109,8 +144,30 @@ class ParityMeter:
                 f"has classes 0 to {classes - 1}: correct the label, or pass the image set that belongs to this "
                 "network"
             )
+        self._labels.append(labels)
         self._correct_reference += int((reference == labels).sum())
         self._correct_engine += int((engine == labels).sum())
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % interval of a share by Wilson's score, for 1 trial or more."""
+    share, weight = successes / trials, _TWO_SIDED_95**2 / trials
+    centre = share + weight / 2
+    reach = _TWO_SIDED_95 * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
+    # rounding must not push an end beyond the share itself
+    low, high = (centre - reach) / (1 + weight), (centre + reach) / (1 + weight)
+    return max(0.0, min(low, share)), min(1.0, max(high, share))
+
+
+def binomial_tail(successes: int, trials: int, probability: float) -> float:
+    """Probability of ``successes`` or more in ``trials``, each of ``probability`` (above 0, below 1)."""
+    if successes <= 0:
+        return 1.0
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
+    counts = np.arange(successes, trials + 1)
+    ways = logs[trials] - logs[counts] - logs[trials - counts]
+    terms = ways + counts * math.log(probability) + (trials - counts) * math.log1p(-probability)
+    return min(1.0, float(np.exp(terms).sum()))
 
 
 def relative_rms(reference: Logits, other: Logits) -> float:

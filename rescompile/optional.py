@@ -14,6 +14,10 @@ EXTRA_OF = {
     "pycuda": "cuda",
     "pycuda.driver": "cuda",
     "triton": "triton",
+    "h5py": "keras",
+    "timm": "timm",
+    "torchvision": "torchvision",
+    "transformers": "hf",
 }
 """Module to the extra of this project that installs it; all other packages are always installed."""
 

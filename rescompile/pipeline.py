@@ -5,6 +5,7 @@ from __future__ import annotations
 from rescompile.building import engine_directory, mixed_precision, verdict
 from rescompile.building.calibrate import calibrate
 from rescompile.building.deployable import make_deployable
+from rescompile.building.early_checks import check_build
 from rescompile.building.source import open_source
 from rescompile.building.validation import choose_validation, measure
 from rescompile.config import BuildConfig
@@ -22,6 +23,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     Raises:
         RescompileError, CalibrationError: what a user can mend; the output then does not exist.
     """
+    check_build(config)
     progress = progress or Silent()
     clock = StageClock(progress)
     backend, notes = engine_directory.backend_for(config)
@@ -29,7 +31,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     with clock.stage("load"):
         source = open_source(config.model, progress)
         named = mixed_precision.named_blocks(source, config)
-    with atomic_directory(engine_directory.output_of(source, config, backend), force=config.force) as staging:
+    with atomic_directory(config.output_of(source.name, backend.name), force=config.force) as staging:
         folder = staging.folder
         request = engine_directory.build_request(folder, source, config, progress)
         validation = choose_validation(config, source, backend)
@@ -55,8 +57,9 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
                 manifest = engine_directory.write_manifest(folder, contents)
             with clock.stage(f"verify{again}"):
                 measured = measure(folder, manifest, source, deployable, validation, progress)
-            passed = all(check.passed for check in verdict.check_limits(measured, contents)[1])
-            if passed or again or not config.may_move_blocks:
+                wrong = verdict.misfit_of(measured, source, validation, manifest)
+            passed = verdict.passes(measured, contents, wrong)
+            if passed or wrong or again or not config.may_move_blocks:
                 break
             with clock.stage("budget"):
                 mixed = mixed_precision.meet_limits(mixed, source, validation, measured, config, progress)
@@ -69,7 +72,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
             staging.divert(".failed")
         report = verdict.make_report(
             manifest=manifest, contents=contents, deployable=deployable, mixed=mixed, validation=validation,
-            measured=measured, blocks=blocks, stages=clock.records, directory=staging.target,
+            measured=measured, blocks=blocks, stages=clock.records, directory=staging.target, wrong=wrong,
             notes=(*notes, *mixed.notes, *validation.notes, *payload.notes),
         )  # fmt: skip
         verdict.write_report(folder, report)

@@ -9,6 +9,8 @@ import msgspec
 from rescompile.errors import EngineError, reason_of
 from rescompile.manifest import REPORT_JSON, CalibrationRef, CheckpointRef
 
+NOT_JUDGED = "not judged: the network does not fit these labels"
+
 
 class JsonReport(msgspec.Struct, frozen=True):
     """Base of all results that commands print or write as JSON."""
@@ -27,6 +29,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Largest allowed loss of top-1 accuracy in percentage points; needs labels."""
     max_relative_rms: float | None = None
     """Largest allowed RMS of the logit error over RMS of the reference logits."""
+    min_top1: float | None = None
+    """Smallest top-1 accuracy of the engine; needs labels."""
+
+    @property
+    def need_labels(self) -> bool:
+        """Whether a limit can be judged on labelled images alone."""
+        return (self.max_top1_drop, self.min_top1) != (None, None)
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -85,6 +94,15 @@ class BlockDamage(msgspec.Struct, frozen=True):
     """RMS of the logits' error over RMS of the fp32 logits."""
 
 
+class Flip(msgspec.Struct, frozen=True, kw_only=True):
+    """An image for which the engine names another class than the fp32 network."""
+
+    image: str
+    reference: int
+    engine: int
+    label: int | None
+
+
 class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One choice of blocks that stay in FP16, measured on the validation images."""
 
@@ -105,7 +123,8 @@ class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """The comparison of an engine (or its deployable graph) with the fp32 reference on one image set.
 
-    ``top1_reference`` and ``top1_engine`` are None for images without labels.
+    ``top1_reference`` and ``top1_engine`` are None for images without labels. Intervals hold the true share with a
+    probability of 95 % (Wilson).
     """
 
     images: int
@@ -117,6 +136,11 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     relative_rms: float
     cosine: float
     max_abs: float
+    top1_intervals: tuple[tuple[float, float], ...] = ()
+    """Of the reference and of the engine; empty without labels."""
+    agreement_interval: tuple[float, float] | None = None
+    top1_drop_p: float | None = None
+    """Probability that chance alone makes a difference of top-1 as large as this one (McNemar's exact test)."""
 
 
 class BuildReport(JsonReport, frozen=True, kw_only=True):
@@ -161,6 +185,21 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
     """Every choice of blocks that was tried to meet the limits, fewest INT8 blocks first; empty without a search."""
     damages: tuple[BlockDamage, ...] = ()
     """The damage of each block, by which that search ordered them."""
+    top1_intervals: tuple[tuple[float, float], ...] = ()
+    agreement_interval: tuple[float, float] | None = None
+    top1_drop_p: float | None = None
+    """For these three, see ``Parity``."""
+    misfit: str | None = None
+    """The reason why the figures say nothing: the network does not fit the labels, or it was fed wrongly."""
+    flips: tuple[Flip, ...] = ()
+    """Images that the engine answers in another way than the fp32 network; the first hundred."""
+    advice: tuple[str, ...] = ()
+    """Next steps after a failed verdict."""
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the engine is for timing only."""
+        return self.checkpoint is not None and self.checkpoint.source.startswith("random, seed ")
 
     @property
     def judged(self) -> bool:
@@ -170,6 +209,8 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
     @property
     def verdict(self) -> str:
         """The headline; only an engine that was executed and held to a limit is "verified"."""
+        if self.misfit is not None:
+            return NOT_JUDGED
         if not self.passed:
             return "failed"
         if not self.engine_executed:

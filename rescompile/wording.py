@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
+import sys
+
 
 def plain(text: str) -> str:
     """``text`` with control characters (terminal escapes, line breaks) made visible instead of obeyed."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def write_json(text: str) -> None:
+    """Write ``text`` and a line break to stdout; characters that its encoding lacks become JSON's own escapes."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)
+    sys.stdout.write(text + "\n")
 
 
 def counted(count: int, noun: str) -> str:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import fused_kernels.kernels
+from calibration.preprocess import CIFAR, normalize
 from rescompile.building.source import Source, open_source
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.manifest import Batch
@@ -68,14 +69,20 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``net.pth`` (a CIFAR ResNet-20 with random weights) and ``images.npz`` (24 labelled images), read-only."""
+    """``net.pth`` (a CIFAR ResNet-20 with random weights) and ``images.npz`` (24 labelled images), read-only.
+
+    Most labels are what the network says, as a trained network's are.
+    """
     folder = tmp_path_factory.mktemp("small")
     model, _ = random_model(find(depth=None, name="resnet20-cifar"), 10, seed=0)
     torch.save(model.state_dict(), folder / "net.pth")
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
     images = coarse.repeat(4, axis=1).repeat(4, axis=2)  # patches, so that neighbouring pixels are alike
-    np.savez(folder / "images.npz", images=images, labels=rng.integers(0, 10, 24))
+    with torch.inference_mode():
+        labels = model(torch.from_numpy(normalize(images, CIFAR))).argmax(1).numpy()
+    labels[::8] = rng.integers(0, 10, 3)
+    np.savez(folder / "images.npz", images=images, labels=labels)
     return folder
 
 

@@ -43,6 +43,45 @@ def test_a_place_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     store.forget("key")
 
 
+def test_folder_and_files_are_the_users_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store = CompiledEngines(tmp_path / "engines")
+        store.write("key", b"engine")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "engines").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "engines/key.blob").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_others_could_have_written_is_not_read(tmp_path: Path, what: str) -> None:
+    store = CompiledEngines(tmp_path / "engines")
+    store.write("key", b"engine")
+    path = {"file": store.folder / "key.blob", "folder": store.folder}[what]
+    path.chmod(path.stat().st_mode | 0o020)
+    assert store.read("key") is None
+    store.write("key", b"engine")  # makes both the user's own again
+    assert store.read("key") == b"engine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_user_is_not_read(tmp_path: Path) -> None:
+    store = CompiledEngines(tmp_path)
+    store.write("key", b"engine")
+    os.chown(tmp_path / "key.blob", 12345, -1)
+    assert store.read("key") is None
+
+
+def test_links_and_pipes_are_not_read(tmp_path: Path) -> None:
+    store = CompiledEngines(tmp_path / "engines")
+    store.write("key", b"engine")
+    (store.folder / "link.blob").symlink_to(store.folder / "key.blob")
+    os.mkfifo(store.folder / "pipe.blob", 0o600)
+    assert store.read("link") is None
+    assert store.read("pipe") is None
+
+
 def test_the_longest_unused_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CompiledEngines(tmp_path)
     for age, name in enumerate(("c", "b", "a")):

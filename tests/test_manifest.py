@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rescompile.errors import EngineError
-from rescompile.manifest import MANIFEST, Batch, FileDigest, Manifest, read_manifest
+from rescompile.manifest import MANIFEST, Batch, FileDigest, Manifest, OutputSpec, read_manifest
 from tests.backends.engines import manifest
 
 FILES = {"model.xml": FileDigest("a" * 64, 10), "golden.npz": FileDigest("b" * 64, 20)}
@@ -64,7 +64,9 @@ def test_a_manifest_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{"model": "other"}, {"golden_relative_rms": 1e9}, {"classes": ["a"]}])
+@pytest.mark.parametrize(
+    "changes", [{"model": "other"}, {"golden_relative_rms": 1e9}, {"environment": {"a": "b"}}]
+)
 def test_a_changed_field_breaks_the_digest(tmp_path: Path, changes: dict[str, Any]) -> None:
     sealed(tmp_path)
     rewritten(tmp_path, **changes)
@@ -110,8 +112,8 @@ def test_a_linked_manifest_is_refused(tmp_path: Path) -> None:
 
 def test_another_format_names_both_versions(tmp_path: Path) -> None:
     sealed(tmp_path)
-    rewritten(tmp_path, format=2, something_new=1)
-    with pytest.raises(EngineError, match="has format 2, this rescompile reads format 1"):
+    rewritten(tmp_path, format=3, something_new=1)
+    with pytest.raises(EngineError, match="has format 3, this rescompile reads formats 1 to 2"):
         read_manifest(tmp_path)
 
 
@@ -151,3 +153,42 @@ def test_a_file_outside_of_the_directory_is_refused(tmp_path: Path, name: str) -
 def test_only_the_manifest_is_written(tmp_path: Path) -> None:
     sealed(tmp_path)
     assert os.listdir(tmp_path) == [MANIFEST]  # noqa: PTH208
+
+
+def in_format_1(directory: Path) -> None:
+    """Rewrite the manifest as an older rescompile wrote it."""
+    fields = json.loads((directory / MANIFEST).read_bytes())
+    (output,) = fields["outputs"]
+    assert output.pop("kind") == "classes"
+    before = {"format": 1, "classes": output.pop("labels")}
+    digest = fields.pop("sha256")
+    text = json.dumps({**fields, **before, "sha256": ""}, indent=2) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (directory / MANIFEST).write_text(text.replace('"sha256": ""\n}', f'"sha256": "{digest}"\n}}'))
+
+
+def test_a_manifest_of_format_1_is_one_output_of_classes(tmp_path: Path) -> None:
+    made = sealed(tmp_path)
+    in_format_1(tmp_path)
+    found = read_manifest(tmp_path)
+    assert msgspec.structs.replace(found, sha256="") == made
+    assert found.outputs[0].kind == "classes"
+    assert found.classes == made.classes
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "names", "good"),
+    [
+        ("classes", (-1, 3), 3, True), ("classes", (-1, 3), 2, False), ("classes", (-1, 3, 4, 4), 3, False),
+        ("binary", (-1, 1), 2, True), ("binary", (-1, 2), 2, False), ("binary", (-1, 1), 1, False),
+        ("multilabel", (-1, 3), 3, True), ("multilabel", (-1, 3), 0, False),
+        ("values", (-1, 2), 0, True), ("values", (-1, 2), 2, True), ("values", (-1, 2), 1, False),
+        ("features", (-1, 512), 0, True), ("features", (-1, 64, 7, 7), 0, True), ("features", (-1, 64), 64, False),
+        ("features", (-1, 64, 7), 0, False), ("values", (-1, 0), 0, False),
+    ],
+)  # fmt: skip
+def test_an_outputs_kind_shape_and_names_fit_together(
+    kind: Any, shape: tuple[int, ...], names: int, good: bool
+) -> None:
+    output = OutputSpec("out", shape, "float32", "NC", kind, tuple(map(str, range(names))))
+    assert (output.fault() is None) == good

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from calibration.errors import ImageSetError
 from rescompile.errors import BackendError, CheckpointError
-from rescompile.metrics import ParityMeter, decibels, relative_rms
+from rescompile.metrics import ParityMeter, binomial_tail, decibels, relative_rms, wilson
 from rescompile.report import Parity
 
 
@@ -153,3 +153,49 @@ def test_relative_rms_of_arrays_is_that_of_the_meter() -> None:
     r, e = random.normal(size=(2, 4, 3)).astype(np.float32)
     assert relative_rms(r, e) == pytest.approx(parity(r, e).relative_rms)
     assert relative_rms(np.zeros(2), np.ones(2)) == math.inf
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (292, 300), (1, 2), (5000, 10_000)])
+def test_wilsons_ends_are_shares_from_which_the_found_one_is_1_96_deviations_away(
+    successes: int, trials: int
+) -> None:
+    share = successes / trials
+    for end in wilson(successes, trials):
+        if 0 < end < 1:
+            assert abs(share - end) / math.sqrt(end * (1 - end) / trials) == pytest.approx(1.96, abs=1e-4)
+        else:
+            assert end == share
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.data())
+def test_the_interval_holds_the_share(trials: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, trials))
+    low, high = wilson(successes, trials)
+    assert 0 <= low <= successes / trials <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "probability"), [(0, 5, 0.5), (3, 5, 0.5), (5, 5, 0.1), (60, 1000, 0.05)]
+)
+def test_a_binomial_tail_is_the_sum_of_its_terms(successes: int, trials: int, probability: float) -> None:
+    terms = (
+        math.comb(trials, k) * probability**k * (1 - probability) ** (trials - k)
+        for k in range(successes, trials + 1)
+    )
+    assert binomial_tail(successes, trials, probability) == pytest.approx(sum(terms), rel=1e-9)
+
+
+def test_a_drop_comes_with_its_probability_by_chance() -> None:
+    """Ten images that only the reference gets right, two that only the engine does: McNemar's exact p is 0.0386."""
+    labels = np.zeros(100, int)
+    right, wrong = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    reference = np.array([right] * 98 + [wrong] * 2)
+    engine = np.array([wrong] * 10 + [right] * 90)
+    meter = ParityMeter()
+    meter.update(reference[:40], engine[:40], labels[:40])
+    meter.update(reference[40:], engine[40:], labels[40:])
+    found = meter.result(image_source="s", image_fingerprint="f")
+    assert found.top1_drop_p == pytest.approx(0.038574, abs=1e-6)
+    assert len(found.top1_intervals) == 2
+    np.testing.assert_array_equal(meter.answers().engine, engine.argmax(1))

@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
-from calibration.images.listing import MAX_CLASSES
+from calibration.images.labels_csv import MAX_CLASSES
 from calibration.preprocess import Preprocess, to_uint8
 
 _DAMAGE = (
@@ -96,6 +96,8 @@ def list_archive(path: Path) -> tuple[int, tuple[int, ...], NDArray[np.int64] | 
 def _labels(path: Path, count: int) -> NDArray[np.int64]:
     with _member(path, "labels") as file:
         labels = npy.read_array(file, allow_pickle=False)
+    if labels.shape == (count, 1):
+        labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise ImageSetError(
             f"{path}: labels are {labels.dtype} {list(labels.shape)}: save one integer for each of the {count} images"

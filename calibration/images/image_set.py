@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,6 +81,36 @@ class ImageSet:
         named = ", ".join(self.skipped[:5]) + (", …" if len(self.skipped) > 5 else "")
         return (f"{len(self.skipped)} unreadable images of {self.source} were left out: {named}",)
 
+    def remarks(self, classes: int, names: Sequence[str] | None) -> tuple[str, ...]:
+        """Sentences about labels that may not mean the network's ``classes`` classes, called ``names``."""
+        found = self.labels_from_one(classes)
+        order = self._order_of_folders(names or ())
+        return tuple(filter(None, (found, order)))
+
+    def _order_of_folders(self, names: Sequence[str]) -> str | None:
+        if not self.by_folder or self.class_names is None or len(names) != len(self.class_names):
+            return None
+        pairs = [
+            f"'{text_of(folder)}' is '{name}'" for folder, name in zip(self.class_names, names, strict=True)
+        ]
+        return (
+            f"no folder of {self.source} has the name of a class, so the folders are the classes in the order of their "
+            f"names: {', '.join(pairs[:3])}{', …' if len(pairs) > 3 else ''}"
+        )
+
+    def labels_from_one(self, classes: int) -> str | None:
+        """A sentence where the labels of a network with ``classes`` classes seem to count from 1, else None."""
+        if self.labels is None or self.by_folder or classes < 2 or not len(self) or self.labels.min() != 1:
+            return None
+        highest = int(self.labels.max())
+        seen = len(np.unique(self.labels))
+        if highest != classes and (highest, seen) != (classes - 1, classes - 1):
+            return None
+        return (
+            f"the labels of {self.source} run from 1 to {highest} and never are 0, while classes count from 0 to "
+            f"{classes - 1}: if they count from 1, subtract 1 from each"
+        )
+
     def labels_fit(self, classes: int) -> bool:
         """Whether the labels can belong to a network with ``classes`` classes; False without labels."""
         if self.labels is None:
@@ -121,8 +151,11 @@ def open_image_set(
     seed: int = 0,
     need_labels: bool = False,
     skip_unreadable: bool = False,
+    known: Sequence[str] | None = None,
 ) -> ImageSet:
     """Open the image set at ``path``, in any of the four forms.
+
+    ``known`` are the names of the network's classes, by which ``list_folder`` finds class folders.
 
     At most ``limit`` images are drawn with ``seed``. With ``skip_unreadable`` every drawn image is decoded once
     at opening, so that length, labels and fingerprint count the readable ones only.
@@ -132,7 +165,7 @@ def open_image_set(
     """
     path = Path(path)
     if path.is_dir():
-        found = _open_folder(path, limit, seed, skip_unreadable=skip_unreadable)
+        found = _open_folder(path, limit, seed, skip_unreadable=skip_unreadable, known=known)
     elif path.suffix.lower() == ".npz" and path.is_file():
         found = _open_archive(path, limit, seed)
     else:
@@ -145,8 +178,10 @@ def open_image_set(
     return found
 
 
-def _open_folder(folder: Path, limit: int | None, seed: int, *, skip_unreadable: bool) -> ImageSet:
-    listing = list_folder(folder)
+def _open_folder(
+    folder: Path, limit: int | None, seed: int, *, skip_unreadable: bool, known: Sequence[str] | None
+) -> ImageSet:
+    listing = list_folder(folder, known)
     chosen = _choose(len(listing.names), limit, seed)
     skipped: list[int] = []
     if skip_unreadable:

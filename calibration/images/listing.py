@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-import csv
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.errors import ImageSetError
+from calibration.images.labels_csv import read_labels
+from calibration.names import text_of
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
-
-MAX_CLASSES = 1_000_000
-"""A larger class index is a mistake in the file."""
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+)
+_SPLITS = frozenset(
+    [
+        "train",
+        "training",
+        "train_set",
+        "val",
+        "valid",
+        "validation",
+        "val_set",
+        "test",
+        "testing",
+        "test_set",
+        "eval",
+        "dev",
+        "holdout",
+    ]
+)
+"""Names of folders that divide a data set, and are not classes."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +47,27 @@ class Listing:
     """Whether a label is the position of a class folder; it is the network's class only if every class has a folder."""
 
 
-def list_folder(folder: Path) -> Listing:
+def list_folder(folder: Path, known: Sequence[str] | None = None) -> Listing:
     """List ``folder``: ``labels.csv`` with ``images/``, class folders, or flat.
 
+    A class folder is found by its name in ``known``, the network's classes. Where no name is known, a number is the
+    class's index, and other folders are classes in the order of their names.
+
     Raises:
-        ImageSetError: it has none of these forms, mixes them, holds no image or cannot be read.
+        ImageSetError: it has none of these forms, mixes them, holds no image or cannot be read; or some of its class
+            folders are among ``known`` and others are not.
     """
     try:
         entries = sorted(filter(_visible, folder.iterdir()), key=lambda entry: entry.name)
     except OSError as error:
         raise ImageSetError(f"{folder} cannot be read ({error.strerror}): check its permissions") from None
     if (folder / "labels.csv").is_file():
-        return _list_csv(folder / "labels.csv", folder / "images")
+        rows, names = read_labels(folder / "labels.csv", folder / "images", known)
+        files = tuple(sorted(rows))
+        return Listing(folder / "images", files, tuple(rows[name] for name in files), names)
     loose = tuple(entry.name for entry in entries if _is_image(entry))
     classes = tuple(entry.name for entry in entries if entry.is_dir())
-    nested = {name: _images_below(folder, folder / name) for name in classes}
+    nested = {name: sorted(_images_below(folder, name)) for name in classes}
     if loose and any(nested.values()):
         raise ImageSetError(
             f"{folder} holds loose images ({loose[0]}) beside folders of images: "
@@ -52,75 +79,88 @@ def list_folder(folder: Path) -> Listing:
             f"or pass {folder / 'images'} to use the images without labels"
         )
     if not loose and not any(nested.values()):
-        known = " ".join(sorted(SUFFIXES))
-        raise ImageSetError(f"{folder} holds no images: pass a folder with files of the kinds {known}")
+        suffixes = " ".join(sorted(SUFFIXES))
+        raise ImageSetError(f"{folder} holds no images: pass a folder with files of the kinds {suffixes}")
     if loose:
         return Listing(folder, loose)
-    labelled = sorted((name, label) for label, images in enumerate(nested.values()) for name in images)
-    names, labels = zip(*labelled, strict=True)
-    return Listing(folder, names, labels, classes, by_folder=True)
+    _refuse_splits(folder, nested, known)
+    return _by_class(folder, nested, known)
 
 
-def _list_csv(path: Path, images: Path) -> Listing:
-    rows: dict[str, int] = {}
-    classes: dict[int, str] = {}
-    for where, row in _csv_rows(path):
-        name, label = _checked(row, where, images)
-        if rows.setdefault(name, label) != label:
-            raise ImageSetError(
-                f"{where} gives '{name}' class {label}, an earlier line {rows[name]}: keep one of them"
-            )
-        called = row.get("name") or ""
-        if classes.setdefault(label, called) != called:
-            raise ImageSetError(
-                f"{where} calls class {label} '{called}', an earlier line '{classes[label]}': use one name"
-            )
-    if not rows:
-        raise ImageSetError(f"{path} lists no images: add lines with file,class_index")
-    names = tuple(sorted(rows))
-    named = any(classes.values())
-    class_names = (
-        tuple(classes.get(index) or str(index) for index in range(max(classes) + 1)) if named else None
-    )
-    return Listing(images, names, tuple(rows[name] for name in names), class_names)
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """``paths`` with the images of a folder, at any depth, in place of the folder.
+
+    Raises:
+        ImageSetError: a path does not exist, or a folder holds no image or cannot be read.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(_images_below(path, ".")) if path.is_dir() else []
+        found += [path / name for name in inside] or [path]
+        if path.is_dir() and not inside:
+            raise ImageSetError(f"{path} holds no images: pass image files, or a folder with some")
+        if not path.exists():
+            raise ImageSetError(f"image {path} cannot be read (No such file or directory): pass image files")
+    return found
 
 
-def _csv_rows(path: Path) -> list[tuple[str, dict[str, str | None]]]:
-    """Place (file and line) and content of every row of ``path``."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = {"file", "class_index"} - set(reader.fieldnames or ())
-            if missing:
-                raise ImageSetError(
-                    f"{path} lacks the column {' and '.join(sorted(missing))}: its first line must be file,class_index"
-                )
-            return [(f"{path} line {reader.line_num}", row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
+def _by_class(folder: Path, nested: dict[str, list[str]], known: Sequence[str] | None) -> Listing:
+    places, names, by_folder = _places(folder, tuple(nested), known), None, False
+    if places is None and all(name.isascii() and name.isdigit() for name in nested):
+        places = {name: int(name) for name in sorted(nested, key=int)}
+        if len(set(places.values())) < len(places):
+            raise ImageSetError(f"{folder} has two folders of one class number, such as 1 and 01: merge them")
+        names = tuple(places) if list(places.values()) == list(range(len(places))) else None
+    elif places is None:
+        places, names, by_folder = {name: index for index, name in enumerate(nested)}, tuple(nested), True
+    labelled = sorted((file, places[name]) for name, files in nested.items() for file in files)
+    files, labels = zip(*labelled, strict=True)
+    return Listing(folder, files, labels, names, by_folder)
+
+
+def _places(folder: Path, names: tuple[str, ...], known: Sequence[str] | None) -> dict[str, int] | None:
+    """The class of each folder by its name; None where no name is that of a class.
+
+    Raises:
+        ImageSetError: some names are, and others are not, or a name is that of two classes.
+    """
+    indices: dict[str, list[int]] = {}
+    for index, name in enumerate(known or ()):
+        indices.setdefault(unicodedata.normalize("NFC", name), []).append(index)
+    found = {name: indices.get(unicodedata.normalize("NFC", name), []) for name in names}
+    strangers = [name for name, places in found.items() if not places]
+    if len(strangers) == len(names):
+        return None
+    if strangers:
+        others = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
+        named = ", ".join(f"'{text_of(name)}'" for name in strangers[:3])
         raise ImageSetError(
-            f"{path} is not a UTF-8 table of comma-separated values ({error}): save it as one"
-        ) from None
-    except OSError as error:
-        raise ImageSetError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
-
-
-def _checked(row: dict[str, str | None], where: str, images: Path) -> tuple[str, int]:
-    name, index = row["file"], row["class_index"]
-    if not name or index is None:
-        raise ImageSetError(f"{where} is incomplete: give a file and its class_index")
-    digits = index.strip()
-    label = int(digits) if digits.isascii() and digits.isdigit() and len(index) < 12 else MAX_CLASSES
-    if label >= MAX_CLASSES:
-        raise ImageSetError(
-            f"{where} has class_index '{index}': write the number of the class, counted from 0"
+            f"{folder} has folders that are no class of the network ({named}{others}), while others are: rename or "
+            "remove them, or correct --classes"
         )
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ImageSetError(f"{where} names '{name}': files must lie inside {images}")
-    if not (images / name).is_file():
+    twice = [name for name, places in found.items() if len(places) > 1]
+    if twice:
         raise ImageSetError(
-            f"{where} names '{name}', which is not in {images}: add the file or remove the line"
+            f"'{text_of(twice[0])}' is the name of several classes, so its folder in {folder} could be any of them: "
+            "write a labels.csv, or number the folders"
         )
-    return name, label
+    return {name: places[0] for name, places in found.items()}
+
+
+def _refuse_splits(folder: Path, nested: dict[str, list[str]], known: Sequence[str] | None) -> None:
+    """Refuse a data set of several splits, whose folders would be taken for classes."""
+    if any(Path(file).parent == Path(name) for name, files in nested.items() for file in files):
+        return
+    below = {Path(file).parts[1] for files in nested.values() for file in files}
+    splits = [name for name, files in nested.items() if files]
+    if all(name.lower() in _SPLITS for name in splits) or (
+        known and below <= set(known) and not set(splits) & set(known)
+    ):
+        listed = ", ".join(map(text_of, splits[:4]))
+        raise ImageSetError(
+            f"{folder} holds the folders {listed}, each with folders of classes ({text_of(min(below))}) in it: "
+            f"pass one of them, such as {text_of(folder / splits[0])}"
+        )
 
 
 def _visible(entry: Path) -> bool:
@@ -131,5 +171,19 @@ def _is_image(entry: Path) -> bool:
     return _visible(entry) and entry.suffix.lower() in SUFFIXES and entry.is_file()
 
 
-def _images_below(root: Path, folder: Path) -> list[str]:
-    return [entry.relative_to(root).as_posix() for entry in folder.rglob("*") if _is_image(entry)]
+def _images_below(root: Path, name: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Images below the folder ``name`` of ``root``, relative to ``root``. Links are followed, but not in circles."""
+    here = os.path.realpath(root / name)
+    if here in above:
+        return
+    try:
+        entries = list((root / name).iterdir())
+    except OSError as error:
+        raise ImageSetError(
+            f"{root / name} cannot be read ({error.strerror}): check its permissions"
+        ) from None
+    for entry in entries:
+        if _is_image(entry):
+            yield f"{name}/{entry.name}"
+        elif _visible(entry) and entry.is_dir():
+            yield from _images_below(root, f"{name}/{entry.name}", above | {here})

@@ -175,12 +175,28 @@ def _learn(weight: Tensor, bias: Tensor, covariance: Tensor, mean: Tensor, level
     return LearnedWeight(integers.numpy(), scales.numpy(), (bias + moved).numpy())
 
 
+def _cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor:
+    """The Cholesky factor of ``matrix``, with as much more damping as that needs.
+
+    Where the inputs hardly change, as on images of one colour, only rounding errors are left of their covariance.
+    """
+    import torch
+
+    size = float(matrix.diagonal().abs().mean()) or 1.0
+    for damping in (0.0, 1e-4, 1e-2, 1.0, 100.0):
+        damped = matrix + damping * size * torch.eye(len(matrix), dtype=matrix.dtype) if damping else matrix
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(damped, upper=upper)
+        if not failed and torch.isfinite(factor).all():
+            return factor
+    return torch.eye(len(matrix), dtype=matrix.dtype)  # nothing to learn from: rounding to the nearest
+
+
 def round_with_feedback(weight: Tensor, covariance: Tensor, scales: Tensor, levels: int = LEVELS) -> Tensor:
     """Integers [O, K] up to ``levels``, as floats, of ``weight`` [O, K] for inputs with ``covariance`` [K, K]."""
     import torch
 
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-    feedback = torch.linalg.cholesky(inverse, upper=True)
+    feedback = _cholesky(torch.cholesky_inverse(_cholesky(covariance)), upper=True)
     rest, rounded = weight.clone(), torch.empty_like(weight)
     for start in range(0, weight.shape[1], _BLOCK):
         stop = min(start + _BLOCK, weight.shape[1])

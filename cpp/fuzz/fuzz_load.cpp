@@ -52,13 +52,21 @@ void preprocess(const std::string& bytes) {
   const auto at = [&](std::size_t index) { return static_cast<std::size_t>(static_cast<unsigned char>(bytes[index])); };
   const std::size_t width = at(0) | at(1) << 8, height = at(2) | at(3) << 8;
   Preprocess steps;
-  steps.crop = static_cast<std::int64_t>(at(4) % 32 + 1);
-  if (at(5) < 128) steps.resize = steps.crop + static_cast<std::int64_t>(at(5) % 16);
+  steps.crop = {static_cast<std::int64_t>(at(4) % 32 + 1), static_cast<std::int64_t>(at(4) / 16 + 1)};
+  const auto resized = std::max(steps.crop.height, steps.crop.width) + static_cast<std::int64_t>(at(5) % 16);
+  if (at(5) < 96)
+    steps.resize = resized;
+  else if (at(5) < 192)
+    steps.stretch = Size{resized, resized + 3};
   steps.interpolation = static_cast<Interpolation>(at(5) % 3);
+  steps.color = static_cast<Color>(at(5) % 4);
   std::vector<std::uint8_t> pixels(bytes.begin() + 6, bytes.end());
-  if (width * height <= 1 << 16) pixels.resize(width * height * 3);  // else the size is wrong, and must be refused
+  // else the size is wrong, and must be refused
+  if (width * height <= 1 << 16) pixels.resize(width * height * internal::bytes_per_pixel(steps.color));
   const auto made = internal::crop_pixels({pixels, width, height}, steps);
-  if (made && made->size() != static_cast<std::size_t>(steps.crop * steps.crop * 3)) std::abort();
+  if (made && made->size() != static_cast<std::size_t>(steps.crop.height * steps.crop.width) *
+                                      internal::channel_count(steps.color))
+    std::abort();
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "guard.hpp"
+#include "preprocess.hpp"
 #include "rescompile/rescompile.h"
 #include "rescompile/rescompile.hpp"
 
@@ -56,7 +57,8 @@ rescompile_status preprocess(const rescompile_engine* engine, const uint8_t* rgb
     if (engine == nullptr) return null_argument("engine");
     if (rgb == nullptr) return null_argument("rgb");
     constexpr size_t most = size_t{1} << 27;  // so that the product below fits; larger images are refused anyway
-    const size_t size = width > most || height > most ? 0 : width * height * 3;
+    const size_t pixel = rescompile::internal::bytes_per_pixel(engine->engine.manifest().preprocess.color);
+    const size_t size = width > most || height > most ? 0 : width * height * pixel;
     return engine->engine.preprocess_into(span_of(rgb, size), width, height, span_of(image, image_size));
   });
 }
@@ -128,8 +130,13 @@ rescompile_status rescompile_get_facts(const rescompile_engine* engine, rescompi
 }
 
 const char* rescompile_class_name(const rescompile_engine* engine, size_t index) {
-  if (engine == nullptr || index >= engine->engine.class_count()) return nullptr;
+  if (engine == nullptr || index >= engine->engine.manifest().classes.size()) return nullptr;
   return engine->engine.manifest().classes[index].c_str();
+}
+
+rescompile_kind rescompile_output_kind(const rescompile_engine* engine) {
+  return engine == nullptr ? RESCOMPILE_CLASSES
+                           : static_cast<rescompile_kind>(engine->engine.manifest().output.kind);
 }
 
 const char* rescompile_model_name(const rescompile_engine* engine) {

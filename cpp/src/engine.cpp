@@ -23,6 +23,7 @@ Engine::Impl::Impl(Manifest manifest, std::unique_ptr<internal::Backend> backend
                    std::vector<std::unique_ptr<internal::Session>> sessions)
     : manifest_(std::move(manifest)),
       image_size_(internal::values_per_image(manifest_.input)),
+      output_size_(internal::values_per_image(manifest_.output)),
       image_bytes_(image_size_ * (manifest_.input.dtype == DType::uint8 ? 1 : sizeof(float))),
       backend_(std::move(backend)),
       pool_(std::move(sessions)) {}
@@ -38,7 +39,7 @@ std::optional<Error> Engine::Impl::check(DType dtype, std::size_t size, std::siz
     return refused("the images are " + std::to_string(size) + " values, but " + std::to_string(count) +
                    " images of this engine are " + std::to_string(count) + " times " + std::to_string(image_size_) +
                    ": pass a span of exactly these");
-  const std::size_t classes = manifest_.classes.size();
+  const std::size_t classes = output_size_;
   if (logits % classes != 0 || logits / classes != count)
     return refused("there is room for " + std::to_string(logits) + " logits, but the answer has " +
                    std::to_string(count) + " times " + std::to_string(classes) + ": pass a span of exactly these");
@@ -55,7 +56,7 @@ std::optional<Error> Engine::Impl::infer(const void* images, DType dtype, std::s
   for (std::size_t start = 0; start < count; start += most) {
     const std::size_t part = std::min(most, count - start);
     const std::byte* from = bytes + start * image_bytes_;
-    float* to = logits.data() + start * manifest_.classes.size();
+    float* to = logits.data() + start * output_size_;
     auto error = part < least ? run_filled_up(*session, from, part, to) : (*session).run(from, part, to);
     if (error) return error;
   }
@@ -65,7 +66,7 @@ std::optional<Error> Engine::Impl::infer(const void* images, DType dtype, std::s
 std::optional<Error> Engine::Impl::run_filled_up(internal::Session& session, const std::byte* images,
                                                  std::size_t count, float* logits) const {
   const auto least = static_cast<std::size_t>(manifest_.batch.min);
-  const std::size_t classes = manifest_.classes.size();
+  const std::size_t classes = output_size_;
   std::vector<std::byte> filled(least * image_bytes_);
   std::vector<float> answers(least * classes);
   for (std::size_t place = 0; place < least; ++place)  // the last image again, as Python does
@@ -132,7 +133,7 @@ Result<Logits> Engine::infer(const Input& image) const noexcept {
 namespace {
 
 /// Pixels of the crop, where they make up an image of `size` values of type `dtype`.
-Result<std::vector<std::uint8_t>> checked_pixels(const Manifest& manifest, const internal::RgbView& image, DType dtype,
+Result<std::vector<std::uint8_t>> checked_pixels(const Manifest& manifest, const internal::PixelView& image, DType dtype,
                                                  std::size_t size) {
   const TensorSpec& input = manifest.input;
   if (dtype != input.dtype)
@@ -142,10 +143,11 @@ Result<std::vector<std::uint8_t>> checked_pixels(const Manifest& manifest, const
   if (size != values)
     return Error{ErrorCode::usage, "there is room for " + std::to_string(size) + " values, but an image has " +
                                        std::to_string(values) + ": pass a span of image_size() values"};
-  const std::int64_t crop = manifest.preprocess.crop;
+  const auto [height, width] = manifest.preprocess.crop;
+  const auto channels = static_cast<std::int64_t>(internal::channel_count(manifest.preprocess.color));
   const bool pixels = dtype == DType::uint8;
-  const std::vector<std::int64_t> made =
-      pixels ? std::vector<std::int64_t>{crop, crop, 3} : std::vector<std::int64_t>{3, crop, crop};
+  const std::vector<std::int64_t> made = pixels ? std::vector<std::int64_t>{height, width, channels}
+                                                : std::vector<std::int64_t>{channels, height, width};
   if (input.layout != (pixels ? Layout::NHWC : Layout::NCHW) ||
       !std::equal(made.begin(), made.end(), input.shape.begin() + 1, input.shape.end()))
     return Error{ErrorCode::engine,
@@ -195,7 +197,7 @@ const Manifest& Engine::manifest() const noexcept {
 }
 
 std::size_t Engine::image_size() const noexcept { return impl_ ? impl_->image_size() : 0; }
-std::size_t Engine::class_count() const noexcept { return manifest().classes.size(); }
+std::size_t Engine::class_count() const noexcept { return impl_ ? impl_->output_size() : 0; }
 std::size_t Engine::concurrency() const noexcept { return impl_ ? impl_->concurrency() : 0; }
 
 const char* version() noexcept { return RESCOMPILE_VERSION; }

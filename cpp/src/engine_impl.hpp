@@ -15,6 +15,7 @@ class Engine::Impl {
 
   [[nodiscard]] const Manifest& manifest() const { return manifest_; }
   [[nodiscard]] std::size_t image_size() const { return image_size_; }
+  [[nodiscard]] std::size_t output_size() const { return output_size_; }
   [[nodiscard]] std::size_t concurrency() const { return pool_.size(); }
 
   /// Logits of `count` images in `size` values of type `dtype`, into `logits`.
@@ -29,6 +30,7 @@ class Engine::Impl {
 
   Manifest manifest_;
   std::size_t image_size_;
+  std::size_t output_size_;
   std::size_t image_bytes_;
   std::unique_ptr<internal::Backend> backend_;  // outlives the sessions in the pool
   internal::SessionPool pool_;

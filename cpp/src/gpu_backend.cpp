@@ -48,7 +48,7 @@ class GpuEngine {
       : driver_(driver),
         context_(driver, gpu.device),
         image_bytes_(values_per_image(manifest.input) * (manifest.input.dtype == DType::uint8 ? 1 : sizeof(float))),
-        logit_bytes_(manifest.classes.size() * sizeof(float)) {
+        logit_bytes_(values_per_image(manifest.output) * sizeof(float)) {
     const PrimaryContext::Current current(context_);
     const auto most = static_cast<std::uint64_t>(manifest.batch.max);
     // a batch is below 2^31, an image below 2^32 bytes: no product overflows

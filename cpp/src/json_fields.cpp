@@ -101,6 +101,11 @@ std::vector<std::string> Fields::texts(const std::string& name) {
   return {};
 }
 
+std::optional<std::string> Fields::newer_text(const std::string& name) {
+  if (object_ != nullptr && !object_->contains(name)) return std::nullopt;
+  return text(name);
+}
+
 std::vector<std::string> Fields::newer_texts(const std::string& name) {
   if (object_ != nullptr && !object_->contains(name)) return {};
   return texts(name);

@@ -50,6 +50,8 @@ class Fields {
   std::optional<std::int64_t> optional_integer(const std::string& name, std::int64_t least, std::int64_t most);
   std::optional<std::string> optional_text(const std::string& name);
   std::vector<std::string> texts(const std::string& name);
+  /// A text that older documents lack: nothing there.
+  std::optional<std::string> newer_text(const std::string& name);
   /// A list that older documents lack: empty there.
   std::vector<std::string> newer_texts(const std::string& name);
   std::vector<double> numbers(const std::string& name);

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "json_fields.hpp"
 #include "plain_file.hpp"
+#include "preprocess.hpp"
 #include "sha256.hpp"
 
 namespace rescompile::internal {
@@ -21,23 +23,40 @@ constexpr std::int64_t least_batch_limit = std::int64_t{1} << 31;
 
 const std::vector<std::string> dtypes = {"float32", "uint8"};
 const std::vector<std::string> layouts = {"NCHW", "NHWC", "NC"};
+const std::vector<std::string> kinds = {"classes", "binary", "multilabel", "values", "features"};
 const std::vector<std::string> interpolations = {"nearest", "bilinear", "bicubic"};
-const std::vector<std::string> colors = {"RGB", "BGR"};
+const std::vector<std::string> colors = {"RGB", "BGR", "GRAY", "RGBA"};
+constexpr std::int64_t side_limit = 8192;
 const std::vector<std::string> precisions = {"fp32", "fp16", "int8"};
 
-TensorSpec read_tensor(const Json& list, const std::string& where, Mistake& mistake) {
+/// The one tensor in `list`, which `read` reads.
+template <typename Read>
+void read_only_one(const Json& list, const std::string& where, Mistake& mistake, Read&& read) {
   if (!list.is_array() || list.size() != 1) {
     mistake.note(where, "a list of one tensor");
-    return {};
+    return;
   }
   Fields fields(list[0], where + "[0]", mistake);
-  TensorSpec spec;
+  read(fields);
+  fields.finish();
+}
+
+void read_tensor(Fields& fields, TensorSpec& spec) {
   spec.name = fields.text("name");
   spec.shape = fields.integers("shape");
   spec.dtype = static_cast<DType>(fields.choice("dtype", dtypes));
   spec.layout = static_cast<Layout>(fields.choice("layout", layouts));
-  fields.finish();
-  return spec;
+}
+
+/// The output and its names, which format 1 has in a field of their own.
+void read_output(Fields& fields, std::int64_t format, Manifest& manifest, Mistake& mistake) {
+  read_only_one(fields.raw("outputs"), "$.outputs", mistake, [&](Fields& output) {
+    read_tensor(output, manifest.output);
+    if (format == 1) return;
+    manifest.output.kind = static_cast<OutputKind>(output.choice("kind", kinds));
+    manifest.classes = output.texts("labels");
+  });
+  if (format == 1) manifest.classes = fields.texts("classes");
 }
 
 Batch read_batch(const Json& value, Mistake& mistake) {
@@ -48,30 +67,81 @@ Batch read_batch(const Json& value, Mistake& mistake) {
   return batch;
 }
 
-std::array<double, 3> read_channels(Fields& fields, const std::string& name, bool positive, Mistake& mistake) {
-  const std::vector<double> values = fields.numbers(name);
-  std::array<double, 3> channels{};
-  const bool good = values.size() == 3 && std::ranges::all_of(values, [&](double value) {
+std::vector<double> read_channels(Fields& fields, const std::string& name, std::size_t count, bool positive,
+                                  Mistake& mistake) {
+  std::vector<double> values = fields.numbers(name);
+  const bool good = values.size() == count && std::ranges::all_of(values, [&](double value) {
                       return std::isfinite(value) && (!positive || value > 0);
                     });
-  if (good)
-    std::ranges::copy(values, channels.begin());
-  else
-    mistake.note(fields.path(name), positive ? "three positive numbers" : "three finite numbers");
-  return channels;
+  if (good) return values;
+  mistake.note(fields.path(name), std::to_string(count) + (positive ? " positive numbers" : " finite numbers"));
+  return std::vector<double>(count, 1.0);
+}
+
+/// A side, which is height and width of a square, or a list of height and width; nothing where it is null.
+std::optional<Size> read_size(Fields& fields, const std::string& name, Mistake& mistake) {
+  const Json& value = fields.raw(name);
+  const auto good = [](const Json& side) { return is_integer(side, 1, side_limit); };
+  if (value.is_null()) return std::nullopt;
+  if (good(value)) return Size{value.get<std::int64_t>(), value.get<std::int64_t>()};
+  if (value.is_array() && value.size() == 2 && std::ranges::all_of(value, good))
+    return Size{value[0].get<std::int64_t>(), value[1].get<std::int64_t>()};
+  mistake.note(fields.path(name), "a whole number from 1 to 8192, or height and width");
+  return Size{1, 1};
+}
+
+/// The float32 values, little-endian, that `text` holds in base64; empty where it is damaged.
+std::vector<float> floats_of_base64(const std::string& text) {
+  constexpr std::string_view digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  const std::size_t length = text.find_last_not_of('=') + 1;
+  std::vector<std::uint8_t> bytes;
+  bytes.reserve(length / 4 * 3 + 3);
+  std::uint32_t bits = 0;
+  for (std::size_t index = 0; index < length; ++index) {
+    const std::size_t digit = digits.find(text[index]);
+    if (digit == std::string_view::npos) return {};
+    bits = bits << 6 | static_cast<std::uint32_t>(digit);
+    // behind the second, third and fourth digit of four another byte is complete
+    if (index % 4 != 0) bytes.push_back(static_cast<std::uint8_t>(bits >> (6 - 2 * (index % 4))));
+  }
+  if (bytes.size() % sizeof(float) != 0) return {};
+  std::vector<float> values(bytes.size() / sizeof(float));
+  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+std::vector<float> read_mean_image(Fields& fields, const Preprocess& steps, Mistake& mistake) {
+  const auto text = fields.newer_text("mean_image");
+  if (!text) return {};
+  auto values = floats_of_base64(*text);
+  const auto wanted = channel_count(steps.color) * static_cast<std::size_t>(steps.crop.height * steps.crop.width);
+  if (values.size() != wanted || !std::ranges::all_of(values, [](float value) { return std::isfinite(value); }))
+    mistake.note(fields.path("mean_image"), std::to_string(wanted) + " finite numbers in base64");
+  else if (std::ranges::any_of(steps.mean, [](double value) { return value != 0; }))
+    mistake.note(fields.path("mean"), "zero beside a mean image");
+  return values;
 }
 
 Preprocess read_preprocess(const Json& value, Mistake& mistake) {
   Fields fields(value, "$.preprocess", mistake);
   Preprocess steps;
-  steps.resize = fields.optional_integer("resize", 1, 8192);
-  steps.crop = fields.integer("crop", 1, 8192);
+  const auto resize = read_size(fields, "resize", mistake);
+  if (fields.raw("resize").is_array())
+    steps.stretch = resize;
+  else if (resize)
+    steps.resize = resize->height;
+  const auto crop = read_size(fields, "crop", mistake);
+  if (!crop) mistake.note(fields.path("crop"), "a whole number from 1 to 8192, or height and width");
+  steps.crop = crop.value_or(Size{1, 1});
   steps.interpolation = static_cast<Interpolation>(fields.choice("interpolation", interpolations));
-  steps.mean = read_channels(fields, "mean", false, mistake);
-  steps.std = read_channels(fields, "std", true, mistake);
   steps.color = static_cast<Color>(fields.choice("color", colors));
+  steps.mean = read_channels(fields, "mean", channel_count(steps.color), false, mistake);
+  steps.std = read_channels(fields, "std", channel_count(steps.color), true, mistake);
+  steps.mean_image = read_mean_image(fields, steps, mistake);
   fields.finish();
-  if (steps.resize && *steps.resize < steps.crop) mistake.note("$.preprocess.resize", "at least the crop");
+  const bool small = steps.stretch ? steps.stretch->height < steps.crop.height || steps.stretch->width < steps.crop.width
+                                   : steps.resize && *steps.resize < std::min(steps.crop.height, steps.crop.width);
+  if (small) mistake.note("$.preprocess.resize", "at least the crop");
   return steps;
 }
 
@@ -122,17 +192,16 @@ void check_origin(Fields& fields, Mistake& mistake) {
 Manifest read_fields(const Json& document, Mistake& mistake) {
   Fields fields(document, "$", mistake);
   Manifest manifest;
-  fields.integer("format", format_version, format_version);
+  const std::int64_t format = fields.integer("format", 1, format_version);
   manifest.model = fields.text("model");
   manifest.depth = fields.optional_integer("depth", -most, most);
   manifest.precision = precisions[fields.choice("precision", precisions)];
   manifest.backend = fields.text("backend");
   manifest.target = fields.optional_text("target");
   manifest.batch = read_batch(fields.raw("batch"), mistake);
-  manifest.input = read_tensor(fields.raw("inputs"), "$.inputs", mistake);
-  manifest.output = read_tensor(fields.raw("outputs"), "$.outputs", mistake);
+  read_only_one(fields.raw("inputs"), "$.inputs", mistake, [&](Fields& input) { read_tensor(input, manifest.input); });
+  read_output(fields, format, manifest, mistake);
   manifest.preprocess = read_preprocess(fields.raw("preprocess"), mistake);
-  manifest.classes = fields.texts("classes");
   check_origin(fields, mistake);
   manifest.golden_relative_rms = fields.number("golden_relative_rms");
   manifest.files = read_files(fields.raw("files"), mistake);
@@ -173,19 +242,31 @@ bool sizes_are_sane(const std::vector<std::int64_t>& shape, std::int64_t limit) 
   return true;
 }
 
+/// Whether shape, kind and names of the output fit together.
+bool output_fits(const OutputSpec& output, std::size_t names) {
+  const bool row = output.shape.size() == 2, binary = output.kind == OutputKind::binary;
+  const auto channels = static_cast<std::size_t>(output.shape[1]);
+  if (output.kind == OutputKind::features) return names == 0;
+  if (output.kind == OutputKind::values) return row && (names == 0 || names == channels);
+  return row && (binary ? channels == 1 && names == 2 : names == channels);
+}
+
 /// The first contradiction between fields; empty where there is none.
 std::string misfit(const Manifest& manifest) {
-  const TensorSpec &input = manifest.input, &output = manifest.output;
+  const TensorSpec& input = manifest.input;
+  const OutputSpec& output = manifest.output;
   const bool image = input.shape.size() == 4 && (input.layout == Layout::NCHW || input.layout == Layout::NHWC);
-  if (!image || output.shape.size() != 2)
-    return "does not describe a network with one image input and one output of logits";
+  if (!image || (output.shape.size() != 2 && output.shape.size() != 4))
+    return "does not describe a network with one image input and one output";
   if (output.dtype != DType::float32) return "describes an output of another type than float32";
   if (!sizes_are_sane(input.shape, image_limit)) return "has an input whose size is absurd";
-  if (output.shape[1] < 1 || static_cast<std::uint64_t>(output.shape[1]) != manifest.classes.size())
+  if (!sizes_are_sane(output.shape, image_limit)) return "has an output whose size is absurd";
+  if (!output_fits(output, manifest.classes.size()))
     return "names " + std::to_string(manifest.classes.size()) + " classes for an output of " +
-           std::to_string(output.shape[1]) + " logits";
-  const auto size = static_cast<std::int64_t>(values_per_image(input));
-  if (manifest.batch.min > least_batch_limit / std::max(size, output.shape[1]))
+           std::to_string(values_per_image(output)) + " values and kind " +
+           kinds[static_cast<std::size_t>(output.kind)];
+  const auto size = static_cast<std::int64_t>(std::max(values_per_image(input), values_per_image(output)));
+  if (manifest.batch.min > least_batch_limit / size)
     return "has a least batch of " + std::to_string(manifest.batch.min) + " images, which does not fit into any memory";
   if (!manifest.files.contains(golden_name))
     return "lists no " + std::string(golden_name) + ", so the engine cannot be tested";
@@ -217,8 +298,8 @@ Result<Manifest> parse_manifest(const std::string& text, const std::filesystem::
   const auto refused = [&](const std::string& words) { return Error{ErrorCode::engine, path.string() + " " + words}; };
   const Json document = parse_json(text);
   if (document.is_discarded()) return refused("is damaged (it is not JSON); build the engine again or copy it again");
-  if (const auto format = format_of(document); format && *format != format_version)
-    return refused("has format " + std::to_string(*format) + ", this librescompile reads format " +
+  if (const auto format = format_of(document); format && (*format < 1 || *format > format_version))
+    return refused("has format " + std::to_string(*format) + ", this librescompile reads formats 1 to " +
                    std::to_string(format_version) + ": build the engine again, or use the version that built it");
   Mistake mistake;
   Manifest manifest = read_fields(document, mistake);

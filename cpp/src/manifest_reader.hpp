@@ -11,17 +11,17 @@ namespace rescompile::internal {
 inline constexpr const char* manifest_name = "manifest.json";
 inline constexpr const char* golden_name = "golden.npz";
 
-/// The format of engine directories that this library reads.
-inline constexpr std::int64_t format_version = 1;
+/// The newest format of engine directories that this library reads; it reads all from 1 on.
+inline constexpr std::int64_t format_version = 2;
 
 /// Read and check the manifest of `directory`: format, types of the fields, its own digest, plain file names, and
-/// that it describes a network with one image input and one output of logits.
+/// that it describes a network with one image input and one output.
 Result<Manifest> read_manifest(const std::filesystem::path& directory);
 
 /// As `read_manifest`, for the `text` of the file `path`.
 Result<Manifest> parse_manifest(const std::string& text, const std::filesystem::path& path);
 
-/// The values of one image or of one row of logits: the product of the shape without its first dimension.
+/// The values of one image or of one answer: the product of the shape without its first dimension.
 std::size_t values_per_image(const TensorSpec& spec);
 
 }  // namespace rescompile::internal

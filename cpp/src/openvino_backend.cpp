@@ -52,7 +52,7 @@ class OpenVinoSession final : public Session {
       : request_(std::move(request)),
         type_(manifest.input.dtype == DType::uint8 ? ov::element::u8 : ov::element::f32),
         shape_(manifest.input.shape.size(), 0),
-        classes_(manifest.classes.size()) {
+        classes_(values_per_image(manifest.output)) {
     for (std::size_t axis = 1; axis < shape_.size(); ++axis)
       shape_[axis] = static_cast<std::size_t>(manifest.input.shape[axis]);
   }
@@ -121,11 +121,12 @@ std::string misfit(const ov::Model& model, const Manifest& manifest) {
     return words.str();
   }
   const ov::PartialShape logits = model.output().get_partial_shape();
-  if (model.output().get_element_type() != ov::element::f32 || logits.rank() != 2 ||
-      logits[1] != static_cast<std::int64_t>(manifest.classes.size())) {
+  ov::PartialShape wanted(std::vector<ov::Dimension>(manifest.output.shape.begin(), manifest.output.shape.end()));
+  if (logits.rank() == wanted.rank()) wanted[0] = logits[0];
+  if (model.output().get_element_type() != ov::element::f32 || logits != wanted) {
     std::ostringstream words;
     words << "it returns " << model.output().get_element_type() << " " << logits << ", the manifest says f32 with "
-          << manifest.classes.size() << " classes";
+          << wanted;
     return words.str();
   }
   return {};

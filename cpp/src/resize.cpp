@@ -81,25 +81,27 @@ std::uint8_t weighted(const std::uint8_t* data, std::size_t stride, const std::v
 }
 
 /// Row `y` from `first_row` on, `row_count` of them, with its columns resized.
-std::vector<std::uint8_t> resize_columns(const RgbView& image, const std::vector<Taps>& columns, std::size_t first_row,
+std::vector<std::uint8_t> resize_columns(const PixelView& image, const std::vector<Taps>& columns, std::size_t first_row,
                                          std::size_t row_count) {
   std::vector<std::uint8_t> result;
-  result.reserve(row_count * columns.size() * 3);
+  result.reserve(row_count * columns.size() * image.channels);
   for (std::size_t y = first_row; y < first_row + row_count; ++y)
     for (const Taps& taps : columns)
-      for (std::size_t channel = 0; channel < 3; ++channel)
-        result.push_back(weighted(&image.bytes[(y * image.width + taps.first) * 3 + channel], 3, taps.weights));
+      for (std::size_t channel = 0; channel < image.channels; ++channel)
+        result.push_back(weighted(&image.bytes[(y * image.width + taps.first) * image.channels + channel],
+                                  image.channels, taps.weights));
   return result;
 }
 
 /// Columns from `first_column` on, `column_count` of them, with their rows resized.
-std::vector<std::uint8_t> resize_rows(const RgbView& image, const std::vector<Taps>& rows, std::size_t first_column,
+std::vector<std::uint8_t> resize_rows(const PixelView& image, const std::vector<Taps>& rows, std::size_t first_column,
                                       std::size_t column_count) {
   std::vector<std::uint8_t> result;
-  result.reserve(rows.size() * column_count * 3);
+  const std::size_t row = image.width * image.channels, end = (first_column + column_count) * image.channels;
+  result.reserve(rows.size() * column_count * image.channels);
   for (const Taps& taps : rows)
-    for (std::size_t place = first_column * 3; place < (first_column + column_count) * 3; ++place)
-      result.push_back(weighted(&image.bytes[taps.first * image.width * 3 + place], image.width * 3, taps.weights));
+    for (std::size_t place = first_column * image.channels; place < end; ++place)
+      result.push_back(weighted(&image.bytes[taps.first * row + place], row, taps.weights));
   return result;
 }
 
@@ -112,14 +114,14 @@ std::pair<std::size_t, std::size_t> rebase(std::vector<Taps>& taps) {
 
 /// Pillow 13 resizes the rows first where the height loses more than twice as many pixels as the width; the rounding
 /// between the passes shows which came first. Older versions resize the columns first, always.
-bool rows_come_first(const RgbView& image, std::size_t width, std::size_t height) {
+bool rows_come_first(const PixelView& image, std::size_t width, std::size_t height) {
   const auto lost = [](std::size_t in, std::size_t out) {
     return static_cast<std::int64_t>(in) - static_cast<std::int64_t>(out);
   };
   return lost(image.height, height) > std::max<std::int64_t>(0, 2 * lost(image.width, width));
 }
 
-std::vector<std::uint8_t> resample(const RgbView& image, std::size_t width, std::size_t height, const Window& window,
+std::vector<std::uint8_t> resample(const PixelView& image, std::size_t width, std::size_t height, const Window& window,
                                    const Filter& filter) {
   // an axis that keeps its size has the single weight 1, which changes nothing
   auto columns = make_taps(image.width, width, window.left, window.width, filter);
@@ -127,11 +129,11 @@ std::vector<std::uint8_t> resample(const RgbView& image, std::size_t width, std:
   if (rows_come_first(image, width, height)) {
     const auto [left, needed] = rebase(columns);
     const auto flat = resize_rows(image, rows, left, needed);
-    return resize_columns({flat, needed, window.height}, columns, 0, window.height);
+    return resize_columns({flat, needed, window.height, image.channels}, columns, 0, window.height);
   }
   const auto [top, needed] = rebase(rows);
   const auto narrow = resize_columns(image, columns, top, needed);
-  return resize_rows({narrow, window.width, needed}, rows, 0, window.width);
+  return resize_rows({narrow, window.width, needed, image.channels}, rows, 0, window.width);
 }
 
 /// The input position of each output position; the sum runs on as Pillow's does, rounding included.
@@ -144,15 +146,15 @@ std::vector<std::size_t> nearest_positions(std::size_t in, std::size_t out, std:
   return positions;
 }
 
-std::vector<std::uint8_t> pick_nearest(const RgbView& image, std::size_t width, std::size_t height,
+std::vector<std::uint8_t> pick_nearest(const PixelView& image, std::size_t width, std::size_t height,
                                        const Window& window) {
   const auto columns = nearest_positions(image.width, width, window.left, window.width);
   const auto rows = nearest_positions(image.height, height, window.top, window.height);
   std::vector<std::uint8_t> result;
-  result.reserve(window.width * window.height * 3);
+  result.reserve(window.width * window.height * image.channels);
   for (const std::size_t row : rows)
     for (const std::size_t column : columns) {
-      const auto pixel = image.bytes.subspan((row * image.width + column) * 3, 3);
+      const auto pixel = image.bytes.subspan((row * image.width + column) * image.channels, image.channels);
       result.insert(result.end(), pixel.begin(), pixel.end());
     }
   return result;
@@ -160,7 +162,7 @@ std::vector<std::uint8_t> pick_nearest(const RgbView& image, std::size_t width, 
 
 }  // namespace
 
-std::vector<std::uint8_t> resize(const RgbView& image, std::size_t width, std::size_t height, const Window& window,
+std::vector<std::uint8_t> resize(const PixelView& image, std::size_t width, std::size_t height, const Window& window,
                                  Interpolation interpolation) {
   switch (interpolation) {
     case Interpolation::nearest:

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "rescompile/rescompile.hpp"
@@ -32,6 +33,22 @@ std::vector<Prediction> top_k(std::span<const float> logits, std::size_t k) {
   best.reserve(found);
   for (std::size_t rank = 0; rank < found; ++rank) best.push_back({order[rank], probabilities[order[rank]]});
   return best;
+}
+
+std::vector<Prediction> interpret(const OutputSpec& output, std::span<const float> values, std::size_t k) {
+  if (output.kind == OutputKind::classes) return top_k(values, k);
+  std::vector<Prediction> found;
+  for (std::size_t index = 0; index < values.size(); ++index) found.push_back({index, values[index]});
+  if (output.kind == OutputKind::binary && !found.empty()) {
+    const double yes = 1 / (1 + std::exp(-found[0].probability));
+    found = {{0, 1 - yes}, {1, yes}};
+  } else if (output.kind == OutputKind::multilabel) {
+    for (Prediction& each : found) each.probability = 1 / (1 + std::exp(-each.probability));
+  }
+  if (output.kind == OutputKind::binary || output.kind == OutputKind::multilabel)
+    std::ranges::stable_sort(found, std::ranges::greater{}, &Prediction::probability);
+  if (found.size() > k) found.resize(k);
+  return found;
 }
 
 }  // namespace rescompile

@@ -45,7 +45,7 @@ int main(int count, char** arguments) {
   CHECK(images != NULL && logits != NULL && pixels != NULL);
   for (index = 0; index < 300 * 200 * 3; ++index) pixels[index] = (unsigned char)(index * 7);
   CHECK(rescompile_preprocess_float(engine, pixels, 300, 200, images, facts.image_size) == RESCOMPILE_OK);
-  CHECK(rescompile_preprocess_float(engine, pixels, 1, 1, images, facts.image_size) == RESCOMPILE_IMAGE);
+  CHECK(rescompile_preprocess_float(engine, pixels, 0, 1, images, facts.image_size) == RESCOMPILE_IMAGE);
   CHECK(rescompile_preprocess_float(engine, pixels, (size_t)-1, (size_t)-1, images, facts.image_size) ==
         RESCOMPILE_IMAGE);
   CHECK(rescompile_infer_float(engine, images, facts.image_size, 1, logits, facts.classes) == RESCOMPILE_OK);

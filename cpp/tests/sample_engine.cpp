@@ -153,14 +153,15 @@ std::string manifest_text(const std::map<std::string, std::string>& files, int l
             "\", \"bytes\": " + std::to_string(contents.size()) + "}";
   const std::string zeros(64, '0');
   return sealed(
-      R"({"format": 1, "model": "sample", "depth": null, "precision": "fp32", "backend": "sum", "target": null,
+      R"({"format": 2, "model": "sample", "depth": null, "precision": "fp32", "backend": "sum", "target": null,
   "batch": {"min": )" +
       std::to_string(least) + ", \"opt\": " + std::to_string(most) + ", \"max\": " + std::to_string(most) + R"(},
   "inputs": [{"name": "input", "shape": [-1, 3, 2, 2], "dtype": "float32", "layout": "NCHW"}],
-  "outputs": [{"name": "logits", "shape": [-1, 3], "dtype": "float32", "layout": "NC"}],
+  "outputs": [{"name": "logits", "shape": [-1, 3], "dtype": "float32", "layout": "NC", "kind": "classes",
+    "labels": ["a", "b", "c"]}],
   "preprocess": {"resize": null, "crop": 2, "interpolation": "bilinear", "mean": [0.5, 0.5, 0.5],
     "std": [0.25, 0.25, 0.25], "color": "RGB"},
-  "classes": ["a", "b", "c"], "checkpoint": {"sha256": ")" +
+  "checkpoint": {"sha256": ")" +
       zeros + R"(", "source": "random"}, "calibration": null, "golden_relative_rms": 0.001,
   "files": {)" +
       list + R"(}, "environment": {"rescompile": "0.1.0"},

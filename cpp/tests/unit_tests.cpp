@@ -181,6 +181,38 @@ TEST(probabilities_are_sorted_and_sum_to_one) {
   CHECK(top_k(std::vector<float>{nan, nan, nan}, 3).size() == 3);
 }
 
+TEST(a_manifest_of_format_1_is_one_output_of_classes) {
+  std::string text = manifest_text({{"golden.npz", good_golden()}});
+  const auto replace = [&](const std::string& from, const std::string& to) {
+    text.replace(text.find(from), from.size(), to);
+  };
+  replace("\"format\": 2", "\"format\": 1");
+  replace(", \"kind\": \"classes\",\n    \"labels\": [\"a\", \"b\", \"c\"]", "");
+  replace("\"checkpoint\"", "\"classes\": [\"x\", \"y\", \"z\"], \"checkpoint\"");
+  const auto manifest = internal::parse_manifest(sealed(text), "manifest.json");
+  CHECK(manifest);
+  CHECK(manifest->output.kind == OutputKind::classes);
+  CHECK((manifest->classes == std::vector<std::string>{"x", "y", "z"}));
+}
+
+TEST(an_output_says_what_its_kind_means) {
+  OutputSpec output;
+  const std::array<float, 1> logit = {2.0F};
+  output.kind = OutputKind::binary;
+  const auto decisions = interpret(output, logit, 5);
+  CHECK(decisions.size() == 2 && decisions[0].index == 1);
+  CHECK(std::abs(decisions[0].probability - 0.8807970779778823) < 1e-12);
+  const std::array<float, 3> numbers = {-1.5F, 0.0F, 3.0F};
+  output.kind = OutputKind::multilabel;
+  const auto labels = interpret(output, numbers, 2);
+  CHECK(labels.size() == 2 && labels[0].index == 2 && labels[1].probability == 0.5);
+  output.kind = OutputKind::values;
+  const auto values = interpret(output, numbers, 5);
+  CHECK(values.size() == 3 && values[0].probability == -1.5);
+  output.kind = OutputKind::classes;
+  CHECK(interpret(output, numbers, 1)[0].index == 2);
+}
+
 TEST(the_backends_of_this_build_are_named) {
   std::vector<std::string> expected = {"triton"};
 #ifdef RESCOMPILE_WITH_TENSORRT

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from queue import LifoQueue
 from threading import Lock
 from typing import IO
@@ -17,6 +18,11 @@ from fused_kernels.compiling.compiler import Code
 from fused_kernels.compiling.variant import Variant
 
 _WORKER = "fused_kernels.compiling.worker"
+_START = (
+    "import sys; sys.path = [*filter(None, sys.path)]; import runpy; "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+"""Runs a module without the working directory on its path, where anybody may have put a ``queue.py``."""
 
 
 def default_jobs() -> int:
@@ -73,6 +79,16 @@ class CompilePool:
         self.stop()
 
 
+def _module_folders() -> list[str]:
+    """Folders in which a worker finds the modules of this process, without the working directory.
+
+    ``python -m`` puts it in front; it stays only where it holds this package.
+    """
+    working, package = Path.cwd(), Path(__file__).parents[2]
+    folders = (folder for folder in sys.path if folder)
+    return [folder for folder in folders if Path(folder).resolve() != working or working == package]
+
+
 class _Worker:
     """One process; it starts with the first variant, and again after a crash."""
 
@@ -100,12 +116,11 @@ class _Worker:
 
     def _started(self) -> subprocess.Popen[bytes]:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - ``end`` closes it
-        # the worker finds the modules that this process has, however this one came to find them
-        settings = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TRITON_INTERPRET": "0"}
+        settings = {"PYTHONPATH": os.pathsep.join(_module_folders()), "TRITON_INTERPRET": "0"}
         if not self._line_info:
             settings["TRITON_DISABLE_LINE_INFO"] = "1"
         return subprocess.Popen(
-            [sys.executable, "-m", _WORKER, str(self._niceness)],
+            [sys.executable, "-c", _START, _WORKER, str(self._niceness)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fused_kernels.errors import Unsupported
 from fused_kernels.launch import implementation
-from fused_kernels.modules.block import FusedBasicBlock, FusedBlock, FusedBottleneck
+from fused_kernels.modules.block import FusedBasicBlock, FusedBlock, FusedBottleneck, working_children
 from fused_kernels.modules.norm import is_norm
 from fused_kernels.modules.shortcut import PadShortcut
 from fused_kernels.modules.stage import FusedStage
@@ -110,7 +110,7 @@ def _obstacle(block: nn.Module) -> str | None:
     indices = range(1, _depth(block) + 1)
     known = {f"{kind}{index}" for kind in ("conv", "bn") for index in indices} | {"downsample"}
     for name, child in block.named_children():
-        if name not in known and not (isinstance(child, HARMLESS) or _is_empty_sequential(child)):
+        if name not in known and not (isinstance(child, HARMLESS) or _does_nothing(child)):
             return f"{name} is a {type(child).__name__}"
     for index in indices:
         conv, norm = f"conv{index}", f"bn{index}"
@@ -146,17 +146,17 @@ def _is_timm_norm(norm: nn.Module) -> bool:
 
 
 def _shortcut_obstacle(downsample: nn.Module | None) -> str | None:
-    if downsample is None or _is_empty_sequential(downsample) or _pad_shortcut(downsample) is not None:
+    if downsample is None or _does_nothing(downsample) or _pad_shortcut(downsample) is not None:
         return None
-    children = [child for child in downsample.children() if not isinstance(child, nn.Identity)]
-    if not isinstance(downsample, nn.Sequential) or len(children) != 2 or len(children) != len(downsample):
-        return (
-            f"downsample is a {type(downsample).__name__} of {[type(child).__name__ for child in children]}"
-        )
+    children = working_children(downsample) if isinstance(downsample, nn.Sequential) else []
+    if len(children) != 2:
+        found = [type(child).__name__ for child in downsample.children()]
+        return f"downsample is a {type(downsample).__name__} of {found}"
+    names = {child: f"downsample.{name}" for name, child in downsample.named_children()}
     conv, norm = children
     if isinstance(conv, nn.Conv2d) and (conv.kernel_size != (1, 1) or conv.padding != (0, 0)):
-        return f"downsample.0 is {conv.kernel_size[0]}x{conv.kernel_size[1]} with padding {conv.padding}"
-    return _layer_obstacle(conv, norm, "downsample.0", "downsample.1")
+        return f"{names[conv]} is {conv.kernel_size[0]}x{conv.kernel_size[1]} with padding {conv.padding}"
+    return _layer_obstacle(conv, norm, names[conv], names[norm])
 
 
 def _hook_obstacle(block: nn.Module) -> str | None:
@@ -166,8 +166,11 @@ def _hook_obstacle(block: nn.Module) -> str | None:
     return None
 
 
-def _is_empty_sequential(module: nn.Module | None) -> bool:
-    return isinstance(module, nn.Sequential) and len(module) == 0
+def _does_nothing(module: nn.Module) -> bool:
+    """Whether a module is an Identity, or a sequence that is empty or holds Identities alone."""
+    return isinstance(module, nn.Identity) or (
+        isinstance(module, nn.Sequential) and not working_children(module)
+    )
 
 
 def _pad_shortcut(downsample: nn.Module) -> PadShortcut | None:
@@ -191,7 +194,7 @@ def _adopted(block: nn.Module) -> FusedBlock:
         fused.add_module(f"conv{index}", getattr(block, f"conv{index}"))
         fused.add_module(f"bn{index}", getattr(block, f"bn{index}"))
     downsample = cast("nn.Module | None", block.downsample)
-    if downsample is None or _is_empty_sequential(downsample):
+    if downsample is None or _does_nothing(downsample):
         fused.downsample = None
     else:
         fused.downsample = _pad_shortcut(downsample) or downsample

@@ -11,6 +11,11 @@ from fused_kernels.errors import Unsupported
 from fused_kernels.modules.block_forward import Pair, run
 
 
+def working_children(shortcut: nn.Sequential) -> list[nn.Module]:
+    """The modules of a shortcut that do something; timm's stand behind an Identity where nothing is pooled."""
+    return [child for child in shortcut if not isinstance(child, nn.Identity)]
+
+
 class FusedBlock(nn.Module):
     """relu(main(x) + shortcut(x)), each convolution followed by a batch norm and, but for the last, a ReLU.
 
@@ -64,7 +69,8 @@ class FusedBlock(nn.Module):
     def projection(self) -> Pair | None:
         """The shortcut's 1x1 convolution and batch norm, if it has them."""
         if isinstance(self.downsample, nn.Sequential):
-            return self.downsample[0], self.downsample[1]  # type: ignore[return-value]
+            conv, norm = working_children(self.downsample)
+            return conv, norm  # type: ignore[return-value]
         return None
 
     def layers(self) -> list[Pair]:

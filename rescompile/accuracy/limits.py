@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from rescompile.errors import UsageError
 from rescompile.manifest import Precision
 from rescompile.report import Check, Limits, Parity
-from rescompile.wording import percent, points
+from rescompile.wording import counted, percent, points
 
 _SLACK = 1e-9
 """In percentage points: (0.9339 - 0.9319) * 100 is 0.2 only up to rounding, and 0.2 was asked."""
@@ -25,6 +27,9 @@ def judge(parity: Parity, limits: Limits) -> tuple[Check, ...]:
     if (asked := limits.max_top1_drop) is not None:
         drop = _top1_drop(parity)
         checks.append(Check("top-1 drop", f"at most {points(asked)}", points(drop), drop <= asked + _SLACK))
+    if (asked := limits.min_top1) is not None:
+        share = _labelled(parity, "a smallest top-1 accuracy", parity.top1_engine)
+        checks.append(Check("top-1", f"at least {percent(asked)}", percent(share), share >= asked))
     if (asked := limits.max_relative_rms) is not None:
         rms = parity.relative_rms
         checks.append(Check("relative RMS", f"at most {asked:.5g}", f"{rms:.5g}", rms <= asked))
@@ -45,9 +50,41 @@ def default_limits(precision: Precision, *, random_weights: bool) -> Limits:
 
 def _top1_drop(parity: Parity) -> float:
     """Loss of top-1 accuracy in percentage points; negative where the engine is better."""
-    if parity.top1_reference is None or parity.top1_engine is None:
+    what = "a largest top-1 drop"
+    return 100 * (
+        _labelled(parity, what, parity.top1_reference) - _labelled(parity, what, parity.top1_engine)
+    )
+
+
+def _labelled(parity: Parity, what: str, share: float | None) -> float:
+    if share is None:
         raise UsageError(
-            f"a largest top-1 drop was asked, but the images of {parity.image_source} have no labels: "
+            f"{what} was asked, but the images of {parity.image_source} have no labels: "
             "pass a labelled set (one folder per class, or labels.csv), or ask for --min-agreement instead"
         )
-    return 100 * (parity.top1_reference - parity.top1_engine)
+    return share
+
+
+def too_few_images(parity: Parity, limits: Limits | None) -> tuple[str, ...]:
+    """Notes on limits that were asked and that these images cannot decide: chance may put the figure on either side."""
+    if limits is None:
+        return ()
+    notes = []
+    asked, interval = limits.min_agreement, parity.agreement_interval
+    if asked is not None and interval is not None and interval[0] < asked <= interval[1]:
+        low, high = map(percent, interval)
+        notes.append(
+            f"{counted(parity.images, 'image')} cannot decide an agreement of {percent(asked)}: it lies between {low} "
+            f"and {high} with a probability of 95 %; pass more images to --validation-set"
+        )
+    drop, one = limits.max_top1_drop, 100 / parity.images
+    if drop is not None and parity.top1_engine is not None:
+        # at most all images on which the two differ may count for one side
+        reach = 1.96 * one * math.sqrt(max(1.0, parity.images * (1 - parity.top1_agreement)))
+        if reach > max(drop, one / 2):
+            notes.append(
+                f"{counted(parity.images, 'image')} cannot decide a top-1 drop of {points(drop)}: one image is "
+                f"{points(one)}, and chance alone moves the drop by up to {points(reach)}; pass more images to "
+                "--validation-set"
+            )
+    return tuple(notes)

@@ -8,7 +8,6 @@ assumed one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import comb
 from typing import Any
 
 import msgspec
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from calibration.images import ImageSet
 from calibration.preprocess import Preprocess, normalize
 from rescompile.accuracy.parity import Network
+from rescompile.metrics import binomial_tail
 
 CHUNK = 32
 """Images after which a normalization that falls behind the assumed one is given up."""
@@ -67,7 +67,8 @@ def better_preprocessing(
 
     One that falls behind ``assumed`` after any ``CHUNK`` images is given up, so that a right assumption costs little.
     """
-    if images.labels is None or len(assumed.mean) != 3:
+    # who passes a mean image knows the preprocessing
+    if images.labels is None or len(assumed.mean) != 3 or assumed.mean_image:
         return None
     rivals = _rivals(assumed)
     right: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in ("", *rivals)}
@@ -111,12 +112,6 @@ def _best(
         return None
     name = max(answers, key=lambda rival: int(answers[rival].sum()))
     won, lost = int((answers[name] & ~own).sum()), int((own & ~answers[name]).sum())
-    if _one_sided(won, lost) * len(rivals) > CHANCE:
+    if binomial_tail(won, won + lost, 0.5) * len(rivals) > CHANCE:
         return None
     return BetterPreprocessing(name, rivals[name], float(answers[name].mean()), float(own.mean()), done)
-
-
-def _one_sided(won: int, lost: int) -> float:
-    """Probability of at least ``won`` heads in ``won + lost`` fair coins (McNemar's exact test, one-sided)."""
-    count = won + lost
-    return float(sum(comb(count, heads) for heads in range(won, count + 1)) / 2**count)

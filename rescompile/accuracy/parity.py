@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
+from calibration.names import text_of
 from calibration.preprocess import Preprocess, normalize
 from rescompile.manifest import TensorSpec
-from rescompile.metrics import Labels, Logits, ParityMeter
+from rescompile.metrics import Answers, Labels, Logits, ParityMeter
 from rescompile.progress import Progress
-from rescompile.report import Parity
+from rescompile.report import Flip, Parity
 
 Network = Callable[[NDArray[Any]], Logits]
 """Images [N, ...] to logits [N, classes]."""
 BATCH = 8
+MOST_FLIPS = 100
 SAMPLE_SIZE = 2000
 """Most pairs of logits that are kept for the plot."""
 
@@ -42,18 +44,43 @@ class Measurement:
 
     parity: Parity
     logits: tuple[tuple[float, float], ...]
+    answers: Answers
+    names: tuple[str, ...]
+    """Names of the images."""
+
+    @property
+    def flips(self) -> tuple[Flip, ...]:
+        """The first ``MOST_FLIPS`` images that the engine answers in another way than the reference."""
+        found = self.answers
+        return tuple(
+            Flip(
+                image=text_of(self.names[index]),
+                reference=int(found.reference[index]),
+                engine=int(found.engine[index]),
+                label=None if found.labels is None else int(found.labels[index]),
+            )
+            for index in np.flatnonzero(found.reference != found.engine)[:MOST_FLIPS]
+        )
 
 
 def open_validation_set(
-    path: Path, *, classes: int, limit: int | None, need_labels: bool, skip_unreadable: bool
+    path: Path,
+    *,
+    classes: int,
+    limit: int | None,
+    need_labels: bool,
+    skip_unreadable: bool,
+    names: Sequence[str] | None = None,
 ) -> ImageSet:
-    """The user's validation set for a network with ``classes`` classes.
+    """The user's validation set for a network with ``classes`` classes, called ``names`` where that is known.
 
     Raises:
         ImageSetError: it cannot be used, lacks labels that are needed, or has labels or class folders that do not
             match the network's classes.
     """
-    images = open_image_set(path, limit=limit, need_labels=need_labels, skip_unreadable=skip_unreadable)
+    images = open_image_set(
+        path, limit=limit, need_labels=need_labels, skip_unreadable=skip_unreadable, known=names
+    )
     if images.labels is None or images.labels_fit(classes):
         return images
     if images.by_folder:
@@ -61,6 +88,8 @@ def open_validation_set(
             f"{path} has {len(images.class_names or ())} class folders, the network has {classes} classes, so the "
             "position of a folder is not its class: add the missing folders (they may be empty), or write a labels.csv"
         )
+    if sentence := images.labels_from_one(classes):
+        raise ImageSetError(sentence)
     wrong = int(images.labels.argmax())
     raise ImageSetError(
         f"{path}: {images.images.names[wrong]} has label {images.labels[wrong]}, the network has classes 0 to "
@@ -92,7 +121,7 @@ def compare_logits(
         done += len(expected)
         progress.advanced(done, len(images))
     parity = meter.result(image_source=images.source, image_fingerprint=images.fingerprint)
-    return Measurement(parity, sample.pairs())
+    return Measurement(parity, sample.pairs(), meter.answers(), images.images.names)
 
 
 def image_batches(

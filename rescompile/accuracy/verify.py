@@ -9,8 +9,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.images import open_image_set
 from calibration.names import text_of
-from rescompile.accuracy.limits import judge
+from rescompile.accuracy.label_fit import misfit
+from rescompile.accuracy.limits import judge, too_few_images
 from rescompile.accuracy.parity import Network, compare_logits, open_validation_set
 from rescompile.backends import get_backend
 from rescompile.backends.base import SimulatingBackend
@@ -18,7 +20,7 @@ from rescompile.backends.onnxruntime import reference_session
 from rescompile.config import positive
 from rescompile.environment import describe
 from rescompile.errors import BackendError, BackendUnavailable, EngineError, UsageError
-from rescompile.manifest import REFERENCE
+from rescompile.manifest import REFERENCE, read_manifest
 from rescompile.progress import Progress, StageClock
 from rescompile.report import BuildReport, Limits, read_report
 from rescompile.runtime.engine import Engine
@@ -45,20 +47,25 @@ def verify(
     if validation_set is None:
         raise UsageError("verify needs images to judge by; pass --validation-set PATH")
     positive(validation_images, "--validation-images")
+    # mistakes are found before an engine is loaded
+    read_manifest(directory)
+    reference = _reference_path(directory, reference)
+    open_image_set(validation_set, limit=1)
     clock = StageClock(progress)
     with clock.stage("load"):
         engine, executed = _engine_or_simulation(directory)
     with engine, clock.stage("verify"):
         manifest = engine.manifest
         built = read_report(directory)
-        limits = limits or built.limits
-        trusted = _reference_of(directory, reference)
+        asked, limits = limits, limits or built.limits
+        trusted = _reference_of(reference)
         images = open_validation_set(
             validation_set,
             classes=len(manifest.classes),
             limit=validation_images,
-            need_labels=limits.max_top1_drop is not None,
+            need_labels=limits.need_labels,
             skip_unreadable=skip_unreadable,
+            names=manifest.classes,
         )
         measured = compare_logits(
             trusted,
@@ -69,10 +76,14 @@ def verify(
             progress=progress,
         )
     checks = judge(measured.parity, limits)
+    wrong = None if built.random_weights else misfit(measured.answers, manifest.classes)
     return msgspec.structs.replace(
         built,
         **msgspec.structs.asdict(measured.parity),
-        passed=all(check.passed for check in checks),
+        passed=wrong is None and all(check.passed for check in checks),
+        misfit=wrong,
+        flips=measured.flips,
+        advice=(),
         engine_executed=executed,
         measured_on=manifest.backend if executed else stand_in(manifest.backend),
         engine_directory=text_of(directory),
@@ -81,7 +92,11 @@ def verify(
         stages=clock.records,
         environment=describe(),
         logits=measured.logits,
-        notes=images.notes,
+        notes=(
+            *images.notes,
+            *images.remarks(len(manifest.classes), manifest.classes),
+            *too_few_images(measured.parity, asked),
+        ),
     )
 
 
@@ -102,7 +117,7 @@ def _engine_or_simulation(directory: Path) -> tuple[Engine, bool]:
         return simulated, False
 
 
-def _reference_of(directory: Path, given: Path | None) -> Network:
+def _reference_path(directory: Path, given: Path | None) -> Path:
     """The fp32 graph of the engine directory, or the one that the user gave."""
     path = given or directory / REFERENCE
     if not path.is_file():
@@ -110,6 +125,10 @@ def _reference_of(directory: Path, given: Path | None) -> Network:
             "does not exist" if given else "is not there, because the engine was built with --no-reference"
         )
         raise EngineError(f"the fp32 reference {path} {reason}; pass --reference FILE.onnx")
+    return path
+
+
+def _reference_of(path: Path) -> Network:
     session = reference_session(path, optimize=True)
 
     def run(images: NDArray[Any]) -> NDArray[np.float32]:

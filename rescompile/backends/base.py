@@ -98,6 +98,9 @@ class RunOptions:
     """Directory that keeps what the library compiles at load time, so that the next load is faster; None takes the
     user's cache. RESCOMPILE_ENGINE_CACHE=off keeps nothing."""
 
+    check_finite: bool = True
+    """Refuse images with NaN or infinite values, for which a ReLU gives finite answers that mean nothing."""
+
     def __post_init__(self) -> None:
         if self.hint not in get_args(Hint):
             raise UsageError(f"the hint {self.hint!r} is unknown; choose {' or '.join(get_args(Hint))}")
@@ -134,6 +137,15 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free memory and device handles; calling it twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class SeveralOutputs(Protocol):
+    """A runner whose engines may have several outputs."""
+
+    def tensors(self, images: Any) -> dict[str, NDArray[np.float32]]:
+        """All outputs by name for ``images`` [N, ...], as in ``Runner``."""
         ...
 
 
@@ -210,6 +222,10 @@ class CachesCompilation(Protocol):
 
     def cache_compilation(self) -> None:
         """Store the compilation; called after the engine passed its self-test. It never fails."""
+        ...
+
+    def forget_compilation(self) -> bool:
+        """Remove the compilation from the cache, and return whether it came from there."""
         ...
 
 

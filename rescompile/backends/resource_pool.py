@@ -1,10 +1,9 @@
-"""A pool of reusable objects, from which threads take one or wait."""
+"""Reusable objects that threads lend out, each behind a lock of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from queue import SimpleQueue
+from collections.abc import Sequence
+from itertools import count
 from threading import Lock
 from typing import Generic, TypeVar
 
@@ -13,39 +12,50 @@ from rescompile.errors import BackendError
 T = TypeVar("T")
 
 
+class Slot(Generic[T]):
+    """One object and its lock. Write ``with slot.lock: use(slot.resource())``.
+
+    Only the ``with`` of a lock surely gives back what it took. In a method that takes the lock, an exception of a
+    signal handler may come before the caller has it, and the object would be lost.
+    """
+
+    def __init__(self, resource: T) -> None:
+        self.lock = Lock()
+        self._resource: T | None = resource
+
+    def resource(self) -> T:
+        """The object, for the holder of the lock; raises BackendError once the pool is closed."""
+        if self._resource is None:
+            raise BackendError("this engine is closed; load it again")
+        return self._resource
+
+    def drop(self) -> T | None:
+        """Forget the object, and return it; its present user keeps it until it is done."""
+        resource, self._resource = self._resource, None
+        return resource
+
+
 class ResourcePool(Generic[T]):
-    """Blocking pool of reusable objects. Any thread may acquire one, or close the pool."""
+    """Reusable objects for any number of threads. Any thread may close the pool."""
 
     def __init__(self, resources: Sequence[T]) -> None:
-        self._queue: SimpleQueue[T | None] = SimpleQueue()
-        self._closed = self._draining = False
-        self._count, self._drain = len(resources), Lock()
-        for resource in resources:
-            self._queue.put(resource)
+        self._slots = [Slot(resource) for resource in resources]
+        self._turns = count()
 
-    @contextmanager
-    def acquire(self) -> Iterator[T]:
-        """Take an object for the body, waiting until one is free; raises BackendError once the pool is closed."""
-        resource = self._queue.get()
-        try:
-            if resource is None or self._closed or self._draining:
-                raise BackendError("this engine is closed; load it again")
-            yield resource
-        finally:
-            # a closed pool holds only None, which wakes the waiting threads one after another
-            self._queue.put(None if self._closed else resource)
+    def slot(self) -> Slot[T]:
+        """A slot that nobody uses, or the one whose turn it is to be waited for."""
+        free = next((slot for slot in self._slots if not slot.lock.locked()), None)
+        return free or self._slots[next(self._turns) % len(self._slots)]
 
-    def close(self) -> None:
-        """Hand out no more objects; those in use are dropped when they come back."""
-        self._closed = True
-        while not self._queue.empty():
-            self._queue.get()
-        self._queue.put(None)
+    def close(self) -> list[T]:
+        """Lend no more objects, and return those not returned before; threads that wait get a BackendError."""
+        resources = [slot.drop() for slot in self._slots]
+        return [resource for resource in resources if resource is not None]
 
     def drain(self) -> list[T]:
-        """Close the pool, but wait for the objects in use; returns all objects, and none when it is called again."""
-        self._draining = True
-        with self._drain:
-            resources = [] if self._closed else [self._queue.get() for _ in range(self._count)]
-            self.close()
-        return [resource for resource in resources if resource is not None]
+        """``close`` the pool, and wait for the objects in use."""
+        resources = self.close()
+        for slot in self._slots:
+            with slot.lock:
+                pass
+        return resources

@@ -32,6 +32,7 @@ from rescompile.manifest import (
     CalibrationRef,
     FileDigest,
     Manifest,
+    OutputSpec,
     Precision,
     TensorSpec,
     read_manifest,
@@ -84,11 +85,6 @@ def backend_for(config: BuildConfig) -> tuple[Backend, tuple[str, ...]]:
     return backend, notes
 
 
-def output_of(source: Source, config: BuildConfig, backend: Backend) -> Path:
-    """The directory that was asked for, or ``resnet101-int8-openvino`` in the working directory."""
-    return config.output or Path(f"{source.name}-{config.precision}-{backend.name}")
-
-
 def build_request(folder: Path, source: Source, config: BuildConfig, progress: Progress) -> BuildRequest:
     """The request to the backend to build an engine of the graph in ``folder``."""
     return BuildRequest(
@@ -135,8 +131,9 @@ def write_golden(folder: Path, source: Source, deployable: Deployable, input_for
     )
     session = reference_session(deployable.graph.SerializeToString(), optimize=False)
     # one at a time: the batch sizes that an engine takes do not bind its reference
-    logits = np.concatenate([session(inputs[index : index + 1]) for index in range(len(inputs))])
-    atomic_write(folder / GOLDEN, golden_bytes(inputs, logits))
+    answers = [session.tensors(inputs[index : index + 1]) for index in range(len(inputs))]
+    outputs = [np.concatenate([each[name] for each in answers]).astype(np.float32) for name in answers[0]]
+    atomic_write(folder / GOLDEN, golden_bytes(inputs, *outputs))
 
 
 def clear(folder: Path) -> None:
@@ -165,9 +162,16 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
         target=payload.target,
         batch=config.batch,
         inputs=(image_input,),
-        outputs=(TensorSpec("logits", (batch, source.class_count), "float32", "NC"),),
+        outputs=(
+            OutputSpec(
+                "logits",
+                (batch, source.class_count),
+                "float32",
+                "NC",
+                labels=_class_names(source, contents.class_names),
+            ),
+        ),
         preprocess=source.preprocess,
-        classes=_class_names(source, contents.class_names),
         checkpoint=source.checkpoint,
         calibration=_calibration_ref(contents.table),
         golden_relative_rms=GOLDEN_TOLERANCE[config.precision],

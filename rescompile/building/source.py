@@ -57,6 +57,8 @@ class Source:
     """An ImageNet ResNet with 1,000 classes, which can be calibrated on the built-in photographs."""
     random: bool
     """Random weights, which are good for timing only."""
+    preprocess_assumed: bool = False
+    """Whether neither the user nor the weights' origin says how pixels are normalized."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -96,6 +98,7 @@ def _from_weights(config: ModelConfig, progress: Progress) -> Source:
         preprocess=preprocess,
         is_imagenet=is_imagenet,
         random=config.weights == "random",
+        preprocess_assumed=config.weights not in PRETRAINED and not config.preprocess.states_normalization,
     )
 
 
@@ -168,6 +171,7 @@ def _from_onnx(config: ModelConfig, path: Path) -> Source:
         preprocess=replace(config.preprocess, crop=size).apply(default),
         is_imagenet=is_imagenet,
         random=False,
+        preprocess_assumed=not config.preprocess.states_normalization,
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
 from calibration.images.builtin import builtin_image_set
 from rescompile.accuracy.parity import Measurement, compare_logits, open_validation_set
@@ -46,7 +48,7 @@ def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> 
     limit = config.validation_images
     if not executed:
         limit = min(limit or SIMULATED_IMAGES, SIMULATED_IMAGES)
-    needs_labels = config.limits is not None and config.limits.max_top1_drop is not None
+    needs_labels = config.limits is not None and config.limits.need_labels
     if config.validation_set is not None:
         images = open_validation_set(
             config.validation_set,
@@ -54,13 +56,15 @@ def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> 
             limit=limit,
             need_labels=needs_labels,
             skip_unreadable=config.calibration.skip_unreadable,
+            names=source.class_names,
         )
-        notes = [*images.notes]
+        notes = [*images.notes, *images.remarks(source.class_count, source.class_names)]
     else:
         images = _other_images(config, source, min(limit or FALLBACK_IMAGES, FALLBACK_IMAGES))
         if needs_labels and images.labels is None:
             raise UsageError(
-                f"--max-top1-drop needs labels, which {images.source} does not have; pass a labelled --validation-set"
+                f"--max-top1-drop and --min-top1 need labels, which {images.source} does not have; pass a labelled "
+                "--validation-set"
             )
         notes = [
             f"no validation set was passed, so parity was measured on {images.source}; pass --validation-set for "
@@ -78,10 +82,15 @@ def _other_images(config: BuildConfig, source: Source, count: int) -> ImageSet:
     calibration = config.calibration
     if calibration.images is None:
         return builtin_image_set(count=count, seed=calibration.seed)
-    images = open_image_set(
-        calibration.images, limit=count, seed=calibration.seed, skip_unreadable=calibration.skip_unreadable
-    )
+    opened = partial(
+        open_image_set, calibration.images, limit=count, seed=calibration.seed,
+        skip_unreadable=calibration.skip_unreadable,
+    )  # fmt: skip
     # calibration needs no labels, so its class folders may be those of another data set; here that would matter
+    try:
+        images = opened(known=source.class_names)
+    except ImageSetError:
+        return replace(opened(), labels=None)
     return images if images.labels_fit(source.class_count) else replace(images, labels=None)
 
 

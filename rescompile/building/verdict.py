@@ -10,23 +10,30 @@ import numpy as np
 from calibration.names import text_of
 from calibration.preprocess import normalize
 from rescompile.accuracy.error_by_block import block_errors
-from rescompile.accuracy.limits import default_limits, judge
+from rescompile.accuracy.label_fit import misfit
+from rescompile.accuracy.limits import default_limits, judge, too_few_images
+from rescompile.accuracy.other_preprocessing import better_preprocessing
 from rescompile.accuracy.parity import Measurement
 from rescompile.accuracy.verify import stand_in
 from rescompile.backends.base import Payload
+from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.calibrate import Calibrated
 from rescompile.building.deployable import Deployable
 from rescompile.building.engine_directory import Contents
 from rescompile.building.mixed_precision import MixedPrecision
 from rescompile.building.source import Source
 from rescompile.building.validation import Validation
+from rescompile.config import INT8_THROUGHOUT, BuildConfig
 from rescompile.files import atomic_write
 from rescompile.graph.shared.names import INPUT
 from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import REPORT_HTML, REPORT_JSON, Manifest
 from rescompile.presenting.html.report_page import render
 from rescompile.report import ActivationRange, BlockError, BuildReport, Check, FusedAdds, Limits, StageRecord
+from rescompile.wording import counted, percent
 
+WORST_BLOCKS = 3
+"""Blocks that a failed verdict names."""
 BLOCK_IMAGES = 4
 """Images on which the error of every block is measured."""
 MOST_BLOCKS = 128
@@ -38,6 +45,57 @@ def check_limits(measured: Measurement, contents: Contents) -> tuple[Limits, tup
     config = contents.config
     limits = config.limits or default_limits(config.precision, random_weights=contents.source.random)
     return limits, judge(measured.parity, limits)
+
+
+def passes(measured: Measurement, contents: Contents, wrong: str | None) -> bool:
+    """Whether every limit is met, and nothing is ``wrong`` with the figures themselves."""
+    return wrong is None and all(check.passed for check in check_limits(measured, contents)[1])
+
+
+def misfit_of(
+    measured: Measurement, source: Source, validation: Validation, manifest: Manifest
+) -> str | None:
+    """Why the figures say nothing about the engine; None where they do."""
+    if source.random:
+        return None
+    if source.preprocess_assumed:
+        reference = reference_session(source.graph.SerializeToString(), optimize=True)
+        better = better_preprocessing(reference, validation.images, source.preprocess)
+        if better is not None:
+            return (
+                f"the preprocessing was assumed, and the labels speak for another one ({better.name}): the fp32 "
+                f"network names the right class for {percent(better.top1)} of {counted(better.images, 'image')} with "
+                f"{better.options}, and for {percent(better.top1_assumed)} as it was fed; pass these options, or "
+                "those that you know to be right"
+            )
+    return misfit(measured.answers, manifest.classes)
+
+
+def _advice(report: BuildReport, config: BuildConfig) -> tuple[str, ...]:
+    """Next steps after a failed verdict, the most promising one first."""
+    if report.passed or report.misfit is not None:
+        return ()
+    steps = []
+    if report.precision == "int8":
+        if config.calibration.table is None and config.calibration.effort != "best":
+            steps.append("build with --effort best, which calibrates longer and loses less")
+        if config.fp16_blocks is None and not report.frontier and config.backend not in INT8_THROUGHOUT:
+            steps.append(
+                "build with --fp16-blocks auto, --validation-set and --min-agreement or --max-top1-drop, which leaves "
+                "as few blocks in FP16 as meet the limit"
+            )
+    worst = sorted(report.blocks, key=lambda block: block.sqnr_db)[:WORST_BLOCKS]
+    if worst:
+        named = ", ".join(f"{block.block} ({block.sqnr_db:.1f} dB)" for block in worst)
+        steps.append(f"look at the blocks with the largest error: {named}")
+    if report.flips:
+        flip = report.flips[0]
+        steps.append(
+            f"look at the images whose class changed, such as {flip.image} (class {flip.reference} became "
+            f"{flip.engine}); report.json has the first hundred under flips"
+        )
+    steps.append(f"rescompile compare {report.engine_directory} shows the error of every tensor")
+    return tuple(steps)
 
 
 def errors_by_block(
@@ -72,11 +130,14 @@ def make_report(
     stages: tuple[StageRecord, ...],
     notes: tuple[str, ...],
     directory: Path,
+    wrong: str | None,
 ) -> BuildReport:
-    """The verdict, and everything that led to it."""
+    """The verdict, and everything that led to it; ``wrong`` is the reason why nothing can be judged."""
     limits, checks = check_limits(measured, contents)
-    return BuildReport(
-        passed=all(check.passed for check in checks),
+    report = BuildReport(
+        passed=passes(measured, contents, wrong),
+        misfit=wrong,
+        flips=measured.flips,
         engine_executed=validation.executed,
         measured_on=manifest.backend if validation.executed else stand_in(manifest.backend),
         model=manifest.model,
@@ -91,7 +152,7 @@ def make_report(
         fused=_fused(deployable, contents.payload),
         stages=stages,
         environment=manifest.environment,
-        notes=notes,
+        notes=(*notes, *too_few_images(measured.parity, contents.config.limits)),
         blocks=blocks,
         ranges=_ranges(mixed.calibrated),
         logits=measured.logits,
@@ -102,6 +163,7 @@ def make_report(
         frontier=mixed.frontier,
         damages=mixed.damages,
     )
+    return msgspec.structs.replace(report, advice=_advice(report, contents.config))
 
 
 def _fused(deployable: Deployable, payload: Payload) -> FusedAdds | None:

@@ -1,8 +1,9 @@
-"""The command line: all commands, and the exit codes. 0: done and passed, 1: failed or user error, 2: usage."""
+"""The command line: all commands, and the exit codes. 0: done and passed, 1: a mistake, 2: usage, 3: failed verdict."""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -27,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    epilog="Exit codes: 0 done and passed, 1 a mistake that you can mend, 2 wrong usage, 3 the engine missed a limit.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (build, calibrate, sensitivity, verify, run, inspect, compare, bench, profile, report):
@@ -37,6 +39,10 @@ app.command()(doctor)
 
 def main() -> NoReturn:
     """Run the command line; errors that a user can mend become one sentence on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        # a class or a file may have letters that the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             app()

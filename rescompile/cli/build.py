@@ -35,7 +35,7 @@ def build(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Build an engine from a checkpoint and check it against your accuracy limits.
+    """Build an engine from a checkpoint and check it against your accuracy limits; exit 0 if it passes, 3 if not.
 
     Examples:
 
@@ -53,9 +53,8 @@ def build(
 
     - `rescompile build --depth 50 --weights my.pth --backend triton --target sm_90 --batch 8`
     """
+    from rescompile.building.early_checks import check_build
     from rescompile.config import BuildConfig, parse_batch, parse_fp16_blocks
-    from rescompile.pipeline import build as run
-    from rescompile.presenting.terminal.report import TerminalProgress
 
     config = BuildConfig(
         model=model_config(network, preprocessing),
@@ -73,6 +72,11 @@ def build(
         force=engine.force,
         keep_reference=not engine.no_reference,
     )
+    check_build(config)  # here too, because the import of the pipeline takes seconds
+
+    from rescompile.pipeline import build as run
+    from rescompile.presenting.terminal.report import TerminalProgress
+
     with TerminalProgress() as progress:
         report = run(config, progress)
     end_with_verdict(report, json=json)
@@ -102,21 +106,22 @@ def calibrate(
 
     - `rescompile build --depth 50 --weights my.pth --calibration my.json`
     """
-    from rescompile.building.calibrate import calibrate_network
-    from rescompile.presenting.plots.calibration_methods import methods_by_tensor
+    from rescompile.building.early_checks import check_calibrate
     from rescompile.presenting.plots.plot import check_plot_path
-    from rescompile.presenting.terminal.calibrate import print_calibrated
-    from rescompile.presenting.terminal.report import TerminalProgress
 
     if plot is not None:
         check_plot_path(plot)
+    model = model_config(network, preprocessing)
+    calibration = calibration_options.config(seed=network.seed)
+    check_calibrate(model, calibration, output)
+
+    from rescompile.building.calibrate import calibrate_network
+    from rescompile.presenting.plots.calibration_methods import methods_by_tensor
+    from rescompile.presenting.terminal.calibrate import print_calibrated
+    from rescompile.presenting.terminal.report import TerminalProgress
+
     with TerminalProgress() as progress:
-        calibrated = calibrate_network(
-            model_config(network, preprocessing),
-            calibration_options.config(seed=network.seed),
-            output,
-            progress,
-        )
+        calibrated = calibrate_network(model, calibration, output, progress)
     if plot is not None and calibrated.comparison is not None:
         methods_by_tensor(calibrated.comparison).write(plot)
     print_calibrated(calibrated, output, compare=compare, json=json)
@@ -141,21 +146,22 @@ def sensitivity(
 
     - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --fp16-blocks stem,layer3.0`
     """
-    from rescompile.building.sensitivity import rank_blocks
+    from rescompile.building.early_checks import check_calibrate
     from rescompile.presenting.plots.plot import check_plot_path
+
+    if plot is not None:
+        check_plot_path(plot)
+    model = model_config(network, preprocessing)
+    calibration = calibration_options.config(seed=network.seed)
+    check_calibrate(model, calibration)
+
+    from rescompile.building.sensitivity import rank_blocks
     from rescompile.presenting.plots.sensitivity import sensitivity_by_block
     from rescompile.presenting.terminal.report import TerminalProgress
     from rescompile.presenting.terminal.sensitivity import print_sensitivity
 
-    if plot is not None:
-        check_plot_path(plot)
     with TerminalProgress() as progress:
-        report = rank_blocks(
-            model_config(network, preprocessing),
-            calibration_options.config(seed=network.seed),
-            progress,
-            count=images,
-        )
+        report = rank_blocks(model, calibration, progress, count=images)
     if plot is not None:
         sensitivity_by_block(report.blocks).write(plot)
     show(report, print_sensitivity, json=json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +22,7 @@ def verify(
     skip_unreadable: SkipUnreadable = False,
     json: Json = False,
 ) -> None:
-    """Check an engine against accuracy limits again; exit 0 if it passes and 1 if not.
+    """Check an engine against accuracy limits again; exit 0 if it passes, 3 if not.
 
     Example:
 
@@ -47,7 +46,9 @@ def verify(
 
 def run(
     directory: Directory,
-    photos: Annotated[list[Path], typer.Argument(help="Image files.", metavar="PHOTO...")],
+    photos: Annotated[
+        list[Path], typer.Argument(help="Image files, or folders of them.", metavar="PHOTO...")
+    ],
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each photo.")] = 5,
     json: Json = False,
 ) -> None:
@@ -57,16 +58,11 @@ def run(
 
     - `rescompile run resnet50-int8-openvino photo.jpg`
     """
+    from calibration.images.listing import image_files
     from rescompile.presenting.terminal.views import print_classes
     from rescompile.runtime.classify import classify
 
-    answers = classify(directory, photos, top=top)
-    if json:
-        import msgspec
-
-        sys.stdout.write(msgspec.json.encode(answers).decode() + "\n")
-    else:
-        print_classes(answers)
+    show(classify(directory, image_files(photos), top=top), print_classes, json=json)
 
 
 def inspect(directory: Directory, json: Json = False) -> None:

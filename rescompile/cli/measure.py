@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,6 +31,13 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Time for all batch sizes together.")] = 15.0,
     starts: Annotated[int, typer.Option(min=0, help="Cold starts, and as many warm starts, to measure.")] = 3,
     threads: Threads = None,
+    hint: Annotated[
+        Literal["latency", "throughput"],
+        typer.Option(help="throughput: measure several calls at the same time, as many as the engine takes."),
+    ] = "latency",
+    streams: Annotated[
+        int | None, typer.Option(min=1, help="Calls at the same time on a GPU; the hint chooses unless told.")
+    ] = None,
     output: ResultFile = None,
     json: Json = False,
 ) -> None:
@@ -64,8 +71,9 @@ def bench(
     sizes = None if batch is None else _sizes(batch)
     with TerminalProgress() as progress:
         report = run(
-            directory, batches=sizes, seconds=seconds, starts=starts, threads=threads, progress=progress
-        )
+            directory, batches=sizes, seconds=seconds, starts=starts, threads=threads, hint=hint,
+            streams=streams, progress=progress,
+        )  # fmt: skip
     if output is not None:
         atomic_write(output, report.to_json())
     show(report, print_bench, json=json)

@@ -31,6 +31,7 @@ _SIDE = re.compile(r"-?[0-9]{1,9}")
 _network = partial(_option, "Network")
 _preprocessing = partial(_option, "Preprocessing")
 _calibration = partial(_option, "Calibration")
+_method = partial(_option, "Calibration methods")
 _verdict = partial(_option, "Verdict")
 _engine = partial(_option, "Engine")
 
@@ -140,13 +141,13 @@ class CalibrationOptions:
     ] = None
     equalize: Annotated[
         bool | None,
-        _calibration(
+        _method(
             "Equalize the ranges of channels across layers. Default: by --effort.", "--equalize/--no-equalize"
         ),
     ] = None
     bias_correction: Annotated[
         bool | None,
-        _calibration(
+        _method(
             "Change biases to cancel the shift that rounded weights cause. Default: by --effort.",
             "--bias-correction/--no-bias-correction",
         ),
@@ -159,7 +160,7 @@ class CalibrationOptions:
     ] = None
     full_range: Annotated[
         bool | None,
-        _calibration(
+        _method(
             "Use all 256 values of int8 after a ReLU, even where that adds channels. Default: by --effort.",
             "--full-range/--no-full-range",
         ),
@@ -207,6 +208,13 @@ class VerdictOptions:
         float | None, _verdict("Largest RMS of the logits' error, relative to the RMS of the logits: 0.05.")
     ] = None
 
+    min_top1: Annotated[
+        float | None,
+        _verdict(
+            "Smallest top-1 accuracy of the engine: 0.76. It also finds wrong preprocessing.", "--min-top1"
+        ),
+    ] = None
+
     def limits(self) -> Limits | None:
         """The limits that were asked for, or None without any.
 
@@ -215,15 +223,18 @@ class VerdictOptions:
         """
         from rescompile.report import Limits
 
-        if (self.min_agreement, self.max_top1_drop, self.max_relative_rms) == (None, None, None):
+        asked = (self.min_agreement, self.max_top1_drop, self.max_relative_rms, self.min_top1)
+        if asked == (None, None, None, None):
             return None
         _between(self.min_agreement, "--min-agreement", 0.0, 1.0, "it is a share, 0.97 for 97 %")
         _between(self.max_top1_drop, "--max-top1-drop", 0.0, 100.0, "it is in percentage points, 0.3")
+        _between(self.min_top1, "--min-top1", 0.0, 1.0, "it is a share, 0.76 for 76 %")
         _between(self.max_relative_rms, "--max-relative-rms", 0.0, 1e6, "it is a ratio, 0.05")
         return Limits(
             min_agreement=self.min_agreement,
             max_top1_drop=self.max_top1_drop,
             max_relative_rms=self.max_relative_rms,
+            min_top1=self.min_top1,
         )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import typer
+
+from rescompile.wording import write_json
 
 if TYPE_CHECKING:
     from rescompile.report import BuildReport
@@ -14,19 +15,23 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
+FAILED_VERDICT = 3
+"""Exit code where an engine was built or measured, and missed a limit."""
+
+
 def show(result: Result, print_text: Callable[[Result], None], *, json: bool) -> None:
     """Print ``result`` as indented JSON, or as ``print_text`` prints it."""
     if json:
         import msgspec
 
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n")
+        write_json(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
     else:
         print_text(result)
 
 
 def end_with_verdict(report: BuildReport, *, json: bool) -> NoReturn:
-    """Print the report and exit: 0 if the engine passed, 1 if not."""
+    """Print the report and exit: 0 if the engine passed, 3 if not."""
     from rescompile.presenting.terminal.report import print_summary
 
     show(report, print_summary, json=json)
-    raise typer.Exit(0 if report else 1)
+    raise typer.Exit(0 if report else FAILED_VERDICT)

@@ -12,13 +12,14 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.names import text_of
-from rescompile.backends.base import RunOptions
+from rescompile.backends.base import Hint, RunOptions
 from rescompile.cache import SWITCH
 from rescompile.errors import UsageError
 from rescompile.manifest import CALIBRATION, GOLDEN, GRAPH, REFERENCE, REPORT_HTML, REPORT_JSON, Manifest
@@ -80,6 +81,8 @@ class BenchReport(JsonReport, frozen=True, kw_only=True):
     cold: tuple[Start, ...]
     warm: tuple[Start, ...]
     notes: tuple[str, ...]
+    requests: int = 1
+    """Calls at the same time, with ``--hint throughput``; a time is that of all of them."""
 
     @property
     def latency(self) -> BatchResult:
@@ -99,6 +102,8 @@ def bench(
     seconds: float = DEFAULT_SECONDS,
     starts: int = STARTS,
     threads: int | None = None,
+    hint: Hint = "latency",
+    streams: int | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Measure the engine in ``directory``.
@@ -109,6 +114,8 @@ def bench(
         seconds: length of the race of all batches.
         starts: number of cold and of warm starts, in turns; 0 leaves them out.
         threads: CPU threads of the engine; None leaves the choice to its library.
+        hint: ``throughput`` loads the engine for several calls at once, and measures as many.
+        streams: number of these calls on a GPU; None leaves it to the hint.
         progress: told what runs.
 
     Raises:
@@ -118,14 +125,14 @@ def bench(
     """
     clock = StageClock(progress)
     watch = Watch()
-    options = RunOptions(threads=threads)
+    options = RunOptions(threads=threads, hint=hint, streams=streams)
     with clock.stage("load"):
         engine = load(directory, options=options)
     with engine:
-        manifest = engine.manifest
+        manifest, requests = engine.manifest, engine.parallel if hint == "throughput" else 1
         sizes = _sizes(manifest, batches)
         with clock.stage("race"):
-            timings = race(contenders(engine, directory, sizes), seconds=seconds)
+            timings = race(contenders(engine, directory, sizes, requests), seconds=seconds)
     cold, warm = [], []
     with clock.stage("starts"):
         for done in range(starts):
@@ -135,7 +142,7 @@ def bench(
             if progress is not None:
                 progress.advanced(done + 1, starts)
     results = tuple(
-        BatchResult(batch=size, timing=found, images_per_second=1e3 * size / found.p50)
+        BatchResult(batch=size, timing=found, images_per_second=1e3 * requests * size / found.p50)
         for size, found in zip(sizes, timings.values(), strict=True)
     )
     return BenchReport(
@@ -145,16 +152,24 @@ def bench(
         cold=tuple(cold),
         warm=tuple(warm),
         notes=(*watch.notes(timings), *_notes_on_runs(results)),
+        requests=requests,
     )
 
 
-def contenders(engine: Engine, directory: Path, sizes: Sequence[int]) -> dict[str, Contender]:
-    """One contender for each batch size, which gets the golden images repeated."""
+def contenders(
+    engine: Engine, directory: Path, sizes: Sequence[int], requests: int = 1
+) -> dict[str, Contender]:
+    """One contender for each batch size, which gets the golden images repeated, in ``requests`` calls at once."""
     found = {}
     for size in sizes:
-        fed, check = golden_batch(directory, engine.manifest, size)
-        found[f"batch {size}"] = Contender(partial(engine, fed), check)
+        fed, check = golden_batch(directory, engine.manifest, size * requests)
+        call = partial(engine, fed) if requests == 1 else partial(_together, engine, np.split(fed, requests))
+        found[f"batch {size}"] = Contender(call, check)
     return found
+
+
+def _together(engine: Engine, parts: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    return np.concatenate([answer.result() for answer in [engine.submit(part) for part in parts]])
 
 
 def _sizes(manifest: Manifest, asked: Sequence[int] | None) -> list[int]:

@@ -116,6 +116,7 @@ def _differences(a: BenchReport, b: BenchReport) -> Iterator[str]:
         "device": (a.origin.device, b.origin.device),
         "cores": (a.origin.machine.get("cores"), b.origin.machine.get("cores")),
         "threads": (a.origin.threads, b.origin.threads),
+        "number of calls at the same time": (a.requests, b.requests),
         "commit": (a.origin.commit, b.origin.commit),
         "model": (a.engine.model, b.engine.model),
         "precision": (a.engine.precision, b.engine.precision),

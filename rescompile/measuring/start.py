@@ -1,4 +1,4 @@
-"""One start of an engine in a new process: ``python -m rescompile.measuring.start DIR``, JSON on stdout.
+"""One start of an engine in a new process, which prints JSON.
 
 It includes all that a user's program does before its first answer: Python, imports, hashes, the library's compilation
 or its cache, the golden self-test, and one image.
@@ -16,6 +16,8 @@ from pathlib import Path
 import msgspec
 
 from rescompile.errors import BackendError
+
+_PACKAGES = Path(__file__).parents[2]
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +40,9 @@ def start_once(directory: Path, environment: Mapping[str, str], *, threads: int 
     Raises:
         BackendError: the process could not load or run the engine; the message holds its last line.
     """
-    command = [sys.executable, "-m", "rescompile.measuring.start", str(directory), str(threads or 0)]
+    # not -m, which would import modules from the working directory; this process may have found its own there
+    code = f"import sys; sys.path = [*filter(None, sys.path), {str(_PACKAGES)!r}]; from {__name__} import main; main()"
+    command = [sys.executable, "-c", code, str(directory), str(threads or 0)]
     began = time.perf_counter()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(environment)
@@ -84,7 +88,3 @@ def main() -> None:
             "peak_rss_bytes": peak_memory_bytes(),
         }
         print(json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-    main()

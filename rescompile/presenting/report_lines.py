@@ -37,14 +37,43 @@ def measurements(report: BuildReport) -> tuple[Line, ...]:
     """Every measured figure, with or without a limit on it."""
     if report.top1_agreement is None or not report.images:
         return ()
-    lines = [("images", f"{report.images}"), ("agreement with fp32", percent(report.top1_agreement))]
-    if report.top1_reference is not None:
-        lines.append(("top-1 of the fp32 reference", percent(report.top1_reference)))
-    if report.top1_engine is not None:
-        lines.append((f"top-1 of the {subject(report)}", percent(report.top1_engine)))
+    lines = [("images", f"{report.images}")]
+    shares = {
+        "agreement with fp32": (report.top1_agreement, report.agreement_interval),
+        "top-1 of the fp32 reference": (report.top1_reference, next(iter(report.top1_intervals), None)),
+        f"top-1 of the {subject(report)}": (report.top1_engine, next(iter(report.top1_intervals[1:]), None)),
+    }
+    lines.extend((label, share(found, ends)) for label, (found, ends) in shares.items() if found is not None)
+    if (
+        report.top1_drop_p is not None
+        and report.top1_reference is not None
+        and report.top1_engine is not None
+    ):
+        drop = points(100 * (report.top1_reference - report.top1_engine))
+        lines.append(("top-1 drop", f"{drop} (as large by chance alone: {percent(report.top1_drop_p)})"))
     errors = {"relative RMS": report.relative_rms, "cosine": report.cosine, "largest error": report.max_abs}
     lines.extend((label, f"{value:.5g}") for label, value in errors.items() if value is not None)
     return tuple(lines)
+
+
+def share(found: float, interval: tuple[float, float] | None) -> str:
+    """A share in percent, and its 95 % interval."""
+    if interval is None:
+        return percent(found)
+    low, high = (f"{100 * end:.1f}" for end in interval)
+    return f"{percent(found)} (95 % interval: {low} to {high} %)"
+
+
+MOST_FLIPS = 10
+FLIPS_HEADER = ("image", "label", "fp32", "engine")
+
+
+def flips(report: BuildReport) -> tuple[tuple[str, ...], ...]:
+    """The first images whose class the engine changes; ``FLIPS_HEADER`` names the cells."""
+    return tuple(
+        (flip.image, "" if flip.label is None else str(flip.label), str(flip.reference), str(flip.engine))
+        for flip in report.flips[:MOST_FLIPS]
+    )
 
 
 def lint(report: BuildReport) -> str:
@@ -123,6 +152,8 @@ def explanation(report: BuildReport) -> str:
 
 
 def _reason(report: BuildReport) -> str:
+    if report.misfit is not None:
+        return f"{report.misfit[:1].upper()}{report.misfit[1:]}."
     images = counted(report.images, "image")
     failed = [check.name for check in report.checks if not check.passed]
     if failed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.base import Concurrent, Runner, ZeroCopyRunner
+from rescompile.backends.base import Concurrent, Runner, SeveralOutputs, ZeroCopyRunner
 from rescompile.backends.zero_copy import DeviceImages, as_array, on_cuda
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest
-from rescompile.runtime.inputs import IMAGES, part, refuse
+from rescompile.runtime.inputs import IMAGES, part, refuse, refuse_not_finite
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,46 +25,54 @@ if TYPE_CHECKING:
     from rescompile.backends.zero_copy import SupportsCudaArray, SupportsDLPack
 
     Given = NDArray[Any] | SupportsDLPack | SupportsCudaArray
+    Answer = NDArray[np.float32] | dict[str, NDArray[np.float32]]
 
 _CLOSED = "this engine is closed; load it again"
 
 
 class Engine:
-    """An engine in memory: images in, logits out. Use it in a ``with`` statement, or ``close`` it.
+    """An engine in memory: images in, logits (or other outputs) out. Use it in a ``with`` statement, or ``close`` it.
 
     Any number of threads may call one engine. Engines of OpenVINO, TensorRT and Triton that were loaded with
     ``hint="throughput"`` work on several calls at once; others on one.
     """
 
-    def __init__(self, manifest: Manifest, runner: Runner) -> None:
-        self.manifest = manifest
+    def __init__(self, manifest: Manifest, runner: Runner, *, check_finite: bool = True) -> None:
+        self.manifest, self._check_finite = manifest, check_finite
         self._dtype, self._image = np.dtype(manifest.inputs[0].dtype), manifest.inputs[0].shape[1:]
         self._runner: Runner | None = runner
         self._concurrent, self._zero_copy = isinstance(runner, Concurrent), isinstance(runner, ZeroCopyRunner)
         self._lock = threading.Lock()
         self._closed = False
-        parallel = runner.parallel if isinstance(runner, Concurrent) else 1
+        if len(manifest.outputs) > 1 and not isinstance(runner, SeveralOutputs):
+            raise EngineError(
+                f"the {manifest.backend} backend runs engines of one output, and this one has "
+                f"{len(manifest.outputs)}; build it with --backend openvino"
+            )
+        self.parallel = runner.parallel if isinstance(runner, Concurrent) else 1
+        """Calls that the engine works on at the same time."""
         # it starts threads when they are needed
-        self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="rescompile")
+        self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="rescompile")
 
-    def __call__(self, images: Given) -> NDArray[np.float32]:
+    def __call__(self, images: Given) -> Any:
         """Logits [N, classes] of ``images`` [N, ...] in the manifest's input layout and dtype, N >= 1.
 
-        More images than the engine takes at once are run in several parts, fewer are padded; the logits are those of
-        the given images alone. Objects with ``__dlpack__`` on the CPU, such as torch tensors, are treated like arrays.
-        Neither is copied if it is contiguous and has a batch size of the engine. Engines on a GPU also take objects
-        that are there already, with ``__dlpack__`` or ``__cuda_array_interface__``, and read them in place after the
-        stream that writes them.
+        ``manifest.outputs`` says what is returned: one float32 array [N, C] or [N, C, H, W] for one output, a dict of
+        arrays by name for several. More images than the engine takes at once are run in several parts, fewer are
+        padded; the logits are those of the given images alone. Objects with ``__dlpack__`` on the CPU, such as torch
+        tensors, are treated like arrays. Neither is copied if it is contiguous and has a batch size of the engine.
+        Engines on a GPU also take objects that are there already, with ``__dlpack__`` or ``__cuda_array_interface__``,
+        and read them in place after the stream that writes them.
 
         Raises:
-            UsageError: the shape, layout or dtype is not that of the engine, there is no image, or a tensor is on
-                another device.
+            UsageError: the shape, layout or dtype is not that of the engine, there is no image, an image has NaN or
+                infinite values (``RunOptions.check_finite``), or a tensor is on another device.
             EngineError: the engine is closed.
             BackendError: the library could not run the engine.
         """
         return self._answer(self._checked(images))
 
-    def submit(self, images: Given) -> Future[NDArray[np.float32]]:
+    def submit(self, images: Given) -> Future[Any]:
         """The same without waiting: ``submit(images).result()`` are the logits that a call would return.
 
         The images are checked at once, and must not be changed before the result is there. Requests start in the
@@ -81,17 +90,22 @@ class Engine:
                 raise
             raise EngineError(_CLOSED) from None
 
-    def _answer(self, images: NDArray[Any] | DeviceImages) -> NDArray[np.float32]:
-        """Logits of checked images."""
+    def _answer(self, images: NDArray[Any] | DeviceImages) -> Answer:
+        """Outputs for checked images."""
         with nullcontext() if self._concurrent else self._lock:
             runner = self._runner
             if runner is None:
                 raise EngineError(_CLOSED)
             if self._fits(len(images)):
-                return runner(images)
+                return self._outputs(runner, images)
             most = self.manifest.batch.max
             parts = [part(images, start, start + most) for start in range(0, len(images), most)]
-            return np.concatenate([self._run(runner, some) for some in parts])
+            return _joined([self._run(runner, some) for some in parts])
+
+    def _outputs(self, runner: Runner, images: NDArray[Any] | DeviceImages) -> Answer:
+        if len(self.manifest.outputs) > 1 and isinstance(runner, SeveralOutputs):
+            return runner.tensors(images)
+        return runner(images)
 
     def _fits(self, count: int) -> bool:
         return self.manifest.batch.min <= count <= self.manifest.batch.max
@@ -146,12 +160,15 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _run(self, runner: Runner, images: NDArray[Any] | DeviceImages) -> NDArray[np.float32]:
+    def _run(self, runner: Runner, images: NDArray[Any] | DeviceImages) -> Answer:
         count = len(images)
         missing = max(0, self.manifest.batch.min - count)
         if missing and isinstance(images, np.ndarray):  # images on a GPU are padded there
             images = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
-        return runner(images)[:count]
+        found = self._outputs(runner, images)
+        if isinstance(found, dict):
+            return {name: values[:count] for name, values in found.items()}
+        return found[:count]
 
     def _checked(self, given: object) -> NDArray[Any] | DeviceImages:
         """Check ``given``, and return it as images that this engine takes."""
@@ -159,6 +176,8 @@ class Engine:
         array = isinstance(images, IMAGES) and images.ndim > 0 and len(images) > 0
         if not (array and images.dtype == self._dtype and images.shape[1:] == self._image):
             refuse(images, self.manifest.inputs[0])
+        if self._check_finite and isinstance(images, np.ndarray):
+            refuse_not_finite(images)
         return images
 
     def _shared(self, given: object) -> Any:
@@ -169,3 +188,12 @@ class Engine:
         if not isinstance(runner, ZeroCopyRunner):
             raise EngineError(_CLOSED)
         return runner.import_images(given)
+
+
+def _joined(parts: Sequence[Answer]) -> Answer:
+    """Outputs of all images from those of consecutive ones."""
+    arrays = [part for part in parts if not isinstance(part, dict)]
+    if arrays:
+        return np.concatenate(arrays)
+    named = [part for part in parts if isinstance(part, dict)]
+    return {name: np.concatenate([part[name] for part in named]) for name in named[0]}

@@ -1,4 +1,4 @@
-"""Golden images and logits of an engine: reads ``golden.npz``, and checks answers at any batch size."""
+"""Golden images and answers of an engine: reads ``golden.npz``, and checks answers at any batch size."""
 
 from __future__ import annotations
 
@@ -16,24 +16,37 @@ from rescompile.manifest import GOLDEN, Manifest
 from rescompile.runtime.integrity import check_manifest
 from rescompile.runtime.npz import read_arrays
 
-Check = Callable[[NDArray[Any]], None]
-"""Raises EngineError where logits [N, classes] are wrong."""
+Check = Callable[[Any], None]
+"""Raises EngineError where an engine's answer is wrong."""
 
 
-def golden_bytes(images: NDArray[Any], logits: NDArray[np.float32]) -> bytes:
+def golden_bytes(images: NDArray[Any], *outputs: NDArray[np.float32]) -> bytes:
     """The contents of ``golden.npz``; the same arrays give the same bytes.
 
     Args:
         images: [N, ...], in the engine's input layout and dtype.
-        logits: [N, classes] float32, from the deployable graph in its reference execution.
+        outputs: [N, ...] float32, in the manifest's order, from the deployable graph in its reference execution.
     """
     stream = io.BytesIO()
-    np.savez(stream, images=images, logits=logits)
+    named: dict[str, Any] = dict(zip(_names(len(outputs)), outputs, strict=True))
+    np.savez(stream, images=images, **named)
     return stream.getvalue()
 
 
-def read_golden(directory: Path, manifest: Manifest) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """The golden images [N, ...] in the engine's layout and dtype, and the expected logits [N, classes].
+def _names(outputs: int) -> tuple[str, ...]:
+    """Names of the arrays of as many outputs."""
+    return ("logits", *(f"logits_{index}" for index in range(1, outputs)))
+
+
+def in_order(answer: Any, manifest: Manifest) -> tuple[NDArray[np.float32], ...]:
+    """The arrays of an engine's answer, in the order of the manifest's outputs."""
+    return (
+        tuple(answer[output.name] for output in manifest.outputs) if isinstance(answer, dict) else (answer,)
+    )
+
+
+def read_golden(directory: Path, manifest: Manifest) -> tuple[NDArray[Any], tuple[NDArray[np.float32], ...]]:
+    """The golden images [N, ...] in the engine's layout and dtype, and the expected outputs [N, ...].
 
     Raises:
         EngineError: the file cannot be read, or does not fit the manifest.
@@ -41,7 +54,7 @@ def read_golden(directory: Path, manifest: Manifest) -> tuple[NDArray[Any], NDAr
     check_manifest(directory, manifest)
     path = directory / GOLDEN
     try:
-        images, logits = read_arrays(path, ("images", "logits"))
+        images, *outputs = read_arrays(path, ("images", *_names(len(manifest.outputs))))
     except (OSError, ValueError) as error:
         raise EngineError(
             f"{path} does not hold golden images and logits ({reason_of(error)}); build the engine again"
@@ -51,35 +64,40 @@ def read_golden(directory: Path, manifest: Manifest) -> tuple[NDArray[Any], NDAr
         images.shape[1:] == fed.shape[1:]
         and images.dtype == fed.dtype
         and len(images) > 0
-        and logits.shape == (len(images), len(manifest.classes))
-        and logits.dtype == np.float32
-        and np.isfinite(logits).all()
+        and all(
+            found.shape == (len(images), *output.shape[1:])
+            and found.dtype == np.float32
+            and np.isfinite(found).all()
+            for found, output in zip(outputs, manifest.outputs, strict=True)
+        )
     )
     if not fits:
         raise EngineError(f"{path} does not fit the manifest; build the engine again")
-    return images, logits
+    return images, tuple(outputs)
 
 
 def golden_batch(directory: Path, manifest: Manifest, size: int) -> tuple[NDArray[Any], Check]:
-    """The golden images repeated to a batch [size, ...], and a check of the engine's logits [size, classes] for it.
+    """The golden images repeated to a batch [size, ...], and a check of the engine's answer for it.
 
     The check allows the error energy of the golden self-test once for each repetition of the golden images.
 
     Raises:
         EngineError: ``golden.npz`` cannot be read, or does not fit the manifest.
     """
-    images, logits = read_golden(directory, manifest)
+    images, outputs = read_golden(directory, manifest)
     picked = np.arange(size) % len(images)
-    expected = logits[picked].astype(np.float64)
-    energy = np.square(logits.astype(np.float64)).sum() * math.ceil(size / len(logits))
-    allowed = manifest.golden_relative_rms
+    allowed, rounds = manifest.golden_relative_rms, math.ceil(size / len(images))
 
-    def check(answer: NDArray[Any]) -> None:
-        error = np.square(answer.astype(np.float64) - expected).sum()
-        if not error <= allowed**2 * energy:  # NaN, too
-            raise EngineError(
-                f"the engine in {directory} gives wrong answers at batch {size} (relative RMS "
-                f"{math.sqrt(error / energy):.3g}, allowed {allowed:g}), so its time says nothing; build it again here"
-            )
+    def check(answer: Any) -> None:
+        for golden, found in zip(outputs, in_order(answer, manifest), strict=True):
+            expected = golden.astype(np.float64)
+            energy = np.square(expected).sum() * rounds
+            error = np.square(found.astype(np.float64) - expected[picked]).sum()
+            if not error <= allowed**2 * energy:  # NaN, too
+                raise EngineError(
+                    f"the engine in {directory} gives wrong answers at batch {size} (relative RMS "
+                    f"{math.sqrt(error / energy):.3g}, allowed {allowed:g}), so its time says nothing; build it again "
+                    "here"
+                )
 
     return np.ascontiguousarray(images[picked]), check

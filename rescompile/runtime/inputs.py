@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import numpy as np
@@ -41,6 +42,26 @@ def refuse(images: Any, expected: TensorSpec) -> NoReturn:
             f"the images are {found}, but this engine takes {wanted}{_hint(images, expected.shape)}"
         )
     raise UsageError(f"there are no images in {found}; pass one or more")
+
+
+def refuse_not_finite(images: NDArray[Any]) -> None:
+    """Refuse images [N, ...] with NaN or infinite values; one pass over the numbers where there are none.
+
+    Raises:
+        UsageError: a value is not finite.
+    """
+    if images.dtype.kind != "f":
+        return
+    with np.errstate(all="ignore"):
+        total = float(images.sum())
+    if math.isfinite(total):
+        return
+    wrong = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(axis=1))
+    if wrong.size:
+        raise UsageError(
+            f"image {wrong[0]} (counted from 0) has NaN or infinite values, which have no answer; mend the "
+            "preprocessing, or load the engine with RunOptions(check_finite=False)"
+        )
 
 
 def _hint(images: NDArray[Any] | DeviceImages, expected: tuple[int, ...]) -> str:

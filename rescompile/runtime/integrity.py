@@ -87,15 +87,15 @@ def check_manifest(directory: Path, manifest: Manifest) -> None:
             f"{path} names the backend '{manifest.backend}', this rescompile has {', '.join(BACKENDS)}; "
             "install the version that built the engine"
         )
-    if len(manifest.inputs) != 1 or len(manifest.outputs) != 1 or len(manifest.inputs[0].shape) != 4:
+    if len(manifest.inputs) != 1 or not manifest.outputs or len(manifest.inputs[0].shape) != 4:
         raise EngineError(
-            f"{path} does not describe a network with one image input and one output; build the engine again"
+            f"{path} does not describe a network with one image input and an output; build the engine again"
         )
-    if not manifest.classes or manifest.outputs[0].shape[1:] != (len(manifest.classes),):
-        raise EngineError(
-            f"{path} names {len(manifest.classes)} classes for an output of shape "
-            f"{list(manifest.outputs[0].shape)}; build the engine again"
-        )
+    for output in manifest.outputs:
+        if fault := output.fault():
+            raise EngineError(f"{path} describes an output '{output.name}' {fault}; build the engine again")
+    if len({output.name for output in manifest.outputs}) < len(manifest.outputs):
+        raise EngineError(f"{path} gives two outputs one name; build the engine again")
     _check_sizes(path, manifest)
     require_files(path, manifest, (GOLDEN,), "the engine cannot be tested")
 
@@ -120,7 +120,8 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
         )
     if min(image) < 1 or math.prod(image) > _MOST_IMAGE_VALUES:
         raise EngineError(f"{path} has an impossible input size {list(image)}; build the engine again")
-    if batch.min * max(math.prod(image), len(manifest.classes)) > _MOST_LEAST_BATCH_VALUES:
+    answer = sum(math.prod(output.shape[1:]) for output in manifest.outputs)
+    if batch.min * max(math.prod(image), answer) > _MOST_LEAST_BATCH_VALUES:
         raise EngineError(
             f"{path} has a smallest batch of {batch.min:,} images, which cannot fit into memory; "
             "build the engine again"

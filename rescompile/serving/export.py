@@ -136,7 +136,8 @@ def _write_configuration(
     """Write all but the payload, and return the most images of one request."""
     if config.server == "triton":
         model = folder / name
-        (model / LABELS).write_bytes(_labels(manifest))
+        if manifest.classes:
+            (model / LABELS).write_bytes(_labels(manifest))
         return triton_repository.write_model(
             model, directory, manifest, payload, instances=config.instances, batching=config.batching
         )
@@ -145,14 +146,15 @@ def _write_configuration(
             "OpenVINO Model Server runs each request as it comes: --max-batch and --queue-delay are for "
             "--server triton; leave them out"
         )
-    (folder / LABELS).write_bytes(_labels(manifest))
+    if manifest.classes:
+        (folder / LABELS).write_bytes(_labels(manifest))
     document = msgspec.json.encode(model_server.config_of(name, instances=config.instances))
     (folder / "config.json").write_bytes(msgspec.json.format(document, indent=2) + b"\n")
     return manifest.batch.max
 
 
 def _labels(manifest: Manifest) -> bytes:
-    """One line for each class name; white space in a name becomes one blank."""
+    """One line for each value of the first output, where that has names; white space in a name becomes one blank."""
     return "".join(f"{' '.join(name.split())}\n" for name in manifest.classes).encode()
 
 

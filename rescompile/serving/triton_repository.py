@@ -67,7 +67,7 @@ def _config(
     instances: int,
     queue_delay: int,
 ) -> dict[str, Any]:
-    fed, answered = manifest.inputs[0], manifest.outputs[0]
+    fed = manifest.inputs[0]
 
     def tensor(spec: TensorSpec, layout: Name | None = None) -> dict[str, Any]:
         dims = (
@@ -75,6 +75,7 @@ def _config(
         )  # the server adds the batch dimension where it batches
         return {"data_type": _TYPES[spec.dtype], "format": layout, "dims": list(dims)}
 
+    labelled = bool(manifest.classes)
     # the server knows image layouts of three dimensions only
     layout = Name(f"FORMAT_{fed.layout}") if largest else None
     warmup = [
@@ -91,7 +92,14 @@ def _config(
         "default_model_filename": next(iter(payload.files)),
         "max_batch_size": largest,
         "input": [{"name": fed.name, **tensor(fed, layout)}],
-        "output": [{"name": answered.name, **tensor(answered), "label_filename": LABELS}],
+        "output": [
+            {
+                "name": output.name,
+                **tensor(output),
+                "label_filename": LABELS if labelled and index == 0 else None,
+            }
+            for index, output in enumerate(manifest.outputs)
+        ],
         "instance_group": [{"count": instances, "kind": _KINDS[payload.backend]}],
         # a batch of one has nothing to wait for
         "dynamic_batching": {"max_queue_delay_microseconds": queue_delay} if largest > 1 else None,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 from importlib import resources
 from pathlib import Path
 
 from rescompile.errors import UsageError, reason_of
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""Some editors on Windows write these marks in front of a text."""
 
 
 def imagenet_class_names() -> tuple[str, ...]:
@@ -15,13 +19,29 @@ def imagenet_class_names() -> tuple[str, ...]:
 
 
 def read_class_names(path: Path, count: int) -> tuple[str, ...]:
-    """The ``count`` class names in a text file, one per line; empty lines do not count.
+    """The ``count`` class names in a text file.
 
     Raises:
         UsageError: the file cannot be read, or has more or fewer names.
     """
+    names = read_names(path)
+    if len(names) != count:
+        raise UsageError(
+            f"{path} names {len(names)} classes, the network has {count}; write one name per line"
+        )
+    return names
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """The names in a text file, one per line; empty lines do not count.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
     try:
-        names = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+        data = path.read_bytes()
+        text = data.decode("utf-16" if data[:2] in _UTF16 else "utf-8-sig")
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
     except FileNotFoundError:
         raise UsageError(
             f"{path} does not exist; --classes takes a text file with one class name per line"
@@ -30,8 +50,4 @@ def read_class_names(path: Path, count: int) -> tuple[str, ...]:
         raise UsageError(
             f"{path} cannot be read as text ({reason_of(error)}); --classes takes one class name per line"
         ) from None
-    if len(names) != count:
-        raise UsageError(
-            f"{path} names {len(names)} classes, the network has {count}; write one name per line"
-        )
     return names

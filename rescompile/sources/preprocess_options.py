@@ -63,6 +63,11 @@ class PreprocessOptions:
         except ImageSetError as error:
             raise UsageError(f"--mean: {error}") from None
 
+    @property
+    def states_normalization(self) -> bool:
+        """Whether the user says how pixels become the network's numbers."""
+        return (self.mean, self.std, self.color) != (None, None, None)
+
     def apply(self, default: Preprocess = IMAGENET, *, channels: int = 3) -> Preprocess:
         """``default`` with these changes, for a network that takes ``channels`` channels.
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rescompile.errors import CheckpointError, reason_of
+from rescompile.sources.paddle_file import read_pdparams
 
 _HOW_TO_SAVE = (
     "in the program that made it, save the weights alone with torch.save(model.state_dict(), 'weights.pth'), "
@@ -44,6 +45,8 @@ def read_payload(path: Path) -> object:
         CheckpointError: the file is missing, empty, damaged, of another format, or would run code.
     """
     head = _head(path)
+    if path.suffix == ".pdparams":
+        return read_pdparams(path)
     if head.startswith(b"PK"):
         _check_archive(path)
         return _torch_payload(path)

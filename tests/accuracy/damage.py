@@ -60,9 +60,13 @@ def classifier() -> dict[str, Tensor]:
 
 
 def write_sets(folder: Path) -> None:
-    """``calibration.npz`` without labels, ``validation.npz``, and ``mislabelled.npz`` of other images."""
+    """``calibration.npz`` without labels, ``validation.npz``, and ``mislabelled.npz`` of other images, half right."""
     np.savez(folder / "calibration.npz", images=pictures(32, seed=2)[0])
     images, labels = pictures(100, seed=3)
     np.savez(folder / "validation.npz", images=images, labels=labels)
     images, labels = pictures(100, seed=4)
-    np.savez(folder / "mislabelled.npz", images=images, labels=(labels + 1) % CLASSES)
+    np.savez(
+        folder / "mislabelled.npz",
+        images=images,
+        labels=np.where(np.arange(100) % 2, labels, np.random.default_rng(5).integers(0, CLASSES, 100)),
+    )

@@ -15,7 +15,7 @@ from rescompile.backends.base import BuildRequest, Payload
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.files import atomic_write
-from rescompile.manifest import FORMAT, Batch, CheckpointRef, Manifest, Precision, TensorSpec
+from rescompile.manifest import FORMAT, Batch, CheckpointRef, Manifest, OutputSpec, Precision, TensorSpec
 from rescompile.runtime.golden import golden_bytes
 from tests.backends.graphs import CLASSES, IMAGE_SHAPE, SIDE, residual_net, sample_images, saved
 
@@ -49,9 +49,16 @@ def manifest(precision: Precision, backend: str, batch: Batch = RANGE) -> Manife
         target=None,
         batch=batch,
         inputs=(TensorSpec("images", (size, *IMAGE_SHAPE), "float32", "NCHW"),),
-        outputs=(TensorSpec("logits", (size, CLASSES), "float32", "NC"),),
+        outputs=(
+            OutputSpec(
+                "logits",
+                (size, CLASSES),
+                "float32",
+                "NC",
+                labels=tuple(f"class {index}" for index in range(CLASSES)),
+            ),
+        ),
         preprocess=PREPROCESS,
-        classes=tuple(f"class {index}" for index in range(CLASSES)),
         checkpoint=CheckpointRef("0" * 64, "random"),
         calibration=None,
         golden_relative_rms=1e-2,

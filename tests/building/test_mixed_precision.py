@@ -137,7 +137,7 @@ def test_another_validation_set_with_wrong_labels_changes_no_byte_of_table_graph
     )
     report = rescompile.build(other)
     assert report.image_fingerprint != kept.image_fingerprint
-    assert report.top1_reference < 0.5 < kept.top1_reference  # type: ignore[operator]
+    assert report.top1_reference < kept.top1_reference - 0.2  # type: ignore[operator]
     assert report.damages == kept.damages
     for file in ("model.onnx", "calibration.json"):
         assert (folder / "other" / file).read_bytes() == (folder / "kept" / file).read_bytes()

@@ -23,7 +23,7 @@ from rescompile.manifest import Batch, read_manifest
 from rescompile.report import BuildReport, Limits
 
 CONTRACT = {
-    "manifest.json": "format model depth precision backend target batch inputs outputs preprocess classes checkpoint "
+    "manifest.json": "format model depth precision backend target batch inputs outputs preprocess checkpoint "
     "calibration files environment",
     "report.json": "passed engine_executed images top1_reference top1_engine top1_agreement relative_rms cosine "
     "max_abs limits lint fused stages environment",

@@ -74,7 +74,9 @@ def test_a_graph_in_the_engines_place_sees_fewer_images(
 def test_a_drop_is_refused_before_the_build_where_nothing_has_labels(
     small_source: Source, labelled: Any
 ) -> None:
-    with pytest.raises(UsageError, match="--max-top1-drop needs labels, which built-in photographs"):
+    with pytest.raises(
+        UsageError, match="--max-top1-drop and --min-top1 need labels, which built-in photographs"
+    ):
         chosen(small_source, precision="fp32", limits=DROP)
     bare = labelled(None)
     with pytest.raises(UsageError, match=r"which set\.npz does not have; pass a labelled --validation-set"):

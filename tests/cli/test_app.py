@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
 import sys
 from typing import Any
 
@@ -83,3 +85,28 @@ def test_what_the_command_line_does_not_know_is_a_usage_error(
         app.main()
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
+
+
+COMMANDS = ("build", "calibrate", "sensitivity", "verify", "run", "inspect", "compare", "bench", "profile", "report",
+            "export-server", "doctor")  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_cuts_no_name_at_80_columns(command: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "rescompile", command, "--help"],
+        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "80"},
+    ).stdout  # fmt: skip
+    assert "\u2026" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_help_lists_the_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    monkeypatch.setattr(sys, "argv", ["rescompile", "--help"])
+    with pytest.raises(SystemExit):
+        app.main()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "0 done and passed, 1 a mistake that you can mend, 2 wrong usage, 3 the engine missed a limit"
+        in shown
+    )

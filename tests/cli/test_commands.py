@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_verify_prints_asked_beside_measured(
     words = ("verify", engine, "--validation-set", small / "images.npz")
     assert call(monkeypatch, *words, "--max-relative-rms", 0.5) == 0
     assert "asked at most 0.5" in capsys.readouterr().out
-    assert call(monkeypatch, *words, "--max-relative-rms", 1e-9, "--json") == 1
+    assert call(monkeypatch, *words, "--max-relative-rms", 1e-9, "--json") == 3
     report = json.loads(capsys.readouterr().out)
     assert not report["passed"]
     assert report["limits"]["max_relative_rms"] == 1e-9
@@ -70,6 +71,8 @@ def test_run_prints_the_classes_of_each_photograph(
     assert len(lines) == 8
     assert "%" in lines[1]
     assert "class " in lines[1]
+    assert call(monkeypatch, "run", engine, tmp_path, "--top", 3) == 0
+    assert capsys.readouterr().out.splitlines() == lines, "a folder is its images"
     assert call(monkeypatch, "run", engine, tmp_path / "a.png", "--json") == 0
     (answer,) = json.loads(capsys.readouterr().out)
     assert len(answer["classes"]) == 5
@@ -139,3 +142,32 @@ def test_names_that_are_no_utf8_go_through_every_command(
     Image.new("RGB", (32, 32)).save(strange / "a.png")
     assert call(monkeypatch, "run", strange / "e", strange / "a.png", "--json") == 0
     assert "\ufffd" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_every_encoding_of_the_terminal_will_do(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    names = ["V\u00f6gel", "\u732b", *(f"class {index}" for index in range(8))]
+    (tmp_path / "classes.txt").write_text("\n".join(names), "utf-8")
+    photo = tmp_path / "h\u00fctte.png"
+    Image.new("RGB", (32, 32)).save(photo)
+
+    def say(*words: object) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "rescompile", *map(str, words)],
+            capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr.decode(encoding)
+        return done.stdout.decode(encoding)
+
+    engine = tmp_path / "\u732b"
+    built = ("build", "--weights", small / "net.pth", "--precision", "fp32", "--classes", tmp_path / "classes.txt",
+             "--validation-set", small / "images.npz", "--output", engine)  # fmt: skip
+    assert "verified" in say(*built)
+    assert "class 7" in say("run", engine, photo, "--top", 10)
+    (answer,) = json.loads(say("run", engine, photo, "--top", 10, "--json"))
+    assert {name for name, _ in answer["classes"]} == set(names)
+    assert json.loads(say("inspect", engine, "--json"))["manifest"]["classes"] == names
+    assert "V" in say("inspect", engine)
+    say("compare", engine, "--images", small / "images.npz", "--limit", 1, "--plot", tmp_path / "plot.svg")

@@ -109,6 +109,10 @@ def golden(change: Callable[[Any, Any], tuple[Any, Any]], save: Any = np.savez) 
     return file("golden.npz", content, sealed=True)
 
 
+def with_output(**fields: Any) -> Callable[[Path], None]:
+    return changed(lambda manifest: manifest["outputs"][0].update(fields))
+
+
 def shape(*sizes: int) -> Callable[[Path], None]:
     return changed(lambda fields: fields["inputs"][0].update(shape=list(sizes)))
 
@@ -127,7 +131,7 @@ FIELDS = (
         "outputs",
         "preprocess",
     ),
-    *("classes", "checkpoint", "calibration", "golden_relative_rms", "files", "environment"),
+    *("checkpoint", "calibration", "golden_relative_rms", "files", "environment"),
 )
 
 CASES: dict[str, Case] = {
@@ -161,16 +165,21 @@ CASES: dict[str, Case] = {
     # the fields
     **{f"no {name}": Case(without(name), 2, f"`$.{name}` is missing") for name in FIELDS},
     "unknown field": Case(with_fields(more=1), 2, "`$.more` is a field that this version does not know"),
-    "another format": Case(with_fields(format=2), 2, "has format 2, this librescompile reads format 1"),
-    "format in words": Case(with_fields(format="one"), 2, "`$.format` must be a whole number from 1 to 1"),
+    "another format": Case(with_fields(format=3), 2, "has format 3, this librescompile reads formats 1 to 2"),
+    "format in words": Case(with_fields(format="one"), 2, "`$.format` must be a whole number from 1 to 2"),
     "another backend": Case(
         with_fields(backend="tensorrt-rtx"), 3,
         "this build of librescompile has no backend 'tensorrt-rtx'; it has: openvino",
     ),
     "unknown backend": Case(with_fields(backend="../../x"), 3, "has no backend '../../x'"),
     "wrong precision": Case(with_fields(precision="int4"), 2, "`$.precision` must be one of fp32 fp16 int8"),
-    "no classes": Case(with_fields(classes=[]), 2, "names 0 classes for an output of 10 logits"),
-    "classes of other kinds": Case(with_fields(classes=[1]), 2, "`$.classes` must be a list of texts"),
+    "no classes": Case(with_output(labels=[]), 2, "names 0 classes for an output of 10 values and kind classes"),
+    "classes of other kinds": Case(with_output(labels=[1]), 2, "`$.outputs[0].labels` must be a list of texts"),
+    "unknown kind": Case(with_output(kind="words"), 2, "`$.outputs[0].kind` must be one of classes binary"),
+    "two decisions of ten logits": Case(with_output(kind="binary"), 2, "of 10 values and kind binary"),
+    "features with names": Case(with_output(kind="features"), 2, "of 10 values and kind features"),
+    "output of nothing": Case(with_output(shape=[-1, 0], labels=[]), 2, "has an output whose size is absurd"),
+    "another output": Case(with_output(shape=[-1, 10, 1, 1], kind="features", labels=[]), 2, ""),
     "two inputs": Case(changed(lambda fields: fields["inputs"].append({})), 2, "`$.inputs` must be a list of one"),
     "batch of zero": Case(
         with_fields(batch={"min": 0, "opt": 1, "max": 1}), 2, "`$.batch.min` must be a whole number from 1"
@@ -195,7 +204,7 @@ CASES: dict[str, Case] = {
     ),
     "crop of nothing": Case(changed(lambda fields: fields["preprocess"].update(crop=0)), 2, "`$.preprocess.crop`"),
     "division by zero": Case(
-        changed(lambda fields: fields["preprocess"].update(std=[0.0, 1.0, 1.0])), 2, "three positive numbers"
+        changed(lambda fields: fields["preprocess"].update(std=[0.0, 1.0, 1.0])), 2, "3 positive numbers"
     ),
     # file names
     "parent folder": Case(listing("../manifest.json"), 2, "outside of its directory; do not use this engine"),

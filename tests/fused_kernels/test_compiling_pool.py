@@ -120,3 +120,16 @@ def test_parameters_are_those_of_the_entry_function() -> None:
 """
     assert parameters_of(ptx) == ("u64", "u32")
     assert parameters_of(".version 8.0") == ()
+
+
+def test_nothing_is_imported_from_the_working_directory(
+    stand_in: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    for name in ("pickle", "runpy", "queue", "tempfile"):
+        (hostile / f"{name}.py").write_text("import os; os._exit(3)")
+    monkeypatch.chdir(hostile)
+    monkeypatch.syspath_prepend(str(hostile))  # as python -m does
+    with CompilePool(1) as pool:
+        assert entries(pool, "fine")[0][0] == "fine"

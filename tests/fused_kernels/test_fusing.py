@@ -77,6 +77,36 @@ def test_fusing_twice_changes_nothing() -> None:
     assert all(a is b for a, b in zip(model.layer1, blocks, strict=True))
 
 
+@pytest.mark.parametrize(
+    "shortcut",
+    [
+        nn.Sequential(nn.Identity(), *projection(16, 32, 1)),
+        nn.Sequential(*projection(16, 32, 1), nn.Identity()),
+    ],
+    ids=["in front, as timm's where nothing is pooled", "behind"],
+)
+def test_an_identity_in_a_shortcut_is_skipped(shortcut: nn.Sequential) -> None:
+    model = nn.Sequential(Bottleneck(16, 8, downsample=shortcut))
+    names, x = list(model.state_dict()), torch.randn(2, 16, 6, 6)
+    expected = model.eval()(x)
+    assert fuse(model).replaced == ["0"]
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shortcut", [nn.Identity(), nn.Sequential(nn.Identity()), nn.Sequential()])
+def test_a_shortcut_of_identities_is_the_identity(shortcut: nn.Module) -> None:
+    model = nn.Sequential(Bottleneck(32, 8, downsample=shortcut))
+    assert fuse(model).replaced == ["0"]
+    assert model[0].downsample is None
+
+
+def test_the_report_counts_the_blocks() -> None:
+    report = fuse(nn.Sequential(BasicBlock(8, 8), hooked(), nn.Conv2d(8, 8, 1)))
+    assert (len(report.replaced), report.blocks) == (1, 2)
+    assert str(report).endswith("1 of 2 residual blocks fused")
+
+
 def test_a_mixed_sequence_keeps_its_own_kind() -> None:
     model = nn.Sequential(nn.Sequential(BasicBlock(8, 8), nn.Conv2d(8, 8, 1)))
     report = fuse(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import msgspec
@@ -16,6 +17,8 @@ from calibration.network import Network
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize
 from rescompile.backends.openvino.lowering import lower
 from rescompile.errors import GraphError
+from rescompile.graph.export import export
+from rescompile.graph.fold import fold
 from rescompile.graph.half import half
 from rescompile.graph.lint import lint
 from rescompile.graph.pixels import can_be_exact, read_pixels, to_pixels
@@ -206,3 +209,35 @@ def test_lint_finds_what_makes_pixels_inexact(mutate: Any, message: str) -> None
     (violation,) = lint(model, precision="int8", rest_type="float32", residual_adds=9)
     assert violation.rule == "exact-pixels"
     assert message in str(violation)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_and_sizes_are_read_as_pixels(channels: int) -> None:
+    model = copy.deepcopy(network("resnet20-cifar")[1])
+    model.conv1 = torch.nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+    graph = fold(export(model, image_size=(24, 17)))
+    steps = msgspec.structs.replace(
+        CIFAR,
+        resize=None,
+        crop=(24, 17),
+        color="GRAY" if channels == 1 else "RGBA",
+        mean=(0.1, 0.2, 0.3, 0.4)[:channels],
+        std=(0.25, 0.5, 0.3, 0.2)[:channels],
+    )
+    assert can_be_exact(steps)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 24, 17, channels), np.uint8)
+    expected = run(graph, normalize(pixels, steps))["logits"]
+    exact = read_pixels(graph, steps)
+    assert np.allclose(run(exact, normalize(pixels, steps))["logits"], expected, rtol=1e-4, atol=1e-4)
+    for made in (graph, exact):
+        assert np.allclose(run(take_uint8(made, steps), pixels)["logits"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mean_image_is_subtracted_in_the_graph_and_never_exact() -> None:
+    graph = folded("resnet20-cifar")
+    image = np.random.default_rng(0).uniform(0, 1, (3, 32, 32)).astype("<f4")
+    steps = msgspec.structs.replace(CIFAR, mean=(0.0,) * 3, mean_image=image.tobytes())
+    assert not can_be_exact(steps)
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    expected = run(graph, normalize(pixels, steps))["logits"]
+    assert np.allclose(run(take_uint8(graph, steps), pixels)["logits"], expected, rtol=1e-4, atol=1e-4)

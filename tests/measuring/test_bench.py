@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from rescompile.backends.base import RunOptions
 from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.errors import BackendError, EngineError, UsageError
 from rescompile.manifest import Batch, read_manifest
@@ -74,6 +75,23 @@ def test_starts_can_be_left_out(directory: Path) -> None:
     found = bench(directory, batches=[2], seconds=0.01, starts=0, threads=1)
     assert (found.cold, found.warm, found.origin.threads) == ((), (), 1)
     assert not [line for line in lines(found) if line.startswith("cold")]
+
+
+def test_calls_at_the_same_time_share_one_time(directory: Path) -> None:
+    found = bench(directory, batches=[2], seconds=0.01, starts=0, threads=2, hint="throughput")
+    with load(directory, options=RunOptions(threads=2, hint="throughput")) as engine:
+        assert found.requests == engine.parallel
+    (result,) = found.batches
+    assert result.images_per_second == pytest.approx(1e3 * 2 * found.requests / result.timing.p50)
+    with load(directory) as engine:
+        (two,) = contenders(engine, directory, [3], 2).values()
+        right = two.call()
+        assert right.shape == (6, 10)
+        two.check(right)
+        with pytest.raises(EngineError, match="wrong answers"):
+            two.check(right * 1.5)
+    text = lines(msgspec.structs.replace(found, requests=3))
+    assert "each time is that of 3 calls at the same time" in text
 
 
 def test_a_wrong_answer_has_no_time(directory: Path) -> None:

@@ -21,7 +21,7 @@ from rescompile.backends.base import RunOptions
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.errors import EngineError, UsageError
-from rescompile.manifest import Batch, TensorSpec, read_manifest
+from rescompile.manifest import Batch, OutputSpec, TensorSpec, read_manifest
 from rescompile.metrics import relative_rms
 from rescompile.runtime.engine import Engine
 from rescompile.runtime.golden import golden_bytes
@@ -134,6 +134,21 @@ def test_threads_may_share_an_engine(engine: Engine) -> None:
 def test_images_that_do_not_fit_are_told_how_to(engine: Engine, images: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         engine(images)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite_are_refused_unless_that_is_asked(built: Path, value: float) -> None:
+    images = sample_images(3)
+    images[2, 1, 4, 5] = value
+    with load(built) as engine, pytest.raises(UsageError, match=r"image 2 .* NaN or infinite"):
+        engine(images)
+    with load(built, options=RunOptions(check_finite=False)) as engine:
+        assert engine(images).shape[0] == 3
+
+
+def test_large_images_are_not_taken_for_infinite_ones(engine: Engine) -> None:
+    images = np.full_like(sample_images(2), 3e38)
+    assert len(engine(images)) == 2
 
 
 def test_pixels_given_as_planes_are_told_the_layout() -> None:
@@ -276,7 +291,10 @@ def test_answers_that_are_not_finite_fail_the_self_test(
     [
         ({"backend": "tpu"}, "names the backend 'tpu', this rescompile has onnxruntime"),
         ({"inputs": ()}, "not describe a network with one image input"),
-        ({"classes": ("cat",)}, r"names 1 classes for an output of shape \[-1, 10\]"),
+        (
+            {"outputs": (OutputSpec("logits", (-1, 10), "float32", "NC", labels=("cat",)),)},
+            r"kind classes, with 1 names",
+        ),
     ],
 )
 def test_a_manifest_that_describes_no_engine_is_refused(

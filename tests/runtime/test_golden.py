@@ -27,7 +27,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_was_written_is_read(built: Path) -> None:
     images, logits = sample_images(2), np.arange(2 * CLASSES, dtype=np.float32).reshape(2, CLASSES)
     (built / "golden.npz").write_bytes(golden_bytes(images, logits))
-    found = read_golden(built, read_manifest(built))
+    found_images, (found_logits,) = read_golden(built, read_manifest(built))
+    found = found_images, found_logits
     assert np.array_equal(found[0], images)
     assert np.array_equal(found[1], logits)
 

@@ -31,7 +31,7 @@ PYTHON = {
     "absurd largest batch": r"model\.xml does not fit the manifest",
     "batch the wrong way round": "batch sizes 4:2:1, which are not min <= opt <= max",
     "absurd image": "an impossible input size",
-    "no classes": "names 0 classes",
+    "no classes": "and kind classes, with 0 names",
     "golden doubles": "an array is neither float32 nor uint8",
     "golden pickle": "an array is neither float32 nor uint8",
     "golden shape": r"golden\.npz does not fit the manifest",
@@ -39,13 +39,13 @@ PYTHON = {
     "parent folder": "outside of its directory; do not use this engine",
     "linked payload": r"model\.bin is not a regular file \(perhaps a symbolic link",
     "swapped payload": r"model\.bin was changed after the build",
-    "another format": "has format 2, this rescompile reads format 1",
+    "another format": "has format 3, this rescompile reads formats 1 to 2",
     "other golden answers": "does not reproduce its golden answers",
 }
 """The messages of Python where they differ from C++; all others are only known to be one sentence."""
 MORE = {
     "other classes": Case(
-        changed(lambda fields: fields["outputs"][0].update(shape=[-1, 3]) or fields.update(classes=list("abc"))), 2, ""
+        changed(lambda fields: fields["outputs"][0].update(shape=[-1, 3], labels=list("abc"))), 2, ""
     ),
     "large image and batch": Case(shape(-1, 3, 10_000, 10_000), 2, ""),
 }  # fmt: skip

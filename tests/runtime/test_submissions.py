@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 import rescompile
 from rescompile.backends.base import RunOptions
 from rescompile.backends.openvino.runner import OpenVinoRunner
-from rescompile.backends.resource_pool import ResourcePool
 from rescompile.backends.zero_copy import writable_view
 from rescompile.errors import BackendError, EngineError, UsageError
 from rescompile.runtime.engine import Engine
@@ -158,8 +157,8 @@ def test_openvino_reads_the_callers_memory(built: dict[str, Path], kind: str) ->
             images.flags.writeable = False
         np.testing.assert_array_equal(engine(given), expected)
         assert isinstance(engine._runner, OpenVinoRunner)
-        with engine._runner._requests.acquire() as request:
-            assert request.get_input_tensor().data.ctypes.data == images.ctypes.data
+        request = engine._runner._requests.slot().resource()
+        assert request.get_input_tensor().data.ctypes.data == images.ctypes.data
 
 
 def test_a_shared_view_keeps_its_memory_alive_and_parts_are_copied() -> None:
@@ -217,44 +216,6 @@ def test_engines_on_the_cpu_refuse_what_is_on_a_gpu(
         for run in (engine, engine.submit):
             with pytest.raises(UsageError, match=words):
                 run(tensor)
-
-
-def test_draining_waits_for_what_is_in_use_and_hands_all_of_it_out_once() -> None:
-    idle = ResourcePool(["one", "two"])
-    with ThreadPoolExecutor(3) as pool:
-        with idle.acquire() as taken:
-            draining = [pool.submit(idle.drain) for _ in range(2)]
-            with pytest.raises(TimeoutError):
-                draining[0].result(timeout=0.05)
-            waiting = pool.submit(idle.acquire().__enter__)
-        drained = sorted(len(future.result(timeout=30)) for future in draining)
-        assert isinstance(waiting.exception(timeout=30), BackendError)
-        with pytest.raises(BackendError, match="closed"), idle.acquire():
-            pass
-    assert taken == "one"
-    assert drained == [0, 2]
-    assert idle.drain() == []
-
-
-def test_a_pool_that_is_being_drained_gives_nothing_out() -> None:
-    idle = ResourcePool(["one"])
-    idle._draining = True  # as while another thread waits for what is in use
-    with pytest.raises(BackendError, match="closed"), idle.acquire():
-        pass
-    assert idle.drain() == ["one"]
-
-
-def test_closing_a_pool_ends_the_waiting_for_it() -> None:
-    idle = ResourcePool(["request"])
-    with ThreadPoolExecutor(2) as pool, idle.acquire() as taken:
-        assert taken == "request"
-        waiting = [pool.submit(idle.acquire().__enter__) for _ in range(2)]
-        idle.close()
-        for future in waiting:
-            with pytest.raises(BackendError, match="closed"):
-                future.result(timeout=30)
-    with pytest.raises(BackendError, match="closed"), idle.acquire():
-        pass
 
 
 LIGHT = """

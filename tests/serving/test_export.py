@@ -58,7 +58,7 @@ def test_triton_openvino_repository_answers_as_its_backend_runs_it(
     request = config.model_warmup[0].inputs[config.input[0].name]
     image = np.fromfile(repository / "net/warmup" / request.input_data_file, np.float32).reshape(request.dims)
     answer = compiled([np.stack([image] * 4)])[config.output[0].name]
-    images, logits = read_golden(folder, read_manifest(folder))
+    images, (logits,) = read_golden(folder, read_manifest(folder))
     np.testing.assert_array_equal(image, images[0])
     np.testing.assert_allclose(answer, logits[[0] * 4], rtol=1e-4, atol=1e-4)
 
@@ -127,14 +127,16 @@ def test_model_server_repository_runs_with_its_settings(
     assert {path.name for path in version.iterdir()} == {"model.xml", "model.bin"}
     compiled = ov.compile_model(version / "model.xml", config["target_device"], config["plugin_config"])
     assert compiled.get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
-    images, logits = read_golden(folder, read_manifest(folder))
+    images, (logits,) = read_golden(folder, read_manifest(folder))
     np.testing.assert_allclose(compiled([images])[0], logits, rtol=1e-4, atol=1e-4)
 
 
 def test_labels_are_one_a_line_whatever_their_names(exportable: Exportable, repository: Path) -> None:
     names = ("a\nb", "  c\t d ", "猫", *(f"class {index}" for index in range(3, 10)))
     count = len(read_manifest(folder := exportable()).classes)
-    manifest = msgspec.structs.replace(read_manifest(folder), classes=names[:count])
+    manifest = read_manifest(folder)
+    output = msgspec.structs.replace(manifest.outputs[0], labels=names[:count])
+    manifest = msgspec.structs.replace(manifest, outputs=(output,))
     manifest.write(folder)
     export(folder, asked(repository))
     lines = (repository / "net/labels.txt").read_text("utf-8").splitlines()

@@ -44,6 +44,16 @@ typedef struct rescompile_options {
   const char* cache;     /* directory for what the backend compiles at load; NULL for none */
 } rescompile_options;
 
+/* Meaning of the output: logits of which the largest wins; one logit whose sign decides; logits that each decide for
+ * themselves; numbers; an embedding or a feature map. */
+typedef enum rescompile_kind {
+  RESCOMPILE_CLASSES,
+  RESCOMPILE_BINARY,
+  RESCOMPILE_MULTILABEL,
+  RESCOMPILE_VALUES,
+  RESCOMPILE_FEATURES
+} rescompile_kind;
+
 /* What goes in and what comes out. */
 typedef struct rescompile_facts {
   rescompile_dtype dtype;
@@ -51,7 +61,7 @@ typedef struct rescompile_facts {
   size_t shape[3];    /* one input image, without the batch dimension */
   size_t image_size;  /* values of one image: the product of shape */
   size_t batch_min, batch_opt, batch_max;
-  size_t classes;     /* logits of one image */
+  size_t classes;     /* logits, or other outputs, of one image */
   size_t concurrency; /* inferences that run at once; more callers wait */
 } rescompile_facts;
 
@@ -71,8 +81,8 @@ RESCOMPILE_API rescompile_status rescompile_infer_bytes(const rescompile_engine*
                                                         size_t images_size, size_t count, float* logits,
                                                         size_t logits_size);
 
-/* One decoded, upright RGB image (height rows of width pixels of 3 bytes) as input, into `image` of `image_size`
- * values; the function must be that of the input's dtype. */
+/* One decoded, upright RGB image (height rows of width pixels of 3 bytes; for networks with opacity, RGBA of 4) as input,
+ * into `image` of `image_size` values; the function must be that of the input's dtype. */
 RESCOMPILE_API rescompile_status rescompile_preprocess_float(const rescompile_engine* engine, const uint8_t* rgb,
                                                              size_t width, size_t height, float* image,
                                                              size_t image_size);
@@ -84,6 +94,7 @@ RESCOMPILE_API rescompile_status rescompile_get_facts(const rescompile_engine* e
 
 /* Strings belong to the engine; NULL where `index` names no class. */
 RESCOMPILE_API const char* rescompile_class_name(const rescompile_engine* engine, size_t index);
+RESCOMPILE_API rescompile_kind rescompile_output_kind(const rescompile_engine* engine);
 RESCOMPILE_API const char* rescompile_model_name(const rescompile_engine* engine);
 RESCOMPILE_API const char* rescompile_precision(const rescompile_engine* engine);
 RESCOMPILE_API const char* rescompile_backend(const rescompile_engine* engine);

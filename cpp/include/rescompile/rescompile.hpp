@@ -15,7 +15,6 @@
 /// moving and destroying an Engine must not overlap with other calls on the same object.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -75,7 +74,7 @@ class [[nodiscard]] Result {
 enum class DType { float32, uint8 };
 enum class Layout { NCHW, NHWC, NC };
 enum class Interpolation { nearest, bilinear, bicubic };
-enum class Color { RGB, BGR };
+enum class Color { RGB, BGR, GRAY, RGBA };
 
 /// Batch sizes that the engine takes at once; `opt` is the one it was tuned for.
 struct Batch {
@@ -90,13 +89,28 @@ struct TensorSpec {
   Layout layout = Layout::NCHW;
 };
 
+/// Height and width in pixels.
+struct Size {
+  std::int64_t height = 0, width = 0;
+};
+
+/// Meaning of an output: logits of which the largest wins; one logit whose sign decides; logits that each decide for
+/// themselves; numbers; an embedding or a feature map.
+enum class OutputKind { classes, binary, multilabel, values, features };
+
+/// The output [N, C] or [N, C, H, W].
+struct OutputSpec : TensorSpec {
+  OutputKind kind = OutputKind::classes;
+};
+
 /// How a photograph becomes the engine's input; `mean` and `std` apply to values in [0, 1], in the order of `color`.
 struct Preprocess {
-  std::optional<std::int64_t> resize;  ///< shorter side after resizing
-  std::int64_t crop = 0;               ///< side of the centre crop
+  std::optional<std::int64_t> resize;  ///< shorter side after resizing that keeps the ratio
+  std::optional<Size> stretch;         ///< size after resizing that does not; never together with `resize`
+  Size crop;                           ///< size of the centre crop
   Interpolation interpolation = Interpolation::bilinear;
-  std::array<double, 3> mean{};
-  std::array<double, 3> std{};
+  std::vector<double> mean, std;       ///< one value for each channel
+  std::vector<float> mean_image;       ///< [channels, height, width], subtracted instead of `mean`; empty for none
   Color color = Color::RGB;
 };
 
@@ -114,8 +128,10 @@ struct Manifest {
   std::string backend;    ///< openvino, tensorrt-rtx, ...
   std::optional<std::string> target;
   Batch batch;
-  TensorSpec input, output;
+  TensorSpec input;
+  OutputSpec output;
   Preprocess preprocess;
+  /// A name for each class, label or value; the two decisions of a binary output (no, yes). Empty if there are none.
   std::vector<std::string> classes;
   double golden_relative_rms = 0;
   std::map<std::string, FileDigest> files;
@@ -136,7 +152,7 @@ struct LoadOptions {
   std::filesystem::path cache;  ///< directory for what the backend compiles at load; empty for none
 };
 
-/// Logits [images, classes]; `logits[i]` are those of image i.
+/// Logits, or other outputs, [images, classes]; `logits[i]` are those of image i.
 struct Logits {
   std::vector<float> values;
   std::size_t classes = 0;
@@ -150,7 +166,7 @@ struct Logits {
 /// One preprocessed image in the input's own type and layout.
 using Input = std::variant<std::vector<float>, std::vector<std::uint8_t>>;
 
-/// One class and its softmax probability.
+/// One class and its probability; for a value, its place and the value itself.
 struct Prediction {
   std::size_t index = 0;
   double probability = 0;
@@ -179,8 +195,8 @@ class RESCOMPILE_API Engine {
   [[nodiscard]] std::optional<Error> infer_into(std::span<const std::uint8_t> images, std::size_t count,
                                                 std::span<float> logits) const noexcept;
 
-  /// One decoded, upright image, `rgb` = height rows of width pixels of 3 bytes, as input: resized, cropped and
-  /// normalized to the same bits as in the Python package.
+  /// One decoded, upright image, `rgb` = height rows of width pixels of 3 bytes (4 where the network's `color` is RGBA),
+  /// as input: resized, cropped and normalized to the same bits as in the Python package.
   Result<Input> preprocess(std::span<const std::uint8_t> rgb, std::size_t width, std::size_t height) const noexcept;
 
   /// `preprocess` into `image` of exactly `image_size()` values: one place of a batch.
@@ -193,7 +209,7 @@ class RESCOMPILE_API Engine {
   /// Properties of the engine; all are empty or 0 for an engine that was moved from.
   [[nodiscard]] const Manifest& manifest() const noexcept;
   [[nodiscard]] std::size_t image_size() const noexcept;   ///< values of one input image
-  [[nodiscard]] std::size_t class_count() const noexcept;
+  [[nodiscard]] std::size_t class_count() const noexcept;  ///< outputs for one image
   [[nodiscard]] std::size_t concurrency() const noexcept;  ///< inferences that run at once; more callers wait
 
  private:
@@ -209,6 +225,12 @@ RESCOMPILE_API std::vector<double> softmax(std::span<const float> logits);
 /// The `k` most probable classes, best first, equal ones in the order of the classes; all where there are fewer.
 /// Throws only std::bad_alloc.
 RESCOMPILE_API std::vector<Prediction> top_k(std::span<const float> logits, std::size_t k);
+
+/// What one image's outputs say, by the kind of `output`, best first and at most `k`: softmax of classes, the two
+/// decisions of a binary output, sigmoids of labels; values and features in their own order, as they are. Throws only
+/// std::bad_alloc.
+RESCOMPILE_API std::vector<Prediction> interpret(const OutputSpec& output, std::span<const float> values,
+                                                 std::size_t k);
 
 /// Names of the backends in this build.
 RESCOMPILE_API std::vector<std::string> backends();

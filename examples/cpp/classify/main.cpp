@@ -45,12 +45,23 @@ int refuse(const rescompile::Error& error) {
   return 1;
 }
 
+/// Whether the engine returns numbers, of which none is a probability.
+bool shows_numbers(const rescompile::Manifest& manifest) {
+  return manifest.output.kind == rescompile::OutputKind::values ||
+         manifest.output.kind == rescompile::OutputKind::features;
+}
+
+std::string name_of(const rescompile::Manifest& manifest, std::size_t index) {
+  return index < manifest.classes.size() ? manifest.classes[index] : "value " + std::to_string(index);
+}
+
 void print_json(const rescompile::Manifest& manifest, const std::vector<rescompile::Prediction>& best,
                 std::span<const float> logits) {
   nlohmann::ordered_json object = {{"model", manifest.model}, {"predictions", nlohmann::json::array()}};
+  const char* what = shows_numbers(manifest) ? "value" : "probability";
   for (const auto& each : best)
     object["predictions"].push_back(
-        {{"class", manifest.classes[each.index]}, {"index", each.index}, {"probability", each.probability}});
+        {{"class", name_of(manifest, each.index)}, {"index", each.index}, {what, each.probability}});
   object["logits"] = std::vector<float>(logits.begin(), logits.end());
   std::cout << object.dump() << '\n';
 }
@@ -71,12 +82,17 @@ int main(int count, char** words) {
   if (!input) return refuse(input.error());
   const auto logits = engine->infer(*input);
   if (!logits) return refuse(logits.error());
-  const auto best = rescompile::top_k((*logits)[0], 5);
+  const auto best = rescompile::interpret(engine->manifest().output, (*logits)[0], 5);
   if (arguments.json) {
     print_json(engine->manifest(), best, (*logits)[0]);
     return 0;
   }
-  for (const auto& each : best)
-    std::printf("%6.2f %%  %s\n", 100 * each.probability, engine->manifest().classes[each.index].c_str());
+  for (const auto& each : best) {
+    const std::string name = name_of(engine->manifest(), each.index);
+    if (shows_numbers(engine->manifest()))
+      std::printf("%12.6g  %s\n", each.probability, name.c_str());
+    else
+      std::printf("%6.2f %%  %s\n", 100 * each.probability, name.c_str());
+  }
   return 0;
 }

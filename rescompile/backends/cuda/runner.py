@@ -119,7 +119,9 @@ class CudaRunner(Generic[ExecutorT]):
         """
         imported = isinstance(images, DeviceImages) and len(images) > 0
         check_batch(max(len(images), self._batch.min) if imported else len(images), self._batch)
-        with self._slots.acquire() as (slot, executor), self._context.current():
+        lent = self._slots.slot()
+        with lent.lock, self._context.current():
+            slot, executor = lent.resource()
             rows = executor.rows(len(images))
             return slot.run(images, rows, lambda address: executor.enqueue(rows, address))
 

@@ -75,8 +75,9 @@ class OpenVino:
             compiled, notes = _compile(path, options)
         _check_ports(path, compiled, manifest)
         # a setting that this OpenVINO does not know would be asked of the stored model, too
-        keep = not stored and not notes
-        return OpenVinoRunner(compiled, manifest.batch, hint=options.hint, cache=cache if keep else None)
+        return OpenVinoRunner(
+            compiled, manifest.batch, hint=options.hint, cache=None if notes else cache, from_cache=stored
+        )
 
 
 def _compile(path: Path, options: base.RunOptions) -> tuple[Any, tuple[str, ...]]:
@@ -86,13 +87,16 @@ def _compile(path: Path, options: base.RunOptions) -> tuple[Any, tuple[str, ...]
 
 def _check_ports(path: Path, compiled: Any, manifest: Manifest) -> None:
     """Raise an EngineError where input or output have another shape, type or range of batch sizes than the manifest."""
-    batch, images, classes = manifest.batch, manifest.inputs[0], manifest.outputs[0].shape[-1]
+    batch, images = manifest.batch, manifest.inputs[0]
     sizes = [(batch.min, batch.max), *((size, size) for size in images.shape[1:])]
-    if len(compiled.inputs) == 1 and len(compiled.outputs) == 1:
-        port, logits = compiled.input(0), compiled.output(0)
+    if len(compiled.inputs) == 1 and len(compiled.outputs) == len(manifest.outputs):
+        port = compiled.input(0)
+        answered = [tuple(output.get_partial_shape())[1:] for output in compiled.outputs]
         found = [(size.get_min_length(), size.get_max_length()) for size in port.get_partial_shape()]
         element = port.get_element_type().get_type_name()
-        if (found, element) == (sizes, _ELEMENTS[images.dtype]) and classes == logits.get_partial_shape()[-1]:
+        if (found, element) == (sizes, _ELEMENTS[images.dtype]) and answered == [
+            output.shape[1:] for output in manifest.outputs
+        ]:
             return
     raise EngineError(f"{path} does not fit the manifest; build the engine again")
 

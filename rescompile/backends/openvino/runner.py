@@ -31,7 +31,13 @@ class OpenVinoRunner:
     """
 
     def __init__(
-        self, compiled: Any, batch: Batch, *, hint: Hint = "latency", cache: CompiledModels | None = None
+        self,
+        compiled: Any,
+        batch: Batch,
+        *,
+        hint: Hint = "latency",
+        cache: CompiledModels | None = None,
+        from_cache: bool = False,
     ) -> None:
         import openvino as ov
 
@@ -40,7 +46,7 @@ class OpenVinoRunner:
         self.parallel = int(advised)
         self._compiled: Any = compiled
         self._requests = ResourcePool([compiled.create_infer_request() for _ in range(self.parallel)])
-        self._batch, self._cache = batch, cache
+        self._batch, self._cache, self._from_cache = batch, cache, from_cache
 
     def __call__(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
         """Logits [N, classes] of ``images`` [N, ...] in the manifest's layout and dtype, which are not copied.
@@ -49,7 +55,9 @@ class OpenVinoRunner:
             BackendError: N is outside of the engine's batch range, or the runner is closed.
         """
         check_batch(len(images), self._batch)
-        with self._requests.acquire() as request, translate_errors("OpenVINO cannot run this engine"):
+        slot = self._requests.slot()
+        with slot.lock, translate_errors("OpenVINO cannot run this engine"):
+            request = slot.resource()
             # the tensor does not keep its array alive, which is a copy where ``images`` are not contiguous
             shared = writable_view(images)
             # not infer([images]), which takes longer to make a tensor than all of this
@@ -57,10 +65,26 @@ class OpenVinoRunner:
             request.infer(share_outputs=True)
             return np.array(request.get_output_tensor().data, np.float32)
 
+    def tensors(self, images: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
+        """All outputs by name; otherwise like a call."""
+        check_batch(len(images), self._batch)
+        slot = self._requests.slot()
+        with slot.lock, translate_errors("OpenVINO cannot run this engine"):
+            request, shared = slot.resource(), writable_view(images)
+            request.set_input_tensor(self._tensor(shared, shared_memory=True))
+            found = request.infer(share_outputs=True)
+            return {port.get_any_name(): np.array(values, np.float32) for port, values in found.items()}
+
     def cache_compilation(self) -> None:
         """Store the compiled model for the next load, unless it came from there."""
-        if self._cache is not None and self._compiled is not None:
+        if self._cache is not None and self._compiled is not None and not self._from_cache:
             self._cache.write(self._compiled)
+
+    def forget_compilation(self) -> bool:
+        """Remove the compiled model from the cache if it came from there, and return whether it did."""
+        if self._cache is not None and self._from_cache:
+            self._cache.forget()
+        return self._from_cache
 
     def close(self) -> None:
         """Drop the requests and the compiled model; running calls are finished, calling it twice is harmless."""

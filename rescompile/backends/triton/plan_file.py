@@ -96,7 +96,11 @@ def _mismatches(plan: Plan, manifest: Manifest) -> Iterator[str]:
             f"it takes images {plan.image.dtype} {list(plan.image.shape)}, the manifest says {image.dtype} "
             f"{list(image.shape[1:])}"
         )
-    if plan.classes != len(manifest.classes) or plan.precision != manifest.precision:
+    if (
+        (plan.classes,) != manifest.outputs[0].shape[1:]
+        or len(manifest.outputs) != 1
+        or plan.precision != manifest.precision
+    ):
         yield f"it is an {plan.precision} network of {plan.classes} classes, the manifest describes another"
     if plan.target != manifest.target:
         yield f"it is for {plan.target}, the manifest says {manifest.target}"

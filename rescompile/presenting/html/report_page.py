@@ -7,9 +7,9 @@ from rescompile.presenting.html import page
 from rescompile.presenting.plots import build_report
 from rescompile.presenting.plots.precision_search import precision_search
 from rescompile.presenting.plots.sensitivity import sensitivity_by_block
-from rescompile.report import BuildReport
+from rescompile.report import NOT_JUDGED, BuildReport
 
-_TONES = {"verified": "good", "failed": "bad"}
+_TONES = {"verified": "good", "failed": "bad", NOT_JUDGED: "bad"}
 
 
 def render(report: BuildReport) -> str:

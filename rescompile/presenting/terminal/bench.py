@@ -34,6 +34,7 @@ def lines(report: BenchReport) -> list[str]:
     text = [
         f"{engine.model} {engine.precision} {engine.backend}, {engine.directory}, {engine.input}",
         *columns([header, *rows], right=(0, 1, 2, 3, 5, 6)),
+        *([f"each time is that of {report.requests} calls at the same time"] if report.requests > 1 else []),
         *_starts(report),
         f"payload {size(engine.bytes)}",
         f"measured on {source.device}, {source.threads} threads, commit {source.commit}, {source.date}",

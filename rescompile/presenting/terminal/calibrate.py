@@ -11,7 +11,7 @@ from calibration.methods.comparison import Comparison, MethodResult
 from calibration.table import CalibrationTable
 from rescompile.presenting.report_lines import calibrated_on
 from rescompile.presenting.terminal.table import columns
-from rescompile.wording import plain
+from rescompile.wording import plain, write_json
 
 if TYPE_CHECKING:
     from rescompile.building.calibrate import Calibrated
@@ -22,11 +22,11 @@ def print_calibrated(calibrated: Calibrated, path: Path, *, compare: bool, json:
     table = calibrated.table
     if compare and calibrated.comparison is not None:
         if json:
-            print(msgspec.json.format(msgspec.json.encode(calibrated.comparison), indent=2).decode())
+            write_json(msgspec.json.format(msgspec.json.encode(calibrated.comparison), indent=2).decode())
             return
         print(*comparison_lines(calibrated.comparison, table.method), "", sep="\n")
     elif json:
-        print(path.read_text(), end="")
+        write_json(path.read_text("utf-8").rstrip())
         return
     else:
         print(*table_lines(table), sep="\n")

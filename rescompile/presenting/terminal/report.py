@@ -17,10 +17,10 @@ from rescompile.manifest import REPORT_HTML
 from rescompile.presenting import report_lines
 from rescompile.presenting.report_lines import Line
 from rescompile.presenting.terminal.table import columns
-from rescompile.report import BuildReport, StageRecord
+from rescompile.report import NOT_JUDGED, BuildReport, StageRecord
 from rescompile.wording import plain
 
-_STYLES = {"verified": "bold green", "failed": "bold red"}
+_STYLES = {"verified": "bold green", "failed": "bold red", NOT_JUDGED: "bold red"}
 
 
 def print_summary(report: BuildReport, console: Console | None = None) -> None:
@@ -62,6 +62,7 @@ def _facts(report: BuildReport) -> list[Line]:
         *(("tried", _tried(row)) for row in report_lines.frontier(report)),
         *((f"stage {stage.name}", report_lines.stage_value(stage)) for stage in report.stages),
         *(("note", note) for note in report.notes),
+        *(("next", step) for step in report.advice),
         ("engine directory", report.engine_directory),
         ("build report", str(Path(report.engine_directory) / REPORT_HTML)),
     ]

@@ -38,7 +38,7 @@ def inspection_rows(inspection: Inspection) -> list[tuple[str, str]]:
         ("target", manifest.target or "this machine's kind"),
         ("batch", str(manifest.batch)),
         *(("input", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}") for t in manifest.inputs),
-        *(("output", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}") for t in manifest.outputs),
+        *(("output", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}, {t.kind}") for t in manifest.outputs),
         ("preprocess", str(manifest.preprocess)),
         ("classes", f"{len(manifest.classes)}: {', '.join(manifest.classes[:3])}, …"),
         ("weights", f"{manifest.checkpoint.source} ({manifest.checkpoint.sha256[:12]}…)"),

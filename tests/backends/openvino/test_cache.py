@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import openvino as ov
 import pytest
@@ -71,6 +72,34 @@ def test_a_damaged_or_foreign_file_is_compiled_anew(tmp_path: Path, kept: Path, 
     compiled.clear()
     answers(tmp_path / "e")
     assert compiled == [], "what was compiled anew was kept again"
+
+
+def test_a_wrong_compilation_is_compiled_anew_within_one_load(
+    tmp_path: Path, kept: Path, compiled: list[str]
+) -> None:
+    make_engine(tmp_path / "e")
+    first = answers(tmp_path / "e")
+    (path,) = kept.glob("*.blob")
+    make_engine(tmp_path / "other", "int8")
+    answers(tmp_path / "other")
+    (other,) = set(kept.glob("*.blob")) - {path}
+    path.write_bytes(other.read_bytes())  # whole, and the compilation of another engine
+    compiled.clear()
+    np.testing.assert_array_equal(answers(tmp_path / "e"), first)
+    assert compiled == ["compiled"]
+    compiled.clear()
+    np.testing.assert_array_equal(answers(tmp_path / "e"), first)
+    assert compiled == [], "the right compilation was kept"
+
+
+def test_an_engine_with_wrong_answers_is_refused_even_without_a_cache(tmp_path: Path, kept: Path) -> None:
+    make_engine(tmp_path / "e")
+    found = read_manifest(tmp_path / "e")
+    answers(tmp_path / "e")
+    msgspec.structs.replace(found, golden_relative_rms=0.0).write(tmp_path / "e")
+    for _ in range(2):
+        with pytest.raises(EngineError, match="golden answers"):
+            load(tmp_path / "e")
 
 
 def test_threads_have_a_compiled_engine_of_their_own(tmp_path: Path, kept: Path) -> None:

@@ -19,7 +19,7 @@ def test_layers_name_the_nodes_that_they_compute_and_logits_are_the_engines(
 ) -> None:
     directory = small_engines["int8"]
     found = read_manifest(directory)
-    images, expected = read_golden(directory, found)
+    images, (expected,) = read_golden(directory, found)
     profiler = open_profiler(directory, found, threads=1)
     logits, layers = profiler(images[:1], 3)
     profiler.close()

@@ -164,3 +164,9 @@ def test_memory_does_not_grow_with_the_archive(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 8e6 < 3000 * 64 * 64 * 3 / 4
+
+
+def test_labels_may_be_a_column(tmp_path: Path) -> None:
+    found = open_image_set(archive(tmp_path / "x.npz", images=IMAGES, labels=LABELS[:, None])).labels
+    assert found is not None
+    assert np.array_equal(found, LABELS)

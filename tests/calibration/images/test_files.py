@@ -8,7 +8,7 @@ from PIL import Image
 
 from calibration.errors import ImageSetError
 from calibration.images.files import decode, open_image
-from calibration.preprocess import CIFAR
+from calibration.preprocess import CIFAR, IMAGENET
 from tests.calibration.images.folders import picture, png_header, save
 
 
@@ -87,3 +87,13 @@ def test_orientation_in_the_file_is_honoured(tmp_path: Path) -> None:
 def test_directory_in_place_of_a_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImageSetError, match=r"cannot be read .Is a directory"):
         open_image(tmp_path)
+
+
+def test_four_orientations_of_one_photograph_are_one_picture(real_data: Path) -> None:
+    photos = [real_data / f"zoo/photos/exif-{orientation}.jpg" for orientation in (1, 3, 6, 8)]
+    upright, *turned = (decode(photo, IMAGENET).astype(int) for photo in photos)
+    for pixels in turned:
+        difference = np.abs(pixels - upright).max(axis=2)
+        difference[75:145, 70:130] = 0  # the number of the orientation is written here
+        assert difference.mean() < 6, "they were compressed anew, and nothing else"
+        assert difference.max() < 80

@@ -223,3 +223,12 @@ def test_weights_of_the_graph_are_those_that_were_learned() -> None:
     assert np.array_equal(constants["layer2.0.conv1.weight.int8"], learned["layer2.0.conv1"].values)
     assert np.array_equal(constants["layer2.0.conv1.weight.scale"], learned["layer2.0.conv1"].scales)
     assert np.array_equal(constants["layer2.0.conv1.bias"], learned["layer2.0.conv1"].bias)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-40, 1e-20])
+def test_inputs_that_never_change_are_no_obstacle(scale: float) -> None:
+    """Images of one colour: every later layer sees the same numbers, or denormal differences."""
+    graph = folded("resnet20-cifar", "A")
+    pictures = images("resnet20-cifar") * np.float32(scale)
+    learned = learn_rounding(graph, int8("resnet20-cifar", "A"), list(pictures), _means(graph, pictures))
+    assert all(np.isfinite(one.bias).all() and np.isfinite(one.scales).all() for one in learned.values())

@@ -1,0 +1,1 @@
+"""How many residual networks of torchvision and timm each tool quantizes, and how well: ``docs/coverage.md``."""

@@ -1,0 +1,118 @@
+"""``docs/coverage.md`` from raw results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from benchmarks.coverage.contenders import Result
+from benchmarks.result_files import write_result
+from rescompile.measuring.origin import Origin
+
+PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """All tools on one network."""
+
+    name: str
+    failed: str | None = None
+    """Why there is no fp32 file to start from."""
+    results: tuple[Result, ...] = ()
+
+
+class Coverage(msgspec.Struct, frozen=True, kw_only=True):
+    """One run."""
+
+    command: str
+    origin: Origin
+    images: int
+    size: int
+    versions: dict[str, str]
+    networks: tuple[Network, ...]
+
+    def write(self, path: Path) -> None:
+        """Write the document whole or not at all."""
+        write_result(self, path)
+
+
+_HEADER = """# Coverage
+
+Made by `python -m benchmarks.coverage` (extra `bench`, torchvision, timm, and `RESCOMPILE_DATA`); do not edit it.
+
+{count} networks of torchvision and timm, exported to ONNX, quantized to INT8 by each tool with the same calibration
+images and compared with the fp32 file on the same {images} other photographs of {size} pixels. The weights are random,
+with batch norms and a classifier fitted to the calibration images: this compares how faithfully a network is
+quantized, not how well it classifies. In deep random networks a small error grows, so figures of one network can be
+compared with each other, not those of different networks.
+
+[*Agreement*](glossary.md#agreement) is the share of images with fp32's class, [*relative
+RMS*](glossary.md#relative-rms) the RMS of the error of the logits divided by the RMS of the logits, *adds* the
+additions that run inside of a convolution, *INT8* the share of convolutions and fully connected layers that run as
+INT8. OpenVINO executes our engines and NNCF's, ONNX Runtime its own, without fusing; there *INT8* counts what its
+file quantizes.
+"""
+
+
+def page(found: Coverage, path: Path) -> str:
+    """The page, from one document and the file that it lies in."""
+    made = found.origin
+    link = os.path.relpath(path.absolute(), PAGE.parent)
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    lines = [
+        _HEADER.format(count=len(found.networks), images=found.images, size=found.size),
+        *_summary(found),
+        "",
+        "| network | tool | agreement | relative RMS | adds | INT8 |",
+        "|---|---|---|---|---|---|",
+        *(line for network in found.networks for line in _rows(network)),
+        "",
+        f"Measured on {made.date[:10]} at commit `{made.commit}` on {made.device}, {made.threads} threads, with "
+        f"{versions}: `{found.command}` ([raw results]({link})).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _summary(found: Coverage) -> Iterator[str]:
+    yield "| tool | built | median agreement | median relative RMS | networks on which its relative RMS is the lowest |"
+    yield "|---|---|---|---|---|"
+    complete = [network for network in found.networks if not any(result.failed for result in network.results)]
+    best = [min(network.results, key=_error).contender for network in complete if network.results]
+    for name in dict.fromkeys(result.contender for network in found.networks for result in network.results):
+        rows = [
+            result for network in found.networks for result in network.results if result.contender == name
+        ]
+        built = [row for row in rows if row.failed is None]
+        agreement = median(row.agreement for row in built if row.agreement is not None) if built else 0.0
+        error = median(map(_error, built)) if built else 0.0
+        yield (
+            f"| {name} | {len(built)} of {len(rows)} | {100 * agreement:.1f} % | {error:.4f} | "
+            f"{best.count(name)} of {len(best)} |"
+        )
+
+
+def _error(result: Result) -> float:
+    return float("inf") if result.relative_rms is None else result.relative_rms
+
+
+def _rows(network: Network) -> Iterator[str]:
+    if network.failed:
+        yield f"| {network.name} |  | not exported: {network.failed} |  |  |  |"
+    for result in network.results:
+        if result.failed:
+            yield f"| {network.name} | {result.contender} | not built: {_cell(result.failed)} |  |  |  |"
+            continue
+        adds = "" if result.adds is None else f"{result.adds_fused} of {result.adds}"
+        yield (
+            f"| {network.name} | {result.contender} | {100 * (result.agreement or 0):.0f} % | {_error(result):.4f} | "
+            f"{adds} | {100 * (result.int8_share or 0):.0f} % |"
+        )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/")[:160]

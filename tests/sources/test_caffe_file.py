@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from rescompile.errors import CheckpointError
+from rescompile.sources.caffe_file import read_caffe
+from rescompile.sources.caffe_schema import net_parameter
+from rescompile.sources.framework_files import read_framework_file
+from tests.sources.zoo import run, top1
+
+RNG = np.random.default_rng(0)
+
+
+def random(*shape: int) -> NDArray[np.float32]:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+class Network:
+    """A .caffemodel, written layer by layer."""
+
+    def __init__(self) -> None:
+        self.message = net_parameter()(name="tiny")
+        self.last = "data"
+
+    def add(self, kind: str, *blobs: NDArray[Any], bottom: tuple[str, ...] = (), **parameters: Any) -> Any:
+        name = f"{kind}{len(self.message.layer)}"
+        layer = self.message.layer.add(name=name, type=kind, bottom=bottom or (self.last,), top=[name])
+        for values in blobs:
+            blob = layer.blobs.add()
+            blob.data.extend(values.ravel().tolist())
+            blob.shape.dim.extend(values.shape)
+        for field, values in parameters.items():
+            for key, value in values.items():
+                target = getattr(layer, field)
+                if isinstance(value, list):
+                    getattr(target, key).extend(value)
+                else:
+                    setattr(target, key, value)
+        self.last = name
+        return layer
+
+    def write(self, path: Path, channels: int = 3) -> Path:
+        data = self.message.layer.add(name="data", type="Input", top=["data"])
+        data.input_param.shape.add().dim.extend([1, channels, 8, 8])
+        layers = [self.message.layer[-1], *self.message.layer[:-1]]
+        ordered = net_parameter()(name="tiny", layer=layers)
+        path.write_bytes(ordered.SerializeToString())
+        return path
+
+
+def test_batch_norm_and_scale_are_one_node(tmp_path: Path) -> None:
+    weight, bias = random(4, 3, 3, 3), random(4)
+    mean, variance, gamma, beta = random(4), np.abs(random(4)) + 1, random(4), random(4)
+    net = Network()
+    net.add("Convolution", weight, bias, convolution_param={"kernel_size": [3], "pad": [1], "stride": [2]})
+    # Caffe stores sums, and their number in the third blob
+    net.add("BatchNorm", mean * 9, variance * 9, np.array([9.0]))
+    net.add("Scale", gamma, beta)
+    net.add("ReLU")
+    network = read_caffe(net.write(tmp_path / "tiny.caffemodel"))
+    x = random(2, 3, 8, 8)
+    y = F.conv2d(torch.from_numpy(x), torch.from_numpy(weight), torch.from_numpy(bias), stride=2, padding=1)
+    parts = [torch.from_numpy(part) for part in (mean, variance, gamma, beta)]
+    np.testing.assert_allclose(
+        run(network, x), F.batch_norm(y, *parts, eps=1e-5).relu().numpy(), rtol=1e-4, atol=1e-5
+    )
+    assert [node.op_type for node in network.graph.graph.node] == ["Conv", "BatchNormalization", "Relu"]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "pad"), [(3, 2, 0), (2, 2, 0), (3, 2, 1), (2, 3, 1), (3, 3, 1)])
+@pytest.mark.parametrize("average", [False, True])
+def test_poolings_round_up_as_caffe_does(
+    tmp_path: Path, kernel: int, stride: int, pad: int, average: bool
+) -> None:
+    net = Network()
+    net.add(
+        "Convolution", np.eye(3, dtype=np.float32)[:, :, None, None], convolution_param={"kernel_size": [1]}
+    )
+    parameters = {"pool": int(average), "kernel_size": [kernel], "stride": [stride], "pad": [pad]}
+    net.add("Pooling", pooling_param=parameters)
+    x = random(1, 3, 8, 8)
+    found = run(read_caffe(net.write(tmp_path / "pool.caffemodel")), x)
+    np.testing.assert_allclose(found, caffes_pooling(x, kernel, stride, pad, average), rtol=1e-5, atol=1e-6)
+
+
+def caffes_pooling(x: NDArray[Any], kernel: int, stride: int, pad: int, average: bool) -> NDArray[Any]:
+    """Caffe's pooling_layer.cpp in NumPy, window by window."""
+    side = x.shape[2]
+    out = -(-(side + 2 * pad - kernel) // stride) + 1
+    if pad and (out - 1) * stride >= side + pad:
+        out -= 1
+    found = np.zeros((*x.shape[:2], out, out), np.float32)
+    for row in range(out):
+        for column in range(out):
+            starts = [index * stride - pad for index in (row, column)]
+            ends = [min(start + kernel, side + pad) for start in starts]
+            area = (ends[0] - starts[0]) * (ends[1] - starts[1])
+            (top, left), (bottom, right) = (
+                [max(start, 0) for start in starts],
+                [min(end, side) for end in ends],
+            )
+            window = x[:, :, top:bottom, left:right]
+            found[:, :, row, column] = window.sum((2, 3)) / area if average else window.max((2, 3))
+    return found
+
+
+def test_branches_are_read_and_loss_is_left_out(tmp_path: Path) -> None:
+    weight, dense = random(3, 3, 1, 1), random(5, 192)
+    net = Network()
+    net.add("Convolution", weight, convolution_param={"kernel_size": [1]})
+    net.add("Eltwise", bottom=("data", net.last))
+    net.add("InnerProduct", dense)
+    net.add("SoftmaxWithLoss", bottom=(net.last, "label"))
+    x = random(2, 3, 8, 8)
+    y = x + np.einsum("oi,nihw->nohw", weight[:, :, 0, 0], x)
+    np.testing.assert_allclose(
+        run(read_caffe(net.write(tmp_path / "net.caffemodel")), x),
+        y.reshape(2, -1) @ dense.T,
+        rtol=1e-3,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "blobs", "parameters", "said"),
+    [
+        ("LRN", (), {}, r"does not know, 'LRN1' \(LRN\)"),
+        ("Eltwise", (), {"eltwise_param": {"coeff": [1.0, -1.0]}}, "its coefficients are"),
+        ("BatchNorm", (random(4), random(4)), {}, "'BatchNorm1' .*cannot be read"),
+        ("InnerProduct", (random(5, 7),), {}, "do not fit an input"),
+        ("Pooling", (), {"pooling_param": {"kernel_size": [99]}}, "does not fit into"),
+    ],
+)
+def test_layers_that_cannot_be_read_are_refused(
+    tmp_path: Path, kind: str, blobs: tuple[Any, ...], parameters: Any, said: str
+) -> None:
+    net = Network()
+    net.add("Convolution", random(4, 3, 1, 1), convolution_param={"kernel_size": [1]})
+    net.add(kind, *blobs, **parameters)
+    with pytest.raises(CheckpointError, match=said):
+        read_caffe(net.write(tmp_path / "net.caffemodel"))
+
+
+def test_damaged_and_old_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(b"\xff" * 50)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_caffe(path)
+    path.write_bytes(net_parameter()(layers=[b""]).SerializeToString())
+    with pytest.raises(CheckpointError, match="upgrade_net_proto_binary"):
+        read_caffe(path)
+
+
+@pytest.mark.parametrize(("name", "percent"), [("plain20", 90.15), ("resnet20", 92.75)])
+def test_real_files_reach_their_accuracy(real_data: Path, name: str, percent: float) -> None:
+    path = real_data / f"zoo/caffe/{name}.caffemodel"
+    with pytest.raises(CheckpointError, match="--crop"):
+        read_framework_file(path)
+    network = read_framework_file(path, (32, 32))
+    assert network is not None
+    assert "--mean" in network.notes[0]
+    assert top1(network, real_data, np.load(real_data / "cifar10/train_mean.npy")) == pytest.approx(
+        percent, abs=1
+    )

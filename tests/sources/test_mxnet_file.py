@@ -1,0 +1,151 @@
+"""MXNet has no release for this Python, so the files are written here by its published format."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from rescompile.errors import CheckpointError
+from rescompile.sources.framework_files import read_framework_file
+from rescompile.sources.mxnet_file import read_params
+from tests.sources.zoo import run
+
+RNG = np.random.default_rng(0)
+
+
+def random(*shape: int) -> NDArray[np.float32]:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+WEIGHTS = {
+    "arg:conv_weight": random(4, 3, 3, 3),
+    "arg:bn_gamma": random(4),
+    "arg:bn_beta": random(4),
+    "aux:bn_moving_mean": random(4),
+    "aux:bn_moving_var": np.abs(random(4)) + 0.5,
+    "arg:fc_weight": random(5, 4),
+    "arg:fc_bias": random(5),
+}
+NODES: list[tuple[str, str, dict[str, str], list[int]]] = [
+    ("null", "data", {}, []),
+    ("null", "conv_weight", {}, []),
+    (
+        "Convolution",
+        "conv",
+        {"kernel": "(3, 3)", "pad": "(1, 1)", "stride": "(2, 2)", "no_bias": "True"},
+        [0, 1],
+    ),
+    ("null", "bn_gamma", {}, []),
+    ("null", "bn_beta", {}, []),
+    ("null", "bn_moving_mean", {}, []),
+    ("null", "bn_moving_var", {}, []),
+    ("BatchNorm", "bn", {"eps": "2e-05", "fix_gamma": "False"}, [2, 3, 4, 5, 6]),
+    ("Activation", "relu", {"act_type": "relu"}, [7]),
+    ("elemwise_add", "sum", {}, [8, 7]),
+    ("Pooling", "pool", {"global_pool": "True", "kernel": "(4, 4)", "pool_type": "avg"}, [9]),
+    ("Flatten", "flat", {}, [10]),
+    ("null", "fc_weight", {}, []),
+    ("null", "fc_bias", {}, []),
+    ("FullyConnected", "fc", {"num_hidden": "5"}, [11, 12, 13]),
+    ("null", "softmax_label", {}, []),
+    ("SoftmaxOutput", "softmax", {}, [14, 15]),
+]
+
+
+def params(version: int = 2, count: int | None = None) -> bytes:
+    """A .params file of NDArray's second or first version, or as the oldest releases wrote it."""
+    out = struct.pack("<QQQ", 0x112, 0, len(WEIGHTS) if count is None else count)
+    for array in WEIGHTS.values():
+        if version == 2:
+            out += struct.pack("<Ii", 0xF993FAC9, 0)
+        elif version == 1:
+            out += struct.pack("<I", 0xF993FAC8)
+        out += struct.pack("<I", array.ndim) + struct.pack(
+            f"<{array.ndim}{'q' if version else 'I'}", *array.shape
+        )
+        out += struct.pack("<iii", 1, 0, 0) + array.astype("<f4").tobytes()
+    out += struct.pack("<Q", len(WEIGHTS))
+    for name in WEIGHTS:
+        out += struct.pack("<Q", len(name)) + name.encode()
+    return out
+
+
+def write(folder: Path, nodes: list[Any] = NODES, data: bytes | None = None) -> Path:
+    symbol = {
+        "nodes": [
+            {"op": op, "name": name, "attrs": attrs, "inputs": [[source, 0, 0] for source in inputs]}
+            for op, name, attrs, inputs in nodes
+        ],
+        "heads": [[len(nodes) - 1, 0, 0]],
+    }
+    (folder / "net-symbol.json").write_text(json.dumps(symbol))
+    path = folder / "net-0010.params"
+    path.write_bytes(params() if data is None else data)
+    return path
+
+
+def expected(x: NDArray[np.float32], *, gamma: bool = True) -> NDArray[np.float32]:
+    w = {name.split(":")[1]: torch.from_numpy(array) for name, array in WEIGHTS.items()}
+    y = F.conv2d(torch.from_numpy(x), w["conv_weight"], stride=2, padding=1)
+    scale = w["bn_gamma"] if gamma else None
+    y = F.batch_norm(y, w["bn_moving_mean"], w["bn_moving_var"], scale, w["bn_beta"], eps=2e-5)
+    pooled = (y.relu() + y).mean((2, 3))
+    return F.linear(pooled, w["fc_weight"], w["fc_bias"]).softmax(1).numpy()
+
+
+def test_network_is_mxnets(tmp_path: Path) -> None:
+    network = read_framework_file(write(tmp_path), (8, 8))
+    assert network is not None
+    x = random(2, 3, 8, 8)
+    np.testing.assert_allclose(run(network, x), expected(x), rtol=1e-4, atol=1e-5)
+    assert network.name == "net"
+
+
+def test_fixed_gamma_is_one(tmp_path: Path) -> None:
+    nodes = [
+        (op, name, {"eps": "2e-05"} if op == "BatchNorm" else attrs, ins) for op, name, attrs, ins in NODES
+    ]
+    network = read_framework_file(write(tmp_path, nodes), (8, 8))
+    assert network is not None
+    x = random(2, 3, 8, 8)
+    np.testing.assert_allclose(run(network, x), expected(x, gamma=False), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_every_version_of_arrays_is_read(version: int) -> None:
+    found = read_params(params(version))
+    for name, array in WEIGHTS.items():
+        np.testing.assert_array_equal(found[name.split(":")[1]], array)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (params()[:200], "damaged"),
+        (b"PK\x03\x04" * 20, "damaged"),
+        (params(count=1 << 60), "ends too early"),
+        (params().replace(struct.pack("<q", 4), struct.pack("<q", 1 << 50)), "ends too early"),
+    ],
+)
+def test_damaged_arrays_are_refused_without_allocation(tmp_path: Path, data: bytes, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        read_framework_file(write(tmp_path, data=data), (8, 8))
+
+
+def test_missing_symbol_and_unknown_operation_and_size_are_said(tmp_path: Path) -> None:
+    path = write(tmp_path, [*NODES, ("Deconvolution", "up", {}, [14])])
+    with pytest.raises(CheckpointError, match=r"does not know, 'up' \(Deconvolution\)"):
+        read_framework_file(path, (8, 8))
+    with pytest.raises(CheckpointError, match="--crop"):
+        read_framework_file(path)
+    (tmp_path / "net-symbol.json").unlink()
+    with pytest.raises(CheckpointError, match=r"net-symbol\.json"):
+        read_framework_file(path, (8, 8))
