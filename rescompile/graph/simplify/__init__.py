@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx
+import onnx_graphsurgeon as gs
 
 from rescompile.graph.shared.editing import write
 from rescompile.graph.simplify.ends import Intake, normalized_range, take_input, take_off_endings
@@ -44,7 +45,18 @@ def simplify(model: onnx.ModelProto, *, size: tuple[int, int] | None = None) -> 
     """
     graph = opened(model, size)
     intake = take_input(graph)
+    graph.cleanup().toposort()
     rewrite(graph)
     endings, notes = take_off_endings(graph)
     graph.cleanup().toposort()
+    _name_nodes(graph)
     return Simplified(write(graph), intake, normalized_range(graph, intake), endings, notes)
+
+
+def _name_nodes(graph: gs.Graph) -> None:
+    """Name every node, after its output where the exporter gave it no name of its own."""
+    known: set[str] = set()
+    for node in graph.nodes:
+        if not node.name or node.name in known:
+            node.name = f"{node.outputs[0].name}.{node.op}"
+        known.add(node.name)

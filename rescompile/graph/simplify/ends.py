@@ -36,7 +36,9 @@ def take_input(graph: gs.Graph) -> Intake:
     dtype, nhwc = np.dtype(image.dtype), False
     while True:
         readers = consumers(image)
-        moves = [node for node in readers if node.op == "Transpose" and node.attrs.get("perm") == [0, 3, 1, 2]]
+        moves = [
+            node for node in readers if node.op == "Transpose" and node.attrs.get("perm") == [0, 3, 1, 2]
+        ]
         if len(readers) != 1 or not (readers[0].op == "Cast" or (moves and not nhwc)):
             break
         nhwc = nhwc or bool(moves)
@@ -107,7 +109,9 @@ def take_off_endings(graph: gs.Graph) -> tuple[tuple[str | None, ...], tuple[str
     for output in graph.outputs:
         last = output.inputs[0] if output.inputs else None
         if last is None:
-            raise GraphError(f"the output '{output.name}' is an input of the graph: there is nothing to build")
+            raise GraphError(
+                f"the output '{output.name}' is an input of the graph: there is nothing to build"
+            )
         if last.op in _CHOICES:
             raise GraphError(
                 f"the graph ends in '{last.name}' ({last.op}), so it answers with a choice only, which cannot be "

@@ -72,7 +72,11 @@ def _fused_conv(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         )
     attributes.pop("activation_params", None)
     last = node.output[0]
-    steps = ["Conv", *(["Add"] if len(node.input) > 3 and node.input[3] else []), *([activation] * bool(activation))]
+    steps = [
+        "Conv",
+        *(["Add"] if len(node.input) > 3 and node.input[3] else []),
+        *([activation] * bool(activation)),
+    ]
     names = [f"{last}.{step}" for step in steps[:-1]] + [last]
     made = []
     for step, name in zip(steps, names, strict=True):
@@ -125,15 +129,16 @@ def _fix_sizes(model: onnx.ModelProto, size: tuple[int, int] | None) -> None:
             f"the graph has {len(images)} inputs ({', '.join(entry.name for entry in images)}); rescompile builds "
             "networks that read one image"
         )
-    dims = images[0].type.tensor_type.shape.dim
+    (image,) = model.graph.input
+    dims = image.type.tensor_type.shape.dim
     if len(dims) != 4:
         raise GraphError(
-            f"the graph's input '{images[0].name}' has {len(dims)} dimensions; rescompile builds networks that read "
+            f"the graph's input '{image.name}' has {len(dims)} dimensions; rescompile builds networks that read "
             "images [N, C, H, W]"
         )
     if not dims[0].dim_value:
         dims[0].dim_value = 1
-    height, width, channels = (1, 2, 3) if reads_nhwc(model, images[0].name) else (2, 3, 1)
+    height, width, channels = (1, 2, 3) if _reads_nhwc(model, image.name) else (2, 3, 1)
     for axis, side in zip((height, width), size or (0, 0), strict=True):
         if not dims[axis].dim_value:
             if not side:
@@ -152,7 +157,7 @@ def _fix_sizes(model: onnx.ModelProto, size: tuple[int, int] | None) -> None:
     model.ir_version = max(model.ir_version, IR_VERSION)
 
 
-def reads_nhwc(model: onnx.ModelProto, name: str) -> bool:
+def _reads_nhwc(model: onnx.ModelProto, name: str) -> bool:
     """Whether the graph turns its input from [N, H, W, C] to [N, C, H, W] before anything else, casts aside."""
     users = [node for node in model.graph.node if name in node.input]
     while len(users) == 1 and users[0].op_type == "Cast":
@@ -177,7 +182,11 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _refuse_quantized(graph: gs.Graph) -> None:
     for node in graph.nodes:
-        if "Quantize" in node.op or node.op.startswith("QLinear") or node.op in ("ConvInteger", "MatMulInteger"):
+        if (
+            "Quantize" in node.op
+            or node.op.startswith("QLinear")
+            or node.op in ("ConvInteger", "MatMulInteger")
+        ):
             raise GraphError(
                 f"the graph is quantized already ('{node.name}' is {node.op}): pass the float model it was made from"
             )

@@ -10,7 +10,12 @@ from rescompile.graph.shared.editing import reconnect
 from rescompile.graph.shared.links import consumers
 
 _SPATIAL = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+_FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+)
 
 
 def rewrite(graph: gs.Graph) -> None:
@@ -32,7 +37,7 @@ def rewrite(graph: gs.Graph) -> None:
 
 def _drop_passive(graph: gs.Graph) -> None:
     """Remove operators that do nothing at inference: Identity, Dropout, casts between floats, and Sum of one."""
-    for node in list(graph.nodes):
+    for node in [node for node in graph.nodes if node.outputs]:
         passive = node.op in ("Identity", "Dropout") or (node.op == "Cast" and node.attrs["to"] in _FLOATS)
         if passive or (node.op in ("Sum", "Concat") and len(node.inputs) == 1):
             _bypass(graph, node)
@@ -41,7 +46,7 @@ def _drop_passive(graph: gs.Graph) -> None:
 def _bypass(graph: gs.Graph, node: gs.Node) -> None:
     source, copy = node.inputs[0], node.outputs[0]
     if node.op == "Cast" and np.dtype(source.dtype or np.float32).kind != "f":
-        return
+        return  # it makes numbers of integers
     reconnect(copy.outputs, copy, source)
     graph.outputs = [source if out is copy else out for out in graph.outputs]
     node.outputs.clear()
@@ -232,8 +237,7 @@ def _free_batch(graph: gs.Graph) -> None:
         if node.op != "Reshape" or not isinstance(node.inputs[1], gs.Constant):
             continue
         sizes, before = node.inputs[1].values.tolist(), node.inputs[0].shape
-        if sizes and before and sizes[0] == before[0] == batch:
+        zero_is_a_size = node.attrs.get("allowzero", 0) and 0 in sizes
+        if sizes and before and sizes[0] == before[0] == batch and not zero_is_a_size:
             node.inputs[1] = gs.Constant(f"{node.outputs[0].name}.shape", np.array([0, *sizes[1:]], np.int64))
-            if 0 in sizes[1:]:
-                return  # a zero would be a size of its own under allowzero
             node.attrs.pop("allowzero", None)
