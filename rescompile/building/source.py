@@ -26,7 +26,7 @@ from rescompile.graph.placement import place
 from rescompile.graph.shared.metadata import float_reasons
 from rescompile.graph.simplify import Simplified, simplify
 from rescompile.graph.structure import ResNetForm, structure
-from rescompile.manifest import CheckpointRef
+from rescompile.manifest import CheckpointRef, OutputKind
 from rescompile.models.registry import IMAGENET_SPECS
 from rescompile.progress import Progress
 from rescompile.sources.class_names import imagenet_class_names, read_class_names
@@ -62,6 +62,9 @@ class Source:
     """An ImageNet ResNet with 1,000 classes, which can be calibrated on the built-in photographs."""
     random: bool
     """Random weights, which are good for timing only."""
+    kind: OutputKind = "classes"
+    """Meaning of the output."""
+    kind_reason: str = ""
     preprocess_assumed: bool = False
     """Whether neither the user nor the weights' origin says how pixels are normalized."""
     endings: tuple[str | None, ...] = (None,)
@@ -270,5 +273,6 @@ def _name_of(form: ResNetForm) -> str:
 
 def _class_names(path: Path | None, count: int, *, is_imagenet: bool) -> tuple[str, ...] | None:
     if path is not None:
-        return read_class_names(path, count)
+        # one logit decides between two classes
+        return read_class_names(path, 2 if count == 1 else count)
     return imagenet_class_names() if is_imagenet else None
