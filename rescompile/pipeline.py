@@ -57,7 +57,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
                 manifest = engine_directory.write_manifest(folder, contents)
             with clock.stage(f"verify{again}"):
                 measured = measure(folder, manifest, source, deployable, validation, progress)
-                wrong = verdict.misfit_of(measured, source, validation, manifest)
+                wrong = verdict.misfit_of(measured, source, validation, manifest, config.limits)
             passed = verdict.passes(measured, contents, wrong)
             if passed or wrong or again or not config.may_move_blocks:
                 break

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from calibration.images import ImageSet, open_image_set
 from calibration.names import text_of
+from rescompile.accuracy.advice import next_steps
 from rescompile.accuracy.label_fit import misfit
 from rescompile.accuracy.limits import check_kind, judge, too_few_images
 from rescompile.accuracy.parity import Network, compare_logits, open_unlabelled, open_validation_set
@@ -79,8 +80,10 @@ def verify(
             progress=progress,
         )
     checks = judge(measured.parity, limits)
-    wrong = None if built.random_weights else misfit(measured.answers, manifest.classes)
-    return msgspec.structs.replace(
+    wrong = None
+    if not built.random_weights:
+        wrong = misfit(measured.answers, manifest.classes, least=limits.min_top1)
+    report = msgspec.structs.replace(
         built,
         **msgspec.structs.asdict(measured.parity),
         passed=wrong is None and all(check.passed for check in checks),
@@ -101,6 +104,7 @@ def verify(
             *too_few_images(measured.parity, asked),
         ),
     )
+    return msgspec.structs.replace(report, advice=next_steps(report, images=validation_set))
 
 
 def _images(
