@@ -73,7 +73,9 @@ class OpenVinoRunner:
             request, shared = slot.resource(), writable_view(images)
             request.set_input_tensor(self._tensor(shared, shared_memory=True))
             found = request.infer(share_outputs=True)
-            return {port.get_any_name(): np.array(values, np.float32) for port, values in found.items()}
+            named = [(port.get_names(), np.array(values, np.float32)) for port, values in found.items()]
+            # an output that copies a tensor has the names of both
+            return {name: values for names, values in named for name in names}
 
     def cache_compilation(self) -> None:
         """Store the compiled model for the next load, unless it came from there."""
