@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
-from calibration.images import ImageSet, open_image_set
+from calibration.images import ImageSet, InMemoryImages, open_image_set
 from calibration.names import text_of
 from calibration.preprocess import Preprocess, normalize
 from rescompile.manifest import TensorSpec
@@ -64,7 +64,7 @@ class Measurement:
 
 
 def open_validation_set(
-    path: Path,
+    path: Path | InMemoryImages,
     *,
     classes: int,
     limit: int | None,

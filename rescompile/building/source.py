@@ -26,7 +26,10 @@ from rescompile.metrics import relative_rms
 from rescompile.models.registry import IMAGENET_SPECS
 from rescompile.progress import Progress
 from rescompile.sources.class_names import imagenet_class_names, read_class_names
+from rescompile.sources.framework_files import read_framework_file
+from rescompile.sources.network import Reference, SourceNetwork
 from rescompile.sources.onnx_file import read_onnx, sha256_of_onnx
+from rescompile.sources.schemes import has_scheme
 
 if TYPE_CHECKING:
     from rescompile.models.resnet import ResNet
@@ -59,13 +62,18 @@ class Source:
     """Random weights, which are good for timing only."""
     preprocess_assumed: bool = False
     """Whether neither the user nor the weights' origin says how pixels are normalized."""
+    origin_notes: tuple[str, ...] = ()
+    """What the network's origin has to say, such as where its preprocessing was read."""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes for the user about these weights."""
         if not self.random:
-            return ()
-        return ("the weights are random: this engine is for timing, and its accuracy means nothing",)
+            return self.origin_notes
+        return (
+            *self.origin_notes,
+            "the weights are random: this engine is for timing, and its accuracy means nothing",
+        )
 
 
 def open_source(config: ModelConfig, progress: Progress) -> Source:
@@ -75,16 +83,37 @@ def open_source(config: ModelConfig, progress: Progress) -> Source:
         UsageError: unknown model, or options that do not fit it.
         CheckpointError, DownloadError, GraphError: the weights or the graph cannot be used.
     """
-    return _from_onnx(config, config.onnx) if config.onnx is not None else _from_weights(config, progress)
+    network = config.network or _brought(config)
+    if network is not None:
+        return _from_network(config, network)
+    return _from_weights(config, progress)
+
+
+def _brought(config: ModelConfig) -> SourceNetwork | None:
+    """The network of an ONNX file, of another framework's file or of an optional package, if that was asked."""
+    crop = config.preprocess.crop
+    size = (crop, crop) if isinstance(crop, int) else crop
+    if config.onnx is not None:
+        graph = read_onnx(config.onnx)
+        checkpoint = CheckpointRef(sha256_of_onnx(config.onnx), text_of(config.onnx.name))
+        return SourceNetwork(graph=graph, name=config.onnx.stem, checkpoint=checkpoint)
+    if config.model is not None and has_scheme(config.model):
+        from rescompile.sources.packages import open_named
+
+        return open_named(config.model, config.weights, size=size, seed=config.seed)
+    if config.depth is None and config.model is None and config.weights not in (*PRETRAINED, "random"):
+        return read_framework_file(Path(config.weights), size)
+    return None
 
 
 def _from_weights(config: ModelConfig, progress: Progress) -> Source:
     from rescompile.graph.export import export
+    from rescompile.sources.modules import reference_of
 
     spec, model, checkpoint, default = _network(config, progress)
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
     graph = fold(export(model, image_size=preprocess.size))
-    _check_export(model, graph, preprocess.size)
+    _check_export(reference_of(model), graph, (preprocess.channels, *preprocess.size))
     classes = model.fc.out_features
     is_imagenet = spec.family == "imagenet" and classes == IMAGENET_CLASSES
     return Source(
@@ -131,13 +160,10 @@ def _network(config: ModelConfig, progress: Progress) -> tuple[ModelSpec, ResNet
     return spec, model, CheckpointRef(loaded.sha256, loaded.source), preprocess
 
 
-def _check_export(model: ResNet, graph: onnx.ModelProto, size: tuple[int, int]) -> None:
-    """Refuse an exported and folded graph that does not compute what PyTorch computes."""
-    import torch
-
-    images = np.random.default_rng(0).standard_normal((2, model.conv1.in_channels, *size), dtype=np.float32)
-    with torch.inference_mode():
-        expected = model(torch.from_numpy(images)).numpy()
+def _check_export(reference: Reference, graph: onnx.ModelProto, shape: tuple[int, ...]) -> None:
+    """Refuse an exported and folded graph that does not compute what its ``reference`` computes."""
+    images = np.random.default_rng(0).standard_normal((2, *shape), dtype=np.float32)
+    expected = reference(images)
     found = reference_session(graph.SerializeToString(), optimize=True)(images)
     if not np.isfinite(expected).all():
         raise CheckpointError(
@@ -146,32 +172,40 @@ def _check_export(model: ResNet, graph: onnx.ModelProto, size: tuple[int, int]) 
     error = relative_rms(expected, found)
     if not error <= EXPORT_TOLERANCE:
         raise GraphError(
-            f"the exported graph differs from PyTorch by {error:.2g} (relative RMS of logits, at most "
+            f"the exported graph differs from the original by {error:.2g} (relative RMS of logits, at most "
             f"{EXPORT_TOLERANCE:g}): a batch norm with a vanishing variance is the usual cause"
         )
 
 
-def _from_onnx(config: ModelConfig, path: Path) -> Source:
-    named, structure = recognise(simplify(read_onnx(path)))
+def _from_network(config: ModelConfig, network: SourceNetwork) -> Source:
+    named, structure = recognise(simplify(network.graph))
     size = structure.image_size
     if config.preprocess.crop not in (None, size):
         raise UsageError(
-            f"--crop {config.preprocess.crop} does not fit {path}, whose input is {size} pixels wide"
+            f"--crop {config.preprocess.crop} does not fit {network.checkpoint.source}, whose input is {size} pixels "
+            "wide"
         )
-    default = IMAGENET if structure.has_maxpool else CIFAR
+    default = network.preprocess or (IMAGENET if structure.has_maxpool else CIFAR)
     is_imagenet = structure.has_maxpool and structure.classes == IMAGENET_CLASSES
+    named_classes = network.class_names if len(network.class_names or ()) == structure.classes else None
+    graph = fold(named)
+    preprocess = replace(config.preprocess, crop=size).apply(default)
+    if network.reference is not None:
+        _check_export(network.reference, graph, (preprocess.channels, *preprocess.size))
     return Source(
-        graph=fold(named),
-        name=_name_of(structure),
+        graph=graph,
+        name=_name_of(structure) if config.onnx is not None else network.name,
         depth=structure.depth,
         residual_adds=sum(structure.blocks_per_stage),
         class_count=structure.classes,
-        class_names=_class_names(config.classes, structure.classes, is_imagenet=is_imagenet),
-        checkpoint=CheckpointRef(sha256_of_onnx(path), text_of(path.name)),
-        preprocess=replace(config.preprocess, crop=size).apply(default),
+        class_names=(named_classes if config.classes is None else None)
+        or _class_names(config.classes, structure.classes, is_imagenet=is_imagenet),
+        checkpoint=network.checkpoint,
+        preprocess=preprocess,
         is_imagenet=is_imagenet,
-        random=False,
-        preprocess_assumed=not config.preprocess.states_normalization,
+        random=config.weights == "random",
+        preprocess_assumed=network.preprocess is None and not config.preprocess.states_normalization,
+        origin_notes=network.all_notes,
     )
 
 
