@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.methods.channel_groups import ChannelGroups
-from calibration.network import WEIGHTED_OPS, output_first, read_nodes
+from calibration.network import groups_of, output_first, weighted_nodes
 from calibration.scales import LEVELS
 from calibration.statistics.channels import BINS, ChannelHistograms
 from calibration.statistics.sensitivity import Sensitivity, bucket_of
@@ -111,21 +111,28 @@ class ActivationNoise:
 class WeightNoise:
     """The second sum for one convolution or classifier, by the factors of its input channels."""
 
-    def __init__(self, weight: NDArray[np.float32], sensitivity: Array, logits: float) -> None:
-        """``weight`` is [O, I, ...], ``sensitivity`` [O, I]."""
-        self._peaks = np.abs(weight.reshape(*weight.shape[:2], -1)).max(axis=2)
-        self._sensitivity = (sensitivity / (12 * LEVELS**2 * logits)).astype(np.float32)
+    def __init__(
+        self, weight: NDArray[np.float32], sensitivity: Array, logits: float, groups: int = 1
+    ) -> None:
+        """``weight`` is [O, I, ...] in ``groups``, ``sensitivity`` [O, I]; I channels for each group."""
+        rows, channels = weight.shape[:2]
+        peaks = np.abs(weight.reshape(rows, channels, -1)).max(axis=2)
+        self._peaks = peaks.reshape(groups, rows // groups, channels)
+        scaled = (sensitivity / (12 * LEVELS**2 * logits)).astype(np.float32)
+        self._sensitivity = scaled.reshape(self._peaks.shape)
 
     def __call__(self, log_factors: Array) -> tuple[float, Array]:
-        """Error, and its derivatives [I] by ``log_factors`` [I]."""
-        factors = np.exp(log_factors).astype(np.float32)
+        """Error, and its derivatives [C] by ``log_factors`` [C]."""
+        groups, _, channels = self._peaks.shape
+        factors = np.exp(log_factors).astype(np.float32).reshape(groups, 1, channels)
         scaled = self._peaks * factors
-        widest = scaled.argmax(axis=1)
-        squares = np.square(scaled[np.arange(len(widest)), widest], dtype=np.float64)
+        widest = scaled.argmax(axis=2)
+        squares = np.square(np.take_along_axis(scaled, widest[..., None], 2)[..., 0], dtype=np.float64)
         inverse = 1 / np.square(factors, dtype=np.float64)
-        rows = self._sensitivity @ inverse.astype(np.float32) * squares
-        gradient = -2 * inverse * (squares.astype(np.float32) @ self._sensitivity)
-        np.add.at(gradient, widest, 2 * rows)
+        rows = (self._sensitivity @ inverse.astype(np.float32).swapaxes(1, 2))[..., 0] * squares
+        gradient = -2 * inverse * (squares.astype(np.float32)[:, None, :] @ self._sensitivity)
+        gradient = gradient.reshape(-1)
+        np.add.at(gradient, widest + channels * np.arange(groups)[:, None], 2 * rows)
         return float(rows.sum()), gradient
 
 
@@ -152,7 +159,7 @@ def noise_model(
     from onnx import numpy_helper
 
     constants = {entry.name: entry for entry in model.graph.initializer}
-    weighted = [node for node in read_nodes(model) if node.op in WEIGHTED_OPS]
+    weighted = weighted_nodes(model, histograms)
     activations = {
         name: ActivationNoise(
             entry,
@@ -169,6 +176,7 @@ def noise_model(
             output_first(node, numpy_helper.to_array(constants[node.inputs[1]])),
             sensitivity.weights[node.name],
             sensitivity.logits,
+            groups_of(node),
         )
         for node in weighted
     }

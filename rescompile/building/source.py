@@ -21,7 +21,7 @@ from rescompile.errors import CheckpointError, GraphError, UsageError
 from rescompile.graph.fold import fold
 from rescompile.graph.recognise import Structure, recognise
 from rescompile.graph.simplify import simplify
-from rescompile.manifest import CheckpointRef
+from rescompile.manifest import CheckpointRef, OutputKind
 from rescompile.metrics import relative_rms
 from rescompile.models.registry import IMAGENET_SPECS
 from rescompile.progress import Progress
@@ -60,6 +60,9 @@ class Source:
     """An ImageNet ResNet with 1,000 classes, which can be calibrated on the built-in photographs."""
     random: bool
     """Random weights, which are good for timing only."""
+    kind: OutputKind = "classes"
+    """Meaning of the output."""
+    kind_reason: str = ""
     preprocess_assumed: bool = False
     """Whether neither the user nor the weights' origin says how pixels are normalized."""
     origin_notes: tuple[str, ...] = ()
@@ -221,5 +224,6 @@ def _name_of(structure: Structure) -> str:
 
 def _class_names(path: Path | None, count: int, *, is_imagenet: bool) -> tuple[str, ...] | None:
     if path is not None:
-        return read_class_names(path, count)
+        # one logit decides between two classes
+        return read_class_names(path, 2 if count == 1 else count)
     return imagenet_class_names() if is_imagenet else None

@@ -78,7 +78,8 @@ def quantize(
             new = learned[node.name]
         else:
             mean = None if means is None else means[source]
-            new = _nearest(weight, node.inputs[2].values, weight_method, mean)
+            bias, groups = node.inputs[2].values, node.attrs.get("group", 1)
+            new = _nearest(weight, bias, weight_method, mean, groups)
         _install(graph, node, new)
     return write(graph)
 
@@ -101,13 +102,15 @@ def _nearest(
     bias: NDArray[np.float32],
     method: WeightMethod,
     mean: NDArray[np.floating] | None,
+    groups: int,
 ) -> LearnedWeight:
     scales = weight_scales(weight, method)
     values = to_int8(weight, scales)
     if mean is not None:
         change = weight.astype(np.float64) - dequantize(values, scales)
         by_channel = change.reshape(*weight.shape[:2], -1).sum(axis=2)
-        bias = (bias + by_channel @ mean.astype(np.float64)).astype(np.float32)
+        parts = zip(np.split(by_channel, groups), np.split(mean.astype(np.float64), groups), strict=True)
+        bias = (bias + np.concatenate([part @ read for part, read in parts])).astype(np.float32)
     return LearnedWeight(values, scales, bias)
 
 

@@ -168,6 +168,7 @@ def test_every_encoding_of_the_terminal_will_do(
     assert "class 7" in say("run", engine, photo, "--top", 10)
     (answer,) = json.loads(say("run", engine, photo, "--top", 10, "--json"))
     assert {name for name, _ in answer["classes"]} == set(names)
-    assert json.loads(say("inspect", engine, "--json"))["manifest"]["classes"] == names
+    (logits,) = json.loads(say("inspect", engine, "--json"))["manifest"]["outputs"]
+    assert logits["labels"] == names
     assert "V" in say("inspect", engine)
     say("compare", engine, "--images", small / "images.npz", "--limit", 1, "--plot", tmp_path / "plot.svg")

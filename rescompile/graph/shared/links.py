@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterator
 
 import onnx_graphsurgeon as gs
 
-WEIGHTED_OPS = ("Conv", "Gemm")
+from calibration import operators
+
+WEIGHTED_OPS = operators.WEIGHTED_OPS
 MOVEMENT_OPS = ("Slice", "Pad")
 """Operators of the option A shortcut; they only move values, so they commute with Q and DQ."""
 QUANTIZER_OPS = ("QuantizeLinear", "DequantizeLinear")

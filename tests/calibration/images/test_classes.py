@@ -181,3 +181,12 @@ def test_labels_that_count_from_one_are_named(
     else:
         assert sentence is not None
         assert re.search(found, sentence)
+
+
+def test_image_files_of_other_kinds_are_said(tmp_path: Path) -> None:
+    classes(tmp_path, "cat", "dog")
+    for name in ("a.heic", "b.HEIC", "notes.txt"):
+        (tmp_path / "cat" / name).write_text("x")
+    (note,) = open_image_set(tmp_path).notes
+    assert note.startswith("2 image files of kinds that are not read of ")
+    assert note.endswith("were left out: a.heic, b.HEIC")
