@@ -63,7 +63,7 @@ class Measurement:
 
 
 def open_unlabelled(
-    path: Path, *, limit: int | None, skip_unreadable: bool
+    path: Path | InMemoryImages, *, limit: int | None, skip_unreadable: bool
 ) -> tuple[ImageSet, tuple[str, ...]]:
     """The images of ``path`` for outputs that are not classes, and a note where they have labels that say nothing."""
     images = open_image_set(path, limit=limit, skip_unreadable=skip_unreadable)

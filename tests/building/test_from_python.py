@@ -134,11 +134,12 @@ def test_live_module_to_verified_engine(tmp_path: Path, monkeypatch: pytest.Monk
     module, _ = random_model(find(depth=None, name="resnet20-cifar"), 10, 0)
     module.train()
     report = rescompile.build(
-        module, calibration=loader(), validation=(FLOATS, LABELS), preprocess=CIFAR, effort="fast",
+        module, calibration=loader(), validation=FLOATS, preprocess=CIFAR, effort="fast",
         backend="onnxruntime", output=tmp_path / "engine", class_names=[f"class {number}" for number in range(10)],
         limits=rescompile.Limits(max_relative_rms=0.3), fp16_blocks="none",
     )  # fmt: skip
     assert module.training
+    assert report
     assert report.image_source == "validation images"
     engine = rescompile.load(tmp_path / "engine")
     with torch.inference_mode():
