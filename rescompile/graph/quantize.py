@@ -29,7 +29,7 @@ from calibration.scales import quantize as to_int8
 from rescompile.errors import GraphError
 from rescompile.graph.shared.editing import read, reconnect, write
 from rescompile.graph.shared.links import WEIGHTED_OPS, behind_quantizers
-from rescompile.graph.shared.metadata import ZERO_POINT
+from rescompile.graph.shared.metadata import ZERO_POINT, float_reasons
 from rescompile.graph.shared.names import DEQUANTIZE_SUFFIX, QUANTIZE_SUFFIX
 from rescompile.graph.shared.topology import quantized_tensors, skip_sources
 
@@ -71,7 +71,8 @@ def quantize(
     tensors = graph.tensors()
     for name, source in {**{name: name for name in wanted}, **skip_sources(graph)}.items():
         _quantize_activation(graph, tensors[name], scales[source], ZERO_POINT if source in full_range else 0)
-    for node in [node for node in graph.nodes if node.op in WEIGHTED_OPS]:
+    floating = float_reasons(model)
+    for node in [node for node in graph.nodes if node.op in WEIGHTED_OPS and node.name not in floating]:
         source = behind_quantizers(node.inputs[0]).name
         weight = node.inputs[1].values
         if learned is not None and node.name in learned:

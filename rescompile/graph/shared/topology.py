@@ -11,7 +11,6 @@ from collections.abc import Collection
 import onnx
 import onnx_graphsurgeon as gs
 
-from rescompile.errors import GraphError
 from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.links import (
     MOVEMENT_OPS,
@@ -24,36 +23,40 @@ from rescompile.graph.shared.links import (
     step_above,
     weight_of,
 )
+from rescompile.graph.shared.metadata import block_ends, float_reasons, float_reasons_in
 from rescompile.graph.shared.names import INPUT, OUTPUT, PIXELS
 
-_RESIDUAL_BLOCK = re.compile(r"layer\d+\.\d+(?=\.|$)")
+_BLOCK = re.compile(r"(?:net\d+\.)?(?:layer\d+\.\d+|(?:stem|join|head|unit)\d*)(?=\.|$)")
 _STEM = (INPUT, "conv1", "relu1", "maxpool", PIXELS, "preprocess")
 _HEAD = ("avgpool", "flatten", "fc", OUTPUT)
 
 
 def skip_sources(graph: gs.Graph) -> dict[str, str]:
-    """Skip of each residual add to the tensor whose quantizer it uses, in the order of execution.
+    """Skip of each residual add in INT8 to the tensor whose quantizer it uses, in the order of execution.
 
     The skip is the block's input, the output of the downsample convolution, or the padded slice of an option A
     shortcut, which uses the quantizer of the block's input; the other two use their own.
 
     ``graph`` has no Q/DQ.
-
-    Raises:
-        GraphError: an Add that is not the end of a named residual block.
     """
-    # an Add of a constant is part of the normalization in front of the stem
-    adds = [node for node in graph.nodes if node.op == "Add"]
-    skips = [_skip(add) for add in adds if not any(isinstance(each, gs.Constant) for each in add.inputs)]
-    return {skip.name: before_movement(skip).name for skip in skips}
+    floating = float_reasons_in(graph.rescompile_metadata)
+    found = {}
+    for add in graph.nodes:
+        if add.op == "Add" and add.name.endswith(".add") and add.name not in floating:
+            branch = branch_of(add)
+            assert branch is not None  # placement found it
+            skip = next(tensor for tensor in add.inputs if tensor is not branch.outputs[0])
+            found[skip.name] = before_movement(skip).name
+    return found
 
 
-def _skip(add: gs.Node) -> gs.Tensor:
+def branch_of(add: gs.Node) -> gs.Node | None:
+    """The convolution at the end of the branch of a residual addition, which nothing else reads; or None."""
     block = add.name.removesuffix(".add")
-    skips = [tensor for tensor in add.inputs if not ends_branch(tensor, block)]
-    if len(skips) != 1:
-        raise GraphError(f"'{add.name}' is not the sum of a convolution branch and a shortcut of one block")
-    return skips[0]
+    for tensor in add.inputs:
+        if ends_branch(tensor, block) and len(consumers(tensor)) == 1:
+            return tensor.inputs[0]
+    return None
 
 
 def ends_branch(tensor: gs.Tensor, block: str) -> bool:
@@ -64,12 +67,15 @@ def ends_branch(tensor: gs.Tensor, block: str) -> bool:
 def quantized_tensors(model: onnx.ModelProto) -> list[str]:
     """The activations of a folded fp32 graph that get a quantizer of their own, in the order of execution.
 
-    They are inputs of convolutions and of the classifier, the input of the global average pool (so that the last
-    block's output has the type of its skip), and outputs of downsample convolutions. The input of a max pool has
-    none, because the pool commutes with Q and DQ. An identity skip shares the quantizer of the block's input.
+    They are inputs of convolutions and linear layers in INT8, skips of residual adds in INT8, and the input of a global
+    average pool in front of a classifier in INT8 (so that the last block's output has the type of its skip). The input
+    of a max pool has none, because the pool commutes with Q and DQ. An identity skip shares the quantizer of the
+    block's input.
     """
     graph = read(model)
-    wanted = {node.inputs[0].name for node in graph.nodes if node.op in (*WEIGHTED_OPS, "GlobalAveragePool")}
+    floating = float_reasons_in(graph.rescompile_metadata)
+    reading = (*WEIGHTED_OPS, "GlobalAveragePool")
+    wanted = {node.inputs[0].name for node in graph.nodes if node.op in reading and node.name not in floating}
     wanted |= set(skip_sources(graph).values())
     made = [INPUT, *(tensor.name for node in graph.nodes for tensor in node.outputs)]
     return [name for name in made if name in wanted]
@@ -82,25 +88,32 @@ def full_range_tensors(model: onnx.ModelProto, *, widest: int = 0) -> list[str]:
     do not pad it. In tensors of at most ``widest`` channels they may pad, because constant channels are added there.
     An option A shortcut may stand between the tensor and the addition.
     """
-    tensors = read(model).tensors()
-    return [name for name in quantized_tensors(model) if _is_full_range(tensors[name], widest)]
+    tensors, floating = read(model).tensors(), float_reasons(model)
+    return [name for name in quantized_tensors(model) if _is_full_range(tensors[name], widest, floating)]
 
 
-def _is_full_range(tensor: gs.Tensor, widest: int) -> bool:
+def _is_full_range(tensor: gs.Tensor, widest: int, floating: Collection[str]) -> bool:
     activation = tensor.inputs[0].inputs[0] if made_by(tensor) == "MaxPool" else tensor
+    if tensor is not activation and len(consumers(activation)) > 1:
+        return False
     return made_by(activation) == "Relu" and all(
-        node.op in ("Add", *MOVEMENT_OPS)
-        or (node.op == "Conv" and (weight_of(node).shape[1] <= widest or not pads_input(node)))
+        node.name not in floating
+        and (
+            node.op in ("Add", *MOVEMENT_OPS)
+            or (node.op == "Conv" and (weight_of(node).shape[1] <= widest or not pads_input(node)))
+        )
         for node in readers(tensor)
     )
 
 
 def reading_all_of_int8(model: onnx.ModelProto, full_range: Collection[str]) -> list[str]:
     """Convolutions and classifiers whose input uses all of int8: it can be negative, or is one of ``full_range``."""
+    floating = float_reasons(model)
     return [
         node.name
         for node in read(model).nodes
         if node.op in WEIGHTED_OPS
+        and node.name not in floating
         and (node.inputs[0].name in full_range or not _cannot_be_negative(node.inputs[0]))
     ]
 
@@ -111,6 +124,8 @@ def _cannot_be_negative(tensor: gs.Tensor) -> bool:
 
 def block_outputs(model: onnx.ModelProto) -> dict[str, str]:
     """Block name to the tensor at its end, in the order of execution: stem, every residual block, logits."""
+    if recorded := block_ends(model):
+        return recorded
     names = [node.name for node in model.graph.node]
     blocks = [name.removesuffix(".add") for name in names if name.endswith(".add")]
     return {
@@ -122,7 +137,7 @@ def block_outputs(model: onnx.ModelProto) -> dict[str, str]:
 
 def named_block(name: str) -> str | None:
     """The block of the node that ``name`` is or begins with, as ``block_outputs`` calls it; None for other names."""
-    if found := _RESIDUAL_BLOCK.match(name):
+    if found := _BLOCK.match(name):
         return found[0]
     if name.startswith(_HEAD):
         return "fc"
@@ -144,10 +159,14 @@ def quantizing_blocks(model: onnx.ModelProto) -> dict[str, set[str]]:
 
     They are the block that makes it and those whose convolutions or classifier read it.
     """
-    tensors = read(model).tensors()
+    tensors, floating = read(model).tensors(), float_reasons(model)
     found = {}
     for name in quantized_tensors(model):
-        reading = {block_of(node.name) for node in consumers(tensors[name]) if node.op in WEIGHTED_OPS}
+        reading = {
+            block_of(node.name)
+            for node in consumers(tensors[name])
+            if node.op in WEIGHTED_OPS and node.name not in floating
+        }
         maker = maker_block(tensors[name])
         found[name] = reading if maker is None else reading | {maker}
     return found
