@@ -36,10 +36,3 @@ class SourceNetwork:
     """Sentences for the user: which entry of the file was taken, what was left out."""
     reference: Reference | None = None
     """The framework's own answer to images [N, C, H, W], to check the graph against; None where there is none."""
-
-    @property
-    def all_notes(self) -> tuple[str, ...]:
-        """``notes``, and where the preprocessing was read."""
-        if self.preprocess is None or self.preprocess_from is None:
-            return self.notes
-        return (*self.notes, f"the preprocessing is that of {self.preprocess_from}: {self.preprocess}")

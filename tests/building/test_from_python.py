@@ -146,4 +146,4 @@ def test_live_module_to_verified_engine(tmp_path: Path, monkeypatch: pytest.Monk
         expected = module.eval()(torch.from_numpy(FLOATS)).numpy()
     found = engine(FLOATS)
     assert np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()) < 0.2
-    assert engine.classify(PIXELS[0])[0].name.startswith("class ")
+    assert engine.classify(PIXELS[0])[0][0].startswith("class ")
