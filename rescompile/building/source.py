@@ -34,6 +34,7 @@ from rescompile.sources.class_names import imagenet_class_names, read_class_name
 from rescompile.sources.framework_files import read_framework_file
 from rescompile.sources.network import SourceNetwork
 from rescompile.sources.onnx_file import read_onnx, sha256_of_onnx
+from rescompile.sources.preprocess_options import PreprocessOptions
 from rescompile.sources.schemes import has_scheme
 
 if TYPE_CHECKING:
@@ -256,11 +257,8 @@ def _preprocess_of(
     if network.preprocess is not None:
         return network.preprocess, network.preprocess_from or "the network's own configuration"
     default = CIFAR if (max(size) <= SMALL_IMAGE if form is None else not form.has_maxpool) else IMAGENET
-    if default.resize is not None and size != default.size:
-        # the same proportion of the photograph
-        crop = size[0] if size[0] == size[1] else size
-        shorter = round(default.resize * min(size) / min(default.size)) if isinstance(crop, int) else None
-        default = msgspec.structs.replace(default, crop=crop, resize=shorter)
+    # the same proportion of the photograph, or all of it where the input is not square
+    default = PreprocessOptions(crop=size[0] if size[0] == size[1] else size).apply(default)
     if simplified.range is None:
         return default, None
     color = {1: "GRAY", 4: "RGBA"}.get(channels, "RGB")
