@@ -127,6 +127,7 @@ class _Walk:
         if rest or not self._same_rank(reading):
             return None
         left, right = (self.ids[name] for name in node.inputs)
+        kept: Ids
         for kept, other in ((left, right), *(((right, left),) if node.op == "Mul" else ())):
             if self.sets.pinned(other) and len(kept) == self._channels(node.output):
                 return kept

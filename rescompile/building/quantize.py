@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from calibration.errors import TableError
 from calibration.methods.rounding import LearnedWeight, learn_first, learn_rounding
+from calibration.network import groups_of, read_nodes
 from calibration.scales import FULL_LEVELS, LEVELS, NARROW_LEVELS
 from calibration.table import CalibrationTable
 from rescompile.building.calibrate import Calibrated
@@ -19,6 +20,7 @@ from rescompile.building.source import Source
 from rescompile.graph.equalize import equalize
 from rescompile.graph.pixels import read_pixels, to_pixels
 from rescompile.graph.quantize import quantize as insert_quantizers
+from rescompile.graph.shared.metadata import float_reasons
 from rescompile.graph.shared.names import INPUT, PIXEL_STEP, PIXELS
 from rescompile.graph.shared.topology import reading_all_of_int8
 from rescompile.progress import Progress
@@ -69,7 +71,13 @@ def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx
         means=means if recipe.bias_correction else None,
         learned=learned,
         full_range=full_range,
+        narrow=[name for name in grouped_nodes(graph) if name in narrow],
     )
+
+
+def grouped_nodes(graph: onnx.ModelProto) -> list[str]:
+    """Grouped convolutions of ``graph``: OpenVINO takes their inputs of all 256 values with narrow weights alone."""
+    return [node.name for node in read_nodes(graph) if groups_of(node) > 1]
 
 
 def learned_first(
@@ -94,6 +102,8 @@ def learned_first(
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
     read = graph.graph.input[0].name if to_pixels is None else PIXELS
     node = next(each for each in graph.graph.node if read in each.input)
+    if node.name in float_reasons(graph):
+        return {}
     weight, bias = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
     if moments.shape[1] != weight[0].size:
         raise TableError(

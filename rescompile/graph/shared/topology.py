@@ -11,16 +11,16 @@ from collections.abc import Collection
 import onnx
 import onnx_graphsurgeon as gs
 
+from rescompile.graph.shared.constant_channels import can_read_constant_channels
 from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.links import (
-    MOVEMENT_OPS,
     WEIGHTED_OPS,
     before_movement,
+    cannot_be_negative,
     consumers,
     made_by,
     pads_input,
     readers,
-    step_above,
     weight_of,
 )
 from rescompile.graph.shared.metadata import block_ends, float_reasons, float_reasons_in
@@ -84,26 +84,45 @@ def quantized_tensors(model: onnx.ModelProto) -> list[str]:
 def full_range_tensors(model: onnx.ModelProto, *, widest: int = 0) -> list[str]:
     """The ``quantized_tensors`` that may store their zero as -128 (``full_range``), in the order of execution.
 
-    A ReLU makes such a tensor, perhaps with a max pool behind it, and its readers are additions and convolutions that
-    do not pad it. In tensors of at most ``widest`` channels they may pad, because constant channels are added there.
-    An option A shortcut may stand between the tensor and the addition.
+    A ReLU over a weighted operation or a residual addition in INT8 makes such a tensor, perhaps with a max pool behind
+    it, and its readers are additions and convolutions that do not pad it. In tensors of at most ``widest`` channels
+    they may pad, where constant channels can be added. An option A shortcut may stand between the tensor and the
+    addition.
     """
-    tensors, floating = read(model).tensors(), float_reasons(model)
-    return [name for name in quantized_tensors(model) if _is_full_range(tensors[name], widest, floating)]
+    graph = read(model)
+    tensors, floating = graph.tensors(), float_reasons(model)
+    may_pad = can_read_constant_channels(graph) if widest else set()
+    return [
+        name
+        for name in quantized_tensors(model)
+        if _has_movable_zero(tensors[name], floating)
+        and all(_takes_offset(node, floating, widest, may_pad) for node in readers(tensors[name]))
+    ]
 
 
-def _is_full_range(tensor: gs.Tensor, widest: int, floating: Collection[str]) -> bool:
+def _has_movable_zero(tensor: gs.Tensor, floating: Collection[str]) -> bool:
+    """Whether a ReLU makes ``tensor`` from sums whose bias nothing else sees."""
     activation = tensor.inputs[0].inputs[0] if made_by(tensor) == "MaxPool" else tensor
-    if tensor is not activation and len(consumers(activation)) > 1:
+    if made_by(activation) != "Relu" or (tensor is not activation and len(consumers(activation)) > 1):
         return False
-    return made_by(activation) == "Relu" and all(
-        node.name not in floating
-        and (
-            node.op in ("Add", *MOVEMENT_OPS)
-            or (node.op == "Conv" and (weight_of(node).shape[1] <= widest or not pads_input(node)))
-        )
-        for node in readers(tensor)
+    summed = activation.inputs[0].inputs[0]
+    maker = summed.inputs[0] if summed.inputs else None
+    if maker is None or len(consumers(summed)) > 1:
+        return False
+    return maker.op in WEIGHTED_OPS or (
+        maker.op == "Add" and maker.name not in floating and branch_of(maker) is not None
     )
+
+
+def _takes_offset(node: gs.Node, floating: Collection[str], widest: int, may_pad: Collection[str]) -> bool:
+    """Whether ``node`` can read a tensor whose zero is not stored as 0."""
+    if node.name in floating:
+        return False
+    if node.op == "Conv" and pads_input(node):
+        return node.name in may_pad and weight_of(node).shape[1] <= widest
+    if node.op == "Pad":
+        return len(node.inputs) == 2 and node.attrs.get("mode", "constant") == "constant"
+    return node.op in ("Conv", "Add", "Slice")
 
 
 def reading_all_of_int8(model: onnx.ModelProto, full_range: Collection[str]) -> list[str]:
@@ -114,12 +133,8 @@ def reading_all_of_int8(model: onnx.ModelProto, full_range: Collection[str]) -> 
         for node in read(model).nodes
         if node.op in WEIGHTED_OPS
         and node.name not in floating
-        and (node.inputs[0].name in full_range or not _cannot_be_negative(node.inputs[0]))
+        and (node.inputs[0].name in full_range or not cannot_be_negative(node.inputs[0]))
     ]
-
-
-def _cannot_be_negative(tensor: gs.Tensor) -> bool:
-    return made_by(step_above(tensor, ("MaxPool", "GlobalAveragePool", "Flatten"))) == "Relu"
 
 
 def block_outputs(model: onnx.ModelProto) -> dict[str, str]:
