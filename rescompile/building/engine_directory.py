@@ -14,13 +14,14 @@ from calibration.images.builtin import golden_images
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable
 from rescompile.backends import choose_backend, get_backend
-from rescompile.backends.base import Backend, BuildRequest, Payload
+from rescompile.backends.base import Backend, BuildRequest, Payload, SelectiveBackend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.deployable import Deployable
 from rescompile.building.source import Source
 from rescompile.cache import cache_directory
 from rescompile.config import BuildConfig, InputFormat
 from rescompile.environment import describe
+from rescompile.errors import BackendError
 from rescompile.files import atomic_write, sha256_of, writing
 from rescompile.manifest import (
     CALIBRATION,
@@ -85,8 +86,19 @@ def backend_for(config: BuildConfig) -> tuple[Backend, tuple[str, ...]]:
     return backend, notes
 
 
-def build_request(folder: Path, source: Source, config: BuildConfig, progress: Progress) -> BuildRequest:
-    """The request to the backend to build an engine of the graph in ``folder``."""
+def build_request(
+    folder: Path, source: Source, config: BuildConfig, backend: Backend, progress: Progress
+) -> BuildRequest:
+    """The request to ``backend`` to build an engine of the graph in ``folder``.
+
+    Raises:
+        BackendError: the backend cannot build this network; the message gives all reasons.
+    """
+    if isinstance(backend, SelectiveBackend) and (reasons := backend.reasons_against(source.graph)):
+        raise BackendError(
+            f"the {backend.name} backend has no kernels for this {source.name}: {', '.join(reasons)}; pass --backend "
+            "openvino or tensorrt-rtx"
+        )
     return BuildRequest(
         model=folder / GRAPH,
         precision=config.precision,
@@ -131,8 +143,8 @@ def write_golden(folder: Path, source: Source, deployable: Deployable, input_for
     )
     session = reference_session(deployable.graph.SerializeToString(), optimize=False)
     # one at a time: the batch sizes that an engine takes do not bind its reference
-    answers = [session.tensors(inputs[index : index + 1]) for index in range(len(inputs))]
-    outputs = [np.concatenate([each[name] for each in answers]).astype(np.float32) for name in answers[0]]
+    answers = [list(session.tensors(inputs[index : index + 1]).values()) for index in range(len(inputs))]
+    outputs = [np.concatenate(parts).astype(np.float32, copy=False) for parts in zip(*answers, strict=True)]
     atomic_write(folder / GOLDEN, golden_bytes(inputs, *outputs))
 
 
