@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 IMAGENET_CLASSES = 1000
 PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}
 """torchvision's two training recipes; other tools publish INT8 figures for the first."""
+NO_TRACE = (
+    "the weights alone were read as a usual {}: dilation, padding modes and pools leave no trace in them; if the "
+    "network differs there, pass it with --onnx, or the live module to rescompile.build"
+)
 EXPORT_TOLERANCE = 1e-4
 """Largest relative RMS between PyTorch and the folded graph; float32 rounding alone stays below 1e-5."""
 
@@ -59,13 +63,18 @@ class Source:
     """Random weights, which are good for timing only."""
     preprocess_assumed: bool = False
     """Whether neither the user nor the weights' origin says how pixels are normalized."""
+    remarks: tuple[str, ...] = ()
+    """Sentences about the network's origin and form."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes for the user about these weights."""
+        """Notes for the user about this network."""
         if not self.random:
-            return ()
-        return ("the weights are random: this engine is for timing, and its accuracy means nothing",)
+            return self.remarks
+        return (
+            *self.remarks,
+            "the weights are random: this engine is for timing, and its accuracy means nothing",
+        )
 
 
 def open_source(config: ModelConfig, progress: Progress) -> Source:
@@ -81,7 +90,7 @@ def open_source(config: ModelConfig, progress: Progress) -> Source:
 def _from_weights(config: ModelConfig, progress: Progress) -> Source:
     from rescompile.graph.export import export
 
-    spec, model, checkpoint, default = _network(config, progress)
+    spec, model, checkpoint, default, remarks = _network(config, progress)
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
     graph = fold(export(model, image_size=preprocess.size))
     _check_export(model, graph, preprocess.size)
@@ -99,11 +108,14 @@ def _from_weights(config: ModelConfig, progress: Progress) -> Source:
         is_imagenet=is_imagenet,
         random=config.weights == "random",
         preprocess_assumed=config.weights not in PRETRAINED and not config.preprocess.states_normalization,
+        remarks=remarks,
     )
 
 
-def _network(config: ModelConfig, progress: Progress) -> tuple[ModelSpec, ResNet, CheckpointRef, Preprocess]:
-    """The network in PyTorch, the origin of its weights, and the preprocessing it expects."""
+def _network(
+    config: ModelConfig, progress: Progress
+) -> tuple[ModelSpec, ResNet, CheckpointRef, Preprocess, tuple[str, ...]]:
+    """The network in PyTorch, the origin of its weights, the preprocessing it expects, and remarks for the user."""
     from rescompile.models import registry
     from rescompile.models.random_weights import random_model
     from rescompile.sources import checkpoint as checkpoints
@@ -116,19 +128,21 @@ def _network(config: ModelConfig, progress: Progress) -> tuple[ModelSpec, ResNet
     if config.weights == "random":
         assert spec is not None  # ModelConfig asks for a name where the weights cannot tell
         model, digest = random_model(spec, spec.default_classes, config.seed)
-        return spec, model, CheckpointRef(digest, f"random, seed {config.seed}"), spec.preprocess
+        return spec, model, CheckpointRef(digest, f"random, seed {config.seed}"), spec.preprocess, ()
     version = PRETRAINED.get(config.weights)
     if version is None:
         path = Path(config.weights)
     else:
         assert spec is not None
         path = pretrained.fetch_pretrained(spec, version, progress=progress.advanced)
-    loaded = checkpoints.load_checkpoint(path)
+    loaded = checkpoints.load_checkpoint(path, config.entry)
+    remarks = loaded.notes
     if spec is None:
         spec = with_options(checkpoints.spec_of(loaded))
+        remarks = (*remarks, NO_TRACE.format(spec.name))
     model = checkpoints.build_model(spec, loaded)
     preprocess = pretrained.pretrained_preprocess(spec, version) if version else spec.preprocess
-    return spec, model, CheckpointRef(loaded.sha256, loaded.source), preprocess
+    return spec, model, CheckpointRef(loaded.sha256, loaded.source), preprocess, remarks
 
 
 def _check_export(model: ResNet, graph: onnx.ModelProto, size: tuple[int, int]) -> None:

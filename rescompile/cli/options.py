@@ -48,6 +48,9 @@ class NetworkOptions:
     weights: Annotated[
         str, _network("Checkpoint (.pth .th .pt .safetensors), or: pretrained, pretrained-v2, random.")
     ] = "pretrained"
+    entry: Annotated[
+        str | None, _network("Network to take of a checkpoint that holds several, such as ema or encoder_q.")
+    ] = None
     shortcut: Annotated[
         Literal["A", "B"] | None, _network("Kind of shortcut in CIFAR networks; a checkpoint implies it.")
     ] = None
@@ -284,6 +287,7 @@ def model_config(network: NetworkOptions, preprocessing: PreprocessingOptions) -
         model=network.model,
         onnx=network.onnx,
         weights=network.weights,
+        entry=network.entry,
         shortcut=network.shortcut,
         stride_on=network.stride_on,
         classes=network.classes,
