@@ -34,7 +34,7 @@ class Statistics:
     logit: Mapping[str, float] | None = None
     factors: Mapping[str, NDArray[np.floating]] | None = None
     samples: tuple[Images, ...] = ()
-    """Preprocessed images [3, H, W], evenly chosen."""
+    """Preprocessed images [C, H, W], evenly chosen."""
     noise: NoiseModel | None = None
     """Present where gradients were taken."""
     risks: tuple[Risk, ...] = ()
@@ -68,7 +68,7 @@ def collect_statistics(
     count: int,
     progress: Callable[[int, int], None],
 ) -> Statistics:
-    """Run ``count`` images [N, 3, H, W] in ``batches`` through the folded fp32 ``model``, once.
+    """Run ``count`` images [N, C, H, W] in ``batches`` through the folded fp32 ``model``, once.
 
     Raises:
         CalibrationError: errors of ``collect``, or operations whose gradient or channels are not known.

@@ -1,26 +1,28 @@
-"""A folded ONNX ResNet executed in PyTorch, for what ONNX Runtime cannot do: gradients, and stopping at a layer.
+"""An fp32 or Q/DQ graph executed in PyTorch, for what ONNX Runtime cannot do: gradients, and stopping at a layer.
 
 Q/DQ nodes are executed as they are written, so a deployable graph gives the same integers here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from calibration.errors import CalibrationError
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.errors import UnknownOperation
+from calibration.operators import WEIGHTED_OPS, operator
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
-    from numpy.typing import NDArray
     from torch import Tensor
 
     Array = TypeVar("Array", NDArray[np.float32], Tensor)
 
-WEIGHTED_OPS = ("Conv", "Gemm")
+FLOAT_TYPES = (1, 10, 11, 16)
+"""ONNX element types."""
 
 Values = dict[str, "Tensor"]
 Attributes = Mapping[str, Any]
@@ -33,29 +35,75 @@ class Node:
     op: str
     name: str
     inputs: tuple[str, ...]
+    """Empty names stand for inputs that are left out."""
     output: str
     attributes: Attributes
 
 
 def read_nodes(model: onnx.ModelProto) -> list[Node]:
-    """Nodes of ``model`` in the order of execution."""
+    """Nodes of ``model`` in the order of execution, one for each part that a Split makes."""
     from onnx import helper
 
-    return [
-        Node(
-            entry.op_type,
-            entry.name,
-            tuple(entry.input),
-            entry.output[0],
-            {field.name: helper.get_attribute_value(field) for field in entry.attribute},
-        )
-        for entry in model.graph.node
-    ]
+    found = []
+    for entry in model.graph.node:
+        attributes = {field.name: helper.get_attribute_value(field) for field in entry.attribute}
+        inputs = tuple(entry.input)
+        if entry.op_type == "Split":
+            found += [
+                Node(
+                    "Split",
+                    entry.name,
+                    inputs,
+                    output,
+                    {**attributes, "part": part, "parts": len(entry.output)},
+                )
+                for part, output in enumerate(entry.output)
+            ]
+        else:
+            found.append(Node(entry.op_type, entry.name, inputs, entry.output[0], attributes))
+    return found
 
 
 def output_first(node: Node, weight: Array) -> Array:
     """``weight`` of a convolution or Gemm as [O, I, ...]: without ``transB`` a Gemm has it the other way round."""
     return weight if node.op == "Conv" or node.attributes.get("transB") else weight.T
+
+
+def groups_of(node: Node) -> int:
+    """Number of groups of a convolution; 1 for other operations."""
+    return int(node.attributes.get("group", 1))
+
+
+def input_channels(outputs: int, inputs: int, groups: int) -> NDArray[np.int64]:
+    """[O, I] the channel of the node's input that each entry of a weight [O, I, ...] in ``groups`` multiplies."""
+    first = np.arange(outputs) // (outputs // groups) * inputs
+    return first[:, None] + np.arange(inputs)
+
+
+def unknown_operation(model: onnx.ModelProto) -> UnknownOperation | None:
+    """The first node of ``model`` that only ONNX Runtime executes, as an error; None if there is none."""
+    for node in read_nodes(model):
+        if not operator(node.op).executable:
+            return UnknownOperation(node.name or node.output, node.op)
+    return None
+
+
+def sole_convolution(model: onnx.ModelProto) -> Node | None:
+    """The ungrouped convolution that alone reads the network's input; None if others do, or it is none."""
+    image = model.graph.input[0].name
+    reading = [node for node in read_nodes(model) if image in node.inputs]
+    fits = len(reading) == 1 and reading[0].op == "Conv" and groups_of(reading[0]) == 1
+    return reading[0] if fits else None
+
+
+def weighted_nodes(model: onnx.ModelProto, tensors: Collection[str]) -> list[Node]:
+    """Convolutions and Gemms of ``model`` with constant weights that read one of ``tensors``."""
+    constants = {entry.name for entry in model.graph.initializer}
+    return [
+        node
+        for node in read_nodes(model)
+        if node.op in WEIGHTED_OPS and node.inputs[0] in tensors and node.inputs[1] in constants
+    ]
 
 
 class Network:
@@ -69,33 +117,37 @@ class Network:
         from onnx import numpy_helper
 
         self.input = model.graph.input[0].name
-        self.output = model.graph.output[0].name
+        self.outputs = tuple(entry.name for entry in model.graph.output)
+        self.output = self.outputs[0]
         self.constants: Values = {
             entry.name: torch.from_numpy(numpy_helper.to_array(entry).copy())
             for entry in model.graph.initializer
         }
+        if unknown := unknown_operation(model):
+            raise unknown
         nodes = read_nodes(model)
-        unknown = [node for node in nodes if node.op not in _operations()]
-        if unknown:
-            raise CalibrationError(
-                f"'{unknown[0].name}' is a {unknown[0].op}, which only ONNX Runtime executes here: use --effort fast"
-            )
         for node in nodes:
-            if all(name in self.constants for name in node.inputs):
+            if all(name in self.constants for name in node.inputs if name):
                 self.constants[node.output] = self.step(node, {})
         self.nodes = tuple(node for node in nodes if node.output not in self.constants)
         last_use = {
             name: index
             for index, node in enumerate(self.nodes)
             for name in (*node.inputs, node.output)
-            if name not in self.constants and name != self.output
+            if name and name not in self.constants and name not in self.outputs
         }
         self._finished: list[list[str]] = [[] for _ in self.nodes]
         for name, index in last_use.items():
             self._finished[index].append(name)
 
     def run(self, images: Tensor, observe: Callable[[Node, Tensor], None] | None = None) -> Tensor:
-        """Logits of ``images`` [N, 3, H, W]; ``observe`` is called with the output of each node."""
+        """First output for ``images`` [N, C, H, W]; ``observe`` is called with the output of each node."""
+        return self.run_all(images, observe)[0]
+
+    def run_all(
+        self, images: Tensor, observe: Callable[[Node, Tensor], None] | None = None
+    ) -> tuple[Tensor, ...]:
+        """All outputs for ``images``; as ``run``."""
         values: Values = {self.input: images}
         for index, node in enumerate(self.nodes):
             values[node.output] = self.step(node, values)
@@ -103,60 +155,21 @@ class Network:
                 observe(node, values[node.output])
             for name in self.finished(index):
                 del values[name]
-        return values[self.output]
+        return tuple(values[name] if name in values else self.constants[name] for name in self.outputs)
 
     def step(self, node: Node, values: Values) -> Tensor:
         """Output of one node from the tensors that exist."""
-        arguments = [self.constants[name] if name in self.constants else values[name] for name in node.inputs]
-        return _operations()[node.op](node.attributes, *arguments)
+        from calibration.execution import OPERATIONS, Unsupported
+
+        arguments = [
+            None if not name else self.constants[name] if name in self.constants else values[name]
+            for name in node.inputs
+        ]
+        try:
+            return OPERATIONS[node.op](node.attributes, *arguments)
+        except Unsupported as error:
+            raise UnknownOperation(node.name or node.output, node.op, str(error)) from None
 
     def finished(self, index: int) -> list[str]:
         """Tensors that no node after number ``index`` uses."""
         return self._finished[index]
-
-
-@cache
-def _operations() -> dict[str, Callable[..., Tensor]]:
-    """Functions by ONNX operation, called with the node's attributes and its inputs."""
-    import torch
-    from torch.nn import functional as F
-
-    def cut(attributes: Attributes, x: Tensor, *where: Tensor) -> Tensor:
-        cuts = [slice(None)] * x.ndim
-        for start, end, axis, step in zip(*(values.tolist() for values in where), strict=True):
-            cuts[axis] = slice(start, end, step)
-        return x[tuple(cuts)]
-
-    def pad(attributes: Attributes, x: Tensor, amounts: Tensor, value: Tensor | None = None) -> Tensor:
-        before, after = amounts[: x.ndim].tolist(), amounts[x.ndim :].tolist()
-        # PyTorch wants the last axis first
-        widths = [width for axis in reversed(range(x.ndim)) for width in (before[axis], after[axis])]
-        return F.pad(x, widths, value=0.0 if value is None else float(value))
-
-    def quantize(attributes: Attributes, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return ((x / scale).round() + zero_point).clamp(-128, 127).to(torch.int8)
-
-    def dequantize(attributes: Attributes, q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        axes = [1] * (q.ndim - 1)
-        steps = q.to(scale.dtype) - zero_point.to(scale.dtype).reshape(-1, *axes)
-        return steps * (scale.reshape(-1, *axes) if scale.ndim else scale)
-
-    float_types = {1: torch.float32, 10: torch.float16, 11: torch.float64}  # by ONNX element type
-    return {
-        "Cast": lambda at, x: x.to(float_types[at["to"]]),
-        "Transpose": lambda at, x: x.permute(at["perm"]),
-        "Conv": lambda at, x, weight, bias: F.conv2d(
-            x, weight, bias, at["strides"], at["pads"][:2], at["dilations"], at["group"]
-        ),
-        "Gemm": lambda at, x, weight, bias: F.linear(x, weight if at.get("transB") else weight.t(), bias),
-        "Relu": lambda at, x: x.relu(),
-        "Add": lambda at, left, right: left + right,
-        "Mul": lambda at, left, right: left * right,
-        "MaxPool": lambda at, x: F.max_pool2d(x, at["kernel_shape"], at["strides"], at["pads"][:2]),
-        "GlobalAveragePool": lambda at, x: x.mean((2, 3), keepdim=True),
-        "Flatten": lambda at, x: x.flatten(1),
-        "Slice": cut,
-        "Pad": pad,
-        "QuantizeLinear": quantize,
-        "DequantizeLinear": dequantize,
-    }

@@ -18,7 +18,7 @@ from rescompile.effort import (
     WeightScales,
 )
 from rescompile.errors import UsageError, did_you_mean
-from rescompile.manifest import Batch, Precision
+from rescompile.manifest import Batch, OutputKind, Precision
 from rescompile.report import Limits
 from rescompile.sources.preprocess_options import PreprocessOptions
 
@@ -26,6 +26,8 @@ InputFormat = Literal["float32-nchw", "uint8-nhwc"]
 Fp16Blocks = Literal["auto", "none"] | tuple[str, ...]
 """Names of blocks; ``auto`` chooses as few as meet the limits."""
 
+Task = Literal["auto"] | OutputKind
+TASKS: tuple[str, ...] = ("auto", *get_args(OutputKind))
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
 DEFAULT_CALIBRATION_IMAGES = 512
@@ -203,6 +205,8 @@ class BuildConfig:
     fp16_blocks: Fp16Blocks | None = None
     """Blocks of an int8 engine that are not quantized. None is ``auto`` where a validation set comes with a limit on
     agreement or top-1 drop and blocks can be ordered (docs/adr/0009), else ``none``."""
+    task: Task = "auto"
+    """Meaning of the network's output; ``auto`` finds it from the head."""
     backend: str = "auto"
     target: str | None = None
     batch: Batch = field(default_factory=lambda: Batch(1, 1, 32))
@@ -215,6 +219,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         one_of(self.precision, PRECISIONS, "--precision")
         one_of(self.input_format, INPUT_FORMATS, "--input")
+        one_of(self.task, TASKS, "--task")
         positive(self.validation_images, "--validation-images")
         if self.precision != "int8":
             if self.calibration.images or self.calibration.table:

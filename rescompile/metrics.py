@@ -1,6 +1,6 @@
-"""Distance of an engine's logits from the reference's, one batch at a time. NumPy only.
+"""Distance of an engine's outputs from the reference's, one batch at a time. NumPy only.
 
-    relative RMS = sqrt( sum (e - r)^2 / sum r^2 )            over all logits of all images
+    relative RMS = sqrt( sum (e - r)^2 / sum r^2 )            over all outputs of all images
     cosine       = mean over images of  <e, r> / (|e| |r|)
     SQNR         = 10 log10( sum r^2 / sum (o - r)^2 )  dB
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
 from rescompile.errors import BackendError, CheckpointError
+from rescompile.manifest import OutputKind
 from rescompile.report import Parity
 
 Logits = NDArray[np.floating]
@@ -27,9 +28,21 @@ _TWO_SIDED_95 = 1.959964
 """Standard deviations of the normal distribution that hold 95 %."""
 
 
+ONE_CLASS: tuple[OutputKind, ...] = ("classes", "binary")
+"""Kinds of output that name one class for each image, so that labels can be compared with it."""
+
+
+def class_of(outputs: Logits, kind: OutputKind) -> Labels:
+    """The class of each image [N]: that of the largest logit, or for a binary output 1 where its logit is positive."""
+    return (outputs[:, 0] > 0).astype(np.int64) if kind == "binary" else outputs.argmax(axis=1)
+
+
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """The classes that both sides name for each image [N], and its label, if the images have labels."""
+    """The classes that both sides name for each image [N], and its label, if the images have labels.
+
+    All are empty where the outputs name no class.
+    """
 
     reference: Labels
     engine: Labels
@@ -37,40 +50,43 @@ class Answers:
 
 
 class ParityMeter:
-    """Accumulates the comparison of two sets of logits [N, classes] over the batches of one image set."""
+    """Accumulates the comparison of two sets of outputs [N, ...] of one kind over the batches of one image set."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: OutputKind = "classes") -> None:
+        self._kind = kind
         self._labelled: bool | None = None
-        self._images = self._agreeing = self._correct_reference = self._correct_engine = 0
+        self._images = self._decisions = self._agreeing = 0
         self._reference_energy = self._error_energy = self._cosine = self._max_abs = 0.0
+        self._worst_cosine = 1.0
         self._answers: list[tuple[Labels, Labels]] = []
         self._labels: list[Labels] = []
 
     def update(self, reference: Logits, engine: Logits, labels: Labels | None = None) -> None:
-        """Add one batch: logits [N, classes] of both sides and, where the set has them, class indices [N].
+        """Add one batch: outputs [N, ...] of both sides and, where the set has them, class indices [N].
 
         Raises:
-            BackendError: the engine's logits have another shape than the reference's, or are not finite.
-            CheckpointError: the reference's logits are not finite.
+            BackendError: the engine's outputs have another shape than the reference's, or are not finite.
+            CheckpointError: the reference's outputs are not finite.
             ImageSetError: a label is not a class of the network.
         """
-        if reference.ndim != 2 or reference.shape != engine.shape:
+        if (
+            reference.ndim not in ((2, 4) if self._kind == "features" else (2,))
+            or reference.shape != engine.shape
+        ):
             raise BackendError(
-                f"the engine returned logits of shape {list(engine.shape)}, the reference "
+                f"the engine returned {self._word} of shape {list(engine.shape)}, the reference "
                 f"{list(reference.shape)}, both must be [images, classes]: compare an engine with the network "
                 "that it was built from"
             )
-        r, e = reference.astype(np.float64), engine.astype(np.float64)
+        r, e = (side.astype(np.float64).reshape(len(side), -1) for side in (reference, engine))
         self._refuse_non_finite(r, e)
-        chosen_reference, chosen_engine = r.argmax(axis=1), e.argmax(axis=1)
-        self._count_correct(labels, chosen_reference, chosen_engine, r.shape)
-        self._answers.append((chosen_reference, chosen_engine))
-        error = e - r
+        self._decide(r, e, labels)
+        error, cosines = e - r, _cosines(r, e)
         self._images += len(r)
-        self._agreeing += int((chosen_reference == chosen_engine).sum())
         self._reference_energy += float(np.square(r).sum())
         self._error_energy += float(np.square(error).sum())
-        self._cosine += float(_cosines(r, e).sum())
+        self._cosine += float(cosines.sum())
+        self._worst_cosine = min(self._worst_cosine, float(cosines.min(initial=1.0)))
         self._max_abs = max(self._max_abs, float(np.abs(error).max(initial=0.0)))
 
     def result(self, *, image_source: str, image_fingerprint: str) -> Parity:
@@ -81,27 +97,43 @@ class ParityMeter:
         """
         if not self._images:
             raise ImageSetError(f"{image_source} has no images, so nothing was compared: pass a set that has")
-        count, labelled = self._images, bool(self._labelled)
-        right = [self._correct_reference, self._correct_engine] if labelled else []
+        count, answers = self._images, self.answers()
+        right = (
+            [] if answers.labels is None
+            else [int((side == answers.labels).sum()) for side in (answers.reference, answers.engine)]
+        )  # fmt: skip
+        top1: list[float | None] = [correct / count for correct in right] or [None, None]
+        decided = self._kind not in ("values", "features")
         return Parity(
             images=count,
             image_source=image_source,
             image_fingerprint=image_fingerprint,
-            top1_reference=self._correct_reference / count if labelled else None,
-            top1_engine=self._correct_engine / count if labelled else None,
-            top1_agreement=self._agreeing / count,
+            top1_reference=top1[0],
+            top1_engine=top1[1],
+            top1_agreement=(self._agreeing / self._decisions if self._decisions else 1.0)
+            if decided
+            else None,
             top1_intervals=tuple(wilson(correct, count) for correct in right),
-            agreement_interval=wilson(self._agreeing, count),
-            top1_drop_p=self._drop_p() if labelled else None,
+            agreement_interval=wilson(self._agreeing, self._decisions) if self._decisions else None,
+            top1_drop_p=self._drop_p() if right else None,
             relative_rms=_relative_rms(self._reference_energy, self._error_energy),
             cosine=self._cosine / self._images,
+            worst_cosine=self._worst_cosine,
             max_abs=self._max_abs,
+            task=self._kind,
         )
 
     def answers(self) -> Answers:
         """What both sides answered so far."""
-        reference, engine = (np.concatenate(side) for side in zip(*self._answers, strict=True))
+        none = np.zeros(0, np.int64)
+        reference, engine = (
+            np.concatenate([none, *side]) for side in zip((none, none), *self._answers, strict=True)
+        )
         return Answers(reference, engine, np.concatenate(self._labels) if self._labels else None)
+
+    @property
+    def _word(self) -> str:
+        return "outputs" if self._kind in ("values", "features") else "logits"
 
     def _drop_p(self) -> float:
         """Probability that two equally good networks differ in as many right answers (McNemar, exact, two-sided)."""
@@ -115,26 +147,36 @@ class ParityMeter:
         # argmax returns the position of a NaN on both sides, which would look like agreement
         if (row := _first_non_finite(reference)) is not None:
             raise CheckpointError(
-                f"the fp32 reference returned NaN or infinite logits for image {self._images + row} (counted "
+                f"the fp32 reference returned NaN or infinite {self._word} for image {self._images + row} (counted "
                 "from 0): its weights are unusable, take another checkpoint"
             )
         if (row := _first_non_finite(engine)) is not None:
             raise BackendError(
-                f"the engine returned NaN or infinite logits for image {self._images + row} (counted from 0), "
+                f"the engine returned NaN or infinite {self._word} for image {self._images + row} (counted from 0), "
                 "the fp32 reference finite ones: do not use this engine; fp16 overflows above 65504, so try "
                 "--precision fp32"
             )
 
-    def _count_correct(
-        self, labels: Labels | None, reference: Labels, engine: Labels, shape: tuple[int, ...]
-    ) -> None:
+    def _decide(self, reference: Logits, engine: Logits, labels: Labels | None) -> None:
+        """Count the decisions of both sides, of those kinds of output that decide."""
+        if self._kind == "multilabel":
+            # of the labels that one side gives: the many that neither gives would hide every difference
+            self._decisions += int(((reference > 0) | (engine > 0)).sum())
+            self._agreeing += int(((reference > 0) & (engine > 0)).sum())
+        elif self._kind in ONE_CLASS:
+            chosen = class_of(reference, self._kind), class_of(engine, self._kind)
+            self._keep_labels(labels, len(reference), 2 if self._kind == "binary" else reference.shape[1])
+            self._answers.append(chosen)
+            self._decisions += len(reference)
+            self._agreeing += int((chosen[0] == chosen[1]).sum())
+
+    def _keep_labels(self, labels: Labels | None, count: int, classes: int) -> None:
         labelled = labels is not None
         if self._labelled is not None and labelled != self._labelled:
             raise ValueError("either every batch carries labels or none does")
         self._labelled = labelled
         if labels is None:
             return
-        count, classes = shape
         if labels.shape != (count,):
             raise ValueError(f"labels of shape {labels.shape} for {count} images")
         wrong = np.flatnonzero((labels < 0) | (labels >= classes))
@@ -145,8 +187,6 @@ class ParityMeter:
                 "network"
             )
         self._labels.append(labels)
-        self._correct_reference += int((reference == labels).sum())
-        self._correct_engine += int((engine == labels).sum())
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

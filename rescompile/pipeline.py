@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rescompile.building import engine_directory, mixed_precision, verdict
+from rescompile.building import engine_directory, mixed_precision, task, verdict
 from rescompile.building.calibrate import calibrate
 from rescompile.building.deployable import make_deployable
 from rescompile.building.early_checks import check_build
@@ -29,7 +29,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     backend, notes = engine_directory.backend_for(config)
     rest_type = backend.rest_type(config.precision)
     with clock.stage("load"):
-        source = open_source(config.model, progress)
+        source = task.with_task(open_source(config.model, progress), config)
         named = mixed_precision.named_blocks(source, config)
     with atomic_directory(config.output_of(source.name, backend.name), force=config.force) as staging:
         folder = staging.folder
@@ -57,7 +57,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
                 manifest = engine_directory.write_manifest(folder, contents)
             with clock.stage(f"verify{again}"):
                 measured = measure(folder, manifest, source, deployable, validation, progress)
-                wrong = verdict.misfit_of(measured, source, validation, manifest)
+                wrong = verdict.misfit_of(measured, source, validation, manifest, config.limits)
             passed = verdict.passes(measured, contents, wrong)
             if passed or wrong or again or not config.may_move_blocks:
                 break

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from rescompile.errors import EngineError, reason_of
-from rescompile.manifest import REPORT_JSON, CalibrationRef, CheckpointRef
+from rescompile.manifest import REPORT_JSON, CalibrationRef, CheckpointRef, OutputKind
 
 NOT_JUDGED = "not judged: the network does not fit these labels"
 
@@ -24,11 +24,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The limits that an engine must meet to pass; None means no limit. Fractions, not percent."""
 
     min_agreement: float | None = None
-    """Share of images whose top-1 class equals the fp32 reference's."""
+    """Share of images for which the engine decides as the fp32 reference does."""
     max_top1_drop: float | None = None
     """Largest allowed loss of top-1 accuracy in percentage points; needs labels."""
     max_relative_rms: float | None = None
-    """Largest allowed RMS of the logit error over RMS of the reference logits."""
+    """Largest allowed RMS of the outputs' error over RMS of the reference's outputs."""
     min_top1: float | None = None
     """Smallest top-1 accuracy of the engine; needs labels."""
 
@@ -98,9 +98,9 @@ class Flip(msgspec.Struct, frozen=True, kw_only=True):
     """An image for which the engine names another class than the fp32 network."""
 
     image: str
-    reference: int
-    engine: int
-    label: int | None
+    reference: str
+    engine: str
+    label: str | None
 
 
 class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +111,7 @@ class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
     int8_blocks: int
     reformats: int
     """Kernels that change an activation between int8 and floating point."""
-    top1_agreement: float
+    top1_agreement: float | None
     top1_engine: float | None
     top1_drop: float | None
     """In percentage points; None for images without labels."""
@@ -132,10 +132,14 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     image_fingerprint: str
     top1_reference: float | None
     top1_engine: float | None
-    top1_agreement: float
+    top1_agreement: float | None
+    """Of a multilabel output, the share of the labels that at least one side gives; None for values and features."""
     relative_rms: float
     cosine: float
     max_abs: float
+    task: OutputKind = "classes"
+    worst_cosine: float | None = None
+    """Of the image with the smallest cosine."""
     top1_intervals: tuple[tuple[float, float], ...] = ()
     """Of the reference and of the engine; empty without labels."""
     agreement_interval: tuple[float, float] | None = None
@@ -189,6 +193,10 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
     agreement_interval: tuple[float, float] | None = None
     top1_drop_p: float | None = None
     """For these three, see ``Parity``."""
+    task: OutputKind = "classes"
+    """Meaning of the output, by which it was judged."""
+    task_reason: str = ""
+    worst_cosine: float | None = None
     misfit: str | None = None
     """The reason why the figures say nothing: the network does not fit the labels, or it was fed wrongly."""
     flips: tuple[Flip, ...] = ()

@@ -199,3 +199,43 @@ def test_a_drop_comes_with_its_probability_by_chance() -> None:
     assert found.top1_drop_p == pytest.approx(0.038574, abs=1e-6)
     assert len(found.top1_intervals) == 2
     np.testing.assert_array_equal(meter.answers().engine, engine.argmax(1))
+
+
+def test_one_logit_decides_by_its_sign() -> None:
+    meter = ParityMeter("binary")
+    meter.update(
+        np.array([[0.1], [-2.0], [3.0], [-0.1]]),
+        np.array([[-0.1], [-2.0], [3.0], [-0.1]]),
+        np.array([1, 0, 1, 1]),
+    )
+    found = meter.result(image_source="s", image_fingerprint="f")
+    assert (found.top1_agreement, found.top1_reference, found.top1_engine) == (0.75, 0.75, 0.5)
+    with pytest.raises(ImageSetError, match="has label 2, but the network has classes 0 to 1"):
+        meter.update(np.ones((1, 1)), np.ones((1, 1)), np.array([2]))
+
+
+def test_labels_that_neither_side_gives_do_not_count_as_agreement() -> None:
+    meter = ParityMeter("multilabel")
+    reference = np.full((4, 80), -5.0)
+    reference[:, :2] = 5.0
+    silent = np.full((4, 80), -5.0)
+    meter.update(reference, silent)
+    assert meter.result(image_source="s", image_fingerprint="f").top1_agreement == 0.0
+    meter.update(reference, reference)
+    found = meter.result(image_source="s", image_fingerprint="f")
+    assert found.top1_agreement == 0.5
+    assert (found.top1_reference, meter.answers().reference.size) == (None, 0)
+
+
+def test_feature_maps_have_an_error_and_cosines_alone() -> None:
+    meter = ParityMeter("features")
+    reference = np.random.default_rng(0).normal(size=(3, 4, 2, 2))
+    engine = reference.copy()
+    engine[1] *= -1
+    meter.update(reference, engine)
+    found = meter.result(image_source="s", image_fingerprint="f")
+    assert found.top1_agreement is None
+    assert found.cosine == pytest.approx(1 / 3)
+    assert found.worst_cosine == pytest.approx(-1.0)
+    with pytest.raises(BackendError, match=r"must be \[images, classes\]"):
+        ParityMeter("classes").update(reference, engine)

@@ -69,17 +69,21 @@ class ImageSet:
     """Seed of the choice of images."""
     skipped: tuple[str, ...] = ()
     """Names of unreadable images that were left out."""
+    unread: tuple[str, ...] = ()
+    """Names of image files of kinds that are not read."""
 
     def __len__(self) -> int:
         return len(self.images.names)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A sentence for the user that names the skipped images, where there are any."""
-        if not self.skipped:
-            return ()
-        named = ", ".join(self.skipped[:5]) + (", …" if len(self.skipped) > 5 else "")
-        return (f"{len(self.skipped)} unreadable images of {self.source} were left out: {named}",)
+        """Sentences for the user that name the images that were left out, where there are any."""
+        kinds = (("unreadable images", self.skipped), ("image files of kinds that are not read", self.unread))
+        return tuple(
+            f"{len(names)} {kind} of {self.source} were left out: {', '.join(names[:5])}{', …' * (len(names) > 5)}"
+            for kind, names in kinds
+            if names
+        )
 
     def remarks(self, classes: int, names: Sequence[str] | None) -> tuple[str, ...]:
         """Sentences about labels that may not mean the network's ``classes`` classes, called ``names``."""
@@ -104,7 +108,8 @@ class ImageSet:
             return None
         highest = int(self.labels.max())
         seen = len(np.unique(self.labels))
-        if highest != classes and (highest, seen) != (classes - 1, classes - 1):
+        # of two classes, one alone may well be all that there is
+        if highest != classes and (classes < 3 or (highest, seen) != (classes - 1, classes - 1)):
             return None
         return (
             f"the labels of {self.source} run from 1 to {highest} and never are 0, while classes count from 0 to "
@@ -198,6 +203,7 @@ def _open_folder(
         by_folder=listing.by_folder,
         seed=seed,
         skipped=tuple(text_of(listing.names[index]) for index in skipped),
+        unread=listing.unread,
     )
 
 

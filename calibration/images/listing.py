@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.errors import ImageSetError
@@ -13,8 +13,25 @@ from calibration.images.labels_csv import read_labels
 from calibration.names import text_of
 
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".jpe",
+        ".png",
+        ".bmp",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".avif",
+        ".jp2",
+    }
 )
+UNREAD = frozenset({".heic", ".heif", ".jxl", ".dng", ".nef", ".cr2", ".arw", ".dcm", ".svg"})
+"""Kinds of image files that Pillow does not read by itself."""
 _SPLITS = frozenset(
     [
         "train",
@@ -45,6 +62,8 @@ class Listing:
     class_names: tuple[str, ...] | None = None
     by_folder: bool = False
     """Whether a label is the position of a class folder; it is the network's class only if every class has a folder."""
+    unread: tuple[str, ...] = ()
+    """Image files of kinds that are not read."""
 
 
 def list_folder(folder: Path, known: Sequence[str] | None = None) -> Listing:
@@ -81,10 +100,11 @@ def list_folder(folder: Path, known: Sequence[str] | None = None) -> Listing:
     if not loose and not any(nested.values()):
         suffixes = " ".join(sorted(SUFFIXES))
         raise ImageSetError(f"{folder} holds no images: pass a folder with files of the kinds {suffixes}")
+    unread = tuple(text_of(file.name) for file in sorted(folder.rglob("*")) if file.suffix.lower() in UNREAD)
     if loose:
-        return Listing(folder, loose)
+        return Listing(folder, loose, unread=unread)
     _refuse_splits(folder, nested, known)
-    return _by_class(folder, nested, known)
+    return replace(_by_class(folder, nested, known), unread=unread)
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

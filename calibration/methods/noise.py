@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.methods.channel_groups import ChannelGroups
-from calibration.network import WEIGHTED_OPS, output_first, read_nodes
+from calibration.network import groups_of, output_first, read_nodes, weighted_nodes
+from calibration.operators import operator
 from calibration.scales import LEVELS
 from calibration.statistics.channels import BINS, ChannelHistograms
 from calibration.statistics.sensitivity import Sensitivity, bucket_of
@@ -111,21 +112,28 @@ class ActivationNoise:
 class WeightNoise:
     """The second sum for one convolution or classifier, by the factors of its input channels."""
 
-    def __init__(self, weight: NDArray[np.float32], sensitivity: Array, logits: float) -> None:
-        """``weight`` is [O, I, ...], ``sensitivity`` [O, I]."""
-        self._peaks = np.abs(weight.reshape(*weight.shape[:2], -1)).max(axis=2)
-        self._sensitivity = (sensitivity / (12 * LEVELS**2 * logits)).astype(np.float32)
+    def __init__(
+        self, weight: NDArray[np.float32], sensitivity: Array, logits: float, groups: int = 1
+    ) -> None:
+        """``weight`` is [O, I, ...] in ``groups``, ``sensitivity`` [O, I]; I channels for each group."""
+        rows, channels = weight.shape[:2]
+        peaks = np.abs(weight.reshape(rows, channels, -1)).max(axis=2)
+        self._peaks = peaks.reshape(groups, rows // groups, channels)
+        scaled = (sensitivity / (12 * LEVELS**2 * logits)).astype(np.float32)
+        self._sensitivity = scaled.reshape(self._peaks.shape)
 
     def __call__(self, log_factors: Array) -> tuple[float, Array]:
-        """Error, and its derivatives [I] by ``log_factors`` [I]."""
-        factors = np.exp(log_factors).astype(np.float32)
+        """Error, and its derivatives [C] by ``log_factors`` [C]."""
+        groups, _, channels = self._peaks.shape
+        factors = np.exp(log_factors).astype(np.float32).reshape(groups, 1, channels)
         scaled = self._peaks * factors
-        widest = scaled.argmax(axis=1)
-        squares = np.square(scaled[np.arange(len(widest)), widest], dtype=np.float64)
+        widest = scaled.argmax(axis=2)
+        squares = np.square(np.take_along_axis(scaled, widest[..., None], 2)[..., 0], dtype=np.float64)
         inverse = 1 / np.square(factors, dtype=np.float64)
-        rows = self._sensitivity @ inverse.astype(np.float32) * squares
-        gradient = -2 * inverse * (squares.astype(np.float32) @ self._sensitivity)
-        np.add.at(gradient, widest, 2 * rows)
+        rows = (self._sensitivity @ inverse.astype(np.float32).swapaxes(1, 2))[..., 0] * squares
+        gradient = -2 * inverse * (squares.astype(np.float32)[:, None, :] @ self._sensitivity)
+        gradient = gradient.reshape(-1)
+        np.add.at(gradient, widest + channels * np.arange(groups)[:, None], 2 * rows)
         return float(rows.sum()), gradient
 
 
@@ -152,13 +160,14 @@ def noise_model(
     from onnx import numpy_helper
 
     constants = {entry.name: entry for entry in model.graph.initializer}
-    weighted = [node for node in read_nodes(model) if node.op in WEIGHTED_OPS]
+    weighted = weighted_nodes(model, histograms)
+    bounded = bounded_tensors(model)
     activations = {
         name: ActivationNoise(
             entry,
             sensitivity.activations[name],
             sensitivity.logits,
-            tail=tail_weight(name, entry, model),
+            tail=0.0 if name in bounded else tail_weight(entry),
             magnitudes=sensitivity.magnitudes.get(name),
             levels=(levels or {}).get(name, LEVELS),
         )
@@ -169,14 +178,27 @@ def noise_model(
             output_first(node, numpy_helper.to_array(constants[node.inputs[1]])),
             sensitivity.weights[node.name],
             sensitivity.logits,
+            groups_of(node),
         )
         for node in weighted
     }
     return NoiseModel(groups, activations, weights, {node.name: node.inputs[0] for node in weighted})
 
 
-def tail_weight(name: str, entry: ChannelHistograms, model: onnx.ModelProto) -> float:
-    """Weight of ``TAIL`` for a tensor: pixels are bounded, so the network's input has no tail."""
-    if name == model.graph.input[0].name:
-        return 0.0
+def tail_weight(entry: ChannelHistograms) -> float:
+    """Weight of ``TAIL`` for a tensor that has no bounds."""
     return min(_TAIL_IMAGES / entry.images, _MOST_TAIL) / float(np.sqrt(entry.positions))
+
+
+def bounded_tensors(model: onnx.ModelProto) -> set[str]:
+    """Tensors that no image takes beyond fixed bounds: the network's input, as pixels are, and what ReLU6 makes."""
+    found = {model.graph.input[0].name}
+    constants = {entry.name for entry in model.graph.initializer}
+    for node in read_nodes(model):
+        entry, data = operator(node.op), [name for name in node.inputs if name and name not in constants]
+        moved = entry.moves and all(name in found for name in data)
+        averaged = node.op in ("AveragePool", "GlobalAveragePool") and node.inputs[0] in found
+        open_ended = node.op == "Clip" and (len(node.inputs) < 3 or not node.inputs[2])
+        if (entry.bounded and not open_ended) or (data and (moved or averaged)):
+            found.add(node.output)
+    return found

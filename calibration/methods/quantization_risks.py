@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.methods.thresholds import amax_percentile
-from calibration.network import WEIGHTED_OPS
+from calibration.operators import WEIGHTED_OPS
 from calibration.statistics.channels import ChannelHistograms
 from calibration.statistics.observers import Histogram
 

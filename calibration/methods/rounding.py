@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.network import WEIGHTED_OPS, Network, Node, Values
+from calibration.network import Network, Node, Values, groups_of, output_first, sole_convolution
+from calibration.operators import WEIGHTED_OPS
 from calibration.scales import LEVELS, NARROW_LEVELS, channel_scales
 
 if TYPE_CHECKING:
@@ -68,21 +69,23 @@ def learn_rounding(
 
     exact, quantized = Network(reference), Network(deployable)
     found: list[Values] = [{quantized.input: chunk} for chunk in _chunks(images)]
-    layers = {node.name: node for node in exact.nodes if node.op in WEIGHTED_OPS}
+    restored = {node.output[0] for node in deployable.graph.node if node.op_type == "DequantizeLinear"}
+    chosen = {node.name for node in quantized.nodes if node.op in WEIGHTED_OPS and node.inputs[1] in restored}
+    layers = {node.name: node for node in exact.nodes if node.name in chosen}
     learned: dict[str, LearnedWeight] = {}
     with torch.no_grad():
         for index, node in enumerate(quantized.nodes):
-            if node.op in WEIGHTED_OPS:
+            if node.name in chosen:
                 layer = layers[node.name]
                 weight, bias = (exact.constants[name] for name in layer.inputs[1:3])
-                covariance, _ = _moments(layer, [values[node.inputs[0]] for values in found])
                 mean = torch.from_numpy(means[layer.inputs[0]]).float()
-                mean = mean.repeat_interleave(weight[0].numel() // len(mean))
                 levels = NARROW_LEVELS if node.name in narrow else LEVELS
-                new = _learn(weight, bias, covariance, mean, levels)
+                inputs = [values[node.inputs[0]] for values in found]
+                new = _learn_groups(layer, (output_first(layer, weight), bias), inputs, mean, levels)
                 learned[node.name] = new
                 step = torch.from_numpy(new.scales).reshape(-1, *[1] * (weight.ndim - 1))
-                quantized.constants[node.inputs[1]] = torch.from_numpy(new.values) * step
+                rounded = torch.from_numpy(new.values) * step
+                quantized.constants[node.inputs[1]] = output_first(node, rounded)
                 quantized.constants[node.inputs[2]] = torch.from_numpy(new.bias)
                 if progress:
                     progress(len(learned), len(layers))
@@ -93,15 +96,40 @@ def learn_rounding(
     return learned
 
 
-def first_moments(model: onnx.ModelProto, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def _learn_groups(
+    layer: Node, parameters: tuple[Tensor, Tensor], inputs: list[Tensor], mean: Tensor, levels: int
+) -> LearnedWeight:
+    """New weights of ``layer`` from its ``inputs``: each group of a convolution reads channels of its own."""
+    parts = []
+    groups = groups_of(layer)
+    each, read = len(parameters[1]) // groups, len(mean) // groups
+    for group in range(groups):
+        rows, columns = (slice(group * size, (group + 1) * size) for size in (each, read))
+        weight, bias = (values[rows] for values in parameters)
+        taken = inputs if groups == 1 else [chunk[:, columns] for chunk in inputs]
+        covariance, _ = _moments(layer, taken)
+        taps = mean[columns].repeat_interleave(weight[0].numel() // read)
+        parts.append(_learn(weight, bias, covariance, taps, levels))
+    return LearnedWeight(
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.scales for part in parts]),
+        np.concatenate([part.bias for part in parts]),
+    )
+
+
+def first_moments(
+    model: onnx.ModelProto, images: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float32] | None:
     """Covariance [K, K] and below it the mean [K] of what the first convolution multiplies with K weights.
 
-    ``model`` is an fp32 graph, ``images`` are [3, H, W] each, preprocessed.
+    ``model`` is an fp32 graph, ``images`` are [C, H, W] each, preprocessed. None where not one ungrouped convolution
+    alone reads the images.
     """
     import torch
 
-    network = Network(model)
-    layer = next(node for node in network.nodes if node.inputs[0] == network.input)
+    layer = sole_convolution(model)
+    if layer is None:
+        return None
     covariance, mean = _moments(layer, _chunks(images))
     found: NDArray[np.float32] = torch.cat([covariance, mean[None]]).numpy()
     return found
@@ -137,14 +165,18 @@ def _columns(layer: Node, x: Tensor) -> Tensor:
     """[K, positions]: what each position of the output multiplies with the weights of one output channel."""
     from torch.nn.functional import unfold
 
+    from calibration.execution import padded
+
     if layer.op == "Gemm":
         return x.t()
     attributes = layer.attributes
-    rows, columns = attributes["strides"]
-    if attributes["kernel_shape"] == [1, 1]:
+    kernel, one = tuple(attributes["kernel_shape"]), (1, 1)
+    rows, columns = attributes.get("strides", one)
+    x, padding = padded(attributes, x, kernel)
+    if kernel == one and not any(padding):
         return x[:, :, ::rows, ::columns].transpose(0, 1).flatten(1)
-    window = attributes["kernel_shape"], attributes["dilations"], attributes["pads"][:2], (rows, columns)
-    return unfold(x, *window).transpose(0, 1).flatten(1)
+    taken = unfold(x, kernel, tuple(attributes.get("dilations", one)), tuple(padding), (rows, columns))
+    return taken.transpose(0, 1).flatten(1)
 
 
 def _moments(layer: Node, chunks: list[Tensor]) -> tuple[Tensor, Tensor]:

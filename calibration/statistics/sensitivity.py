@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError
-from calibration.network import WEIGHTED_OPS, Network, Node, output_first
+from calibration.network import Network, Node, groups_of, input_channels, output_first, weighted_nodes
+from calibration.operators import operator
 from calibration.statistics.channels import ChannelHistograms, position_stride
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def measure_sensitivity(
     """
     import torch
 
-    network = Network(model)
-    weighted = [node for node in network.nodes if node.op in WEIGHTED_OPS]
+    network = Network(undecided(model))
+    weighted = weighted_nodes(model, channels)
     parameters = [network.constants[name].requires_grad_() for node in weighted for name in node.inputs[1:3]]
     generator = torch.Generator().manual_seed(seed)
     wanted, result, count = set(tensors), Sensitivity(), 0
@@ -91,9 +92,11 @@ def measure_sensitivity(
             if node.output in wanted:
                 held[node.output] = value
 
-        logits = network.run(x, hold)
+        logits = _joined(network.run_all(x, hold))
         direction = torch.randn(logits.shape, generator=generator)
-        gradients = torch.autograd.grad((logits * direction).sum(), [*held.values(), *parameters])
+        gradients = torch.autograd.grad(
+            (logits * direction).sum(), [*held.values(), *parameters], materialize_grads=True
+        )
         for name, gradient in zip(held, gradients, strict=False):
             by_channel = gradient[0].double().square().reshape(gradient.shape[1], -1).sum(1).numpy()
             result.activations[name] = result.activations.get(name, 0.0) + by_channel
@@ -101,8 +104,9 @@ def measure_sensitivity(
         for index, node in enumerate(weighted):
             weight, bias = gradients[len(held) + 2 * index : len(held) + 2 * index + 2]
             mean = torch.from_numpy(channels[node.inputs[0]].means).float()
-            by_tap = output_first(node, weight).reshape(len(bias), len(mean), -1)
-            squares = (by_tap - bias[:, None, None] * mean[None, :, None]).square().sum(2).double().numpy()
+            by_tap = output_first(node, weight).reshape(len(bias), len(mean) // groups_of(node), -1)
+            read = mean[torch.from_numpy(input_channels(by_tap.shape[0], by_tap.shape[1], groups_of(node)))]
+            squares = (by_tap - bias[:, None, None] * read[:, :, None]).square().sum(2).double().numpy()
             result.weights[node.name] = result.weights.get(node.name, 0.0) + squares
         result.logits += float(logits.detach().double().square().sum())
         count += 1
@@ -115,6 +119,36 @@ def measure_sensitivity(
     result.logits /= count
     result.magnitudes = {name: observer.factors() for name, observer in observers.items()}
     return result
+
+
+def undecided(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` without a softmax, sigmoid or choice at its outputs: they hide what an error does to the logits."""
+    import onnx
+
+    makers = {node.output[0]: node for node in model.graph.node}
+    ends = []
+    for entry in model.graph.output:
+        name = entry.name
+        while name in makers and operator(makers[name].op_type).decides:
+            name = makers[name].input[0]
+        ends.append(name)
+    if ends == [entry.name for entry in model.graph.output]:
+        return model
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    del found.graph.output[:]
+    found.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(ends))
+    return found
+
+
+def _joined(outputs: tuple[Tensor, ...]) -> Tensor:
+    """One vector [1, K] of all ``outputs``, each relative to its own norm; a single one as it is."""
+    import torch
+
+    if len(outputs) == 1:
+        return outputs[0]
+    rows = [output.flatten(1) for output in outputs]
+    return torch.cat([row / row.detach().norm().clamp_min(1e-30) for row in rows], 1)
 
 
 def bucket_of(ratio: NDArray[np.floating]) -> NDArray[np.int32]:

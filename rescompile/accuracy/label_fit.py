@@ -1,18 +1,19 @@
 """Whether labels and network fit each other: an engine that agrees with a wrongly fed network proves nothing.
 
-Three things are asked of the fp32 network's answers. Are they better than chance? Is one class the answer to
-everything? And would other labels fit far better: labels that count from 1, or classes in another order? The mapping of
-classes is learned on half of the images and tried on the other half, so that it cannot fit by itself.
+Three things are asked of the fp32 network's answers. Are they better than those of a network that does not look at the
+images? Would other labels fit far better: labels that count from 1, or classes in another order? And are some classes
+exchanged? Orders that people get by accident are tried on all images, so that one image of each class is enough. Any
+other order is learned on half of the images and tried on the other half, so that it cannot fit by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.metrics import Answers, Labels, binomial_tail, wilson
+from rescompile.metrics import Answers, Labels, binomial_tail
 from rescompile.wording import percent
 
 FEWEST = 10
@@ -21,6 +22,12 @@ CHANCE = 1e-4
 """Probability with which labels that fit are taken for labels that do not."""
 FEW_CLASSES = 4
 """With so few, twice the share of a guess is more than a useful network may have."""
+LEAST_SHARE = 0.05
+"""Top-1 below which no network is useful, however many classes it has; some of many classes keep their place in any
+order."""
+EXCHANGED_SHARE = 0.8
+EXCHANGED_IMAGES = 5
+"""So many images of a class, and so many answers of another one, belong together where these two are exchanged."""
 CONSTANT_SHARE = 0.95
 """Share of images with one answer from which on the network answers nothing else."""
 ADVICE = (
@@ -29,41 +36,71 @@ ADVICE = (
 )
 
 
-def misfit(answers: Answers, class_names: Sequence[str]) -> str | None:
-    """What is wrong between the network and the labels, in one sentence; None where they fit or nothing can be said."""
+def misfit(answers: Answers, class_names: Sequence[str], *, least: float | None = None) -> str | None:
+    """What is wrong between the network and the labels, in one sentence; None where they fit or nothing can be said.
+
+    ``least`` is the top-1 that the user asked for; he knows what is chance, and is not told.
+    """
     labels, found, classes = answers.labels, answers.reference, len(class_names)
     if labels is None or len(labels) < FEWEST or classes < 2:
         return None
     right = found == labels
-    better = [*_shifted(found, labels), *_reordered(found, labels, class_names)]
-    if not better and not _at_chance(int(right.sum()), len(labels), classes):
+    better = [*_in_known_orders(found, labels, class_names), *_reordered(found, labels, class_names)]
+    exchanged = _exchanged(found, labels, class_names)
+    if not better and exchanged is None and (least is not None or not _at_chance(found, labels, classes)):
         return None
-    seen = max(better)[1] if better else _constant(found, labels, class_names)
+    constant = _constant(found, labels, class_names)
+    seen = constant or (max(better)[1] if better else exchanged)
     share = f"the fp32 network names the right class for {percent(right.mean())} of {len(right)} images"
     return f"{share}{f'; {seen}' if seen else ', which is chance'}: {ADVICE}"
 
 
-def _at_chance(right: int, count: int, classes: int) -> bool:
-    """Below twice the share of a guess, or not to be told from one; among few classes, surely below 1.5 times."""
-    share, guess = right / count, 1 / classes
-    if classes <= FEW_CLASSES:
-        return wilson(right, count)[1] < 1.5 * guess
-    return share < 2 * guess or (share < 3 * guess and binomial_tail(right, count, guess) > 0.01)
+def _at_chance(found: Labels, labels: Labels, classes: int) -> bool:
+    """Whether the network knows no more than a guess, and enough images say so.
+
+    A guess is right for one of ``classes``, or more often where it has learned how frequent the classes are.
+    """
+    count, right = len(labels), int((found == labels).sum())
+    if classes > FEW_CLASSES and right / count < max(2 / classes, LEAST_SHARE):
+        return True
+    guess = 1 / classes
+    if len(np.unique(labels)) > 1:
+        shares = [np.bincount(side, minlength=classes) / count for side in (found, labels)]
+        guess = max(guess, float(shares[0] @ shares[1]))
+    if guess >= 1.0:
+        return False
+    no_better = binomial_tail(right, count, guess) > 0.01
+    # a network halfway between a guess and the truth would hardly be right so seldom
+    return no_better and 1 - binomial_tail(right + 1, count, (1 + guess) / 2) < 0.01
 
 
 Better = tuple[int, str]
 """How many images would be right with other labels, and what these are."""
 
 
-def _shifted(found: Labels, labels: Labels) -> list[Better]:
-    """Labels that count from another number than the network's classes do."""
+def _in_known_orders(found: Labels, labels: Labels, class_names: Sequence[str]) -> list[Better]:
+    """Labels that count from another number than the classes do, and classes that a tool has sorted as texts."""
     better = []
-    for step, words in ((1, "from 1 instead of 0"), (-1, "from -1, or the network has a class in front")):
-        moved = found == labels - step
+    for words, meant in _known_orders(class_names):
+        inside = (labels >= 0) & (labels < len(meant))
+        moved = inside & (found == meant[np.where(inside, labels, 0)])
         if _fits_better(moved, found == labels):
-            sentence = f"the labels seem to count {words}: {percent(moved.mean())} would be right"
-            better.append((int(moved.sum()), sentence))
+            better.append((int(moved.sum()), f"{words}: {percent(moved.mean())} would be right"))
     return better
+
+
+def _known_orders(class_names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Words, and the class that each label [classes] would mean."""
+    count = len(class_names)
+    yield "the labels seem to count from 1 instead of 0", np.arange(count) - 1
+    yield "the labels seem to count from -1, or the network has a class in front", np.arange(count) + 1
+    for words, keys in (
+        ("numbers sorted as texts (0, 1, 10, 100, …)", list(map(str, range(count)))),
+        ("sorted by their names", list(class_names)),
+    ):
+        order = np.array(sorted(range(count), key=keys.__getitem__), np.int64)
+        yield f"the labels seem to be in the order of {words}", order
+        yield f"the classes seem to be in the order of {words}", np.argsort(order)
 
 
 def _reordered(found: Labels, labels: Labels, class_names: Sequence[str]) -> list[Better]:
@@ -97,6 +134,20 @@ def _mapping(found: Labels, labels: Labels, classes: int) -> NDArray[np.int64]:
         values, counts = np.unique(labels[found == index], return_counts=True)
         names[index] = values[counts.argmax()]
     return names
+
+
+def _exchanged(found: Labels, labels: Labels, class_names: Sequence[str]) -> str | None:
+    """Classes of which nearly all images are answered as another class, whose answers are nearly all theirs."""
+    pairs, counts = np.unique(np.stack([labels, found]), axis=1, return_counts=True)
+    of_label, of_answer = np.bincount(labels), np.bincount(found)
+    examples = [
+        f"{class_names[label]} is called {class_names[answer]}"
+        for (label, answer), count in zip(pairs.T, counts, strict=True)
+        if label != answer
+        and count >= EXCHANGED_IMAGES
+        and count >= EXCHANGED_SHARE * max(of_label[label], of_answer[answer])
+    ]
+    return f"some classes seem to be exchanged ({', '.join(examples[:3])})" if examples else None
 
 
 def _fits_better(other: NDArray[np.bool_], own: NDArray[np.bool_]) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from rescompile.errors import UsageError
-from rescompile.manifest import Precision
+from rescompile.manifest import OutputKind, Precision
+from rescompile.metrics import ONE_CLASS
 from rescompile.report import Check, Limits, Parity
 from rescompile.wording import counted, percent, points
 
@@ -14,29 +15,55 @@ _SLACK = 1e-9
 
 
 def judge(parity: Parity, limits: Limits) -> tuple[Check, ...]:
-    """Each limit beside its measurement; the first, finite logits, is always asked.
+    """Each limit beside its measurement; the first, finite outputs, is always asked.
 
     Raises:
-        UsageError: a top-1 drop was asked of images without labels.
+        UsageError: a limit was asked that these outputs or images do not have.
     """
-    # compare_logits has refused logits that are not finite
-    checks = [Check("finite logits", "all", f"all of {parity.images} images", passed=True)]
-    if (asked := limits.min_agreement) is not None:
-        share = parity.top1_agreement
+    check_kind(limits, parity.task)
+    # compare_logits has refused outputs that are not finite
+    word = "outputs" if parity.task in NUMBERS else "logits"
+    checks = [Check(f"finite {word}", "all", f"all of {parity.images} images", passed=True)]
+    if (asked := limits.min_agreement) is not None and (share := parity.top1_agreement) is not None:
         checks.append(Check("agreement", f"at least {percent(asked)}", percent(share), share >= asked))
+    words = ("top-1", "top-1 drop") if parity.task == "classes" else ("accuracy", "loss of accuracy")
     if (asked := limits.max_top1_drop) is not None:
         drop = _top1_drop(parity)
-        checks.append(Check("top-1 drop", f"at most {points(asked)}", points(drop), drop <= asked + _SLACK))
+        checks.append(Check(words[1], f"at most {points(asked)}", points(drop), drop <= asked + _SLACK))
     if (asked := limits.min_top1) is not None:
         share = _labelled(parity, "a smallest top-1 accuracy", parity.top1_engine)
-        checks.append(Check("top-1", f"at least {percent(asked)}", percent(share), share >= asked))
+        checks.append(Check(words[0], f"at least {percent(asked)}", percent(share), share >= asked))
     if (asked := limits.max_relative_rms) is not None:
         rms = parity.relative_rms
         checks.append(Check("relative RMS", f"at most {asked:.5g}", f"{rms:.5g}", rms <= asked))
     return tuple(checks)
 
 
-def default_limits(precision: Precision, *, random_weights: bool) -> Limits:
+NUMBERS: tuple[OutputKind, ...] = ("values", "features")
+"""Kinds of output that decide nothing: they are judged by their error."""
+
+
+def check_kind(limits: Limits, kind: OutputKind) -> None:
+    """Refuse limits that an output of this ``kind`` cannot have.
+
+    Raises:
+        UsageError: names the option and what to ask instead.
+    """
+    if kind in NUMBERS and limits.min_agreement is not None:
+        raise UsageError(
+            f"--min-agreement compares decisions, and this network's outputs are {kind}, which decide nothing; pass "
+            "--max-relative-rms instead"
+        )
+    if kind not in ONE_CLASS and limits.need_labels:
+        option = "--min-top1" if limits.max_top1_drop is None else "--max-top1-drop"
+        instead = "--max-relative-rms" if kind in NUMBERS else "--min-agreement"
+        raise UsageError(
+            f"{option} needs outputs that name one class for each image, and this network's are {kind}; pass {instead} "
+            "instead"
+        )
+
+
+def default_limits(precision: Precision, *, random_weights: bool, kind: OutputKind = "classes") -> Limits:
     """The limits of a user who set none.
 
     Random weights need finite logits alone: such a network's logits lie so close together that rounding alone
@@ -45,7 +72,7 @@ def default_limits(precision: Precision, *, random_weights: bool) -> Limits:
     if random_weights:
         return Limits()
     agreement, relative_rms = {"fp32": (0.995, 1e-3), "fp16": (0.99, 0.02), "int8": (0.90, 0.15)}[precision]
-    return Limits(min_agreement=agreement, max_relative_rms=relative_rms)
+    return Limits(min_agreement=None if kind in NUMBERS else agreement, max_relative_rms=relative_rms)
 
 
 def _top1_drop(parity: Parity) -> float:
@@ -78,7 +105,7 @@ def too_few_images(parity: Parity, limits: Limits | None) -> tuple[str, ...]:
             f"and {high} with a probability of 95 %; pass more images to --validation-set"
         )
     drop, one = limits.max_top1_drop, 100 / parity.images
-    if drop is not None and parity.top1_engine is not None:
+    if drop is not None and parity.top1_engine is not None and parity.top1_agreement is not None:
         # at most all images on which the two differ may count for one side
         reach = 1.96 * one * math.sqrt(max(1.0, parity.images * (1 - parity.top1_agreement)))
         if reach > max(drop, one / 2):

@@ -1,9 +1,9 @@
-"""Comparison of two networks' logits on one image set."""
+"""Comparison of two networks' outputs on one image set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +14,13 @@ from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
 from calibration.names import text_of
 from calibration.preprocess import Preprocess, normalize
-from rescompile.manifest import TensorSpec
+from rescompile.manifest import OutputKind, TensorSpec
 from rescompile.metrics import Answers, Labels, Logits, ParityMeter
 from rescompile.progress import Progress
 from rescompile.report import Flip, Parity
 
 Network = Callable[[NDArray[Any]], Logits]
-"""Images [N, ...] to logits [N, classes]."""
+"""Images [N, ...] to logits [N, classes], or other outputs."""
 BATCH = 8
 MOST_FLIPS = 100
 SAMPLE_SIZE = 2000
@@ -48,19 +48,29 @@ class Measurement:
     names: tuple[str, ...]
     """Names of the images."""
 
-    @property
-    def flips(self) -> tuple[Flip, ...]:
+    def flips(self, classes: Sequence[str]) -> tuple[Flip, ...]:
         """The first ``MOST_FLIPS`` images that the engine answers in another way than the reference."""
         found = self.answers
         return tuple(
             Flip(
                 image=text_of(self.names[index]),
-                reference=int(found.reference[index]),
-                engine=int(found.engine[index]),
-                label=None if found.labels is None else int(found.labels[index]),
+                reference=classes[found.reference[index]],
+                engine=classes[found.engine[index]],
+                label=None if found.labels is None else classes[found.labels[index]],
             )
             for index in np.flatnonzero(found.reference != found.engine)[:MOST_FLIPS]
         )
+
+
+def open_unlabelled(
+    path: Path, *, limit: int | None, skip_unreadable: bool
+) -> tuple[ImageSet, tuple[str, ...]]:
+    """The images of ``path`` for outputs that are not classes, and a note where they have labels that say nothing."""
+    images = open_image_set(path, limit=limit, skip_unreadable=skip_unreadable)
+    if images.labels is None:
+        return images, ()
+    note = f"the labels of {images.source} are not used, because the network's outputs are not classes"
+    return replace(images, labels=None), (note,)
 
 
 def open_validation_set(
@@ -104,16 +114,17 @@ def compare_logits(
     images: ImageSet,
     preprocess: Preprocess,
     candidate_input: TensorSpec,
+    kind: OutputKind = "classes",
     progress: Progress,
 ) -> Measurement:
-    """Run both networks over ``images`` and compare their logits; the candidate takes them as ``candidate_input`` says.
+    """Run both networks over ``images``, the candidate as ``candidate_input`` says, and compare their outputs.
 
     Raises:
-        BackendError: the candidate's logits are not finite or of another shape than the reference's.
-        CheckpointError: the reference's logits are not finite.
+        BackendError: the candidate's outputs are not finite or of another shape than the reference's.
+        CheckpointError: the reference's outputs are not finite.
         ImageSetError: there are no images, one cannot be read, or a label is not a class of the network.
     """
-    meter, sample, done = ParityMeter(), _PairSample(SAMPLE_SIZE), 0
+    meter, sample, done = ParityMeter(kind), _PairSample(SAMPLE_SIZE), 0
     for batch in image_batches(images, preprocess, candidate_input):
         expected, found = reference(batch.reference), candidate(batch.candidate)
         meter.update(expected, found, batch.labels)

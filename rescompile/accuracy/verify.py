@@ -9,18 +9,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.images import open_image_set
+from calibration.images import ImageSet, open_image_set
 from calibration.names import text_of
+from rescompile.accuracy.advice import next_steps
 from rescompile.accuracy.label_fit import misfit
-from rescompile.accuracy.limits import judge, too_few_images
-from rescompile.accuracy.parity import Network, compare_logits, open_validation_set
+from rescompile.accuracy.limits import check_kind, judge, too_few_images
+from rescompile.accuracy.parity import Network, compare_logits, open_unlabelled, open_validation_set
 from rescompile.backends import get_backend
 from rescompile.backends.base import SimulatingBackend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.config import positive
 from rescompile.environment import describe
 from rescompile.errors import BackendError, BackendUnavailable, EngineError, UsageError
-from rescompile.manifest import REFERENCE, read_manifest
+from rescompile.manifest import REFERENCE, Manifest, read_manifest
+from rescompile.metrics import ONE_CLASS
 from rescompile.progress import Progress, StageClock
 from rescompile.report import BuildReport, Limits, read_report
 from rescompile.runtime.engine import Engine
@@ -59,13 +61,14 @@ def verify(
         built = read_report(directory)
         asked, limits = limits, limits or built.limits
         trusted = _reference_of(reference)
-        images = open_validation_set(
+        kind = manifest.outputs[0].kind
+        check_kind(limits, kind)
+        images, remarks = _images(
             validation_set,
-            classes=len(manifest.classes),
+            manifest,
             limit=validation_images,
             need_labels=limits.need_labels,
-            skip_unreadable=skip_unreadable,
-            names=manifest.classes,
+            skip=skip_unreadable,
         )
         measured = compare_logits(
             trusted,
@@ -73,16 +76,19 @@ def verify(
             images=images,
             preprocess=manifest.preprocess,
             candidate_input=manifest.inputs[0],
+            kind=kind,
             progress=progress,
         )
     checks = judge(measured.parity, limits)
-    wrong = None if built.random_weights else misfit(measured.answers, manifest.classes)
-    return msgspec.structs.replace(
+    wrong = None
+    if not built.random_weights:
+        wrong = misfit(measured.answers, manifest.classes, least=limits.min_top1)
+    report = msgspec.structs.replace(
         built,
         **msgspec.structs.asdict(measured.parity),
         passed=wrong is None and all(check.passed for check in checks),
         misfit=wrong,
-        flips=measured.flips,
+        flips=measured.flips(manifest.classes),
         advice=(),
         engine_executed=executed,
         measured_on=manifest.backend if executed else stand_in(manifest.backend),
@@ -94,10 +100,24 @@ def verify(
         logits=measured.logits,
         notes=(
             *images.notes,
-            *images.remarks(len(manifest.classes), manifest.classes),
+            *remarks,
             *too_few_images(measured.parity, asked),
         ),
     )
+    return msgspec.structs.replace(report, advice=next_steps(report, images=validation_set))
+
+
+def _images(
+    path: Path, manifest: Manifest, *, limit: int | None, need_labels: bool, skip: bool
+) -> tuple[ImageSet, tuple[str, ...]]:
+    """The validation images, and remarks on their labels."""
+    if manifest.outputs[0].kind not in ONE_CLASS:
+        return open_unlabelled(path, limit=limit, skip_unreadable=skip)
+    names = manifest.classes
+    images = open_validation_set(
+        path, classes=len(names), limit=limit, need_labels=need_labels, skip_unreadable=skip, names=names
+    )
+    return images, images.remarks(len(names), names)
 
 
 def stand_in(backend: str) -> str:

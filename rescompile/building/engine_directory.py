@@ -153,6 +153,7 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
     image_input = TensorSpec(
         "input", (batch, *image_shape(source, config)), *INPUT_TYPES[config.input_format]
     )
+    rows = len(_output_shape(source)) == 1
     manifest = Manifest(
         format=FORMAT,
         model=source.name,
@@ -165,10 +166,11 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
         outputs=(
             OutputSpec(
                 "logits",
-                (batch, source.class_count),
+                (batch, *_output_shape(source)),
                 "float32",
-                "NC",
-                labels=_class_names(source, contents.class_names),
+                "NC" if rows else "NCHW",
+                source.kind,
+                _names(source, contents.class_names),
             ),
         ),
         preprocess=source.preprocess,
@@ -205,10 +207,21 @@ def _calibration_ref(table: CalibrationTable | None) -> CalibrationRef | None:
     return CalibrationRef(table.sha256, table.images.source, table.images.count, table.method)
 
 
-def _class_names(source: Source, found: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Names of the classes: the user's or ImageNet's, else those of the image set, else numbers."""
-    if source.class_names is not None:
-        return source.class_names
-    if found is not None and len(found) == source.class_count:
-        return found
-    return tuple(f"class {index}" for index in range(source.class_count))
+def _output_shape(source: Source) -> tuple[int, ...]:
+    """Shape of the output for one image."""
+    dims = source.graph.graph.output[0].type.tensor_type.shape.dim[1:]
+    return tuple(dim.dim_value for dim in dims) if len(dims) == 3 else (source.class_count,)
+
+
+def _names(source: Source, folders: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Names of the output's classes: the user's or ImageNet's, else those of the image set, else numbers."""
+    count, own = source.class_count, source.class_names
+    if source.kind == "features":
+        return ()
+    if source.kind == "values":
+        return own if own is not None and len(own) == count else ()
+    classes = 2 if source.kind == "binary" else count
+    for names in (own, folders if source.kind != "multilabel" else None):
+        if names is not None and len(names) == classes:
+            return names
+    return ("no", "yes") if source.kind == "binary" else tuple(f"class {index}" for index in range(count))

@@ -113,6 +113,7 @@ def meet_limits(
             images=validation.images,
             preprocess=source.preprocess,
             candidate_input=FLOAT_INPUT,
+            kind=source.kind,
             progress=progress,
         )
         return point(choice, found)

@@ -74,4 +74,4 @@ def _put_back(search: Search, chosen: Sequence[str]) -> Choice:
 
 
 def _worse(point: FrontierPoint) -> tuple[float, float]:
-    return -point.top1_agreement, point.relative_rms
+    return -(point.top1_agreement or 0.0), point.relative_rms

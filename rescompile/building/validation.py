@@ -9,15 +9,17 @@ from pathlib import Path
 from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
 from calibration.images.builtin import builtin_image_set
-from rescompile.accuracy.parity import Measurement, compare_logits, open_validation_set
+from rescompile.accuracy.parity import Measurement, compare_logits, open_unlabelled, open_validation_set
 from rescompile.accuracy.verify import stand_in
 from rescompile.backends.base import Backend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.deployable import Deployable
 from rescompile.building.source import Source
+from rescompile.building.task import is_guess
 from rescompile.config import BuildConfig
 from rescompile.errors import UsageError
 from rescompile.manifest import Manifest
+from rescompile.metrics import ONE_CLASS
 from rescompile.progress import Progress
 from rescompile.runtime.loading import load, simulate
 
@@ -48,19 +50,26 @@ def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> 
     limit = config.validation_images
     if not executed:
         limit = min(limit or SIMULATED_IMAGES, SIMULATED_IMAGES)
+    decides = source.kind in ONE_CLASS
+    classes = 2 if source.kind == "binary" else source.class_count
     needs_labels = config.limits is not None and config.limits.need_labels
-    if config.validation_set is not None:
+    if config.validation_set is not None and not decides:
+        skip = config.calibration.skip_unreadable
+        images, notes_on_labels = open_unlabelled(config.validation_set, limit=limit, skip_unreadable=skip)
+        notes = [*images.notes, *notes_on_labels]
+    elif config.validation_set is not None:
         images = open_validation_set(
             config.validation_set,
-            classes=source.class_count,
+            classes=classes,
             limit=limit,
             need_labels=needs_labels,
             skip_unreadable=config.calibration.skip_unreadable,
             names=source.class_names,
         )
-        notes = [*images.notes, *images.remarks(source.class_count, source.class_names)]
+        notes = [*images.notes, *images.remarks(classes, source.class_names)]
     else:
-        images = _other_images(config, source, min(limit or FALLBACK_IMAGES, FALLBACK_IMAGES))
+        images = _other_images(config, source, classes, min(limit or FALLBACK_IMAGES, FALLBACK_IMAGES))
+        images = images if decides else replace(images, labels=None)
         if needs_labels and images.labels is None:
             raise UsageError(
                 f"--max-top1-drop and --min-top1 need labels, which {images.source} does not have; pass a labelled "
@@ -70,6 +79,11 @@ def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> 
             f"no validation set was passed, so parity was measured on {images.source}; pass --validation-set for "
             "figures on images that the calibration has not seen"
         ]
+    if is_guess(source, config, labelled=images.labels is not None):
+        notes.append(
+            f"the {source.class_count} outputs were judged as classes, because nothing says what they mean (no class "
+            "names, no labels); if they are numbers, labels or features, pass --task values, multilabel or features"
+        )
     if not executed:
         notes.append(
             f"this engine cannot run on this machine: the figures are those of its {stand_in(backend.name)} on "
@@ -78,7 +92,7 @@ def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> 
     return Validation(images, executed, tuple(notes))
 
 
-def _other_images(config: BuildConfig, source: Source, count: int) -> ImageSet:
+def _other_images(config: BuildConfig, source: Source, classes: int, count: int) -> ImageSet:
     calibration = config.calibration
     if calibration.images is None:
         return builtin_image_set(count=count, seed=calibration.seed)
@@ -91,7 +105,7 @@ def _other_images(config: BuildConfig, source: Source, count: int) -> ImageSet:
         images = opened(known=source.class_names)
     except ImageSetError:
         return replace(opened(), labels=None)
-    return images if images.labels_fit(source.class_count) else replace(images, labels=None)
+    return images if images.labels_fit(classes) else replace(images, labels=None)
 
 
 def measure(
@@ -119,6 +133,7 @@ def measure(
             images=validation.images,
             preprocess=source.preprocess,
             candidate_input=manifest.inputs[0],
+            kind=manifest.outputs[0].kind,
             progress=progress,
         )
     finally:

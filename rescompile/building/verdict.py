@@ -9,6 +9,7 @@ import numpy as np
 
 from calibration.names import text_of
 from calibration.preprocess import normalize
+from rescompile.accuracy.advice import next_steps
 from rescompile.accuracy.error_by_block import block_errors
 from rescompile.accuracy.label_fit import misfit
 from rescompile.accuracy.limits import default_limits, judge, too_few_images
@@ -32,8 +33,6 @@ from rescompile.presenting.html.report_page import render
 from rescompile.report import ActivationRange, BlockError, BuildReport, Check, FusedAdds, Limits, StageRecord
 from rescompile.wording import counted, percent
 
-WORST_BLOCKS = 3
-"""Blocks that a failed verdict names."""
 BLOCK_IMAGES = 4
 """Images on which the error of every block is measured."""
 MOST_BLOCKS = 128
@@ -43,7 +42,9 @@ MOST_BLOCKS = 128
 def check_limits(measured: Measurement, contents: Contents) -> tuple[Limits, tuple[Check, ...]]:
     """The limits (the precision's defaults where nothing was asked), and each beside its measurement."""
     config = contents.config
-    limits = config.limits or default_limits(config.precision, random_weights=contents.source.random)
+    limits = config.limits or default_limits(
+        config.precision, random_weights=contents.source.random, kind=contents.source.kind
+    )
     return limits, judge(measured.parity, limits)
 
 
@@ -53,12 +54,12 @@ def passes(measured: Measurement, contents: Contents, wrong: str | None) -> bool
 
 
 def misfit_of(
-    measured: Measurement, source: Source, validation: Validation, manifest: Manifest
+    measured: Measurement, source: Source, validation: Validation, manifest: Manifest, limits: Limits | None
 ) -> str | None:
     """Why the figures say nothing about the engine; None where they do."""
     if source.random:
         return None
-    if source.preprocess_assumed:
+    if source.preprocess_assumed and source.kind == "classes":
         reference = reference_session(source.graph.SerializeToString(), optimize=True)
         better = better_preprocessing(reference, validation.images, source.preprocess)
         if better is not None:
@@ -68,34 +69,17 @@ def misfit_of(
                 f"{better.options}, and for {percent(better.top1_assumed)} as it was fed; pass these options, or "
                 "those that you know to be right"
             )
-    return misfit(measured.answers, manifest.classes)
+    return misfit(measured.answers, manifest.classes, least=limits.min_top1 if limits else None)
 
 
-def _advice(report: BuildReport, config: BuildConfig) -> tuple[str, ...]:
-    """Next steps after a failed verdict, the most promising one first."""
-    if report.passed or report.misfit is not None:
-        return ()
-    steps = []
-    if report.precision == "int8":
-        if config.calibration.table is None and config.calibration.effort != "best":
-            steps.append("build with --effort best, which calibrates longer and loses less")
-        if config.fp16_blocks is None and not report.frontier and config.backend not in INT8_THROUGHOUT:
-            steps.append(
-                "build with --fp16-blocks auto, --validation-set and --min-agreement or --max-top1-drop, which leaves "
-                "as few blocks in FP16 as meet the limit"
-            )
-    worst = sorted(report.blocks, key=lambda block: block.sqnr_db)[:WORST_BLOCKS]
-    if worst:
-        named = ", ".join(f"{block.block} ({block.sqnr_db:.1f} dB)" for block in worst)
-        steps.append(f"look at the blocks with the largest error: {named}")
-    if report.flips:
-        flip = report.flips[0]
-        steps.append(
-            f"look at the images whose class changed, such as {flip.image} (class {flip.reference} became "
-            f"{flip.engine}); report.json has the first hundred under flips"
-        )
-    steps.append(f"rescompile compare {report.engine_directory} shows the error of every tensor")
-    return tuple(steps)
+def _pointless(config: BuildConfig) -> set[str]:
+    """Options of no use for another build."""
+    tried = set()
+    if config.calibration.table is not None or config.calibration.effort == "best":
+        tried.add("--effort best")
+    if config.fp16_blocks not in (None, "none") or config.backend in INT8_THROUGHOUT:
+        tried.add("--fp16-blocks")
+    return tried
 
 
 def errors_by_block(
@@ -137,7 +121,8 @@ def make_report(
     report = BuildReport(
         passed=passes(measured, contents, wrong),
         misfit=wrong,
-        flips=measured.flips,
+        flips=measured.flips(manifest.classes),
+        task_reason=contents.source.kind_reason,
         engine_executed=validation.executed,
         measured_on=manifest.backend if validation.executed else stand_in(manifest.backend),
         model=manifest.model,
@@ -163,7 +148,12 @@ def make_report(
         frontier=mixed.frontier,
         damages=mixed.damages,
     )
-    return msgspec.structs.replace(report, advice=_advice(report, contents.config))
+    return msgspec.structs.replace(
+        report,
+        advice=next_steps(
+            report, images=contents.config.validation_set, pointless=_pointless(contents.config)
+        ),
+    )
 
 
 def _fused(deployable: Deployable, payload: Payload) -> FusedAdds | None:

@@ -49,6 +49,8 @@ def build(
 
     - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --full-range`
 
+    - `rescompile build --onnx steering.onnx --task values --calibration-set photos/ --max-relative-rms 0.03`
+
     - `rescompile build --onnx mine.onnx --precision fp16 --backend tensorrt-rtx --target sm_89 --batch 1:8:32`
 
     - `rescompile build --depth 50 --weights my.pth --backend triton --target sm_90 --batch 8`
@@ -60,6 +62,7 @@ def build(
         model=model_config(network, preprocessing),
         precision=engine.precision,
         fp16_blocks=parse_fp16_blocks(engine.fp16_blocks),
+        task=engine.task,
         calibration=calibration_options.config(table=calibration, seed=network.seed),
         validation_set=verdict.validation_set,
         validation_images=verdict.validation_images,

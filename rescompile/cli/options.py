@@ -246,6 +246,13 @@ class EngineOptions:
     """The engine to build."""
 
     precision: Annotated[Literal["fp32", "fp16", "int8"], _engine("Precision of the engine.")] = "int8"
+    task: Annotated[
+        Literal["auto", "classes", "binary", "multilabel", "values", "features"],
+        _verdict(
+            "Meaning of the outputs, by which they are judged and shown: one class of many, one logit that says yes "
+            "or no, several labels, numbers, or features. auto: from the head.",
+        ),
+    ] = "auto"
     fp16_blocks: Annotated[
         str | None,
         _engine(

@@ -25,6 +25,7 @@ def identity(report: BuildReport) -> tuple[Line, ...]:
         ("precision", report.precision),
         ("backend", report.backend),
         ("target", report.target or "this machine"),
+        ("task", f"{report.task} ({report.task_reason})" if report.task_reason else report.task),
     )
 
 
@@ -35,13 +36,14 @@ def subject(report: BuildReport) -> str:
 
 def measurements(report: BuildReport) -> tuple[Line, ...]:
     """Every measured figure, with or without a limit on it."""
-    if report.top1_agreement is None or not report.images:
+    if report.relative_rms is None or not report.images:
         return ()
+    word = "top-1" if report.task == "classes" else "accuracy"
     lines = [("images", f"{report.images}")]
     shares = {
         "agreement with fp32": (report.top1_agreement, report.agreement_interval),
-        "top-1 of the fp32 reference": (report.top1_reference, next(iter(report.top1_intervals), None)),
-        f"top-1 of the {subject(report)}": (report.top1_engine, next(iter(report.top1_intervals[1:]), None)),
+        f"{word} of the fp32 reference": (report.top1_reference, next(iter(report.top1_intervals), None)),
+        f"{word} of the {subject(report)}": (report.top1_engine, next(iter(report.top1_intervals[1:]), None)),
     }
     lines.extend((label, share(found, ends)) for label, (found, ends) in shares.items() if found is not None)
     if (
@@ -50,10 +52,24 @@ def measurements(report: BuildReport) -> tuple[Line, ...]:
         and report.top1_engine is not None
     ):
         drop = points(100 * (report.top1_reference - report.top1_engine))
-        lines.append(("top-1 drop", f"{drop} (as large by chance alone: {percent(report.top1_drop_p)})"))
+        lines.append((drop_word(report), f"{drop} (as large by chance alone: {percent(report.top1_drop_p)})"))
     errors = {"relative RMS": report.relative_rms, "cosine": report.cosine, "largest error": report.max_abs}
+    if report.task in ("values", "binary"):  # of one or a few numbers it says nothing
+        del errors["cosine"]
+    if report.task == "features":
+        errors["smallest cosine of an image"] = report.worst_cosine
     lines.extend((label, f"{value:.5g}") for label, value in errors.items() if value is not None)
     return tuple(lines)
+
+
+def drop_word(report: BuildReport) -> str:
+    """Name of the difference of the two accuracies."""
+    return "top-1 drop" if report.task == "classes" else "loss of accuracy"
+
+
+def output_word(report: BuildReport) -> str:
+    """Name of one number that the network returns."""
+    return {"values": "value", "features": "feature"}.get(report.task, "logit")
 
 
 def share(found: float, interval: tuple[float, float] | None) -> str:
@@ -71,8 +87,7 @@ FLIPS_HEADER = ("image", "label", "fp32", "engine")
 def flips(report: BuildReport) -> tuple[tuple[str, ...], ...]:
     """The first images whose class the engine changes; ``FLIPS_HEADER`` names the cells."""
     return tuple(
-        (flip.image, "" if flip.label is None else str(flip.label), str(flip.reference), str(flip.engine))
-        for flip in report.flips[:MOST_FLIPS]
+        (flip.image, flip.label or "", flip.reference, flip.engine) for flip in report.flips[:MOST_FLIPS]
     )
 
 
@@ -116,7 +131,7 @@ def frontier(report: BuildReport) -> tuple[tuple[str, ...], ...]:
         (
             str(point.int8_blocks),
             str(point.reformats),
-            percent(point.top1_agreement),
+            "" if point.top1_agreement is None else percent(point.top1_agreement),
             "no labels" if point.top1_drop is None else points(point.top1_drop),
             f"{point.relative_rms:.5g}",
             "met" if point.passed else "missed",

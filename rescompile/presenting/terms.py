@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 TERMS = {
-    "agreement": "Share of the images for which the engine and the fp32 network name the same class.",
-    "relative RMS": "Error of the logits: the RMS of their difference from fp32, divided by the RMS of the fp32 "
-    "logits. 0 means equal.",
-    "cosine": "Cosine of the angle between the engine's logits and the fp32 logits. 1 means the same direction.",
+    "agreement": "Share of the images for which the engine and the fp32 network name the same class. Where "
+    "images have several labels: of the labels that one of them gives, the share that both give.",
+    "relative RMS": "Error of the outputs: the RMS of their difference from fp32, divided by the RMS of the fp32 "
+    "outputs. 0 means equal.",
+    "cosine": "Cosine of the angle between the engine's outputs and the fp32 outputs. 1 means the same direction.",
     "SQNR": "Signal-to-quantization-noise ratio of a tensor in dB. 20 dB is an error of a tenth of its RMS.",
     "fusion contract": "The rules that a quantized graph must follow so that an engine can fuse its quantizers into "
     "INT8 kernels.",

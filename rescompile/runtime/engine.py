@@ -17,6 +17,7 @@ from rescompile.backends.base import Concurrent, Runner, SeveralOutputs, ZeroCop
 from rescompile.backends.zero_copy import DeviceImages, as_array, on_cuda
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest
+from rescompile.runtime.answers import most_probable
 from rescompile.runtime.inputs import IMAGES, part, refuse, refuse_not_finite
 
 if TYPE_CHECKING:
@@ -127,21 +128,24 @@ class Engine:
         return pixels[None] if self.manifest.inputs[0].dtype == "uint8" else normalize(pixels[None], steps)
 
     def classify(self, image: Path | str | Image | NDArray[np.uint8], k: int = 5) -> list[tuple[str, float]]:
-        """The ``k`` most probable classes of one photograph, best first, with their softmax probability.
+        """The ``k`` most probable classes of one photograph, best first, with their probability.
 
-        If there are fewer than ``k`` classes, all are returned.
+        If there are fewer than ``k`` classes, all are returned. A binary engine returns both of its decisions, a
+        multilabel engine its labels, each with its own probability.
 
         Raises:
-            UsageError: ``k`` is less than 1.
+            UsageError: ``k`` is less than 1, or the engine returns values or features.
             ImageSetError: the image cannot be read or is too small.
         """
         if k < 1:
             raise UsageError(f"the {k} most probable classes are none; ask for 1 or more")
-        logits = self(self.preprocess(image))[0].astype(np.float64)
-        powers = np.exp(logits - logits.max())
-        probabilities = powers / powers.sum()
-        best = np.argsort(-probabilities, kind="stable")[:k]
-        return [(self.manifest.classes[index], float(probabilities[index])) for index in best]
+        output, *more = self.manifest.outputs
+        if more or output.kind in ("values", "features"):
+            kinds = " and ".join(dict.fromkeys(each.kind for each in self.manifest.outputs))
+            raise UsageError(
+                f"this engine returns {kinds}, not classes; call it with engine.preprocess(image)"
+            )
+        return most_probable(self(self.preprocess(image))[0], output, k)
 
     def close(self) -> None:
         """Free memory and devices after all submitted requests are answered; calling it twice is harmless."""

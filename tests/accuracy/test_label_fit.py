@@ -47,7 +47,7 @@ def test_labels_of_a_network_that_does_its_work_fit(seed: int, count: int, class
     seed=st.integers(0, 10**6),
     classes=st.sampled_from([2, 5, 10, 100]),
     top1=st.floats(0.7, 1.0),
-    kind=st.sampled_from(["permuted", "from 1", "noise", "constant", "two swapped"]),
+    kind=st.sampled_from(["permuted", "from 1", "noise", "constant", "rare", "two swapped"]),
 )
 def test_labels_that_do_not_fit_are_noticed(seed: int, classes: int, top1: float, kind: str) -> None:
     random = np.random.default_rng(seed)
@@ -60,9 +60,12 @@ def test_labels_that_do_not_fit_are_noticed(seed: int, classes: int, top1: float
         labels = random.permutation(labels)
     elif kind == "constant":
         found = np.full_like(found, 1)
+    elif kind == "rare":  # nine of ten images are of one class, which is the answer to everything
+        labels = np.where(random.random(600) < 0.9, 1, labels)
+        found = np.full_like(found, 1)
     else:
-        classes = min(classes, 10)
-        labels, found = network(600, classes, top1, seed)
+        top1 = max(top1, 0.95)
+        labels, found = network(60 * classes, classes, top1, seed)
         labels = np.where(labels < 2, 1 - labels, labels)
     assert misfit(answers(labels, found), names(classes)) is not None
 
@@ -97,6 +100,38 @@ def test_few_images_and_one_class_say_nothing(classes: int) -> None:
 def test_without_labels_nothing_is_said() -> None:
     found = np.arange(100) % 10
     assert misfit(Answers(found, found, None), names(10)) is None
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_one_image_of_each_class_is_enough_for_an_order_that_people_get_by_accident(step: int) -> None:
+    labels = np.arange(1000)
+    names_of_things = [f"thing {value}" for value in np.random.default_rng(5).permutation(1000)]
+    for keys in (list(map(str, range(1000))), names_of_things):
+        order = np.array(sorted(range(1000), key=keys.__getitem__))
+        answered = order if step == 1 else np.argsort(order)
+        sentence = misfit(answers(labels, answered), names_of_things)
+        assert sentence is not None
+        assert "in the order of" in sentence
+        assert "100 % would be right" in sentence
+
+
+def test_a_weak_network_of_two_classes_is_judged() -> None:
+    labels, found = network(600, 2, 0.68)
+    assert misfit(answers(labels, found), names(2)) is None
+
+
+def test_few_rare_images_that_are_all_right_fit() -> None:
+    labels = np.zeros(100, int)
+    labels[:3] = 1
+    assert misfit(answers(labels, labels), names(2)) is None
+
+
+def test_who_asks_for_a_top1_is_not_told_what_chance_is() -> None:
+    random = np.random.default_rng(1)
+    labels, found = random.integers(0, 10, 300), random.integers(0, 10, 300)
+    assert misfit(answers(labels, found), names(10)) is not None
+    assert misfit(answers(labels, found), names(10), least=0.05) is None
+    assert misfit(answers((found + 1) % 10, found), names(10), least=0.05) is not None
 
 
 def test_classes_that_are_often_confused_are_no_other_order() -> None:

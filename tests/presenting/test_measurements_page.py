@@ -17,7 +17,7 @@ from rescompile.measuring.bench import BenchReport
 from rescompile.measuring.measurements import Measurements, read_measurements
 from rescompile.measuring.profile_report import ProfileReport
 from rescompile.presenting.html.measurements_page import plots_of, render_measurements
-from rescompile.presenting.plots.bench import accuracy, labels
+from rescompile.presenting.plots.bench import accuracies, labels
 from tests.measuring.scripted import steady
 from tests.measuring.test_profile import RATES, block, engine
 from tests.measuring.test_run_comparison import bench_report
@@ -85,9 +85,11 @@ def test_many_notes_are_folded_and_few_are_open() -> None:
 
 def test_accuracy_is_top1_or_agreement_and_is_left_out_where_nothing_was_measured() -> None:
     (report,) = benches()[:1]
-    assert accuracy(report) == 80.0
+    assert accuracies([report]) == [80.0]
     unlabelled = msgspec.structs.replace(report.engine, top1=None)
-    assert accuracy(msgspec.structs.replace(report, engine=unlabelled)) == 97.0
+    without = msgspec.structs.replace(report, engine=unlabelled)
+    assert accuracies([without]) == [97.0]
+    assert accuracies([report, without]) == [97.0, 97.0], "top-1 is not drawn beside an agreement"
     unknown = msgspec.structs.replace(unlabelled, top1_agreement=None)
     alone = Measurements(benches=[msgspec.structs.replace(report, engine=unknown)])
     assert "accuracy" not in [plot.name for plot in plots_of(alone)]

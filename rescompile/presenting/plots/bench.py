@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ def bench_plots(reports: Sequence[BenchReport]) -> list[Plot]:
             partial(_draw_latency, reports),
         ),
     ]
-    if any(accuracy(report) is not None for report in reports):
+    if any(value is not None for value in accuracies(reports)):
         caption = f"{_quality(reports)} against the median time of a call: best is the upper left."
         made.append(Plot("accuracy", caption, partial(_draw_accuracy, reports)))
     return made
@@ -52,10 +52,16 @@ def labels(reports: Sequence[BenchReport]) -> list[str]:
     ]
 
 
-def accuracy(report: BenchReport) -> float | None:
-    """Top-1 of the engine, or its agreement with fp32 where its images had no labels; percent."""
-    found = report.engine.top1 if report.engine.top1 is not None else report.engine.top1_agreement
-    return None if found is None else 100 * found
+def measure_of_all(reports: Sequence[BenchReport]) -> Literal["top1", "top1_agreement"]:
+    """Top-1 where every engine with a figure has it, else the agreement with fp32: never one beside the other."""
+    judged = [report.engine for report in reports if report.engine.top1_agreement is not None]
+    return "top1" if judged and all(engine.top1 is not None for engine in judged) else "top1_agreement"
+
+
+def accuracies(reports: Sequence[BenchReport]) -> list[float | None]:
+    """The measure of all for each engine, in percent."""
+    found = [getattr(report.engine, measure_of_all(reports)) for report in reports]
+    return [None if value is None else 100 * value for value in found]
 
 
 def spans(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> NDArray[np.float64]:
@@ -65,9 +71,7 @@ def spans(values: Sequence[float], low: Sequence[float], high: Sequence[float]) 
 
 
 def _quality(reports: Sequence[BenchReport]) -> str:
-    kinds = {report.engine.top1 is not None for report in reports if accuracy(report) is not None}
-    words = {True: "Top-1 accuracy", False: "Agreement with fp32"}
-    return " or ".join(words[kind] for kind in sorted(kinds, reverse=True))
+    return {"top1": "Top-1 accuracy", "top1_agreement": "Agreement with fp32"}[measure_of_all(reports)]
 
 
 def _draw_throughput(reports: Sequence[BenchReport], axes: Axes) -> None:
@@ -109,8 +113,9 @@ def _draw_latency(reports: Sequence[BenchReport], axes: Axes) -> None:
 
 def _draw_accuracy(reports: Sequence[BenchReport], axes: Axes) -> None:
     values = []
-    for index, (report, label) in enumerate(zip(reports, labels(reports), strict=True)):
-        if (value := accuracy(report)) is not None:
+    shown = zip(reports, labels(reports), accuracies(reports), strict=True)
+    for index, (report, label, value) in enumerate(shown):
+        if value is not None:
             values.append(value)
             found = report.latency.timing
             ends = spans([found.p50], [found.low], [found.high])

@@ -52,22 +52,22 @@ def activation_ranges(ranges: Sequence[ActivationRange]) -> Plot:
     )
 
 
-def logits(pairs: Pairs, *, precision: str, subject: str) -> Plot:
-    """Logits of ``subject`` in ``precision`` against the fp32 ones, around the diagonal."""
+def logits(pairs: Pairs, *, precision: str, subject: str, word: str = "logit") -> Plot:
+    """Outputs of ``subject`` in ``precision`` against the fp32 ones; ``word`` is the name of one."""
     return Plot(
         "logits",
-        f"{len(pairs)} logits of the {subject}, drawn evenly from all images. Points on the line equal fp32.",
-        partial(_draw_logits, pairs, precision),
+        f"{len(pairs)} {word}s of the {subject}, drawn evenly from all images. Points on the line equal fp32.",
+        partial(_draw_logits, pairs, precision, word),
         width=PAGE_WIDTH / 2,
     )
 
 
-def logit_errors(pairs: Pairs, *, precision: str) -> Plot:
+def logit_errors(pairs: Pairs, *, precision: str, word: str = "logit") -> Plot:
     """Error of each logit against its fp32 value: what is too small to be seen beside the diagonal."""
     return Plot(
         "logit-errors",
-        "The error of the same logits. A cloud that leans or bends shows more than rounding errors.",
-        partial(_draw_logit_errors, pairs, precision),
+        f"The error of the same {word}s. A cloud that leans or bends shows more than rounding errors.",
+        partial(_draw_logit_errors, pairs, precision, word),
         width=PAGE_WIDTH / 2,
     )
 
@@ -100,21 +100,21 @@ def _draw_ranges(ranges: Sequence[ActivationRange], axes: Axes) -> None:
     label_positions(axes, [r.tensor for r in ranges])
 
 
-def _draw_logits(pairs: Pairs, precision: str, axes: Axes) -> None:
+def _draw_logits(pairs: Pairs, precision: str, word: str, axes: Axes) -> None:
     values = _array(pairs)
     bounds = _span(values)
     axes.plot(bounds, bounds, color=INK, alpha=0.5, linewidth=1)
     _cloud(axes, values[:, 0], values[:, 1])
-    axes.set(xlim=bounds, ylim=bounds, xlabel="fp32 logit", ylabel=f"{precision} logit")
+    axes.set(xlim=bounds, ylim=bounds, xlabel=f"fp32 {word}", ylabel=f"{precision} {word}")
 
 
-def _draw_logit_errors(pairs: Pairs, precision: str, axes: Axes) -> None:
+def _draw_logit_errors(pairs: Pairs, precision: str, word: str, axes: Axes) -> None:
     values = _array(pairs)
     error = values[:, 1] - values[:, 0]
     axes.axhline(0, color=INK, alpha=0.5, linewidth=1)
     _cloud(axes, values[:, 0], error)
     axes.set(xlim=_span(values), ylim=_span(np.stack([error, -error])))
-    axes.set(xlabel="fp32 logit", ylabel=f"error ({precision} - fp32)")
+    axes.set(xlabel=f"fp32 {word}", ylabel=f"error ({precision} - fp32)")
 
 
 def _array(pairs: Pairs) -> NDArray[np.float64]:

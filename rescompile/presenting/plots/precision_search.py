@@ -29,14 +29,17 @@ def precision_search(points: Sequence[FrontierPoint]) -> Plot:
 
 
 def _draw(points: Sequence[FrontierPoint], axes: Axes) -> None:
+    # outputs that decide nothing have an error alone
+    height = {id(point): 100 * (1 - point.relative_rms if point.top1_agreement is None else point.top1_agreement)
+              for point in points}  # fmt: skip
     for passed, colour, label in ((True, MAIN, "within the limits"), (False, ALERT, "misses a limit")):
         chosen = [point for point in points if point.passed == passed]
-        x, y = [point.int8_blocks for point in chosen], [100 * point.top1_agreement for point in chosen]
+        x, y = [point.int8_blocks for point in chosen], [height[id(point)] for point in chosen]
         axes.plot(x, y, "o", ms=7, mfc=colour if passed else "none", mec=colour, mew=1.6, label=label)
     for point in points if len(points) <= _MOST_LABELS else ():
         axes.annotate(
             counted(point.reformats, "reformat"),
-            (point.int8_blocks, 100 * point.top1_agreement),
+            (point.int8_blocks, height[id(point)]),
             xytext=(0, 8),
             textcoords="offset points",
             ha="center",
@@ -45,5 +48,7 @@ def _draw(points: Sequence[FrontierPoint], axes: Axes) -> None:
         )
     axes.margins(0.08, 0.15)
     axes.set(xlabel="blocks in INT8", ylabel="agreement with fp32 in %")
+    if points and points[0].top1_agreement is None:
+        axes.set_ylabel("1 - relative RMS in %")
     axes.locator_params(axis="x", integer=True)
     legend(axes)

@@ -62,10 +62,18 @@ def _facts(report: BuildReport) -> list[Line]:
         *(("tried", _tried(row)) for row in report_lines.frontier(report)),
         *((f"stage {stage.name}", report_lines.stage_value(stage)) for stage in report.stages),
         *(("note", note) for note in report.notes),
+        *(("changed", _changed(row)) for row in report_lines.flips(report) if not report.passed),
         *(("next", step) for step in report.advice),
         ("engine directory", report.engine_directory),
         ("build report", str(Path(report.engine_directory) / REPORT_HTML)),
     ]
+
+
+def _changed(row: tuple[str, ...]) -> str:
+    """An image whose class changed, as a sentence."""
+    image, label, reference, engine = row
+    expected = f"labelled {label}, " if label else ""
+    return f"{image}: {expected}fp32 {reference}, engine {engine}"
 
 
 def _tried(row: tuple[str, ...]) -> str:

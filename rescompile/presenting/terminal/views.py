@@ -15,11 +15,19 @@ if TYPE_CHECKING:
     from rescompile.runtime.inspection import Inspection
 
 
+MOST_VALUES = 16
+"""Values of one photograph that the terminal shows."""
+
+
 def print_classes(answers: Sequence[Classified]) -> None:
-    """The classes of each photograph with their probabilities."""
+    """The classes of each photograph with their probabilities, or its values."""
     for answer in answers:
         rows = [["", f"{100 * probability:.2f} %", name] for name, probability in answer.classes]
-        _print([answer.file, *columns(rows, right=(1,))])
+        rows += [["", f"{value:.6g}", name] for name, value in answer.values[:MOST_VALUES]]
+        if (more := len(answer.values) - MOST_VALUES) > 0:
+            rows.append(["", "…", f"and {more} more, which --json prints"])
+        title = answer.file if answer.output is None else f"{answer.file}, {answer.output}"
+        _print([title, *columns(rows, right=(1,))])
 
 
 def print_inspection(inspection: Inspection) -> None:
@@ -40,7 +48,7 @@ def inspection_rows(inspection: Inspection) -> list[tuple[str, str]]:
         *(("input", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}") for t in manifest.inputs),
         *(("output", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}, {t.kind}") for t in manifest.outputs),
         ("preprocess", str(manifest.preprocess)),
-        ("classes", f"{len(manifest.classes)}: {', '.join(manifest.classes[:3])}, …"),
+        *_names(manifest.classes),
         ("weights", f"{manifest.checkpoint.source} ({manifest.checkpoint.sha256[:12]}…)"),
     ]
     if manifest.fp16_blocks:
@@ -59,6 +67,12 @@ def inspection_rows(inspection: Inspection) -> list[tuple[str, str]]:
         *(("file", f"{name}, {file.bytes:,} bytes, hash as built") for name, file in manifest.files.items()),
         *((f"built with {key}", value) for key, value in manifest.environment.items()),
     ]
+
+
+def _names(names: Sequence[str]) -> list[tuple[str, str]]:
+    if not names:
+        return []
+    return [("classes", f"{len(names)}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}")]
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

@@ -167,6 +167,8 @@ def test_a_table_that_numbers_the_classes_otherwise_is_refused(tmp_path: Path) -
         ((2, 3), 3, None),
         ((1, 5), 3, None),
         ((1,), 1, None),
+        ((1, 1), 2, None),
+        ((1, 2), 2, "run from 1 to 2"),
     ],
 )
 def test_labels_that_count_from_one_are_named(
@@ -181,3 +183,12 @@ def test_labels_that_count_from_one_are_named(
     else:
         assert sentence is not None
         assert re.search(found, sentence)
+
+
+def test_image_files_of_other_kinds_are_said(tmp_path: Path) -> None:
+    classes(tmp_path, "cat", "dog")
+    for name in ("a.heic", "b.HEIC", "notes.txt"):
+        (tmp_path / "cat" / name).write_text("x")
+    (note,) = open_image_set(tmp_path).notes
+    assert note.startswith("2 image files of kinds that are not read of ")
+    assert note.endswith("were left out: a.heic, b.HEIC")

@@ -1,0 +1,53 @@
+"""What to do about a failed verdict: options to try, blocks to blame, images to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from calibration.names import text_of
+from rescompile.report import BuildReport
+
+WORST_BLOCKS = 3
+"""Blocks that are named."""
+
+
+def next_steps(
+    report: BuildReport, *, images: Path | None, pointless: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Next steps after a failed verdict, the most promising one first; none where the labels do not fit.
+
+    Args:
+        report: without advice.
+        images: the validation set, for commands that can be copied.
+        pointless: options that were tried, or that the backend or the configuration does not allow.
+    """
+    if report.passed or report.misfit is not None:
+        return ()
+    worst = sorted(report.blocks, key=lambda block: block.sqnr_db)[:WORST_BLOCKS]
+    steps = []
+    if report.precision == "int8":
+        if "--effort best" not in pointless:
+            steps.append("build with --effort best, which calibrates longer and loses less")
+        if "--fp16-blocks" not in pointless and not report.frontier:
+            named = ",".join(block.block for block in worst)
+            steps.append(
+                "build with --fp16-blocks auto, --validation-set and a limit, which leaves as few blocks in FP16 as "
+                f"meet the limit{f'; or name them: --fp16-blocks {named}' if named else ''}"
+            )
+    elif report.precision == "fp16":
+        steps.append("build with --precision fp32, which rounds nothing")
+    if worst:
+        named = ", ".join(f"{block.block} ({block.sqnr_db:.1f} dB)" for block in worst)
+        steps.append(f"look at the blocks with the largest error: {named}")
+    if report.flips:
+        flip = report.flips[0]
+        steps.append(
+            f"look at the images whose class changed, such as {flip.image} ({flip.reference} became {flip.engine}); "
+            "report.json has the first hundred under flips"
+        )
+    where = text_of(images) if images is not None else "PATH"
+    steps.append(
+        f"run `rescompile compare {report.engine_directory} --images {where}` to see where the error begins"
+    )
+    return tuple(steps)

@@ -1,0 +1,225 @@
+"""Outputs that are not classes: found or told, judged by what they decide or by their error, shown as what they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+import rescompile
+from calibration.images import open_image_set
+from calibration.preprocess import CIFAR, normalize
+from rescompile.accuracy.verify import verify
+from rescompile.building.source import Source
+from rescompile.building.task import with_task
+from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
+from rescompile.errors import UsageError
+from rescompile.models.random_weights import random_model
+from rescompile.models.registry import find
+from rescompile.presenting.html.report_page import render
+from rescompile.presenting.terminal.report import summary
+from rescompile.presenting.terminal.views import print_classes
+from rescompile.progress import Silent
+from rescompile.report import BuildReport, Limits
+from rescompile.runtime.classify import classify
+
+
+@pytest.fixture(scope="module")
+def heads(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints ``1.pth`` and ``2.pth`` with as many outputs, and ``images.npz`` with decisions of the first."""
+    folder = tmp_path_factory.mktemp("heads")
+    with np.load(small / "images.npz") as stored:
+        images = stored["images"]
+    for count in (1, 2):
+        model, _ = random_model(find(depth=None, name="resnet20-cifar"), count, seed=3)
+        with torch.inference_mode():
+            if count == 1:  # half of the images are positive
+                model.fc.bias -= float(np.median(model(torch.from_numpy(normalize(images, CIFAR))).numpy()))
+                labels = (model(torch.from_numpy(normalize(images, CIFAR)))[:, 0] > 0).numpy()
+                np.savez(folder / "images.npz", images=images, labels=labels.astype(np.int64))
+        torch.save(model.state_dict(), folder / f"{count}.pth")
+    return folder
+
+
+def config(heads: Path, count: int, output: Path, **changes: Any) -> BuildConfig:
+    base = BuildConfig(
+        model=ModelConfig(weights=str(heads / f"{count}.pth")),
+        calibration=CalibrationConfig(images=heads / "images.npz", effort="fast"),
+        validation_set=heads / "images.npz",
+        backend="onnxruntime",
+        fp16_blocks="none",
+        output=output,
+    )
+    if changes.get("precision") == "fp32":
+        base = replace(base, precision="fp32", calibration=CalibrationConfig(), fp16_blocks=None)
+    return replace(base, **changes)
+
+
+def shown(report: BuildReport) -> str:
+    return "\n".join(line.plain for line in summary(report)) + render(report)
+
+
+def test_one_logit_is_judged_by_its_sign(heads: Path, tmp_path: Path) -> None:
+    report = rescompile.build(config(heads, 1, tmp_path / "e", limits=Limits(min_agreement=0.5)))
+    assert (report.task, report.task_reason, report.top1_reference) == (
+        "binary",
+        "its head has one output",
+        1.0,
+    )
+    with np.load(heads / "images.npz") as stored:
+        images, labels = normalize(stored["images"], CIFAR), stored["labels"]
+    with rescompile.load(tmp_path / "e") as engine:
+        yes = engine(images)[:, 0] > 0
+        assert engine.manifest.outputs[0].labels == ("no", "yes")
+        decisions = dict(engine.classify(np.zeros((32, 32, 3), np.uint8)))
+        logit = float(engine(normalize(np.zeros((1, 32, 32, 3), np.uint8), CIFAR))[0, 0])
+    assert report.top1_agreement == report.top1_engine == (yes == labels).mean()
+    assert decisions["yes"] == pytest.approx(1 / (1 + np.exp(-logit)))
+    assert decisions["no"] == pytest.approx(1 - decisions["yes"])
+    assert "top-1 of" not in shown(report)
+    assert "accuracy of the engine" in shown(report)
+
+
+def test_a_changed_decision_of_one_logit_fails_a_strict_limit(heads: Path, tmp_path: Path) -> None:
+    """Softmax and argmax of one logit would agree always."""
+    rescompile.build(config(heads, 1, tmp_path / "e", precision="fp32"))
+    graph = onnx.load(tmp_path / "e/reference.onnx")
+    bias = next(each for each in graph.graph.initializer if each.name == "fc.bias")
+    moved = onnx.numpy_helper.to_array(bias) + np.float32(0.3)
+    bias.CopyFrom(onnx.numpy_helper.from_array(moved, bias.name))
+    onnx.save(graph, tmp_path / "moved.onnx")
+    report = verify(
+        tmp_path / "e", validation_set=heads / "images.npz", validation_images=None,
+        limits=Limits(min_agreement=0.999), reference=tmp_path / "moved.onnx", skip_unreadable=False,
+        progress=Silent(),
+    )  # fmt: skip
+    assert report.top1_agreement is not None
+    assert 0.3 < report.top1_agreement < 0.999
+    assert report.task == "binary"
+    assert not report.passed
+    assert {(flip.reference, flip.engine) for flip in report.flips} == {("yes", "no")}
+
+
+def test_values_are_judged_by_their_error_and_printed_as_numbers(
+    heads: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = rescompile.build(
+        config(heads, 2, tmp_path / "e", task="values", limits=Limits(max_relative_rms=0.9))
+    )
+    assert report.passed
+    assert (report.top1_agreement, report.top1_reference, report.flips) == (None, None, ())
+    assert [check.name for check in report.checks] == ["finite outputs", "relative RMS"]
+    page = shown(report)
+    assert "top-1" not in page
+    assert "agreement" not in page
+    assert "logit" not in page
+    assert any("labels of images.npz are not used" in note for note in report.notes)
+    photo = tmp_path / "photo.png"
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), (20, 120, 200)).save(photo)
+    (answer,) = classify(tmp_path / "e", [photo], top=5)
+    with rescompile.load(tmp_path / "e") as engine:
+        expected = engine(engine.preprocess(photo))[0]
+        with pytest.raises(UsageError, match="returns values, not classes"):
+            engine.classify(photo)
+    assert answer.values == (("0", float(expected[0])), ("1", float(expected[1])))
+    assert answer.classes == ()
+    print_classes((answer,))
+    printed = capsys.readouterr().out
+    assert f"{expected[0]:.6g}" in printed
+    assert "%" not in printed
+
+
+def test_values_may_have_names(heads: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("x\ny\n")
+    model = ModelConfig(weights=str(heads / "2.pth"), classes=tmp_path / "names.txt")
+    rescompile.build(config(heads, 2, tmp_path / "e", model=model, precision="fp32", task="values"))
+    with rescompile.load(tmp_path / "e") as engine:
+        assert engine.manifest.outputs[0].labels == ("x", "y")
+
+
+def test_labels_of_their_own_agree_where_one_of_both_sides_gives_them(heads: Path, tmp_path: Path) -> None:
+    report = rescompile.build(
+        config(heads, 2, tmp_path / "e", task="multilabel", limits=Limits(max_relative_rms=0.9))
+    )
+    batch = next(open_image_set(heads / "images.npz").batches(CIFAR, 24)).images
+    images = normalize(batch, CIFAR)
+    from rescompile.backends.onnxruntime import reference_session
+
+    expected = reference_session(tmp_path / "e/reference.onnx", optimize=True)(images) > 0
+    with rescompile.load(tmp_path / "e") as engine:
+        found = engine(images) > 0
+        probabilities = [probability for _, probability in engine.classify(batch[0])]
+    assert report.top1_agreement == pytest.approx((expected & found).sum() / max(1, (expected | found).sum()))
+    assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_two_outputs_without_names_or_labels_say_that_classes_were_guessed(
+    heads: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "bare.npz", images=np.load(heads / "images.npz")["images"])
+    asked = config(heads, 2, tmp_path / "e", precision="fp32", validation_set=tmp_path / "bare.npz")
+    report = rescompile.build(asked)
+    assert any(
+        "judged as classes, because nothing says" in note and "--task values" in note for note in report.notes
+    )
+    told = rescompile.build(replace(asked, task="classes", output=tmp_path / "f"))
+    assert not any("judged as classes" in note for note in told.notes)
+    assert told.task_reason == "as --task says"
+
+
+@pytest.mark.parametrize(
+    ("count", "task", "limits", "words"),
+    [
+        (2, "binary", None, "--task binary needs a network of one output, and this one has 2"),
+        (1, "classes", None, "--task classes needs two outputs or more"),
+        (
+            2,
+            "values",
+            Limits(min_agreement=0.9),
+            "--min-agreement compares decisions.*pass --max-relative-rms",
+        ),
+        (2, "values", Limits(min_top1=0.9), "--min-top1 needs outputs that name one class"),
+        (2, "multilabel", Limits(max_top1_drop=0.9), "--max-top1-drop needs outputs.*pass --min-agreement"),
+    ],
+)
+def test_a_task_that_does_not_fit_is_refused_before_the_build(
+    heads: Path, tmp_path: Path, count: int, task: Any, limits: Limits | None, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        rescompile.build(config(heads, count, tmp_path / "e", task=task, limits=limits))
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(
+    ("last", "shape", "kind"),
+    [
+        (["GlobalAveragePool", "Flatten"], ["N", 8], "features"),
+        (["Relu"], ["N", 8, 4, 4], "features"),
+        (["Flatten"], ["N", 128], "classes"),
+        (["Flatten", "Sigmoid"], ["N", 128], "multilabel"),
+    ],
+)
+def test_the_head_tells_the_task(
+    small_source: Source, heads: Path, last: list[str], shape: list[Any], kind: str, tmp_path: Path
+) -> None:
+    names = ["conv", *(f"t{index}" for index in range(len(last)))]
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["conv"], name="conv"),
+        *(helper.make_node(op, [names[i]], [names[i + 1]]) for i, op in enumerate(last)),
+    ]
+    graph = helper.make_graph(
+        nodes, "head",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 4, 4])],
+        [helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, shape)],
+    )  # fmt: skip
+    source = replace(small_source, graph=helper.make_model(graph), class_count=8)
+    asked = config(heads, 2, tmp_path / "e")
+    assert with_task(source, asked).kind == kind
