@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import _utils
 
 
 class StandIn:
@@ -68,9 +67,9 @@ _KNOWN: dict[str, Any] = {
     "torch.Size": torch.Size,
     "torch.nn.parameter.Parameter": torch.nn.Parameter,
     "torch.nn.Parameter": torch.nn.Parameter,
-    "torch._utils._rebuild_tensor": _utils._rebuild_tensor,
-    "torch._utils._rebuild_tensor_v2": _utils._rebuild_tensor_v2,
-    "torch._utils._rebuild_parameter": _utils._rebuild_parameter,
+    "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
     **_DTYPES,
 }
 
