@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
-from calibration.images import ImageSet, open_image_set
+from calibration.images import ImageSet, InMemoryImages, open_image_set
 from calibration.names import text_of
 from calibration.preprocess import Preprocess, normalize
 from rescompile.manifest import OutputKind, TensorSpec
@@ -63,7 +63,7 @@ class Measurement:
 
 
 def open_unlabelled(
-    path: Path, *, limit: int | None, skip_unreadable: bool
+    path: Path | InMemoryImages, *, limit: int | None, skip_unreadable: bool
 ) -> tuple[ImageSet, tuple[str, ...]]:
     """The images of ``path`` for outputs that are not classes, and a note where they have labels that say nothing."""
     images = open_image_set(path, limit=limit, skip_unreadable=skip_unreadable)
@@ -74,7 +74,7 @@ def open_unlabelled(
 
 
 def open_validation_set(
-    path: Path,
+    path: Path | InMemoryImages,
     *,
     classes: int,
     limit: int | None,

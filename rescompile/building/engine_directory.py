@@ -8,19 +8,21 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from calibration.images.builtin import golden_images
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable
 from rescompile.backends import choose_backend, get_backend
-from rescompile.backends.base import Backend, BuildRequest, Payload
+from rescompile.backends.base import Backend, BuildRequest, Payload, SelectiveBackend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.deployable import Deployable
 from rescompile.building.source import Source
 from rescompile.cache import cache_directory
 from rescompile.config import BuildConfig, InputFormat
 from rescompile.environment import describe
+from rescompile.errors import BackendError
 from rescompile.files import atomic_write, sha256_of, writing
 from rescompile.manifest import (
     CALIBRATION,
@@ -85,8 +87,19 @@ def backend_for(config: BuildConfig) -> tuple[Backend, tuple[str, ...]]:
     return backend, notes
 
 
-def build_request(folder: Path, source: Source, config: BuildConfig, progress: Progress) -> BuildRequest:
-    """The request to the backend to build an engine of the graph in ``folder``."""
+def build_request(
+    folder: Path, source: Source, config: BuildConfig, backend: Backend, progress: Progress
+) -> BuildRequest:
+    """The request to ``backend`` to build an engine of the graph in ``folder``.
+
+    Raises:
+        BackendError: the backend cannot build this network; the message gives all reasons.
+    """
+    if isinstance(backend, SelectiveBackend) and (reasons := backend.reasons_against(source.graph)):
+        raise BackendError(
+            f"the {backend.name} backend has no kernels for this {source.name}: {', '.join(reasons)}; pass --backend "
+            "openvino or tensorrt-rtx"
+        )
     return BuildRequest(
         model=folder / GRAPH,
         precision=config.precision,
@@ -131,8 +144,8 @@ def write_golden(folder: Path, source: Source, deployable: Deployable, input_for
     )
     session = reference_session(deployable.graph.SerializeToString(), optimize=False)
     # one at a time: the batch sizes that an engine takes do not bind its reference
-    answers = [session.tensors(inputs[index : index + 1]) for index in range(len(inputs))]
-    outputs = [np.concatenate([each[name] for each in answers]).astype(np.float32) for name in answers[0]]
+    answers = [list(session.tensors(inputs[index : index + 1]).values()) for index in range(len(inputs))]
+    outputs = [np.concatenate(parts).astype(np.float32, copy=False) for parts in zip(*answers, strict=True)]
     atomic_write(folder / GOLDEN, golden_bytes(inputs, *outputs))
 
 
@@ -154,6 +167,7 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
         "input", (batch, *image_shape(source, config)), *INPUT_TYPES[config.input_format]
     )
     rows = len(_output_shape(source)) == 1
+    first, *others = source.graph.graph.output
     manifest = Manifest(
         format=FORMAT,
         model=source.name,
@@ -165,13 +179,14 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
         inputs=(image_input,),
         outputs=(
             OutputSpec(
-                "logits",
+                first.name,
                 (batch, *_output_shape(source)),
                 "float32",
                 "NC" if rows else "NCHW",
                 source.kind,
                 _names(source, contents.class_names),
             ),
+            *(_features(output, batch) for output in others),
         ),
         preprocess=source.preprocess,
         checkpoint=source.checkpoint,
@@ -182,6 +197,14 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
         fp16_blocks=contents.fp16_blocks,
     )
     return write_hashed_manifest(folder, manifest)
+
+
+def _features(output: onnx.ValueInfoProto, batch: int) -> OutputSpec:
+    """An output beside the first one."""
+    shape = tuple(dim.dim_value for dim in output.type.tensor_type.shape.dim[1:])
+    return OutputSpec(
+        output.name, (batch, *shape), "float32", "NC" if len(shape) == 1 else "NCHW", "features"
+    )
 
 
 def write_hashed_manifest(directory: Path, manifest: Manifest) -> Manifest:

@@ -5,6 +5,7 @@ The later stages do not depend on where the network came from.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,12 +31,15 @@ from rescompile.manifest import CheckpointRef, OutputKind
 from rescompile.models.registry import IMAGENET_SPECS
 from rescompile.progress import Progress
 from rescompile.sources.class_names import imagenet_class_names, read_class_names
+from rescompile.sources.framework_files import read_framework_file
+from rescompile.sources.network import SourceNetwork
 from rescompile.sources.onnx_file import read_onnx, sha256_of_onnx
+from rescompile.sources.preprocess_options import PreprocessOptions
+from rescompile.sources.schemes import has_scheme
 
 if TYPE_CHECKING:
     from rescompile.models.resnet import ResNet
     from rescompile.models.specification import ModelSpec
-    from rescompile.sources.network import SourceNetwork
 
 IMAGENET_CLASSES = 1000
 PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}
@@ -94,7 +98,23 @@ def open_source(config: ModelConfig, progress: Progress) -> Source:
         UsageError: unknown model, or options that do not fit it.
         CheckpointError, DownloadError, GraphError: the weights or the graph cannot be used.
     """
-    return _from_onnx(config, config.onnx) if config.onnx is not None else _from_weights(config, progress)
+    network = config.network or _brought(config)
+    return source_of(network, config) if network is not None else _from_weights(config, progress)
+
+
+def _brought(config: ModelConfig) -> SourceNetwork | None:
+    """The network of an ONNX file, of another framework's file or of an optional package, if that was asked."""
+    crop = config.preprocess.crop
+    size = (crop, crop) if isinstance(crop, int) else crop
+    if config.onnx is not None:
+        return _onnx_network(config.onnx)
+    if config.model is not None and has_scheme(config.model):
+        from rescompile.sources.packages import open_named
+
+        return open_named(config.model, config.weights, size=size, seed=config.seed)
+    if config.depth is None and config.model is None and config.weights not in (*PRETRAINED, "random"):
+        return read_framework_file(Path(config.weights), size)
+    return None
 
 
 def _from_weights(config: ModelConfig, progress: Progress) -> Source:
@@ -163,15 +183,12 @@ def _answers(model: ResNet, images: NDArray[np.float32]) -> NDArray[np.float32]:
     return answers
 
 
-def _from_onnx(config: ModelConfig, path: Path) -> Source:
-    from rescompile.sources.network import SourceNetwork
-
-    network = SourceNetwork(
+def _onnx_network(path: Path) -> SourceNetwork:
+    return SourceNetwork(
         graph=read_onnx(path),
         name=path.stem,
         checkpoint=CheckpointRef(sha256_of_onnx(path), text_of(path.name)),
     )
-    return source_of(network, config)
 
 
 def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
@@ -205,7 +222,9 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
     given = network.class_names if config.classes is None else None
     return Source(
         graph=graph,
-        name=_name_of(found.form) if found.form is not None else network.name,
+        name=_name_of(found.form)
+        if found.form is not None and config.onnx is not None
+        else _plain(network.name),
         depth=None if found.form is None else found.form.depth,
         residual_adds=found.residual_adds,
         class_count=classes,
@@ -213,7 +232,7 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
         checkpoint=network.checkpoint,
         preprocess=replace(options, crop=size).apply(default, channels=channels),
         is_imagenet=is_imagenet,
-        random=False,
+        random=config.weights == "random",
         preprocess_assumed=origin is None and not options.states_normalization,
         endings=simplified.endings,
         remarks=(
@@ -247,11 +266,8 @@ def _preprocess_of(
     if network.preprocess is not None:
         return network.preprocess, network.preprocess_from or "the network's own configuration"
     default = CIFAR if (max(size) <= SMALL_IMAGE if form is None else not form.has_maxpool) else IMAGENET
-    if default.resize is not None and size != default.size:
-        # the same proportion of the photograph
-        crop = size[0] if size[0] == size[1] else size
-        shorter = round(default.resize * min(size) / min(default.size)) if isinstance(crop, int) else None
-        default = msgspec.structs.replace(default, crop=crop, resize=shorter)
+    # the same proportion of the photograph, or all of it where the input is not square
+    default = PreprocessOptions(crop=size[0] if size[0] == size[1] else size).apply(default)
     if simplified.range is None:
         return default, None
     color = {1: "GRAY", 4: "RGBA"}.get(channels, "RGB")
@@ -267,6 +283,11 @@ def _float_note(graph: onnx.ModelProto) -> tuple[str, ...]:
         return ()
     listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
     return (f"these operations stay in floating point in INT8 engines: {listed}",)
+
+
+def _plain(name: str) -> str:
+    """``name`` as a part of a folder's name."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "network"
 
 
 def _name_of(form: ResNetForm) -> str:

@@ -45,7 +45,7 @@ def is_guess(source: Source, config: BuildConfig, *, labelled: bool) -> bool:
 
 
 def _found(source: Source) -> tuple[OutputKind, str]:
-    last = _last_operation(source.graph)
+    last = source.endings[0] or _last_operation(source.graph)
     if last in _FEATURES or len(_shape(source.graph)) == 4:
         return "features", "it has no classifier"
     if last == "Sigmoid" and source.class_count > 1:

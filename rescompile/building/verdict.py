@@ -148,11 +148,10 @@ def make_report(
         frontier=mixed.frontier,
         damages=mixed.damages,
     )
+    images = contents.config.validation_set
+    path = images if isinstance(images, Path) else None  # no command takes images in memory
     return msgspec.structs.replace(
-        report,
-        advice=next_steps(
-            report, images=contents.config.validation_set, pointless=_pointless(contents.config)
-        ),
+        report, advice=next_steps(report, images=path, pointless=_pointless(contents.config))
     )
 
 

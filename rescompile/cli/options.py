@@ -42,11 +42,19 @@ class NetworkOptions:
 
     depth: Annotated[int | None, _network("ImageNet ResNet of this depth: 18, 34, 50, 101 or 152.")] = None
     model: Annotated[
-        str | None, _network("Network by name, such as resnet101, resnet56-cifar, resnet29-cifar-bottleneck.")
+        str | None,
+        _network(
+            "Network by name: resnet101, resnet56-cifar, timm:NAME, torchvision:NAME, hf:FOLDER, "
+            "module:package.file:function."
+        ),
     ] = None
     onnx: Annotated[Path | None, _network("ResNet in floating point as an ONNX file.")] = None
     weights: Annotated[
-        str, _network("Checkpoint (.pth .th .pt .safetensors), or: pretrained, pretrained-v2, random.")
+        str,
+        _network(
+            "Checkpoint (.pth .th .pt .safetensors .h5 .keras .caffemodel .params .pdparams), or: pretrained, "
+            "pretrained-v2, random."
+        ),
     ] = "pretrained"
     entry: Annotated[
         str | None, _network("Network to take of a checkpoint that holds several, such as ema or encoder_q.")
