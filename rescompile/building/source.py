@@ -71,7 +71,9 @@ class Source:
     random: bool
     """Random weights, which are good for timing only."""
     kind: OutputKind = "classes"
-    """Meaning of the output."""
+    """Meaning of the first output."""
+    other_kinds: tuple[OutputKind, ...] = ()
+    """Meaning of the other outputs."""
     kind_reason: str = ""
     preprocess_assumed: bool = False
     """Whether neither the user nor the weights' origin says how pixels are normalized."""
