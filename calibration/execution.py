@@ -328,7 +328,7 @@ def _pad(at: Attributes, x: Tensor, amounts: Tensor, value: Optional = None, axe
 
 
 def _split(at: Attributes, x: Tensor, sizes: Optional = None) -> Tensor:
-    """The part number ``part`` of ``parts``; ``read_nodes`` makes one node of each output."""
+    """One output of a Split, number ``part`` of ``parts``: ``read_nodes`` makes a node for each output."""
     axis = at.get("axis", 0) % x.ndim
     lengths = at.get("split") if sizes is None else sizes.tolist()
     if not lengths:

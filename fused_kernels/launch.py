@@ -66,16 +66,6 @@ class Launch:
         """
         return not any(tensor.dtype == torch.int8 for tensor, _ in self.tensors())
 
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of all tensors read, each once."""
-        return sum(tensor.nbytes for tensor, written in self.tensors() if not written)
-
-    @property
-    def bytes_written(self) -> int:
-        """Bytes of all tensors written, each once."""
-        return sum(tensor.nbytes for tensor, written in self.tensors() if written)
-
 
 Listener = Callable[[Launch], None]
 _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("launch listeners", default=())

@@ -22,9 +22,9 @@ import torch
 
 from benchmarks.gpu.gpu_lock import LINGER, LONGEST, GpuLock, hold_while_inductor_times
 from benchmarks.gpu.networks import FULL, TINY
-from benchmarks.gpu.timing import Call, contender, peak_memory
+from benchmarks.gpu.timing import Call, Contender, contender, peak_memory
 from benchmarks.gpu.workloads import COMPILE_MODE, Programs, Setting, Workload, programs
-from fused_kernels.tune.timing import Contender, first_line
+from fused_kernels.tune.timing import first_line
 
 LOCK = "gpu.lock"
 WARMUP = 3

@@ -10,10 +10,9 @@ from benchmarks.gpu.launches import floor_ms, network_launches
 from benchmarks.gpu.network_checks import check_block
 from benchmarks.gpu.networks import Scale
 from benchmarks.gpu.peers import Peer, Remote
-from benchmarks.gpu.timing import Measured, contender, free, notes_of, race
+from benchmarks.gpu.timing import Contender, Measured, contender, free, notes_of, race
 from benchmarks.gpu.workloads import INFERENCE_BATCH_OF_BLOCKS, Implementation, Workload, programs
 from fused_kernels.launch import Launch
-from fused_kernels.tune.timing import Contender
 
 SECONDS = 1.0
 COMPILED = "torch.compile"

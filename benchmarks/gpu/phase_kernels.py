@@ -13,10 +13,10 @@ from benchmarks.gpu.context import Context
 from benchmarks.gpu.correctness import SLACK, TIMES, check, cudnn_heuristics, distance, worst
 from benchmarks.gpu.inference_cases import inference_specs
 from benchmarks.gpu.op_case import OpCase
-from benchmarks.gpu.timing import contender, notes_of, race
+from benchmarks.gpu.timing import Contender, contender, notes_of, race
 from benchmarks.gpu.training_cases import OpSpec, training_specs
 from fused_kernels.launch import Launch, recording
-from fused_kernels.tune.timing import Contender, first_line
+from fused_kernels.tune.timing import first_line
 
 SECONDS = 0.4
 """For the rounds of one operation."""

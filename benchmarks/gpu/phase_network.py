@@ -16,11 +16,11 @@ from benchmarks.gpu.launches import floor_ms, network_launches
 from benchmarks.gpu.networks import folded, images, plain, settle
 from benchmarks.gpu.peers import Peer, Remote, priorities
 from benchmarks.gpu.phase_blocks import COMPILED, EAGER, HERE, OURS, case_of
-from benchmarks.gpu.timing import Call, Measured, contender, free, notes_of, peak_memory, race
+from benchmarks.gpu.timing import Call, Contender, Measured, contender, free, notes_of, peak_memory, race
 from benchmarks.gpu.workloads import Programs, Workload, programs
 from fused_kernels.blocks.inference import without_chains
 from fused_kernels.launch import Launch
-from fused_kernels.tune.timing import Contender, first_line
+from fused_kernels.tune.timing import first_line
 
 SECONDS = 8.0
 """For the rounds of one workload."""

@@ -7,14 +7,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from fused_kernels.tune.timing import Contender, Replay, one_round
+from fused_kernels.tune.timing import Replay
 
 UNSTABLE = 0.05
 """A middle 80 % wider than this share of the median asks for more rounds, and is reported."""
+
+
+class Contender(Protocol):
+    """Anything that can be timed."""
+
+    notes: list[str]
+
+    def times(self, count: int) -> list[float]:
+        """Milliseconds of ``count`` runs."""
 
 
 @dataclass
@@ -43,6 +52,11 @@ def contender(step: Callable[[], Any], device: torch.device, *, flush: bool = Fa
         return Replay(step, flush=flush)
     step()
     return Call(step, device)
+
+
+def one_round(contenders: Mapping[str, Contender], each: int = 1) -> dict[str, list[float]]:
+    """Milliseconds of ``each`` runs of every contender, one contender after the other."""
+    return {name: one.times(each) for name, one in contenders.items()}
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class FoldedBlock:
         return x if self.block.shortcut == "identity" else padded(x, self.block)
 
     def folded(self, index: int) -> Folded:
-        """One layer as the chain kernel takes it."""
+        """Weights and bias of one layer, for the chain kernel."""
         return Folded(self.weights[index], self.biases[index])
 
     @property

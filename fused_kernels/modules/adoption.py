@@ -91,11 +91,13 @@ def parts_of(model: nn.Module) -> Parts:
     conv1, bn1, fc = (model.get_submodule(name) for name in ("conv1", "bn1", "fc"))
     reason = _layer_obstacle(conv1, bn1, "conv1", "bn1")
     if reason or not isinstance(conv1, nn.Conv2d) or not isinstance(fc, nn.Linear):
-        raise Unsupported(f"{reason or f'fc is a {type(fc).__name__}'}: fuse(model) still takes its blocks")
+        raise Unsupported(
+            f"{reason or f'fc is a {type(fc).__name__}'}: fuse(model) can still replace its blocks"
+        )
     pool = getattr(model, "maxpool", None)
     if pool is not None and not _is_stem_pool(pool):
         raise Unsupported(
-            f"maxpool is {pool}, not 3x3 of stride 2 and padding 1: fuse(model) still takes its blocks"
+            f"maxpool is {pool}, not 3x3 of stride 2 and padding 1: fuse(model) can still replace its blocks"
         )
     stages = {
         name: fused_stage(_fused_children(name, child), training=child.training)

@@ -1,4 +1,4 @@
-"""A convolution with its batch norm folded in, as inference takes it."""
+"""A convolution with its batch norm folded in, for inference."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def zero_sums(w: Tensor, zero_point: int) -> Tensor:
 
     Args:
         w: int8 [K, C, 3, 3].
-        zero_point: the integer that the input stores its zero as.
+        zero_point: the integer that stands for zero in the input.
 
     Returns:
         int32 [16, K], a row for each combination of borders.

@@ -22,7 +22,7 @@ def widen(x: Tensor, *, stride: int, before: int, after: int, zero_point: int = 
         stride: 1 or more.
         before: channels of zeros in front.
         after: channels of zeros behind.
-        zero_point: the integer that an int8 ``x`` stores its zero as.
+        zero_point: the integer that stands for zero in an int8 ``x``.
 
     Returns:
         [N, before + C + after, ceil(H / stride), ceil(W / stride)] in the dtype of ``x`` and NHWC memory.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -17,15 +17,6 @@ FLUSH_BYTES = 256 * 2**20
 
 Timer = Callable[[Sequence[Callable[[], None]]], list[float]]
 """Milliseconds for each of some functions."""
-
-
-class Contender(Protocol):
-    """Anything that can be timed."""
-
-    notes: list[str]
-
-    def times(self, count: int) -> list[float]:
-        """Milliseconds of ``count`` runs."""
 
 
 class Replay:
@@ -95,11 +86,6 @@ class Replay:
                 pairs.append((start, end))
         torch.cuda.synchronize()
         return [start.elapsed_time(end) for start, end in pairs]
-
-
-def one_round(contenders: Mapping[str, Contender], each: int = 1) -> dict[str, list[float]]:
-    """Milliseconds of ``each`` runs of every contender, one contender after the other."""
-    return {name: one.times(each) for name, one in contenders.items()}
 
 
 def on_gpu(functions: Sequence[Callable[[], None]]) -> list[float]:

@@ -84,7 +84,7 @@ def _by_group(groups: ChannelGroups, factors: Mapping[str, NDArray[np.float32]])
     for name, values in factors.items():
         if not np.array_equal(found[groups.of[name]].astype(np.float32), values):
             raise GraphError(
-                f"'{name}' shares channels with another tensor, but not their factors: calibrate again"
+                f"'{name}' and a tensor with the same channels have different factors: calibrate again"
             )
     return found
 

@@ -33,6 +33,7 @@ from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops import convolution
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import tiles
+from tests.fused_kernels.launches import bytes_read, bytes_written
 
 HALF = torch.float16
 PAGE = Path(__file__).parents[2] / "docs" / "traffic.md"
@@ -111,7 +112,7 @@ def test_parities_of_a_strided_dgrad_write_the_gradient_once() -> None:
 @pytest.mark.parametrize("conv", [Conv(1, 1), Conv(3, 3, 1, 1)], ids=str)
 def test_a_dgrad_of_stride_1_moves_whole_tensors(conv: Conv) -> None:
     (launch,), _, _ = _dgrad_launches(conv, 6)
-    assert bytes_of(launch).total() == launch.bytes_read + launch.bytes_written
+    assert bytes_of(launch).total() == bytes_read(launch) + bytes_written(launch)
 
 
 def test_a_compact_shortcut_is_read_by_the_parity_that_it_meets() -> None:

@@ -22,6 +22,7 @@ from fused_kernels.tiles import Tile
 from tests.fused_kernels import quantized
 from tests.fused_kernels.conftest import activation, kernels, normal, reference, reseed, tiles
 from tests.fused_kernels.ground_truth import stored
+from tests.fused_kernels.launches import bytes_read, bytes_written
 from tests.fused_kernels.quantized import Layer, assert_same_bits, random_int8
 from tests.fused_kernels.strategies import FUZZ
 from tests.fused_kernels.tolerances import assert_close
@@ -162,9 +163,9 @@ def test_the_activation_is_read_once_and_little_else_is_moved() -> None:
         logits = pool_fc(x, w, b)
     pool, product = launches
     pooled = 2 * 4 * 64
-    assert (pool.bytes_read, pool.bytes_written) == (2 * x.numel(), pooled)
-    assert product.bytes_read == pooled + 2 * w.numel() + 4 * 10
-    assert product.bytes_written == 4 * logits.numel() == 4 * 40
+    assert (bytes_read(pool), bytes_written(pool)) == (2 * x.numel(), pooled)
+    assert bytes_read(product) == pooled + 2 * w.numel() + 4 * 10
+    assert bytes_written(product) == 4 * logits.numel() == 4 * 40
 
 
 def test_the_classifier_of_fp32_does_not_take_tf32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from fused_kernels.tiles import Tile
 from tests.fused_kernels.checks import Case, assert_activation
 from tests.fused_kernels.conftest import activation, kernels, normal, reference, reseed, tiles, weight
 from tests.fused_kernels.ground_truth import stored
+from tests.fused_kernels.launches import bytes_read, bytes_written
 from tests.fused_kernels.strategies import FUZZ, tiled_cases
 from tests.fused_kernels.tolerances import SUM, assert_close
 
@@ -109,8 +110,8 @@ def test_one_kernel_reads_each_operand_once_and_writes_only_its_result() -> None
         x, w, y = torch.empty(2, 16, 6, 6), torch.empty(32, 16, 1, 1), torch.empty(2, 32, 6, 6)
         conv_bias(x, w, torch.empty(32), POINTWISE, relu=True, residual=y)
     (launch,) = launches
-    assert launch.bytes_read == 4 * (x.numel() + w.numel() + 32 + y.numel())
-    assert launch.bytes_written == 4 * y.numel()
+    assert bytes_read(launch) == 4 * (x.numel() + w.numel() + 32 + y.numel())
+    assert bytes_written(launch) == 4 * y.numel()
 
 
 def test_operands_in_nchw_memory_are_taken_too(small_tiles: Tile) -> None:

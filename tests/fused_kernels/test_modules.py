@@ -19,6 +19,7 @@ from fused_kernels.fusing import fuse
 from fused_kernels.launch import implementation, recording
 from fused_kernels.modules import FusedBottleneck, FusedResNet, FusedStage, FusedStem
 from tests.fused_kernels.conftest import activation, fitting, reseed
+from tests.fused_kernels.launches import bytes_written
 from tests.fused_kernels.plain_networks import BasicBlock, Bottleneck, PadShortcut, ResNet, projection
 from tests.fused_kernels.tolerances import SUM, assert_close, distance
 
@@ -222,7 +223,7 @@ def test_kernels_of_inference_store_no_more_than_its_outputs() -> None:
     stage = FusedStage(FusedBottleneck(32, 8), FusedBottleneck(32, 8)).eval().to("meta")
     with torch.no_grad(), recording() as launches:
         stage(torch.empty(2, 32, 8, 8, device="meta"))
-    written = sum(launch.bytes_written for launch in launches)
+    written = sum(bytes_written(launch) for launch in launches)
     pixels = 2 * 8 * 8 * 4
     assert written <= 2 * pixels * (8 + 8 + 32)
 

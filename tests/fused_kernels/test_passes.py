@@ -12,6 +12,7 @@ from fused_kernels.ops import passes
 from tests.fused_kernels import checks
 from tests.fused_kernels.checks import Case
 from tests.fused_kernels.conftest import activation, batch_norm_vectors, normal, reseed
+from tests.fused_kernels.launches import bytes_read, bytes_written
 from tests.fused_kernels.strategies import FUZZ
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -113,12 +114,12 @@ def test_each_tensor_is_read_and_written_once() -> None:
         passes.entry(x, x, x, vectors, x, vectors)
         passes.bn_backward(x, x, vectors, vectors[:3])
     small = 4 * 4 * 20
-    assert [launch.bytes_read for launch in launches] == [
+    assert [bytes_read(launch) for launch in launches] == [
         2 * size + 2 * small,
         4 * size + 2 * small,
         2 * size + small + 3 * 4 * 20,
     ]
-    assert [launch.bytes_written for launch in launches] == [size, size + 3 * 4 * 20, size]
+    assert [bytes_written(launch) for launch in launches] == [size, size + 3 * 4 * 20, size]
 
 
 def test_the_same_input_gives_the_same_bits() -> None:

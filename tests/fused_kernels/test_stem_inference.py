@@ -19,6 +19,7 @@ from fused_kernels.ops import stem
 from fused_kernels.tiles import Tile
 from tests.fused_kernels.conftest import normal, reference, reseed, tiles, weight
 from tests.fused_kernels.ground_truth import stored
+from tests.fused_kernels.launches import bytes_read, bytes_written
 from tests.fused_kernels.stem_checks import CIFAR, IMAGENET, StemCase
 from tests.fused_kernels.strategies import FUZZ
 from tests.fused_kernels.tolerances import assert_close
@@ -216,8 +217,8 @@ def test_the_convolutions_output_never_reaches_memory() -> None:
         z = stem.stem_inference(image, w, torch.empty(64, device="meta"), IMAGENET)
     assert z.shape == (256, 64, 56, 56)
     assert [launch.kernel for launch in launches] == ["stem.pack_kernel", "stem.conv_pool_kernel"]
-    assert launches[1].bytes_written == z.numel() * 2
-    assert launches[1].bytes_read == 256 * 224 * 240 * 4 * 2 + 64 * 7 * 32 * 2 + 64 * 4
+    assert bytes_written(launches[1]) == z.numel() * 2
+    assert bytes_read(launches[1]) == 256 * 224 * 240 * 4 * 2 + 64 * 7 * 32 * 2 + 64 * 4
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ class Convolution(Record, frozen=True, tag="convolution", tag_field="kind"):
     residual_scale: float | None = None
     """Factor from units of the residual to units of the output, in INT8."""
     zero_sums: bool = False
-    """Whether ``zero_sums`` are added to its sums, because it pads an input that stores its zero as -128."""
+    """Whether ``zero_sums`` are added to its sums, because it pads an input in which -128 stands for zero."""
 
 
 class Chain(Record, frozen=True, tag="chain", tag_field="kind"):
@@ -108,7 +108,7 @@ class Widen(Record, frozen=True, tag="widen", tag_field="kind"):
     before: int
     after: int
     zero_point: int = 0
-    """The integer that the input stores its zero as."""
+    """The integer that stands for zero in the input."""
 
 
 class Head(Record, frozen=True, tag="head", tag_field="kind"):

@@ -98,7 +98,7 @@ def _draw_timeline(report: ProfileReport, axes: Axes) -> None:
 
 
 def _draw_blocks(axes: Axes, row: int, engine: EngineProfile, *, room: float) -> float:
-    """Draw the blocks behind each other, named where they are longer than ``room``; returns where they end."""
+    """Draw the blocks end to end, with names on those longer than ``room``; returns where the last one ends."""
     start = 0.0
     for index, block in enumerate(engine.blocks):
         axes.barh(row, block.ms, left=start, height=0.62, color=colour(row), alpha=(1.0, 0.72)[index % 2])

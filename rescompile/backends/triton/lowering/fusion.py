@@ -81,7 +81,7 @@ def operands_of(conv: gs.Node) -> Operands:
     weight = weight_of(conv.inputs[1])
     bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
     if weight is None or bias is None or weight.values.ndim != 4:
-        raise refused(conv, "it takes a constant weight [K, C, R, S] and a constant bias")
+        raise refused(conv, "its weight [K, C, R, S] and its bias must be constants")
     r, s = weight.values.shape[2:]
     strides, pads = conv.attrs.get("strides", [1, 1]), conv.attrs.get("pads", [0] * 4)
     plain = conv.attrs.get("group", 1) == 1 and set(conv.attrs.get("dilations", [1])) == {1}
@@ -96,7 +96,7 @@ def require_pool(node: gs.Node) -> None:
     """Raise a BackendError where the stem's kernel does not compute this max pool."""
     shape = tuple(node.attrs.get(key) for key in ("kernel_shape", "strides", "pads"))
     if shape != ([3, 3], [2, 2], [1, 1, 1, 1]) or node.attrs.get("ceil_mode", 0) != 0:
-        raise refused(node, "the stem's max pool is 3x3 with stride 2 and padding 1")
+        raise refused(node, "the stem's max pool must be 3x3 with stride 2 and padding 1")
 
 
 def _takes_add(conv: gs.Node, add: gs.Node) -> bool:

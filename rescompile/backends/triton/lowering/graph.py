@@ -127,9 +127,9 @@ def weight_of(tensor: gs.Tensor) -> Weight | None:
     _require_symmetric(dequantize)
     scales = constant(dequantize.inputs[1])
     if stored.dtype != np.int8 or scales is None:
-        raise refused(dequantize, "a quantized weight has int8 values and constant scales")
+        raise refused(dequantize, "a quantized weight must have int8 values and constant scales")
     if scales.ndim == 1 and int(dequantize.attrs.get("axis", 1)) != 0:
-        raise refused(dequantize, "a weight has one scale for each output channel, on axis 0")
+        raise refused(dequantize, "a weight must have one scale for each output channel, on axis 0")
     return Weight(stored, np.broadcast_to(scales.astype(np.float32), (len(stored),)))
 
 
@@ -145,11 +145,11 @@ def _activation_scale(node: gs.Node) -> float:
     _require_symmetric(node)
     scale = constant(node.inputs[1])
     if scale is None or scale.size != 1 or not scale > 0:
-        raise refused(node, "an activation has one positive, constant scale")
+        raise refused(node, "an activation must have one positive, constant scale")
     return float(scale.reshape(()))
 
 
 def _require_symmetric(node: gs.Node) -> None:
     zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if zero is None or zero.dtype != np.int8 or zero.any():
-        raise refused(node, "quantizers are symmetric int8, with a zero point of 0")
+        raise refused(node, "quantizers must be symmetric int8, with a zero point of 0")

@@ -129,10 +129,10 @@ class _Lowering:
         relu, pool = fused.has("Relu"), fused.has("MaxPool")
         if fused.residual is not None or not (relu or weight.scales is not None):
             raise refused(
-                fused.conv, "the first convolution is followed by a ReLU alone, or by INT8's quantizer"
+                fused.conv, "the first convolution must be followed by a ReLU alone, or by INT8's quantizer"
             )
         if weight.values.shape[1] > PIXEL:
-            raise refused(fused.conv, f"an image has at most {PIXEL} channels")
+            raise refused(fused.conv, f"an image must have at most {PIXEL} channels")
         p, q = conv.output_size(*(side + 2 * image.margin for side in self.image_plane))
         if pool:
             require_pool(fused.nodes[-1])
@@ -158,11 +158,13 @@ class _Lowering:
         operands = operands_of(fused.conv)
         window, weight = operands.window, operands.weight
         if fused.has("MaxPool"):
-            raise refused(fused.nodes[-1], "a max pool runs in the stem alone")
+            raise refused(fused.nodes[-1], "a max pool can run in the stem only")
         relu, residual, residual_scale = fused.has("Relu"), None, None
         if fused.residual is not None:
             if not (relu or weight.scales is not None):
-                raise refused(fused.nodes[-1], "a residual add is followed by a ReLU, or by INT8's quantizer")
+                raise refused(
+                    fused.nodes[-1], "a residual add must be followed by a ReLU, or by INT8's quantizer"
+                )
             tensor, residual_scale = behind_quantizer(fused.residual)
             self._plane(tensor, fused.conv)
             residual = str(tensor.name)
@@ -188,7 +190,7 @@ class _Lowering:
         if len(quantized) > 1:
             raise refused(
                 fused.conv,
-                f"its input, weight, residual and output are quantized, or none of them; {MIXED}",
+                f"its input, weight, residual and output must all be quantized, or none of them; {MIXED}",
             )
         name, bias = fused.name, torch.from_numpy(operands.bias.astype(np.float32))
         if scale is None or out is None or scales is None:
@@ -212,17 +214,18 @@ class _Lowering:
         flatten = producer(pooled)
         pool = None if flatten is None else producer(flatten.inputs[0])
         if flatten is None or pool is None or pool.op != "GlobalAveragePool":
-            raise refused(gemm, "the classifier reads a global average pool")
+            raise refused(gemm, "the classifier must read a global average pool")
         cast = self.graph.only_reader(gemm.outputs[0])
         self._cover(pool, flatten, gemm, *([] if cast is None else [cast]))
         source, scale = behind_quantizer(pool.inputs[0])
         weight, bias, attrs = weight_of(gemm.inputs[1]), constant(gemm.inputs[2]), gemm.attrs
         plain = attrs.get("transB", 0) == 1 and attrs.get("alpha", 1.0) == attrs.get("beta", 1.0) == 1.0
         if weight is None or bias is None or not plain:
-            raise refused(gemm, "the classifier has constant weights [classes, channels] and a bias")
+            raise refused(gemm, "the classifier must have constant weights [classes, channels] and a bias")
         if len({scale is not None, pool_scale is not None, weight.scales is not None}) > 1:
             raise refused(
-                gemm, f"the pool's input, its output and the weight are quantized, or none of them; {MIXED}"
+                gemm,
+                f"the pool's input, its output and the weight must all be quantized, or none of them; {MIXED}",
             )
         name = gemm.name
         self.weights[f"{name}.weight"] = np.ascontiguousarray(weight.values)

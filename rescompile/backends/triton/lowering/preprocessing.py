@@ -45,7 +45,7 @@ def read_preprocessing(graph: Graph, tensor: gs.Tensor) -> Preprocessing:
         ops = [node.op for node in steps[:3]]
         if ops != ["Transpose", "Mul", "Add"] or steps[0].attrs["perm"] != [0, 3, 1, 2]:
             raise refused(
-                steps[0], "pixels are transposed, multiplied and added to, as --input uint8-nhwc does"
+                steps[0], "pixels must be transposed, multiplied and added to, as --input uint8-nhwc does"
             )
         weights[FACTOR], weights[OFFSET] = _vector(steps[1]), _vector(steps[2])
         steps = steps[3:]
@@ -54,7 +54,9 @@ def read_preprocessing(graph: Graph, tensor: gs.Tensor) -> Preprocessing:
         if steps[0].op == "Pad":
             margin, steps = _margin(steps[0]), steps[1:]
         if [node.op for node in steps] not in (["Mul", "Add"], ["Add"]):
-            raise refused(steps[0] if steps else path[-1], "an image is padded, multiplied and added to")
+            raise refused(
+                steps[0] if steps else path[-1], "an image may only be padded, multiplied and added to"
+            )
         weights[UNDO_OFFSET] = _vector(steps[-1])
         # without a factor here, the normalization took it in
         weights[UNDO_FACTOR] = _vector(steps[0]) if len(steps) > 1 else np.ones_like(weights[UNDO_OFFSET])
@@ -65,10 +67,11 @@ def _vector(node: gs.Node) -> Array:
     """[C] of the constant [1, C, 1, 1] that ``node`` multiplies with or adds."""
     values = constant(node.inputs[1])
     if values is None:
-        raise refused(node, "an image is normalized by constants")
+        raise refused(node, "an image must be normalized by constants")
     if values.shape[2:] not in ((), (1, 1)):
         raise refused(
-            node, "one number is subtracted from each channel, not a mean image; pass --input float32-nchw"
+            node,
+            "one number must be subtracted from each channel, not a mean image; pass --input float32-nchw",
         )
     return values.astype(np.float32).reshape(-1)
 
@@ -77,8 +80,8 @@ def _margin(pad: gs.Node) -> int:
     """Number of zeros that ``pad`` puts on every side of the image."""
     pads = constant(pad.inputs[1])
     if pads is None or len(pad.inputs) > 2 or len(pads) != 8 or pads[[0, 1, 4, 5]].any():
-        raise refused(pad, "an image is padded with zeros, on its four sides")
+        raise refused(pad, "an image must be padded with zeros, on its four sides")
     sides = set(pads[[2, 3, 6, 7]].tolist())
     if len(sides) > 1 or min(sides) < 0:
-        raise refused(pad, "an image is padded by the same number on every side")
+        raise refused(pad, "an image must be padded by the same number on every side")
     return int(sides.pop())

@@ -33,7 +33,7 @@ class Shortcut(NamedTuple):
     before: int
     after: int
     zero_point: int
-    """The integer that ``source`` stores its zero as."""
+    """The integer that stands for zero in ``source``."""
     nodes: tuple[gs.Node, ...]
 
 
@@ -69,12 +69,12 @@ def read_shortcut(graph: Graph, end: gs.Node, plane_of: Callable[[gs.Tensor], Pl
             steps = _steps(node, plane_of(source))
             stride = [stride[0] * steps[0], stride[1] * steps[1]]
     if stride[0] != stride[1]:
-        raise refused(end, "a shortcut takes pixels at one stride in both axes")
+        raise refused(end, "a shortcut must have the same stride in both axes")
     scale_after = scale_of(end.outputs[0])
     if (scale is None) != (scale_after is None):
-        raise refused(end, f"a shortcut reads and writes integers, or neither; {MIXED}")
+        raise refused(end, f"a shortcut's input and output must both be int8, or neither; {MIXED}")
     if scale_after != scale:
-        raise refused(end, "a shortcut that moves values has the scale of what it reads")
+        raise refused(end, "a shortcut that only moves values must keep the scale of its input")
     zero_point = ZERO_POINT if graph.offset_of(source) else 0
     return Shortcut(source, stride[0], before, after, zero_point, tuple(path))
 
@@ -86,7 +86,7 @@ def _channels(pad: gs.Node, offset: float) -> tuple[int, int]:
     padded_with = 0.0 if value is None else float(value.reshape(()))
     zeros = pad.attrs.get("mode", "constant") == "constant" and np.isclose(padded_with, -offset)
     if pads is None or len(pads) != 8 or not zeros or pads[[0, 2, 3, 4, 6, 7]].any() or pads.min() < 0:
-        raise refused(pad, "a shortcut is padded with channels of zeros")
+        raise refused(pad, "a shortcut must be padded with channels of zeros")
     return int(pads[1]), int(pads[5])
 
 
@@ -94,11 +94,11 @@ def _steps(node: gs.Node, plane: Plane) -> list[int]:
     """Strides of a Slice in height and width."""
     values = [constant(tensor) for tensor in node.inputs[1:5]]
     if len(values) < 4 or any(value is None for value in values):
-        raise refused(node, "a shortcut is sliced by constants")
+        raise refused(node, "a shortcut must be sliced by constants")
     starts, ends, axes, steps = (cast("Array", value).tolist() for value in values)
     stride = [1, 1]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if axis not in {2, 3} or start != 0 or step < 1 or end < plane[axis - 2]:
-            raise refused(node, "a shortcut takes every n-th pixel of the whole plane")
+            raise refused(node, "a shortcut must take every n-th pixel of the whole plane")
         stride[axis - 2] = int(step)
     return stride

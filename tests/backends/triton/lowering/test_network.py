@@ -235,7 +235,7 @@ REFUSED: dict[str, tuple[str, Callable[[onnx.GraphProto], None], str]] = {
     "scale of a shortcut": (
         "cifar",
         replace_constant("layer2.0.shortcut.scale", lambda v: v * 2),
-        "'layer2.0.shortcut' .Pad.: .*has the scale of what it reads",
+        "'layer2.0.shortcut' .Pad.: .*must keep the scale of its input",
     ),
     "padding by values": (
         "cifar",
@@ -245,37 +245,37 @@ REFUSED: dict[str, tuple[str, Callable[[onnx.GraphProto], None], str]] = {
     "padding with another zero": (
         "cifar, full range",
         replace_constant("layer2.0.shortcut.value", lambda v: v / 2),
-        "'layer2.0.shortcut' .Pad.: a shortcut is padded with channels of zeros",
+        "'layer2.0.shortcut' .Pad.: a shortcut must be padded with channels of zeros",
     ),
     "an image padded unevenly": (
         "basic, full range",
         replace_constant("pixels.pad.amounts", lambda v: v + np.array([0, 0, 1, 0, 0, 0, 0, 0])),
-        "'pixels.pad' .Pad.: an image is padded by the same number on every side",
+        "'pixels.pad' .Pad.: an image must be padded by the same number on every side",
     ),
     "an image with more channels": (
         "basic, full range",
         replace_constant("pixels.pad.amounts", lambda v: v + np.array([0, 1, 0, 0, 0, 0, 0, 0])),
-        "'pixels.pad' .Pad.: an image is padded with zeros, on its four sides",
+        "'pixels.pad' .Pad.: an image must be padded with zeros, on its four sides",
     ),
     "an image padded with a value": (
         "basic, full range",
         lambda graph: node(graph, "pixels.pad").input.append("pixels.scale"),
-        "'pixels.pad' .Pad.: an image is padded with zeros, on its four sides",
+        "'pixels.pad' .Pad.: an image must be padded with zeros, on its four sides",
     ),
     "an image cropped": (
         "basic, full range",
         replace_constant("pixels.pad.amounts", lambda v: -v),
-        "'pixels.pad' .Pad.: an image is padded by the same number",
+        "'pixels.pad' .Pad.: an image must be padded by the same number",
     ),
     "an image added to twice": (
         "basic, full range",
         become("pixels.multiply", "Add"),
-        "'pixels.multiply' .Add.: an image is padded, multiplied and added to",
+        "'pixels.multiply' .Add.: an image may only be padded, multiplied and added to",
     ),
     "an image scaled by what is computed": (
         "basic, full range",
         reread("pixels.multiply", 1, "pixels.pad"),
-        "'pixels.multiply' .Mul.: an image is normalized by constants",
+        "'pixels.multiply' .Mul.: an image must be normalized by constants",
     ),
     "a cropped shortcut": (
         "cifar",
@@ -285,7 +285,7 @@ REFUSED: dict[str, tuple[str, Callable[[onnx.GraphProto], None], str]] = {
     "two strides of a shortcut": (
         "cifar",
         replace_constant("layer2.0.slice1.steps", lambda v: np.array([2, 1])),
-        "one stride in both axes",
+        "same stride in both axes",
     ),
     "weight axis": (
         "basic",
@@ -328,11 +328,11 @@ def test_what_no_kernel_computes_is_refused_by_name(case: str) -> None:
     [
         (
             "relu1",
-            "'conv1' .Conv.: the first convolution is followed by a ReLU alone, or by INT8's quantizer",
+            "'conv1' .Conv.: the first convolution must be followed by a ReLU alone, or by INT8's quantizer",
         ),
         (
             "layer1.0.relu",
-            "'layer1.0.add' .Add.: a residual add is followed by a ReLU, or by INT8's quantizer",
+            "'layer1.0.add' .Add.: a residual add must be followed by a ReLU, or by INT8's quantizer",
         ),
     ],
 )
