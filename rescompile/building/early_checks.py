@@ -26,7 +26,7 @@ def check_build(config: BuildConfig) -> None:
     spec = _check_network(config.model)
     _check_calibration(config.calibration)
     if config.validation_set is not None:
-        needed = config.limits is not None and config.limits.max_top1_drop is not None
+        needed = config.limits is not None and config.limits.need_labels
         open_image_set(config.validation_set, limit=1, need_labels=needed)
     if config.output is None and spec is None:
         return  # the output is named after the network, which its weights tell

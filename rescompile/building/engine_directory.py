@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from calibration.images.builtin import golden_images
@@ -166,8 +165,6 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
     image_input = TensorSpec(
         "input", (batch, *image_shape(source, config)), *INPUT_TYPES[config.input_format]
     )
-    rows = len(_output_shape(source)) == 1
-    first, *others = source.graph.graph.output
     manifest = Manifest(
         format=FORMAT,
         model=source.name,
@@ -177,17 +174,7 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
         target=payload.target,
         batch=config.batch,
         inputs=(image_input,),
-        outputs=(
-            OutputSpec(
-                first.name,
-                (batch, *_output_shape(source)),
-                "float32",
-                "NC" if rows else "NCHW",
-                source.kind,
-                _names(source, contents.class_names),
-            ),
-            *(_features(output, batch) for output in others),
-        ),
+        outputs=_outputs(source, batch, contents.class_names),
         preprocess=source.preprocess,
         checkpoint=source.checkpoint,
         calibration=_calibration_ref(contents.table),
@@ -197,14 +184,6 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
         fp16_blocks=contents.fp16_blocks,
     )
     return write_hashed_manifest(folder, manifest)
-
-
-def _features(output: onnx.ValueInfoProto, batch: int) -> OutputSpec:
-    """An output beside the first one."""
-    shape = tuple(dim.dim_value for dim in output.type.tensor_type.shape.dim[1:])
-    return OutputSpec(
-        output.name, (batch, *shape), "float32", "NC" if len(shape) == 1 else "NCHW", "features"
-    )
 
 
 def write_hashed_manifest(directory: Path, manifest: Manifest) -> Manifest:
@@ -230,10 +209,21 @@ def _calibration_ref(table: CalibrationTable | None) -> CalibrationRef | None:
     return CalibrationRef(table.sha256, table.images.source, table.images.count, table.method)
 
 
-def _output_shape(source: Source) -> tuple[int, ...]:
-    """Shape of the output for one image."""
-    dims = source.graph.graph.output[0].type.tensor_type.shape.dim[1:]
-    return tuple(dim.dim_value for dim in dims) if len(dims) == 3 else (source.class_count,)
+def _outputs(source: Source, batch: int, folders: tuple[str, ...] | None) -> tuple[OutputSpec, ...]:
+    """The outputs of the graph; names that the user or the images give are those of the first."""
+    first, *others = source.graph.graph.output
+    named = [(first, source.kind, _names(source, folders))]
+    for other, kind in zip(others, source.other_kinds, strict=True):
+        count = other.type.tensor_type.shape.dim[1].dim_value
+        plain = replace(source, kind=kind, class_count=count, class_names=None)
+        named.append((other, kind, _names(plain, None)))
+    specs = []
+    for output, kind, names in named:
+        shape = tuple(dim.dim_value for dim in output.type.tensor_type.shape.dim[1:])
+        layout: Literal["NC", "NCHW"] = "NCHW" if len(shape) == 3 else "NC"
+        values = shape if len(shape) == 3 or output is not first else (source.class_count,)
+        specs.append(OutputSpec(output.name, (batch, *values), "float32", layout, kind, names))
+    return tuple(specs)
 
 
 def _names(source: Source, folders: tuple[str, ...] | None) -> tuple[str, ...]:

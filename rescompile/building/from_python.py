@@ -28,6 +28,7 @@ from rescompile.errors import UsageError
 from rescompile.files import check_output_directory
 from rescompile.manifest import Precision
 from rescompile.report import Limits
+from rescompile.sources.network import SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
 from rescompile.sources.schemes import has_scheme
 
@@ -126,19 +127,10 @@ def _model(network: Any, options: BuildOptions) -> ModelConfig:
     given, seed = options.get("preprocess"), options.get("seed", 0)
     size = options.get("size")
     weights = str(options.get("weights", "pretrained"))
-    if _is_module(network):
-        from rescompile.sources.modules import network_of
-
-        own = known_preprocess(given) if given is not None else None
-        names = options.get("class_names")
-        live = network_of(
-            network,
-            preprocess=own,
-            preprocess_from="the program" if own else None,
-            size=(size, size) if isinstance(size, int) else size,
-            class_names=tuple(names) if names is not None else None,
-        )
-        return ModelConfig(network=live, seed=seed)
+    members = network if isinstance(network, list | tuple) else [network]
+    if members and all(map(_is_module, members)):
+        live = [_live(member, options) for member in members]
+        return ModelConfig(network=live[0] if members[0] is network else _ensemble(live), seed=seed)
     if not isinstance(network, str | Path):
         raise TypeError(
             f"build() takes a torch.nn.Module, a path, a name or a BuildConfig, not a {type(network).__name__}"
@@ -153,6 +145,26 @@ def _model(network: Any, options: BuildOptions) -> ModelConfig:
     if isinstance(network, Path) or (Path(network).suffix and not has_scheme(network)):
         raise UsageError(f"{network} does not exist; check the path of the network")
     return ModelConfig(model=network, weights=weights, preprocess=preprocess, seed=seed)
+
+
+def _live(module: Any, options: BuildOptions) -> SourceNetwork:
+    from rescompile.sources.modules import network_of
+
+    given, size, names = options.get("preprocess"), options.get("size"), options.get("class_names")
+    own = known_preprocess(given) if given is not None else None
+    return network_of(
+        module,
+        preprocess=own,
+        preprocess_from="the program" if own else None,
+        size=(size, size) if isinstance(size, int) else size,
+        class_names=tuple(names) if names is not None else None,
+    )
+
+
+def _ensemble(members: list[SourceNetwork]) -> SourceNetwork:
+    from rescompile.sources.ensemble import ensemble_of
+
+    return ensemble_of(members)
 
 
 def _is_module(network: object) -> bool:
@@ -175,10 +187,7 @@ def _options_of(given: object, size: int | tuple[int, int] | None) -> Preprocess
     if given is None:
         return PreprocessOptions(crop=size)
     own = known_preprocess(given)
-    return PreprocessOptions(
-        resize=own.resize or 0, crop=own.crop, interpolation=own.interpolation, color=own.color, mean=own.mean,
-        std=own.std,
-    )  # fmt: skip
+    return PreprocessOptions(crop=own.crop, whole=own)
 
 
 def image_set(images: Any, limit: int, name: str) -> Path | InMemoryImages | None:

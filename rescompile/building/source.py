@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 IMAGENET_CLASSES = 1000
 PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}
 """torchvision's two training recipes; other tools publish INT8 figures for the first."""
+NO_TRACE = (
+    "the weights alone were read as a usual {}: dilation, padding modes and pools leave no trace in them; if the "
+    "network differs there, pass it with --onnx, or the live module to rescompile.build"
+)
 SMALL_IMAGE = 64
 """Networks of other families that take images of at most this side are trained on whole small images, as CIFAR's."""
 
@@ -67,7 +71,9 @@ class Source:
     random: bool
     """Random weights, which are good for timing only."""
     kind: OutputKind = "classes"
-    """Meaning of the output."""
+    """Meaning of the first output."""
+    other_kinds: tuple[OutputKind, ...] = ()
+    """Meaning of the other outputs."""
     kind_reason: str = ""
     preprocess_assumed: bool = False
     """Whether neither the user nor the weights' origin says how pixels are normalized."""
@@ -116,7 +122,7 @@ def _brought(config: ModelConfig) -> SourceNetwork | None:
 def _from_weights(config: ModelConfig, progress: Progress) -> Source:
     from rescompile.graph.export import export
 
-    spec, model, checkpoint, default = _network(config, progress)
+    spec, model, checkpoint, default, remarks = _network(config, progress)
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
     graph = place(fold(export(model, image_size=preprocess.size)))
     check_against_function(graph, partial(_answers, model), None)
@@ -134,11 +140,14 @@ def _from_weights(config: ModelConfig, progress: Progress) -> Source:
         is_imagenet=is_imagenet,
         random=config.weights == "random",
         preprocess_assumed=config.weights not in PRETRAINED and not config.preprocess.states_normalization,
+        remarks=remarks,
     )
 
 
-def _network(config: ModelConfig, progress: Progress) -> tuple[ModelSpec, ResNet, CheckpointRef, Preprocess]:
-    """The network in PyTorch, the origin of its weights, and the preprocessing it expects."""
+def _network(
+    config: ModelConfig, progress: Progress
+) -> tuple[ModelSpec, ResNet, CheckpointRef, Preprocess, tuple[str, ...]]:
+    """The network in PyTorch, the origin of its weights, the preprocessing it expects, and remarks for the user."""
     from rescompile.models import registry
     from rescompile.models.random_weights import random_model
     from rescompile.sources import checkpoint as checkpoints
@@ -151,19 +160,21 @@ def _network(config: ModelConfig, progress: Progress) -> tuple[ModelSpec, ResNet
     if config.weights == "random":
         assert spec is not None  # ModelConfig asks for a name where the weights cannot tell
         model, digest = random_model(spec, spec.default_classes, config.seed)
-        return spec, model, CheckpointRef(digest, f"random, seed {config.seed}"), spec.preprocess
+        return spec, model, CheckpointRef(digest, f"random, seed {config.seed}"), spec.preprocess, ()
     version = PRETRAINED.get(config.weights)
     if version is None:
         path = Path(config.weights)
     else:
         assert spec is not None
         path = pretrained.fetch_pretrained(spec, version, progress=progress.advanced)
-    loaded = checkpoints.load_checkpoint(path)
+    loaded = checkpoints.load_checkpoint(path, config.entry)
+    remarks = loaded.notes
     if spec is None:
         spec = with_options(checkpoints.spec_of(loaded))
+        remarks = (*remarks, NO_TRACE.format(spec.name))
     model = checkpoints.build_model(spec, loaded)
     preprocess = pretrained.pretrained_preprocess(spec, version) if version else spec.preprocess
-    return spec, model, CheckpointRef(loaded.sha256, loaded.source), preprocess
+    return spec, model, CheckpointRef(loaded.sha256, loaded.source), preprocess, remarks
 
 
 def _answers(model: ResNet, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
 from calibration.images.builtin import builtin_image_set
-from rescompile.accuracy.parity import Measurement, compare_logits, open_unlabelled, open_validation_set
+from rescompile.accuracy.parity import (
+    Measurement,
+    Network,
+    all_outputs,
+    compare_logits,
+    open_unlabelled,
+    open_validation_set,
+)
 from rescompile.accuracy.verify import stand_in
 from rescompile.backends.base import Backend
-from rescompile.backends.onnxruntime import ReferenceSession, reference_session
+from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.deployable import Deployable
 from rescompile.building.source import Source
 from rescompile.building.task import is_guess
@@ -121,7 +125,6 @@ def measure(
 ) -> Measurement:
     """Compare the engine in ``folder``, after its golden self-test, with the fp32 network.
 
-    The figures are those of the first output; the relative RMS is the worst of all.
     Where the engine cannot run here, its backend's simulation is measured, or else the deployable graph.
 
     Raises:
@@ -129,30 +132,21 @@ def measure(
     """
     reference = reference_session(source.graph.SerializeToString(), optimize=True)
     engine = load(folder) if validation.executed else simulate(folder)
-    candidate = engine or reference_session(deployable.graph.SerializeToString(), optimize=False)
+    graph = None if engine else reference_session(deployable.graph.SerializeToString(), optimize=False)
+    candidate: Network | None = engine if graph is None else all_outputs(graph, manifest.outputs)
+    assert candidate is not None
     try:
-        found = [
-            compare_logits(
-                _answer(reference, output.name, manifest),
-                _answer(candidate, output.name, manifest),
-                images=validation.images,
-                preprocess=source.preprocess,
-                candidate_input=manifest.inputs[0],
-                kind=output.kind,
-                progress=progress,
-            )
-            for output in manifest.outputs
-        ]
+        return compare_logits(
+            all_outputs(reference, manifest.outputs),
+            candidate,
+            images=validation.images,
+            preprocess=source.preprocess,
+            candidate_input=manifest.inputs[0],
+            outputs=manifest.outputs,
+            progress=progress,
+        )
     finally:
-        candidate.close()
-    worst = max(each.parity.relative_rms for each in found)
-    return replace(found[0], parity=msgspec.structs.replace(found[0].parity, relative_rms=worst))
-
-
-def _answer(runner: Any, output: str, manifest: Manifest) -> Any:
-    """The function that answers images with one of the outputs; ``runner`` itself where there is one alone."""
-    if len(manifest.outputs) == 1:
-        return runner
-    if isinstance(runner, ReferenceSession):
-        return lambda images: runner.tensors(images)[output]
-    return lambda images: runner(images)[output]
+        if engine is not None:
+            engine.close()
+        if graph is not None:
+            graph.close()

@@ -56,6 +56,9 @@ class NetworkOptions:
             "pretrained-v2, random."
         ),
     ] = "pretrained"
+    entry: Annotated[
+        str | None, _network("Network to take of a checkpoint that holds several, such as ema or encoder_q.")
+    ] = None
     shortcut: Annotated[
         Literal["A", "B"] | None, _network("Kind of shortcut in CIFAR networks; a checkpoint implies it.")
     ] = None
@@ -299,6 +302,7 @@ def model_config(network: NetworkOptions, preprocessing: PreprocessingOptions) -
         model=network.model,
         onnx=network.onnx,
         weights=network.weights,
+        entry=network.entry,
         shortcut=network.shortcut,
         stride_on=network.stride_on,
         classes=network.classes,

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from calibration.names import text_of
 from rescompile.errors import CheckpointError, UsageError, did_you_mean, reason_of
 from rescompile.optional import require
+from rescompile.sources.entries import entry_of
 from rescompile.sources.modules import network_of
 from rescompile.sources.network import SourceNetwork
 from rescompile.sources.safe_loading import read_payload
-from rescompile.sources.torchvision_names import state_dict_in
 from rescompile.sources.transforms import hf_preprocess, timm_notes, timm_preprocess, transform_preprocess
 
 WORDS = ("pretrained", "random")
@@ -267,7 +267,7 @@ def _import(module: str, purpose: str) -> Any:
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
-    found = state_dict_in(read_payload(path), path)
+    found = entry_of(read_payload(path), path).tensors
     prefix = "module."
     shared = all(name.startswith(prefix) for name in found)
     return {name.removeprefix(prefix) if shared else name: tensor for name, tensor in found.items()}

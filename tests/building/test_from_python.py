@@ -147,3 +147,20 @@ def test_live_module_to_verified_engine(tmp_path: Path, monkeypatch: pytest.Monk
     found = engine(FLOATS)
     assert np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()) < 0.2
     assert engine.classify(PIXELS[0])[0][0].startswith("class ")
+
+
+def test_a_mean_image_of_the_program_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "net.pth").write_bytes(b"x")
+    mean = np.full((3, 32, 32), 0.25, "<f4").tobytes()
+    own = msgspec.structs.replace(CIFAR, mean=(0.0,) * 3, std=(1 / 255,) * 3, mean_image=mean)
+    options = build_config(tmp_path / "net.pth", {"preprocess": own}).model.preprocess
+    assert options.apply(CIFAR) == own
+    assert options.states_normalization
+
+
+def test_several_modules_become_an_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+    members = [random_model(find(depth=None, name="resnet20-cifar"), 10, seed)[0] for seed in (0, 1)]
+    network = build_config(members, {"preprocess": CIFAR}).model.network
+    assert network is not None
+    assert network.name == "ensemble-2-resnet"
