@@ -71,8 +71,8 @@ def _is_read_in_int8(quantize: gs.Node, subject: Subject) -> bool:
     todo = [user for dq in consumers(quantize.outputs[0]) for user in consumers(dq.outputs[0])]
     while todo:
         user = todo.pop()
-        if user.op in WEIGHTED_OPS and is_quantized(user):
-            return True
+        if user.op == "QuantizeLinear" or (user.op in WEIGHTED_OPS and is_quantized(user)):
+            return True  # behind an average pool, which has Q/DQ on both sides, there is another quantizer
         if user.op == "Add" and subject.in_int8(user):
             block = user.name.removesuffix(".add")
             if not (maker.op == "Conv" and maker.name.startswith(f"{block}.conv")):
