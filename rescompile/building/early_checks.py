@@ -14,6 +14,7 @@ from rescompile.files import check_output_directory, check_output_file
 from rescompile.models.registry import find, with_options
 from rescompile.models.specification import ModelSpec
 from rescompile.sources.class_names import read_names
+from rescompile.sources.schemes import has_scheme
 
 
 def check_build(config: BuildConfig) -> None:
@@ -25,7 +26,7 @@ def check_build(config: BuildConfig) -> None:
     spec = _check_network(config.model)
     _check_calibration(config.calibration)
     if config.validation_set is not None:
-        needed = config.limits is not None and config.limits.max_top1_drop is not None
+        needed = config.limits is not None and config.limits.need_labels
         open_image_set(config.validation_set, limit=1, need_labels=needed)
     if config.output is None and spec is None:
         return  # the output is named after the network, which its weights tell
@@ -44,6 +45,8 @@ def check_calibrate(model: ModelConfig, calibration: CalibrationConfig, output: 
 def _check_network(model: ModelConfig) -> ModelSpec | None:
     """The network, where its name alone tells it."""
     spec = None
+    if has_scheme(model.model):
+        return None
     if model.depth is not None or model.model is not None:
         spec = with_options(
             find(depth=model.depth, name=model.model), shortcut=model.shortcut, stride_on=model.stride_on

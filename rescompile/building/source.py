@@ -5,6 +5,7 @@ The later stages do not depend on where the network came from.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,16 +31,23 @@ from rescompile.manifest import CheckpointRef, OutputKind
 from rescompile.models.registry import IMAGENET_SPECS
 from rescompile.progress import Progress
 from rescompile.sources.class_names import imagenet_class_names, read_class_names
+from rescompile.sources.framework_files import read_framework_file
+from rescompile.sources.network import SourceNetwork
 from rescompile.sources.onnx_file import read_onnx, sha256_of_onnx
+from rescompile.sources.preprocess_options import PreprocessOptions
+from rescompile.sources.schemes import has_scheme
 
 if TYPE_CHECKING:
     from rescompile.models.resnet import ResNet
     from rescompile.models.specification import ModelSpec
-    from rescompile.sources.network import SourceNetwork
 
 IMAGENET_CLASSES = 1000
 PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}
 """torchvision's two training recipes; other tools publish INT8 figures for the first."""
+NO_TRACE = (
+    "the weights alone were read as a usual {}: dilation, padding modes and pools leave no trace in them; if the "
+    "network differs there, pass it with --onnx, or the live module to rescompile.build"
+)
 SMALL_IMAGE = 64
 """Networks of other families that take images of at most this side are trained on whole small images, as CIFAR's."""
 
@@ -63,7 +71,9 @@ class Source:
     random: bool
     """Random weights, which are good for timing only."""
     kind: OutputKind = "classes"
-    """Meaning of the output."""
+    """Meaning of the first output."""
+    other_kinds: tuple[OutputKind, ...] = ()
+    """Meaning of the other outputs."""
     kind_reason: str = ""
     preprocess_assumed: bool = False
     """Whether neither the user nor the weights' origin says how pixels are normalized."""
@@ -90,13 +100,29 @@ def open_source(config: ModelConfig, progress: Progress) -> Source:
         UsageError: unknown model, or options that do not fit it.
         CheckpointError, DownloadError, GraphError: the weights or the graph cannot be used.
     """
-    return _from_onnx(config, config.onnx) if config.onnx is not None else _from_weights(config, progress)
+    network = config.network or _brought(config)
+    return source_of(network, config) if network is not None else _from_weights(config, progress)
+
+
+def _brought(config: ModelConfig) -> SourceNetwork | None:
+    """The network of an ONNX file, of another framework's file or of an optional package, if that was asked."""
+    crop = config.preprocess.crop
+    size = (crop, crop) if isinstance(crop, int) else crop
+    if config.onnx is not None:
+        return _onnx_network(config.onnx)
+    if config.model is not None and has_scheme(config.model):
+        from rescompile.sources.packages import open_named
+
+        return open_named(config.model, config.weights, size=size, seed=config.seed)
+    if config.depth is None and config.model is None and config.weights not in (*PRETRAINED, "random"):
+        return read_framework_file(Path(config.weights), size)
+    return None
 
 
 def _from_weights(config: ModelConfig, progress: Progress) -> Source:
     from rescompile.graph.export import export
 
-    spec, model, checkpoint, default = _network(config, progress)
+    spec, model, checkpoint, default, remarks = _network(config, progress)
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
     graph = place(fold(export(model, image_size=preprocess.size)))
     check_against_function(graph, partial(_answers, model), None)
@@ -114,11 +140,14 @@ def _from_weights(config: ModelConfig, progress: Progress) -> Source:
         is_imagenet=is_imagenet,
         random=config.weights == "random",
         preprocess_assumed=config.weights not in PRETRAINED and not config.preprocess.states_normalization,
+        remarks=remarks,
     )
 
 
-def _network(config: ModelConfig, progress: Progress) -> tuple[ModelSpec, ResNet, CheckpointRef, Preprocess]:
-    """The network in PyTorch, the origin of its weights, and the preprocessing it expects."""
+def _network(
+    config: ModelConfig, progress: Progress
+) -> tuple[ModelSpec, ResNet, CheckpointRef, Preprocess, tuple[str, ...]]:
+    """The network in PyTorch, the origin of its weights, the preprocessing it expects, and remarks for the user."""
     from rescompile.models import registry
     from rescompile.models.random_weights import random_model
     from rescompile.sources import checkpoint as checkpoints
@@ -131,19 +160,21 @@ def _network(config: ModelConfig, progress: Progress) -> tuple[ModelSpec, ResNet
     if config.weights == "random":
         assert spec is not None  # ModelConfig asks for a name where the weights cannot tell
         model, digest = random_model(spec, spec.default_classes, config.seed)
-        return spec, model, CheckpointRef(digest, f"random, seed {config.seed}"), spec.preprocess
+        return spec, model, CheckpointRef(digest, f"random, seed {config.seed}"), spec.preprocess, ()
     version = PRETRAINED.get(config.weights)
     if version is None:
         path = Path(config.weights)
     else:
         assert spec is not None
         path = pretrained.fetch_pretrained(spec, version, progress=progress.advanced)
-    loaded = checkpoints.load_checkpoint(path)
+    loaded = checkpoints.load_checkpoint(path, config.entry)
+    remarks = loaded.notes
     if spec is None:
         spec = with_options(checkpoints.spec_of(loaded))
+        remarks = (*remarks, NO_TRACE.format(spec.name))
     model = checkpoints.build_model(spec, loaded)
     preprocess = pretrained.pretrained_preprocess(spec, version) if version else spec.preprocess
-    return spec, model, CheckpointRef(loaded.sha256, loaded.source), preprocess
+    return spec, model, CheckpointRef(loaded.sha256, loaded.source), preprocess, remarks
 
 
 def _answers(model: ResNet, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -154,15 +185,12 @@ def _answers(model: ResNet, images: NDArray[np.float32]) -> NDArray[np.float32]:
     return answers
 
 
-def _from_onnx(config: ModelConfig, path: Path) -> Source:
-    from rescompile.sources.network import SourceNetwork
-
-    network = SourceNetwork(
+def _onnx_network(path: Path) -> SourceNetwork:
+    return SourceNetwork(
         graph=read_onnx(path),
         name=path.stem,
         checkpoint=CheckpointRef(sha256_of_onnx(path), text_of(path.name)),
     )
-    return source_of(network, config)
 
 
 def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
@@ -196,7 +224,9 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
     given = network.class_names if config.classes is None else None
     return Source(
         graph=graph,
-        name=_name_of(found.form) if found.form is not None else network.name,
+        name=_name_of(found.form)
+        if found.form is not None and config.onnx is not None
+        else _plain(network.name),
         depth=None if found.form is None else found.form.depth,
         residual_adds=found.residual_adds,
         class_count=classes,
@@ -204,7 +234,7 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
         checkpoint=network.checkpoint,
         preprocess=replace(options, crop=size).apply(default, channels=channels),
         is_imagenet=is_imagenet,
-        random=False,
+        random=config.weights == "random",
         preprocess_assumed=origin is None and not options.states_normalization,
         endings=simplified.endings,
         remarks=(
@@ -238,11 +268,8 @@ def _preprocess_of(
     if network.preprocess is not None:
         return network.preprocess, network.preprocess_from or "the network's own configuration"
     default = CIFAR if (max(size) <= SMALL_IMAGE if form is None else not form.has_maxpool) else IMAGENET
-    if default.resize is not None and size != default.size:
-        # the same proportion of the photograph
-        crop = size[0] if size[0] == size[1] else size
-        shorter = round(default.resize * min(size) / min(default.size)) if isinstance(crop, int) else None
-        default = msgspec.structs.replace(default, crop=crop, resize=shorter)
+    # the same proportion of the photograph, or all of it where the input is not square
+    default = PreprocessOptions(crop=size[0] if size[0] == size[1] else size).apply(default)
     if simplified.range is None:
         return default, None
     color = {1: "GRAY", 4: "RGBA"}.get(channels, "RGB")
@@ -258,6 +285,11 @@ def _float_note(graph: onnx.ModelProto) -> tuple[str, ...]:
         return ()
     listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
     return (f"these operations stay in floating point in INT8 engines: {listed}",)
+
+
+def _plain(name: str) -> str:
+    """``name`` as a part of a folder's name."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "network"
 
 
 def _name_of(form: ResNetForm) -> str:

@@ -12,7 +12,7 @@ from calibration.preprocess import normalize
 from rescompile.accuracy.advice import next_steps
 from rescompile.accuracy.error_by_block import block_errors
 from rescompile.accuracy.label_fit import misfit
-from rescompile.accuracy.limits import default_limits, judge, too_few_images
+from rescompile.accuracy.limits import default_limits, judge_all, too_few_images
 from rescompile.accuracy.other_preprocessing import better_preprocessing
 from rescompile.accuracy.parity import Measurement
 from rescompile.accuracy.verify import stand_in
@@ -45,7 +45,7 @@ def check_limits(measured: Measurement, contents: Contents) -> tuple[Limits, tup
     limits = config.limits or default_limits(
         config.precision, random_weights=contents.source.random, kind=contents.source.kind
     )
-    return limits, judge(measured.parity, limits)
+    return limits, judge_all(measured, limits)
 
 
 def passes(measured: Measurement, contents: Contents, wrong: str | None) -> bool:
@@ -148,11 +148,10 @@ def make_report(
         frontier=mixed.frontier,
         damages=mixed.damages,
     )
+    images = contents.config.validation_set
+    path = images if isinstance(images, Path) else None  # no command takes images in memory
     return msgspec.structs.replace(
-        report,
-        advice=next_steps(
-            report, images=contents.config.validation_set, pointless=_pointless(contents.config)
-        ),
+        report, advice=next_steps(report, images=path, pointless=_pointless(contents.config))
     )
 
 

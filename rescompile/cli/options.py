@@ -42,12 +42,23 @@ class NetworkOptions:
 
     depth: Annotated[int | None, _network("ImageNet ResNet of this depth: 18, 34, 50, 101 or 152.")] = None
     model: Annotated[
-        str | None, _network("Network by name, such as resnet101, resnet56-cifar, resnet29-cifar-bottleneck.")
+        str | None,
+        _network(
+            "Network by name: resnet101, resnet56-cifar, timm:NAME, torchvision:NAME, hf:FOLDER, "
+            "module:package.file:function."
+        ),
     ] = None
     onnx: Annotated[Path | None, _network("ResNet in floating point as an ONNX file.")] = None
     weights: Annotated[
-        str, _network("Checkpoint (.pth .th .pt .safetensors), or: pretrained, pretrained-v2, random.")
+        str,
+        _network(
+            "Checkpoint (.pth .th .pt .safetensors .h5 .keras .caffemodel .params .pdparams), or: pretrained, "
+            "pretrained-v2, random."
+        ),
     ] = "pretrained"
+    entry: Annotated[
+        str | None, _network("Network to take of a checkpoint that holds several, such as ema or encoder_q.")
+    ] = None
     shortcut: Annotated[
         Literal["A", "B"] | None, _network("Kind of shortcut in CIFAR networks; a checkpoint implies it.")
     ] = None
@@ -291,6 +302,7 @@ def model_config(network: NetworkOptions, preprocessing: PreprocessingOptions) -
         model=network.model,
         onnx=network.onnx,
         weights=network.weights,
+        entry=network.entry,
         shortcut=network.shortcut,
         stride_on=network.stride_on,
         classes=network.classes,

@@ -19,9 +19,10 @@ from rescompile.files import sha256_of
 from rescompile.models.registry import create
 from rescompile.models.resnet import ResNet
 from rescompile.models.specification import ModelSpec
-from rescompile.sources.identification import describe, identify, variant
+from rescompile.sources.entries import entry_of
+from rescompile.sources.identification import OTHER_WAYS, describe, identify, variant
 from rescompile.sources.safe_loading import read_payload
-from rescompile.sources.torchvision_names import canonical, listing, state_dict_in
+from rescompile.sources.torchvision_names import canonical, linear_layers, listing
 
 _BATCH_NORM_EPS = 1e-5
 _COUNTER = "num_batches_tracked"
@@ -38,28 +39,39 @@ class Checkpoint:
     """Name of the file."""
     classes: int
     """Rows of ``fc.weight``."""
+    notes: tuple[str, ...] = ()
+    """Which entry was taken, what was left out."""
+    foreign: bool = False
+    """Whether the layers were found by order and shapes, under names that nobody here knows."""
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     """Read a .pth, .th, .pt or .safetensors file without running any code in it.
 
-    It may be a state_dict of torchvision, timm or akamaster's CIFAR models, plain or nested, with a common prefix or
-    none, in fp16, bf16, fp32 or fp64.
+    It may be a state_dict of torchvision, timm or akamaster's CIFAR models or, by order and shapes, of others; plain or
+    nested, with a common prefix or none, in fp16, bf16, fp32 or fp64. ``entry`` names the one to take where there are
+    several networks.
 
     Raises:
         CheckpointError: the file cannot be read, or does not hold a ResNet of a supported kind.
     """
-    state_dict = canonical(state_dict_in(read_payload(path), path), path)
+    taken = entry_of(read_payload(path), path, entry)
+    named = canonical(taken.tensors, path, entry if entry != taken.path else None)
+    state_dict = named.state_dict
     kind = variant(state_dict)
     if kind is not None:
-        raise CheckpointError(f"{path} holds {kind}, which is not supported: pass a plain ResNet")
+        raise CheckpointError(f"{path} holds {kind}, which cannot be built from weights alone: {OTHER_WAYS}")
     for name, role in (("conv1.weight", "stem"), ("fc.weight", "classifier")):
         if name not in state_dict:
-            raise CheckpointError(f"{path} has no {role} '{name}': it holds {describe(state_dict)}")
+            raise CheckpointError(
+                f"{path} holds {describe(state_dict)} without a {role} '{name}' "
+                f"(its linear layers are {listing(linear_layers(state_dict))}): {OTHER_WAYS}"
+            )
     classifier = state_dict["fc.weight"]
     if classifier.ndim != 2 or classifier.shape[0] < 1:
         raise CheckpointError(f"{path}: fc.weight has shape {_shape(classifier)}, not [classes, features]")
-    return Checkpoint(state_dict, _hash(path), text_of(path.name), classifier.shape[0])
+    notes = (*taken.notes, *named.notes)
+    return Checkpoint(state_dict, _hash(path), text_of(path.name), classifier.shape[0], notes, named.foreign)
 
 
 def spec_of(checkpoint: Checkpoint) -> ModelSpec:
@@ -71,7 +83,8 @@ def spec_of(checkpoint: Checkpoint) -> ModelSpec:
     spec = identify(checkpoint.state_dict)
     if spec is None:
         raise CheckpointError(
-            f"{checkpoint.source} holds {describe(checkpoint.state_dict)}, which rescompile does not know"
+            f"{checkpoint.source} holds {describe(checkpoint.state_dict)}, which its weights alone do not tell: "
+            f"{OTHER_WAYS}"
         )
     return spec
 
@@ -131,7 +144,7 @@ def _check_fit(expected: Mapping[str, Tensor], spec: ModelSpec, checkpoint: Chec
     if parts:
         raise CheckpointError(
             f"{checkpoint.source} does not fit {spec.name}; {'; '.join(parts)}. The file holds "
-            f"{describe(found)}: pass weights of this network"
+            f"{describe(found)}: pass weights of this network; or {OTHER_WAYS}"
         )
 
 

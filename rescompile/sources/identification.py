@@ -114,4 +114,11 @@ def describe(state_dict: Mapping[str, Tensor]) -> str:
         has_option = (spec.family, spec.block) == ("cifar", "basic")
         return f"a {spec.name}" + f" with shortcut option {spec.shortcut}" * has_option
     kind = variant(state_dict) or anatomy(state_dict)
-    return str(kind) if kind else f"no ResNet (its parameters are {listing(state_dict)})"
+    return str(kind) if kind else f"a network under names that are not known here ({listing(state_dict)})"
+
+
+OTHER_WAYS = (
+    "export the network to ONNX in the program that made it and pass that file with --onnx, or pass the live module to "
+    "rescompile.build"
+)
+"""What works for a network that its weights alone do not tell."""

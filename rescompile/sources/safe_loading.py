@@ -5,22 +5,18 @@ The content decides the format, not the suffix: torch.save's zip archives and ol
 
 from __future__ import annotations
 
-import argparse
 import pickle
-import re
 import stat
-import sys
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rescompile.errors import CheckpointError, reason_of
+from rescompile.sources.inert_pickle import load_inert
 from rescompile.sources.paddle_file import read_pdparams
 
 _HOW_TO_SAVE = (
@@ -34,7 +30,6 @@ _COMPRESSED = {
     b"BZh": "bunzip2",
     b"\x28\xb5\x2f\xfd": "zstd -d",
 }
-_REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 _HEAD = 128
 
 
@@ -117,10 +112,9 @@ def _torch_payload(path: Path) -> object:
         with warnings.catch_warnings():
             # torch warns about unusual pickle protocols before it refuses or reads them
             warnings.simplefilter("ignore")
-            with torch.serialization.safe_globals(_plain_data()):
-                payload: object = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_why_refused(path, str(error))) from None
+            payload: object = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, UnicodeDecodeError):
+        payload = _inert(path)
     except Exception as error:
         # a damaged pickle can make the unpickler fail with any exception
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
@@ -128,32 +122,18 @@ def _torch_payload(path: Path) -> object:
     return payload
 
 
-def _plain_data() -> list[Any]:
-    """Classes that hold data alone and that training programs store beside weights: options, the best accuracy.
-
-    NumPy scalars have one module name from NumPy 1 and another from NumPy 2.
-    """
-    scalar = np.float64(0).__reduce__()[0]
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    kinds = [type(np.dtype(code)) for code in ("f8", "f4", "i8", "i4", "?")]
-    return [argparse.Namespace, np.dtype, *names, *kinds]
-
-
-def _why_refused(path: Path, message: str) -> str:
-    """Say in one sentence why the safe unpickler refused a pickle."""
-    found = _REFUSED.search(message)
-    if found is None:
-        return f"{path} is damaged, or a pickle that the safe loader refuses, so nothing was loaded: {_HOW_TO_SAVE}"
-    name = found[1]
-    package, last = name.partition(".")[0], name.rpartition(".")[2]
-    if last[:1].isupper() and (package == "__main__" or package not in sys.stdlib_module_names):
-        return (
-            f"{path} is a whole pickled model (it needs the class {name}), not a state_dict: {_HOW_TO_SAVE}"
-        )
-    return (
-        f"{path} holds the Python object {name} beside or instead of tensors; unpickling that can run any code, "
-        f"so nothing was loaded: {_HOW_TO_SAVE}"
-    )
+def _inert(path: Path) -> object:
+    """The content with stand-ins for the objects that torch's own safe loader refuses."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return load_inert(path)
+    except Exception as error:
+        # an unusual pickle can make the unpickler fail with any exception
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{path} is damaged, or a pickle that the safe loader refuses ({reason}): {_HOW_TO_SAVE}"
+        ) from None
 
 
 def _safetensors(path: Path) -> object:
