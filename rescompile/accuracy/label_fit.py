@@ -55,6 +55,15 @@ def misfit(answers: Answers, class_names: Sequence[str], *, least: float | None 
     return f"{share}{f'; {seen}' if seen else ', which is chance'}: {ADVICE}"
 
 
+def share_in_another_order(answers: Answers, class_names: Sequence[str]) -> float:
+    """Share of the images that would be right if the labels counted or stood otherwise; 0 where no order is better."""
+    labels, found = answers.labels, answers.reference
+    if labels is None or len(labels) < FEWEST:
+        return 0.0
+    better = [*_in_known_orders(found, labels, class_names), *_reordered(found, labels, class_names)]
+    return max(better, default=(0, ""))[0] / len(labels)
+
+
 def _at_chance(found: Labels, labels: Labels, classes: int) -> bool:
     """Whether the network knows no more than a guess, and enough images say so.
 

@@ -11,7 +11,7 @@ from calibration.names import text_of
 from calibration.preprocess import normalize
 from rescompile.accuracy.advice import next_steps
 from rescompile.accuracy.error_by_block import block_errors
-from rescompile.accuracy.label_fit import misfit
+from rescompile.accuracy.label_fit import misfit, share_in_another_order
 from rescompile.accuracy.limits import default_limits, judge_all, too_few_images
 from rescompile.accuracy.other_preprocessing import better_preprocessing
 from rescompile.accuracy.parity import Measurement
@@ -62,7 +62,8 @@ def misfit_of(
     if source.preprocess_assumed and source.kind == "classes":
         reference = reference_session(source.graph.SerializeToString(), optimize=True)
         better = better_preprocessing(reference, validation.images, source.preprocess)
-        if better is not None:
+        # answers in another order can be right more often by chance than answers that never are
+        if better is not None and better.top1 > share_in_another_order(measured.answers, manifest.classes):
             return (
                 f"the preprocessing was assumed, and the labels speak for another one ({better.name}): the fp32 "
                 f"network names the right class for {percent(better.top1)} of {counted(better.images, 'image')} with "
