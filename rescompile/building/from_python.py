@@ -60,6 +60,8 @@ class BuildOptions(TypedDict, total=False):
     size: int | tuple[int, int] | None
     """Side, or height and width, of the input, where nothing else says it."""
     class_names: Iterable[str] | None
+    outputs: Iterable[str]
+    """Inner modules of a live module to return in place of its answer: ``c2`` to ``c5``, or PyTorch's names."""
     limits: Limits | None
     effort: Effort | None
     fp16_blocks: Fp16Blocks | None
@@ -158,6 +160,7 @@ def _live(module: Any, options: BuildOptions) -> SourceNetwork:
         preprocess_from="the program" if own else None,
         size=(size, size) if isinstance(size, int) else size,
         class_names=tuple(names) if names is not None else None,
+        outputs=tuple(options.get("outputs", ())),
     )
 
 

@@ -201,7 +201,9 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
         GraphError: the graph cannot be read, or our form of it does not compute what the network computes.
     """
     options = config.preprocess
-    asked = options.crop if options.crop is not None else network.preprocess and network.preprocess.size
+    asked = (
+        options.crop if options.crop is not None or network.preprocess is None else network.preprocess.crop
+    )
     simplified = simplify(network.graph, size=(asked, asked) if isinstance(asked, int) else asked)
     names = tuple(output.name for output in network.graph.graph.output)
     named, found = structure(fold(simplified.graph), names)

@@ -81,7 +81,7 @@ def _other(node: gs.Node, reasons: dict[str, str]) -> str | None:
         return None
     if node.op == "GlobalAveragePool":
         return None if _feeds_int8_classifier(node, reasons) else "GlobalAveragePool"
-    return node.op
+    return str(node.op)
 
 
 def _feeds_int8_classifier(pool: gs.Node, reasons: dict[str, str]) -> bool:
