@@ -157,7 +157,8 @@ def rest_type(subject: Subject) -> Findings:
     for node in subject.nodes("Conv", "Gemm", "Add", "Relu", "MaxPool", "GlobalAveragePool", "Mul"):
         for tensor in node.inputs:
             kind = tensor.dtype if isinstance(tensor, gs.Constant) else None
-            if kind is not None and np.dtype(kind).name != subject.rest_type:
+            sizes = kind is not None and np.issubdtype(kind, np.integer)  # arithmetic of shapes
+            if kind is not None and not sizes and np.dtype(kind).name != subject.rest_type:
                 yield f"'{tensor.name}' of '{node.name}' is {np.dtype(kind).name}: make it {subject.rest_type}"
 
 
