@@ -113,7 +113,7 @@ def _brought(config: ModelConfig) -> SourceNetwork | None:
     if config.model is not None and has_scheme(config.model):
         from rescompile.sources.packages import open_named
 
-        return open_named(config.model, config.weights, size=size, seed=config.seed)
+        return open_named(config.model, config.weights, size=size, seed=config.seed, outputs=config.outputs)
     if config.depth is None and config.model is None and config.weights not in (*PRETRAINED, "random"):
         return read_framework_file(Path(config.weights), size)
     return None
@@ -201,7 +201,9 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
         GraphError: the graph cannot be read, or our form of it does not compute what the network computes.
     """
     options = config.preprocess
-    asked = options.crop if options.crop is not None else network.preprocess and network.preprocess.size
+    asked = (
+        options.crop if options.crop is not None or network.preprocess is None else network.preprocess.crop
+    )
     simplified = simplify(network.graph, size=(asked, asked) if isinstance(asked, int) else asked)
     names = tuple(output.name for output in network.graph.graph.output)
     named, found = structure(fold(simplified.graph), names)

@@ -59,18 +59,21 @@ def misfit_of(
     """Why the figures say nothing about the engine; None where they do."""
     if source.random:
         return None
-    if source.preprocess_assumed and source.kind == "classes":
-        reference = reference_session(source.graph.SerializeToString(), optimize=True)
-        better = better_preprocessing(reference, validation.images, source.preprocess)
-        # answers in another order can be right more often by chance than answers that never are
-        if better is not None and better.top1 > share_in_another_order(measured.answers, manifest.classes):
-            return (
-                f"the preprocessing was assumed, and the labels speak for another one ({better.name}): the fp32 "
-                f"network names the right class for {percent(better.top1)} of {counted(better.images, 'image')} with "
-                f"{better.options}, and for {percent(better.top1_assumed)} as it was fed; pass these options, or "
-                "those that you know to be right"
-            )
-    return misfit(measured.answers, manifest.classes, least=limits.min_top1 if limits else None)
+    wrong = misfit(measured.answers, manifest.classes, least=limits.min_top1 if limits else None)
+    if source.kind != "classes" or not (wrong or source.preprocess_assumed):
+        return wrong
+    reference = reference_session(source.graph.SerializeToString(), optimize=True)
+    better = better_preprocessing(reference, validation.images, source.preprocess)
+    # answers in another order can be right more often by chance than answers that never are
+    if better is None or better.top1 <= share_in_another_order(measured.answers, manifest.classes):
+        return wrong
+    origin = "was assumed" if source.preprocess_assumed else "is the one that was asked"
+    return (
+        f"the preprocessing {origin}, and the labels speak for another one ({better.name}): the fp32 "
+        f"network names the right class for {percent(better.top1)} of {counted(better.images, 'image')} with "
+        f"{better.options}, and for {percent(better.top1_assumed)} as it was fed; pass these options, or "
+        "those that you know to be right"
+    )
 
 
 def _pointless(config: BuildConfig) -> set[str]:

@@ -11,6 +11,7 @@ import io
 import logging
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from rescompile.sources.network import Reference, SourceNetwork
 from rescompile.sources.transforms import timm_preprocess
 
 _OPSET = 18
+STAGES = {f"c{number}": f"layer{number - 1}" for number in range(2, 6)}
+"""The usual names of a ResNet's stages, by their stride: c2 is a quarter of the image."""
 _PREFERRED = ("logits", "out")
 """Entries of an answer that are the network's own: transformers' and torchvision's."""
 
@@ -42,11 +45,13 @@ def network_of(
     size: tuple[int, int] | None = None,
     origin: str | None = None,
     notes: tuple[str, ...] = (),
+    outputs: tuple[str, ...] = (),
 ) -> SourceNetwork:
     """``module`` as a network: its graph, and itself as the reference.
 
     ``preprocess`` may come with the module (timm's). ``size`` is the input's height and width where nothing else says
-    it. ``origin`` names the file of the weights.
+    it. ``origin`` names the file of the weights. ``outputs`` are inner modules whose answers are returned in place of
+    the network's own: ``c2`` to ``c5`` are a ResNet's stages, other names are PyTorch's, such as ``layer3.5``.
 
     Raises:
         UsageError: nothing says the size of the input.
@@ -69,8 +74,10 @@ def network_of(
         raise UsageError(
             f"nothing says the size of {called}'s images; pass its preprocessing, or --crop (size= in Python)"
         )
+    if outputs:
+        inner = _Features(inner, outputs)
     plain = _PlainAnswer(inner).eval()  # exporters put back the mode of the outermost module
-    graph = export(plain, (channels, *size), called)
+    graph = export(plain, (channels, *size), called, plain.names)
     return SourceNetwork(
         graph=graph,
         name=text_of(called),
@@ -95,8 +102,12 @@ def reference_of(module: nn.Module) -> Reference:
     return answer
 
 
-def export(module: nn.Module, shape: tuple[int, ...], name: str) -> onnx.ModelProto:
+def export(
+    module: nn.Module, shape: tuple[int, ...], name: str, outputs: list[str] | None = None
+) -> onnx.ModelProto:
     """``module`` in eval mode as an ONNX graph with a free batch, for images of ``shape`` (C, H, W).
+
+    ``outputs`` are names of its answers, which its first run may fill in.
 
     Raises:
         GraphError: the module does not run, or neither of PyTorch's exporters takes it.
@@ -117,7 +128,7 @@ def export(module: nn.Module, shape: tuple[int, ...], name: str) -> onnx.ModelPr
         try:
             with warnings.catch_warnings(), _quiet():
                 warnings.simplefilter("ignore")
-                return exporter(module, images)
+                return exporter(module, images, outputs or None)
         except Exception as error:
             # what an exporter refuses, it says by any exception
             failures.append(_first_line(error))
@@ -126,21 +137,21 @@ def export(module: nn.Module, shape: tuple[int, ...], name: str) -> onnx.ModelPr
     )
 
 
-def _dynamo(module: nn.Module, images: Tensor) -> onnx.ModelProto:
+def _dynamo(module: nn.Module, images: Tensor, outputs: list[str] | None) -> onnx.ModelProto:
     program = torch.onnx.export(
         module, (images,), dynamo=True, verbose=False, opset_version=_OPSET,
-        dynamic_shapes=({0: torch.export.Dim("N")},),
+        dynamic_shapes=({0: torch.export.Dim("N")},), output_names=outputs,
     )  # fmt: skip
     assert program is not None
     return program.model_proto
 
 
-def _torchscript(module: nn.Module, images: Tensor) -> onnx.ModelProto:
+def _torchscript(module: nn.Module, images: Tensor, outputs: list[str] | None) -> onnx.ModelProto:
     buffer: Any = io.BytesIO()
     with torch.inference_mode():
         torch.onnx.export(
             module, (images,), buffer, dynamo=False, opset_version=17, input_names=["image"],
-            dynamic_axes={"image": {0: "N"}},
+            dynamic_axes={"image": {0: "N"}}, output_names=outputs,
         )  # fmt: skip
     return onnx.load_from_string(buffer.getvalue())
 
@@ -163,6 +174,8 @@ class _PlainAnswer(nn.Module):
         super().__init__()
         self.inner = inner
         self.note: str | None = None
+        self.names: list[str] = []
+        """The answers' names, where the inner module gives names."""
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The answer to a batch of images."""
@@ -177,8 +190,37 @@ class _PlainAnswer(nn.Module):
                         self.note = f"of the module's answers only '{entry}' is built, not {others}"
                     found: Tensor = answer[entry]
                     return found
+            self.names[:] = [str(key) for key, part in answer.items() if isinstance(part, Tensor)]
             answer = tuple(answer.values())
         return tuple(part for part in answer if isinstance(part, Tensor))
+
+
+class _Features(nn.Module):
+    """A module that returns what inner modules of it answer."""
+
+    def __init__(self, inner: nn.Module, outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.inner = inner
+        self._found: dict[str, Tensor] = {}
+        self._outputs = outputs
+        known = dict(inner.named_modules())
+        for output in outputs:
+            place = STAGES.get(output, output)
+            if place not in known or not place:
+                stages = [name for name in known if name.count(".") <= 1 and name.startswith("layer")]
+                raise UsageError(
+                    f"the network has no module {output} to return; name c2 to c5 or "
+                    f"{', '.join(stages[:6]) or 'others'}"
+                )
+            known[place].register_forward_hook(partial(self._keep, output))
+
+    def _keep(self, output: str, module: nn.Module, inputs: object, answer: Tensor) -> None:
+        self._found[output] = answer
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """The answers by the names that were asked for."""
+        self.inner(image)
+        return {output: self._found[output] for output in self._outputs}
 
 
 def _channels(module: nn.Module, preprocess: Preprocess | None) -> int:

@@ -164,3 +164,32 @@ def test_several_modules_become_an_ensemble(monkeypatch: pytest.MonkeyPatch) -> 
     network = build_config(members, {"preprocess": CIFAR}).model.network
     assert network is not None
     assert network.name == "ensemble-2-resnet"
+
+
+def test_stages_of_a_backbone_are_the_outputs_of_one_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+    module, _ = random_model(find(depth=None, name="resnet20-cifar"), 10, 0)
+    asked = ("c2", "layer2.1", "c4")
+    report = rescompile.build(
+        module, outputs=asked, calibration=FLOATS, validation=FLOATS, preprocess=CIFAR, effort="fast",
+        output=tmp_path / "engine", limits=rescompile.Limits(max_relative_rms=0.3), fp16_blocks="none",
+    )  # fmt: skip
+    assert report
+    engine = rescompile.load(tmp_path / "engine")
+    found = engine(FLOATS)
+    assert tuple(found) == asked
+    kept = {}
+    for name in asked:
+        place = {"c2": "layer1", "c4": "layer3"}.get(name, name)
+        module.get_submodule(place).register_forward_hook(
+            lambda _, __, answer, name=name: kept.__setitem__(name, answer.numpy())
+        )
+    with torch.inference_mode():
+        module.eval()(torch.from_numpy(FLOATS))
+    errors = [np.sqrt(((found[name] - kept[name]) ** 2).mean() / (kept[name] ** 2).mean()) for name in asked]
+    assert max(errors) < 0.3
+    assert report.relative_rms == pytest.approx(errors[0], rel=0.05)
+    with pytest.raises(UsageError, match="has no module c6"):
+        build_config(module, {"outputs": ("c6",), "preprocess": CIFAR})
