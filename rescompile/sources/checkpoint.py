@@ -1,7 +1,7 @@
 """Networks from checkpoint files: load, identify, build; one sentence says why a file is refused.
 
-file ──safe_loading──> payload ──torchvision_names──> state_dict ──identification──> ModelSpec
-                                                          └────────build_model─────────> ResNet
+file ──safe_loading──> payload ──entries──> tensors ──torchvision_names──> state_dict ──identification──> ModelSpec
+                                                                               └────────build_model─────────> ResNet
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from rescompile.files import sha256_of
 from rescompile.models.registry import create
 from rescompile.models.resnet import ResNet
 from rescompile.models.specification import ModelSpec
+from rescompile.sources.entries import listing, split_entry, state_dict_in
 from rescompile.sources.identification import describe, identify, variant
 from rescompile.sources.safe_loading import read_payload
-from rescompile.sources.torchvision_names import canonical, listing, state_dict_in
+from rescompile.sources.torchvision_names import canonical, head_like
 
 _BATCH_NORM_EPS = 1e-5
 _COUNTER = "num_batches_tracked"
+OTHER_WAYS = "Export the network with torch.onnx.export and pass it with --onnx, or pass the module to rescompile.build"
+"""Ways that work for every network, whatever its names are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,20 @@ class Checkpoint:
     """Name of the file."""
     classes: int
     """Rows of ``fc.weight``."""
+    notes: tuple[str, ...] = ()
+    """Which entry of the file was taken, and what was left out."""
+
+
+def read_state_dict(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights in ``FILE`` or ``FILE#ENTRY``, with torchvision's names where they are known; and notes.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not hold the weights of one network.
+    """
+    file, entry = split_entry(path)
+    tensors, notes = state_dict_in(read_payload(file), file, entry)
+    state_dict, more = canonical(tensors, file, entry)
+    return state_dict, (*notes, *more)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -49,17 +66,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: the file cannot be read, or does not hold a ResNet of a supported kind.
     """
-    state_dict = canonical(state_dict_in(read_payload(path), path), path)
+    state_dict, notes = read_state_dict(path)
     kind = variant(state_dict)
     if kind is not None:
         raise CheckpointError(f"{path} holds {kind}, which is not supported: pass a plain ResNet")
     for name, role in (("conv1.weight", "stem"), ("fc.weight", "classifier")):
         if name not in state_dict:
-            raise CheckpointError(f"{path} has no {role} '{name}': it holds {describe(state_dict)}")
+            heads = head_like(state_dict)
+            seen = f"; names like a classifier's are {listing(heads)}" if heads else ""
+            raise CheckpointError(f"{path} has no {role} '{name}': it holds {describe(state_dict)}{seen}. {OTHER_WAYS}")
     classifier = state_dict["fc.weight"]
     if classifier.ndim != 2 or classifier.shape[0] < 1:
         raise CheckpointError(f"{path}: fc.weight has shape {_shape(classifier)}, not [classes, features]")
-    return Checkpoint(state_dict, _hash(path), text_of(path.name), classifier.shape[0])
+    file, _ = split_entry(path)
+    return Checkpoint(state_dict, _hash(file), text_of(file.name), classifier.shape[0], notes)
 
 
 def spec_of(checkpoint: Checkpoint) -> ModelSpec:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rescompile.errors import UsageError
 from rescompile.models.registry import IMAGENET_SPECS, cifar_spec
 from rescompile.models.specification import BlockKind, ModelSpec
-from rescompile.sources.torchvision_names import listing
+from rescompile.sources.entries import listing
 
 _CONV = re.compile(r"layer(\d{1,3})\.(\d{1,5})\.conv(\d)\.weight")
 _ATTENTION = re.compile(r"layer\d+\.\d+\.(se|se_module|attn|attention|eca|cbam|ca|sa|fc\d)\.")
@@ -114,4 +114,4 @@ def describe(state_dict: Mapping[str, Tensor]) -> str:
         has_option = (spec.family, spec.block) == ("cifar", "basic")
         return f"a {spec.name}" + f" with shortcut option {spec.shortcut}" * has_option
     kind = variant(state_dict) or anatomy(state_dict)
-    return str(kind) if kind else f"no ResNet (its parameters are {listing(state_dict)})"
+    return str(kind) if kind else f"a network of other names ({listing(state_dict)})"

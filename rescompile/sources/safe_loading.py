@@ -5,25 +5,20 @@ The content decides the format, not the suffix: torch.save's zip archives and ol
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import re
 import stat
-import sys
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rescompile.errors import CheckpointError, reason_of
+from rescompile.sources import inert_pickle
 from rescompile.sources.paddle_file import read_pdparams
 
-_HOW_TO_SAVE = (
+HOW_TO_SAVE = (
     "in the program that made it, save the weights alone with torch.save(model.state_dict(), 'weights.pth'), "
     "and pass that file"
 )
@@ -34,12 +29,13 @@ _COMPRESSED = {
     b"BZh": "bunzip2",
     b"\x28\xb5\x2f\xfd": "zstd -d",
 }
-_REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 _HEAD = 128
 
 
 def read_payload(path: Path) -> object:
     """The content of a checkpoint file as plain Python data, with tensors on the CPU.
+
+    Objects of other kinds beside them become ``StandIn``s: nothing of the file runs.
 
     Raises:
         CheckpointError: the file is missing, empty, damaged, of another format, or would run code.
@@ -105,7 +101,7 @@ def _check_archive(path: Path) -> None:
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or incomplete ({reason_of(error)}): {_AGAIN}") from None
     if "constants.pkl" in members:
-        raise CheckpointError(f"{path} is a TorchScript program, not a checkpoint: {_HOW_TO_SAVE}")
+        raise CheckpointError(f"{path} is a TorchScript program, not a checkpoint: {HOW_TO_SAVE}")
     if "data.pkl" not in members:
         raise CheckpointError(
             f"{path} is a zip archive that torch.save did not write: pass the checkpoint itself"
@@ -115,45 +111,17 @@ def _check_archive(path: Path) -> None:
 def _torch_payload(path: Path) -> object:
     try:
         with warnings.catch_warnings():
-            # torch warns about unusual pickle protocols before it refuses or reads them
+            # torch warns about old classes of storages
             warnings.simplefilter("ignore")
-            with torch.serialization.safe_globals(_plain_data()):
-                payload: object = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_why_refused(path, str(error))) from None
+            # latin1 keeps every byte of strings that Python 2 wrote
+            payload: object = torch.load(
+                path, map_location="cpu", pickle_module=inert_pickle, weights_only=False, encoding="latin1"
+            )
     except Exception as error:
         # a damaged pickle can make the unpickler fail with any exception
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or incomplete ({reason}): {_AGAIN}") from None
     return payload
-
-
-def _plain_data() -> list[Any]:
-    """Classes that hold data alone and that training programs store beside weights: options, the best accuracy.
-
-    NumPy scalars have one module name from NumPy 1 and another from NumPy 2.
-    """
-    scalar = np.float64(0).__reduce__()[0]
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    kinds = [type(np.dtype(code)) for code in ("f8", "f4", "i8", "i4", "?")]
-    return [argparse.Namespace, np.dtype, *names, *kinds]
-
-
-def _why_refused(path: Path, message: str) -> str:
-    """Say in one sentence why the safe unpickler refused a pickle."""
-    found = _REFUSED.search(message)
-    if found is None:
-        return f"{path} is damaged, or a pickle that the safe loader refuses, so nothing was loaded: {_HOW_TO_SAVE}"
-    name = found[1]
-    package, last = name.partition(".")[0], name.rpartition(".")[2]
-    if last[:1].isupper() and (package == "__main__" or package not in sys.stdlib_module_names):
-        return (
-            f"{path} is a whole pickled model (it needs the class {name}), not a state_dict: {_HOW_TO_SAVE}"
-        )
-    return (
-        f"{path} holds the Python object {name} beside or instead of tensors; unpickling that can run any code, "
-        f"so nothing was loaded: {_HOW_TO_SAVE}"
-    )
 
 
 def _safetensors(path: Path) -> object:
