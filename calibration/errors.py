@@ -27,8 +27,6 @@ class UnknownOperation(CalibrationError):
     """A method needs gradients or single layers, and the graph has an operation that only ONNX Runtime executes."""
 
     def __init__(self, node: str, op: str, use: str = "") -> None:
-        self.node = node
         with_use = f"{op} with {use}" if use else op
-        super().__init__(
-            f"'{node}' is a {with_use}, which only ONNX Runtime executes here: use --effort fast"
-        )
+        self.problem = f"'{node}' is a {with_use}, which only ONNX Runtime executes here"
+        super().__init__(f"{self.problem}: use --effort fast")

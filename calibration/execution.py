@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -112,7 +112,11 @@ def _conv_transpose(at: Attributes, x: Tensor, weight: Tensor, bias: Optional = 
 
 def _gemm(at: Attributes, a: Tensor, b: Tensor, c: Optional = None) -> Tensor:
     a = a.t() if at.get("transA") else a
-    weight, alpha, beta = b if at.get("transB") else b.t(), at.get("alpha", 1.0), at.get("beta", 1.0)
+    weight, alpha, beta = (
+        b if at.get("transB") else b.t(),
+        float(at.get("alpha", 1.0)),
+        float(at.get("beta", 1.0)),
+    )
     if alpha == 1.0 and beta == 1.0 and (c is None or c.ndim == 1):
         return F.linear(a, weight, c)
     product = alpha * F.linear(a, weight)
@@ -146,7 +150,8 @@ def _lrn(at: Attributes, x: Tensor) -> Tensor:
     squares = F.pad(x.square().unsqueeze(1), [0, 0] * (x.ndim - 2) + [(size - 1) // 2, size // 2])
     near = squares.unfold(2, size, 1).sum(-1).squeeze(1) / size
     power = near.mul(at.get("alpha", 1e-4)).add(at.get("bias", 1.0)).pow(at.get("beta", 0.75))
-    return x / power
+    divided: Tensor = x / power
+    return divided
 
 
 # pooling and resizing
@@ -315,7 +320,9 @@ def _pad(at: Attributes, x: Tensor, amounts: Tensor, value: Optional = None, axe
     for axis, pair in enumerate(zip(before, after, strict=True)):
         if any(pair):
             places = np.arange(x.shape[axis])[max(-pair[0], 0) : x.shape[axis] - max(-pair[1], 0)]
-            places = np.pad(places, np.maximum(pair, 0), mode=mode)
+            places = np.pad(
+                places, (max(pair[0], 0), max(pair[1], 0)), cast("Literal['edge', 'reflect', 'wrap']", mode)
+            )
             x = x.index_select(axis, torch.from_numpy(places))
     return x
 
@@ -357,7 +364,7 @@ def _unsqueeze(at: Attributes, x: Tensor, axes: Optional = None) -> Tensor:
 
 
 def _expand(at: Attributes, x: Tensor, shape: Tensor) -> Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, tuple(shape.tolist())))
+    return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(shape.tolist())))
 
 
 def _gather(at: Attributes, x: Tensor, indices: Tensor) -> Tensor:
@@ -410,7 +417,7 @@ def _clip(at: Attributes, x: Tensor, low: Optional = None, high: Optional = None
 
 
 def _hard_sigmoid(at: Attributes, x: Tensor) -> Tensor:
-    return (at.get("alpha", 0.2) * x + at.get("beta", 0.5)).clamp(0, 1)
+    return (float(at.get("alpha", 0.2)) * x + float(at.get("beta", 0.5))).clamp(0, 1)
 
 
 def _celu(at: Attributes, x: Tensor) -> Tensor:
@@ -423,7 +430,7 @@ def _elu(at: Attributes, x: Tensor) -> Tensor:
 
 def _selu(at: Attributes, x: Tensor) -> Tensor:
     alpha, gamma = at.get("alpha", 1.67326319217681884765625), at.get("gamma", 1.05070102214813232421875)
-    return gamma * F.elu(x, alpha)
+    return F.elu(x, alpha) * float(gamma)
 
 
 def _gelu(at: Attributes, x: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class Operator:
     """No output value is below 0, whatever the input."""
     keeps_sign: bool = False
     """No output value is below 0 if no input value is."""
+    bounded: bool = False
+    """All outputs lie within bounds that do not depend on the input; a Clip's may lie there on one side alone."""
     elementwise: bool = False
     """Each output value depends on the values at its own place alone."""
     decides: bool = False
@@ -57,6 +59,7 @@ _ROUNDED = Operator("kept", keeps_sign=True, elementwise=True)
 _CURVE = Operator("kept", elementwise=True)
 _POSITIVE = Operator("kept", elementwise=True, never_negative=True, keeps_sign=True)
 _CURVE_UP = Operator("kept", elementwise=True, keeps_sign=True)
+_GATE = replace(_POSITIVE, bounded=True, decides=True)
 
 OPERATORS: dict[str, Operator] = {
     # weights
@@ -80,12 +83,13 @@ OPERATORS: dict[str, Operator] = {
     "Mul": _PRODUCT, "Div": _PRODUCT,
     # activations
     "Relu": _RECTIFIED, "Abs": _RECTIFIED, "LeakyRelu": _BENT, "PRelu": _BENT, "Neg": replace(_BENT, keeps_sign=False),
-    "Clip": _CURVE, "Sigmoid": replace(_POSITIVE, decides=True), "HardSigmoid": replace(_POSITIVE, decides=True),
+    "Clip": replace(_CURVE, bounded=True), "Sigmoid": _GATE, "HardSigmoid": _GATE,
     "Softplus": _POSITIVE, "Exp": _POSITIVE, "Sqrt": _POSITIVE, "Reciprocal": _CURVE_UP, "Pow": _CURVE_UP,
     "HardSwish": _CURVE_UP, "Swish": replace(_CURVE_UP, executable=False), "Gelu": _CURVE_UP, "Erf": _CURVE_UP,
-    "Elu": _CURVE_UP, "Selu": _CURVE_UP, "Celu": _CURVE_UP, "Mish": _CURVE_UP, "Tanh": _CURVE_UP,
+    "Elu": _CURVE_UP, "Selu": _CURVE_UP, "Celu": _CURVE_UP, "Mish": _CURVE_UP, "Tanh": replace(_CURVE_UP, bounded=True),
     "Softsign": _CURVE_UP, "ThresholdedRelu": _CURVE_UP, "Log": _CURVE, "Floor": _CURVE_UP, "Ceil": _CURVE_UP,
-    "Softmax": Operator(never_negative=True, keeps_sign=True, decides=True), "LogSoftmax": Operator(decides=True),
+    "Softmax": Operator(never_negative=True, keeps_sign=True, bounded=True, decides=True),
+    "LogSoftmax": Operator(decides=True),
     "ArgMax": Operator(never_negative=True, keeps_sign=True, decides=True),
     # shapes
     "Constant": _MIXED, "ConstantOfShape": _MIXED, "Shape": _MIXED,

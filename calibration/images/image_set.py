@@ -108,7 +108,8 @@ class ImageSet:
             return None
         highest = int(self.labels.max())
         seen = len(np.unique(self.labels))
-        if highest != classes and (highest, seen) != (classes - 1, classes - 1):
+        # of two classes, one alone may well be all that there is
+        if highest != classes and (classes < 3 or (highest, seen) != (classes - 1, classes - 1)):
             return None
         return (
             f"the labels of {self.source} run from 1 to {highest} and never are 0, while classes count from 0 to "

@@ -34,6 +34,8 @@ class ChannelGroups:
     """Tensor to group indices [C]."""
     count: int
     """Number of groups, group 0 included."""
+    pinning: tuple[str, ...] = ()
+    """Operators inside that pin channels, in the order of execution."""
 
     def free(self, name: str) -> bool:
         """Whether any channel of a tensor may have a factor other than 1."""
@@ -51,7 +53,9 @@ def channel_groups(model: onnx.ModelProto) -> ChannelGroups:
     free = np.setdiff1d(np.unique(roots), fixed)
     number = np.zeros(len(roots), np.int64)
     number[free] = np.arange(1, len(free) + 1)
-    return ChannelGroups({name: number[roots[entry]] for name, entry in found.ids.items()}, len(free) + 1)
+    return ChannelGroups(
+        {name: number[roots[entry]] for name, entry in found.ids.items()}, len(free) + 1, tuple(found.pinning)
+    )
 
 
 class _Walk:
@@ -68,6 +72,7 @@ class _Walk:
         image = model.graph.input[0].name
         self.ids: dict[str, Ids] = {image: self.sets.new(self._channels(image))}
         """Of every tensor that depends on the input."""
+        self.pinning: dict[str, None] = {}
 
     def visit(self, node: Node) -> None:
         """Find the channels of the node's output."""
@@ -122,6 +127,7 @@ class _Walk:
         if rest or not self._same_rank(reading):
             return None
         left, right = (self.ids[name] for name in node.inputs)
+        kept: Ids
         for kept, other in ((left, right), *(((right, left),) if node.op == "Mul" else ())):
             if self.sets.pinned(other) and len(kept) == self._channels(node.output):
                 return kept
@@ -194,6 +200,7 @@ class _Walk:
         return any(int(axis) % len(shape) < 2 for axis in axes)
 
     def _pin(self, node: Node, reading: Sequence[str]) -> Ids:
+        self.pinning[node.op] = None
         for name in reading:
             self.sets.tie(np.zeros(len(self.ids[name]), np.int64), self.ids[name])
         return np.zeros(self._channels(node.output), np.int64)

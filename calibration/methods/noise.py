@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.methods.channel_groups import ChannelGroups
-from calibration.network import groups_of, output_first, weighted_nodes
+from calibration.network import groups_of, output_first, read_nodes, weighted_nodes
+from calibration.operators import operator
 from calibration.scales import LEVELS
 from calibration.statistics.channels import BINS, ChannelHistograms
 from calibration.statistics.sensitivity import Sensitivity, bucket_of
@@ -160,12 +161,13 @@ def noise_model(
 
     constants = {entry.name: entry for entry in model.graph.initializer}
     weighted = weighted_nodes(model, histograms)
+    bounded = bounded_tensors(model)
     activations = {
         name: ActivationNoise(
             entry,
             sensitivity.activations[name],
             sensitivity.logits,
-            tail=tail_weight(name, entry, model),
+            tail=0.0 if name in bounded else tail_weight(entry),
             magnitudes=sensitivity.magnitudes.get(name),
             levels=(levels or {}).get(name, LEVELS),
         )
@@ -183,8 +185,20 @@ def noise_model(
     return NoiseModel(groups, activations, weights, {node.name: node.inputs[0] for node in weighted})
 
 
-def tail_weight(name: str, entry: ChannelHistograms, model: onnx.ModelProto) -> float:
-    """Weight of ``TAIL`` for a tensor: pixels are bounded, so the network's input has no tail."""
-    if name == model.graph.input[0].name:
-        return 0.0
+def tail_weight(entry: ChannelHistograms) -> float:
+    """Weight of ``TAIL`` for a tensor that has no bounds."""
     return min(_TAIL_IMAGES / entry.images, _MOST_TAIL) / float(np.sqrt(entry.positions))
+
+
+def bounded_tensors(model: onnx.ModelProto) -> set[str]:
+    """Tensors that no image takes beyond fixed bounds: the network's input, as pixels are, and what ReLU6 makes."""
+    found = {model.graph.input[0].name}
+    constants = {entry.name for entry in model.graph.initializer}
+    for node in read_nodes(model):
+        entry, data = operator(node.op), [name for name in node.inputs if name and name not in constants]
+        moved = entry.moves and all(name in found for name in data)
+        averaged = node.op in ("AveragePool", "GlobalAveragePool") and node.inputs[0] in found
+        open_ended = node.op == "Clip" and (len(node.inputs) < 3 or not node.inputs[2])
+        if (entry.bounded and not open_ended) or (data and (moved or averaged)):
+            found.add(node.output)
+    return found

@@ -170,13 +170,13 @@ def _columns(layer: Node, x: Tensor) -> Tensor:
     if layer.op == "Gemm":
         return x.t()
     attributes = layer.attributes
-    kernel, one = attributes["kernel_shape"], [1, 1]
+    kernel, one = tuple(attributes["kernel_shape"]), (1, 1)
     rows, columns = attributes.get("strides", one)
     x, padding = padded(attributes, x, kernel)
     if kernel == one and not any(padding):
         return x[:, :, ::rows, ::columns].transpose(0, 1).flatten(1)
-    window = kernel, attributes.get("dilations", one), padding, (rows, columns)
-    return unfold(x, *window).transpose(0, 1).flatten(1)
+    taken = unfold(x, kernel, tuple(attributes.get("dilations", one)), tuple(padding), (rows, columns))
+    return taken.transpose(0, 1).flatten(1)
 
 
 def _moments(layer: Node, chunks: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -105,7 +105,7 @@ def measure_sensitivity(
             weight, bias = gradients[len(held) + 2 * index : len(held) + 2 * index + 2]
             mean = torch.from_numpy(channels[node.inputs[0]].means).float()
             by_tap = output_first(node, weight).reshape(len(bias), len(mean) // groups_of(node), -1)
-            read = mean[torch.from_numpy(input_channels(*by_tap.shape[:2], groups_of(node)))]
+            read = mean[torch.from_numpy(input_channels(by_tap.shape[0], by_tap.shape[1], groups_of(node)))]
             squares = (by_tap - bias[:, None, None] * read[:, :, None]).square().sum(2).double().numpy()
             result.weights[node.name] = result.weights.get(node.name, 0.0) + squares
         result.logits += float(logits.detach().double().square().sum())

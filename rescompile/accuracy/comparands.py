@@ -34,7 +34,7 @@ from rescompile.errors import EngineError, UsageError, did_you_mean
 from rescompile.graph.shared.metadata import factors_of, in_original_unit, offsets_of
 from rescompile.graph.shared.onnx_file import read_graph
 from rescompile.graph.shared.topology import block_of, block_outputs
-from rescompile.manifest import GRAPH, MANIFEST, REFERENCE, Manifest, read_manifest
+from rescompile.manifest import GRAPH, MANIFEST, REFERENCE, Manifest, OutputSpec, read_manifest
 from rescompile.runtime.integrity import check_files
 from rescompile.runtime.loading import load
 
@@ -79,6 +79,9 @@ class Comparand:
     preprocess: Preprocess | None
     """The preprocessing in its manifest; None for a graph without one."""
     classes: int
+    """Classes, or channels of another output."""
+    output: OutputSpec | None
+    """Meaning of its output in its manifest; None for a graph without one."""
     input: InputSpec
     observe: Callable[[NDArray[Any]], Observation]
     """Runs one image in the layout and dtype of ``input``."""
@@ -122,9 +125,7 @@ def open_comparand(name: ComparandName) -> Comparand:
         BackendUnavailable: the engine cannot run on this machine.
     """
     if name.part is None:
-        return graph_comparand(
-            name.path, title=f"{name} (ONNX graph)", preprocess=_preprocess_beside(name.path)
-        )
+        return graph_comparand(name.path, title=f"{name} (ONNX graph)", manifest=_manifest_beside(name.path))
     manifest = read_manifest(name.path)
     check_files(name.path, manifest)
     path = name.path / (REFERENCE if name.part == "fp32" else GRAPH)
@@ -138,12 +139,12 @@ def open_comparand(name: ComparandName) -> Comparand:
     }[name.part]
     title = f"{name} ({kind})"
     if name.part != "engine" or manifest.backend == "onnxruntime":
-        return graph_comparand(path, title=title, preprocess=manifest.preprocess)
+        return graph_comparand(path, title=title, manifest=manifest)
     opened = openvino_comparand if manifest.backend == "openvino" else logits_comparand
     return opened(name.path, manifest, title=title)
 
 
-def graph_comparand(path: Path, *, title: str, preprocess: Preprocess | None) -> Comparand:
+def graph_comparand(path: Path, *, title: str, manifest: Manifest | None) -> Comparand:
     """An ONNX graph, executed node by node as it is written.
 
     Raises:
@@ -167,8 +168,9 @@ def graph_comparand(path: Path, *, title: str, preprocess: Preprocess | None) ->
         name=title,
         blocks=blocks,
         visible=frozenset(blocks),
-        preprocess=preprocess,
+        preprocess=manifest.preprocess if manifest else None,
         classes=classes,
+        output=manifest.outputs[0] if manifest else None,
         input=taken,
         observe=observe,
         tensors={tensor: block_of(tensor) for tensor in integers},
@@ -194,7 +196,8 @@ def openvino_comparand(directory: Path, manifest: Manifest, *, title: str) -> Co
         blocks=blocks,
         visible=frozenset(visible),
         preprocess=manifest.preprocess,
-        classes=len(manifest.classes),
+        classes=manifest.outputs[0].shape[1],
+        output=manifest.outputs[0],
         input=InputSpec.of_manifest(manifest),
         observe=observe,
         clipped=frozenset(block for block, tensor in visible.items() if tensor in run.clipped),
@@ -210,7 +213,8 @@ def logits_comparand(directory: Path, manifest: Manifest, *, title: str) -> Comp
         blocks=block_outputs(read_graph(directory / GRAPH)),
         visible=frozenset({"fc"}),
         preprocess=manifest.preprocess,
-        classes=len(manifest.classes),
+        classes=manifest.outputs[0].shape[1],
+        output=manifest.outputs[0],
         input=InputSpec.of_manifest(manifest),
         observe=lambda image: Observation({"fc": engine(image[None])[0]}),
         close=engine.close,
@@ -246,9 +250,9 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _preprocess_beside(path: Path) -> Preprocess | None:
-    """The preprocessing of the engine directory that the file belongs to, where there is one."""
+def _manifest_beside(path: Path) -> Manifest | None:
+    """The manifest of the engine directory that the file belongs to, where there is one."""
     if not (path.parent / MANIFEST).is_file():
         return None
     manifest = read_manifest(path.parent)
-    return manifest.preprocess if path.name in manifest.files else None
+    return manifest if path.name in manifest.files else None

@@ -32,9 +32,11 @@ from rescompile.accuracy.comparands import (
     preprocess_of,
 )
 from rescompile.accuracy.error_by_block import Sums
-from rescompile.accuracy.parity import open_validation_set
+from rescompile.accuracy.label_fit import misfit
+from rescompile.accuracy.parity import open_unlabelled, open_validation_set
 from rescompile.errors import BackendUnavailable, GraphError, UsageError
-from rescompile.manifest import MANIFEST, REFERENCE, read_manifest
+from rescompile.manifest import MANIFEST, REFERENCE, OutputKind, OutputSpec, read_manifest
+from rescompile.metrics import ONE_CLASS, Answers, class_of
 from rescompile.progress import Progress, StageClock
 from rescompile.report import JsonReport
 from rescompile.wording import counted
@@ -131,34 +133,67 @@ def compare(
             sides, more = _opened(names, held, optional=b is None)
             for one, other in pairwise(sides):
                 check_alike(one, other)
-            found = open_validation_set(
-                images,
-                classes=sides[0].classes,
-                limit=limit,
-                need_labels=False,
-                skip_unreadable=skip_unreadable,
-            )
+            output = next((side.output for side in sides if side.output is not None), None)
+            found, remarks = _images(images, output, sides[0].classes, limit=limit, skip=skip_unreadable)
         with clock.stage("compare"):
-            pairs = _line_up(sides, found, progress)
+            pairs, answers = _line_up(sides, found, progress, output.kind if output else "classes")
+    classes = output.labels if output else tuple(f"class {index}" for index in range(sides[0].classes))
+    strange = misfit(answers, classes)
     return ComparisonReport(
         images=len(found),
         image_source=found.source,
         image_fingerprint=found.fingerprint,
         comparisons=tuple(pair.result(part_db) for pair in pairs),
-        notes=(*notes, *more, *_on_preprocessing(sides), *_on_hidden_blocks(sides), *found.notes),
+        notes=(
+            *notes,
+            *more,
+            *_on_preprocessing(sides),
+            *_on_hidden_blocks(sides),
+            *found.notes,
+            *remarks,
+            *filter(None, [strange]),
+        ),
     )
 
 
-def _line_up(sides: Sequence[Comparand], images: ImageSet, progress: Progress) -> list[_Pair]:
-    """Run every image through every side once, and add it to the sums of each pair of neighbours."""
+def _images(
+    path: Path, output: OutputSpec | None, classes: int, *, limit: int | None, skip: bool
+) -> tuple[ImageSet, tuple[str, ...]]:
+    """The images, with labels where the output names classes, and remarks on them."""
+    if output is not None and output.kind not in ONE_CLASS:
+        return open_unlabelled(path, limit=limit, skip_unreadable=skip)
+    count = classes if output is None else len(output.labels)
+    found = open_validation_set(
+        path, classes=count, limit=limit, need_labels=False, skip_unreadable=skip,
+        names=output.labels if output else None,
+    )  # fmt: skip
+    return found, ()
+
+
+def _line_up(
+    sides: Sequence[Comparand], images: ImageSet, progress: Progress, kind: OutputKind
+) -> tuple[list[_Pair], Answers]:
+    """Run every image through every side once, and add it to the sums of each pair of neighbours.
+
+    Returns:
+        The pairs, and the classes that the first and the last side name, for ``label_fit``.
+    """
     preprocess = preprocess_of(sides)
     pairs = [_Pair(one, other) for one, other in pairwise(sides)]
+    last = list(sides[0].blocks)[-1]
+    chosen: list[tuple[int, int]] = []
+    labels: list[int] = []
     for done, batch in enumerate(images.batches(preprocess, 1), start=1):
         seen = [side(batch.images[0], preprocess) for side in sides]
         for pair, (first, second) in zip(pairs, pairwise(seen), strict=True):
             pair.add(first, second)
+        if batch.labels is not None and last in seen[0].values and last in seen[-1].values:
+            rows = (seen[0].values[last].reshape(1, -1), seen[-1].values[last].reshape(1, -1))
+            chosen.append((int(class_of(rows[0], kind)[0]), int(class_of(rows[1], kind)[0])))
+            labels.append(int(batch.labels[0]))
         progress.advanced(done, len(images))
-    return pairs
+    named = np.array(chosen, np.int64).reshape(-1, 2)
+    return pairs, Answers(named[:, 0], named[:, 1], np.array(labels, np.int64) if labels else None)
 
 
 def check_alike(a: Comparand, b: Comparand) -> None:

@@ -68,13 +68,13 @@ class InputSpec:
 
 
 def classes_of(proto: onnx.ModelProto, path: Path) -> int:
-    """Number of classes.
+    """Number of classes, or of channels of another output.
 
     Raises:
         GraphError: the shape of the output does not say it.
     """
     dims = proto.graph.output[0].type.tensor_type.shape.dim
-    if len(dims) != 2 or dims[1].dim_value < 1:
+    if len(dims) not in (2, 4) or dims[1].dim_value < 1:
         raise GraphError(f"{path} does not say how many classes it has; {REMEDY}")
     return int(dims[1].dim_value)
 

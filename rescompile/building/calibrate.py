@@ -10,11 +10,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from calibration.collect_statistics import StatisticsRequest, collect_statistics
 from calibration.images import ImageSet, open_image_set
 from calibration.images.builtin import COUNT, builtin_image_set
+from calibration.methods.channel_groups import channel_groups
 from calibration.methods.comparison import Comparison, compare_methods
 from calibration.methods.quantization_risks import Risk, weight_risks
 from calibration.methods.rounding import IMAGES as LEARNING_IMAGES
@@ -22,12 +24,13 @@ from calibration.preprocess import normalize
 from calibration.scales import FULL_LEVELS
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.backends.base import PADDED_CHANNELS, FullRange, Int8Support
+from rescompile.building.rewrites import executor_problem
 from rescompile.building.source import Source, open_source
 from rescompile.config import CalibrationConfig, ModelConfig
 from rescompile.effort import RECIPES, Recipe
 from rescompile.errors import UsageError
 from rescompile.files import check_output_file
-from rescompile.graph.pixels import can_be_exact
+from rescompile.graph.pixels import reason_against
 from rescompile.graph.shared.names import INPUT
 from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors
 from rescompile.progress import Progress, StageClock
@@ -142,16 +145,16 @@ def _read(source: Source, config: CalibrationConfig, path: Path, int8: Int8Suppo
         table,
         recipe=_recipe_of(table, config),
         full_range=int8.full_range,
-        exact_pixels=can_be_exact(source.preprocess),
+        exact_pixels=reason_against(source.graph, source.preprocess) is None,
     )
 
 
 def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8: Int8Support) -> Calibrated:
     tensors = quantized_tensors(source.graph)
-    exact = can_be_exact(source.preprocess)
+    inexact = reason_against(source.graph, source.preprocess)
     images = calibration_images(config, source)
     risks = weight_risks(source.graph)
-    recipe = _recipe_for(source, config, hard=bool(risks))
+    recipe, shortened = _that_can_run(_recipe_for(source, config, hard=bool(risks)), source.graph)
     widest = _widest(int8, asked=bool(config.full_range))
     wide = full_range_tensors(source.graph, widest=widest) if int8.full_range in recipe.full_range else []
     levels = dict.fromkeys(wide, FULL_LEVELS)
@@ -189,15 +192,18 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
             *((BUILT_IN_ADVICE,) if config.images is None else ()),
             *((note_on_full_range(len(wide), len(tensors)),) if config.full_range else ()),
             *images.notes,
+            *((shortened,) if shortened else ()),
+            *((f"the input is rounded to one scale: {inexact}",) if inexact and INPUT in tensors else ()),
+            *(notes_on_pins(source.graph, tensors) if recipe.equalize else ()),
             *notes_on_risks((*risks, *found.risks), recipe),
         ),
         recipe,
         found.samples,
         compare_methods(
-            found.histograms, thresholds, found.noise, found.factors, exact=(INPUT,) if exact else ()
+            found.histograms, thresholds, found.noise, found.factors, exact=() if inexact else (INPUT,)
         ),
         int8.full_range,
-        exact,
+        inexact is None,
     )
 
 
@@ -242,6 +248,31 @@ def _recipe_for(source: Source, config: CalibrationConfig, *, hard: bool) -> Rec
     quick = config.effort != "fast" and weights <= SMALL
     learn = config.rounding is None and (quick or (hard and config.effort is None))
     return replace(config.recipe, rounding="learned") if learn else config.recipe
+
+
+def _that_can_run(recipe: Recipe, graph: onnx.ModelProto) -> tuple[Recipe, str | None]:
+    """``recipe``, or the part of it that needs no gradients and no single layers, with a note on the reason."""
+    if not (recipe.needs_gradients or recipe.rounding == "learned"):
+        return recipe, None
+    problem = executor_problem(graph)
+    if problem is None:
+        return recipe, None
+    method = RECIPES["fast"].method if recipe.method == "logit" else recipe.method
+    note = (
+        f"{problem}: channels are not equalized, thresholds come from histograms ({method}), and weights are rounded "
+        "to the nearest"
+    )
+    return replace(recipe, method=method, equalize=False, rounding="nearest"), note
+
+
+def notes_on_pins(graph: onnx.ModelProto, tensors: Collection[str]) -> tuple[str, ...]:
+    """A sentence about the quantized tensors, beside the input, none of whose channels can be scaled."""
+    groups = channel_groups(graph)
+    pinned = [name for name in tensors if name != INPUT and not groups.free(name)]
+    if not pinned:
+        return ()
+    because = f", because of {', '.join(groups.pinning)}" if groups.pinning else ""
+    return (f"channels of {len(pinned)} of {len(tensors)} tensors are not equalized{because}",)
 
 
 def note_on_full_range(wide: int, tensors: int) -> str:

@@ -11,14 +11,16 @@ from onnx import numpy_helper
 
 from calibration.errors import TableError
 from calibration.methods.rounding import LearnedWeight, learn_first, learn_rounding
+from calibration.network import groups_of, read_nodes
 from calibration.scales import FULL_LEVELS, LEVELS, NARROW_LEVELS
 from calibration.table import CalibrationTable
 from rescompile.building.calibrate import Calibrated
+from rescompile.building.rewrites import check_rewrite
 from rescompile.building.source import Source
 from rescompile.graph.equalize import equalize
 from rescompile.graph.pixels import read_pixels, to_pixels
 from rescompile.graph.quantize import quantize as insert_quantizers
-from rescompile.graph.shared.links import WEIGHTED_OPS
+from rescompile.graph.shared.metadata import float_reasons
 from rescompile.graph.shared.names import INPUT, PIXEL_STEP, PIXELS
 from rescompile.graph.shared.topology import reading_all_of_int8
 from rescompile.progress import Progress
@@ -46,7 +48,7 @@ def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx
     table, recipe = calibrated.table, calibrated.recipe
     factors, scales = table.factors(), table.scales()
     means = {name: mean / factors.get(name, np.float32(1)) for name, mean in table.means().items()}
-    graph = original_of(source, calibrated)
+    graph = check_rewrite(source.graph, original_of(source, calibrated), "weights were rewritten for INT8")
     input_to_pixels = to_pixels(source.preprocess) if calibrated.exact_pixels else None
     if input_to_pixels is not None:
         scales[PIXELS] = PIXEL_STEP
@@ -69,7 +71,13 @@ def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx
         means=means if recipe.bias_correction else None,
         learned=learned,
         full_range=full_range,
+        narrow=[name for name in grouped_nodes(graph) if name in narrow],
     )
+
+
+def grouped_nodes(graph: onnx.ModelProto) -> list[str]:
+    """Grouped convolutions of ``graph``: OpenVINO takes their inputs of all 256 values with narrow weights alone."""
+    return [node.name for node in read_nodes(graph) if groups_of(node) > 1]
 
 
 def learned_first(
@@ -92,7 +100,10 @@ def learned_first(
     if moments is None:
         return {}
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
-    node = next(each for each in graph.graph.node if each.op_type in WEIGHTED_OPS)
+    read = graph.graph.input[0].name if to_pixels is None else PIXELS
+    node = next(each for each in graph.graph.node if read in each.input)
+    if node.name in float_reasons(graph):
+        return {}
     weight, bias = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
     if moments.shape[1] != weight[0].size:
         raise TableError(

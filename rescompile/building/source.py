@@ -5,24 +5,28 @@ The later stages do not depend on where the network came from.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from calibration.names import text_of
-from calibration.preprocess import CIFAR, IMAGENET, Preprocess
-from rescompile.backends.onnxruntime import reference_session
+from calibration.preprocess import CIFAR, IMAGENET, Preprocess, size_words
+from rescompile.building.fidelity import check_against_file, check_against_function
 from rescompile.config import ModelConfig
-from rescompile.errors import CheckpointError, GraphError, UsageError
+from rescompile.errors import UsageError
 from rescompile.graph.fold import fold
-from rescompile.graph.recognise import Structure, recognise
-from rescompile.graph.simplify import simplify
+from rescompile.graph.placement import place
+from rescompile.graph.shared.metadata import float_reasons
+from rescompile.graph.simplify import Simplified, simplify
+from rescompile.graph.structure import ResNetForm, structure
 from rescompile.manifest import CheckpointRef, OutputKind
-from rescompile.metrics import relative_rms
 from rescompile.models.registry import IMAGENET_SPECS
 from rescompile.progress import Progress
 from rescompile.sources.class_names import imagenet_class_names, read_class_names
@@ -31,12 +35,13 @@ from rescompile.sources.onnx_file import read_onnx, sha256_of_onnx
 if TYPE_CHECKING:
     from rescompile.models.resnet import ResNet
     from rescompile.models.specification import ModelSpec
+    from rescompile.sources.network import SourceNetwork
 
 IMAGENET_CLASSES = 1000
 PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}
 """torchvision's two training recipes; other tools publish INT8 figures for the first."""
-EXPORT_TOLERANCE = 1e-4
-"""Largest relative RMS between PyTorch and the folded graph; float32 rounding alone stays below 1e-5."""
+SMALL_IMAGE = 64
+"""Networks of other families that take images of at most this side are trained on whole small images, as CIFAR's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +67,20 @@ class Source:
     kind_reason: str = ""
     preprocess_assumed: bool = False
     """Whether neither the user nor the weights' origin says how pixels are normalized."""
+    endings: tuple[str | None, ...] = (None,)
+    """For every output the operator that was taken off its end: Softmax, LogSoftmax, Sigmoid."""
+    remarks: tuple[str, ...] = ()
+    """Sentences about the network's origin and form."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes for the user about these weights."""
+        """Notes for the user about this network."""
         if not self.random:
-            return ()
-        return ("the weights are random: this engine is for timing, and its accuracy means nothing",)
+            return self.remarks
+        return (
+            *self.remarks,
+            "the weights are random: this engine is for timing, and its accuracy means nothing",
+        )
 
 
 def open_source(config: ModelConfig, progress: Progress) -> Source:
@@ -86,8 +98,8 @@ def _from_weights(config: ModelConfig, progress: Progress) -> Source:
 
     spec, model, checkpoint, default = _network(config, progress)
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
-    graph = fold(export(model, image_size=preprocess.size))
-    _check_export(model, graph, preprocess.size)
+    graph = place(fold(export(model, image_size=preprocess.size)))
+    check_against_function(graph, partial(_answers, model), None)
     classes = model.fc.out_features
     is_imagenet = spec.family == "imagenet" and classes == IMAGENET_CLASSES
     return Source(
@@ -134,58 +146,129 @@ def _network(config: ModelConfig, progress: Progress) -> tuple[ModelSpec, ResNet
     return spec, model, CheckpointRef(loaded.sha256, loaded.source), preprocess
 
 
-def _check_export(model: ResNet, graph: onnx.ModelProto, size: tuple[int, int]) -> None:
-    """Refuse an exported and folded graph that does not compute what PyTorch computes."""
+def _answers(model: ResNet, images: NDArray[np.float32]) -> NDArray[np.float32]:
     import torch
 
-    images = np.random.default_rng(0).standard_normal((2, model.conv1.in_channels, *size), dtype=np.float32)
     with torch.inference_mode():
-        expected = model(torch.from_numpy(images)).numpy()
-    found = reference_session(graph.SerializeToString(), optimize=True)(images)
-    if not np.isfinite(expected).all():
-        raise CheckpointError(
-            "the network's logits are not finite: the weights overflow, so check the checkpoint"
-        )
-    error = relative_rms(expected, found)
-    if not error <= EXPORT_TOLERANCE:
-        raise GraphError(
-            f"the exported graph differs from PyTorch by {error:.2g} (relative RMS of logits, at most "
-            f"{EXPORT_TOLERANCE:g}): a batch norm with a vanishing variance is the usual cause"
-        )
+        answers: NDArray[np.float32] = model(torch.from_numpy(images)).numpy()
+    return answers
 
 
 def _from_onnx(config: ModelConfig, path: Path) -> Source:
-    named, structure = recognise(simplify(read_onnx(path)))
-    size = structure.image_size
-    if config.preprocess.crop not in (None, size):
-        raise UsageError(
-            f"--crop {config.preprocess.crop} does not fit {path}, whose input is {size} pixels wide"
-        )
-    default = IMAGENET if structure.has_maxpool else CIFAR
-    is_imagenet = structure.has_maxpool and structure.classes == IMAGENET_CLASSES
-    return Source(
-        graph=fold(named),
-        name=_name_of(structure),
-        depth=structure.depth,
-        residual_adds=sum(structure.blocks_per_stage),
-        class_count=structure.classes,
-        class_names=_class_names(config.classes, structure.classes, is_imagenet=is_imagenet),
+    from rescompile.sources.network import SourceNetwork
+
+    network = SourceNetwork(
+        graph=read_onnx(path),
+        name=path.stem,
         checkpoint=CheckpointRef(sha256_of_onnx(path), text_of(path.name)),
-        preprocess=replace(config.preprocess, crop=size).apply(default),
+    )
+    return source_of(network, config)
+
+
+def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
+    """The network that another framework exported, ready for calibration and quantization.
+
+    Raises:
+        UsageError: a size that does not fit the network.
+        GraphError: the graph cannot be read, or our form of it does not compute what the network computes.
+    """
+    options = config.preprocess
+    asked = options.crop if options.crop is not None else network.preprocess and network.preprocess.size
+    simplified = simplify(network.graph, size=(asked, asked) if isinstance(asked, int) else asked)
+    names = tuple(output.name for output in network.graph.graph.output)
+    named, found = structure(fold(simplified.graph), names)
+    graph = place(named)
+    check_against_file(graph, network.graph, simplified.intake, found.origins, simplified.range)
+    if network.reference is not None:
+        check_against_function(graph, network.reference, simplified.range)
+    channels, height, width = _image_shape(graph)
+    if options.crop not in (None, height, (height, width)):
+        raise UsageError(
+            f"--crop {size_words(options.crop)} does not fit {network.checkpoint.source}, whose input is "
+            f"{size_words(height if height == width else (height, width))} pixels wide"
+        )
+    default, origin = _preprocess_of(network, simplified, found.form, channels, (height, width))
+    size = height if height == width else (height, width)
+    classes = _class_count(graph)
+    is_imagenet = (
+        classes == IMAGENET_CLASSES and channels == 3 and (found.form is None or found.form.has_maxpool)
+    )
+    given = network.class_names if config.classes is None else None
+    return Source(
+        graph=graph,
+        name=_name_of(found.form) if found.form is not None else network.name,
+        depth=None if found.form is None else found.form.depth,
+        residual_adds=found.residual_adds,
+        class_count=classes,
+        class_names=given or _class_names(config.classes, classes, is_imagenet=is_imagenet),
+        checkpoint=network.checkpoint,
+        preprocess=replace(options, crop=size).apply(default, channels=channels),
         is_imagenet=is_imagenet,
         random=False,
-        preprocess_assumed=not config.preprocess.states_normalization,
+        preprocess_assumed=origin is None and not options.states_normalization,
+        endings=simplified.endings,
+        remarks=(
+            *network.notes,
+            *simplified.notes,
+            *((f"preprocessing comes from {origin}",) if origin and not options.states_normalization else ()),
+            *_float_note(graph),
+        ),
     )
 
 
-def _name_of(structure: Structure) -> str:
-    """The registry's name where the structure is one of its networks, else a name with its depth."""
-    block = "bottleneck" if structure.convs_per_block == 3 else "basic"
-    if not structure.has_maxpool:
-        return f"resnet{structure.depth}-cifar" + ("-bottleneck" if block == "bottleneck" else "")
-    spec = IMAGENET_SPECS.get(structure.depth)
-    known = spec is not None and (spec.stages, spec.block) == (structure.blocks_per_stage, block)
-    return spec.name if spec is not None and known else f"resnet{structure.depth}-custom"
+def _image_shape(graph: onnx.ModelProto) -> tuple[int, int, int]:
+    _, channels, height, width = graph.graph.input[0].type.tensor_type.shape.dim
+    return channels.dim_value, height.dim_value, width.dim_value
+
+
+def _class_count(graph: onnx.ModelProto) -> int:
+    """Values that the first output has for each image; its channels where it is a map."""
+    dims = graph.graph.output[0].type.tensor_type.shape.dim
+    return dims[1].dim_value if len(dims) > 1 else 1
+
+
+def _preprocess_of(
+    network: SourceNetwork,
+    simplified: Simplified,
+    form: ResNetForm | None,
+    channels: int,
+    size: tuple[int, int],
+) -> tuple[Preprocess, str | None]:
+    """The network's own preprocessing, and where it is from; None where it is only assumed."""
+    if network.preprocess is not None:
+        return network.preprocess, network.preprocess_from or "the network's own configuration"
+    default = CIFAR if (max(size) <= SMALL_IMAGE if form is None else not form.has_maxpool) else IMAGENET
+    if default.resize is not None and size != default.size:
+        # the same proportion of the photograph
+        crop = size[0] if size[0] == size[1] else size
+        shorter = round(default.resize * min(size) / min(default.size)) if isinstance(crop, int) else None
+        default = msgspec.structs.replace(default, crop=crop, resize=shorter)
+    if simplified.range is None:
+        return default, None
+    color = {1: "GRAY", 4: "RGBA"}.get(channels, "RGB")
+    unit = 1 / 255 if simplified.range == 255 else 1.0
+    raw = msgspec.structs.replace(default, mean=(0.0,) * channels, std=(unit,) * channels, color=color)
+    return raw, f"the graph, which takes values from 0 to {simplified.range:g} and normalizes them itself"
+
+
+def _float_note(graph: onnx.ModelProto) -> tuple[str, ...]:
+    """One sentence on what stays in floating point, by reason."""
+    reasons = Counter(float_reasons(graph).values())
+    if not reasons:
+        return ()
+    listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    return (f"these operations stay in floating point in INT8 engines: {listed}",)
+
+
+def _name_of(form: ResNetForm) -> str:
+    """The registry's name where the form is one of its networks, else a name with its depth."""
+    block = "bottleneck" if form.convs_per_block == 3 else "basic"
+    if not form.has_maxpool:
+        return f"resnet{form.depth}-cifar" + ("-bottleneck" if block == "bottleneck" else "")
+    spec = IMAGENET_SPECS.get(form.depth)
+    known = spec is not None and (spec.stages, spec.block) == (form.blocks_per_stage, block)
+    usual = form.plain_width and form.width == 64
+    return spec.name if spec is not None and known and usual else f"resnet{form.depth}-custom"
 
 
 def _class_names(path: Path | None, count: int, *, is_imagenet: bool) -> tuple[str, ...] | None:

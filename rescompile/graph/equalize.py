@@ -51,7 +51,8 @@ def equalize(model: onnx.ModelProto, factors: Mapping[str, NDArray[np.float32]])
             values = changed(node, [_array(each) for each in parameters], f_in, f_out)
             for tensor, new in zip(parameters, values, strict=True):
                 _replace(tensor, new)
-    set_factors(equalized, {name: by_group[groups.of[name]] for name in block_outputs(model).values()})
+    ends = [name for name in block_outputs(model).values() if name in groups.of]
+    set_factors(equalized, {name: by_group[groups.of[name]] for name in ends})
     return equalized
 
 
@@ -60,7 +61,7 @@ def _weighted(node: onnx.NodeProto, parameters: list[Array], f_in: Array, f_out:
     settings = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
     turned = node.op_type == "Gemm" and not settings.get("transB")
     weight = parameters[0].T if turned else parameters[0]
-    read = f_in[input_channels(*weight.shape[:2], settings.get("group", 1))]
+    read = f_in[input_channels(len(weight), weight.shape[1], settings.get("group", 1))]
     taps = [1] * (weight.ndim - 2)
     new = weight / f_out.reshape(-1, 1, *taps) * read.reshape(*read.shape, *taps)
     return [new.T if turned else new, *(bias / f_out for bias in parameters[1:])]

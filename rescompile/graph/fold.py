@@ -15,33 +15,39 @@ from numpy.typing import NDArray
 
 from rescompile.errors import GraphError
 from rescompile.graph.shared.editing import read, write
+from rescompile.graph.shared.links import WEIGHTED_OPS
 
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` without BatchNormalization nodes; every convolution has a bias and makes the tensor of its name.
+    """``model`` with batch norms folded into the convolutions and linear layers that they follow directly.
+
+    Other batch norms stay, as those in front of a pre-activation block. Every convolution has a bias.
 
     Raises:
-        GraphError: a batch norm that does not follow a convolution, or whose parameters are not constants.
+        GraphError: a batch norm whose parameters are not constants, or whose variance is not positive.
     """
     graph = read(model)
     for norm in [node for node in graph.nodes if node.op == "BatchNormalization"]:
-        _fold_one(norm)
+        if (owner := _owner(norm, graph)) is not None:
+            _fold_one(norm, owner)
     graph.cleanup()
     for conv in (node for node in graph.nodes if node.op == "Conv"):
-        if len(conv.inputs) == 2:
+        if len(conv.inputs) == 2 and isinstance(conv.inputs[1], gs.Constant):
             _set_input(conv, 2, f"{conv.name}.bias", np.zeros(conv.inputs[1].shape[0], np.float32))
-        conv.outputs[0].name = conv.name
     return write(graph)
 
 
-def _fold_one(norm: gs.Node) -> None:
+def _owner(norm: gs.Node, graph: gs.Graph) -> gs.Node | None:
+    """The convolution or linear layer whose output ``norm`` alone reads; None where there is none."""
     source = norm.inputs[0]
-    conv = source.inputs[0] if source.inputs else None
-    if conv is None or conv.op != "Conv" or len(source.outputs) != 1:
-        raise GraphError(
-            f"batch norm '{norm.name}' does not directly follow a convolution of its own, so it cannot be folded: "
-            "rescompile takes post-activation ResNets (conv, batch norm, ReLU)"
-        )
+    maker = source.inputs[0] if source.inputs else None
+    if maker is None or maker.op not in WEIGHTED_OPS or len(source.outputs) != 1 or source in graph.outputs:
+        return None
+    return maker if isinstance(maker.inputs[1], gs.Constant) else None
+
+
+def _fold_one(norm: gs.Node, conv: gs.Node) -> None:
+    source = norm.inputs[0]
     gamma, beta, mean, var = (_constant(tensor, norm) for tensor in norm.inputs[1:5])
     variance = var + float(norm.attrs.get("epsilon", 1e-5))
     if not np.all(variance > 0):
@@ -56,6 +62,9 @@ def _fold_one(norm: gs.Node) -> None:
     folded_weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
     _set_parameters(conv, folded_weight, (bias - mean) * factor + beta)
     output = norm.outputs[0]
+    if source.name == conv.name:
+        # tensors that are named after their nodes stay so
+        output.name, source.name = conv.name, norm.name
     norm.outputs.clear()
     conv.outputs = [output]
 

@@ -128,7 +128,10 @@ def _above_pool(tensor: gs.Tensor) -> gs.Tensor:
 def _branch_of(node: gs.Node) -> gs.Node:
     """The convolution whose bias is added to the output of ``node``, which is an Add or that convolution itself."""
     if node.op == "Add":
-        node = next(each.inputs[0] for each in node.inputs if made_by(each) == "Conv")
+        convolutions = [
+            each.inputs[0] for each in node.inputs if made_by(each) == "Conv" and len(consumers(each)) == 1
+        ]
+        node = convolutions[0] if convolutions else node
     if node.op not in WEIGHTED_OPS:
         raise GraphError(f"'{node.name}' ({node.op}) has no bias that an offset could move to")
     return node

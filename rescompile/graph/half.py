@@ -22,16 +22,19 @@ def half(model: onnx.ModelProto) -> onnx.ModelProto:
         GraphError: a weight or bias that FP16 cannot hold.
     """
     graph = read(model)
+    fixed = {id(tensor) for node in graph.nodes if node.op == "Resize" for tensor in node.inputs[2:3]}
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Constant):
-            _halve_constant(tensor)
+            if id(tensor) not in fixed:  # ONNX allows no other type for the scales of Resize
+                _halve_constant(tensor)
         elif tensor.dtype == np.float32:
             tensor.dtype = np.float16
     for node in graph.nodes:
         if node.op == "Cast" and node.attrs["to"] == onnx.TensorProto.FLOAT:
             node.attrs["to"] = onnx.TensorProto.FLOAT16
     _cast_input(graph)
-    _cast_output(graph)
+    for output in graph.outputs:
+        _cast_output(graph, output)
     return write(graph)
 
 
@@ -59,8 +62,7 @@ def _cast_input(graph: gs.Graph) -> None:
     graph.nodes.append(gs.Node("Cast", cast.name, {"to": onnx.TensorProto.FLOAT16}, [source], [cast]))
 
 
-def _cast_output(graph: gs.Graph) -> None:
-    logits = graph.outputs[0]
+def _cast_output(graph: gs.Graph, logits: gs.Variable) -> None:
     narrow = gs.Variable(f"{logits.name}.half", np.float16, logits.shape)
     logits.inputs[0].outputs = [narrow]
     logits.dtype = np.float32

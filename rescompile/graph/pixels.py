@@ -55,49 +55,71 @@ def can_be_exact(preprocess: Preprocess) -> bool:
     return all(bool((np.abs(found - expected) < _NEAR).all()) for found in steps)
 
 
+def reason_against(model: onnx.ModelProto, preprocess: Preprocess) -> str | None:
+    """Why the folded fp32 ``model`` cannot read pixels without rounding; None where it can."""
+    if preprocess.mean_image:
+        return "the mean image differs by pixel"
+    if not can_be_exact(preprocess):
+        return "the normalization leaves the input's type no digits for the pixel"
+    return _reason_against_readers(consumers(read(model).inputs[0]))
+
+
+def _reason_against_readers(readers: list[gs.Node]) -> str | None:
+    for node in readers:
+        if node.op != "Conv" or len(node.inputs[0].shape) != 4:
+            return f"'{node.name}' ({node.op}) reads the image"
+        if node.attrs.get("group", 1) != 1:
+            return f"'{node.name}', which reads the image, is grouped"
+        if len(node.inputs) != 3 or not all(isinstance(tensor, gs.Constant) for tensor in node.inputs[1:]):
+            return f"'{node.name}', which reads the image, computes its weights or has no bias"
+        if node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+            return f"'{node.name}', which reads the image, pads by auto_pad"
+    pads = {tuple(node.attrs.get("pads", (0, 0, 0, 0))) for node in readers}
+    return None if len(pads) == 1 else "convolutions read the image with different padding"
+
+
 def read_pixels(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
-    """Folded fp32 ``model`` with ``pixels`` in front of its first convolution; it computes the same.
+    """Folded fp32 ``model`` with ``pixels`` in front of its first convolutions; it computes the same.
 
     Raises:
-        GraphError: the input has other readers than one ungrouped convolution.
+        GraphError: the input has readers that cannot, as ``reason_against`` says.
     """
     graph = read(model)
     image = graph.inputs[0]
     readers = consumers(image)
-    if [node.op for node in readers] != ["Conv"] or readers[0].attrs.get("group", 1) != 1:
-        raise GraphError(
-            f"'{image.name}' must be read by one ungrouped convolution alone, the stem of a ResNet"
-        )
-    (conv,) = readers
+    if reason := _reason_against_readers(readers):
+        raise GraphError(f"'{image.name}' cannot be read as pixels: {reason}")
     factor, offset = to_pixels(preprocess)
-    padded = _pad(graph, conv, image)
+    padded = _pad(graph, readers, image)
     scaled, pixels = (gs.Variable(name, np.float32, padded.shape) for name in (PIXELS_MULTIPLY, PIXELS))
     graph.nodes += [
         gs.Node("Mul", scaled.name, {}, [padded, _planes(f"{PIXELS}.factor", factor)], [scaled]),
         gs.Node("Add", pixels.name, {}, [scaled, _planes(f"{PIXELS}.offset", offset)], [pixels]),
     ]
-    weight, bias = (constant.values.astype(np.float64) for constant in conv.inputs[1:3])
-    weight = weight / factor[:, None, None]
-    conv.inputs = [
-        pixels,
-        gs.Constant(conv.inputs[1].name, weight.astype(np.float32)),
-        gs.Constant(conv.inputs[2].name, (bias - weight.sum(axis=(2, 3)) @ offset).astype(np.float32)),
-    ]
+    for conv in readers:
+        weight, bias = (constant.values.astype(np.float64) for constant in conv.inputs[1:3])
+        weight = weight / factor[:, None, None]
+        conv.inputs = [
+            pixels,
+            gs.Constant(conv.inputs[1].name, weight.astype(np.float32)),
+            gs.Constant(conv.inputs[2].name, (bias - weight.sum(axis=(2, 3)) @ offset).astype(np.float32)),
+        ]
     return write(graph)
 
 
-def _pad(graph: gs.Graph, conv: gs.Node, image: gs.Variable) -> gs.Variable:
-    """``image`` with the zeros around it that ``conv`` padded it with so far; ``conv`` pads no longer."""
-    top, left, bottom, right = pads = conv.attrs.get("pads", [0, 0, 0, 0])
+def _pad(graph: gs.Graph, readers: list[gs.Node], image: gs.Variable) -> gs.Variable:
+    """``image`` with the zeros around it that ``readers`` padded it with so far; they pad no longer."""
+    top, left, bottom, right = pads = readers[0].attrs.get("pads", [0, 0, 0, 0])
     if not any(pads):
         return image
-    batch, channels, height, width = image.shape
-    padded = gs.Variable(
-        PIXELS_PAD, image.dtype, [batch, channels, top + height + bottom, left + width + right]
-    )
+    shape = list(image.shape)
+    for axis, more in ((2, top + bottom), (3, left + right)):
+        shape[axis] = shape[axis] + more if isinstance(shape[axis], int) else None
+    padded = gs.Variable(PIXELS_PAD, image.dtype, shape)
     amounts = gs.Constant(f"{PIXELS_PAD}.amounts", np.array([0, 0, top, left, 0, 0, bottom, right]))
     graph.nodes.append(gs.Node("Pad", padded.name, {}, [image, amounts], [padded]))
-    conv.attrs["pads"] = [0, 0, 0, 0]
+    for conv in readers:
+        conv.attrs["pads"] = [0, 0, 0, 0]
     return padded
 
 

@@ -24,12 +24,12 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from calibration.methods.rounding import LearnedWeight
-from calibration.scales import dequantize, weight_scales
+from calibration.scales import NARROW_LEVELS, channel_scales, dequantize, weight_scales
 from calibration.scales import quantize as to_int8
 from rescompile.errors import GraphError
 from rescompile.graph.shared.editing import read, reconnect, write
 from rescompile.graph.shared.links import WEIGHTED_OPS, behind_quantizers
-from rescompile.graph.shared.metadata import ZERO_POINT
+from rescompile.graph.shared.metadata import ZERO_POINT, float_reasons
 from rescompile.graph.shared.names import DEQUANTIZE_SUFFIX, QUANTIZE_SUFFIX
 from rescompile.graph.shared.topology import quantized_tensors, skip_sources
 
@@ -44,6 +44,7 @@ def quantize(
     means: Mapping[str, NDArray[np.floating]] | None = None,
     learned: Mapping[str, LearnedWeight] | None = None,
     full_range: Collection[str] = (),
+    narrow: Collection[str] = (),
 ) -> onnx.ModelProto:
     """The deployable INT8 graph of a folded fp32 graph: symmetric, weights per output channel, bias in float.
 
@@ -56,6 +57,7 @@ def quantize(
             weights gives to a layer's average output: b + (W - Q) mean(x) (Nagel et al., 2019).
         learned: integers, scales and biases by node name, in place of rounding to nearest, for some nodes or all.
         full_range: tensors that store their zero as -128.
+        narrow: nodes whose weights stay within ``NARROW_LEVELS`` when they are rounded to nearest.
 
     Raises:
         GraphError: a tensor that needs a scale has none.
@@ -71,7 +73,8 @@ def quantize(
     tensors = graph.tensors()
     for name, source in {**{name: name for name in wanted}, **skip_sources(graph)}.items():
         _quantize_activation(graph, tensors[name], scales[source], ZERO_POINT if source in full_range else 0)
-    for node in [node for node in graph.nodes if node.op in WEIGHTED_OPS]:
+    floating = float_reasons(model)
+    for node in [node for node in graph.nodes if node.op in WEIGHTED_OPS and node.name not in floating]:
         source = behind_quantizers(node.inputs[0]).name
         weight = node.inputs[1].values
         if learned is not None and node.name in learned:
@@ -79,7 +82,12 @@ def quantize(
         else:
             mean = None if means is None else means[source]
             bias, groups = node.inputs[2].values, node.attrs.get("group", 1)
-            new = _nearest(weight, bias, weight_method, mean, groups)
+            scales = (
+                channel_scales(weight, NARROW_LEVELS)
+                if node.name in narrow
+                else weight_scales(weight, weight_method)
+            )
+            new = _nearest(weight, bias, scales, mean, groups)
         _install(graph, node, new)
     return write(graph)
 
@@ -100,11 +108,10 @@ def _quantize_activation(graph: gs.Graph, tensor: gs.Variable, scale: float, zer
 def _nearest(
     weight: NDArray[np.float32],
     bias: NDArray[np.float32],
-    method: WeightMethod,
+    scales: NDArray[np.float32],
     mean: NDArray[np.floating] | None,
     groups: int,
 ) -> LearnedWeight:
-    scales = weight_scales(weight, method)
     values = to_int8(weight, scales)
     if mean is not None:
         change = weight.astype(np.float64) - dequantize(values, scales)

@@ -43,7 +43,7 @@ def restore(
     floating, graph = frozenset(blocks), read(quantized)
     exact = {node.name: node for node in read(original).nodes if node.op in WEIGHTED_OPS}
     for node in graph.nodes:
-        if node.op in WEIGHTED_OPS and block_of(node.name) in floating:
+        if node.op in WEIGHTED_OPS and is_quantized(node) and block_of(node.name) in floating:
             for position in (1, 2):
                 constant = exact[node.name].inputs[position]
                 node.inputs[position] = gs.Constant(constant.name, constant.values)

@@ -482,3 +482,24 @@ def test_the_commands_of_the_how_to_work(
         assert call(monkeypatch, *words) == 0, capsys.readouterr().err
     assert len(commands) == 4
     assert (tmp_path / "sqnr.svg").is_file()
+
+
+def test_labels_that_do_not_fit_are_a_note(
+    small: Path, small_engines: dict[str, Path], tmp_path: Path
+) -> None:
+    with np.load(small / "images.npz") as stored:
+        moved = {"images": stored["images"], "labels": (stored["labels"] + 1) % 10}
+    np.savez(tmp_path / "moved.npz", **moved)
+    directory = str(small_engines["int8"])
+    fit = compare(
+        f"{directory}:fp32", f"{directory}:graph", images=small / "images.npz", limit=None, progress=Silent()
+    )
+    misfit = compare(
+        f"{directory}:fp32",
+        f"{directory}:graph",
+        images=tmp_path / "moved.npz",
+        limit=None,
+        progress=Silent(),
+    )
+    assert not any("the fp32 network names the right class" in note for note in fit.notes)
+    assert any("the fp32 network names the right class" in note for note in misfit.notes)

@@ -30,7 +30,11 @@ from tests.graph.conftest import run
 
 def made(source: Source, *, exact: bool = True, **fields: Any) -> Calibrated:
     """Calibrated, or as if the normalization had lost the pixels."""
-    with nullcontext() if exact else patch("rescompile.building.calibrate.can_be_exact", return_value=False):
+    with (
+        nullcontext()
+        if exact
+        else patch("rescompile.building.calibrate.reason_against", return_value="asked")
+    ):
         return calibrate(source, CalibrationConfig(**fields), Silent())
 
 

@@ -71,8 +71,10 @@ def test_an_export_that_computes_something_else_is_refused(
     def wrong(*given: object, **options: object) -> Any:
         return lambda images: np.ones((len(images), 10), np.float32)
 
-    monkeypatch.setattr("rescompile.building.source.reference_session", wrong)
-    with pytest.raises(GraphError, match=r"exported graph differs from PyTorch by .*at most 0\.0001"):
+    monkeypatch.setattr("rescompile.building.fidelity.reference_session", wrong)
+    with pytest.raises(
+        GraphError, match=r"exported graph differs from the network itself by .*at most 0\.0001"
+    ):
         opened(weights=str(small / "net.pth"))
 
 

@@ -21,7 +21,7 @@ from calibration.preprocess import CHANNELS, Preprocess, normalize, to_uint8
 from rescompile.backends import get_backend
 from rescompile.backends.base import BuildRequest
 from rescompile.building.engine_directory import write_hashed_manifest
-from rescompile.manifest import TensorSpec, read_manifest
+from rescompile.manifest import OutputSpec, TensorSpec, read_manifest
 from rescompile.runtime.golden import golden_bytes
 from tests.backends.engines import RANGE, manifest
 from tests.cpp.native import Library, NativeEngine, NativeError
@@ -59,9 +59,8 @@ def averaging_engine(directory: Path, steps: Preprocess) -> None:
         msgspec.structs.replace(
             manifest("fp32", "openvino"),
             inputs=(TensorSpec("images", (-1, *shape), "float32", "NCHW"),),
-            outputs=(TensorSpec("logits", (-1, channels), "float32", "NC"),),
+            outputs=(OutputSpec("logits", (-1, channels), "float32", "NC", kind="values"),),
             preprocess=steps,
-            classes=tuple(f"class {index}" for index in range(channels)),
         ),
     )
 

@@ -195,3 +195,76 @@ def networks(draw: st.DrawFn) -> tuple[Writer, onnx.ModelProto]:
     if draw(st.booleans()):
         ends.append(x)
     return writer, writer.done(*ends)
+
+
+def resnext() -> onnx.ModelProto:
+    """Grouped 3x3 convolutions in residual blocks, one with a downsample convolution."""
+    writer = Writer((3, 16, 16))
+    x = writer.relu(writer.conv("x", 8))
+    for outputs, stride in ((8, 1), (16, 2)):
+        inner = writer.relu(writer.conv(x, 16, 1))
+        inner = writer.relu(writer.conv(inner, 16, 3, stride, group=4))
+        skip = x if stride == 1 else writer.conv(x, outputs, 1, stride)
+        x = writer.relu(writer.sum(writer.conv(inner, outputs, 1), skip))
+    return writer.done(writer.head(x))
+
+
+def squeezed() -> onnx.ModelProto:
+    """Squeeze and excitation in residual blocks."""
+    writer = Writer((1, 12, 16))
+    x = writer.relu(writer.conv("x", 8))
+    for op in ("Sigmoid", "HardSigmoid"):
+        inner = writer.conv(writer.relu(writer.conv(x, 8)), 8)
+        x = writer.relu(writer.sum(writer.gate(inner, op), x))
+    return writer.done(writer.head(x), writer.head(x, 3))
+
+
+def pre_activation() -> onnx.ModelProto:
+    """Batch norms in front of the blocks, which stay."""
+    writer = Writer((3, 16, 16))
+    x = writer.conv("x", 8)
+    for _ in range(2):
+        inner = writer.relu(writer.norm(x))
+        inner = writer.relu(writer.conv(inner, 8))
+        x = writer.sum(writer.conv(inner, 8), x)
+    return writer.done(writer.head(writer.relu(writer.norm(x))))
+
+
+def mobile(activation: str = "relu6") -> onnx.ModelProto:
+    """Depthwise convolutions, padded as TensorFlow does at stride 2."""
+    writer = Writer((3, 16, 16))
+    act = {"relu6": writer.clip, "relu": writer.relu}[activation]
+    x = act(writer.conv("x", 8, 3, 2, pads=[0, 0, 1, 1]))
+    for stride in (1, 2, 1):
+        inner = act(writer.conv(x, 16, 1))
+        pads = [1, 1, 1, 1] if stride == 1 else [0, 0, 1, 1]
+        inner = act(writer.conv(inner, 16, 3, stride, group=16, pads=pads))
+        made = writer.conv(inner, 8, 1)
+        x = writer.sum(made, x) if stride == 1 else made
+    return writer.done(writer.head(x))
+
+
+def dense() -> onnx.ModelProto:
+    """Concatenations, and an average pool between the stages."""
+    writer = Writer((4, 16, 12))
+    x = writer.relu(writer.conv("x", 8))
+    for _ in range(3):
+        x = writer.concat(x, writer.relu(writer.conv(x, 4)))
+    x = writer.pool(writer.relu(writer.conv(x, 8, 1)), "AveragePool", 2, 2, [0, 0, 0, 0])
+    return writer.done(writer.head(writer.concat(x, writer.relu(writer.conv(x, 4)))))
+
+
+def plain() -> onnx.ModelProto:
+    """Convolutions and max pools, and a head of two layers on a flattened plane, as VGG."""
+    writer = Writer((3, 8, 8))
+    x = writer.pool(writer.relu(writer.conv("x", 8)), "MaxPool", 2, 2, [0, 0, 0, 0])
+    x = writer.pool(writer.relu(writer.conv(x, 16)), "MaxPool", 2, 2, [0, 0, 0, 0])
+    flat = writer.add("Flatten", [x], (16 * 4,), axis=1)
+    hidden = writer.relu(writer.linear(flat, 16))
+    return writer.done(writer.linear(hidden, 5))
+
+
+FAMILIES: dict[str, Callable[[], onnx.ModelProto]] = {
+    "resnext": resnext, "squeezed": squeezed, "pre-activation": pre_activation, "mobile": mobile,
+    "mobile with ReLU": lambda: mobile("relu"), "dense": dense, "plain": plain,
+}  # fmt: skip

@@ -60,12 +60,11 @@ def test_a_weight_that_overflows_when_folded_is_named() -> None:
         fold(conv_bn(w=np.full((5, 3, 3, 3), 3e38), gamma=np.full(5, 1e3)))
 
 
-def test_a_batch_norm_without_its_own_convolution_is_refused() -> None:
+def test_a_batch_norm_without_its_own_convolution_stays() -> None:
     model = conv_bn()
     model.graph.node.append(helper.make_node("Relu", ["y"], ["other"], name="peek"))
     model.graph.output.append(helper.make_tensor_value_info("other", 1, None))
-    with pytest.raises(GraphError, match=r"'bn1' does not directly follow a convolution"):
-        fold(model)
+    assert [node.op_type for node in fold(model).graph.node] == ["Conv", "BatchNormalization", "Relu"]
 
 
 def test_parameters_that_are_computed_are_refused() -> None:

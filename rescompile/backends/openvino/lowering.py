@@ -27,13 +27,15 @@ from rescompile.backends.openvino.pools import quantize_before_pools
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import unfold_zero_points
 from rescompile.graph.shared.editing import read, write
-from rescompile.graph.shared.links import WEIGHTED_OPS, consumers, is_quantized, weight_of
+from rescompile.graph.shared.links import (
+    WEIGHTED_OPS,
+    cannot_be_negative,
+    consumers,
+    is_quantized,
+    weight_of,
+)
 from rescompile.graph.shared.metadata import ZERO_POINT
 
-_SIGN_KEEPING = {
-    "AveragePool", "Cast", "DequantizeLinear", "Flatten", "GlobalAveragePool", "Identity", "MaxPool",
-    "QuantizeLinear", "Reshape", "Slice", "Transpose",
-}  # fmt: skip
 _HALF = 64
 """Largest weight of which two, times 255 each, add up within 16 bits."""
 
@@ -68,7 +70,7 @@ class _Lowering:
                 tensor.dtype = tensor.shape = None  # they change
         for node in list(self.graph.nodes):
             if node.op == "QuantizeLinear":
-                if _cannot_be_negative(node.inputs[0]):
+                if cannot_be_negative(node.inputs[0]):
                     self._make_unsigned(node)
                 else:
                     self._split_signs(node)
@@ -152,23 +154,6 @@ class _Lowering:
         if name not in self.constants:
             self.constants[name] = gs.Constant(name, np.asarray(value))
         return self.constants[name]
-
-
-def _cannot_be_negative(tensor: gs.Tensor) -> bool:
-    if not tensor.inputs:
-        return False
-    node = tensor.inputs[0]
-    if node.op in {"Relu", "Sigmoid"}:
-        return True
-    if node.op == "Clip":
-        return (
-            len(node.inputs) > 1
-            and isinstance(node.inputs[1], gs.Constant)
-            and not node.inputs[1].values.any()
-        )
-    # a pad without a value pads with zeros
-    zero_pad = node.op == "Pad" and (len(node.inputs) < 3 or node.inputs[2].is_empty())
-    return (node.op in _SIGN_KEEPING or zero_pad) and _cannot_be_negative(node.inputs[0])
 
 
 def _wide_readers(tensor: gs.Tensor) -> list[gs.Node]:

@@ -11,7 +11,7 @@ from rescompile.graph.lint.rules import blocks, quantizers, ranges
 from rescompile.graph.lint.subject import Rule, Subject, Violation
 from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.links import consumers, is_quantized, made_by
-from rescompile.graph.shared.metadata import offsets_of
+from rescompile.graph.shared.metadata import float_reasons, offsets_of
 from rescompile.manifest import Precision
 
 RULES: dict[str, Rule] = {
@@ -57,8 +57,9 @@ def lint(
     """
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     subject = Subject(
-        read(model), precision, rest_type, residual_adds, opset, frozenset(fp16_blocks), offsets_of(model)
-    )
+        read(model), precision, rest_type, residual_adds, opset, frozenset(fp16_blocks), offsets_of(model),
+        float_reasons(model),
+    )  # fmt: skip
     return tuple(Violation(name, text) for name, rule in RULES.items() for text in rule(subject))
 
 
@@ -69,19 +70,28 @@ def fusable_adds(model: onnx.ModelProto) -> int:
     whose only reader is a quantizer; in a tensor of full range the quantizer takes the place of the ReLU.
     """
     full_range = offsets_of(model)
-    adds = [node for node in read(model).nodes if node.op == "Add" and node.name.endswith(".add")]
-    return sum(_is_fusable(node, saturates=node.outputs[0].name in full_range) for node in adds)
+    graph = read(model)
+    adds = [node for node in graph.nodes if node.op == "Add" and node.name.endswith(".add")]
+    relus = {node.name for node in graph.nodes if node.op == "Relu"}
+    return sum(
+        # a pre-activation block has no ReLU behind its addition, and full range none either
+        _is_fusable(
+            node,
+            relu=node.name.replace(".add", ".relu") in relus and node.outputs[0].name not in full_range,
+        )
+        for node in adds
+    )
 
 
-def _is_fusable(add: gs.Node, *, saturates: bool) -> bool:
+def _is_fusable(add: gs.Node, *, relu: bool) -> bool:
     if sorted(map(made_by, add.inputs)) != ["Conv", "DequantizeLinear"]:
         return False
     if not all(is_quantized(tensor.inputs[0]) for tensor in add.inputs if made_by(tensor) == "Conv"):
         return False
     behind = add.outputs[0]
-    if not saturates:
-        relu = consumers(behind)
-        if [node.op for node in relu] != ["Relu"]:
+    if relu:
+        readers = consumers(behind)
+        if [node.op for node in readers] != ["Relu"]:
             return False
-        behind = relu[0].outputs[0]
+        behind = readers[0].outputs[0]
     return [node.op for node in consumers(behind)] == ["QuantizeLinear"]

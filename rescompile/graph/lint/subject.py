@@ -32,6 +32,9 @@ class Subject:
     full_range: Mapping[str, float] = field(default_factory=dict)
     """Offset by tensor of full range: there the quantizer, which saturates, takes the place of the ReLU."""
 
+    floating: Mapping[str, str] = field(default_factory=dict)
+    """The reason by node that a rule of placement leaves in floating point."""
+
     def nodes(self, *ops: str) -> list[gs.Node]:
         """Nodes with one of these operators, in the order of execution."""
         return [node for node in self.graph.nodes if node.op in ops]
@@ -41,8 +44,9 @@ class Subject:
         return [node for node in self.nodes("Add") if node.name.endswith(".add")]
 
     def in_int8(self, node: gs.Node) -> bool:
-        """Whether ``node`` belongs to a block that is meant to be quantized."""
-        return self.precision == "int8" and block_of(node.name) not in self.fp16_blocks
+        """Whether ``node`` is meant to be quantized."""
+        placed = node.name not in self.floating and block_of(node.name) not in self.fp16_blocks
+        return self.precision == "int8" and placed
 
 
 @dataclass(frozen=True)

@@ -26,16 +26,14 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from calibration.operators import operator
 from calibration.scales import LEVELS
 from rescompile.errors import GraphError
 from rescompile.graph.shared.editing import read, write
-from rescompile.graph.shared.links import WEIGHTED_OPS, weight_of
+from rescompile.graph.shared.links import QUANTIZER_OPS, WEIGHTED_OPS, made_by, weight_of
 from rescompile.graph.shared.metadata import CHANNELS, drop_entries, real_channels, real_channels_in
 
 _CHANNELS = 1
-_TYING = (
-    "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "QuantizeLinear", "DequantizeLinear",
-)  # fmt: skip
 
 
 def add_constant_channels(graph: gs.Graph, readers: list[gs.Node]) -> None:
@@ -44,25 +42,30 @@ def add_constant_channels(graph: gs.Graph, readers: list[gs.Node]) -> None:
     ``graph`` is changed in place.
 
     Raises:
-        GraphError: a grouped convolution, or channels that belong to the images or the logits.
+        GraphError: a reader that cannot, as ``can_read_constant_channels`` says.
     """
     groups = _Groups(graph)
     extra: dict[str, int] = {}
     for reader in readers:
-        if reader.attrs.get("group", 1) != 1:
-            raise GraphError(f"'{reader.name}' is grouped, so a constant channel does not reach all its sums")
+        if reason := groups.reason_against(reader):
+            raise GraphError(f"'{reader.name}' cannot read constant channels: {reason}")
         group = groups.of(reader.inputs[0])
         extra[group] = max(extra.get(group, 0), _needed(reader))
     extra = {group: count for group, count in extra.items() if count}
-    fixed = extra.keys() & {groups.of(tensor) for tensor in (*graph.inputs, *graph.outputs)}
-    if fixed:
-        raise GraphError(
-            f"'{fixed.pop()}' is the network's own input or output, which cannot have more channels"
-        )
     counts = {group: groups.channels[group] + count for group, count in extra.items()}
     for tensor in groups.tensors(counts):
         graph.rescompile_metadata[CHANNELS + tensor.name] = str(groups.channels[groups.of(tensor)])
     _set_channels(graph, groups, counts)
+
+
+def can_read_constant_channels(graph: gs.Graph) -> set[str]:
+    """Names of the convolutions of ``graph``, Q/DQ or not, whose input may get constant channels.
+
+    Their own channels are not grouped, and all tensors that have as many channels for the same reason are inner ones,
+    which no operation touches that ``_Groups`` does not know.
+    """
+    groups = _Groups(graph)
+    return {node.name for node in graph.nodes if node.op == "Conv" and groups.reason_against(node) is None}
 
 
 def without_constant_channels(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -199,7 +202,7 @@ class _Groups:
         self._parent: dict[str, str] = {}
         self._tensors = [tensor for tensor in graph.tensors().values() if isinstance(tensor, gs.Variable)]
         for node in graph.nodes:
-            if node.op in _TYING:
+            if _ties(node):
                 for tensor in node.inputs:
                     if isinstance(tensor, gs.Variable):
                         self._parent[self.of(tensor)] = self.of(node.outputs[0])
@@ -211,6 +214,21 @@ class _Groups:
                 self.channels[self.of(node.inputs[0])] = inputs * node.attrs.get("group", 1)
                 self.channels[self.of(node.outputs[0])] = outputs
 
+        self._fixed: dict[str, str] = {}
+        """By group, the operation or tensor that does not let it have more channels."""
+        for tensor in (*graph.inputs, *graph.outputs):
+            self._fixed[self.of(tensor)] = f"'{tensor.name}' is the network's own input or output"
+        for node in graph.nodes:
+            if not _takes_more_channels(node):
+                for tensor in (*node.inputs, *node.outputs):
+                    self._fixed.setdefault(self.of(tensor), f"'{node.name}' ({node.op}) does not take more")
+
+    def reason_against(self, reader: gs.Node) -> str | None:
+        """Why the input of the convolution ``reader`` cannot have more channels; None where it can."""
+        if reader.attrs.get("group", 1) != 1:
+            return "it is grouped"
+        return self._fixed.get(self.of(reader.inputs[0]))
+
     def of(self, tensor: gs.Tensor) -> str:
         name = tensor.name
         while (above := self._parent.get(name, name)) != name:
@@ -219,3 +237,28 @@ class _Groups:
 
     def tensors(self, groups: dict[str, int]) -> Iterator[gs.Variable]:
         return (tensor for tensor in self._tensors if self.of(tensor) in groups)
+
+
+def _ties(node: gs.Node) -> bool:
+    """Whether the output has the channels of every input, and channels of zeros stay so."""
+    entry = operator(node.op)
+    if node.op in QUANTIZER_OPS:
+        return True
+    inputs = [tensor for tensor in node.inputs if not tensor.is_empty()]
+    if node.op == "Flatten":
+        return made_by(node.inputs[0]) == "GlobalAveragePool"
+    kept = entry.channels in ("kept", "tied") and entry.homogeneous and not node.op.startswith("Reduce")
+    return kept and all(isinstance(tensor, gs.Variable) for tensor in inputs)
+
+
+def _takes_more_channels(node: gs.Node) -> bool:
+    if node.op in WEIGHTED_OPS:
+        return bool(node.attrs.get("group", 1) == 1)
+    if node.op == "Slice":  # of an option A shortcut, which leaves out pixels
+        constant = len(node.inputs) == 5 and all(
+            isinstance(tensor, gs.Constant) for tensor in node.inputs[1:]
+        )
+        return constant and _CHANNELS not in node.inputs[3].values.tolist()
+    if node.op == "Pad":
+        return len(node.inputs) < 4 and isinstance(node.inputs[1], gs.Constant)
+    return _ties(node)

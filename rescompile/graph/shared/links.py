@@ -49,6 +49,25 @@ def readers(tensor: gs.Tensor) -> Iterator[gs.Node]:
             yield from readers(node.outputs[0])
 
 
+def cannot_be_negative(tensor: gs.Tensor) -> bool:
+    """Whether no value of ``tensor`` is below 0, by the operators that make it."""
+    if isinstance(tensor, gs.Constant):
+        return bool((tensor.values >= 0).all())
+    if not tensor.inputs:
+        return False
+    node = tensor.inputs[0]
+    entry, given = operators.operator(node.op), [each for each in node.inputs if not each.is_empty()]
+    if node.op == "Clip":
+        low = node.inputs[1] if len(node.inputs) > 1 else None
+        return isinstance(low, gs.Constant) and bool((low.values >= 0).all())
+    if node.op == "Pad" and len(node.inputs) > 2 and node.inputs[2] in given:
+        return cannot_be_negative(node.inputs[0]) and cannot_be_negative(node.inputs[2])
+    several = entry.channels in ("tied", "scaled") or node.op == "Concat"
+    return entry.never_negative or (
+        entry.keeps_sign and all(map(cannot_be_negative, given if several else given[:1]))
+    )
+
+
 def pads_input(node: gs.Node) -> bool:
     """Whether ``node`` is a convolution that pads its input with zeros."""
     return node.op == "Conv" and any(node.attrs.get("pads", ()))

@@ -5,12 +5,16 @@ Entries of ``ModelProto.metadata_props``, one for each tensor that a stage chang
     rescompile.factors.<tensor>     equalization: the graph holds x[c] / f[c]; base64 of C float32, little-endian
     rescompile.offset.<tensor>      full range: the graph holds relu(x) - z; z as ``float.hex``
     rescompile.channels.<tensor>    constant channels were added: the number of real ones, which come first
+    rescompile.float.<node>         the reason why the node is not quantized
+    rescompile.blocks               block names and the tensors that they end in, as JSON; networks of the paper's
+                                    family have none, because there the names of the nodes say it
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,6 +28,8 @@ from rescompile.graph.shared.names import METADATA_PREFIX
 FACTORS = f"{METADATA_PREFIX}factors."
 OFFSET = f"{METADATA_PREFIX}offset."
 CHANNELS = f"{METADATA_PREFIX}channels."
+FLOAT = f"{METADATA_PREFIX}float."
+BLOCKS = f"{METADATA_PREFIX}blocks"
 ZERO_POINT = -128
 """The integer that stands for zero in a tensor of full range."""
 _AGAIN = "build the engine again"
@@ -109,6 +115,40 @@ def real_channels(model: onnx.ModelProto) -> dict[str, int]:
 def real_channels_in(metadata: Mapping[str, str]) -> dict[str, int]:
     """``real_channels`` from the metadata that ``editing.read`` keeps beside a graph."""
     return {name: _count(name, text) for name, text in _under(metadata, CHANNELS).items()}
+
+
+def set_block_ends(model: onnx.ModelProto, ends: Mapping[str, str]) -> None:
+    """Record the tensor that each block ends in."""
+    onnx.helper.set_model_props(model, _metadata(model) | {BLOCKS: json.dumps(list(ends.items()))})
+
+
+def block_ends(model: onnx.ModelProto) -> dict[str, str]:
+    """Block name to the tensor at its end, in the order of execution; empty where the model records none.
+
+    Raises:
+        GraphError: a damaged entry.
+    """
+    text = _metadata(model).get(BLOCKS, "[]")
+    try:
+        return {str(name): str(tensor) for name, tensor in json.loads(text)}
+    except (ValueError, TypeError) as error:
+        raise GraphError(f"the graph's table of blocks is damaged ({error}); {_AGAIN}") from None
+
+
+def set_float_reasons(model: onnx.ModelProto, reasons: Mapping[str, str]) -> None:
+    """Record why nodes are not quantized, by node name, in place of what was recorded so far."""
+    props = {key: text for key, text in _metadata(model).items() if not key.startswith(FLOAT)}
+    onnx.helper.set_model_props(model, props | {FLOAT + name: reason for name, reason in reasons.items()})
+
+
+def float_reasons(model: onnx.ModelProto) -> dict[str, str]:
+    """Node name to the reason why it is not quantized; empty where every rule applies."""
+    return _under(_metadata(model), FLOAT)
+
+
+def float_reasons_in(metadata: Mapping[str, str]) -> dict[str, str]:
+    """``float_reasons`` from the metadata that ``editing.read`` keeps beside a graph."""
+    return _under(metadata, FLOAT)
 
 
 def _metadata(model: onnx.ModelProto) -> dict[str, str]:

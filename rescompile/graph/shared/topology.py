@@ -11,49 +11,52 @@ from collections.abc import Collection
 import onnx
 import onnx_graphsurgeon as gs
 
-from rescompile.errors import GraphError
+from rescompile.graph.shared.constant_channels import can_read_constant_channels
 from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.links import (
-    MOVEMENT_OPS,
     WEIGHTED_OPS,
     before_movement,
+    cannot_be_negative,
     consumers,
     made_by,
     pads_input,
     readers,
-    step_above,
     weight_of,
 )
+from rescompile.graph.shared.metadata import block_ends, float_reasons, float_reasons_in
 from rescompile.graph.shared.names import INPUT, OUTPUT, PIXELS
 
-_RESIDUAL_BLOCK = re.compile(r"layer\d+\.\d+(?=\.|$)")
+_BLOCK = re.compile(r"(?:net\d+\.)?(?:layer\d+\.\d+|(?:stem|join|head|unit)\d*)(?=\.|$)")
 _STEM = (INPUT, "conv1", "relu1", "maxpool", PIXELS, "preprocess")
 _HEAD = ("avgpool", "flatten", "fc", OUTPUT)
 
 
 def skip_sources(graph: gs.Graph) -> dict[str, str]:
-    """Skip of each residual add to the tensor whose quantizer it uses, in the order of execution.
+    """Skip of each residual add in INT8 to the tensor whose quantizer it uses, in the order of execution.
 
     The skip is the block's input, the output of the downsample convolution, or the padded slice of an option A
     shortcut, which uses the quantizer of the block's input; the other two use their own.
 
     ``graph`` has no Q/DQ.
-
-    Raises:
-        GraphError: an Add that is not the end of a named residual block.
     """
-    # an Add of a constant is part of the normalization in front of the stem
-    adds = [node for node in graph.nodes if node.op == "Add"]
-    skips = [_skip(add) for add in adds if not any(isinstance(each, gs.Constant) for each in add.inputs)]
-    return {skip.name: before_movement(skip).name for skip in skips}
+    floating = float_reasons_in(graph.rescompile_metadata)
+    found = {}
+    for add in graph.nodes:
+        if add.op == "Add" and add.name.endswith(".add") and add.name not in floating:
+            branch = branch_of(add)
+            assert branch is not None  # placement found it
+            skip = next(tensor for tensor in add.inputs if tensor is not branch.outputs[0])
+            found[skip.name] = before_movement(skip).name
+    return found
 
 
-def _skip(add: gs.Node) -> gs.Tensor:
+def branch_of(add: gs.Node) -> gs.Node | None:
+    """The convolution at the end of the branch of a residual addition, which nothing else reads; or None."""
     block = add.name.removesuffix(".add")
-    skips = [tensor for tensor in add.inputs if not ends_branch(tensor, block)]
-    if len(skips) != 1:
-        raise GraphError(f"'{add.name}' is not the sum of a convolution branch and a shortcut of one block")
-    return skips[0]
+    for tensor in add.inputs:
+        if ends_branch(tensor, block) and len(consumers(tensor)) == 1:
+            return tensor.inputs[0]
+    return None
 
 
 def ends_branch(tensor: gs.Tensor, block: str) -> bool:
@@ -64,12 +67,15 @@ def ends_branch(tensor: gs.Tensor, block: str) -> bool:
 def quantized_tensors(model: onnx.ModelProto) -> list[str]:
     """The activations of a folded fp32 graph that get a quantizer of their own, in the order of execution.
 
-    They are inputs of convolutions and of the classifier, the input of the global average pool (so that the last
-    block's output has the type of its skip), and outputs of downsample convolutions. The input of a max pool has
-    none, because the pool commutes with Q and DQ. An identity skip shares the quantizer of the block's input.
+    They are inputs of convolutions and linear layers in INT8, skips of residual adds in INT8, and the input of a global
+    average pool in front of a classifier in INT8 (so that the last block's output has the type of its skip). The input
+    of a max pool has none, because the pool commutes with Q and DQ. An identity skip shares the quantizer of the
+    block's input.
     """
     graph = read(model)
-    wanted = {node.inputs[0].name for node in graph.nodes if node.op in (*WEIGHTED_OPS, "GlobalAveragePool")}
+    floating = float_reasons_in(graph.rescompile_metadata)
+    reading = (*WEIGHTED_OPS, "GlobalAveragePool")
+    wanted = {node.inputs[0].name for node in graph.nodes if node.op in reading and node.name not in floating}
     wanted |= set(skip_sources(graph).values())
     made = [INPUT, *(tensor.name for node in graph.nodes for tensor in node.outputs)]
     return [name for name in made if name in wanted]
@@ -78,39 +84,63 @@ def quantized_tensors(model: onnx.ModelProto) -> list[str]:
 def full_range_tensors(model: onnx.ModelProto, *, widest: int = 0) -> list[str]:
     """The ``quantized_tensors`` that may store their zero as -128 (``full_range``), in the order of execution.
 
-    A ReLU makes such a tensor, perhaps with a max pool behind it, and its readers are additions and convolutions that
-    do not pad it. In tensors of at most ``widest`` channels they may pad, because constant channels are added there.
-    An option A shortcut may stand between the tensor and the addition.
+    A ReLU over a weighted operation or a residual addition in INT8 makes such a tensor, perhaps with a max pool behind
+    it, and its readers are additions and convolutions that do not pad it. In tensors of at most ``widest`` channels
+    they may pad, where constant channels can be added. An option A shortcut may stand between the tensor and the
+    addition.
     """
-    tensors = read(model).tensors()
-    return [name for name in quantized_tensors(model) if _is_full_range(tensors[name], widest)]
+    graph = read(model)
+    tensors, floating = graph.tensors(), float_reasons(model)
+    may_pad = can_read_constant_channels(graph) if widest else set()
+    return [
+        name
+        for name in quantized_tensors(model)
+        if _has_movable_zero(tensors[name], floating)
+        and all(_takes_offset(node, floating, widest, may_pad) for node in readers(tensors[name]))
+    ]
 
 
-def _is_full_range(tensor: gs.Tensor, widest: int) -> bool:
+def _has_movable_zero(tensor: gs.Tensor, floating: Collection[str]) -> bool:
+    """Whether a ReLU makes ``tensor`` from sums whose bias nothing else sees."""
     activation = tensor.inputs[0].inputs[0] if made_by(tensor) == "MaxPool" else tensor
-    return made_by(activation) == "Relu" and all(
-        node.op in ("Add", *MOVEMENT_OPS)
-        or (node.op == "Conv" and (weight_of(node).shape[1] <= widest or not pads_input(node)))
-        for node in readers(tensor)
+    if made_by(activation) != "Relu" or (tensor is not activation and len(consumers(activation)) > 1):
+        return False
+    summed = activation.inputs[0].inputs[0]
+    maker = summed.inputs[0] if summed.inputs else None
+    if maker is None or len(consumers(summed)) > 1:
+        return False
+    return maker.op in WEIGHTED_OPS or (
+        maker.op == "Add" and maker.name not in floating and branch_of(maker) is not None
     )
+
+
+def _takes_offset(node: gs.Node, floating: Collection[str], widest: int, may_pad: Collection[str]) -> bool:
+    """Whether ``node`` can read a tensor whose zero is not stored as 0."""
+    if node.name in floating:
+        return False
+    if node.op == "Conv" and pads_input(node):
+        return node.name in may_pad and weight_of(node).shape[1] <= widest
+    if node.op == "Pad":
+        return len(node.inputs) == 2 and node.attrs.get("mode", "constant") == "constant"
+    return node.op in ("Conv", "Add", "Slice")
 
 
 def reading_all_of_int8(model: onnx.ModelProto, full_range: Collection[str]) -> list[str]:
     """Convolutions and classifiers whose input uses all of int8: it can be negative, or is one of ``full_range``."""
+    floating = float_reasons(model)
     return [
         node.name
         for node in read(model).nodes
         if node.op in WEIGHTED_OPS
-        and (node.inputs[0].name in full_range or not _cannot_be_negative(node.inputs[0]))
+        and node.name not in floating
+        and (node.inputs[0].name in full_range or not cannot_be_negative(node.inputs[0]))
     ]
-
-
-def _cannot_be_negative(tensor: gs.Tensor) -> bool:
-    return made_by(step_above(tensor, ("MaxPool", "GlobalAveragePool", "Flatten"))) == "Relu"
 
 
 def block_outputs(model: onnx.ModelProto) -> dict[str, str]:
     """Block name to the tensor at its end, in the order of execution: stem, every residual block, logits."""
+    if recorded := block_ends(model):
+        return recorded
     names = [node.name for node in model.graph.node]
     blocks = [name.removesuffix(".add") for name in names if name.endswith(".add")]
     return {
@@ -122,7 +152,7 @@ def block_outputs(model: onnx.ModelProto) -> dict[str, str]:
 
 def named_block(name: str) -> str | None:
     """The block of the node that ``name`` is or begins with, as ``block_outputs`` calls it; None for other names."""
-    if found := _RESIDUAL_BLOCK.match(name):
+    if found := _BLOCK.match(name):
         return found[0]
     if name.startswith(_HEAD):
         return "fc"
@@ -144,10 +174,14 @@ def quantizing_blocks(model: onnx.ModelProto) -> dict[str, set[str]]:
 
     They are the block that makes it and those whose convolutions or classifier read it.
     """
-    tensors = read(model).tensors()
+    tensors, floating = read(model).tensors(), float_reasons(model)
     found = {}
     for name in quantized_tensors(model):
-        reading = {block_of(node.name) for node in consumers(tensors[name]) if node.op in WEIGHTED_OPS}
+        reading = {
+            block_of(node.name)
+            for node in consumers(tensors[name])
+            if node.op in WEIGHTED_OPS and node.name not in floating
+        }
         maker = maker_block(tensors[name])
         found[name] = reading if maker is None else reading | {maker}
     return found

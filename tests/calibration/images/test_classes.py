@@ -167,6 +167,8 @@ def test_a_table_that_numbers_the_classes_otherwise_is_refused(tmp_path: Path) -
         ((2, 3), 3, None),
         ((1, 5), 3, None),
         ((1,), 1, None),
+        ((1, 1), 2, None),
+        ((1, 2), 2, "run from 1 to 2"),
     ],
 )
 def test_labels_that_count_from_one_are_named(

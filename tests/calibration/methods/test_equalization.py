@@ -11,13 +11,21 @@ from calibration.collect_statistics import Samples
 from calibration.errors import CalibrationError
 from calibration.methods.channel_groups import channel_groups
 from calibration.methods.equalization import Equalized, best_log_steps, equalize, total_noise
-from calibration.methods.noise import ActivationNoise, NoiseModel, WeightNoise, noise_model, tail_weight
+from calibration.methods.noise import (
+    ActivationNoise,
+    NoiseModel,
+    WeightNoise,
+    bounded_tensors,
+    noise_model,
+    tail_weight,
+)
 from calibration.statistics.channels import BINS, ChannelHistograms, ChannelObserver
 from calibration.statistics.collect import collect_channels
 from calibration.statistics.sensitivity import Sensitivity, measure_sensitivity
 from rescompile.building.source import Source
 from rescompile.graph.shared.topology import quantized_tensors
 from tests.graph.conftest import folded, images
+from tests.graph.random_graphs import FAMILIES
 
 
 def observed(x: NDArray[np.float32]) -> ChannelHistograms:
@@ -49,13 +57,17 @@ def test_a_tail_makes_clipping_dearer_and_rounding_hardly() -> None:
 
 
 def test_the_tail_falls_with_the_number_of_images_and_of_values() -> None:
-    graph = folded("resnet20-cifar", None)
-    seen = {
-        count: tail_weight("relu1", observed(np.ones((count, 1, 4, 4), np.float32)), graph)
-        for count in (1, 100, 400)
-    }
+    seen = {count: tail_weight(observed(np.ones((count, 1, 4, 4), np.float32))) for count in (1, 100, 400)}
     assert (seen[1], seen[100], seen[400]) == pytest.approx((1.5 / 4, 1 / 4, 0.25 / 4))
-    assert tail_weight("input", observed(np.ones((9, 3, 4, 4), np.float32)), graph) == 0
+
+
+def test_pixels_and_what_relu6_makes_have_no_tail() -> None:
+    assert bounded_tensors(folded("resnet20-cifar", None)) == {"input"}
+    model = FAMILIES["mobile"]()
+    assert bounded_tensors(model) == {
+        "x",
+        *(node.output[0] for node in model.graph.node if node.op_type == "Clip"),
+    }
 
 
 def test_weight_noise_is_the_sum_it_says() -> None:

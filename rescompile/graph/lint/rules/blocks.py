@@ -7,6 +7,7 @@ import onnx_graphsurgeon as gs
 
 from rescompile.graph.lint.subject import Findings, Subject, same_scale
 from rescompile.graph.shared.links import (
+    MOVEMENT_OPS,
     WEIGHTED_OPS,
     before_movement,
     behind_quantizers,
@@ -14,13 +15,17 @@ from rescompile.graph.shared.links import (
     is_quantized,
     made_by,
 )
-from rescompile.graph.shared.topology import block_of, maker_block
+from rescompile.graph.shared.names import INPUT, PIXELS
+from rescompile.graph.shared.topology import block_of, ends_branch, maker_block
 
 
 def batch_norm_folded(subject: Subject) -> Findings:
-    """No batch norm is left."""
+    """No batch norm is left behind a convolution; one in front of a pre-activation block has none to go into."""
     for node in subject.nodes("BatchNormalization"):
-        yield f"'{node.name}' is still in the graph: fold it, so that scales are taken from the deployed weights"
+        if made_by(node.inputs[0]) in WEIGHTED_OPS and len(consumers(node.inputs[0])) == 1:
+            yield (
+                f"'{node.name}' is still in the graph: fold it, so that scales are taken from the deployed weights"
+            )
 
 
 def inputs_quantized(subject: Subject) -> Findings:
@@ -52,22 +57,29 @@ def fp16_blocks(subject: Subject) -> Findings:
 
 
 def outputs_unquantized(subject: Subject) -> Findings:
-    """No Q between conv, add and ReLU, except behind a downsample convolution, whose output is a skip."""
+    """No Q stands between conv, add and ReLU: only where an INT8 layer or a skip reads it is an output quantized."""
     for node in [*subject.nodes("Conv"), *subject.adds()]:
-        followers = [user.op for user in consumers(node.outputs[0])]
         saturates = node.outputs[0].name in subject.full_range
-        if "QuantizeLinear" in followers and not saturates and not _feeds_add_as_skip(node):
+        quantizers = [user for user in consumers(node.outputs[0]) if user.op == "QuantizeLinear"]
+        if quantizers and not saturates and not _is_read_in_int8(quantizers[0], subject):
             yield f"the output of '{node.name}' is quantized before its ReLU or add: remove that Q/DQ"
 
 
-def _feeds_add_as_skip(node: gs.Node) -> bool:
-    ends = [
-        user
-        for q in consumers(node.outputs[0])
-        for dq in consumers(q.outputs[0])
-        for user in consumers(dq.outputs[0])
-    ]
-    return node.op == "Conv" and bool(ends) and all(user.op == "Add" for user in ends)
+def _is_read_in_int8(quantize: gs.Node, subject: Subject) -> bool:
+    """Whether an INT8 layer reads the integers of ``quantize``, or an addition whose skip they are."""
+    maker = quantize.inputs[0].inputs[0]
+    todo = [user for dq in consumers(quantize.outputs[0]) for user in consumers(dq.outputs[0])]
+    while todo:
+        user = todo.pop()
+        if user.op in WEIGHTED_OPS and is_quantized(user):
+            return True
+        if user.op == "Add" and subject.in_int8(user):
+            block = user.name.removesuffix(".add")
+            if not (maker.op == "Conv" and maker.name.startswith(f"{block}.conv")):
+                return True
+        if user.op in (*MOVEMENT_OPS, "MaxPool", "Flatten", "Reshape", "Concat", "GlobalAveragePool"):
+            todo += consumers(user.outputs[0])
+    return False
 
 
 def residual_skip_only(subject: Subject) -> Findings:
@@ -78,17 +90,8 @@ def residual_skip_only(subject: Subject) -> Findings:
             yield f"'{add.name}' has {len(quantized)} quantized inputs: put Q/DQ on the skip and nothing on the branch"
         else:
             (branch,) = (tensor for tensor in add.inputs if tensor is not quantized[0])
-            if _convolutions_above(quantized[0]) >= _convolutions_above(branch):
+            if not ends_branch(branch, add.name.removesuffix(".add")):
                 yield f"'{add.name}' has its Q/DQ on the convolution branch: move it to the skip"
-
-
-def _convolutions_above(tensor: gs.Tensor) -> int:
-    """Convolutions between ``tensor`` and the previous residual add or the graph's input."""
-    count = 0
-    while made_by(tensor) not in ("", "Add"):
-        count += tensor.inputs[0].op == "Conv"
-        tensor = tensor.inputs[0].inputs[0]
-    return count
 
 
 def skip_shares_scale(subject: Subject) -> Findings:
@@ -109,7 +112,8 @@ def skip_shares_scale(subject: Subject) -> Findings:
 def max_pool_passes(subject: Subject) -> Findings:
     """A max pool has no quantizer in front of it."""
     for pool in subject.nodes("MaxPool"):
-        if made_by(pool.inputs[0]) == "DequantizeLinear":
+        alone = len(consumers(pool.inputs[0])) == 1
+        if made_by(pool.inputs[0]) == "DequantizeLinear" and alone:
             yield f"'{pool.name}' has a quantizer in front: quantize behind the pool only, that Q moves across it"
 
 
@@ -123,7 +127,7 @@ def global_pool(subject: Subject) -> Findings:
         before = made_by(pool.inputs[0]) == "DequantizeLinear"
         after = _feeds_quantizer(pool.outputs[0])
         sides = {maker_block(behind_quantizers(pool.inputs[0])), block_of(pool.name)}
-        if before != after and not sides & subject.fp16_blocks:
+        if before != after and subject.in_int8(pool) and not sides & subject.fp16_blocks:
             yield f"'{pool.name}' has Q/DQ on one side only: an int8 pool needs DQ in front and Q behind"
 
 
@@ -140,7 +144,9 @@ def channels(subject: Subject) -> Findings:
         if node.name == "conv1":
             continue
         shape = behind_quantizers(node.inputs[1]).shape
-        for size, side in ((shape[1], "input"), (shape[0], "output")):
+        inputs = shape[1] * node.attrs.get("group", 1)
+        reads_image = behind_quantizers(node.inputs[0]).name in (INPUT, PIXELS)
+        for size, side in ((shape[0] if reads_image else inputs, "input"), (shape[0], "output")):
             if size < 16 and size % 8:
                 yield f"'{node.name}' has {size} {side} channels, too few for int8 kernels: build with --precision fp16"
 

@@ -109,7 +109,7 @@ def weight_per_channel(subject: Subject) -> Findings:
 def weight_constant(subject: Subject) -> Findings:
     """Weights are constants."""
     for node in subject.nodes(*WEIGHTED_OPS):
-        if values_of(behind_quantizers(node.inputs[1])) is None:
+        if node.name not in subject.floating and values_of(behind_quantizers(node.inputs[1])) is None:
             yield f"the weight of '{node.name}' is computed in the graph: store it as a constant"
 
 

@@ -1,0 +1,173 @@
+"""Checks that our graph of a network computes what the user's own file or framework computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rescompile.backends.onnxruntime import reference_session
+from rescompile.errors import BackendError, CheckpointError, GraphError
+from rescompile.graph.simplify.ends import Intake
+from rescompile.metrics import relative_rms
+
+TOLERANCE = 1e-4
+"""Largest relative RMS between the user's network and our graph; float32 rounding alone stays below 1e-5."""
+HALF_TOLERANCE = 2e-2
+"""For a file that computes in FP16, where our graph computes in FP32."""
+
+
+def random_images(graph: onnx.ModelProto, limit: float | None, count: int = 2) -> NDArray[np.float32]:
+    """Random images [N, C, H, W] for ``graph``: normal ones, or whole numbers from 0 to ``limit``."""
+    shape = [dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim]
+    rng, size = np.random.default_rng(0), (count, *shape[1:])
+    if limit is None:
+        return rng.standard_normal(size, dtype=np.float32)
+    bytes_ = rng.integers(0, 256, size).astype(np.float32)
+    return bytes_ if limit == 255 else bytes_ / np.float32(255)
+
+
+def check_against_file(
+    graph: onnx.ModelProto,
+    original: onnx.ModelProto,
+    intake: Intake,
+    origins: Mapping[str, str],
+    limit: float | None,
+) -> None:
+    """Refuse a ``graph`` that does not compute what the ``original`` file computes; the message names the first node.
+
+    Args:
+        graph: folded fp32 graph.
+        original: the user's file.
+        intake: how the file takes its images.
+        origins: tensors of ``graph`` to their names in the file.
+        limit: as in ``random_images``.
+
+    Raises:
+        GraphError: an output differs by more than the tolerance, or takes one batch size alone.
+    """
+    outputs = [_copied(graph, output.name) for output in graph.graph.output]
+    wanted = [origins[name] for name in outputs]
+    images = random_images(graph, limit)
+    expected = _values(original, wanted, images, intake)
+    try:
+        found = reference_session(graph.SerializeToString(), optimize=True).tensors(images)
+        one = [reference_session(graph.SerializeToString(), optimize=True).tensors(x[None]) for x in images]
+    except BackendError as error:
+        raise GraphError(
+            f"the network does not take two images at once ({error}): export it with a dynamic batch"
+        ) from None
+    tolerance = HALF_TOLERANCE if _computes_in_half(original) else TOLERANCE
+    for name, theirs, mine in zip(outputs, wanted, found.values(), strict=True):
+        _check_finite(expected[theirs])
+        error = _error(expected[theirs], mine)
+        if not error <= tolerance:
+            place = _first_difference(graph, original, images, intake, origins, tolerance) or name
+            raise GraphError(
+                f"our graph of this network differs from the file by {error:.2g} (relative RMS on random images, at "
+                f"most {tolerance:g}), first at {place}: please report this file, and export it another way meanwhile"
+            )
+    for index, mine in enumerate(found.values()):
+        alone = np.concatenate([list(each.values())[index] for each in one])
+        if not _error(alone, mine) <= TOLERANCE:
+            raise GraphError(
+                "the network answers differently to two images at once than to each alone: export it in eval mode and "
+                "with a dynamic batch"
+            )
+
+
+def check_against_function(
+    graph: onnx.ModelProto, reference: Callable[[NDArray[Any]], NDArray[Any]], limit: float | None
+) -> None:
+    """Refuse a ``graph`` that does not compute what the framework's own ``reference`` computes.
+
+    Raises:
+        CheckpointError: the framework's answers are not finite.
+        GraphError: the answers differ by more than the tolerance.
+    """
+    images = random_images(graph, limit)
+    expected = np.asarray(reference(images))
+    found = reference_session(graph.SerializeToString(), optimize=True)(images)
+    _check_finite(expected)
+    error = _error(expected, found)
+    if not error <= TOLERANCE:
+        raise GraphError(
+            f"the exported graph differs from the network itself by {error:.2g} (relative RMS of its outputs, at most "
+            f"{TOLERANCE:g}): a batch norm with a vanishing variance is the usual cause"
+        )
+
+
+def _check_finite(values: NDArray[Any]) -> None:
+    if not np.isfinite(values).all():
+        raise CheckpointError(
+            "the network's logits are not finite: the weights overflow, so check the checkpoint"
+        )
+
+
+def _error(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    if expected.size != found.size:
+        return float("inf")
+    return relative_rms(
+        expected.reshape(len(expected), -1).astype(np.float32), found.reshape(len(expected), -1)
+    )
+
+
+def _copied(graph: onnx.ModelProto, output: str) -> str:
+    """The tensor inside that the Identity of one of several outputs copies; a single output itself."""
+    for node in graph.graph.node:
+        if node.op_type == "Identity" and node.output[0] == output:
+            return str(node.input[0])
+    return output
+
+
+def _values(
+    original: onnx.ModelProto, names: list[str], images: NDArray[np.float32], intake: Intake
+) -> dict[str, NDArray[Any]]:
+    """Tensors of the user's file by name, for each image alone where its batch is fixed."""
+    model = onnx.ModelProto()
+    model.CopyFrom(original)
+    present = {output.name: output for output in model.graph.output}
+    del model.graph.output[:]
+    model.graph.output.extend(
+        present.get(name, onnx.ValueInfoProto(name=name)) for name in dict.fromkeys(names)
+    )
+    given = intake.of(images)
+    try:
+        session = reference_session(model.SerializeToString(), optimize=False)
+        constants = {tensor.name for tensor in model.graph.initializer}
+        image = next(entry for entry in model.graph.input if entry.name not in constants)
+        batch = image.type.tensor_type.shape.dim[0].dim_value
+        if batch in (0, len(given)):
+            return session.tensors(given)
+        parts = [session.tensors(np.repeat(each[None], batch, axis=0)) for each in given]
+    except BackendError as error:
+        raise GraphError(
+            f"the file itself cannot be executed, so nothing can be compared with it: {error}"
+        ) from None
+    return {name: np.concatenate([part[name][:1] for part in parts]) for name in parts[0]}
+
+
+def _computes_in_half(model: onnx.ModelProto) -> bool:
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+
+
+def _first_difference(
+    graph: onnx.ModelProto,
+    original: onnx.ModelProto,
+    images: NDArray[np.float32],
+    intake: Intake,
+    origins: Mapping[str, str],
+    tolerance: float,
+) -> str | None:
+    """The first node of ``graph`` whose tensor differs from that of the file; None where no inner tensor does."""
+    known = {name for node in original.graph.node for name in node.output}
+    mine = [str(node.output[0]) for node in graph.graph.node if origins.get(node.output[0]) in known]
+    theirs = _values(original, [origins[name] for name in mine], images, intake)
+    found = reference_session(graph.SerializeToString(), optimize=False, outputs=mine).tensors(images)
+    for name in mine:
+        if not _error(theirs[origins[name]], found[name]) <= tolerance:
+            return f"'{origins[name]}' ({name} in our graph)"
+    return None

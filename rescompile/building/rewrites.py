@@ -1,0 +1,73 @@
+"""Rewrites of a graph are executed: what comes out must be what the graph before computes, for any batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calibration.errors import UnknownOperation
+from calibration.network import Network
+from rescompile.backends.onnxruntime import reference_session
+from rescompile.errors import GraphError
+from rescompile.metrics import relative_rms
+
+TOLERANCE = 1e-4
+"""Largest relative RMS between a graph and its rewritten form; float32 rounding stays below 1e-5."""
+EXECUTOR_TOLERANCE = 1e-3
+"""Between PyTorch and ONNX Runtime, which sum in another order."""
+
+
+def check_rewrite(before: onnx.ModelProto, after: onnx.ModelProto, done: str) -> onnx.ModelProto:
+    """``after``, which must compute what ``before`` does, two images at once and one by one.
+
+    Both are fp32 graphs; ``done`` says in the message what was rewritten.
+
+    Raises:
+        GraphError: an output differs.
+    """
+    if before is after:
+        return after
+    images = _images(before)
+    session = reference_session(after.SerializeToString(), optimize=True)
+    expected = reference_session(before.SerializeToString(), optimize=True).tensors(images)
+    together, single = session.tensors(images), [session.tensors(image[None]) for image in images]
+    for name, values in expected.items():
+        alone = np.concatenate([each[name] for each in single])
+        error = max(_error(values, together[name]), _error(values, alone))
+        if not error <= TOLERANCE:
+            raise GraphError(
+                f"{done}, and '{name}' changed by {error:.2g} (relative RMS on random images, at most {TOLERANCE:g}): "
+                "please report this network; --effort fast builds it meanwhile"
+            )
+    return after
+
+
+def executor_problem(graph: onnx.ModelProto) -> str | None:
+    """Why gradients and single layers of the fp32 ``graph`` cannot be had; None where they can."""
+    import torch
+
+    image = _images(graph)[:1]
+    try:
+        with torch.inference_mode():
+            found = [each.numpy() for each in Network(graph).run_all(torch.from_numpy(image))]
+    except UnknownOperation as error:
+        return error.problem
+    expected = reference_session(graph.SerializeToString(), optimize=True).tensors(image)
+    for (name, values), ours in zip(expected.items(), found, strict=True):
+        if not _error(values, ours) <= EXECUTOR_TOLERANCE:
+            return f"PyTorch computes '{name}' otherwise than ONNX Runtime"
+    return None
+
+
+def _images(graph: onnx.ModelProto) -> NDArray[np.float32]:
+    """Two random images for ``graph``."""
+    shape = [side.dim_value or 32 for side in graph.graph.input[0].type.tensor_type.shape.dim[1:]]
+    return np.random.default_rng(0).standard_normal((2, *shape), dtype=np.float32)
+
+
+def _error(expected: NDArray[np.floating], found: NDArray[np.floating]) -> float:
+    rows = len(expected)
+    return relative_rms(
+        expected.reshape(rows, -1).astype(np.float32), found.reshape(rows, -1).astype(np.float32)
+    )
