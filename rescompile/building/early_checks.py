@@ -14,6 +14,7 @@ from rescompile.files import check_output_directory, check_output_file
 from rescompile.models.registry import find, with_options
 from rescompile.models.specification import ModelSpec
 from rescompile.sources.class_names import read_names
+from rescompile.sources.entries import split_entry
 
 
 def check_build(config: BuildConfig) -> None:
@@ -52,7 +53,11 @@ def _check_network(model: ModelConfig) -> ModelSpec | None:
     if model.onnx is not None and not model.onnx.exists():
         raise GraphError(f"{model.onnx} does not exist; check the path given to --onnx")
     # a word without a suffix may be a name for published weights
-    if Path(model.weights).suffix and ":" not in model.weights and not Path(model.weights).exists():
+    if (
+        Path(model.weights).suffix
+        and ":" not in model.weights
+        and not split_entry(Path(model.weights))[0].exists()
+    ):
         raise CheckpointError(f"{model.weights} does not exist; check the path given to --weights")
     if model.classes is not None:
         read_names(model.classes)

@@ -6,6 +6,7 @@ The later stages do not depend on where the network came from.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from calibration.images import open_image_set
 from calibration.names import text_of
-from calibration.preprocess import CIFAR, IMAGENET, Preprocess, size_words
+from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize, size_words
 from rescompile.building.fidelity import check_against_file, check_against_function
 from rescompile.config import ModelConfig
-from rescompile.errors import UsageError
+from rescompile.errors import CheckpointError, UsageError
 from rescompile.graph.fold import fold
 from rescompile.graph.placement import place
 from rescompile.graph.shared.metadata import float_reasons
@@ -33,11 +35,15 @@ from rescompile.sources.class_names import imagenet_class_names, read_class_name
 from rescompile.sources.onnx_file import read_onnx, sha256_of_onnx
 
 if TYPE_CHECKING:
+    from rescompile.models.planned import Plan
     from rescompile.models.resnet import ResNet
     from rescompile.models.specification import ModelSpec
+    from rescompile.sources.checkpoint import Weights
     from rescompile.sources.network import SourceNetwork
 
 IMAGENET_CLASSES = 1000
+TRIAL_IMAGES = 200
+"""Labelled images on which readings of weights are tried."""
 PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}
 """torchvision's two training recipes; other tools publish INT8 figures for the first."""
 SMALL_IMAGE = 64
@@ -83,20 +89,62 @@ class Source:
         )
 
 
-def open_source(config: ModelConfig, progress: Progress) -> Source:
+def open_source(config: ModelConfig, progress: Progress, labelled: Sequence[Path | None] = ()) -> Source:
     """Load, export and fold the network of ``config``.
+
+    ``labelled`` are image sets that may have labels: they decide where weights alone leave the function open.
 
     Raises:
         UsageError: unknown model, or options that do not fit it.
         CheckpointError, DownloadError, GraphError: the weights or the graph cannot be used.
     """
-    return _from_onnx(config, config.onnx) if config.onnx is not None else _from_weights(config, progress)
+    if config.onnx is not None:
+        return _from_onnx(config, config.onnx)
+    named = config.depth is not None or config.model is not None
+    if named or config.weights in PRETRAINED:
+        return _from_registry(config, progress, None)
+    return _from_weights_alone(config, progress, labelled)
 
 
-def _from_weights(config: ModelConfig, progress: Progress) -> Source:
+def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Sequence[Path | None]) -> Source:
+    """The network that a file's weights show, one of the registry or any other."""
+    from rescompile.sources.checkpoint import fits_registry, identified, read_weights
+    from rescompile.sources.foreign_weights import NO_TRACE, Trial, open_foreign
+
+    weights = read_weights(Path(config.weights))
+    if fits_registry(weights):
+        source = _from_registry(config, progress, weights)
+        return replace(source, remarks=(*source.remarks, NO_TRACE))
+    trial = Trial(images=partial(_labelled_images, config, labelled), stride_on=config.stride_on)
+    crop = config.preprocess.crop
+    try:
+        network = open_foreign(weights, trial, (crop, crop) if isinstance(crop, int) else crop)
+    except CheckpointError:
+        if not identified(weights):
+            raise
+        # almost a network of the registry: what is missing from it says more
+        return _from_registry(config, progress, weights)
+    return source_of(network, config)
+
+
+def _labelled_images(
+    config: ModelConfig, sets: Sequence[Path | None], plan: Plan, classes: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
+    """Normalized images with labels of ``classes`` classes, from the first set that has them."""
+    default = IMAGENET if plan.maxpool else CIFAR
+    preprocess = config.preprocess.apply(default, channels=plan.channels)
+    for path in sets:
+        images = None if path is None else open_image_set(path, limit=TRIAL_IMAGES)
+        if images is not None and images.labels is not None and images.labels_fit(classes):
+            pixels = np.concatenate([batch.images for batch in images.batches(preprocess, TRIAL_IMAGES)])
+            return normalize(pixels, preprocess), images.labels
+    return None
+
+
+def _from_registry(config: ModelConfig, progress: Progress, weights: Weights | None) -> Source:
     from rescompile.graph.export import export
 
-    spec, model, checkpoint, default = _network(config, progress)
+    spec, model, checkpoint, default, notes = _network(config, progress, weights)
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
     graph = place(fold(export(model, image_size=preprocess.size)))
     check_against_function(graph, partial(_answers, model), None)
@@ -114,11 +162,17 @@ def _from_weights(config: ModelConfig, progress: Progress) -> Source:
         is_imagenet=is_imagenet,
         random=config.weights == "random",
         preprocess_assumed=config.weights not in PRETRAINED and not config.preprocess.states_normalization,
+        remarks=notes,
     )
 
 
-def _network(config: ModelConfig, progress: Progress) -> tuple[ModelSpec, ResNet, CheckpointRef, Preprocess]:
-    """The network in PyTorch, the origin of its weights, and the preprocessing it expects."""
+def _network(
+    config: ModelConfig, progress: Progress, weights: Weights | None
+) -> tuple[ModelSpec, ResNet, CheckpointRef, Preprocess, tuple[str, ...]]:
+    """The network in PyTorch, the origin of its weights, the preprocessing it expects, and notes.
+
+    ``weights`` are those of the file, where they have been read.
+    """
     from rescompile.models import registry
     from rescompile.models.random_weights import random_model
     from rescompile.sources import checkpoint as checkpoints
@@ -131,19 +185,19 @@ def _network(config: ModelConfig, progress: Progress) -> tuple[ModelSpec, ResNet
     if config.weights == "random":
         assert spec is not None  # ModelConfig asks for a name where the weights cannot tell
         model, digest = random_model(spec, spec.default_classes, config.seed)
-        return spec, model, CheckpointRef(digest, f"random, seed {config.seed}"), spec.preprocess
+        return spec, model, CheckpointRef(digest, f"random, seed {config.seed}"), spec.preprocess, ()
     version = PRETRAINED.get(config.weights)
     if version is None:
         path = Path(config.weights)
     else:
         assert spec is not None
         path = pretrained.fetch_pretrained(spec, version, progress=progress.advanced)
-    loaded = checkpoints.load_checkpoint(path)
+    loaded = checkpoints.checkpoint_of(weights or checkpoints.read_weights(path))
     if spec is None:
         spec = with_options(checkpoints.spec_of(loaded))
     model = checkpoints.build_model(spec, loaded)
     preprocess = pretrained.pretrained_preprocess(spec, version) if version else spec.preprocess
-    return spec, model, CheckpointRef(loaded.sha256, loaded.source), preprocess
+    return spec, model, CheckpointRef(loaded.sha256, loaded.source), preprocess, loaded.notes
 
 
 def _answers(model: ResNet, images: NDArray[np.float32]) -> NDArray[np.float32]:

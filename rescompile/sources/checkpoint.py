@@ -45,8 +45,30 @@ class Checkpoint:
     """Which entry of the file was taken, and what was left out."""
 
 
-def read_state_dict(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The weights in ``FILE`` or ``FILE#ENTRY``, with torchvision's names where they are known; and notes.
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """The tensors of one network, float32 on the CPU, with torchvision's names where they are known."""
+
+    state_dict: dict[str, Tensor]
+    path: Path
+    notes: tuple[str, ...]
+    """Which entry of the file was taken, and what was left out."""
+    unused: frozenset[str]
+    """Norms that no batch has passed in training."""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file, in hexadecimal."""
+        return _hash(self.path)
+
+    @property
+    def source(self) -> str:
+        """Name of the file."""
+        return text_of(self.path.name)
+
+
+def read_weights(path: Path) -> Weights:
+    """The weights in ``FILE`` or ``FILE#ENTRY``, read without running any code in the file.
 
     Raises:
         CheckpointError: the file cannot be read, or does not hold the weights of one network.
@@ -54,7 +76,39 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     file, entry = split_entry(path)
     tensors, notes = state_dict_in(read_payload(file), file, entry)
     state_dict, more = canonical(tensors, file, entry)
-    return state_dict, (*notes, *more)
+    return Weights(state_dict, file, (*notes, *more), _unused_norms(tensors))
+
+
+def _unused_norms(tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """Norms in their first state, where others have counted batches."""
+    counts = {
+        name.removesuffix(f".{_COUNTER}"): int(t) for name, t in tensors.items() if name.endswith(_COUNTER)
+    }
+    if not any(counts.values()):
+        return frozenset()
+    return frozenset(
+        name
+        for name, count in counts.items()
+        if count == 0
+        and not tensors[f"{name}.running_mean"].any()
+        and (tensors[f"{name}.running_var"] == 1).all()
+    )
+
+
+def identified(weights: Weights) -> bool:
+    """Whether names and shapes are those of a network of the registry, perhaps with missing or other tensors."""
+    return identify(weights.state_dict) is not None and "fc.weight" in weights.state_dict
+
+
+def fits_registry(weights: Weights) -> bool:
+    """Whether the weights are exactly those of a network that the registry makes."""
+    spec = identify(weights.state_dict)
+    if spec is None or "fc.weight" not in weights.state_dict:
+        return False
+    with torch.device("meta"):
+        expected = create(spec, max(1, len(weights.state_dict["fc.weight"]))).state_dict()
+    shapes = {name: tensor.shape for name, tensor in expected.items() if not name.endswith(_COUNTER)}
+    return shapes == {name: tensor.shape for name, tensor in weights.state_dict.items()}
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -66,20 +120,32 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: the file cannot be read, or does not hold a ResNet of a supported kind.
     """
-    state_dict, notes = read_state_dict(path)
+    return checkpoint_of(read_weights(path))
+
+
+def checkpoint_of(weights: Weights) -> Checkpoint:
+    """The weights as those of a network of the registry.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    state_dict, path = weights.state_dict, weights.path
     kind = variant(state_dict)
     if kind is not None:
-        raise CheckpointError(f"{path} holds {kind}, which is not supported: pass a plain ResNet")
+        raise CheckpointError(
+            f"{path} holds {kind}, not a plain ResNet: leave --depth and --model out, and it is built as it is"
+        )
     for name, role in (("conv1.weight", "stem"), ("fc.weight", "classifier")):
         if name not in state_dict:
             heads = head_like(state_dict)
             seen = f"; names like a classifier's are {listing(heads)}" if heads else ""
-            raise CheckpointError(f"{path} has no {role} '{name}': it holds {describe(state_dict)}{seen}. {OTHER_WAYS}")
+            raise CheckpointError(
+                f"{path} has no {role} '{name}': it holds {describe(state_dict)}{seen}. {OTHER_WAYS}"
+            )
     classifier = state_dict["fc.weight"]
     if classifier.ndim != 2 or classifier.shape[0] < 1:
         raise CheckpointError(f"{path}: fc.weight has shape {_shape(classifier)}, not [classes, features]")
-    file, _ = split_entry(path)
-    return Checkpoint(state_dict, _hash(file), text_of(file.name), classifier.shape[0], notes)
+    return Checkpoint(state_dict, weights.sha256, weights.source, classifier.shape[0], weights.notes)
 
 
 def spec_of(checkpoint: Checkpoint) -> ModelSpec:
@@ -91,7 +157,7 @@ def spec_of(checkpoint: Checkpoint) -> ModelSpec:
     spec = identify(checkpoint.state_dict)
     if spec is None:
         raise CheckpointError(
-            f"{checkpoint.source} holds {describe(checkpoint.state_dict)}, which rescompile does not know"
+            f"{checkpoint.source} holds {describe(checkpoint.state_dict)}, which rescompile does not know. {OTHER_WAYS}"
         )
     return spec
 
@@ -111,7 +177,7 @@ def build_model(spec: ModelSpec, checkpoint: Checkpoint) -> ResNet:
     expected = model.state_dict()
     counters = {name: torch.zeros((), dtype=torch.long) for name in expected if name.endswith(_COUNTER)}
     _check_fit({name: tensor for name, tensor in expected.items() if name not in counters}, spec, checkpoint)
-    _check_values(checkpoint)
+    check_values(checkpoint.state_dict, checkpoint.source)
     model.to_empty(device="cpu").load_state_dict({**checkpoint.state_dict, **counters})
     return model.eval()
 
@@ -155,18 +221,23 @@ def _check_fit(expected: Mapping[str, Tensor], spec: ModelSpec, checkpoint: Chec
         )
 
 
-def _check_values(checkpoint: Checkpoint) -> None:
-    for name, tensor in checkpoint.state_dict.items():
+def check_values(state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Refuse values that no network can have.
+
+    Raises:
+        CheckpointError: NaN, infinity or a negative variance.
+    """
+    for name, tensor in state_dict.items():
         bad = int(tensor.numel() - torch.isfinite(tensor).sum())
         if bad:
             raise CheckpointError(
-                f"{checkpoint.source}: {name} has {bad} of {tensor.numel()} values NaN or infinite: "
+                f"{source}: {name} has {bad} of {tensor.numel()} values NaN or infinite: "
                 "the training diverged or the file is damaged, pass another checkpoint"
             )
         if name.endswith("running_var") and (tensor + _BATCH_NORM_EPS <= 0).any():
             channel = int(tensor.argmin())
             raise CheckpointError(
-                f"{checkpoint.source}: {name} is negative ({tensor[channel].item():g} in channel {channel}), "
+                f"{source}: {name} is negative ({tensor[channel].item():g} in channel {channel}), "
                 "which a variance cannot be: the file is damaged, pass another checkpoint"
             )
 

@@ -26,7 +26,9 @@ def split_entry(path: Path) -> tuple[Path, str | None]:
     return path.with_name(name), entry
 
 
-def state_dict_in(payload: object, path: Path, entry: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
+def state_dict_in(
+    payload: object, path: Path, entry: str | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of the one network in ``payload``, and notes on where they were.
 
     Raises:
@@ -78,7 +80,9 @@ def _networks(payload: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
 def _dictionaries(payload: object, name: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Dictionaries that name tensors as modules do, with a point; an optimizer's state has none."""
     if isinstance(payload, Mapping):
-        held = {key: value for key, value in payload.items() if isinstance(key, str) and isinstance(value, Tensor)}
+        held = {
+            key: value for key, value in payload.items() if isinstance(key, str) and isinstance(value, Tensor)
+        }
         if any("." in key for key in held):
             yield name, held
     inner = (
@@ -117,11 +121,12 @@ def _stand_ins(payload: Any, depth: int = 3) -> Iterator[StandIn]:
 def _why_none(payload: object, path: Path) -> str:
     objects = sorted(_stand_ins(payload), key=lambda found: not found.is_module)
     if objects and objects[0].is_module:
-        return f"{path} is a whole pickled model (it needs the class {objects[0].name}), not a state_dict: {HOW_TO_SAVE}"
+        name = objects[0].name
+        return f"{path} is a whole pickled model (it needs the class {name}), not a state_dict: {HOW_TO_SAVE}"
     if objects:
         return (
-            f"{path} holds the Python object {objects[0].name} instead of tensors; unpickling that can run any code, so "
-            f"it was not loaded: {HOW_TO_SAVE}"
+            f"{path} holds the Python object {objects[0].name} instead of tensors; unpickling it can run any code, "
+            f"so it was not loaded: {HOW_TO_SAVE}"
         )
     if not isinstance(payload, Mapping):
         return f"{path} holds a {type(payload).__name__}, not a state_dict: {_ADVICE}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import torch
 
@@ -93,7 +93,7 @@ _PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 class Unpickler(_PythonUnpickler):  # type: ignore[misc]
     """See the module."""
 
-    dispatch = dict(_PythonUnpickler.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> object:
         """The function of the allow list, the dtype or enumeration value of torch, or a ``Global``."""
@@ -159,10 +159,10 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
         self._set(self.pop_mark())
 
     def _set(self, items: list[Any]) -> None:
-        if not isinstance(self.stack[-1], (dict, StandIn)):
+        if not isinstance(self.stack[-1], dict):
             raise UnpicklingError(f"items are set on a {type(self.stack[-1]).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            dict.__setitem__(self.stack[-1], key, value)
+            self.stack[-1][key] = value
 
     def load_binpersid(self) -> None:
         """Take a storage; source code that old files keep beside modules is dropped."""

@@ -27,14 +27,20 @@ def canonical(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """``tensors`` as float32 with torchvision's names, without counters; and notes on what was left out.
 
-    A common prefix (``module.``, ``model.``, ``backbone.`` …) is removed. The names of akamaster, pytorch-cifar, Hugging
-    Face, mmpretrain, fastai and ``Sequential(*children)`` are renamed; other networks keep their names.
+    A common prefix (``module.``, ``model.``, ``backbone.`` …) is removed. The names of akamaster, pytorch-cifar,
+    Hugging Face, mmpretrain, fastai and ``Sequential(*children)`` are renamed; other networks keep their names.
 
     Raises:
         CheckpointError: several networks in one file, two tensors with one name, or a type that is not float.
     """
     renamed = _renamed({name: tensor for name, tensor in tensors.items() if not _is_counter(name)}, path)
-    prefix = _prefix(renamed, path, entry)
+    prefixes = _prefixes(renamed)
+    prefix = _chosen(prefixes, path, entry)
+    renamed = {
+        name: tensor
+        for name, tensor in renamed.items()
+        if not any(name.startswith(other) for other in prefixes if other and other != prefix)
+    }
     if prefix is None:
         return {name: _float32(name, tensor, path) for name, tensor in renamed.items()}, []
     found: dict[str, Tensor] = {}
@@ -44,9 +50,12 @@ def canonical(
         inside = name.startswith(prefix) and _BODY.match(new)
         target = found if inside else outside
         if new in target:
-            raise CheckpointError(f"{path} holds '{new}' twice, under two spellings: save the weights of one model")
+            raise CheckpointError(
+                f"{path} holds '{new}' twice, under two spellings: save the weights of one model"
+            )
         target[new] = tensor
-    notes = _add_head(found, outside, prefix, path)
+    own = {name.rpartition(".")[0] for name in renamed if not name.startswith(prefix or ".")}
+    notes = _add_head(found, outside, prefix, own, path)
     return {name: _float32(name, tensor, path) for name, tensor in found.items()}, notes
 
 
@@ -69,7 +78,9 @@ def _renamed(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             first, _, rest = name.removeprefix(sequence).partition(".")
             new = f"{_SEQUENTIAL[first]}.{rest}" if first in _SEQUENTIAL else name
         if new in found:
-            raise CheckpointError(f"{path} holds '{new}' twice, under two spellings: save the weights of one model")
+            raise CheckpointError(
+                f"{path} holds '{new}' twice, under two spellings: save the weights of one model"
+            )
         found[new] = tensor
     return found
 
@@ -81,7 +92,9 @@ def _from_hugging_face(name: str) -> str:
     if stage is None:
         return name
     front, rest = name[: stage.start()], name[stage.end() :]
-    rest = rest.replace("shortcut.convolution.", "downsample.0.").replace("shortcut.normalization.", "downsample.1.")
+    rest = rest.replace("shortcut.convolution.", "downsample.0.").replace(
+        "shortcut.normalization.", "downsample.1."
+    )
     inner = re.match(r"layer\.(\d+)\.(convolution|normalization)\.", rest)
     if inner is not None:
         kind = "conv" if inner[2] == "convolution" else "bn"
@@ -96,15 +109,18 @@ def _sequence_prefix(names: Iterable[str]) -> str | None:
     return fits[0] if len(fits) == 1 else None
 
 
-def _prefix(names: Iterable[str], path: Path, entry: str | None) -> str | None:
-    """What is in front of ``conv1`` and ``layer1``; None where there are no such names."""
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """What stands in front of ``conv1`` and ``layer1``, for every network with such names."""
     every = set(names)
-    ends = (name.removesuffix(stem) for name in every for stem in _STEMS if name.endswith(stem))
-    prefixes = sorted(
-        end for end in set(ends) if (not end or end.endswith(".")) and f"{end}layer1.0.conv1.weight" in every
+    ends = {name.removesuffix(stem) for name in every for stem in _STEMS if name.endswith(stem)}
+    return sorted(
+        end for end in ends if (not end or end.endswith(".")) and f"{end}layer1.0.conv1.weight" in every
     )
-    if entry is not None and (chosen := [end for end in prefixes if entry in end.split(".")]):
-        prefixes = chosen
+
+
+def _chosen(prefixes: list[str], path: Path, entry: str | None) -> str | None:
+    if entry is not None and (called := [end for end in prefixes if entry in end.split(".")]):
+        prefixes = called
     if len(prefixes) > 1:
         last = {f"{end.rstrip('.').rpartition('.')[2]}.": end for end in prefixes}
         preferred = _PREFERRED.get(frozenset(last))
@@ -118,33 +134,49 @@ def _prefix(names: Iterable[str], path: Path, entry: str | None) -> str | None:
     return prefixes[0] if prefixes else None
 
 
-def _add_head(body: dict[str, Tensor], outside: Mapping[str, Tensor], prefix: str, path: Path) -> list[str]:
-    """Add the classifier as ``fc`` (or ``fc.0``, ``fc.1`` … where it has several layers), and say what is left out."""
-    mine = {name: tensor for name, tensor in outside.items() if _is_head(name, prefix)}
-    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in mine))
+def _add_head(
+    body: dict[str, Tensor], outside: Mapping[str, Tensor], prefix: str, apart: set[str], path: Path
+) -> list[str]:
+    """Add the classifier as ``fc`` (or ``fc.0``, ``fc.3`` … where it has several layers), and say what is left out.
+
+    ``apart`` names the modules outside of the prefix: one there is the user's own and goes before one inside.
+    """
+    modules: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in outside.items():
+        modules.setdefault(name.rpartition(".")[0], {})[name.rpartition(".")[2]] = tensor
+    heads = {name: parts for name, parts in modules.items() if _is_head(name, parts, prefix)}
     width = _width(body)
-    readers = [each for each in modules if _reads(mine, each, width)]
+    alternatives = {_sequence(name): name for name in reversed(heads)}
+    readers = [
+        name
+        for name in reversed(alternatives.values())
+        if heads[name]["weight"].ndim > 1 and heads[name]["weight"].shape[1] == width
+    ]
     notes = []
     if len(readers) > 1:
-        own = [each for each in readers if each != "fc"]
+        own = [name for name in readers if name in apart]
         if len(own) != 1:
             raise CheckpointError(
                 f"{path} holds {len(readers)} classifiers ({listing(readers)}), which all read the network's {width} "
                 "features: save the weights without those that you do not use"
             )
-        modules = [each for each in modules if each not in readers or each == own[0]]
+        others = {_sequence(name) for name in readers if name != own[0]}
+        heads = {name: parts for name, parts in heads.items() if _sequence(name) not in others}
         notes.append(f"'fc' was left out: '{own[0]}' outside of the backbone is the classifier")
-    left = [name for name in outside if name.rpartition(".")[0] not in modules or name not in mine]
-    left = [name for name in left if name.rpartition(".")[0] not in readers]
+    left = [
+        f"{name}.{last}".removeprefix(".")
+        for name, parts in modules.items()
+        if name not in heads and name not in readers
+        for last in parts
+    ]
     if left:
-        notes.append(f"the file holds {listing(left)} outside of the network, which were left out")
-    for index, module in enumerate(modules):
-        new = "fc" if len(modules) == 1 else f"fc.{_place(module, index)}"
-        for name, tensor in mine.items():
-            if name.rpartition(".")[0] == module:
-                last = name.rpartition(".")[2]
-                flat = tensor.flatten(1) if last == "weight" and tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
-                body[f"{new}.{last}"] = flat
+        advice = _if_normalizing(left, outside)
+        notes.append(f"the file holds {listing(left)} outside of the network, which were left out{advice}")
+    together = len(heads) > 1 and len({_sequence(name) for name in heads}) == 1
+    for index, (name, parts) in enumerate(heads.items()):
+        new = "fc" if len(heads) == 1 else f"fc.{name.rpartition('.')[2] if together else index}"
+        for last, tensor in parts.items():
+            body[f"{new}.{last}"] = tensor.flatten(1) if tensor.ndim == 4 else tensor
     weight = body.get("fc.weight")
     if weight is not None and weight.ndim == 2 and "fc.bias" not in body:
         body["fc.bias"] = torch.zeros(weight.shape[0])
@@ -152,24 +184,36 @@ def _add_head(body: dict[str, Tensor], outside: Mapping[str, Tensor], prefix: st
     return notes
 
 
-def _is_head(name: str, prefix: str) -> bool:
-    parts = name.split(".")
-    return any(part in _HEADS for part in parts) or (parts[0].isdigit() and (not prefix or prefix[0].isdigit()))
+def _sequence(name: str) -> str:
+    """The Sequential that a module is in, or its own name."""
+    parent, _, last = name.rpartition(".")
+    return parent if parent and last.isdigit() else name
 
 
-def _place(module: str, index: int) -> int:
-    last = module.rpartition(".")[2]
-    return int(last) if last.isdigit() else index
+def _if_normalizing(left: list[str], outside: Mapping[str, Tensor]) -> str:
+    """What to pass where the network normalizes its input itself."""
+    values = {name.rpartition(".")[2]: outside[name].flatten().tolist() for name in left if name in outside}
+    if not {"mean", "std"} <= values.keys() or len(values["mean"]) > 4:
+        return ""
+    mean, std = (",".join(f"{value:g}" for value in values[key]) for key in ("mean", "std"))
+    return f"; the network seems to normalize its input itself, so pass --mean {mean} --std {std}"
+
+
+def _is_head(module: str, parts: Mapping[str, Tensor], prefix: str) -> bool:
+    weight = parts.get("weight")
+    if weight is None or not (
+        weight.ndim == 2 or weight.shape[2:] == (1, 1) or "running_mean" in parts or module == "fc"
+    ):
+        return False
+    names = module.split(".")
+    return any(name in _HEADS for name in names) or (
+        names[0].isdigit() and (not prefix or prefix[0].isdigit())
+    )
 
 
 def _width(body: Mapping[str, Tensor]) -> int:
     widths = [t.shape[0] for name, t in body.items() if t.ndim == 4 and name.startswith("layer")]
     return max(widths, default=0)
-
-
-def _reads(tensors: Mapping[str, Tensor], module: str, width: int) -> bool:
-    weight = tensors.get(f"{module}.weight")
-    return weight is not None and weight.ndim in (2, 4) and weight.shape[1] == width
 
 
 def _float32(name: str, tensor: Tensor, path: Path) -> Tensor:

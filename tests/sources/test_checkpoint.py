@@ -180,15 +180,15 @@ def test_a_dead_channel_is_no_error(save, cifar_state):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"conv1.0.weight": torch.ones(32, 3, 3, 3)}, "a ResNet-D stem .* is not supported"),
-        ({"layer1.0.se.fc1.weight": torch.ones(4, 16, 1, 1)}, "an SE network .* is not supported"),
-        ({"layer1.0.conv1.weight": torch.ones(160, 16, 3, 3)}, "a ResNeXt .* is not supported"),
+        ({"conv1.0.weight": torch.ones(32, 3, 3, 3)}, "a ResNet-D stem .* not a plain ResNet: leave --depth"),
+        ({"layer1.0.se.fc1.weight": torch.ones(4, 16, 1, 1)}, "an SE network .* not a plain ResNet"),
+        ({"layer1.0.conv1.weight": torch.ones(160, 16, 3, 3)}, "a ResNeXt .* not a plain ResNet"),
         (
             {
                 "layer1.0.conv1.weight": torch.ones(160, 16, 3, 3),
                 "layer1.0.conv2.weight": torch.ones(160, 160, 3, 3),
             },
-            "a wide ResNet, which is not supported: pass a plain ResNet",
+            "a wide ResNet, not a plain ResNet: leave --depth and --model out",
         ),
         ({"fc.weight": torch.ones(10)}, r"fc\.weight has shape \[10\], not \[classes, features\]"),
         ({"fc.weight": torch.ones(0, 64)}, r"fc\.weight has shape \[0, 64\]"),
@@ -204,7 +204,10 @@ def test_a_network_without_classifier_or_of_another_kind(save, cifar_state):
     with pytest.raises(CheckpointError, match=r"has no classifier 'fc\.weight': it holds a resnet20-cifar"):
         load_checkpoint(save(headless))
     other = {"features.0.weight": torch.ones(1), "head.weight": torch.ones(1)}
-    with pytest.raises(CheckpointError, match=r"no stem 'conv1\.weight': .* no ResNet .*features\.0\.weight"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"no stem 'conv1\.weight': .* other names .*are head\.weight.*--onnx",
+    ):
         load_checkpoint(save(other))
 
 

@@ -6,57 +6,28 @@ import pytest
 import torch
 
 from rescompile.errors import CheckpointError
-from rescompile.sources.torchvision_names import ENTRIES, canonical, listing, state_dict_in
+from rescompile.sources.torchvision_names import canonical
 
 HERE = Path("weights.pth")
-SMALL = {"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(2), "fc.weight": torch.ones(3)}
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_a_nested_state_dict_is_found(entry):
-    assert state_dict_in({entry: SMALL, "epoch": 7, "optimizer": {"state": {}}}, HERE) == SMALL
+def names_of(tensors, path):
+    return canonical(tensors, path)[0]
 
 
-def test_nesting_twice_and_the_order_of_entries():
-    assert state_dict_in({"model": {"state_dict": SMALL}}, HERE) == SMALL
-    averaged = {"fc.weight": torch.zeros(3)}
-    assert state_dict_in({"state_dict_ema": averaged, "state_dict": SMALL}, HERE) == SMALL
-
-
-def test_what_is_no_tensor_is_left_out():
-    assert state_dict_in({**SMALL, "epoch": 3, 5: torch.ones(1)}, HERE) == SMALL
-
-
-@pytest.mark.parametrize(
-    ("payload", "words"),
-    [
-        (torch.ones(3), "holds a Tensor, not a state_dict"),
-        ([1, 2], "holds a list, not a state_dict"),
-        ({}, r"holds no weights \(its entries are none\)"),
-        (
-            {"epoch": 3, "lr": 0.1, "a": 1, "b": 2, "c": 3},
-            r"are epoch, lr, a and 2 more\): pass a state_dict",
-        ),
-        ({"state_dict": {"model": {"epoch": 1}}}, "its entries are epoch"),
-    ],
-)
-def test_payloads_without_weights_are_described(payload, words):
-    with pytest.raises(CheckpointError, match=words):
-        state_dict_in(payload, HERE)
-
-
-def test_a_dictionary_inside_itself_is_no_endless_loop():
-    payload = {}
-    payload["model"] = payload
-    with pytest.raises(CheckpointError, match="holds no weights"):
-        state_dict_in(payload, HERE)
+SMALL = {
+    "conv1.weight": torch.ones(1),
+    "layer1.0.conv1.weight": torch.ones(2, 1, 1, 1),
+    "fc.weight": torch.ones(3, 2),
+    "fc.bias": torch.ones(3),
+}
 
 
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "model.", "backbone.", "module.model.", "_orig_mod.", "encoder_q."]
 )
 def test_one_prefix_is_taken_off(prefix):
-    found = canonical({prefix + name: tensor for name, tensor in SMALL.items()}, HERE)
+    found = names_of({prefix + name: tensor for name, tensor in SMALL.items()}, HERE)
     assert list(found) == list(SMALL)
 
 
@@ -68,19 +39,19 @@ def test_akamasters_names_become_torchvisions():
         "linear.weight",
         "linear.bias",
     ]
-    found = canonical({f"module.{name}": torch.ones(1) for name in names}, HERE)
+    found = names_of({f"module.{name}": torch.ones(1, 1) for name in names}, HERE)
     assert list(found)[2:] == ["layer2.0.downsample.0.weight", "fc.weight", "fc.bias"]
 
 
 def test_names_of_another_network_stay_as_they_are():
     names = ["features.0.weight", "block1.conv1.weight", "block2.conv1.weight"]
-    assert list(canonical(dict.fromkeys(names, torch.ones(1)), HERE)) == names
+    assert list(names_of(dict.fromkeys(names, torch.ones(1)), HERE)) == names
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_every_float_type_becomes_float32(dtype):
     source = torch.tensor([1.5, -2.0], dtype=dtype)
-    found = canonical({"fc.weight": source}, HERE)["fc.weight"]
+    found = names_of({"fc.weight": source}, HERE)["fc.weight"]
     assert found.dtype == torch.float32
     assert found.tolist() == [1.5, -2.0]
     found += 1
@@ -89,11 +60,11 @@ def test_every_float_type_becomes_float32(dtype):
 
 def test_counters_are_left_out():
     counters = {"bn1.num_batches_tracked": torch.tensor(7), "n_averaged": torch.tensor(2)}
-    assert list(canonical({**SMALL, **counters}, HERE)) == list(SMALL)
+    assert list(names_of({**SMALL, **counters}, HERE)) == list(SMALL)
 
 
 def test_parameters_and_views_become_plain_contiguous_tensors():
-    found = canonical({"fc.weight": torch.nn.Parameter(torch.ones(2, 3)).t()}, HERE)["fc.weight"]
+    found = names_of({"fc.weight": torch.nn.Parameter(torch.ones(2, 3)).t()}, HERE)["fc.weight"]
     assert type(found) is torch.Tensor
     assert found.is_contiguous()
     assert not found.requires_grad
@@ -110,19 +81,88 @@ def test_parameters_and_views_become_plain_contiguous_tensors():
 )
 def test_tensors_that_are_no_float_weights_are_refused(tensor, words):
     with pytest.raises(CheckpointError, match=words):
-        canonical({"fc.weight": tensor}, HERE)
+        names_of({"fc.weight": tensor}, HERE)
 
 
 def test_two_networks_or_two_spellings_are_ambiguous():
-    two = {
-        f"{prefix}.{name}": tensor for prefix in ("encoder_q", "encoder_k") for name, tensor in SMALL.items()
+    two = {f"{prefix}.{name}": tensor for prefix in ("first", "second") for name, tensor in SMALL.items()}
+    with pytest.raises(CheckpointError, match=r"holds 2 networks \(under 'first\.', 'second\.'\)"):
+        names_of(two, HERE)
+    with pytest.raises(CheckpointError, match=r"holds 2 classifiers \(fc, linear\)"):
+        names_of({**SMALL, "linear.weight": torch.ones(3, 2)}, HERE)
+
+
+def test_of_mocos_two_encoders_the_query_is_the_network():
+    two = {f"module.encoder_{end}.{name}": t for end in "qk" for name, t in SMALL.items()}
+    assert list(names_of(two, HERE)) == list(SMALL)
+
+
+def body(width=4):
+    return {
+        "conv1.weight": torch.ones(width, 3, 3, 3),
+        "layer1.0.conv1.weight": torch.ones(width, width, 3, 3),
     }
-    with pytest.raises(CheckpointError, match=r"holds 2 networks \(under 'encoder_k\.', 'encoder_q\.'\)"):
-        canonical(two, HERE)
-    with pytest.raises(CheckpointError, match=r"'fc\.weight' twice"):
-        canonical({**SMALL, "linear.weight": torch.ones(3)}, HERE)
 
 
-def test_a_listing_is_short():
-    assert listing("abc") == "a, b, c"
-    assert listing("abcde") == "a, b, c and 2 more"
+@pytest.mark.parametrize(
+    "head", ["head.fc", "classifier", "classifier.1", "head", "last_linear", "fc.1", "linear"]
+)
+def test_every_name_of_the_classifier_becomes_fc(head):
+    tensors = {f"backbone.{name}": t for name, t in body().items()}
+    found, notes = canonical({**tensors, f"{head}.weight": torch.ones(5, 4)}, HERE)
+    assert list(found) == [*body(), "fc.weight", "fc.bias"]
+    assert notes == ["the classifier has no bias: zeros are taken"]
+
+
+def test_strangers_and_a_left_over_classifier_are_left_out_with_a_note():
+    tensors = {f"model.{name}": t for name, t in body().items()}
+    old, own = (
+        {"model.fc.weight": torch.ones(9, 4)},
+        {"head.weight": torch.ones(2, 4), "head.bias": torch.ones(2)},
+    )
+    found, notes = canonical({**tensors, **old, **own, "criterion.weight": torch.ones(2)}, HERE)
+    assert found["fc.weight"].shape == (2, 4)
+    assert "'fc' was left out" in notes[0]
+    assert "criterion.weight" in notes[1]
+
+
+def test_normalization_inside_the_network_is_said_in_options():
+    tensors = {"0.mean": torch.full((1, 3, 1, 1), 0.5), "0.std": torch.ones(1, 3, 1, 1)}
+    tensors |= {f"1.{name}": t for name, t in body().items()}
+    assert "--mean 0.5,0.5,0.5 --std 1,1,1" in canonical(tensors, HERE)[1][0]
+
+
+def test_names_of_hugging_face_and_of_sequential_children():
+    face = [
+        "resnet.embedder.embedder.convolution.weight",
+        "resnet.embedder.embedder.normalization.bias",
+        "resnet.encoder.stages.1.layers.0.shortcut.convolution.weight",
+        "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight",
+        "resnet.encoder.stages.1.layers.2.layer.1.normalization.weight",
+        "classifier.1.weight",
+    ]
+    children = [
+        "0.weight",
+        "1.bias",
+        "5.0.downsample.0.weight",
+        "4.0.conv1.weight",
+        "5.2.bn2.weight",
+        "9.weight",
+    ]
+    expected = [
+        "conv1.weight",
+        "bn1.bias",
+        "layer2.0.downsample.0.weight",
+        "layer1.0.conv1.weight",
+        "layer2.2.bn2.weight",
+        "fc.weight",
+    ]
+    for names in (face, children):
+        found = names_of(
+            {
+                name: torch.ones(4, 4) if index == 5 else torch.ones(4, 4, 1, 1)
+                for index, name in enumerate(names)
+            },
+            HERE,
+        )
+        assert list(found)[:6] == expected
