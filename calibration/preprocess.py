@@ -169,9 +169,14 @@ def to_uint8(image: Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArra
     return np.ascontiguousarray(pixels[..., ::-1] if preprocess.color == "BGR" else pixels)
 
 
-def normalize(images: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:
-    """(x / 255 - mean) / std in fp32: uint8 [N, H, W, C] to float32 [N, C, H, W]."""
+def normalize(images: NDArray[np.uint8] | NDArray[np.float32], preprocess: Preprocess) -> NDArray[np.float32]:
+    """(x / 255 - mean) / std in fp32: uint8 [N, H, W, C] to float32 [N, C, H, W].
+
+    Floats are images that a program normalized itself; only their layout changes.
+    """
     planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
+    if images.dtype == np.float32:
+        return planes
     planes /= np.float32(255)
     planes -= preprocess.subtracted()
     planes /= np.array(preprocess.std, np.float32)[:, None, None]

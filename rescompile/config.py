@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from calibration.errors import CalibrationError
+from calibration.images.arrays import InMemoryImages
 from calibration.methods.thresholds import check_method
 from rescompile.effort import (
     DEFAULT_EFFORT,
@@ -20,7 +21,9 @@ from rescompile.effort import (
 from rescompile.errors import UsageError, did_you_mean
 from rescompile.manifest import Batch, OutputKind, Precision
 from rescompile.report import Limits
+from rescompile.sources.network import SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
+from rescompile.sources.schemes import has_scheme
 
 InputFormat = Literal["float32-nchw", "uint8-nhwc"]
 Fp16Blocks = Literal["auto", "none"] | tuple[str, ...]
@@ -108,18 +111,24 @@ class ModelConfig:
     onnx: Path | None = None
     weights: str = "pretrained"
     """``pretrained``, ``pretrained-v2``, ``random``, or the path of a checkpoint."""
+    entry: str | None = None
+    """The network to take of a checkpoint that holds several, such as ``ema``."""
     shortcut: Literal["A", "B"] | None = None
     stride_on: Literal["1x1", "3x3"] | None = None
     classes: Path | None = None
     """Text file with one class name per line."""
     preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)
     seed: int = 0
+    outputs: tuple[str, ...] = ()
+    """Inner modules to return in place of the network's own answer: ``c2`` to ``c5``, or PyTorch's names."""
+    network: SourceNetwork | None = field(default=None, repr=False, compare=False)
+    """A network that a program holds, such as ``sources.modules.network_of(module)``."""
 
     def __post_init__(self) -> None:
         named = [flag for flag, value in self._sources() if value is not None]
         if len(named) > 1:
             raise UsageError(f"{' and '.join(named)} both name the network; pass one of them")
-        if not named and self.weights in ("pretrained", "pretrained-v2", "random"):
+        if not named and self.network is None and self.weights in ("pretrained", "pretrained-v2", "random"):
             raise UsageError(
                 "no network was named; pass --depth 101, --model resnet56-cifar, --onnx FILE or --weights FILE"
             )
@@ -127,6 +136,11 @@ class ModelConfig:
             raise UsageError("--onnx brings its own weights; leave --weights out")
         if self.onnx is not None and (self.shortcut or self.stride_on):
             raise UsageError("--onnx brings its own structure; leave --shortcut and --stride-on out")
+        if self.outputs and not has_scheme(self.model):
+            raise UsageError(
+                "--outputs needs a network with modules to name; pass --model timm:NAME, torchvision:NAME, hf:FOLDER "
+                "or module:package.file:function"
+            )
         check_seed(self.seed)
 
     def _sources(self) -> list[tuple[str, object]]:
@@ -137,7 +151,7 @@ class ModelConfig:
 class CalibrationConfig:
     """The origin of INT8 scales: an image set, a table made earlier, or the built-in photographs."""
 
-    images: Path | None = None
+    images: Path | InMemoryImages | None = None
     table: Path | None = None
     method: str | None = None
     """None is the method that the table was made with, or for images that of the effort."""
@@ -196,7 +210,7 @@ class BuildConfig:
     model: ModelConfig
     precision: Precision = "int8"
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    validation_set: Path | None = None
+    validation_set: Path | InMemoryImages | None = None
     validation_images: int | None = None
     limits: Limits | None = None
     """None takes ``accuracy.limits.default_limits`` for the precision."""
@@ -219,6 +233,7 @@ class BuildConfig:
         one_of(self.input_format, INPUT_FORMATS, "--input")
         one_of(self.task, TASKS, "--task")
         positive(self.validation_images, "--validation-images")
+        self._check_arrays()
         if self.precision != "int8":
             if self.calibration.images or self.calibration.table:
                 raise UsageError(
@@ -239,6 +254,15 @@ class BuildConfig:
             )
         if self.fp16_blocks == "auto":
             self._check_automatic_blocks()
+
+    def _check_arrays(self) -> None:
+        sets = (self.calibration.images, self.validation_set)
+        normalized = any(isinstance(images, InMemoryImages) and images.normalized for images in sets)
+        if normalized and self.input_format == "uint8-nhwc":
+            raise UsageError(
+                "an engine of uint8 pixels cannot be checked on normalized images; pass a folder or uint8 pixels "
+                "[N, H, W, C], or leave --input out"
+            )
 
     def _check_automatic_blocks(self) -> None:
         if self.limits is None or self.validation_set is None:

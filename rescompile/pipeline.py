@@ -33,7 +33,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
         named = mixed_precision.named_blocks(source, config)
     with atomic_directory(config.output_of(source.name, backend.name), force=config.force) as staging:
         folder = staging.folder
-        request = engine_directory.build_request(folder, source, config, progress)
+        request = engine_directory.build_request(folder, source, config, backend, progress)
         validation = choose_validation(config, source, backend)
         calibrated, notes = None, (*notes, *source.notes)
         if config.precision == "int8":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -112,3 +113,24 @@ def test_serve_at_scale(folder: Path) -> None:
             check=False,
         )
     assert (wrong.returncode, wrong.stderr) == (1, "")
+
+
+def test_the_program_for_a_live_module_uses_what_there_is() -> None:
+    from rescompile.building.from_python import BuildOptions
+
+    (program,) = blocks("any-network", "py")
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(program))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "rescompile.build"
+    ]
+    used = {keyword.arg for keyword in call.keywords}
+    text = (ROOT / "docs/how-to/any-network.md").read_text("utf-8")
+    table = text.partition("| keyword |")[2].partition("\n\n")[0]
+    described = {
+        name
+        for row in table.splitlines()
+        for name in re.findall(r"`(\w+)`", row.split("|")[1] if "|" in row[1:] else "")
+    }
+    assert used <= described | {"validation_images", "calibration_images"}
+    assert described | {"validation_images", "calibration_images"} == set(BuildOptions.__annotations__)

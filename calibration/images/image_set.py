@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
 from calibration.images.archive import ArchiveImages, list_archive
+from calibration.images.arrays import ArrayImages, InMemoryImages
 from calibration.images.files import ImageFiles, open_image
 from calibration.images.listing import SUFFIXES, Listing, list_folder
 from calibration.names import text_of
@@ -31,6 +32,10 @@ _THREADS = 2
 _LOOK_AHEAD = 8  # decoded images that may wait for their turn
 
 
+Image = NDArray[np.uint8] | NDArray[np.float32]
+"""Pixels, or what a program has normalized already."""
+
+
 class ImageSource(Protocol):
     """Images of a set in a fixed order, as bytes and as pixels."""
 
@@ -38,7 +43,7 @@ class ImageSource(Protocol):
     def names(self) -> tuple[str, ...]:
         """One name per image, unique within the set."""
 
-    def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8]]]:
+    def decoders(self) -> Iterator[Callable[[Preprocess], Image]]:
         """One function per image from preprocessing to pixels [H, W, C]; run in any thread."""
 
     def contents(self) -> Iterator[bytes]:
@@ -49,7 +54,7 @@ class ImageSource(Protocol):
 class Batch:
     """Some images of a set."""
 
-    images: NDArray[np.uint8]  # [n, H, W, C]
+    images: Image  # [n, H, W, C]
     labels: NDArray[np.int64] | None  # [n]
 
 
@@ -67,6 +72,8 @@ class ImageSet:
     """See ``listing.Listing``."""
     seed: int = 0
     """Seed of the choice of images."""
+    normalized: bool = False
+    """Whether the images are the network's inputs as a program made them, and not pixels."""
     skipped: tuple[str, ...] = ()
     """Names of unreadable images that were left out."""
     unread: tuple[str, ...] = ()
@@ -145,12 +152,12 @@ class ImageSet:
             raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
         decoded = _decoded(self.images, preprocess)
         for start in range(0, len(self), batch_size):
-            pixels = np.stack(list(islice(decoded, batch_size)))
+            pixels: NDArray[Any] = np.stack(list(islice(decoded, batch_size)))
             yield Batch(pixels, None if self.labels is None else self.labels[start : start + batch_size])
 
 
 def open_image_set(
-    path: Path | str,
+    path: Path | str | InMemoryImages,
     *,
     limit: int | None = None,
     seed: int = 0,
@@ -158,7 +165,7 @@ def open_image_set(
     skip_unreadable: bool = False,
     known: Sequence[str] | None = None,
 ) -> ImageSet:
-    """Open the image set at ``path``, in any of the four forms.
+    """Open the image set at ``path``, in any of the four forms, or one in memory.
 
     ``known`` are the names of the network's classes, by which ``list_folder`` finds class folders.
 
@@ -168,8 +175,10 @@ def open_image_set(
     Raises:
         ImageSetError: not an image set, no labels though they are needed, or no usable image.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = Path(path) if isinstance(path, str) else path
+    if isinstance(path, InMemoryImages):
+        found = _open_array(path, limit, seed)
+    elif path.is_dir():
         found = _open_folder(path, limit, seed, skip_unreadable=skip_unreadable, known=known)
     elif path.suffix.lower() == ".npz" and path.is_file():
         found = _open_archive(path, limit, seed)
@@ -220,6 +229,17 @@ def _open_archive(path: Path, limit: int | None, seed: int) -> ImageSet:
     )
 
 
+def _open_array(array: InMemoryImages, limit: int | None, seed: int) -> ImageSet:
+    chosen = _choose(len(array.images), limit, seed)
+    return ImageSet(
+        source=array.name,
+        images=ArrayImages(array.images, tuple(chosen)),
+        labels=None if array.labels is None else array.labels[chosen],
+        seed=seed,
+        normalized=array.normalized,
+    )
+
+
 def _choose(count: int, limit: int | None, seed: int) -> list[int]:
     """Indices in ascending order, ``limit`` of them at most."""
     if limit is not None and limit < 1:
@@ -250,9 +270,9 @@ def _unreadable(listing: Listing, chosen: list[int]) -> list[int]:
         return [index for index, good in zip(chosen, pool.map(readable, chosen), strict=True) if not good]
 
 
-def _decoded(source: ImageSource, preprocess: Preprocess) -> Iterator[NDArray[np.uint8]]:
+def _decoded(source: ImageSource, preprocess: Preprocess) -> Iterator[Image]:
     """Pixels of every image in order, a few decoded ahead in other threads."""
-    waiting: deque[Future[NDArray[np.uint8]]] = deque()
+    waiting: deque[Future[Image]] = deque()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="decode") as pool:
         try:
             for decode in source.decoders():

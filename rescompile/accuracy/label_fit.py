@@ -30,6 +30,8 @@ EXCHANGED_IMAGES = 5
 """So many images of a class, and so many answers of another one, belong together where these two are exchanged."""
 CONSTANT_SHARE = 0.95
 """Share of images with one answer from which on the network answers nothing else."""
+KNOWN_SHARE = 0.95
+"""Share of what a learned order gets right that an order with a name must reach to be the explanation."""
 ADVICE = (
     "check the preprocessing (--mean, --std, --color, --resize, --crop), the order of the classes (--classes) and that "
     "this is the right checkpoint"
@@ -45,7 +47,7 @@ def misfit(answers: Answers, class_names: Sequence[str], *, least: float | None 
     if labels is None or len(labels) < FEWEST or classes < 2:
         return None
     right = found == labels
-    better = [*_in_known_orders(found, labels, class_names), *_reordered(found, labels, class_names)]
+    better = _better(found, labels, class_names)
     exchanged = _exchanged(found, labels, class_names)
     if not better and exchanged is None and (least is not None or not _at_chance(found, labels, classes)):
         return None
@@ -53,6 +55,15 @@ def misfit(answers: Answers, class_names: Sequence[str], *, least: float | None 
     seen = constant or (max(better)[1] if better else exchanged)
     share = f"the fp32 network names the right class for {percent(right.mean())} of {len(right)} images"
     return f"{share}{f'; {seen}' if seen else ', which is chance'}: {ADVICE}"
+
+
+def share_in_another_order(answers: Answers, class_names: Sequence[str]) -> float:
+    """Share of the images that would be right if the labels counted or stood otherwise; 0 where no order is better."""
+    labels, found = answers.labels, answers.reference
+    if labels is None or len(labels) < FEWEST:
+        return 0.0
+    better = _better(found, labels, class_names)
+    return max(better, default=(0, ""))[0] / len(labels)
 
 
 def _at_chance(found: Labels, labels: Labels, classes: int) -> bool:
@@ -76,6 +87,14 @@ def _at_chance(found: Labels, labels: Labels, classes: int) -> bool:
 
 Better = tuple[int, str]
 """How many images would be right with other labels, and what these are."""
+
+
+def _better(found: Labels, labels: Labels, class_names: Sequence[str]) -> list[Better]:
+    """Orders in which far more would be right; one with a name explains more than one that was learned."""
+    known, learned = _in_known_orders(found, labels, class_names), _reordered(found, labels, class_names)
+    if known and learned and max(known)[0] >= KNOWN_SHARE * max(learned)[0]:
+        return known
+    return [*known, *learned]
 
 
 def _in_known_orders(found: Labels, labels: Labels, class_names: Sequence[str]) -> list[Better]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
+from rescompile.accuracy.parity import Measurement
 from rescompile.errors import UsageError
 from rescompile.manifest import OutputKind, Precision
 from rescompile.metrics import ONE_CLASS
@@ -37,6 +40,18 @@ def judge(parity: Parity, limits: Limits) -> tuple[Check, ...]:
         rms = parity.relative_rms
         checks.append(Check("relative RMS", f"at most {asked:.5g}", f"{rms:.5g}", rms <= asked))
     return tuple(checks)
+
+
+def judge_all(measured: Measurement, limits: Limits) -> tuple[Check, ...]:
+    """``judge`` for the first output, and for the others those limits that do not need labels."""
+    checks = judge(measured.parity, limits)
+    for name, parity in measured.others.items():
+        agreement = None if parity.task in NUMBERS else limits.min_agreement
+        own = Limits(min_agreement=agreement, max_relative_rms=limits.max_relative_rms)
+        checks += tuple(
+            msgspec.structs.replace(check, name=f"{check.name} of {name}") for check in judge(parity, own)
+        )
+    return checks
 
 
 NUMBERS: tuple[OutputKind, ...] = ("values", "features")

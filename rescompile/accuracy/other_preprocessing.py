@@ -67,8 +67,8 @@ def better_preprocessing(
 
     One that falls behind ``assumed`` after any ``CHUNK`` images is given up, so that a right assumption costs little.
     """
-    # who passes a mean image knows the preprocessing
-    if images.labels is None or len(assumed.mean) != 3 or assumed.mean_image:
+    # who passes a mean image, or normalizes in the program, knows the preprocessing
+    if images.labels is None or images.normalized or len(assumed.mean) != 3 or assumed.mean_image:
         return None
     rivals = _rivals(assumed)
     right: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in ("", *rivals)}
@@ -98,7 +98,7 @@ def _rivals(assumed: Preprocess) -> dict[str, Preprocess]:
     return {name: rival for name, rival in rivals.items() if rival != assumed}
 
 
-def _normalized(pixels: NDArray[np.uint8], drawn: Preprocess, wanted: Preprocess) -> NDArray[np.float32]:
+def _normalized(pixels: NDArray[Any], drawn: Preprocess, wanted: Preprocess) -> NDArray[np.float32]:
     """Network input as ``wanted`` from pixels in the colour order of ``drawn``."""
     return normalize(pixels if drawn.color == wanted.color else pixels[..., ::-1], wanted)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,16 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
-from calibration.images import ImageSet, open_image_set
+from calibration.images import ImageSet, InMemoryImages, open_image_set
 from calibration.names import text_of
 from calibration.preprocess import Preprocess, normalize
-from rescompile.manifest import OutputKind, TensorSpec
+from rescompile.backends.onnxruntime import ReferenceSession
+from rescompile.manifest import OutputSpec, TensorSpec
 from rescompile.metrics import Answers, Labels, Logits, ParityMeter
 from rescompile.progress import Progress
 from rescompile.report import Flip, Parity
 
-Network = Callable[[NDArray[Any]], Logits]
-"""Images [N, ...] to logits [N, classes], or other outputs."""
+Network = Callable[[NDArray[Any]], Any]
+"""Images [N, ...] to logits [N, classes], or other outputs; a dict of several by name."""
 BATCH = 8
 MOST_FLIPS = 100
 SAMPLE_SIZE = 2000
@@ -47,6 +48,8 @@ class Measurement:
     answers: Answers
     names: tuple[str, ...]
     """Names of the images."""
+    others: Mapping[str, Parity] = field(default_factory=dict)
+    """The comparison of each output but the first, by name."""
 
     def flips(self, classes: Sequence[str]) -> tuple[Flip, ...]:
         """The first ``MOST_FLIPS`` images that the engine answers in another way than the reference."""
@@ -63,7 +66,7 @@ class Measurement:
 
 
 def open_unlabelled(
-    path: Path, *, limit: int | None, skip_unreadable: bool
+    path: Path | InMemoryImages, *, limit: int | None, skip_unreadable: bool
 ) -> tuple[ImageSet, tuple[str, ...]]:
     """The images of ``path`` for outputs that are not classes, and a note where they have labels that say nothing."""
     images = open_image_set(path, limit=limit, skip_unreadable=skip_unreadable)
@@ -74,7 +77,7 @@ def open_unlabelled(
 
 
 def open_validation_set(
-    path: Path,
+    path: Path | InMemoryImages,
     *,
     classes: int,
     limit: int | None,
@@ -114,25 +117,44 @@ def compare_logits(
     images: ImageSet,
     preprocess: Preprocess,
     candidate_input: TensorSpec,
-    kind: OutputKind = "classes",
+    outputs: Sequence[OutputSpec] = (),
     progress: Progress,
 ) -> Measurement:
-    """Run both networks over ``images``, the candidate as ``candidate_input`` says, and compare their outputs.
+    """Run both networks over ``images``, the candidate as ``candidate_input`` says, and compare their ``outputs``.
+
+    Without ``outputs`` there is one, of kind classes. Networks with several return them by name.
 
     Raises:
         BackendError: the candidate's outputs are not finite or of another shape than the reference's.
         CheckpointError: the reference's outputs are not finite.
         ImageSetError: there are no images, one cannot be read, or a label is not a class of the network.
     """
-    meter, sample, done = ParityMeter(kind), _PairSample(SAMPLE_SIZE), 0
+    meter, sample, done = ParityMeter(outputs[0].kind if outputs else "classes"), _PairSample(SAMPLE_SIZE), 0
+    others = {output.name: ParityMeter(output.kind) for output in outputs[1:]}
     for batch in image_batches(images, preprocess, candidate_input):
         expected, found = reference(batch.reference), candidate(batch.candidate)
+        if isinstance(expected, dict) and isinstance(found, dict):
+            for name, other in others.items():
+                other.update(expected[name], found[name])
+            expected, found = expected[outputs[0].name], found[outputs[0].name]
         meter.update(expected, found, batch.labels)
         sample.update(expected, found)
         done += len(expected)
         progress.advanced(done, len(images))
     parity = meter.result(image_source=images.source, image_fingerprint=images.fingerprint)
-    return Measurement(parity, sample.pairs(), meter.answers(), images.images.names)
+    return Measurement(
+        parity,
+        sample.pairs(),
+        meter.answers(),
+        images.images.names,
+        {name: other.result(image_source=images.source, image_fingerprint=images.fingerprint)
+         for name, other in others.items()},
+    )  # fmt: skip
+
+
+def all_outputs(session: ReferenceSession, outputs: Sequence[OutputSpec]) -> Network:
+    """``session`` as a network that returns what an engine with these ``outputs`` does."""
+    return session.tensors if len(outputs) > 1 else session
 
 
 def image_batches(

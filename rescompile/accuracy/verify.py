@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from calibration.images import ImageSet, open_image_set
 from calibration.names import text_of
 from rescompile.accuracy.advice import next_steps
 from rescompile.accuracy.label_fit import misfit
-from rescompile.accuracy.limits import check_kind, judge, too_few_images
-from rescompile.accuracy.parity import Network, compare_logits, open_unlabelled, open_validation_set
+from rescompile.accuracy.limits import check_kind, judge_all, too_few_images
+from rescompile.accuracy.parity import (
+    Network,
+    all_outputs,
+    compare_logits,
+    open_unlabelled,
+    open_validation_set,
+)
 from rescompile.backends import get_backend
 from rescompile.backends.base import SimulatingBackend
 from rescompile.backends.onnxruntime import reference_session
@@ -60,7 +65,7 @@ def verify(
         manifest = engine.manifest
         built = read_report(directory)
         asked, limits = limits, limits or built.limits
-        trusted = _reference_of(reference)
+        trusted = _reference_of(reference, manifest)
         kind = manifest.outputs[0].kind
         check_kind(limits, kind)
         images, remarks = _images(
@@ -76,10 +81,10 @@ def verify(
             images=images,
             preprocess=manifest.preprocess,
             candidate_input=manifest.inputs[0],
-            kind=kind,
+            outputs=manifest.outputs,
             progress=progress,
         )
-    checks = judge(measured.parity, limits)
+    checks = judge_all(measured, limits)
     wrong = None
     if not built.random_weights:
         wrong = misfit(measured.answers, manifest.classes, least=limits.min_top1)
@@ -148,10 +153,10 @@ def _reference_path(directory: Path, given: Path | None) -> Path:
     return path
 
 
-def _reference_of(path: Path) -> Network:
-    session = reference_session(path, optimize=True)
+def _reference_of(path: Path, manifest: Manifest) -> Network:
+    session = all_outputs(reference_session(path, optimize=True), manifest.outputs)
 
-    def run(images: NDArray[Any]) -> NDArray[np.float32]:
+    def run(images: NDArray[Any]) -> Any:
         try:
             return session(images)
         except BackendError as error:

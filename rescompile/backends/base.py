@@ -14,6 +14,8 @@ from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import Batch, Manifest, Precision
 
 if TYPE_CHECKING:
+    import onnx
+
     from rescompile.backends.zero_copy import DeviceImages
 
 Progress = Callable[[int, int], None]
@@ -226,6 +228,15 @@ class CachesCompilation(Protocol):
 
     def forget_compilation(self) -> bool:
         """Remove the compilation from the cache, and return whether it came from there."""
+        ...
+
+
+@runtime_checkable
+class SelectiveBackend(Protocol):
+    """A backend whose kernels compute some networks only."""
+
+    def reasons_against(self, model: onnx.ModelProto) -> tuple[str, ...]:
+        """Everything in the folded fp32 graph ``model`` that it cannot build; asked before calibration."""
         ...
 
 

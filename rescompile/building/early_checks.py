@@ -14,7 +14,7 @@ from rescompile.files import check_output_directory, check_output_file
 from rescompile.models.registry import find, with_options
 from rescompile.models.specification import ModelSpec
 from rescompile.sources.class_names import read_names
-from rescompile.sources.entries import split_entry
+from rescompile.sources.schemes import has_scheme
 
 
 def check_build(config: BuildConfig) -> None:
@@ -26,7 +26,7 @@ def check_build(config: BuildConfig) -> None:
     spec = _check_network(config.model)
     _check_calibration(config.calibration)
     if config.validation_set is not None:
-        needed = config.limits is not None and config.limits.max_top1_drop is not None
+        needed = config.limits is not None and config.limits.need_labels
         open_image_set(config.validation_set, limit=1, need_labels=needed)
     if config.output is None and spec is None:
         return  # the output is named after the network, which its weights tell
@@ -45,6 +45,8 @@ def check_calibrate(model: ModelConfig, calibration: CalibrationConfig, output: 
 def _check_network(model: ModelConfig) -> ModelSpec | None:
     """The network, where its name alone tells it."""
     spec = None
+    if has_scheme(model.model):
+        return None
     if model.depth is not None or model.model is not None:
         spec = with_options(
             find(depth=model.depth, name=model.model), shortcut=model.shortcut, stride_on=model.stride_on
@@ -53,11 +55,7 @@ def _check_network(model: ModelConfig) -> ModelSpec | None:
     if model.onnx is not None and not model.onnx.exists():
         raise GraphError(f"{model.onnx} does not exist; check the path given to --onnx")
     # a word without a suffix may be a name for published weights
-    if (
-        Path(model.weights).suffix
-        and ":" not in model.weights
-        and not split_entry(Path(model.weights))[0].exists()
-    ):
+    if Path(model.weights).suffix and ":" not in model.weights and not Path(model.weights).exists():
         raise CheckpointError(f"{model.weights} does not exist; check the path given to --weights")
     if model.classes is not None:
         read_names(model.classes)

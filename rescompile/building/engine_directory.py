@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,13 +14,14 @@ from calibration.images.builtin import golden_images
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable
 from rescompile.backends import choose_backend, get_backend
-from rescompile.backends.base import Backend, BuildRequest, Payload
+from rescompile.backends.base import Backend, BuildRequest, Payload, SelectiveBackend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.deployable import Deployable
 from rescompile.building.source import Source
 from rescompile.cache import cache_directory
 from rescompile.config import BuildConfig, InputFormat
 from rescompile.environment import describe
+from rescompile.errors import BackendError
 from rescompile.files import atomic_write, sha256_of, writing
 from rescompile.manifest import (
     CALIBRATION,
@@ -85,8 +86,19 @@ def backend_for(config: BuildConfig) -> tuple[Backend, tuple[str, ...]]:
     return backend, notes
 
 
-def build_request(folder: Path, source: Source, config: BuildConfig, progress: Progress) -> BuildRequest:
-    """The request to the backend to build an engine of the graph in ``folder``."""
+def build_request(
+    folder: Path, source: Source, config: BuildConfig, backend: Backend, progress: Progress
+) -> BuildRequest:
+    """The request to ``backend`` to build an engine of the graph in ``folder``.
+
+    Raises:
+        BackendError: the backend cannot build this network; the message gives all reasons.
+    """
+    if isinstance(backend, SelectiveBackend) and (reasons := backend.reasons_against(source.graph)):
+        raise BackendError(
+            f"the {backend.name} backend has no kernels for this {source.name}: {', '.join(reasons)}; pass --backend "
+            "openvino or tensorrt-rtx"
+        )
     return BuildRequest(
         model=folder / GRAPH,
         precision=config.precision,
@@ -131,8 +143,8 @@ def write_golden(folder: Path, source: Source, deployable: Deployable, input_for
     )
     session = reference_session(deployable.graph.SerializeToString(), optimize=False)
     # one at a time: the batch sizes that an engine takes do not bind its reference
-    answers = [session.tensors(inputs[index : index + 1]) for index in range(len(inputs))]
-    outputs = [np.concatenate([each[name] for each in answers]).astype(np.float32) for name in answers[0]]
+    answers = [list(session.tensors(inputs[index : index + 1]).values()) for index in range(len(inputs))]
+    outputs = [np.concatenate(parts).astype(np.float32, copy=False) for parts in zip(*answers, strict=True)]
     atomic_write(folder / GOLDEN, golden_bytes(inputs, *outputs))
 
 
@@ -153,7 +165,6 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
     image_input = TensorSpec(
         "input", (batch, *image_shape(source, config)), *INPUT_TYPES[config.input_format]
     )
-    rows = len(_output_shape(source)) == 1
     manifest = Manifest(
         format=FORMAT,
         model=source.name,
@@ -163,16 +174,7 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
         target=payload.target,
         batch=config.batch,
         inputs=(image_input,),
-        outputs=(
-            OutputSpec(
-                "logits",
-                (batch, *_output_shape(source)),
-                "float32",
-                "NC" if rows else "NCHW",
-                source.kind,
-                _names(source, contents.class_names),
-            ),
-        ),
+        outputs=_outputs(source, batch, contents.class_names),
         preprocess=source.preprocess,
         checkpoint=source.checkpoint,
         calibration=_calibration_ref(contents.table),
@@ -207,10 +209,21 @@ def _calibration_ref(table: CalibrationTable | None) -> CalibrationRef | None:
     return CalibrationRef(table.sha256, table.images.source, table.images.count, table.method)
 
 
-def _output_shape(source: Source) -> tuple[int, ...]:
-    """Shape of the output for one image."""
-    dims = source.graph.graph.output[0].type.tensor_type.shape.dim[1:]
-    return tuple(dim.dim_value for dim in dims) if len(dims) == 3 else (source.class_count,)
+def _outputs(source: Source, batch: int, folders: tuple[str, ...] | None) -> tuple[OutputSpec, ...]:
+    """The outputs of the graph; names that the user or the images give are those of the first."""
+    first, *others = source.graph.graph.output
+    named = [(first, source.kind, _names(source, folders))]
+    for other, kind in zip(others, source.other_kinds, strict=True):
+        count = other.type.tensor_type.shape.dim[1].dim_value
+        plain = replace(source, kind=kind, class_count=count, class_names=None)
+        named.append((other, kind, _names(plain, None)))
+    specs = []
+    for output, kind, names in named:
+        shape = tuple(dim.dim_value for dim in output.type.tensor_type.shape.dim[1:])
+        layout: Literal["NC", "NCHW"] = "NCHW" if len(shape) == 3 else "NC"
+        values = shape if len(shape) == 3 or output is not first else (source.class_count,)
+        specs.append(OutputSpec(output.name, (batch, *values), "float32", layout, kind, names))
+    return tuple(specs)
 
 
 def _names(source: Source, folders: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -56,9 +56,9 @@ def check_against_file(
     try:
         found = reference_session(graph.SerializeToString(), optimize=True).tensors(images)
         one = [reference_session(graph.SerializeToString(), optimize=True).tensors(x[None]) for x in images]
-    except BackendError as error:
+    except BackendError as refusal:
         raise GraphError(
-            f"the network does not take two images at once ({error}): export it with a dynamic batch"
+            f"the network does not take two images at once ({refusal}): export it with a dynamic batch"
         ) from None
     tolerance = HALF_TOLERANCE if _computes_in_half(original) else TOLERANCE
     for name, theirs, mine in zip(outputs, wanted, found.values(), strict=True):

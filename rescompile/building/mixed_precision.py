@@ -9,10 +9,10 @@ from functools import partial
 import onnx
 
 from rescompile.accuracy.limits import judge
-from rescompile.accuracy.parity import BATCH, Measurement, compare_logits, image_batches
+from rescompile.accuracy.parity import BATCH, Measurement, Network, compare_logits, image_batches
 from rescompile.accuracy.sensitivity import IMAGES, measure_damage, ranked
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.backends.openvino.runner import simulate
+from rescompile.backends.openvino.runner import OpenVinoRunner, simulate
 from rescompile.building.calibrate import Calibrated, sample_images
 from rescompile.building.precision_search import Search, fewest_fp16_blocks
 from rescompile.building.quantize import original_of, quantize
@@ -23,7 +23,7 @@ from rescompile.errors import UsageError, did_you_mean
 from rescompile.graph.reformats import predicted_reformats
 from rescompile.graph.restore import restore
 from rescompile.graph.shared.topology import block_outputs
-from rescompile.manifest import Batch, TensorSpec
+from rescompile.manifest import Batch, OutputSpec, TensorSpec
 from rescompile.progress import Progress
 from rescompile.report import BlockDamage, FrontierPoint, Limits
 
@@ -109,11 +109,11 @@ def meet_limits(
         remembered = iter(expected)
         found = compare_logits(
             lambda _: next(remembered),
-            simulate(restore(quantized, original, choice), Batch(1, BATCH, BATCH)),
+            _first_output(source, simulate(restore(quantized, original, choice), Batch(1, BATCH, BATCH))),
             images=validation.images,
             preprocess=source.preprocess,
             candidate_input=FLOAT_INPUT,
-            kind=source.kind,
+            outputs=(OutputSpec("", (), "float32", "NC", source.kind),),
             progress=progress,
         )
         return point(choice, found)
@@ -128,6 +128,12 @@ def meet_limits(
         damages=damages,
         notes=(_note(best, blocks),),
     )
+
+
+def _first_output(source: Source, runner: OpenVinoRunner) -> Network:
+    """``runner`` for the first output, on which choices are judged."""
+    outputs = source.graph.graph.output
+    return runner if len(outputs) == 1 else lambda images: runner.tensors(images)[outputs[0].name]
 
 
 def _point(

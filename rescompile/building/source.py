@@ -5,6 +5,7 @@ The later stages do not depend on where the network came from.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,20 +33,27 @@ from rescompile.manifest import CheckpointRef, OutputKind
 from rescompile.models.registry import IMAGENET_SPECS
 from rescompile.progress import Progress
 from rescompile.sources.class_names import imagenet_class_names, read_class_names
+from rescompile.sources.framework_files import read_framework_file
+from rescompile.sources.network import SourceNetwork
 from rescompile.sources.onnx_file import read_onnx, sha256_of_onnx
+from rescompile.sources.preprocess_options import PreprocessOptions
+from rescompile.sources.schemes import has_scheme
 
 if TYPE_CHECKING:
     from rescompile.models.planned import Plan
     from rescompile.models.resnet import ResNet
     from rescompile.models.specification import ModelSpec
     from rescompile.sources.checkpoint import Weights
-    from rescompile.sources.network import SourceNetwork
 
 IMAGENET_CLASSES = 1000
-TRIAL_IMAGES = 200
-"""Labelled images on which readings of weights are tried."""
 PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}
 """torchvision's two training recipes; other tools publish INT8 figures for the first."""
+NO_TRACE = (
+    "the weights alone were read as a usual {}: dilation, padding modes and pools leave no trace in them; if the "
+    "network differs there, pass it with --onnx, or the live module to rescompile.build"
+)
+TRIAL_IMAGES = 200
+"""Labelled images on which readings of weights are tried."""
 SMALL_IMAGE = 64
 """Networks of other families that take images of at most this side are trained on whole small images, as CIFAR's."""
 
@@ -69,7 +77,9 @@ class Source:
     random: bool
     """Random weights, which are good for timing only."""
     kind: OutputKind = "classes"
-    """Meaning of the output."""
+    """Meaning of the first output."""
+    other_kinds: tuple[OutputKind, ...] = ()
+    """Meaning of the other outputs."""
     kind_reason: str = ""
     preprocess_assumed: bool = False
     """Whether neither the user nor the weights' origin says how pixels are normalized."""
@@ -98,33 +108,33 @@ def open_source(config: ModelConfig, progress: Progress, labelled: Sequence[Path
         UsageError: unknown model, or options that do not fit it.
         CheckpointError, DownloadError, GraphError: the weights or the graph cannot be used.
     """
-    if config.onnx is not None:
-        return _from_onnx(config, config.onnx)
-    named = config.depth is not None or config.model is not None
-    if named or config.weights in PRETRAINED:
-        return _from_registry(config, progress, None)
+    network = config.network or _brought(config)
+    if network is not None:
+        return source_of(network, config)
+    if config.depth is not None or config.model is not None or config.weights in PRETRAINED:
+        return _from_weights(config, progress, None)
     return _from_weights_alone(config, progress, labelled)
 
 
 def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Sequence[Path | None]) -> Source:
-    """The network that a file's weights show, one of the registry or any other."""
-    from rescompile.sources.checkpoint import fits_registry, identified, read_weights
-    from rescompile.sources.foreign_weights import NO_TRACE, Trial, open_foreign
+    """The network that a file's weights show: one of the registry, or any other."""
+    from rescompile.sources.checkpoint import fits_registry, read_weights
+    from rescompile.sources.foreign_weights import Trial, open_foreign
 
-    weights = read_weights(Path(config.weights))
+    weights = read_weights(Path(config.weights), config.entry)
     if fits_registry(weights):
-        source = _from_registry(config, progress, weights)
-        return replace(source, remarks=(*source.remarks, NO_TRACE))
+        return _from_weights(config, progress, weights)
     trial = Trial(images=partial(_labelled_images, config, labelled), stride_on=config.stride_on)
     crop = config.preprocess.crop
     try:
         network = open_foreign(weights, trial, (crop, crop) if isinstance(crop, int) else crop)
     except CheckpointError:
-        if not identified(weights):
+        if weights.spec is None:
             raise
         # almost a network of the registry: what is missing from it says more
-        return _from_registry(config, progress, weights)
-    return source_of(network, config)
+        return _from_weights(config, progress, weights)
+    note = NO_TRACE.format(network.name)
+    return source_of(replace(network, notes=(*network.notes, note)), config)
 
 
 def _labelled_images(
@@ -141,10 +151,25 @@ def _labelled_images(
     return None
 
 
-def _from_registry(config: ModelConfig, progress: Progress, weights: Weights | None) -> Source:
+def _brought(config: ModelConfig) -> SourceNetwork | None:
+    """The network of an ONNX file, of another framework's file or of an optional package, if that was asked."""
+    crop = config.preprocess.crop
+    size = (crop, crop) if isinstance(crop, int) else crop
+    if config.onnx is not None:
+        return _onnx_network(config.onnx)
+    if config.model is not None and has_scheme(config.model):
+        from rescompile.sources.packages import open_named
+
+        return open_named(config.model, config.weights, size=size, seed=config.seed, outputs=config.outputs)
+    if config.depth is None and config.model is None and config.weights not in (*PRETRAINED, "random"):
+        return read_framework_file(Path(config.weights), size)
+    return None
+
+
+def _from_weights(config: ModelConfig, progress: Progress, weights: Weights | None) -> Source:
     from rescompile.graph.export import export
 
-    spec, model, checkpoint, default, notes = _network(config, progress, weights)
+    spec, model, checkpoint, default, remarks = _network(config, progress, weights)
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
     graph = place(fold(export(model, image_size=preprocess.size)))
     check_against_function(graph, partial(_answers, model), None)
@@ -162,17 +187,14 @@ def _from_registry(config: ModelConfig, progress: Progress, weights: Weights | N
         is_imagenet=is_imagenet,
         random=config.weights == "random",
         preprocess_assumed=config.weights not in PRETRAINED and not config.preprocess.states_normalization,
-        remarks=notes,
+        remarks=remarks,
     )
 
 
 def _network(
     config: ModelConfig, progress: Progress, weights: Weights | None
 ) -> tuple[ModelSpec, ResNet, CheckpointRef, Preprocess, tuple[str, ...]]:
-    """The network in PyTorch, the origin of its weights, the preprocessing it expects, and notes.
-
-    ``weights`` are those of the file, where they have been read.
-    """
+    """The network in PyTorch, the origin of its weights, the preprocessing it expects, and remarks for the user."""
     from rescompile.models import registry
     from rescompile.models.random_weights import random_model
     from rescompile.sources import checkpoint as checkpoints
@@ -192,12 +214,14 @@ def _network(
     else:
         assert spec is not None
         path = pretrained.fetch_pretrained(spec, version, progress=progress.advanced)
-    loaded = checkpoints.checkpoint_of(weights or checkpoints.read_weights(path))
+    loaded = checkpoints.checkpoint_of(weights or checkpoints.read_weights(path, config.entry))
+    remarks = loaded.notes
     if spec is None:
         spec = with_options(checkpoints.spec_of(loaded))
+        remarks = (*remarks, NO_TRACE.format(spec.name))
     model = checkpoints.build_model(spec, loaded)
     preprocess = pretrained.pretrained_preprocess(spec, version) if version else spec.preprocess
-    return spec, model, CheckpointRef(loaded.sha256, loaded.source), preprocess, loaded.notes
+    return spec, model, CheckpointRef(loaded.sha256, loaded.source), preprocess, remarks
 
 
 def _answers(model: ResNet, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -208,15 +232,12 @@ def _answers(model: ResNet, images: NDArray[np.float32]) -> NDArray[np.float32]:
     return answers
 
 
-def _from_onnx(config: ModelConfig, path: Path) -> Source:
-    from rescompile.sources.network import SourceNetwork
-
-    network = SourceNetwork(
+def _onnx_network(path: Path) -> SourceNetwork:
+    return SourceNetwork(
         graph=read_onnx(path),
         name=path.stem,
         checkpoint=CheckpointRef(sha256_of_onnx(path), text_of(path.name)),
     )
-    return source_of(network, config)
 
 
 def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
@@ -227,7 +248,9 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
         GraphError: the graph cannot be read, or our form of it does not compute what the network computes.
     """
     options = config.preprocess
-    asked = options.crop if options.crop is not None else network.preprocess and network.preprocess.size
+    asked = (
+        options.crop if options.crop is not None or network.preprocess is None else network.preprocess.crop
+    )
     simplified = simplify(network.graph, size=(asked, asked) if isinstance(asked, int) else asked)
     names = tuple(output.name for output in network.graph.graph.output)
     named, found = structure(fold(simplified.graph), names)
@@ -250,7 +273,9 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
     given = network.class_names if config.classes is None else None
     return Source(
         graph=graph,
-        name=_name_of(found.form) if found.form is not None else network.name,
+        name=_name_of(found.form)
+        if found.form is not None and config.onnx is not None
+        else _plain(network.name),
         depth=None if found.form is None else found.form.depth,
         residual_adds=found.residual_adds,
         class_count=classes,
@@ -258,7 +283,7 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
         checkpoint=network.checkpoint,
         preprocess=replace(options, crop=size).apply(default, channels=channels),
         is_imagenet=is_imagenet,
-        random=False,
+        random=config.weights == "random",
         preprocess_assumed=origin is None and not options.states_normalization,
         endings=simplified.endings,
         remarks=(
@@ -292,11 +317,8 @@ def _preprocess_of(
     if network.preprocess is not None:
         return network.preprocess, network.preprocess_from or "the network's own configuration"
     default = CIFAR if (max(size) <= SMALL_IMAGE if form is None else not form.has_maxpool) else IMAGENET
-    if default.resize is not None and size != default.size:
-        # the same proportion of the photograph
-        crop = size[0] if size[0] == size[1] else size
-        shorter = round(default.resize * min(size) / min(default.size)) if isinstance(crop, int) else None
-        default = msgspec.structs.replace(default, crop=crop, resize=shorter)
+    # the same proportion of the photograph, or all of it where the input is not square
+    default = PreprocessOptions(crop=size[0] if size[0] == size[1] else size).apply(default)
     if simplified.range is None:
         return default, None
     color = {1: "GRAY", 4: "RGBA"}.get(channels, "RGB")
@@ -312,6 +334,11 @@ def _float_note(graph: onnx.ModelProto) -> tuple[str, ...]:
         return ()
     listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
     return (f"these operations stay in floating point in INT8 engines: {listed}",)
+
+
+def _plain(name: str) -> str:
+    """``name`` as a part of a folder's name."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "network"
 
 
 def _name_of(form: ResNetForm) -> str:

@@ -12,30 +12,26 @@ from rescompile.config import BuildConfig
 from rescompile.errors import UsageError
 from rescompile.manifest import OutputKind
 
-_PASSES_ON = {"Flatten", "Reshape", "Squeeze", "Identity", "Cast"}
-_FEATURES = {
-    "GlobalAveragePool",
-    "AveragePool",
-    "ReduceMean",
-    "GlobalMaxPool",
-    "MaxPool",
-    "Relu",
-    "LpNormalization",
-}
-"""Operations behind which an output is not a row of logits: a classifier ends in a weighted operation."""
+_CLASSIFIER = {"Gemm", "MatMul", "Conv", "Sigmoid"}
+_FEATURES = {"GlobalAveragePool", "AveragePool", "ReduceMean", "GlobalMaxPool", "MaxPool", "Relu"}
+"""Operations behind which an output is not a row of logits: a classifier ends in a weighted operation. What comes after
+both (biases, changes of shape, a division by a norm) does not matter."""
 
 
 def with_task(source: Source, config: BuildConfig) -> Source:
-    """``source`` with the meaning of its output, and the reason for it.
+    """``source`` with the meaning of its outputs, and the reason for that of the first.
+
+    ``--task`` is about the first output; the others are what their heads show.
 
     Raises:
         UsageError: the output cannot have that meaning, or cannot be held to the limits that were asked.
     """
-    kind, reason = _found(source) if config.task == "auto" else (config.task, "as --task says")
+    found = [_found(source, index) for index in range(len(source.graph.graph.output))]
+    kind, reason = found[0] if config.task == "auto" else (config.task, "as --task says")
     _check(source, kind)
     limits = config.limits or default_limits(config.precision, random_weights=source.random, kind=kind)
     check_kind(limits, kind)
-    return replace(source, kind=kind, kind_reason=reason)
+    return replace(source, kind=kind, kind_reason=reason, other_kinds=tuple(other for other, _ in found[1:]))
 
 
 def is_guess(source: Source, config: BuildConfig, *, labelled: bool) -> bool:
@@ -44,19 +40,22 @@ def is_guess(source: Source, config: BuildConfig, *, labelled: bool) -> bool:
     return config.task == "auto" and source.kind == "classes" and not named and not source.random
 
 
-def _found(source: Source) -> tuple[OutputKind, str]:
-    last = _last_operation(source.graph)
-    if last in _FEATURES or len(_shape(source.graph)) == 4:
+def _found(source: Source, index: int) -> tuple[OutputKind, str]:
+    shape = _shape(source.graph, index)
+    count = shape[1] if len(shape) == 2 and shape[1] else source.class_count
+    ending = source.endings[index] if index < len(source.endings) else None
+    last = ending or _last_operation(source.graph, index)
+    if last in _FEATURES or len(shape) == 4:
         return "features", "it has no classifier"
-    if last == "Sigmoid" and source.class_count > 1:
+    if last == "Sigmoid" and count > 1:
         return "multilabel", "its last operation is a Sigmoid"
-    if source.class_count == 1:
+    if count == 1:
         return "binary", "its head has one output"
-    return "classes", f"its head has {source.class_count} outputs"
+    return "classes", f"its head has {count} outputs"
 
 
 def _check(source: Source, kind: OutputKind) -> None:
-    count, rows = source.class_count, len(_shape(source.graph)) == 2
+    count, rows = source.class_count, len(_shape(source.graph, 0)) == 2
     if kind != "features" and not rows:
         raise UsageError(f"--task {kind} needs one row of numbers for each image, and this network returns a map; pass "
                          "--task features")  # fmt: skip
@@ -68,14 +67,14 @@ def _check(source: Source, kind: OutputKind) -> None:
                          "values")  # fmt: skip
 
 
-def _shape(graph: onnx.ModelProto) -> tuple[int, ...]:
-    return tuple(dim.dim_value for dim in graph.graph.output[0].type.tensor_type.shape.dim)
+def _shape(graph: onnx.ModelProto, index: int) -> tuple[int, ...]:
+    return tuple(dim.dim_value for dim in graph.graph.output[index].type.tensor_type.shape.dim)
 
 
-def _last_operation(model: onnx.ModelProto) -> str:
-    """The operation that makes the output, behind changes of shape and type."""
+def _last_operation(model: onnx.ModelProto, index: int) -> str:
+    """The last operation that tells a classifier from features."""
     makers = {name: node for node in model.graph.node for name in node.output}
-    node = makers.get(model.graph.output[0].name)
-    while node is not None and node.op_type in _PASSES_ON:
-        node = makers.get(node.input[0])
+    node = makers.get(model.graph.output[index].name)
+    while node is not None and node.op_type not in _CLASSIFIER | _FEATURES:
+        node = next((makers[name] for name in node.input if name in makers), None)
     return node.op_type if node is not None else ""

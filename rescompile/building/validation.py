@@ -9,7 +9,14 @@ from pathlib import Path
 from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
 from calibration.images.builtin import builtin_image_set
-from rescompile.accuracy.parity import Measurement, compare_logits, open_unlabelled, open_validation_set
+from rescompile.accuracy.parity import (
+    Measurement,
+    Network,
+    all_outputs,
+    compare_logits,
+    open_unlabelled,
+    open_validation_set,
+)
 from rescompile.accuracy.verify import stand_in
 from rescompile.backends.base import Backend
 from rescompile.backends.onnxruntime import reference_session
@@ -125,16 +132,21 @@ def measure(
     """
     reference = reference_session(source.graph.SerializeToString(), optimize=True)
     engine = load(folder) if validation.executed else simulate(folder)
-    candidate = engine or reference_session(deployable.graph.SerializeToString(), optimize=False)
+    graph = None if engine else reference_session(deployable.graph.SerializeToString(), optimize=False)
+    candidate: Network | None = engine if graph is None else all_outputs(graph, manifest.outputs)
+    assert candidate is not None
     try:
         return compare_logits(
-            reference,
+            all_outputs(reference, manifest.outputs),
             candidate,
             images=validation.images,
             preprocess=source.preprocess,
             candidate_input=manifest.inputs[0],
-            kind=manifest.outputs[0].kind,
+            outputs=manifest.outputs,
             progress=progress,
         )
     finally:
-        candidate.close()
+        if engine is not None:
+            engine.close()
+        if graph is not None:
+            graph.close()

@@ -11,8 +11,8 @@ from calibration.names import text_of
 from calibration.preprocess import normalize
 from rescompile.accuracy.advice import next_steps
 from rescompile.accuracy.error_by_block import block_errors
-from rescompile.accuracy.label_fit import misfit
-from rescompile.accuracy.limits import default_limits, judge, too_few_images
+from rescompile.accuracy.label_fit import misfit, share_in_another_order
+from rescompile.accuracy.limits import default_limits, judge_all, too_few_images
 from rescompile.accuracy.other_preprocessing import better_preprocessing
 from rescompile.accuracy.parity import Measurement
 from rescompile.accuracy.verify import stand_in
@@ -45,7 +45,7 @@ def check_limits(measured: Measurement, contents: Contents) -> tuple[Limits, tup
     limits = config.limits or default_limits(
         config.precision, random_weights=contents.source.random, kind=contents.source.kind
     )
-    return limits, judge(measured.parity, limits)
+    return limits, judge_all(measured, limits)
 
 
 def passes(measured: Measurement, contents: Contents, wrong: str | None) -> bool:
@@ -59,17 +59,21 @@ def misfit_of(
     """Why the figures say nothing about the engine; None where they do."""
     if source.random:
         return None
-    if source.preprocess_assumed and source.kind == "classes":
-        reference = reference_session(source.graph.SerializeToString(), optimize=True)
-        better = better_preprocessing(reference, validation.images, source.preprocess)
-        if better is not None:
-            return (
-                f"the preprocessing was assumed, and the labels speak for another one ({better.name}): the fp32 "
-                f"network names the right class for {percent(better.top1)} of {counted(better.images, 'image')} with "
-                f"{better.options}, and for {percent(better.top1_assumed)} as it was fed; pass these options, or "
-                "those that you know to be right"
-            )
-    return misfit(measured.answers, manifest.classes, least=limits.min_top1 if limits else None)
+    wrong = misfit(measured.answers, manifest.classes, least=limits.min_top1 if limits else None)
+    if source.kind != "classes" or not (wrong or source.preprocess_assumed):
+        return wrong
+    reference = reference_session(source.graph.SerializeToString(), optimize=True)
+    better = better_preprocessing(reference, validation.images, source.preprocess)
+    # answers in another order can be right more often by chance than answers that never are
+    if better is None or better.top1 <= share_in_another_order(measured.answers, manifest.classes):
+        return wrong
+    origin = "was assumed" if source.preprocess_assumed else "is the one that was asked"
+    return (
+        f"the preprocessing {origin}, and the labels speak for another one ({better.name}): the fp32 "
+        f"network names the right class for {percent(better.top1)} of {counted(better.images, 'image')} with "
+        f"{better.options}, and for {percent(better.top1_assumed)} as it was fed; pass these options, or "
+        "those that you know to be right"
+    )
 
 
 def _pointless(config: BuildConfig) -> set[str]:
@@ -148,11 +152,10 @@ def make_report(
         frontier=mixed.frontier,
         damages=mixed.damages,
     )
+    images = contents.config.validation_set
+    path = images if isinstance(images, Path) else None  # no command takes images in memory
     return msgspec.structs.replace(
-        report,
-        advice=next_steps(
-            report, images=contents.config.validation_set, pointless=_pointless(contents.config)
-        ),
+        report, advice=next_steps(report, images=path, pointless=_pointless(contents.config))
     )
 
 

@@ -53,6 +53,8 @@ def build(
 
     - `rescompile build --onnx mine.onnx --precision fp16 --backend tensorrt-rtx --target sm_89 --batch 1:8:32`
 
+    - `rescompile build --model timm:resnet50d.ra2_in1k --weights my.pth --calibration-set photos/`
+
     - `rescompile build --depth 50 --weights my.pth --backend triton --target sm_90 --batch 8`
     """
     from rescompile.building.early_checks import check_build

@@ -42,12 +42,23 @@ class NetworkOptions:
 
     depth: Annotated[int | None, _network("ImageNet ResNet of this depth: 18, 34, 50, 101 or 152.")] = None
     model: Annotated[
-        str | None, _network("Network by name, such as resnet101, resnet56-cifar, resnet29-cifar-bottleneck.")
+        str | None,
+        _network(
+            "Network by name: resnet101, resnet56-cifar, timm:NAME, torchvision:NAME, hf:FOLDER, "
+            "module:package.file:function."
+        ),
     ] = None
     onnx: Annotated[Path | None, _network("ResNet in floating point as an ONNX file.")] = None
     weights: Annotated[
-        str, _network("Checkpoint (.pth .th .pt .safetensors), or: pretrained, pretrained-v2, random.")
+        str,
+        _network(
+            "Checkpoint (.pth .th .pt .safetensors .h5 .keras .caffemodel .params .pdparams), or: pretrained, "
+            "pretrained-v2, random."
+        ),
     ] = "pretrained"
+    entry: Annotated[
+        str | None, _network("Network to take of a checkpoint that holds several, such as ema or encoder_q.")
+    ] = None
     shortcut: Annotated[
         Literal["A", "B"] | None, _network("Kind of shortcut in CIFAR networks; a checkpoint implies it.")
     ] = None
@@ -56,6 +67,13 @@ class NetworkOptions:
         _network("Bottleneck convolution with the stride: 3x3 (v1.5, default) or 1x1 (v1)."),
     ] = None
     classes: Annotated[Path | None, _network("Text file with one class name per line.")] = None
+    outputs: Annotated[
+        str | None,
+        _network(
+            "Return inner modules of --model timm:… and the like: c2,c3,c4,c5, or PyTorch's names.",
+            metavar="NAMES",
+        ),
+    ] = None
     seed: Annotated[int, _network("Seed of random weights and of the choice of images.")] = 0
 
 
@@ -291,10 +309,12 @@ def model_config(network: NetworkOptions, preprocessing: PreprocessingOptions) -
         model=network.model,
         onnx=network.onnx,
         weights=network.weights,
+        entry=network.entry,
         shortcut=network.shortcut,
         stride_on=network.stride_on,
         classes=network.classes,
         preprocess=preprocessing.config(),
+        outputs=tuple(name.strip() for name in network.outputs.split(",")) if network.outputs else (),
         seed=network.seed,
     )
 

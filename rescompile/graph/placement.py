@@ -10,14 +10,12 @@ from __future__ import annotations
 import onnx
 import onnx_graphsurgeon as gs
 
+from rescompile.graph.shared.constant_channels import CHANNEL_STEP, FEWEST_CHANNELS
 from rescompile.graph.shared.editing import read
-from rescompile.graph.shared.links import MOVEMENT_OPS, WEIGHTED_OPS, consumers, made_by, step_above
+from rescompile.graph.shared.links import MOVEMENT_OPS, WEIGHTED_OPS, consumers, made_by, reads_image
 from rescompile.graph.shared.metadata import set_float_reasons
-from rescompile.graph.shared.names import INPUT
 from rescompile.graph.shared.topology import branch_of
 
-FEWEST_CHANNELS, CHANNEL_STEP = 16, 8
-"""INT8 kernels take at least as many channels, or a multiple of the step."""
 _TRANSPARENT = (
     "Relu", "Clip", "MaxPool", "Flatten", "Reshape", "Concat", "Identity", "Shape", "Gather", "Unsqueeze", "Squeeze",
     "Constant", "Cast", *MOVEMENT_OPS,
@@ -62,9 +60,8 @@ def _weighted(node: gs.Node, graph: gs.Graph) -> str | None:
         return "a last layer with one output" if last and outputs == 1 else None
     if len(weight.shape) != 4:
         return f"a convolution over {len(weight.shape) - 2} dimensions"
-    image = step_above(node.inputs[0], ("Add", "Sub", "Mul", "Div", *MOVEMENT_OPS)).name == INPUT
     inputs = int(weight.shape[1]) * node.attrs.get("group", 1)
-    for count in (outputs,) if image else (outputs, inputs):
+    for count in (outputs,) if reads_image(node) else (outputs, inputs):
         if count < FEWEST_CHANNELS and count % CHANNEL_STEP:
             return f"{count} channels, too few for INT8 kernels"
     return None
@@ -84,7 +81,7 @@ def _other(node: gs.Node, reasons: dict[str, str]) -> str | None:
         return None
     if node.op == "GlobalAveragePool":
         return None if _feeds_int8_classifier(node, reasons) else "GlobalAveragePool"
-    return node.op
+    return str(node.op)
 
 
 def _feeds_int8_classifier(pool: gs.Node, reasons: dict[str, str]) -> bool:

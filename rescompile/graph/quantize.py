@@ -82,12 +82,12 @@ def quantize(
         else:
             mean = None if means is None else means[source]
             bias, groups = node.inputs[2].values, node.attrs.get("group", 1)
-            scales = (
+            steps = (
                 channel_scales(weight, NARROW_LEVELS)
                 if node.name in narrow
                 else weight_scales(weight, weight_method)
             )
-            new = _nearest(weight, bias, scales, mean, groups)
+            new = _nearest(weight, bias, steps, mean, groups)
         _install(graph, node, new)
     return write(graph)
 

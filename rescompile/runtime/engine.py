@@ -105,8 +105,11 @@ class Engine:
 
     def _outputs(self, runner: Runner, images: NDArray[Any] | DeviceImages) -> Answer:
         if len(self.manifest.outputs) > 1 and isinstance(runner, SeveralOutputs):
-            return runner.tensors(images)
-        return runner(images)
+            named = runner.tensors(images)
+            return {output.name: named[output.name] for output in self.manifest.outputs}
+        found = runner(images)
+        # runners on a GPU return each image's numbers in a row
+        return found.reshape(len(found), *self.manifest.outputs[0].shape[1:])
 
     def _fits(self, count: int) -> bool:
         return self.manifest.batch.min <= count <= self.manifest.batch.max

@@ -1,7 +1,7 @@
 """Networks from checkpoint files: load, identify, build; one sentence says why a file is refused.
 
-file ──safe_loading──> payload ──entries──> tensors ──torchvision_names──> state_dict ──identification──> ModelSpec
-                                                                               └────────build_model─────────> ResNet
+file ──safe_loading──> payload ──torchvision_names──> state_dict ──identification──> ModelSpec
+                                                          └────────build_model─────────> ResNet
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from rescompile.files import sha256_of
 from rescompile.models.registry import create
 from rescompile.models.resnet import ResNet
 from rescompile.models.specification import ModelSpec
-from rescompile.sources.entries import listing, split_entry, state_dict_in
-from rescompile.sources.identification import describe, identify, variant
+from rescompile.sources.entries import entry_of
+from rescompile.sources.identification import OTHER_WAYS, describe, identify, variant
 from rescompile.sources.safe_loading import read_payload
-from rescompile.sources.torchvision_names import canonical, head_like
+from rescompile.sources.torchvision_names import canonical, linear_layers, listing
 
 _BATCH_NORM_EPS = 1e-5
 _COUNTER = "num_batches_tracked"
-OTHER_WAYS = "Export the network with torch.onnx.export and pass it with --onnx, or pass the module to rescompile.build"
-"""Ways that work for every network, whatever its names are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +40,9 @@ class Checkpoint:
     classes: int
     """Rows of ``fc.weight``."""
     notes: tuple[str, ...] = ()
-    """Which entry of the file was taken, and what was left out."""
+    """Which entry was taken, what was left out."""
+    foreign: bool = False
+    """Whether the layers were found by order and shapes, under names that nobody here knows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +52,10 @@ class Weights:
     state_dict: dict[str, Tensor]
     path: Path
     notes: tuple[str, ...]
-    """Which entry of the file was taken, and what was left out."""
+    """Which entry was taken, what was left out."""
     unused: frozenset[str]
     """Norms that no batch has passed in training."""
+    foreign: bool
 
     @property
     def sha256(self) -> str:
@@ -66,61 +67,60 @@ class Weights:
         """Name of the file."""
         return text_of(self.path.name)
 
+    @property
+    def spec(self) -> ModelSpec | None:
+        """The network of the registry that names and shapes show; tensors may be missing from it."""
+        return identify(self.state_dict) if "fc.weight" in self.state_dict else None
 
-def read_weights(path: Path) -> Weights:
-    """The weights in ``FILE`` or ``FILE#ENTRY``, read without running any code in the file.
+
+def read_weights(path: Path, entry: str | None = None) -> Weights:
+    """The weights of one network in a file, or in its ``entry``, read without running any code in the file.
 
     Raises:
         CheckpointError: the file cannot be read, or does not hold the weights of one network.
     """
-    file, entry = split_entry(path)
-    tensors, notes = state_dict_in(read_payload(file), file, entry)
-    state_dict, more = canonical(tensors, file, entry)
-    return Weights(state_dict, file, (*notes, *more), _unused_norms(tensors))
+    taken = entry_of(read_payload(path), path, entry)
+    named = canonical(taken.tensors, path, entry if entry != taken.path else None)
+    return Weights(
+        named.state_dict, path, (*taken.notes, *named.notes), _unused_norms(taken.tensors), named.foreign
+    )
 
 
 def _unused_norms(tensors: Mapping[str, Tensor]) -> frozenset[str]:
     """Norms in their first state, where others have counted batches."""
-    counts = {
-        name.removesuffix(f".{_COUNTER}"): int(t) for name, t in tensors.items() if name.endswith(_COUNTER)
-    }
+    end = f".{_COUNTER}"
+    counts = {name.removesuffix(end): int(t) for name, t in tensors.items() if name.endswith(end)}
     if not any(counts.values()):
         return frozenset()
-    return frozenset(
-        name
-        for name, count in counts.items()
-        if count == 0
-        and not tensors[f"{name}.running_mean"].any()
-        and (tensors[f"{name}.running_var"] == 1).all()
-    )
 
+    def is_untouched(name: str) -> bool:
+        mean, var = (tensors.get(f"{name}.running_{role}") for role in ("mean", "var"))
+        return mean is not None and var is not None and not mean.any() and bool((var == 1).all())
 
-def identified(weights: Weights) -> bool:
-    """Whether names and shapes are those of a network of the registry, perhaps with missing or other tensors."""
-    return identify(weights.state_dict) is not None and "fc.weight" in weights.state_dict
+    return frozenset(name for name, count in counts.items() if count == 0 and is_untouched(name))
 
 
 def fits_registry(weights: Weights) -> bool:
     """Whether the weights are exactly those of a network that the registry makes."""
-    spec = identify(weights.state_dict)
-    if spec is None or "fc.weight" not in weights.state_dict:
+    if weights.spec is None:
         return False
     with torch.device("meta"):
-        expected = create(spec, max(1, len(weights.state_dict["fc.weight"]))).state_dict()
+        expected = create(weights.spec, max(1, len(weights.state_dict["fc.weight"]))).state_dict()
     shapes = {name: tensor.shape for name, tensor in expected.items() if not name.endswith(_COUNTER)}
     return shapes == {name: tensor.shape for name, tensor in weights.state_dict.items()}
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     """Read a .pth, .th, .pt or .safetensors file without running any code in it.
 
-    It may be a state_dict of torchvision, timm or akamaster's CIFAR models, plain or nested, with a common prefix or
-    none, in fp16, bf16, fp32 or fp64.
+    It may be a state_dict of torchvision, timm or akamaster's CIFAR models or, by order and shapes, of others; plain or
+    nested, with a common prefix or none, in fp16, bf16, fp32 or fp64. ``entry`` names the one to take where there are
+    several networks.
 
     Raises:
         CheckpointError: the file cannot be read, or does not hold a ResNet of a supported kind.
     """
-    return checkpoint_of(read_weights(path))
+    return checkpoint_of(read_weights(path, entry))
 
 
 def checkpoint_of(weights: Weights) -> Checkpoint:
@@ -132,20 +132,19 @@ def checkpoint_of(weights: Weights) -> Checkpoint:
     state_dict, path = weights.state_dict, weights.path
     kind = variant(state_dict)
     if kind is not None:
-        raise CheckpointError(
-            f"{path} holds {kind}, not a plain ResNet: leave --depth and --model out, and it is built as it is"
-        )
+        raise CheckpointError(f"{path} holds {kind}, which cannot be built from weights alone: {OTHER_WAYS}")
     for name, role in (("conv1.weight", "stem"), ("fc.weight", "classifier")):
         if name not in state_dict:
-            heads = head_like(state_dict)
-            seen = f"; names like a classifier's are {listing(heads)}" if heads else ""
             raise CheckpointError(
-                f"{path} has no {role} '{name}': it holds {describe(state_dict)}{seen}. {OTHER_WAYS}"
+                f"{path} holds {describe(state_dict)} without a {role} '{name}' "
+                f"(its linear layers are {listing(linear_layers(state_dict))}): {OTHER_WAYS}"
             )
     classifier = state_dict["fc.weight"]
     if classifier.ndim != 2 or classifier.shape[0] < 1:
         raise CheckpointError(f"{path}: fc.weight has shape {_shape(classifier)}, not [classes, features]")
-    return Checkpoint(state_dict, weights.sha256, weights.source, classifier.shape[0], weights.notes)
+    return Checkpoint(
+        state_dict, weights.sha256, weights.source, classifier.shape[0], weights.notes, weights.foreign
+    )
 
 
 def spec_of(checkpoint: Checkpoint) -> ModelSpec:
@@ -157,7 +156,8 @@ def spec_of(checkpoint: Checkpoint) -> ModelSpec:
     spec = identify(checkpoint.state_dict)
     if spec is None:
         raise CheckpointError(
-            f"{checkpoint.source} holds {describe(checkpoint.state_dict)}, which rescompile does not know. {OTHER_WAYS}"
+            f"{checkpoint.source} holds {describe(checkpoint.state_dict)}, which its weights alone do not tell: "
+            f"{OTHER_WAYS}"
         )
     return spec
 
@@ -217,7 +217,7 @@ def _check_fit(expected: Mapping[str, Tensor], spec: ModelSpec, checkpoint: Chec
     if parts:
         raise CheckpointError(
             f"{checkpoint.source} does not fit {spec.name}; {'; '.join(parts)}. The file holds "
-            f"{describe(found)}: pass weights of this network"
+            f"{describe(found)}: pass weights of this network; or {OTHER_WAYS}"
         )
 
 

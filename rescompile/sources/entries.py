@@ -1,133 +1,106 @@
-"""The state_dict that a checkpoint file holds, among everything that training programs keep beside it."""
+"""The entry of a checkpoint that holds the network: beside it lie averages of the weights, optimizers and options.
+
+One network is taken wherever it lies. Of several, averaged weights are taken where the program that wrote the file
+takes them itself: timm's loader prefers ``state_dict_ema``, torchvision's evaluates ``model_ema``. Any other choice is
+the user's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from rescompile.errors import CheckpointError
-from rescompile.sources.inert_pickle import StandIn
-from rescompile.sources.safe_loading import HOW_TO_SAVE
+from rescompile.sources.inert_pickle import stand_ins
 
-_ADVICE = "pass a state_dict, or a file that holds one"
+AVERAGES = {"state_dict": "state_dict_ema", "model": "model_ema"}
+"""Entries of raw weights, and of their average, in files of timm and of torchvision's references."""
 _DEEPEST = 4
-_PREFERRED = (("state_dict_ema", "state_dict"), ("model_ema", "model"))
-"""Entries of timm and torchvision: their own loaders take the averaged weights."""
+_FEWEST = 3
+"""Weights of convolutions that make a network; an optimizer's state is left out by its name."""
+_OTHERS = re.compile(r"optim|sched|scaler|momentum|exp_avg|callbacks|loops|hyper_parameters|queue")
 
 
-def split_entry(path: Path) -> tuple[Path, str | None]:
-    """The file and the entry of ``FILE#ENTRY``; a file whose name has a ``#`` is itself."""
-    name, mark, entry = path.name.rpartition("#")
-    if not mark or not name or path.exists():
-        return path, None
-    return path.with_name(name), entry
+@dataclass(frozen=True)
+class Entry:
+    """A state_dict in a file, and where it lies."""
+
+    tensors: dict[str, Tensor]
+    path: str
+    """Names of the entries that lead to it, joined by dots; empty for the file itself."""
+    notes: tuple[str, ...] = ()
 
 
-def state_dict_in(
-    payload: object, path: Path, entry: str | None = None
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of the one network in ``payload``, and notes on where they were.
+def entry_of(payload: object, path: Path, wanted: str | None = None) -> Entry:
+    """The network in ``payload``, or the one in the entry ``wanted``.
 
     Raises:
-        CheckpointError: there is no network, or several and ``entry`` does not choose one.
+        CheckpointError: there is none, or several and no rule says which one is meant.
     """
-    found = dict(_networks(payload))
+    found = {entry.path: entry for entry in _networks(payload)}
     if not found:
-        raise CheckpointError(_why_none(payload, path))
-    if entry is not None and (chosen := [name for name in found if _is_called(name, entry)]):
-        found = {chosen[0]: found[chosen[0]]}
-    preferred = next((best for best, other in _PREFERRED if found.keys() == {best, other}), None)
-    if len(found) > 1 and preferred is None:
-        names = sorted(found)
+        raise CheckpointError(f"{path} holds {_what_instead(payload)}")
+    if wanted in found:
+        return found[wanted]
+    names = ", ".join(f"'{name}'" for name in found)
+    if wanted is not None and (len(found) > 1 or "" not in found):
         raise CheckpointError(
-            f"{path} holds {len(found)} networks, under {listing((repr(name) for name in names), 6)}: choose one with "
-            f"--weights {path.name}#{names[0]}"
+            f"{path} has no network in '{wanted}'; its networks are in {names}: pass one as --entry"
         )
-    name = preferred or next(iter(found))
-    notes = []
-    if preferred:
-        other = next(each for each in found if each != preferred)
-        notes = [
-            f"the weights are the averaged ones of the entry '{preferred}', as the program that wrote them loads them; "
-            f"--weights {path.name}#{other} takes '{other}'"
-        ]
-    elif name:
-        notes = [f"the weights are the entry '{name}' of the file"]
-    return _without_wrapper(found[name]), notes
+    if len(found) == 1:
+        return _noted(next(iter(found.values())), found)
+    averages = [average for raw, average in AVERAGES.items() if set(found) == {raw, average}]
+    if not averages:
+        raise CheckpointError(
+            f"{path} holds {len(found)} networks, in {names}: pass the one you mean as --entry"
+        )
+    return _noted(found[averages[0]], found)
 
 
-def listing(names: Iterable[str], limit: int = 3) -> str:
-    """The first ``limit`` names and the number of the others."""
-    every = list(names)
-    more = f" and {len(every) - limit} more" if len(every) > limit else ""
-    return ", ".join(every[:limit]) + more if every else "none"
+def _noted(entry: Entry, found: Mapping[str, Entry]) -> Entry:
+    if not entry.path:
+        return entry
+    others = [name for name in found if name != entry.path]
+    beside = f", the averaged weights; the raw ones are in '{others[0]}'" if others else ""
+    return Entry(entry.tensors, entry.path, (f"the weights are those of the entry '{entry.path}'{beside}",))
 
 
-def _is_called(name: str, entry: str) -> bool:
-    return name == entry or name.rpartition(".")[2] == entry
+def _networks(value: object, path: str = "", depth: int = 0) -> Iterator[Entry]:
+    """Every state_dict with convolutions in ``value``."""
+    if isinstance(value, (list, tuple)):
+        value = {str(index): item for index, item in enumerate(value)}
+    if not isinstance(value, Mapping) or depth > _DEEPEST:
+        return
+    tensors = {
+        name: item for name, item in value.items() if isinstance(name, str) and isinstance(item, Tensor)
+    }
+    if sum(tensor.ndim == 4 for tensor in tensors.values()) >= _FEWEST:
+        yield Entry(tensors, path)
+        return
+    for name, item in value.items():
+        if not _OTHERS.search(str(name)):
+            yield from _networks(item, f"{path}.{name}" if path else str(name), depth + 1)
 
 
-def _networks(payload: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every network by its place; where none has a convolution, every dictionary of tensors."""
-    every = list(_dictionaries(payload, "", _DEEPEST))
-    with_convolutions = [(name, held) for name, held in every if any(t.ndim == 4 for t in held.values())]
-    yield from with_convolutions or every
-
-
-def _dictionaries(payload: object, name: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Dictionaries that name tensors as modules do, with a point; an optimizer's state has none."""
-    if isinstance(payload, Mapping):
-        held = {
-            key: value for key, value in payload.items() if isinstance(key, str) and isinstance(value, Tensor)
-        }
-        if any("." in key for key in held):
-            yield name, held
-    inner = (
-        payload.items()
-        if isinstance(payload, Mapping)
-        else enumerate(payload)
-        if isinstance(payload, (list, tuple)) and len(payload) < 10
-        else ()
-    )
-    for key, value in inner:
-        if depth and isinstance(value, (Mapping, list, tuple)) and not str(key).startswith("optim"):
-            yield from _dictionaries(value, f"{name}.{key}".removeprefix("."), depth - 1)
-
-
-def _without_wrapper(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without counters, and with pruned weights multiplied by their masks, as torch.nn.utils.prune keeps them."""
-    result: dict[str, Tensor] = {}
-    for name, tensor in held.items():
-        if name.endswith("_mask") and f"{name[:-5]}_orig" in held:
-            continue
-        if name.endswith("_orig") and f"{name[:-5]}_mask" in held:
-            result[name[:-5]] = tensor * held[f"{name[:-5]}_mask"]
-        else:
-            result[name] = tensor
-    return result
-
-
-def _stand_ins(payload: Any, depth: int = 3) -> Iterator[StandIn]:
-    if isinstance(payload, StandIn):
-        yield payload
-    if depth:
-        for value in payload.values() if isinstance(payload, Mapping) else ():
-            yield from _stand_ins(value, depth - 1)
-
-
-def _why_none(payload: object, path: Path) -> str:
-    objects = sorted(_stand_ins(payload), key=lambda found: not found.is_module)
-    if objects and objects[0].is_module:
-        name = objects[0].name
-        return f"{path} is a whole pickled model (it needs the class {name}), not a state_dict: {HOW_TO_SAVE}"
-    if objects:
+def _what_instead(payload: object) -> str:
+    origins = list(stand_ins(payload))
+    models = [
+        origin
+        for origin in origins
+        if not origin.startswith(("argparse.", "pathlib.", "numpy.", "datetime."))
+    ]
+    if models:
         return (
-            f"{path} holds the Python object {objects[0].name} instead of tensors; unpickling it can run any code, "
-            f"so it was not loaded: {HOW_TO_SAVE}"
+            f"a whole pickled model (it needs the class {models[0]}), not a state_dict, and nothing of it was run: in "
+            "the program that made it, save the weights alone with torch.save(model.state_dict(), 'weights.pth'), and "
+            "pass that file; or pass the live model to rescompile.build"
         )
-    if not isinstance(payload, Mapping):
-        return f"{path} holds a {type(payload).__name__}, not a state_dict: {_ADVICE}"
-    return f"{path} holds no weights (its entries are {listing(map(str, payload))}): {_ADVICE}"
+    if isinstance(payload, Mapping):
+        names = ", ".join(map(str, list(payload)[:3]))
+        more = f" and {len(payload) - 3} more" if len(payload) > 3 else ""
+        return f"no weights of convolutions (its entries are {names or 'none'}{more}): pass a state_dict"
+    return f"a {type(payload).__name__}, not a state_dict: pass a state_dict"

@@ -21,19 +21,16 @@ from numpy.typing import NDArray
 from rescompile.errors import CheckpointError
 from rescompile.manifest import CheckpointRef
 from rescompile.models.planned import Plan, PlannedNetwork, Reading
-from rescompile.sources.checkpoint import OTHER_WAYS, Weights, check_values
+from rescompile.sources.checkpoint import Weights, check_values
+from rescompile.sources.identification import OTHER_WAYS
 from rescompile.sources.layers import UnreadableError, has_torchvision_names, read_plan
 from rescompile.sources.network import SourceNetwork
-from rescompile.sources.torchvision_names import head_like
+from rescompile.sources.torchvision_names import linear_layers, listing
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET = 17
-NO_TRACE = (
-    "the network was read from weights alone, in which dilation, padding mode, pools and activations leave no trace: "
-    "the usual ones are taken; if it has others, pass it with --onnx or as a module to rescompile.build"
-)
 _CLEAR = 3.0
 """Standard deviations of the difference between the best reading and the next."""
 Images = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -60,10 +57,9 @@ def open_foreign(weights: Weights, trial: Trial, size: tuple[int, int] | None = 
     try:
         plan, notes = read_plan(weights.state_dict, frozenset() if known else weights.unused)
     except UnreadableError as error:
-        heads = head_like(weights.state_dict)
-        seen = f" (names like a classifier's: {', '.join(heads[:4])})" if heads else ""
+        seen = f" (its linear layers are {listing(linear_layers(weights.state_dict))})"
         raise CheckpointError(
-            f"{weights.path} holds layers that make no network of a known form: {error}{seen}. {OTHER_WAYS}"
+            f"{weights.path} holds layers that make no network of a known form: {error}{seen}: {OTHER_WAYS}"
         ) from None
     readings = list(readings_of(plan, known=known, stride_on=trial.stride_on))
     if len(readings) > 1:
@@ -79,7 +75,7 @@ def open_foreign(weights: Weights, trial: Trial, size: tuple[int, int] | None = 
         graph=export_module(network, (plan.channels, height, width)),
         name=name_of(plan, reading),
         checkpoint=CheckpointRef(weights.sha256, weights.source),
-        notes=(*weights.notes, *notes, NO_TRACE),
+        notes=(*weights.notes, *notes),
         reference=lambda images: answers(network, images),
     )
 
@@ -135,8 +131,8 @@ def _decide(plan: Plan, readings: list[Reading], trial: Trial, weights: Weights)
     if found is None:
         raise CheckpointError(
             f"the names in {weights.path} do not say which function the weights belong to ({options}): pass "
-            f"--validation-set with labelled images and the network's --mean and --std, on which they are tried. "
-            f"{OTHER_WAYS}"
+            f"--validation-set with labelled images and the network's --mean and --std, on which they are tried; "
+            f"or {OTHER_WAYS}"
         )
     images, labels = found
     right = [_right(PlannedNetwork(plan, reading), images, labels) for reading in readings]
@@ -147,7 +143,7 @@ def _decide(plan: Plan, readings: list[Reading], trial: Trial, weights: Weights)
     if ahead <= _CLEAR * differing**0.5 or best.mean() < 2 / classes:
         raise CheckpointError(
             f"{len(labels)} labelled images do not decide which function the weights in {weights.path} belong to "
-            f"({seen}): pass more of them, check --mean and --std. {OTHER_WAYS}"
+            f"({seen}): pass more of them, check --mean and --std; or {OTHER_WAYS}"
         )
     return readings[
         order[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from rescompile.errors import UsageError
 from rescompile.models.registry import IMAGENET_SPECS, cifar_spec
 from rescompile.models.specification import BlockKind, ModelSpec
-from rescompile.sources.entries import listing
+from rescompile.sources.torchvision_names import listing
 
 _CONV = re.compile(r"layer(\d{1,3})\.(\d{1,5})\.conv(\d)\.weight")
 _ATTENTION = re.compile(r"layer\d+\.\d+\.(se|se_module|attn|attention|eca|cbam|ca|sa|fc\d)\.")
@@ -114,4 +114,11 @@ def describe(state_dict: Mapping[str, Tensor]) -> str:
         has_option = (spec.family, spec.block) == ("cifar", "basic")
         return f"a {spec.name}" + f" with shortcut option {spec.shortcut}" * has_option
     kind = variant(state_dict) or anatomy(state_dict)
-    return str(kind) if kind else f"a network of other names ({listing(state_dict)})"
+    return str(kind) if kind else f"a network under names that are not known here ({listing(state_dict)})"
+
+
+OTHER_WAYS = (
+    "export the network to ONNX in the program that made it and pass that file with --onnx, or pass the live module to "
+    "rescompile.build"
+)
+"""What works for a network that its weights alone do not tell."""

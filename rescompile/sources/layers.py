@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rescompile.models.planned import BlockPlan, ConvWeights, HeadLayer, NormWeights, Plan
-from rescompile.sources.entries import listing
+from rescompile.sources.torchvision_names import listing
 
 _SHORTCUT = re.compile(r"down_?sample|short_?cut|skip|proj|identity|residual_conv|match", re.IGNORECASE)
 _GATE = re.compile(r"^(.*)\.(se|se_module|se_layer|se_block|attn|attention)\.", re.IGNORECASE)

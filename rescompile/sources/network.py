@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import onnx
 
 
+Reference = Callable[[NDArray[Any]], NDArray[Any]]
+"""A framework's own answer to images [N, C, H, W]."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceNetwork:
     """A graph as its framework exported it, and what came along with it."""
@@ -30,5 +34,5 @@ class SourceNetwork:
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     """Sentences for the user: which entry of the file was taken, what was left out."""
-    reference: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+    reference: Reference | None = None
     """The framework's own answer to images [N, C, H, W], to check the graph against; None where there is none."""

@@ -33,6 +33,8 @@ class PreprocessOptions:
     """One value for each channel, or one for all; or a file in pixel values of 0 to 255."""
     std: tuple[float, ...] | None = None
     color: Color | None = None
+    whole: Preprocess | None = None
+    """The preprocessing that a program passes, in place of the network's own."""
 
     def __post_init__(self) -> None:
         _check_size(self.crop, "--crop", 1, "224, or a height and width, such as 256x128")
@@ -66,7 +68,7 @@ class PreprocessOptions:
     @property
     def states_normalization(self) -> bool:
         """Whether the user says how pixels become the network's numbers."""
-        return (self.mean, self.std, self.color) != (None, None, None)
+        return (self.mean, self.std, self.color, self.whole) != (None, None, None, None)
 
     def apply(self, default: Preprocess = IMAGENET, *, channels: int = 3) -> Preprocess:
         """``default`` with these changes, for a network that takes ``channels`` channels.
@@ -74,6 +76,7 @@ class PreprocessOptions:
         Raises:
             UsageError: values that do not fit together or the network.
         """
+        default = self.whole or default
         color = self._color(default, channels)
         crop = self.crop or default.crop
         resize = self._resize(default, crop)

@@ -5,6 +5,7 @@ The content decides the format, not the suffix: torch.save's zip archives and ol
 
 from __future__ import annotations
 
+import pickle
 import stat
 import warnings
 import zipfile
@@ -15,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rescompile.errors import CheckpointError, reason_of
-from rescompile.sources import inert_pickle
+from rescompile.sources.inert_pickle import load_inert
 from rescompile.sources.paddle_file import read_pdparams
 
-HOW_TO_SAVE = (
+_HOW_TO_SAVE = (
     "in the program that made it, save the weights alone with torch.save(model.state_dict(), 'weights.pth'), "
     "and pass that file"
 )
@@ -34,8 +35,6 @@ _HEAD = 128
 
 def read_payload(path: Path) -> object:
     """The content of a checkpoint file as plain Python data, with tensors on the CPU.
-
-    Objects of other kinds beside them become ``StandIn``s: nothing of the file runs.
 
     Raises:
         CheckpointError: the file is missing, empty, damaged, of another format, or would run code.
@@ -101,7 +100,7 @@ def _check_archive(path: Path) -> None:
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or incomplete ({reason_of(error)}): {_AGAIN}") from None
     if "constants.pkl" in members:
-        raise CheckpointError(f"{path} is a TorchScript program, not a checkpoint: {HOW_TO_SAVE}")
+        raise CheckpointError(f"{path} is a TorchScript program, not a checkpoint: {_HOW_TO_SAVE}")
     if "data.pkl" not in members:
         raise CheckpointError(
             f"{path} is a zip archive that torch.save did not write: pass the checkpoint itself"
@@ -111,17 +110,30 @@ def _check_archive(path: Path) -> None:
 def _torch_payload(path: Path) -> object:
     try:
         with warnings.catch_warnings():
-            # torch warns about old classes of storages
+            # torch warns about unusual pickle protocols before it refuses or reads them
             warnings.simplefilter("ignore")
-            # latin1 keeps every byte of strings that Python 2 wrote
-            payload: object = torch.load(
-                path, map_location="cpu", pickle_module=inert_pickle, weights_only=False, encoding="latin1"
-            )
+            payload: object = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, UnicodeDecodeError):
+        payload = _inert(path)
     except Exception as error:
         # a damaged pickle can make the unpickler fail with any exception
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or incomplete ({reason}): {_AGAIN}") from None
     return payload
+
+
+def _inert(path: Path) -> object:
+    """The content with stand-ins for the objects that torch's own safe loader refuses."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return load_inert(path)
+    except Exception as error:
+        # an unusual pickle can make the unpickler fail with any exception
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{path} is damaged, or a pickle that the safe loader refuses ({reason}): {_HOW_TO_SAVE}"
+        ) from None
 
 
 def _safetensors(path: Path) -> object:

@@ -4,216 +4,201 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rescompile.errors import CheckpointError
-from rescompile.sources.entries import listing
+from rescompile.sources.foreign_names import layers_of, renamed_by_order
 
 _COUNTERS = {"num_batches_tracked", "n_averaged"}
 _STEMS = ("conv1.weight", "conv1.0.weight")
-_BODY = re.compile(r"(conv1|bn1|layer\d+)\.")
-_HEADS = ("fc", "linear", "head", "classifier", "last_linear", "cls", "logits")
-_SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-"""Places of torchvision's modules in ``nn.Sequential(*resnet.children())``."""
-_PREFERRED = {frozenset({"encoder_q.", "encoder_k."}): "encoder_q."}
-"""MoCo's query encoder is the network; the other is its average."""
+_TRUNK = re.compile(r"(conv1|bn1|layer\d+\.\d+\.(conv\d|bn\d|downsample\.\d+))\.\w+")
+_BLOCKS = re.compile(r"(conv1|bn1|layer\d+)\.")
+_STRANGERS = re.compile(r"(criterion|loss\w*|metrics?|\w*_metric)\.")
+_NORMALIZATION = re.compile(r"(.*[._])?(pixel_)?(mean|std)")
+_NO_TRACE = (
+    "weights alone do not say how such layers are connected: export the network and pass it with --onnx, or pass the "
+    "live module to rescompile.build"
+)
 
 
-def canonical(
-    tensors: Mapping[str, Tensor], path: Path, entry: str | None = None
-) -> tuple[dict[str, Tensor], list[str]]:
-    """``tensors`` as float32 with torchvision's names, without counters; and notes on what was left out.
+@dataclass(frozen=True)
+class Named:
+    """A state_dict with torchvision's names, and what the user must know about it."""
 
-    A common prefix (``module.``, ``model.``, ``backbone.`` …) is removed. The names of akamaster, pytorch-cifar,
-    Hugging Face, mmpretrain, fastai and ``Sequential(*children)`` are renamed; other networks keep their names.
+    state_dict: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+    foreign: bool = False
+    """Whether the names were found by order and shapes alone."""
+
+
+def canonical(tensors: Mapping[str, Tensor], path: Path, wanted: str | None = None) -> Named:
+    """``tensors`` as float32 with torchvision's names, without counters such as ``num_batches_tracked``.
+
+    A common prefix (``module.``, ``model.``, ``backbone.`` …) is removed, or the one that is ``wanted``. The one linear
+    layer that reads the last block's features, wherever it is, becomes ``fc``; without a bias it gets one of zeros.
+    What lies outside of the network is left out with a note. Pruned weights are multiplied by their masks, and the bias
+    of a convolution goes into the norm behind it. Networks under other names are matched by order and shapes.
 
     Raises:
-        CheckpointError: several networks in one file, two tensors with one name, or a type that is not float.
+        CheckpointError: several networks or heads in one file, two tensors with one name, or another type than float.
     """
-    renamed = _renamed({name: tensor for name, tensor in tensors.items() if not _is_counter(name)}, path)
-    prefixes = _prefixes(renamed)
-    prefix = _chosen(prefixes, path, entry)
-    renamed = {
-        name: tensor
-        for name, tensor in renamed.items()
-        if not any(name.startswith(other) for other in prefixes if other and other != prefix)
+    cleaned = _masked({name: tensor for name, tensor in tensors.items() if _is_weight(name)}, path)
+    prefix = _prefix(cleaned, path, wanted)
+    inside = {
+        name.removeprefix(prefix): tensor for name, tensor in cleaned.items() if name.startswith(prefix)
     }
-    if prefix is None:
-        return {name: _float32(name, tensor, path) for name, tensor in renamed.items()}, []
+    outside = {name: tensor for name, tensor in cleaned.items() if not name.startswith(prefix)}
+    outside |= {name: inside.pop(name) for name in list(inside) if _STRANGERS.match(name)}
+    foreign = None if "layer1.0.conv1.weight" in inside else renamed_by_order(inside)
     found: dict[str, Tensor] = {}
-    outside: dict[str, Tensor] = {}
-    for name, tensor in renamed.items():
-        new = re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name.removeprefix(prefix))
-        inside = name.startswith(prefix) and _BODY.match(new)
-        target = found if inside else outside
-        if new in target:
-            raise CheckpointError(
-                f"{path} holds '{new}' twice, under two spellings: save the weights of one model"
-            )
-        target[new] = tensor
-    own = {name.rpartition(".")[0] for name in renamed if not name.startswith(prefix or ".")}
-    notes = _add_head(found, outside, prefix, own, path)
-    return {name: _float32(name, tensor, path) for name, tensor in found.items()}, notes
-
-
-def head_like(names: Iterable[str]) -> list[str]:
-    """The names that a classifier could have."""
-    return [name for name in names if any(part in _HEADS for part in name.split("."))]
-
-
-def _is_counter(name: str) -> bool:
-    return name.rpartition(".")[2] in _COUNTERS
-
-
-def _renamed(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Hugging Face's and Sequential's names as torchvision's; a wrapper's prefix stays."""
-    found: dict[str, Tensor] = {}
-    sequence = _sequence_prefix(tensors)
-    for name, tensor in tensors.items():
-        new = _from_hugging_face(name)
-        if sequence is not None and name.startswith(sequence):
-            first, _, rest = name.removeprefix(sequence).partition(".")
-            new = f"{_SEQUENTIAL[first]}.{rest}" if first in _SEQUENTIAL else name
+    for name, tensor in (foreign or inside).items():
+        new = _rename(name)
         if new in found:
             raise CheckpointError(
                 f"{path} holds '{new}' twice, under two spellings: save the weights of one model"
             )
         found[new] = tensor
+    notes: list[str] = []
+    if "layer1.0.conv1.weight" in found:
+        notes += _take_head(found, outside, path)
+        notes += _leave_out(outside, path)
+        _fold_biases(found)
+    return Named(
+        {name: _float32(name, tensor, path) for name, tensor in found.items()},
+        tuple(notes),
+        foreign=foreign is not None,
+    )
+
+
+def _is_weight(name: str) -> bool:
+    return name.rpartition(".")[2] not in _COUNTERS
+
+
+def _masked(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Weights that torch.nn.utils.prune stored as original and mask, multiplied."""
+    found = {}
+    for name, tensor in tensors.items():
+        if name.endswith("_mask"):
+            continue
+        mask = tensors.get(f"{name.removesuffix('_orig')}_mask") if name.endswith("_orig") else None
+        if name.endswith("_orig") and mask is None:
+            raise CheckpointError(
+                f"{path} holds '{name}' without its mask: save the network after prune.remove"
+            )
+        found[name.removesuffix("_orig") if mask is not None else name] = (
+            tensor if mask is None else tensor * mask
+        )
     return found
 
 
-def _from_hugging_face(name: str) -> str:
-    name = re.sub(r"\bembedder\.embedder\.convolution\.", "conv1.", name)
-    name = re.sub(r"\bembedder\.embedder\.normalization\.", "bn1.", name)
-    stage = re.search(r"\bencoder\.stages\.(\d+)\.layers\.(\d+)\.", name)
-    if stage is None:
-        return name
-    front, rest = name[: stage.start()], name[stage.end() :]
-    rest = rest.replace("shortcut.convolution.", "downsample.0.").replace(
-        "shortcut.normalization.", "downsample.1."
-    )
-    inner = re.match(r"layer\.(\d+)\.(convolution|normalization)\.", rest)
-    if inner is not None:
-        kind = "conv" if inner[2] == "convolution" else "bn"
-        rest = f"{kind}{int(inner[1]) + 1}.{rest[inner.end() :]}"
-    return f"{front}layer{int(stage[1]) + 1}.{stage[2]}.{rest}"
+def _take_head(found: dict[str, Tensor], outside: dict[str, Tensor], path: Path) -> list[str]:
+    """Make ``fc`` of the one layer that reads the last block's features; the sentences for the user.
 
-
-def _sequence_prefix(names: Iterable[str]) -> str | None:
-    every = set(names)
-    ends = [name.removesuffix("4.0.conv1.weight") for name in every if name.endswith("4.0.conv1.weight")]
-    fits = [end for end in ends if (not end or end.endswith(".")) and f"{end}0.weight" in every]
-    return fits[0] if len(fits) == 1 else None
-
-
-def _prefixes(names: Iterable[str]) -> list[str]:
-    """What stands in front of ``conv1`` and ``layer1``, for every network with such names."""
-    every = set(names)
-    ends = {name.removesuffix(stem) for name in every for stem in _STEMS if name.endswith(stem)}
-    return sorted(
-        end for end in ends if (not end or end.endswith(".")) and f"{end}layer1.0.conv1.weight" in every
-    )
-
-
-def _chosen(prefixes: list[str], path: Path, entry: str | None) -> str | None:
-    if entry is not None and (called := [end for end in prefixes if entry in end.split(".")]):
-        prefixes = called
-    if len(prefixes) > 1:
-        last = {f"{end.rstrip('.').rpartition('.')[2]}.": end for end in prefixes}
-        preferred = _PREFERRED.get(frozenset(last))
-        if preferred:
-            return last[preferred]
-        under = listing(f"'{prefix}'" for prefix in prefixes)
-        name = prefixes[0].rstrip(".").rpartition(".")[2]
-        raise CheckpointError(
-            f"{path} holds {len(prefixes)} networks (under {under}): choose one with --weights {path.name}#{name}"
-        )
-    return prefixes[0] if prefixes else None
-
-
-def _add_head(
-    body: dict[str, Tensor], outside: Mapping[str, Tensor], prefix: str, apart: set[str], path: Path
-) -> list[str]:
-    """Add the classifier as ``fc`` (or ``fc.0``, ``fc.3`` … where it has several layers), and say what is left out.
-
-    ``apart`` names the modules outside of the prefix: one there is the user's own and goes before one inside.
+    Raises:
+        CheckpointError: several layers may be the head.
     """
-    modules: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in outside.items():
-        modules.setdefault(name.rpartition(".")[0], {})[name.rpartition(".")[2]] = tensor
-    heads = {name: parts for name, parts in modules.items() if _is_head(name, parts, prefix)}
-    width = _width(body)
-    alternatives = {_sequence(name): name for name in reversed(heads)}
-    readers = [
-        name
-        for name in reversed(alternatives.values())
-        if heads[name]["weight"].ndim > 1 and heads[name]["weight"].shape[1] == width
-    ]
+    last = [name for name in found if re.fullmatch(r"layer\d+\.\d+\.conv\d\.weight", name)][-1]
+    features = found[last].shape[0]
+    inner = {name: tensor for name, tensor in found.items() if not _BLOCKS.match(name)}
     notes = []
-    if len(readers) > 1:
-        own = [name for name in readers if name in apart]
-        if len(own) != 1:
-            raise CheckpointError(
-                f"{path} holds {len(readers)} classifiers ({listing(readers)}), which all read the network's {width} "
-                "features: save the weights without those that you do not use"
-            )
-        others = {_sequence(name) for name in readers if name != own[0]}
-        heads = {name: parts for name, parts in heads.items() if _sequence(name) not in others}
-        notes.append(f"'fc' was left out: '{own[0]}' outside of the backbone is the classifier")
-    left = [
-        f"{name}.{last}".removeprefix(".")
-        for name, parts in modules.items()
-        if name not in heads and name not in readers
-        for last in parts
-    ]
-    if left:
-        advice = _if_normalizing(left, outside)
-        notes.append(f"the file holds {listing(left)} outside of the network, which were left out{advice}")
-    together = len(heads) > 1 and len({_sequence(name) for name in heads}) == 1
-    for index, (name, parts) in enumerate(heads.items()):
-        new = "fc" if len(heads) == 1 else f"fc.{name.rpartition('.')[2] if together else index}"
-        for last, tensor in parts.items():
-            body[f"{new}.{last}"] = tensor.flatten(1) if tensor.ndim == 4 else tensor
-    weight = body.get("fc.weight")
-    if weight is not None and weight.ndim == 2 and "fc.bias" not in body:
-        body["fc.bias"] = torch.zeros(weight.shape[0])
-        notes.append("the classifier has no bias: zeros are taken")
+    own = linear_layers(outside)
+    if own and linear_layers(inner) and any(shape[1] == features for shape in own.values()):
+        for name in [name for name in inner if name.startswith("fc.")]:
+            del found[name], inner[name]
+        notes.append(
+            f"the classifier is '{next(iter(own))}'; the one inside of the backbone, 'fc', was left out"
+        )
+    heads = own | linear_layers(inner)
+    if len(heads) > 1:
+        listed = ", ".join(f"{name} {list(shape[:2])}" for name, shape in heads.items())
+        raise CheckpointError(f"{path} has several layers that may be its head ({listed}): {_NO_TRACE}")
+    if not heads or next(iter(heads.values()))[1] != features:
+        return notes
+    (head,) = heads
+    places = outside if head in own else found
+    for role in ("weight", "bias"):
+        tensor = places.pop(f"{head}.{role}", None)
+        if tensor is not None:
+            found[f"fc.{role}"] = tensor.flatten(1) if role == "weight" else tensor
+    if "fc.bias" not in found:
+        found["fc.bias"] = torch.zeros(len(found["fc.weight"]))
+        notes.append(f"the classifier '{head}' has no bias, so it is zero")
+    if head != "fc" and not notes:
+        notes.append(f"the classifier is '{head}'")
     return notes
 
 
-def _sequence(name: str) -> str:
-    """The Sequential that a module is in, or its own name."""
-    parent, _, last = name.rpartition(".")
-    return parent if parent and last.isdigit() else name
+def linear_layers(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Fully connected layers, and 1x1 convolutions that are used as such."""
+    return {
+        name: shape
+        for name, (kind, shape) in layers_of(tensors).items()
+        if kind != "norm" and shape[2:] in {(), (1, 1)}
+    }
 
 
-def _if_normalizing(left: list[str], outside: Mapping[str, Tensor]) -> str:
-    """What to pass where the network normalizes its input itself."""
-    values = {name.rpartition(".")[2]: outside[name].flatten().tolist() for name in left if name in outside}
-    if not {"mean", "std"} <= values.keys() or len(values["mean"]) > 4:
-        return ""
-    mean, std = (",".join(f"{value:g}" for value in values[key]) for key in ("mean", "std"))
-    return f"; the network seems to normalize its input itself, so pass --mean {mean} --std {std}"
+def _leave_out(outside: Mapping[str, Tensor], path: Path) -> list[str]:
+    """Note what lies outside of the network.
+
+    Raises:
+        CheckpointError: it normalizes the images, which must not be lost.
+    """
+    for name, tensor in outside.items():
+        if _NORMALIZATION.fullmatch(name) and tensor.numel() in {1, 3}:
+            values = ",".join(f"{value:g}" for value in tensor.flatten().tolist())
+            option = "--std" if name.endswith("std") else "--mean"
+            raise CheckpointError(
+                f"{path} normalizes the images inside of the network ('{name}' is {values}), which weights alone do "
+                f"not bring along: pass the network with --onnx, or save it without that layer and pass {option} "
+                f"{values}"
+            )
+    return [f"left out, because it lies outside of the network: {listing(outside)}"] if outside else []
 
 
-def _is_head(module: str, parts: Mapping[str, Tensor], prefix: str) -> bool:
-    weight = parts.get("weight")
-    if weight is None or not (
-        weight.ndim == 2 or weight.shape[2:] == (1, 1) or "running_mean" in parts or module == "fc"
-    ):
-        return False
-    names = module.split(".")
-    return any(name in _HEADS for name in names) or (
-        names[0].isdigit() and (not prefix or prefix[0].isdigit())
+def _fold_biases(found: dict[str, Tensor]) -> None:
+    """Move the bias of each convolution into the mean of the norm behind it, which takes it away again."""
+    for name in [name for name in found if name.endswith(".bias")]:
+        conv = name.removesuffix(".bias")
+        norm = (
+            re.sub(r"conv(\d)$", r"bn\1", conv)
+            if "conv" in conv
+            else conv.replace("downsample.0", "downsample.1")
+        )
+        mean = found.get(f"{norm}.running_mean")
+        if norm != conv and mean is not None and _TRUNK.fullmatch(name):
+            found[f"{norm}.running_mean"] = mean - found.pop(name)
+
+
+def listing(names: Iterable[str], limit: int = 3) -> str:
+    """The first ``limit`` names and the number of the others."""
+    every = list(names)
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return ", ".join(every[:limit]) + more if every else "none"
+
+
+def _prefix(names: Iterable[str], path: Path, wanted: str | None) -> str:
+    every = set(names)
+    if wanted is not None and any(name.startswith(f"{wanted}.") for name in every):
+        return f"{wanted}."
+    ends = (name.removesuffix(stem) for name in every for stem in _STEMS if name.endswith(stem))
+    prefixes = sorted(
+        end for end in set(ends) if (not end or end.endswith(".")) and f"{end}layer1.0.conv1.weight" in every
     )
+    if len(prefixes) > 1:
+        under = listing(f"'{prefix.removesuffix('.')}'" for prefix in prefixes)
+        raise CheckpointError(
+            f"{path} holds {len(prefixes)} networks (under {under}): pass the one you mean as --entry"
+        )
+    return prefixes[0] if prefixes else ""
 
 
-def _width(body: Mapping[str, Tensor]) -> int:
-    widths = [t.shape[0] for name, t in body.items() if t.ndim == 4 and name.startswith("layer")]
-    return max(widths, default=0)
+def _rename(name: str) -> str:
+    name = re.sub(r"^linear\.", "fc.", name)
+    return re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)
 
 
 def _float32(name: str, tensor: Tensor, path: Path) -> Tensor:

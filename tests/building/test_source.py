@@ -13,11 +13,15 @@ import torch
 from calibration.preprocess import CIFAR, IMAGENET
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.source import Source, open_source
-from rescompile.config import ModelConfig, PreprocessOptions
+from rescompile.config import ModelConfig
 from rescompile.errors import CheckpointError, GraphError, UsageError
+from rescompile.graph.export import export
+from rescompile.models.random_weights import random_model
+from rescompile.models.registry import find
 from rescompile.progress import Silent
 from rescompile.sources.checkpoint import build_model, load_checkpoint, spec_of
 from rescompile.sources.class_names import read_class_names
+from rescompile.sources.preprocess_options import PreprocessOptions
 
 
 def opened(**fields: Any) -> Source:
@@ -36,7 +40,9 @@ def test_a_checkpoint_names_its_network_by_itself(small: Path, small_source: Sou
     found = small_source
     assert (found.name, found.depth, found.residual_adds, found.class_count) == ("resnet20-cifar", 20, 9, 10)
     assert (found.preprocess, found.class_names) == (CIFAR, None)
-    assert (found.is_imagenet, found.random, found.notes) == (False, False, ())
+    assert (found.is_imagenet, found.random) == (False, False)
+    (note,) = found.notes
+    assert "dilation, padding modes and pools leave no trace" in note
     assert (found.checkpoint.source, len(found.checkpoint.sha256)) == ("net.pth", 64)
 
 
@@ -165,3 +171,23 @@ def test_class_names_that_cannot_be_used(tmp_path: Path, content: bytes | None, 
         path.write_bytes(content)
     with pytest.raises(UsageError, match=words):
         read_class_names(path, 10)
+
+
+def test_a_network_of_another_shape_sees_the_whole_photograph(tmp_path: Path) -> None:
+    model, _ = random_model(find(depth=None, name="resnet8-cifar"), 5, seed=0)
+    onnx.save(export(model, image_size=(48, 24)), tmp_path / "wide.onnx")
+    found = opened(onnx=tmp_path / "wide.onnx").preprocess
+    assert (found.resize, found.crop) == ((48, 24), (48, 24))
+    asked = PreprocessOptions(resize=60)
+    assert opened(onnx=tmp_path / "wide.onnx", preprocess=asked).preprocess.resize == 60
+
+
+def test_a_grey_network_asks_how_it_is_normalized(tmp_path: Path) -> None:
+    model, _ = random_model(find(depth=None, name="resnet8-cifar"), 5, seed=0)
+    model.conv1 = torch.nn.Conv2d(1, 16, 3, padding=1, bias=False)
+    onnx.save(export(model, image_size=32), tmp_path / "grey.onnx")
+    with pytest.raises(UsageError, match="pass --mean and --std"):
+        opened(onnx=tmp_path / "grey.onnx")
+    options = PreprocessOptions(mean=(0.13,), std=(0.31,))
+    found = opened(onnx=tmp_path / "grey.onnx", preprocess=options).preprocess
+    assert (found.color, found.mean, found.crop) == ("GRAY", (0.13,), 32)

@@ -203,6 +203,7 @@ def test_a_task_that_does_not_fit_is_refused_before_the_build(
     [
         (["GlobalAveragePool", "Flatten"], ["N", 8], "features"),
         (["Relu"], ["N", 8, 4, 4], "features"),
+        (["GlobalAveragePool", "Flatten", "Exp"], ["N", 8], "features"),
         (["Flatten"], ["N", 128], "classes"),
         (["Flatten", "Sigmoid"], ["N", 128], "multilabel"),
     ],
@@ -223,3 +224,41 @@ def test_the_head_tells_the_task(
     source = replace(small_source, graph=helper.make_model(graph), class_count=8)
     asked = config(heads, 2, tmp_path / "e")
     assert with_task(source, asked).kind == kind
+
+
+def test_each_of_several_outputs_is_judged(small: Path, small_source: Source, tmp_path: Path) -> None:
+    graph = onnx.ModelProto()
+    graph.CopyFrom(small_source.graph)
+    graph.graph.output.append(helper.make_tensor_value_info("flatten", TensorProto.FLOAT, ["N", 64]))
+    onnx.save(graph, tmp_path / "two.onnx")
+    asked = BuildConfig(
+        model=ModelConfig(onnx=tmp_path / "two.onnx"),
+        calibration=CalibrationConfig(images=small / "images.npz", effort="fast"),
+        validation_set=small / "images.npz",
+        limits=Limits(max_relative_rms=0.5),
+        backend="openvino",
+        output=tmp_path / "e",
+    )
+    report = rescompile.build(asked)
+    assert report.passed
+    with rescompile.load(tmp_path / "e") as engine:
+        first, second = engine.manifest.outputs
+        checked = [check.name for check in report.checks]
+        assert checked[-2:] == [f"finite outputs of {second.name}", f"relative RMS of {second.name}"]
+        assert (first.kind, second.kind, second.shape[1:], second.labels) == (
+            "classes",
+            "features",
+            (64,),
+            (),
+        )
+        answer = engine(np.zeros((2, 3, 32, 32), np.float32))
+        assert {name: values.shape for name, values in answer.items()} == {
+            first.name: (2, 10),
+            second.name: (2, 64),
+        }
+    again = verify(
+        tmp_path / "e", validation_set=small / "images.npz", validation_images=None,
+        limits=Limits(max_relative_rms=1e-6), reference=None, skip_unreadable=False, progress=Silent(),
+    )  # fmt: skip
+    failed = [check.name for check in again.checks if not check.passed]
+    assert failed == ["relative RMS", f"relative RMS of {second.name}"]

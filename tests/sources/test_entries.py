@@ -1,3 +1,5 @@
+"""The one network of a checkpoint, wherever it lies; of several, its program's choice or the user's."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,104 +8,87 @@ import pytest
 import torch
 
 from rescompile.errors import CheckpointError
-from rescompile.sources.entries import listing, split_entry, state_dict_in
+from rescompile.sources.entries import AVERAGES, entry_of
+from rescompile.sources.inert_pickle import StandIn
 
 HERE = Path("weights.pth")
-SMALL = {"conv1.weight": torch.ones(1, 1, 1, 1), "fc.weight": torch.ones(3, 1)}
-OTHER = {"conv1.weight": torch.zeros(1, 1, 1, 1), "fc.weight": torch.zeros(3, 1)}
-NAMES = [
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-    "ema",
-    "weights",
-    "model_state",
-    "network",
-    "module",
-    "teacher",
-    "student",
-]
+NET = {f"layer{index}.weight": torch.full((2, 2, 3, 3), float(index)) for index in range(4)} | {
+    "fc.weight": torch.ones(2, 2)
+}
+OTHER = {name: tensor + 1 for name, tensor in NET.items()}
+NAMES = (
+    "state_dict", "model_state_dict", "model", "net", "ema", "weights", "model_state", "network", "module", "teacher",
+    "student", "classifier",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("entry", NAMES)
-def test_the_one_entry_with_a_network_is_found_and_named(entry):
-    found, notes = state_dict_in(
-        {entry: SMALL, "epoch": 7, "optimizer": {"state": {0: {"exp.avg": SMALL["conv1.weight"]}}}}, HERE
+@pytest.mark.parametrize("name", NAMES)
+def test_one_network_is_taken_wherever_it_lies_and_named(name):
+    optimizer = {"state": {0: {"exp_avg": torch.ones(2, 2, 3, 3), "step": 3}}}
+    found = entry_of({name: NET, "epoch": 7, "optimizer": optimizer}, HERE)
+    assert found.tensors == NET
+    assert found.notes == (f"the weights are those of the entry '{name}'",)
+
+
+def test_a_state_dict_itself_needs_no_note():
+    found = entry_of({**NET, "epoch": 3, 5: torch.ones(1)}, HERE)
+    assert (found.tensors, found.path, found.notes) == (NET, "", ())
+
+
+def test_nested_twice_and_in_a_tuple():
+    assert entry_of({"model": {"state_dict": NET}}, HERE).path == "model.state_dict"
+    assert entry_of((NET, {"epoch": 1}), HERE).tensors == NET
+
+
+@pytest.mark.parametrize(("raw", "average"), AVERAGES.items())
+def test_averages_are_taken_as_the_programs_that_write_them_do(raw, average):
+    found = entry_of({raw: OTHER, average: NET}, HERE)
+    assert found.tensors == NET
+    assert found.notes == (
+        f"the weights are those of the entry '{average}', the averaged weights; the raw ones are in '{raw}'",
     )
-    assert found == SMALL
-    assert notes == [f"the weights are the entry '{entry}' of the file"]
 
 
-def test_nested_entries_and_tuples():
-    assert state_dict_in({"model": {"model": SMALL}}, HERE)[0] == SMALL
-    assert state_dict_in((SMALL, {"epoch": 1}), HERE)[0] == SMALL
-    assert state_dict_in({"state_dict": SMALL, "criterion": {"loss.weight": torch.ones(3)}}, HERE)[0] == SMALL
-
-
-@pytest.mark.parametrize(("raw", "averaged"), [("state_dict", "state_dict_ema"), ("model", "model_ema")])
-def test_averaged_weights_of_timm_and_torchvision_are_taken_and_said(raw, averaged):
-    found, notes = state_dict_in({raw: OTHER, averaged: {"n_averaged": torch.tensor(5), **SMALL}}, HERE)
-    assert torch.equal(found["conv1.weight"], SMALL["conv1.weight"])
-    assert f"averaged ones of the entry '{averaged}'" in notes[0]
-    chosen, _ = state_dict_in({raw: OTHER, averaged: SMALL}, HERE, raw)
-    assert torch.equal(chosen["conv1.weight"], OTHER["conv1.weight"])
-
-
-@pytest.mark.parametrize("names", [("net", "ema"), ("student", "teacher"), ("model", "model_ema", "third")])
-def test_any_other_pair_is_refused_with_its_names(names):
-    payload = dict.fromkeys(names, SMALL)
+def test_any_other_pair_is_the_users_choice():
+    pair = {"net": OTHER, "ema": NET}
     with pytest.raises(
-        CheckpointError, match=r"networks, under .*choose one with --weights weights\.pth#"
-    ) as caught:
-        state_dict_in(payload, HERE)
-    assert all(repr(name) in str(caught.value) for name in names)
-    assert state_dict_in(payload, HERE, names[1])[0] == SMALL
-
-
-def test_pruned_weights_are_multiplied_by_their_masks():
-    pruned = {
-        "conv1.weight_orig": torch.full((1, 1, 1, 2), 3.0),
-        "conv1.weight_mask": torch.tensor([[[[0.0, 1.0]]]]),
-    }
-    assert state_dict_in(pruned, HERE)[0]["conv1.weight"].flatten().tolist() == [0, 3]
-
-
-def test_an_entry_is_written_behind_the_file(tmp_path):
-    assert split_entry(Path("a/b.pth#ema")) == (Path("a/b.pth"), "ema")
-    (tmp_path / "c#1.pth").touch()
-    assert split_entry(tmp_path / "c#1.pth") == (tmp_path / "c#1.pth", None)
+        CheckpointError, match=r"holds 2 networks, in 'net', 'ema': pass the one you mean as --entry"
+    ):
+        entry_of(pair, HERE)
+    assert entry_of(pair, HERE, "ema").tensors == NET
+    with pytest.raises(CheckpointError, match=r"no network in 'emma'; its networks are in 'net', 'ema'"):
+        entry_of(pair, HERE, "emma")
 
 
 @pytest.mark.parametrize(
     ("payload", "words"),
     [
         (torch.ones(3), "holds a Tensor, not a state_dict"),
-        ({}, r"holds no weights \(its entries are none\)"),
-        ({"epoch": 3, "lr": 0.1, "a": 1, "b": 2}, r"are epoch, lr, a and 1 more\): pass a state_dict"),
+        ([1, 2], "holds a list, not a state_dict"),
+        ({}, r"no weights of convolutions \(its entries are none\)"),
+        (
+            {"epoch": 3, "lr": 0.1, "a": 1, "b": 2, "c": 3},
+            r"are epoch, lr, a and 2 more\): pass a state_dict",
+        ),
     ],
 )
 def test_payloads_without_weights_are_described(payload, words):
     with pytest.raises(CheckpointError, match=words):
-        state_dict_in(payload, HERE)
+        entry_of(payload, HERE)
 
 
-def test_a_whole_pickled_model_is_told_how_to_be_saved(save):
-    from rescompile.sources.safe_loading import read_payload
-
-    path = save(torch.nn.Sequential(torch.nn.Linear(2, 2)))
-    words = r"is a whole pickled model \(it needs the class torch\.nn\..*torch\.save\(model\.state_dict"
-    with pytest.raises(CheckpointError, match=words):
-        state_dict_in(read_payload(path), path)
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: {"model": model, "epoch": 3}])
+def test_a_whole_pickled_model_is_told_how_to_be_saved(wrap):
+    model = type("ResNet", (StandIn,), {"origin": "torchvision.models.resnet.ResNet"})()
+    with pytest.raises(
+        CheckpointError,
+        match=r"a whole pickled model \(it needs the class torchvision\.models\.resnet\.ResNet",
+    ):
+        entry_of(wrap(model), HERE)
 
 
 def test_a_dictionary_inside_itself_is_no_endless_loop():
-    payload = {}
+    payload: dict[str, object] = {}
     payload["model"] = payload
-    with pytest.raises(CheckpointError, match="holds no weights"):
-        state_dict_in(payload, HERE)
-
-
-def test_a_listing_is_short():
-    assert listing("abc") == "a, b, c"
-    assert listing("abcde") == "a, b, c and 2 more"
+    with pytest.raises(CheckpointError, match="no weights of convolutions"):
+        entry_of(payload, HERE)

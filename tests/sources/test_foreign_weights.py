@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from rescompile.models.planned import PlannedNetwork, Reading
 from rescompile.sources.checkpoint import fits_registry, read_weights
 from rescompile.sources.foreign_weights import Trial, open_foreign
 from rescompile.sources.layers import UnreadableError, read_plan
-from rescompile.sources.torchvision_names import canonical
 
 CLASSES = 10
 NOTHING = Trial(images=lambda plan, classes: None)
@@ -199,18 +197,6 @@ def test_layers_that_do_not_join_are_refused_with_the_place(change, words):
     tensors = {name: t for name, t in (state() | change).items() if t is not None}
     with pytest.raises(UnreadableError, match=words):
         read_plan(tensors)
-
-
-def test_a_head_of_several_layers_is_kept(save):
-    tensors = state(head=False)
-    tensors |= {
-        "fc.0.weight": torch.randn(6, 32),
-        "fc.0.bias": torch.randn(6),
-        "fc.1.weight": torch.randn(3, 6),
-    }
-    found = open_foreign(read_weights(save(tensors)), NOTHING, (32, 32))
-    assert found.reference(np.ones((1, 3, 32, 32), np.float32)).shape == (1, 3)
-    assert canonical(tensors, Path("x"))[0].keys() == tensors.keys()
 
 
 def test_what_no_batch_has_passed_is_left_out(save):

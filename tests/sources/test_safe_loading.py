@@ -7,6 +7,7 @@ import functools
 import gzip
 import lzma
 import os
+import pickle
 import struct
 import zipfile
 from contextlib import suppress
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from rescompile.errors import CheckpointError
+from rescompile.sources.inert_pickle import stand_ins
 from rescompile.sources.safe_loading import read_payload
 
 TENSORS = {"a": torch.arange(60.0).reshape(3, 20), "b": torch.ones(2, dtype=torch.float16)}
@@ -66,29 +68,50 @@ def test_tensors_saved_on_a_gpu_come_to_the_cpu(save, tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_beside_tensors_is_not_run_and_the_tensors_load(save, tmp_path, zipped):
+def test_code_beside_the_weights_is_not_run(save, tmp_path, zipped):
     payload = {"state_dict": TENSORS, "extra": Marker(tmp_path / "touched")}
     found = read_payload(save(payload, _use_new_zipfile_serialization=zipped))
     assert torch.equal(found["state_dict"]["a"], TENSORS["a"])
-    assert found["extra"].name.endswith(".system")
+    assert list(stand_ins(found)) == ["posix.system"]
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_code_in_a_plain_pickle_is_not_run(tmp_path, protocol):
+    path = write(tmp_path / "x.pth", pickle.dumps(Marker(tmp_path / "touched"), protocol=protocol))
+    with pytest.raises(CheckpointError, match=r"text file, not a checkpoint|safe loader refuses"):
+        read_payload(path)
     assert not (tmp_path / "touched").exists()
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_options_and_scores_beside_the_weights_do_no_harm(save, zipped):
+def test_side_objects_of_training_programs_do_no_harm(save, zipped):
     extras = {
         "args": argparse.Namespace(lr=0.1),
         "best": np.float64(93.2),
-        "loss": torch.nn.CrossEntropyLoss(),
-        "optimizer": functools.partial(torch.optim.SGD, lr=0.1),
+        "epoch": np.int64(3),
+        "weights": np.ones(10),
+        "optimizer": functools.partial(print, 1),
         "folder": Path("data"),
-        "random": np.random.get_state(),
-        "meters": collections.defaultdict(list, a=[1]),
         "when": datetime.datetime(2024, 1, 1),
+        "meters": collections.defaultdict(list, {"a": [1]}),
+        "loss": torch.nn.CrossEntropyLoss(),
+        "model": torch.nn.Linear(2, 2),
     }
     payload = read_payload(save({"state_dict": TENSORS, **extras}, _use_new_zipfile_serialization=zipped))
-    assert torch.equal(payload["state_dict"]["b"], TENSORS["b"])
-    assert payload["meters"]["a"] == [1]
+    assert torch.equal(payload["state_dict"]["a"], TENSORS["a"])
+    assert "torch.nn.modules.linear.Linear" in list(stand_ins(payload))
+
+
+def test_a_file_of_python_2_is_read(save, tmp_path):
+    """Its NumPy scores are raw bytes in a byte string, which is not UTF-8."""
+    path = save({"state_dict": TENSORS, "mark": "raw"}, _use_new_zipfile_serialization=False)
+    raw = path.read_bytes()
+    assert raw.count(b"X\x03\x00\x00\x00raw") == 1
+    found = read_payload(
+        write(tmp_path / "py2.pth", raw.replace(b"X\x03\x00\x00\x00raw", b"U\x03\xff\xfe\x80"))
+    )
+    assert torch.equal(found["state_dict"]["a"], TENSORS["a"])
 
 
 def test_missing_directory_pipe_and_empty(tmp_path):

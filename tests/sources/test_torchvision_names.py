@@ -1,3 +1,5 @@
+"""Names of training programs become torchvision's; what is beside the network is left out, and said."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,65 +8,157 @@ import pytest
 import torch
 
 from rescompile.errors import CheckpointError
-from rescompile.sources.torchvision_names import canonical
+from rescompile.sources.torchvision_names import canonical, listing
 
 HERE = Path("weights.pth")
 
 
-def names_of(tensors, path):
-    return canonical(tensors, path)[0]
-
-
-SMALL = {
-    "conv1.weight": torch.ones(1),
-    "layer1.0.conv1.weight": torch.ones(2, 1, 1, 1),
-    "fc.weight": torch.ones(3, 2),
-    "fc.bias": torch.ones(3),
-}
+@pytest.fixture
+def trunk(resnet18_state):
+    return {name: tensor for name, tensor in resnet18_state.items() if not name.startswith("fc.")}
 
 
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "model.", "backbone.", "module.model.", "_orig_mod.", "encoder_q."]
 )
-def test_one_prefix_is_taken_off(prefix):
-    found = names_of({prefix + name: tensor for name, tensor in SMALL.items()}, HERE)
-    assert list(found) == list(SMALL)
+def test_one_prefix_is_taken_off(cifar_state, prefix):
+    found = canonical({prefix + name: tensor for name, tensor in cifar_state.items()}, HERE).state_dict
+    assert list(found) == [name for name in cifar_state if "num_batches" not in name]
 
 
-def test_akamasters_names_become_torchvisions():
-    names = [
-        "conv1.weight",
-        "layer1.0.conv1.weight",
-        "layer2.0.shortcut.0.weight",
-        "linear.weight",
-        "linear.bias",
-    ]
-    found = names_of({f"module.{name}": torch.ones(1, 1) for name in names}, HERE)
-    assert list(found)[2:] == ["layer2.0.downsample.0.weight", "fc.weight", "fc.bias"]
+def test_akamasters_names_become_torchvisions(cifar_b_state):
+    theirs = {
+        f"module.{name.replace('downsample', 'shortcut').replace('fc.', 'linear.')}": tensor
+        for name, tensor in cifar_b_state.items()
+    }
+    assert set(canonical(theirs, HERE).state_dict) == {
+        name for name in cifar_b_state if "num_batches" not in name
+    }
 
 
-def test_names_of_another_network_stay_as_they_are():
-    names = ["features.0.weight", "block1.conv1.weight", "block2.conv1.weight"]
-    assert list(names_of(dict.fromkeys(names, torch.ones(1)), HERE)) == names
+@pytest.mark.parametrize(
+    ("trunk_prefix", "head"),
+    [
+        ("", "fc.1"), ("", "last_linear"), ("", "head.fc"), ("", "classifier"), ("", "classifier.1"), ("", "head"),
+        ("backbone.", "classifier"), ("resnet.", "linear"), ("encoder.", "head"), ("backbone.", "head.fc"),
+    ],
+)  # fmt: skip
+def test_the_one_layer_behind_the_features_is_the_classifier(resnet18_state, trunk, trunk_prefix, head):
+    tensors = {trunk_prefix + name: tensor for name, tensor in trunk.items()}
+    tensors |= {f"{head}.{role}": resnet18_state[f"fc.{role}"] for role in ("weight", "bias")}
+    found = canonical(tensors, HERE)
+    assert torch.equal(found.state_dict["fc.weight"], resnet18_state["fc.weight"])
+    assert f"the classifier is '{head}'" in found.notes or head == "linear"
+
+
+def test_a_classifier_without_bias_has_one_of_zeros(resnet18_state):
+    del resnet18_state["fc.bias"]
+    found = canonical(resnet18_state, HERE)
+    assert not found.state_dict["fc.bias"].any()
+    assert found.notes == ("the classifier 'fc' has no bias, so it is zero",)
+
+
+def test_a_head_outside_of_the_backbone_replaces_the_one_inside(resnet18_state):
+    own = torch.rand(3, 512)
+    tensors = {f"backbone.{name}": tensor for name, tensor in resnet18_state.items()} | {"head.weight": own}
+    found = canonical(tensors, HERE)
+    assert torch.equal(found.state_dict["fc.weight"], own)
+    assert "the one inside of the backbone, 'fc', was left out" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        {"fc.0.weight": (64, 512), "fc.2.weight": (7, 64)},
+        {"fc.weight": (7, 512), "fc_2.weight": (9, 512)},
+        {"fc.weight": (1000, 512), "classifier.weight": (7, 1000)},
+    ],
+)
+def test_several_layers_that_may_be_the_head_are_listed_with_what_works(trunk, heads):
+    tensors = {**trunk, **{name: torch.ones(shape) for name, shape in heads.items()}}
+    first = next(iter(heads)).removesuffix(".weight")
+    with pytest.raises(CheckpointError, match=rf"may be its head \(.*{first} .*--onnx.*live module"):
+        canonical(tensors, HERE)
+
+
+def test_strangers_are_left_out_with_a_note(resnet18_state):
+    tensors = {f"model.{name}": tensor for name, tensor in resnet18_state.items()}
+    found = canonical({**tensors, "criterion.weight": torch.ones(7)}, HERE)
+    assert found.notes == ("left out, because it lies outside of the network: criterion.weight",)
+    assert canonical({**resnet18_state, "criterion.weight": torch.ones(7)}, HERE).notes == found.notes
+
+
+def test_a_normalization_beside_the_network_is_not_lost(resnet18_state):
+    tensors = {f"1.{name}": tensor for name, tensor in resnet18_state.items()}
+    with pytest.raises(CheckpointError, match=r"'0\.mean' is 0\.5,0\.4,0\.3.* pass --mean 0\.5,0\.4,0\.3"):
+        canonical({"0.mean": torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1), **tensors}, HERE)
+
+
+def test_unknown_tensors_inside_of_the_network_stay(resnet18_state):
+    tensors = {**resnet18_state, "layer1.0.gate.weight": torch.ones(3)}
+    assert "layer1.0.gate.weight" in canonical(tensors, HERE).state_dict
+
+
+def test_pruned_weights_are_multiplied_by_their_masks(resnet18_state):
+    weight = resnet18_state.pop("layer1.0.conv1.weight")
+    mask = (torch.arange(weight.numel()) % 2).view_as(weight)
+    tensors = {**resnet18_state, "layer1.0.conv1.weight_orig": weight, "layer1.0.conv1.weight_mask": mask}
+    assert torch.equal(canonical(tensors, HERE).state_dict["layer1.0.conv1.weight"], weight * mask)
+
+
+def test_the_bias_of_a_convolution_goes_into_the_norm_behind_it(resnet18_state):
+    norm, bias = resnet18_state["layer2.0.bn1.running_mean"], torch.rand(128)
+    shortcut = resnet18_state["layer2.0.downsample.1.running_mean"]
+    tensors = {**resnet18_state, "layer2.0.conv1.bias": bias, "layer2.0.downsample.0.bias": bias}
+    found = canonical(tensors, HERE).state_dict
+    assert torch.equal(found["layer2.0.bn1.running_mean"], norm - bias)
+    assert torch.equal(found["layer2.0.downsample.1.running_mean"], shortcut - bias)
+    assert "layer2.0.conv1.bias" not in found
+
+
+def other_names(state, *, shortcut_first):
+    """Names that say nothing, in the order of the layers."""
+    groups = {}
+    for name, tensor in state.items():
+        layer, _, role = name.rpartition(".")
+        groups.setdefault(layer, {})[role] = tensor
+    order = list(groups)
+    if shortcut_first:
+        block = lambda layer: ".".join(layer.split(".")[:2]) if layer.startswith("layer") else layer  # noqa: E731
+        blocks = list(dict.fromkeys(map(block, order)))
+        order.sort(key=lambda layer: (blocks.index(block(layer)), "downsample" not in layer))
+    return {f"m{index}.{role}": t for index, layer in enumerate(order) for role, t in groups[layer].items()}
+
+
+@pytest.mark.parametrize("shortcut_first", [False, True])
+@pytest.mark.parametrize("network", ["resnet18_state", "cifar_b_state"])
+def test_other_names_are_matched_by_order_and_shapes(request, network, shortcut_first):
+    state = request.getfixturevalue(network)
+    found = canonical(other_names(state, shortcut_first=shortcut_first), HERE)
+    assert found.foreign
+    assert set(found.state_dict) == {name for name in state if "num_batches" not in name}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict.items())
+
+
+def test_a_sequence_that_two_networks_may_have_is_not_named(cifar_state):
+    """Without projections a plain network has the same convolutions as a residual one."""
+    found = canonical(other_names(cifar_state, shortcut_first=False), HERE)
+    assert not found.foreign
+    assert "conv1.weight" not in found.state_dict
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_every_float_type_becomes_float32(dtype):
     source = torch.tensor([1.5, -2.0], dtype=dtype)
-    found = names_of({"fc.weight": source}, HERE)["fc.weight"]
+    found = canonical({"fc.weight": source}, HERE).state_dict["fc.weight"]
     assert found.dtype == torch.float32
     assert found.tolist() == [1.5, -2.0]
     found += 1
     assert source.tolist() == [1.5, -2.0]
 
 
-def test_counters_are_left_out():
-    counters = {"bn1.num_batches_tracked": torch.tensor(7), "n_averaged": torch.tensor(2)}
-    assert list(names_of({**SMALL, **counters}, HERE)) == list(SMALL)
-
-
 def test_parameters_and_views_become_plain_contiguous_tensors():
-    found = names_of({"fc.weight": torch.nn.Parameter(torch.ones(2, 3)).t()}, HERE)["fc.weight"]
+    found = canonical({"fc.weight": torch.nn.Parameter(torch.ones(2, 3)).t()}, HERE).state_dict["fc.weight"]
     assert type(found) is torch.Tensor
     assert found.is_contiguous()
     assert not found.requires_grad
@@ -81,88 +175,25 @@ def test_parameters_and_views_become_plain_contiguous_tensors():
 )
 def test_tensors_that_are_no_float_weights_are_refused(tensor, words):
     with pytest.raises(CheckpointError, match=words):
-        names_of({"fc.weight": tensor}, HERE)
+        canonical({"fc.weight": tensor}, HERE)
 
 
-def test_two_networks_or_two_spellings_are_ambiguous():
-    two = {f"{prefix}.{name}": tensor for prefix in ("first", "second") for name, tensor in SMALL.items()}
-    with pytest.raises(CheckpointError, match=r"holds 2 networks \(under 'first\.', 'second\.'\)"):
-        names_of(two, HERE)
-    with pytest.raises(CheckpointError, match=r"holds 2 classifiers \(fc, linear\)"):
-        names_of({**SMALL, "linear.weight": torch.ones(3, 2)}, HERE)
+def test_two_networks_are_ambiguous_unless_one_is_wanted(cifar_state, cifar_b_state):
+    two = {f"encoder_q.{name}": tensor for name, tensor in cifar_state.items()}
+    two |= {f"encoder_k.{name}": tensor for name, tensor in cifar_b_state.items()}
+    with pytest.raises(
+        CheckpointError, match=r"holds 2 networks \(under 'encoder_k', 'encoder_q'\): .*--entry"
+    ):
+        canonical(two, HERE)
+    found = canonical(two, HERE, "encoder_k").state_dict
+    assert torch.equal(found["conv1.weight"], cifar_b_state["conv1.weight"])
 
 
-def test_of_mocos_two_encoders_the_query_is_the_network():
-    two = {f"module.encoder_{end}.{name}": t for end in "qk" for name, t in SMALL.items()}
-    assert list(names_of(two, HERE)) == list(SMALL)
+def test_two_spellings_of_one_name_are_ambiguous(cifar_state):
+    with pytest.raises(CheckpointError, match=r"'fc\.weight' twice"):
+        canonical({**cifar_state, "linear.weight": torch.ones(3)}, HERE)
 
 
-def body(width=4):
-    return {
-        "conv1.weight": torch.ones(width, 3, 3, 3),
-        "layer1.0.conv1.weight": torch.ones(width, width, 3, 3),
-    }
-
-
-@pytest.mark.parametrize(
-    "head", ["head.fc", "classifier", "classifier.1", "head", "last_linear", "fc.1", "linear"]
-)
-def test_every_name_of_the_classifier_becomes_fc(head):
-    tensors = {f"backbone.{name}": t for name, t in body().items()}
-    found, notes = canonical({**tensors, f"{head}.weight": torch.ones(5, 4)}, HERE)
-    assert list(found) == [*body(), "fc.weight", "fc.bias"]
-    assert notes == ["the classifier has no bias: zeros are taken"]
-
-
-def test_strangers_and_a_left_over_classifier_are_left_out_with_a_note():
-    tensors = {f"model.{name}": t for name, t in body().items()}
-    old, own = (
-        {"model.fc.weight": torch.ones(9, 4)},
-        {"head.weight": torch.ones(2, 4), "head.bias": torch.ones(2)},
-    )
-    found, notes = canonical({**tensors, **old, **own, "criterion.weight": torch.ones(2)}, HERE)
-    assert found["fc.weight"].shape == (2, 4)
-    assert "'fc' was left out" in notes[0]
-    assert "criterion.weight" in notes[1]
-
-
-def test_normalization_inside_the_network_is_said_in_options():
-    tensors = {"0.mean": torch.full((1, 3, 1, 1), 0.5), "0.std": torch.ones(1, 3, 1, 1)}
-    tensors |= {f"1.{name}": t for name, t in body().items()}
-    assert "--mean 0.5,0.5,0.5 --std 1,1,1" in canonical(tensors, HERE)[1][0]
-
-
-def test_names_of_hugging_face_and_of_sequential_children():
-    face = [
-        "resnet.embedder.embedder.convolution.weight",
-        "resnet.embedder.embedder.normalization.bias",
-        "resnet.encoder.stages.1.layers.0.shortcut.convolution.weight",
-        "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight",
-        "resnet.encoder.stages.1.layers.2.layer.1.normalization.weight",
-        "classifier.1.weight",
-    ]
-    children = [
-        "0.weight",
-        "1.bias",
-        "5.0.downsample.0.weight",
-        "4.0.conv1.weight",
-        "5.2.bn2.weight",
-        "9.weight",
-    ]
-    expected = [
-        "conv1.weight",
-        "bn1.bias",
-        "layer2.0.downsample.0.weight",
-        "layer1.0.conv1.weight",
-        "layer2.2.bn2.weight",
-        "fc.weight",
-    ]
-    for names in (face, children):
-        found = names_of(
-            {
-                name: torch.ones(4, 4) if index == 5 else torch.ones(4, 4, 1, 1)
-                for index, name in enumerate(names)
-            },
-            HERE,
-        )
-        assert list(found)[:6] == expected
+def test_a_listing_is_short():
+    assert listing("abc") == "a, b, c"
+    assert listing("abcde") == "a, b, c and 2 more"

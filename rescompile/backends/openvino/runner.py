@@ -63,7 +63,8 @@ class OpenVinoRunner:
             # not infer([images]), which takes longer to make a tensor than all of this
             request.set_input_tensor(self._tensor(shared, shared_memory=True))
             request.infer(share_outputs=True)
-            return np.array(request.get_output_tensor().data, np.float32)
+            # a runner of several outputs gives the first where it is called as one of logits
+            return np.array(request.get_output_tensor(0).data, np.float32)
 
     def tensors(self, images: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
         """All outputs by name; otherwise like a call."""
@@ -73,7 +74,7 @@ class OpenVinoRunner:
             request, shared = slot.resource(), writable_view(images)
             request.set_input_tensor(self._tensor(shared, shared_memory=True))
             found = request.infer(share_outputs=True)
-            return {port.get_any_name(): np.array(values, np.float32) for port, values in found.items()}
+            return {_name_of(port): np.array(values, np.float32) for port, values in found.items()}
 
     def cache_compilation(self) -> None:
         """Store the compiled model for the next load, unless it came from there."""
@@ -90,6 +91,11 @@ class OpenVinoRunner:
         """Drop the requests and the compiled model; running calls are finished, calling it twice is harmless."""
         self._compiled = None
         self._requests.close()
+
+
+def _name_of(port: Any) -> str:
+    """The name that the graph gives an output; its tensor may have others, of nodes that OpenVINO took out."""
+    return str(port.get_node().get_friendly_name()).removesuffix("/sink_port_0")
 
 
 def simulate(model: onnx.ModelProto, batch: Batch) -> OpenVinoRunner:

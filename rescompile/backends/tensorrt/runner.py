@@ -6,6 +6,7 @@ context, and TensorRT for RTX may replace kernels later, which a graph would not
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import numpy as np
@@ -38,7 +39,7 @@ class TensorRtRunner(CudaRunner["_ContextExecutor"]):
             cuda,
             lambda: _Network(trt, engine, manifest),
             sizes=RequestSizes(
-                manifest.batch.max, images.shape[1:], np.dtype(images.dtype), logits.shape[-1]
+                manifest.batch.max, images.shape[1:], np.dtype(images.dtype), math.prod(logits.shape[1:])
             ),
             batch=manifest.batch,
             parallel=parallel,

@@ -17,6 +17,8 @@ from rescompile.manifest import Manifest, Precision
 from rescompile.optional import installed, require
 
 if TYPE_CHECKING:
+    import onnx
+
     from fused_kernels.gpus import Target
 
 
@@ -50,6 +52,12 @@ class Triton:
         """Check that there are kernels for ``target``: see ``Backend.check``."""
         require("triton", "building a Triton engine")
         _target(target)
+
+    def reasons_against(self, model: onnx.ModelProto) -> tuple[str, ...]:
+        """What no fused kernel computes: see ``SelectiveBackend.reasons_against``."""
+        from rescompile.backends.triton.refusal import reasons_against
+
+        return reasons_against(model)
 
     def build(self, request: base.BuildRequest, directory: Path) -> base.Payload:
         """Write ``plan.json``, the machine code and ``weights.safetensors``.

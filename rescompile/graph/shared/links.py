@@ -36,6 +36,13 @@ def step_above(tensor: gs.Tensor, ops: Collection[str]) -> gs.Tensor:
     return tensor
 
 
+def reads_image(node: gs.Node) -> bool:
+    """Whether ``node`` reads the network's image, perhaps normalized, padded or quantized in front of it."""
+    pointwise = ("Add", "Sub", "Mul", "Div", "Cast", "Transpose", *MOVEMENT_OPS, *QUANTIZER_OPS)
+    source = step_above(node.inputs[0], pointwise)
+    return not source.inputs and not isinstance(source, gs.Constant)
+
+
 def consumers(tensor: gs.Tensor) -> list[gs.Node]:
     """Nodes that use ``tensor``, each once."""
     return list({id(node): node for node in tensor.outputs}.values())

@@ -45,6 +45,7 @@ def take_input(graph: gs.Graph) -> Intake:
         changed = readers[0].outputs[0]
         reconnect(changed.outputs, changed, image)
         readers[0].outputs.clear()
+        readers[0].inputs.clear()
     if nhwc:
         batch, height, width, channels = image.shape
         image.shape = [batch, channels, height, width]

@@ -105,4 +105,4 @@ class Flow:
 
 def _averages_pixels(node: gs.Node) -> bool:
     shape = node.outputs[0].shape if node.outputs else None
-    return node.op in ("ReduceMean", "ReduceMax") and bool(shape) and list(shape[2:]) in ([1, 1], [1])
+    return node.op in ("ReduceMean", "ReduceMax") and list(shape or ())[2:] in ([1, 1], [1])

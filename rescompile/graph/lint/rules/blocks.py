@@ -14,8 +14,8 @@ from rescompile.graph.shared.links import (
     consumers,
     is_quantized,
     made_by,
+    reads_image,
 )
-from rescompile.graph.shared.names import INPUT, PIXELS
 from rescompile.graph.shared.topology import block_of, ends_branch, maker_block
 
 
@@ -52,34 +52,36 @@ def fp16_blocks(subject: Subject) -> Findings:
             dequantized = made_by(tensor) == "DequantizeLinear"
             if border and not dequantized:
                 yield f"'{node.name}' reads the end of an INT8 block without Q/DQ: put that pair back"
-            if dequantized and not border:
+            shared = any(other.op in WEIGHTED_OPS and is_quantized(other) for other in consumers(tensor))
+            if dequantized and not border and not shared:
                 yield f"'{node.name}' reads Q/DQ although nothing in front of it is INT8: remove that pair"
 
 
 def outputs_unquantized(subject: Subject) -> Findings:
-    """No Q stands between conv, add and ReLU: only where an INT8 layer or a skip reads it is an output quantized."""
+    """No Q stands between conv, add and ReLU, unless an INT8 layer or the skip of an add reads it too."""
     for node in [*subject.nodes("Conv"), *subject.adds()]:
         saturates = node.outputs[0].name in subject.full_range
-        quantizers = [user for user in consumers(node.outputs[0]) if user.op == "QuantizeLinear"]
-        if quantizers and not saturates and not _is_read_in_int8(quantizers[0], subject):
-            yield f"the output of '{node.name}' is quantized before its ReLU or add: remove that Q/DQ"
+        for quantize in consumers(node.outputs[0]):
+            if quantize.op == "QuantizeLinear" and not saturates and _splits_kernel(quantize, subject):
+                yield f"the output of '{node.name}' is quantized before its ReLU or add: remove that Q/DQ"
 
 
-def _is_read_in_int8(quantize: gs.Node, subject: Subject) -> bool:
-    """Whether an INT8 layer reads the integers of ``quantize``, or an addition whose skip they are."""
+def _splits_kernel(quantize: gs.Node, subject: Subject) -> bool:
+    """Whether ``quantize`` stands before a ReLU or the branch of an add, and nothing reads it in INT8."""
     maker = quantize.inputs[0].inputs[0]
     todo = [user for dq in consumers(quantize.outputs[0]) for user in consumers(dq.outputs[0])]
+    splits = False
     while todo:
         user = todo.pop()
         if user.op in WEIGHTED_OPS and is_quantized(user):
-            return True
-        if user.op == "Add" and subject.in_int8(user):
-            block = user.name.removesuffix(".add")
-            if not (maker.op == "Conv" and maker.name.startswith(f"{block}.conv")):
-                return True
+            return False
+        ends = maker.op == "Conv" and maker.name.startswith(f"{user.name.removesuffix('.add')}.conv")
+        if user.op == "Add" and not ends and subject.in_int8(user):
+            return False
+        splits = splits or user.op == "Relu" or (user.op == "Add" and ends)
         if user.op in (*MOVEMENT_OPS, "MaxPool", "Flatten", "Reshape", "Concat", "GlobalAveragePool"):
             todo += consumers(user.outputs[0])
-    return False
+    return splits
 
 
 def residual_skip_only(subject: Subject) -> Findings:
@@ -120,7 +122,11 @@ def max_pool_passes(subject: Subject) -> Findings:
 def global_pool(subject: Subject) -> Findings:
     """The global average pool is a GlobalAveragePool with Q/DQ on both sides or on none."""
     for node in subject.nodes("ReduceMean"):
-        yield f"'{node.name}' averages with ReduceMean, which is not a pooling layer: export it as GlobalAveragePool"
+        if node.name not in subject.floating:
+            yield (
+                f"'{node.name}' averages with ReduceMean, which is not a pooling layer: export it as "
+                "GlobalAveragePool"
+            )
     if subject.precision != "int8":
         return
     for pool in subject.nodes("GlobalAveragePool"):
@@ -145,8 +151,7 @@ def channels(subject: Subject) -> Findings:
             continue
         shape = behind_quantizers(node.inputs[1]).shape
         inputs = shape[1] * node.attrs.get("group", 1)
-        reads_image = behind_quantizers(node.inputs[0]).name in (INPUT, PIXELS)
-        for size, side in ((shape[0] if reads_image else inputs, "input"), (shape[0], "output")):
+        for size, side in ((shape[0] if reads_image(node) else inputs, "input"), (shape[0], "output")):
             if size < 16 and size % 8:
                 yield f"'{node.name}' has {size} {side} channels, too few for int8 kernels: build with --precision fp16"
 
@@ -156,7 +161,8 @@ def rest_type(subject: Subject) -> Findings:
     for node in subject.nodes("Conv", "Gemm", "Add", "Relu", "MaxPool", "GlobalAveragePool", "Mul"):
         for tensor in node.inputs:
             kind = tensor.dtype if isinstance(tensor, gs.Constant) else None
-            if kind is not None and np.dtype(kind).name != subject.rest_type:
+            sizes = kind is not None and np.issubdtype(kind, np.integer)  # arithmetic of shapes
+            if kind is not None and not sizes and np.dtype(kind).name != subject.rest_type:
                 yield f"'{tensor.name}' of '{node.name}' is {np.dtype(kind).name}: make it {subject.rest_type}"
 
 

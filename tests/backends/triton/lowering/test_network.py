@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from calibration.preprocess import CIFAR
 from fused_kernels.operands.zero_point import zero_sums
 from rescompile.backends.triton.lowering.network import lower
 from rescompile.backends.triton.step_executor import StepExecutor
 from rescompile.backends.triton.steps import Convolution, Stem, Widen, Window, fused_adds
 from rescompile.errors import BackendError
+from rescompile.graph.preprocess import take_uint8
 from rescompile.graph.shared.metadata import offsets_of, real_channels
 from rescompile.graph.shared.names import PIXEL_STEP
-from tests.backends.triton.networks import FULL_RANGE, SIDES, deployable, floats, network
+from tests.backends.triton.networks import FULL_RANGE, SIDES, deployable, floats, folded, network
 
 BLOCKS = {
     "cifar": "conv1 layer1.0.conv1 layer1.0.conv2 layer2.0.shortcut layer2.0.conv1 layer2.0.conv2 fc",
@@ -352,3 +355,13 @@ def test_an_image_too_small_for_the_window_is_refused() -> None:
         BackendError, match=r"'conv1' .Conv.: a 7x7 convolution .* needs a larger input than 3x3"
     ):
         lower(model, (3, 3))
+
+
+def test_a_mean_image_in_the_graph_is_refused() -> None:
+    side = SIDES["cifar"]
+    image = np.full((3, side, side), 0.4, "<f4")
+    steps = msgspec.structs.replace(
+        CIFAR, resize=None, crop=side, mean=(0.0,) * 3, mean_image=image.tobytes()
+    )
+    with pytest.raises(BackendError, match="not a mean image; pass --input float32-nchw"):
+        lowered(take_uint8(folded("cifar"), steps), "cifar")

@@ -1,0 +1,85 @@
+"""Images that a program holds in memory: pixels, or floats that the program has normalized already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.errors import ImageSetError
+from calibration.preprocess import Preprocess, to_uint8
+
+
+@dataclass(frozen=True, eq=False)
+class InMemoryImages:
+    """An image set in memory: uint8 pixels [N, H, W, C], or float32 network inputs [N, C, H, W].
+
+    Raises:
+        ImageSetError: another type or shape, no images, or another number of labels.
+    """
+
+    images: NDArray[np.uint8] | NDArray[np.float32]
+    labels: NDArray[np.int64] | None = None
+    name: str = "array"
+
+    def __post_init__(self) -> None:
+        images = self.images
+        if images.dtype not in (np.uint8, np.float32) or images.ndim != 4 or not len(images):
+            raise ImageSetError(
+                f"{self.name} is an array {images.dtype} {list(images.shape)}: pass uint8 pixels [N, H, W, C], or "
+                "float32 images [N, C, H, W] as the network takes them"
+            )
+        if images.dtype == np.float32 and not np.isfinite(images).all():
+            raise ImageSetError(f"{self.name} has values that are NaN or infinite: check its transform")
+        if self.labels is not None and self.labels.shape != (len(images),):
+            raise ImageSetError(
+                f"{self.name} has {len(images)} images and labels {list(self.labels.shape)}: pass one label for each"
+            )
+        if self.labels is not None and self.labels.min() < 0:
+            raise ImageSetError(f"{self.name} has negative labels: classes count from 0")
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def normalized(self) -> bool:
+        """Whether these are the network's inputs, and not pixels."""
+        return self.images.dtype == np.float32
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImages:
+    """Some images of an array, as the source of an image set."""
+
+    images: NDArray[np.uint8] | NDArray[np.float32]
+    chosen: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One name per image, its index."""
+        return tuple(str(index) for index in self.chosen)
+
+    def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8] | NDArray[np.float32]]]:
+        """One function per image from preprocessing to [H, W, C]."""
+        return (partial(self._decode, index) for index in self.chosen)
+
+    def contents(self) -> Iterator[bytes]:
+        """The bytes of each image, for the fingerprint."""
+        for index in self.chosen:
+            yield np.ascontiguousarray(self.images[index]).tobytes()
+
+    def _decode(self, index: int, preprocess: Preprocess) -> NDArray[np.uint8] | NDArray[np.float32]:
+        image: NDArray[Any] = self.images[index]
+        if image.dtype == np.uint8:
+            return to_uint8(image, preprocess)
+        expected = (preprocess.channels, *preprocess.size)
+        if image.shape != expected:
+            raise ImageSetError(
+                f"image {index} of the array is {list(image.shape)}, the network takes {list(expected)}: pass "
+                "images of its size"
+            )
+        return image.transpose(1, 2, 0)

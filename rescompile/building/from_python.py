@@ -1,0 +1,277 @@
+"""The configuration of a build as a program writes it: live modules, arrays and data loaders, names and paths."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.errors import ImageSetError
+from calibration.images import InMemoryImages
+from calibration.preprocess import Preprocess
+from rescompile.config import (
+    DEFAULT_CALIBRATION_IMAGES,
+    BuildConfig,
+    CalibrationConfig,
+    Fp16Blocks,
+    InputFormat,
+    ModelConfig,
+    parse_batch,
+)
+from rescompile.effort import Effort
+from rescompile.errors import UsageError
+from rescompile.files import check_output_directory
+from rescompile.manifest import Precision
+from rescompile.report import Limits
+from rescompile.sources.network import SourceNetwork
+from rescompile.sources.preprocess_options import PreprocessOptions
+from rescompile.sources.schemes import has_scheme
+
+VALIDATION_IMAGES = 2000
+"""Images that are taken from a data loader for the verdict, where no number is passed."""
+_IMAGES = ("image", "images", "pixel_values", "x")
+_LABELS = ("label", "labels", "y")
+_ONNX, _TABLE = ".onnx", ".json"
+
+Images = str | Path | NDArray[Any] | tuple[Any, Any] | Iterable[Any] | InMemoryImages
+"""A folder or .npz; uint8 pixels [N, H, W, C] or normalized floats [N, C, H, W]; (images, labels); a data loader."""
+
+
+class BuildOptions(TypedDict, total=False):
+    """The keywords of ``rescompile.build``, beside a network."""
+
+    weights: str | Path
+    """Checkpoint for a network that is named; ``pretrained`` (default) or ``random``."""
+    calibration: Images | None
+    """Images that choose the scales of an int8 engine, or a calibration table (.json)."""
+    validation: Images | None
+    """Images that the engine is judged on."""
+    precision: Precision
+    backend: str
+    output: str | Path | None
+    """Engine directory; default ``NAME-PRECISION-BACKEND``."""
+    preprocess: Any
+    """The network's own: a ``Preprocess`` or a torchvision transform (Resize, CenterCrop, ToTensor, Normalize)."""
+    size: int | tuple[int, int] | None
+    """Side, or height and width, of the input, where nothing else says it."""
+    class_names: Iterable[str] | None
+    outputs: Iterable[str]
+    """Inner modules to return in place of the network's own answer: ``c2`` to ``c5``, or PyTorch's names."""
+    limits: Limits | None
+    effort: Effort | None
+    fp16_blocks: Fp16Blocks | None
+    batch: int | str
+    """One batch size, or MIN:OPT:MAX."""
+    input_format: InputFormat
+    calibration_images: int
+    validation_images: int | None
+    target: str | None
+    seed: int
+    force: bool
+
+
+def build_config(network: Any, options: BuildOptions) -> BuildConfig:
+    """The configuration of a build of ``network``.
+
+    Raises:
+        RescompileError, CalibrationError: a keyword's value cannot be used.
+        TypeError: ``network`` is not a network, or keywords come beside a whole configuration.
+    """
+    if isinstance(network, BuildConfig):
+        if options:
+            raise TypeError(f"a BuildConfig says everything; leave {', '.join(options)} out")
+        return network
+    unknown = sorted(set(options) - set(BuildOptions.__annotations__))
+    if unknown:
+        raise TypeError(f"build() has no keyword {', '.join(unknown)}")
+    return _config(network, options)
+
+
+def _config(network: Any, options: BuildOptions) -> BuildConfig:
+    fields: Any = options
+    output = Path(fields["output"]) if fields.get("output") else None
+    if output is not None:
+        check_output_directory(output, force=fields.get("force", False))  # before a module is exported
+    calibration = fields.get("calibration")
+    table = _is_table(calibration)
+    limit = fields.get("calibration_images", DEFAULT_CALIBRATION_IMAGES)
+    seed, validation_images = fields.get("seed", 0), fields.get("validation_images")
+    kept = ("precision", "backend", "limits", "fp16_blocks", "input_format", "target", "force")
+    return BuildConfig(
+        model=_model(network, options),
+        calibration=CalibrationConfig(
+            images=None if table else image_set(calibration, limit, "calibration images"),
+            table=Path(calibration) if table else None,
+            effort=fields.get("effort"),
+            limit=limit,
+            seed=seed,
+        ),
+        validation_set=image_set(
+            fields.get("validation"), validation_images or VALIDATION_IMAGES, "validation images"
+        ),
+        validation_images=validation_images,
+        batch=parse_batch(str(fields.get("batch", "1:1:32"))),
+        output=output,
+        **{name: fields[name] for name in kept if name in fields},
+    )
+
+
+def _is_table(calibration: object) -> bool:
+    return isinstance(calibration, str | Path) and Path(calibration).suffix == _TABLE
+
+
+def _model(network: Any, options: BuildOptions) -> ModelConfig:
+    given, seed = options.get("preprocess"), options.get("seed", 0)
+    size = options.get("size")
+    weights = str(options.get("weights", "pretrained"))
+    members = network if isinstance(network, list | tuple) else [network]
+    if members and all(map(_is_module, members)):
+        live = [_live(member, options) for member in members]
+        return ModelConfig(network=live[0] if members[0] is network else _ensemble(live), seed=seed)
+    if not isinstance(network, str | Path):
+        raise TypeError(
+            f"build() takes a torch.nn.Module, a path, a name or a BuildConfig, not a {type(network).__name__}"
+        )
+    preprocess = _options_of(given, size)
+    if Path(network).suffix == _ONNX:
+        return ModelConfig(onnx=Path(network), preprocess=preprocess, seed=seed)
+    if Path(network).exists():
+        if Path(network).is_dir() and (Path(network) / "config.json").is_file():
+            return ModelConfig(model=f"hf:{network}", preprocess=preprocess, seed=seed)
+        return ModelConfig(weights=str(network), preprocess=preprocess, seed=seed)
+    outputs = tuple(options.get("outputs", ()))
+    if isinstance(network, Path) or (Path(network).suffix and not has_scheme(network)):
+        raise UsageError(f"{network} does not exist; check the path of the network")
+    return ModelConfig(model=network, weights=weights, preprocess=preprocess, seed=seed, outputs=outputs)
+
+
+def _live(module: Any, options: BuildOptions) -> SourceNetwork:
+    from rescompile.sources.modules import network_of
+
+    given, size, names = options.get("preprocess"), options.get("size"), options.get("class_names")
+    own = known_preprocess(given) if given is not None else None
+    return network_of(
+        module,
+        preprocess=own,
+        preprocess_from="the program" if own else None,
+        size=(size, size) if isinstance(size, int) else size,
+        class_names=tuple(names) if names is not None else None,
+        outputs=tuple(options.get("outputs", ())),
+    )
+
+
+def _ensemble(members: list[SourceNetwork]) -> SourceNetwork:
+    from rescompile.sources.ensemble import ensemble_of
+
+    return ensemble_of(members)
+
+
+def _is_module(network: object) -> bool:
+    torch = sys.modules.get("torch")  # a program that has a module has imported torch
+    return torch is not None and isinstance(network, torch.nn.Module)
+
+
+def known_preprocess(given: object) -> Preprocess:
+    """``given`` as our own preprocessing: ours already, or a transform of torchvision's.
+
+    Raises:
+        UsageError: it cannot be expressed.
+    """
+    from rescompile.sources.transforms import transform_preprocess
+
+    return given if isinstance(given, Preprocess) else transform_preprocess(given)
+
+
+def _options_of(given: object, size: int | tuple[int, int] | None) -> PreprocessOptions:
+    if given is None:
+        return PreprocessOptions(crop=size)
+    own = known_preprocess(given)
+    return PreprocessOptions(crop=own.crop, whole=own)
+
+
+def image_set(images: Any, limit: int, name: str) -> Path | InMemoryImages | None:
+    """Images in any form as an image set; a data loader is read once, up to ``limit`` images.
+
+    Raises:
+        ImageSetError: they are in no form that is understood, or there are none.
+    """
+    if images is None or isinstance(images, InMemoryImages):
+        return images
+    if isinstance(images, str | Path):
+        return Path(images)
+    if isinstance(images, np.ndarray) or hasattr(images, "numpy"):
+        return _in_memory([images], [], name)
+    if isinstance(images, tuple) and len(images) == 2 and len(getattr(images[0], "shape", ())) == 4:
+        return _in_memory([images[0]], [images[1]], name)
+    try:
+        batches = iter(images)
+    except TypeError:
+        raise ImageSetError(
+            f"the {name} are a {type(images).__name__}: pass a folder, an array, (images, labels) or a data loader"
+        ) from None
+    parts: list[Any] = []
+    labels: list[Any] = []
+    count = 0
+    for batch in batches:
+        found, classes = _split(batch, name)
+        found = found if found.ndim == 4 else found[None]
+        parts.append(found)
+        labels += [] if classes is None else [classes]
+        count += len(found)
+        if count >= limit:
+            break
+    return _in_memory(parts, labels if len(labels) == len(parts) else [], name, limit)
+
+
+def _split(batch: Any, name: str) -> tuple[NDArray[Any], Any]:
+    """Images and labels of what a data loader gives: a tensor, a pair, or a dictionary."""
+    labels = None
+    if isinstance(batch, Mapping):
+        images = next((batch[key] for key in _IMAGES if key in batch), None)
+        labels = next((batch[key] for key in _LABELS if key in batch), None)
+    elif isinstance(batch, tuple | list):
+        images, labels = batch[0], batch[1] if len(batch) > 1 else None
+    else:
+        images = batch
+    array = _array(images)
+    if array is None or array.ndim not in (3, 4):
+        raise ImageSetError(
+            f"the {name} come as {type(batch).__name__} without images [N, C, H, W]: let the loader give "
+            "(images, labels)"
+        )
+    return array, labels
+
+
+def _array(images: Any) -> NDArray[Any] | None:
+    """A tensor of any device, or an array, as an array."""
+    if hasattr(images, "detach"):
+        images = images.detach().cpu()
+        images = images.float() if images.is_floating_point() else images
+    if isinstance(images, np.ndarray):
+        return images
+    return np.asarray(images.numpy()) if hasattr(images, "numpy") else None
+
+
+def _in_memory(parts: list[Any], labels: list[Any], name: str, limit: int | None = None) -> InMemoryImages:
+    arrays = [array for array in map(_array, parts) if array is not None]
+    if not arrays or len({array.shape[1:] for array in arrays}) != 1:
+        raise ImageSetError(f"the {name} are none, or of several sizes: pass images of the network's size")
+    images = np.concatenate(arrays)[:limit]
+    images = images.astype(np.float32) if images.dtype.kind == "f" else images
+    classes = None
+    if labels:
+        flat = chain.from_iterable(
+            np.atleast_1d(np.asarray(_array(part) if hasattr(part, "numpy") else part)) for part in labels
+        )
+        classes = np.array(list(flat))[:limit]
+        if classes.dtype.kind not in "iu" or classes.ndim != 1:
+            raise ImageSetError(
+                f"the labels of the {name} are {classes.dtype} {list(classes.shape)}: pass class numbers"
+            )
+        classes = classes.astype(np.int64)
+    return InMemoryImages(images=images, labels=classes, name=name)

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import rescompile
+from calibration.errors import ImageSetError
+from calibration.images import InMemoryImages, open_image_set
+from calibration.preprocess import CIFAR, normalize
+from rescompile.building.from_python import build_config, image_set
+from rescompile.config import BuildConfig, ModelConfig
+from rescompile.errors import UsageError
+from rescompile.models.random_weights import random_model
+from rescompile.models.registry import find
+from rescompile.sources import modules
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+FLOATS = normalize(PIXELS, CIFAR)
+LABELS = np.arange(12) % 10
+
+
+def loader() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.from_numpy(FLOATS), torch.from_numpy(LABELS)), batch_size=5)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        lambda: FLOATS,
+        lambda: torch.from_numpy(FLOATS).double(),
+        lambda: (FLOATS, LABELS),
+        loader,
+        lambda: [
+            {"pixel_values": torch.from_numpy(FLOATS[:6])},
+            {"pixel_values": torch.from_numpy(FLOATS[6:])},
+        ],
+        lambda: [(image, label) for image, label in zip(FLOATS, LABELS, strict=True)],
+    ],
+    ids=["array", "tensor", "pair", "loader", "dictionaries", "samples"],
+)
+def test_normalized_images_reach_the_network_as_they_are(images: Any) -> None:
+    found = image_set(images(), 100, "calibration images")
+    assert isinstance(found, InMemoryImages)
+    opened = open_image_set(found)
+    batches = list(opened.batches(CIFAR, 5))
+    np.testing.assert_array_equal(
+        np.concatenate([normalize(batch.images, CIFAR) for batch in batches]), FLOATS
+    )
+    if opened.labels is not None:
+        np.testing.assert_array_equal(opened.labels, LABELS)
+
+
+def test_pixels_in_memory_are_preprocessed_as_files_are(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", images=PIXELS, labels=LABELS)
+    smaller = msgspec.structs.replace(CIFAR, resize=20, crop=16)
+    sets = [open_image_set(tmp_path / "set.npz", limit=4, seed=1)]
+    sets.append(open_image_set(InMemoryImages(PIXELS, LABELS), limit=4, seed=1))
+    ours, theirs = (np.concatenate([batch.images for batch in each.batches(smaller, 3)]) for each in sets)
+    np.testing.assert_array_equal(ours, theirs)
+    assert len(sets[1]) == 4
+    assert sets[1].fingerprint != open_image_set(InMemoryImages(PIXELS, LABELS)).fingerprint
+
+
+def test_loader_is_read_up_to_the_limit() -> None:
+    found = image_set(loader(), 7, "x")
+    assert isinstance(found, InMemoryImages)
+    assert len(found.images) == 7
+    assert found.labels is not None
+    assert len(found.labels) == 7
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (3, "are a int: pass a folder"),
+        (FLOATS[0], r"float32 \[3, 32, 32\]"),
+        (PIXELS.astype(np.int64), r"int64"),
+        ([("a", "b")], r"without images \[N, C, H, W\]"),
+        ([], "are none"),
+        ((FLOATS, LABELS[:3]), "pass one label for each"),
+        ((FLOATS, LABELS + 0.5), "pass class numbers"),
+        (FLOATS * np.nan, "NaN or infinite"),
+    ],
+)
+def test_images_in_no_known_form_are_refused(images: Any, said: str) -> None:
+    with pytest.raises(ImageSetError, match=said):
+        image_set(images, 100, "calibration images")
+
+
+def test_images_of_another_size_are_refused() -> None:
+    with pytest.raises(ImageSetError, match=r"\[3, 32, 32\], the network takes \[3, 16, 16\]"):
+        next(open_image_set(InMemoryImages(FLOATS)).batches(msgspec.structs.replace(CIFAR, crop=16), 2))
+
+
+def test_networks_by_name_and_path(tmp_path: Path) -> None:
+    for suffix in ("pth", "onnx"):
+        (tmp_path / f"net.{suffix}").write_bytes(b"x")
+    assert build_config("resnet50", {}).model == ModelConfig(model="resnet50")
+    assert build_config("timm:resnet18", {"weights": "random"}).model.weights == "random"
+    assert build_config(tmp_path / "net.pth", {}).model.weights == str(tmp_path / "net.pth")
+    assert build_config(str(tmp_path / "net.onnx"), {}).model.onnx == tmp_path / "net.onnx"
+    config = build_config(
+        "resnet20-cifar", {"calibration": "images", "batch": 8, "preprocess": CIFAR, "size": 32}
+    )
+    assert config.calibration.images == Path("images")
+    assert (config.batch.min, config.batch.max) == (8, 8)
+    assert config.model.preprocess.apply() == CIFAR
+    assert build_config("resnet20-cifar", {"calibration": "table.json"}).calibration.table == Path(
+        "table.json"
+    )
+
+
+def test_wrong_calls_are_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"net\.pth does not exist"):
+        build_config("net.pth", {})
+    with pytest.raises(TypeError, match="no keyword callibration"):
+        build_config("resnet50", {"callibration": 1})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(TypeError, match="not a int"):
+        build_config(3, {})
+    with pytest.raises(TypeError, match="leave force out"):
+        build_config(BuildConfig(model=ModelConfig(model="resnet50"), precision="fp16"), {"force": True})
+    with pytest.raises(UsageError, match="uint8 pixels cannot be checked on normalized images"):
+        build_config("resnet20-cifar", {"calibration": FLOATS, "input_format": "uint8-nhwc"})
+
+
+def test_live_module_to_verified_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+    module, _ = random_model(find(depth=None, name="resnet20-cifar"), 10, 0)
+    module.train()
+    report = rescompile.build(
+        module, calibration=loader(), validation=FLOATS, preprocess=CIFAR, effort="fast",
+        backend="onnxruntime", output=tmp_path / "engine", class_names=[f"class {number}" for number in range(10)],
+        limits=rescompile.Limits(max_relative_rms=0.3), fp16_blocks="none",
+    )  # fmt: skip
+    assert module.training
+    assert report
+    assert report.image_source == "validation images"
+    engine = rescompile.load(tmp_path / "engine")
+    with torch.inference_mode():
+        expected = module.eval()(torch.from_numpy(FLOATS)).numpy()
+    found = engine(FLOATS)
+    assert np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()) < 0.2
+    assert engine.classify(PIXELS[0])[0][0].startswith("class ")
+
+
+def test_a_mean_image_of_the_program_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "net.pth").write_bytes(b"x")
+    mean = np.full((3, 32, 32), 0.25, "<f4").tobytes()
+    own = msgspec.structs.replace(CIFAR, mean=(0.0,) * 3, std=(1 / 255,) * 3, mean_image=mean)
+    options = build_config(tmp_path / "net.pth", {"preprocess": own}).model.preprocess
+    assert options.apply(CIFAR) == own
+    assert options.states_normalization
+
+
+def test_several_modules_become_an_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+    members = [random_model(find(depth=None, name="resnet20-cifar"), 10, seed)[0] for seed in (0, 1)]
+    network = build_config(members, {"preprocess": CIFAR}).model.network
+    assert network is not None
+    assert network.name == "ensemble-2-resnet"
+
+
+def test_stages_of_a_backbone_are_the_outputs_of_one_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+    module, _ = random_model(find(depth=None, name="resnet20-cifar"), 10, 0)
+    asked = ("c2", "layer2.1", "c4")
+    report = rescompile.build(
+        module, outputs=asked, calibration=FLOATS, validation=FLOATS, preprocess=CIFAR, effort="fast",
+        output=tmp_path / "engine", limits=rescompile.Limits(max_relative_rms=0.3), fp16_blocks="none",
+    )  # fmt: skip
+    assert report
+    engine = rescompile.load(tmp_path / "engine")
+    found = engine(FLOATS)
+    assert tuple(found) == asked
+    kept = {}
+    for name in asked:
+        place = {"c2": "layer1", "c4": "layer3"}.get(name, name)
+        module.get_submodule(place).register_forward_hook(
+            lambda _, __, answer, name=name: kept.__setitem__(name, answer.numpy())
+        )
+    with torch.inference_mode():
+        module.eval()(torch.from_numpy(FLOATS))
+    errors = [np.sqrt(((found[name] - kept[name]) ** 2).mean() / (kept[name] ** 2).mean()) for name in asked]
+    assert max(errors) < 0.3
+    assert report.relative_rms == pytest.approx(errors[0], rel=0.05)
+    with pytest.raises(UsageError, match="has no module c6"):
+        build_config(module, {"outputs": ("c6",), "preprocess": CIFAR})

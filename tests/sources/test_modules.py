@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from calibration.preprocess import CIFAR
+from rescompile.errors import GraphError, UsageError
+from rescompile.sources import modules
+from rescompile.sources.modules import network_of
+from tests.sources.zoo import run
+
+
+class Tiny(nn.Module):
+    """A block, and an answer of the form that a test asks for."""
+
+    def __init__(self, form: str = "tensor") -> None:
+        super().__init__()
+        self.form = form
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.bn(self.conv(x)).relu()
+        logits = self.fc(self.drop(y.mean((2, 3))))
+        answers = {
+            "tensor": logits, "logits": {"logits": logits, "hidden": y}, "out": {"out": logits}, "pair": (logits, y),
+            "entries": {"a": logits, "b": y},
+        }  # fmt: skip
+        return answers[self.form]
+
+
+def images(*shape: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture
+def torchscript(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quick exporter alone, as without onnxscript."""
+    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_graph_answers_as_the_module_does_in_eval_mode(exporter: str, request: pytest.FixtureRequest) -> None:
+    if exporter == "torchscript":
+        request.getfixturevalue("torchscript")
+    module = Tiny().double()
+    network = network_of(module, preprocess=CIFAR, preprocess_from="the test")
+    x = images(3, 3, 32, 32)
+    with torch.inference_mode():
+        expected = module.eval()(torch.from_numpy(x).double()).numpy()
+    np.testing.assert_allclose(run(network, x), expected, rtol=1e-3, atol=1e-5)
+    assert network.reference is not None
+    np.testing.assert_allclose(network.reference(x), expected, rtol=1e-3, atol=1e-5)
+    assert network.name == "tiny"
+
+
+@pytest.mark.usefixtures("torchscript")
+def test_users_module_stays_as_it_was() -> None:
+    module = Tiny().half()
+    module.train()
+    module.bn.eval()
+    network_of(module, size=(8, 8))
+    assert module.training
+    assert module.drop.training
+    assert not module.bn.training
+    assert module.fc.weight.dtype == torch.float16
+
+
+@pytest.mark.usefixtures("torchscript")
+@pytest.mark.parametrize(
+    ("form", "outputs", "notes"),
+    [
+        ("logits", 1, "only 'logits' is built, not hidden"),
+        ("out", 1, ""),
+        ("pair", 2, ""),
+        ("entries", 2, ""),
+    ],
+)
+def test_answers_of_every_form_are_taken(form: str, outputs: int, notes: str) -> None:
+    network = network_of(Tiny(form), size=(8, 10))
+    assert len(network.graph.graph.output) == outputs
+    assert notes in " ".join(network.notes)
+    assert [side.dim_value for side in network.graph.graph.input[0].type.tensor_type.shape.dim][1:] == [
+        3,
+        8,
+        10,
+    ]
+
+
+@pytest.mark.usefixtures("torchscript")
+def test_wrapper_of_parallel_training_is_taken_off() -> None:
+    assert network_of(nn.DataParallel(Tiny()), size=(8, 8)).name == "tiny"
+
+
+@pytest.mark.usefixtures("torchscript")
+def test_weights_decide_the_hash() -> None:
+    module = Tiny()
+    first = network_of(module, size=(8, 8)).checkpoint
+    assert network_of(module, size=(8, 8)).checkpoint == first
+    with torch.no_grad():
+        module.fc.bias[0] += 1
+    assert network_of(module, size=(8, 8)).checkpoint.sha256 != first.sha256
+
+
+def test_module_that_cannot_be_built_is_refused() -> None:
+    with pytest.raises(UsageError, match="nothing says the size of tiny's images"):
+        network_of(Tiny())
+    with pytest.raises(UsageError, match="no convolution"):
+        network_of(nn.Linear(3, 3), size=(8, 8))
+    with pytest.raises(UsageError, match="takes 1 channels, its preprocessing makes 3"):
+        network_of(nn.Conv2d(1, 2, 3), preprocess=CIFAR)
+    with pytest.raises(GraphError, match="does not run on images"):
+        network_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(9, 9)), size=(8, 8))
+
+
+class Unexportable(nn.Module):
+    """Leaves torch in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.onnx.is_in_onnx_export() or torch.compiler.is_compiling():
+            raise ValueError("not here")
+        return self.conv(x)
+
+
+@pytest.mark.usefixtures("torchscript")
+def test_module_that_cannot_be_exported_names_the_reason() -> None:
+    with pytest.raises(GraphError, match=r"cannot be exported to ONNX \(not here\)"):
+        network_of(Unexportable(), size=(8, 8))

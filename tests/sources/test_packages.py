@@ -1,0 +1,192 @@
+"""Networks by name. Tests of a package run where it is installed and matches this torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rescompile.errors import CheckpointError, UsageError
+from rescompile.sources import modules
+from rescompile.sources.packages import open_folder, open_named
+from rescompile.sources.schemes import has_scheme
+from tests.sources.zoo import run
+
+
+@pytest.fixture(autouse=True)
+def quick_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+
+
+def package(name: str) -> Any:
+    return pytest.importorskip(name, exc_type=Exception)
+
+
+def check(network: Any, side: int = 64) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, side, side)).astype(np.float32)
+    assert network.reference is not None
+    expected = network.reference(x)
+    np.testing.assert_allclose(run(network, x), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_schemes_are_told_from_names() -> None:
+    assert has_scheme("timm:resnet18")
+    assert has_scheme("module:nets:make")
+    assert not has_scheme("resnet50")
+    assert not has_scheme("other:resnet18")
+    assert not has_scheme(None)
+    with pytest.raises(UsageError, match="no name behind the colon"):
+        open_named("timm:")
+
+
+def test_timm_by_name(tmp_path: Path) -> None:
+    timm = package("timm")
+    path = tmp_path / "own.pth"
+    torch.save({"state_dict": timm.create_model("resnet18d", num_classes=7).state_dict()}, path)
+    network = open_named("timm:resnet18d.ra2_in1k", str(path), size=(64, 64))
+    assert network.name == "resnet18d"
+    assert network.preprocess is not None
+    assert network.preprocess.interpolation == "bicubic"
+    assert network.preprocess_from == "timm's pretrained_cfg"
+    assert network.checkpoint.source == "own.pth"
+    assert any("--crop 288" in note for note in network.notes)
+    assert run(network, np.zeros((1, 3, 64, 64))).shape == (1, 7)
+    check(network)
+    with pytest.raises(UsageError, match=r"timm has no network called resnet18x\. Did you mean"):
+        open_named("timm:resnet18x")
+    with pytest.raises(CheckpointError, match="does not fit timm's resnet34"):
+        open_named("timm:resnet34", str(path))
+
+
+def test_folder_that_timm_saved(tmp_path: Path) -> None:
+    timm = package("timm")
+    module = timm.create_model("resnet18", num_classes=3)
+    timm.models.save_for_hf(module, tmp_path, model_config={"label_names": ["a", "b", "c"]})
+    network = open_named(f"timm:{tmp_path}", size=(64, 64))
+    assert network.class_names == ("a", "b", "c")
+    assert network.preprocess is not None
+    assert "config.json" in (network.preprocess_from or "")
+    check(network)
+
+
+def test_torchvision_by_name(tmp_path: Path) -> None:
+    models = package("torchvision.models")
+    path = tmp_path / "own.pth"
+    torch.save(models.resnet18().state_dict(), path)
+    network = open_named("torchvision:resnet18", str(path), size=(64, 64))
+    assert network.class_names is not None
+    assert network.class_names[0] == "tench"
+    assert network.preprocess is not None
+    assert (network.preprocess.resize, network.preprocess.crop) == (256, 224)
+    assert network.preprocess_from == "torchvision's ResNet18_Weights.IMAGENET1K_V1"
+    check(network)
+    assert "random" in open_named("torchvision:resnet18", "random", size=(64, 64)).checkpoint.source
+    with pytest.raises(UsageError, match="has no weights V9 of resnet18"):
+        open_named("torchvision:resnet18.V9")
+    with pytest.raises(UsageError, match="no classifier called resnet17"):
+        open_named("torchvision:resnet17")
+
+
+def test_folder_that_hugging_face_saved(tmp_path: Path) -> None:
+    transformers = package("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+        id2label={0: "cat", 1: "dog"},
+    )
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    processor = {
+        "image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 64}, "crop_pct": 0.875,
+        "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 3,
+    }  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    network = open_named(f"hf:{tmp_path}")
+    assert network.class_names == ("cat", "dog")
+    assert network.preprocess is not None
+    assert (network.preprocess.resize, network.preprocess.crop) == (73, 64)
+    check(network)
+
+
+def test_folders_without_a_network_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        open_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
+        open_folder(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match="is not a configuration"):
+        open_folder(tmp_path)
+    with pytest.raises(UsageError, match="is not a folder"):
+        open_named("hf:nobody/nothing")
+
+
+CODE = """
+from torch import nn
+
+def make():
+    body = nn.Sequential(*[nn.Sequential(nn.Conv2d(width, 4, 3), nn.ReLU()) for width in (3, 4, 4)])
+    return nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+def number():
+    return 3
+"""
+
+
+def test_function_in_the_users_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_networks_of_a_test.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    place = "module:own_networks_of_a_test"
+    network = open_named(f"{place}:make", "random", size=(16, 16))
+    check(network, side=16)
+    weights = tmp_path / "net.pth"
+    parts = {f"0.{index}.0": torch.nn.Conv2d(width, 4, 3) for index, width in enumerate((3, 4, 4))}
+    parts["3"] = torch.nn.Linear(4, 2)
+    own = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+    torch.save(own, weights)
+    loaded = open_named(f"{place}:make", str(weights), size=(16, 16))
+    assert loaded.checkpoint.source == "net.pth"
+    assert loaded.checkpoint.sha256 != network.checkpoint.sha256
+    for name, said in (
+        (f"{place}:number", "returns a int"),
+        (f"{place}:absent", "check the function's name"),
+        (place, "names no function"),
+        ("module:no_such_module_here:make", "cannot be imported"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            open_named(name, "random", size=(16, 16))
+
+
+def test_backbone_of_a_detectors_checkpoint(tmp_path: Path) -> None:
+    models = package("torchvision.models")
+    torch.manual_seed(0)
+    detector = models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    path = tmp_path / "detector.pth"
+    torch.save(detector.state_dict(), path)
+    stages = ("c2", "c3", "c4", "c5")
+    network = open_named("torchvision:resnet50", str(path), size=(64, 64), outputs=stages)
+    assert tuple(output.name for output in network.graph.graph.output) == stages
+    x = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    with torch.inference_mode():
+        expected = detector.backbone.body(torch.from_numpy(x))["0"].numpy()
+    np.testing.assert_allclose(run(network, x), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    with pytest.raises(UsageError, match="--outputs c2,c3,c4,c5"):
+        open_named("torchvision:resnet50", str(path))
+
+
+def test_backbone_of_a_segmenters_checkpoint_is_dilated(tmp_path: Path) -> None:
+    models = package("torchvision.models")
+    torch.manual_seed(0)
+    segmenter = models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=3).eval()
+    path = tmp_path / "segmenter.pth"
+    torch.save(segmenter.state_dict(), path)
+    network = open_named("torchvision:resnet50", str(path), size=(64, 64), outputs=("c5",))
+    x = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    with torch.inference_mode():
+        expected = segmenter.backbone(torch.from_numpy(x))["out"].numpy()
+    np.testing.assert_allclose(run(network, x), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
