@@ -370,7 +370,7 @@ def _expand(at: Attributes, x: Tensor, shape: Tensor) -> Tensor:
 def _gather(at: Attributes, x: Tensor, indices: Tensor) -> Tensor:
     axis = at.get("axis", 0) % x.ndim
     found = x.index_select(axis, indices.long().reshape(-1) % x.shape[axis])
-    return found.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return found.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 def _depth_to_space(at: Attributes, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from rescompile.manifest import Batch, OutputKind, Precision
 from rescompile.report import Limits
 from rescompile.sources.network import SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
+from rescompile.sources.schemes import has_scheme
 
 InputFormat = Literal["float32-nchw", "uint8-nhwc"]
 Fp16Blocks = Literal["auto", "none"] | tuple[str, ...]
@@ -118,6 +119,8 @@ class ModelConfig:
     """Text file with one class name per line."""
     preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)
     seed: int = 0
+    outputs: tuple[str, ...] = ()
+    """Inner modules to return in place of the network's own answer: ``c2`` to ``c5``, or PyTorch's names."""
     network: SourceNetwork | None = field(default=None, repr=False, compare=False)
     """A network that a program holds, such as ``sources.modules.network_of(module)``."""
 
@@ -133,6 +136,11 @@ class ModelConfig:
             raise UsageError("--onnx brings its own weights; leave --weights out")
         if self.onnx is not None and (self.shortcut or self.stride_on):
             raise UsageError("--onnx brings its own structure; leave --shortcut and --stride-on out")
+        if self.outputs and not has_scheme(self.model):
+            raise UsageError(
+                "--outputs needs a network with modules to name; pass --model timm:NAME, torchvision:NAME, hf:FOLDER "
+                "or module:package.file:function"
+            )
         check_seed(self.seed)
 
     def _sources(self) -> list[tuple[str, object]]:

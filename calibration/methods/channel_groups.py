@@ -67,6 +67,7 @@ class _Walk:
         self.constants = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
         self.sets = _DisjointSets()
         self.sets.new(1)
+        self._parameters = set(self.constants)
         self._shapes = _shapes(model)
         self._uses = Counter(name for node in model.graph.node for name in node.input)
         image = model.graph.input[0].name
@@ -75,11 +76,29 @@ class _Walk:
         self.pinning: dict[str, None] = {}
 
     def visit(self, node: Node) -> None:
-        """Find the channels of the node's output."""
+        """Find the channels of the node's output, or its value where that is a matter of sizes."""
         reading = [name for name in node.inputs if name in self.ids]
         if reading and node.op != "Shape":
             found = self._follow(node, reading)
             self.ids[node.output] = self._pin(node, reading) if found is None else found
+        else:
+            self._compute(node)
+
+    def _compute(self, node: Node) -> None:
+        """Take what does not depend on the image's values into ``constants``, for one image."""
+        import torch
+
+        from calibration.execution import OPERATIONS
+
+        shape = self._shapes.get(node.inputs[0]) if node.op == "Shape" else None
+        if shape is not None and all(shape):
+            sizes = np.array(shape[node.attributes.get("start", 0) : node.attributes.get("end", len(shape))])
+            self.constants[node.output] = sizes
+        elif node.op in OPERATIONS and all(name in self.constants for name in node.inputs if name):
+            inputs = [
+                torch.from_numpy(np.array(self.constants[name])) if name else None for name in node.inputs
+            ]
+            self.constants[node.output] = OPERATIONS[node.op](node.attributes, *inputs).numpy()
 
     def _follow(self, node: Node, reading: Sequence[str]) -> Ids | None:
         """The output's channels; None where nothing is known about them."""
@@ -110,6 +129,11 @@ class _Walk:
         """New channels behind weights or a batch norm, whose parameters take any factor."""
         parameters = [self.constants[name] for name in node.inputs[1:] if name]
         inputs = self.ids[node.inputs[0]]
+        if len(inputs) == 1 and self.sets.pinned(inputs):  # of a shape that was not known
+            read = len(parameters[0])
+            if operator(node.op).channels == "made":
+                read = output_first(node, parameters[0]).shape[1] * groups_of(node)
+            inputs = self.ids[node.inputs[0]] = np.zeros(read, np.int64)
         if operator(node.op).channels == "normalized":
             fits = len(parameters) == 4 and all(len(values) == len(inputs) for values in parameters)
             return self.sets.new(len(inputs)) if fits else None
@@ -207,7 +231,7 @@ class _Walk:
 
     def _owns(self, parameters: Sequence[str]) -> bool:
         """Whether all ``parameters`` are constants of one node alone, so that they may be changed."""
-        return all(name in self.constants and self._uses[name] == 1 for name in parameters)
+        return all(name in self._parameters and self._uses[name] == 1 for name in parameters)
 
     def _channels(self, name: str) -> int:
         shape = self._shapes.get(name)
@@ -219,10 +243,16 @@ class _Walk:
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes by tensor name; 0 for a length that is not known."""
+    """Shapes by tensor name for one image; 0 for a length that is not known."""
     import onnx
 
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    single = onnx.ModelProto()
+    single.CopyFrom(model)
+    del single.graph.value_info[:]
+    for output in single.graph.output:
+        output.type.Clear()
+    single.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    graph = onnx.shape_inference.infer_shapes(single, data_prop=True).graph
     return {
         entry.name: tuple(side.dim_value for side in entry.type.tensor_type.shape.dim)
         for entry in (*graph.input, *graph.value_info, *graph.output)

@@ -61,7 +61,7 @@ class BuildOptions(TypedDict, total=False):
     """Side, or height and width, of the input, where nothing else says it."""
     class_names: Iterable[str] | None
     outputs: Iterable[str]
-    """Inner modules of a live module to return in place of its answer: ``c2`` to ``c5``, or PyTorch's names."""
+    """Inner modules to return in place of the network's own answer: ``c2`` to ``c5``, or PyTorch's names."""
     limits: Limits | None
     effort: Effort | None
     fp16_blocks: Fp16Blocks | None
@@ -144,9 +144,10 @@ def _model(network: Any, options: BuildOptions) -> ModelConfig:
         if Path(network).is_dir() and (Path(network) / "config.json").is_file():
             return ModelConfig(model=f"hf:{network}", preprocess=preprocess, seed=seed)
         return ModelConfig(weights=str(network), preprocess=preprocess, seed=seed)
+    outputs = tuple(options.get("outputs", ()))
     if isinstance(network, Path) or (Path(network).suffix and not has_scheme(network)):
         raise UsageError(f"{network} does not exist; check the path of the network")
-    return ModelConfig(model=network, weights=weights, preprocess=preprocess, seed=seed)
+    return ModelConfig(model=network, weights=weights, preprocess=preprocess, seed=seed, outputs=outputs)
 
 
 def _live(module: Any, options: BuildOptions) -> SourceNetwork:

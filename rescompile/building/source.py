@@ -113,7 +113,7 @@ def _brought(config: ModelConfig) -> SourceNetwork | None:
     if config.model is not None and has_scheme(config.model):
         from rescompile.sources.packages import open_named
 
-        return open_named(config.model, config.weights, size=size, seed=config.seed)
+        return open_named(config.model, config.weights, size=size, seed=config.seed, outputs=config.outputs)
     if config.depth is None and config.model is None and config.weights not in (*PRETRAINED, "random"):
         return read_framework_file(Path(config.weights), size)
     return None

@@ -67,6 +67,13 @@ class NetworkOptions:
         _network("Bottleneck convolution with the stride: 3x3 (v1.5, default) or 1x1 (v1)."),
     ] = None
     classes: Annotated[Path | None, _network("Text file with one class name per line.")] = None
+    outputs: Annotated[
+        str | None,
+        _network(
+            "Return inner modules of --model timm:… and the like: c2,c3,c4,c5, or PyTorch's names.",
+            metavar="NAMES",
+        ),
+    ] = None
     seed: Annotated[int, _network("Seed of random weights and of the choice of images.")] = 0
 
 
@@ -307,6 +314,7 @@ def model_config(network: NetworkOptions, preprocessing: PreprocessingOptions) -
         stride_on=network.stride_on,
         classes=network.classes,
         preprocess=preprocessing.config(),
+        outputs=tuple(name.strip() for name in network.outputs.split(",")) if network.outputs else (),
         seed=network.seed,
     )
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import onnx
 import onnx_graphsurgeon as gs
 
+from rescompile.graph.shared.constant_channels import CHANNEL_STEP, FEWEST_CHANNELS
 from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.links import MOVEMENT_OPS, WEIGHTED_OPS, consumers, made_by, reads_image
 from rescompile.graph.shared.metadata import set_float_reasons
 from rescompile.graph.shared.topology import branch_of
 
-FEWEST_CHANNELS, CHANNEL_STEP = 16, 8
-"""INT8 kernels take at least as many channels, or a multiple of the step."""
 _TRANSPARENT = (
     "Relu", "Clip", "MaxPool", "Flatten", "Reshape", "Concat", "Identity", "Shape", "Gather", "Unsqueeze", "Squeeze",
     "Constant", "Cast", *MOVEMENT_OPS,

@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,34 @@ from rescompile.sources.network import SourceNetwork
 from rescompile.sources.safe_loading import read_payload
 from rescompile.sources.transforms import hf_preprocess, timm_notes, timm_preprocess, transform_preprocess
 
+
+@dataclass(frozen=True)
+class _Asked:
+    """The input's size and the inner outputs that the user asked for."""
+
+    size: tuple[int, int] | None = None
+    outputs: tuple[str, ...] = ()
+
+
 WORDS = ("pretrained", "random")
 """What ``--weights`` may say instead of a file."""
+_DETECTORS, _SEGMENTERS = "backbone.body.", "backbone."
+"""Where torchvision's models keep their backbone; that of a segmenter is dilated instead of strided from stage 3 on."""
 _LARGEST_JSON = 1 << 24
 
 
 def open_named(
-    name: str, weights: str = "pretrained", *, size: tuple[int, int] | None = None, seed: int = 0
+    name: str,
+    weights: str = "pretrained",
+    *,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    outputs: tuple[str, ...] = (),
 ) -> SourceNetwork:
     """The network ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER`` or ``module:package.file:function``.
 
     ``weights`` is a file, ``pretrained`` (which the package downloads) or ``random``; ``size`` the input's height and
-    width where it differs from the network's own.
+    width where it differs from the network's own. ``outputs`` are inner modules to return instead of its own answer.
 
     Raises:
         UsageError: the name is not known.
@@ -43,16 +60,17 @@ def open_named(
     if not rest:
         raise UsageError(f"--model {name} has no name behind the colon; such as timm:resnet50d.ra2_in1k")
     torch.manual_seed(seed)
-    return _SCHEMES[scheme](rest, weights, size)
+    return _SCHEMES[scheme](rest, weights, _Asked(size, outputs))
 
 
-def open_folder(folder: Path, size: tuple[int, int] | None = None) -> SourceNetwork:
+def open_folder(folder: Path, asked: _Asked | None = None) -> SourceNetwork:
     """The network in a folder that timm or Hugging Face saved: ``config.json`` and weights.
 
     Raises:
         CheckpointError: the folder has no such files, or they do not fit together.
         BackendUnavailable: the package that knows the network is not installed.
     """
+    asked = asked or _Asked()
     config = _json(folder / "config.json")
     if config is None:
         raise CheckpointError(f"{folder} has no config.json: pass a folder that timm or Hugging Face saved")
@@ -65,14 +83,14 @@ def open_folder(folder: Path, size: tuple[int, int] | None = None) -> SourceNetw
             f"{folder} has neither model.safetensors nor pytorch_model.bin: save the weights too"
         )
     if "architecture" in config:
-        return _timm_folder(folder, config, weights, size)
-    return _transformers_folder(folder, config, weights, size)
+        return _timm_folder(folder, config, weights, asked)
+    return _transformers_folder(folder, config, weights, asked)
 
 
-def _timm(name: str, weights: str, size: tuple[int, int] | None) -> SourceNetwork:
+def _timm(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     timm = _import("timm", f"--model timm:{name}")
     if Path(name).is_dir():
-        return open_folder(Path(name), size)
+        return open_folder(Path(name), asked)
     if not timm.is_model(name.partition(".")[0]):
         hint = did_you_mean(name.partition(".")[0], timm.list_models())
         raise UsageError(f"timm has no network called {name}.{hint}")
@@ -96,7 +114,8 @@ def _timm(name: str, weights: str, size: tuple[int, int] | None) -> SourceNetwor
         preprocess=preprocess,
         preprocess_from="timm's pretrained_cfg" if preprocess else None,
         class_names=tuple(map(str, labels)) if labels else None,
-        size=size,
+        size=asked.size,
+        outputs=asked.outputs,
         origin=_origin(weights, f"timm:{name}"),
         notes=timm_notes(cfg),
     )
@@ -120,9 +139,7 @@ def _like(loaded: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> dict[str, int
     return found
 
 
-def _timm_folder(
-    folder: Path, config: dict[str, Any], weights: Path, size: tuple[int, int] | None
-) -> SourceNetwork:
+def _timm_folder(folder: Path, config: dict[str, Any], weights: Path, asked: _Asked) -> SourceNetwork:
     timm = _import("timm", f"reading {folder}")
     name = str(config["architecture"])
     cfg = dict(config.get("pretrained_cfg") or config)
@@ -144,13 +161,14 @@ def _timm_folder(
         preprocess=preprocess,
         preprocess_from=f"{folder.name}/config.json" if preprocess else None,
         class_names=tuple(map(str, labels)) if labels else None,
-        size=size,
+        size=asked.size,
+        outputs=asked.outputs,
         origin=text_of(weights.name),
         notes=timm_notes(cfg) if preprocess else (),
     )
 
 
-def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> SourceNetwork:
+def _torchvision(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     models = _import("torchvision.models", f"--model torchvision:{name}")
     name, _, version = name.partition(".")
     if name not in models.list_models(module=models):
@@ -163,31 +181,53 @@ def _torchvision(name: str, weights: str, size: tuple[int, int] | None) -> Sourc
         )
     published = known[version] if version else known.DEFAULT if weights == "pretrained" else next(iter(known))
     loaded = None if weights in WORDS else _state_dict(Path(weights))
+    is_backbone = loaded is not None and any(key.startswith(_SEGMENTERS) for key in loaded)
+    is_dilated = False
+    if loaded is not None and is_backbone:
+        if not asked.outputs:
+            raise UsageError(
+                f"{weights} holds a detector or segmenter: pass --outputs c2,c3,c4,c5 to build its backbone"
+            )
+        is_dilated = not any(key.startswith(_DETECTORS) for key in loaded)
+        loaded = _backbone(loaded)
     rows = loaded.get("fc.weight") if loaded else None
-    options = {"num_classes": rows.shape[0]} if rows is not None else {}
+    options: dict[str, Any] = {"num_classes": rows.shape[0]} if rows is not None else {}
+    if is_dilated:
+        options["replace_stride_with_dilation"] = [False, True, True]
     try:
         module = models.get_model(name, weights=published if weights == "pretrained" else None, **options)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"torchvision cannot fetch {name} ({_first_line(error)}): pass --weights FILE"
         ) from None
+    if is_backbone:
+        module.fc = nn.Identity()  # a backbone's file has no classifier
     if loaded:
         _load(module, loaded, weights, f"torchvision's {name}")
-    labels = published.meta.get("categories") if not options or options["num_classes"] == 1000 else None
+    labels = published.meta.get("categories") if options.get("num_classes", 1000) == 1000 else None
     return network_of(
         module,
         name=name,
         preprocess=transform_preprocess(published.transforms()),
         preprocess_from=f"torchvision's {published}",
         class_names=tuple(labels) if labels else None,
-        size=size,
+        size=asked.size,
+        outputs=asked.outputs,
         origin=_origin(weights, f"torchvision:{name}"),
     )
 
 
-def _transformers_folder(
-    folder: Path, config: dict[str, Any], weights: Path, size: tuple[int, int] | None
-) -> SourceNetwork:
+def _backbone(loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The ResNet in a checkpoint of torchvision's detectors and segmenters, whose batch norms may count no batches."""
+    body = _DETECTORS if any(key.startswith(_DETECTORS) for key in loaded) else _SEGMENTERS
+    found = {key.removeprefix(body): tensor for key, tensor in loaded.items() if key.startswith(body)}
+    means = [key for key in found if key.endswith("running_mean")]
+    for key in means:
+        found.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    return found
+
+
+def _transformers_folder(folder: Path, config: dict[str, Any], weights: Path, asked: _Asked) -> SourceNetwork:
     transformers = _import("transformers", f"reading {folder}")
     try:
         module = transformers.AutoModelForImageClassification.from_pretrained(
@@ -204,7 +244,8 @@ def _transformers_folder(
         preprocess=preprocess,
         preprocess_from=f"{folder.name}/preprocessor_config.json" if preprocess else None,
         class_names=_labels(names) if isinstance(names, dict) else None,
-        size=size,
+        size=asked.size,
+        outputs=asked.outputs,
         origin=text_of(weights.name),
     )
 
@@ -215,15 +256,15 @@ def _labels(names: dict[str, Any]) -> tuple[str, ...] | None:
     return None if all(label == f"LABEL_{number}" for number, label in enumerate(ordered)) else tuple(ordered)
 
 
-def _hf(name: str, weights: str, size: tuple[int, int] | None) -> SourceNetwork:
+def _hf(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     if not Path(name).is_dir():
         raise UsageError(f"--model hf:{name} is not a folder; download the model first (hf download {name})")
     if weights != "pretrained":
         raise UsageError(f"--model hf:{name} brings its own weights; leave --weights out")
-    return open_folder(Path(name), size)
+    return open_folder(Path(name), asked)
 
 
-def _module(name: str, weights: str, size: tuple[int, int] | None) -> SourceNetwork:
+def _module(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     """``package.file:function``: the user asked for this code, so it is imported and called."""
     place, _, function = name.partition(":")
     if not function:
@@ -244,10 +285,12 @@ def _module(name: str, weights: str, size: tuple[int, int] | None) -> SourceNetw
         raise UsageError(f"{name} returns a {type(module).__name__}; it must return a torch.nn.Module")
     if weights not in WORDS:
         _load(module, _state_dict(Path(weights)), weights, name)
-    return network_of(module, size=size, origin=_origin(weights, f"module:{name}"))
+    return network_of(
+        module, size=asked.size, outputs=asked.outputs, origin=_origin(weights, f"module:{name}")
+    )
 
 
-_SCHEMES: dict[str, Callable[[str, str, tuple[int, int] | None], SourceNetwork]] = {
+_SCHEMES: dict[str, Callable[[str, str, _Asked], SourceNetwork]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "hf": _hf,

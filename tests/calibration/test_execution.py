@@ -106,6 +106,7 @@ CASES: dict[str, tuple[str, NDArray[np.float32], list[NDArray[Any] | None], dict
     "expand": ("Expand", normal(2, 6, 1, 1), [integers(1, 1, 3, 4)], {}),
     "tile": ("Tile", X, [integers(1, 2, 1, 3)], {}),
     "gather": ("Gather", X, [integers(-1, 0, 3)], {"axis": 1}),
+    "gather one of a vector": ("Gather", normal(5), [np.array(2)], {}),
     "gather one": ("Gather", X, [np.array(2)], {"axis": 2}),
     "depth to space": ("DepthToSpace", normal(1, 8, 3, 5), [], {"blocksize": 2}),
     "depth to space, CRD": ("DepthToSpace", normal(1, 8, 3, 5), [], {"blocksize": 2, "mode": "CRD"}),

@@ -209,14 +209,14 @@ def resnext() -> onnx.ModelProto:
     return writer.done(writer.head(x))
 
 
-def squeezed() -> onnx.ModelProto:
+def squeezed(heads: int = 2) -> onnx.ModelProto:
     """Squeeze and excitation in residual blocks."""
     writer = Writer((1, 12, 16))
     x = writer.relu(writer.conv("x", 8))
     for op in ("Sigmoid", "HardSigmoid"):
         inner = writer.conv(writer.relu(writer.conv(x, 8)), 8)
         x = writer.relu(writer.sum(writer.gate(inner, op), x))
-    return writer.done(writer.head(x), writer.head(x, 3))
+    return writer.done(*(writer.head(x, classes) for classes in (5, 3)[:heads]))
 
 
 def pre_activation() -> onnx.ModelProto:
@@ -265,6 +265,7 @@ def plain() -> onnx.ModelProto:
 
 
 FAMILIES: dict[str, Callable[[], onnx.ModelProto]] = {
-    "resnext": resnext, "squeezed": squeezed, "pre-activation": pre_activation, "mobile": mobile,
+    "resnext": resnext, "squeezed": lambda: squeezed(1), "two heads": squeezed, "pre-activation": pre_activation,
+    "mobile": mobile,
     "mobile with ReLU": lambda: mobile("relu"), "dense": dense, "plain": plain,
 }  # fmt: skip

@@ -133,6 +133,22 @@ def test_a_flattened_plane_repeats_its_channels() -> None:
     assert found.free(flat)
 
 
+def test_channels_are_shuffled_by_sizes_that_the_graph_computes() -> None:
+    writer = Writer((3, 4, 4))
+    x = writer.relu(writer.conv("x", 6))
+    shape = writer.add("Shape", [x], (4,), start=0, end=1)
+    split, joined = (writer.constant(np.array(sizes)) for sizes in ([2, 3, 4, 4], [6, 4, 4]))
+    parts = writer.add("Reshape", [x, writer.add("Concat", [shape, split], (5,), axis=0)], (2, 3, 4, 4))
+    turned = writer.add("Transpose", [parts], (3, 2, 4, 4), perm=[0, 2, 1, 3, 4])
+    back = writer.add("Reshape", [turned, writer.add("Concat", [shape, joined], (4,), axis=0)], (6, 4, 4))
+    model = writer.done(writer.head(back))
+    factors = random_factors(channel_groups(model))
+    x_ = np.random.default_rng(1).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    (before,), (after,) = run_onnx(model, x_), run_onnx(equalize(model, factors), x_)
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
+    assert len(factors[back]) == 6
+
+
 def test_a_mean_of_channels_pins_and_one_of_the_plane_does_not() -> None:
     for axes, expected in (([2, 3], True), ([1], False)):
         writer = Writer((3, 4, 4))

@@ -66,7 +66,7 @@ def test_folder_that_timm_saved(tmp_path: Path) -> None:
     timm = package("timm")
     module = timm.create_model("resnet18", num_classes=3)
     timm.models.save_for_hf(module, tmp_path, model_config={"label_names": ["a", "b", "c"]})
-    network = open_folder(tmp_path, size=(64, 64))
+    network = open_named(f"timm:{tmp_path}", size=(64, 64))
     assert network.class_names == ("a", "b", "c")
     assert network.preprocess is not None
     assert "config.json" in (network.preprocess_from or "")
@@ -130,7 +130,8 @@ CODE = """
 from torch import nn
 
 def make():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    body = nn.Sequential(*[nn.Sequential(nn.Conv2d(width, 4, 3), nn.ReLU()) for width in (3, 4, 4)])
+    return nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
 def number():
     return 3
@@ -144,8 +145,10 @@ def test_function_in_the_users_own_code(tmp_path: Path, monkeypatch: pytest.Monk
     network = open_named(f"{place}:make", "random", size=(16, 16))
     check(network, side=16)
     weights = tmp_path / "net.pth"
-    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), *[torch.nn.Identity()] * 3, torch.nn.Linear(4, 2))
-    torch.save(module.state_dict(), weights)
+    parts = {f"0.{index}.0": torch.nn.Conv2d(width, 4, 3) for index, width in enumerate((3, 4, 4))}
+    parts["3"] = torch.nn.Linear(4, 2)
+    own = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+    torch.save(own, weights)
     loaded = open_named(f"{place}:make", str(weights), size=(16, 16))
     assert loaded.checkpoint.source == "net.pth"
     assert loaded.checkpoint.sha256 != network.checkpoint.sha256
@@ -157,3 +160,33 @@ def test_function_in_the_users_own_code(tmp_path: Path, monkeypatch: pytest.Monk
     ):
         with pytest.raises(UsageError, match=said):
             open_named(name, "random", size=(16, 16))
+
+
+def test_backbone_of_a_detectors_checkpoint(tmp_path: Path) -> None:
+    models = package("torchvision.models")
+    torch.manual_seed(0)
+    detector = models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    path = tmp_path / "detector.pth"
+    torch.save(detector.state_dict(), path)
+    stages = ("c2", "c3", "c4", "c5")
+    network = open_named("torchvision:resnet50", str(path), size=(64, 64), outputs=stages)
+    assert tuple(output.name for output in network.graph.graph.output) == stages
+    x = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    with torch.inference_mode():
+        expected = detector.backbone.body(torch.from_numpy(x))["0"].numpy()
+    np.testing.assert_allclose(run(network, x), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    with pytest.raises(UsageError, match="--outputs c2,c3,c4,c5"):
+        open_named("torchvision:resnet50", str(path))
+
+
+def test_backbone_of_a_segmenters_checkpoint_is_dilated(tmp_path: Path) -> None:
+    models = package("torchvision.models")
+    torch.manual_seed(0)
+    segmenter = models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=3).eval()
+    path = tmp_path / "segmenter.pth"
+    torch.save(segmenter.state_dict(), path)
+    network = open_named("torchvision:resnet50", str(path), size=(64, 64), outputs=("c5",))
+    x = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    with torch.inference_mode():
+        expected = segmenter.backbone(torch.from_numpy(x))["out"].numpy()
+    np.testing.assert_allclose(run(network, x), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())

@@ -34,6 +34,8 @@ from rescompile.graph.shared.links import QUANTIZER_OPS, WEIGHTED_OPS, made_by, 
 from rescompile.graph.shared.metadata import CHANNELS, drop_entries, real_channels, real_channels_in
 
 _CHANNELS = 1
+FEWEST_CHANNELS, CHANNEL_STEP = 16, 8
+"""INT8 kernels take at least as many channels, or a multiple of the step."""
 
 
 def add_constant_channels(graph: gs.Graph, readers: list[gs.Node]) -> None:
@@ -52,7 +54,7 @@ def add_constant_channels(graph: gs.Graph, readers: list[gs.Node]) -> None:
         group = groups.of(reader.inputs[0])
         extra[group] = max(extra.get(group, 0), _needed(reader))
     extra = {group: count for group, count in extra.items() if count}
-    counts = {group: groups.channels[group] + count for group, count in extra.items()}
+    counts = {group: _fitting(groups.channels[group] + count) for group, count in extra.items()}
     for tensor in groups.tensors(counts):
         graph.rescompile_metadata[CHANNELS + tensor.name] = str(groups.channels[groups.of(tensor)])
     _set_channels(graph, groups, counts)
@@ -112,6 +114,11 @@ def is_balanced(reader: gs.Node) -> bool:
         return not sums.any()
     largest = np.abs(values.astype(np.float64)).max(axis=_CHANNELS, initial=0.0)
     return bool((np.abs(sums) <= largest * float(np.finfo(values.dtype).eps) * values.shape[_CHANNELS]).all())
+
+
+def _fitting(count: int) -> int:
+    """``count`` channels or more, so that INT8 kernels take them: at least 16, or a multiple of 8."""
+    return count if count >= FEWEST_CHANNELS else -(-count // CHANNEL_STEP) * CHANNEL_STEP
 
 
 def _needed(reader: gs.Node) -> int:

@@ -135,7 +135,7 @@ def test_all_methods_together_against_rounding_to_the_nearest(family: str) -> No
 
 
 def test_several_outputs_count_alike_and_a_trailing_softmax_hides_nothing() -> None:
-    model = FAMILIES["squeezed"]()
+    model = FAMILIES["two heads"]()
     ends = [entry.name for entry in model.graph.output]
     assert len(ends) == 2
     model.graph.node.append(helper.make_node("Softmax", [ends[0]], ["p"], name="p"))
@@ -144,7 +144,7 @@ def test_several_outputs_count_alike_and_a_trailing_softmax_hides_nothing() -> N
 
 
 def test_a_gate_keeps_its_unit() -> None:
-    model = FAMILIES["squeezed"]()
+    model = FAMILIES["two heads"]()
     groups = channel_groups(model)
     assert groups.pinning == ("Sigmoid", "HardSigmoid")
     assert all(groups.free(name) for name in quantizable(model) if name != "x")
