@@ -48,6 +48,12 @@ TABLE: dict[str, tuple[list[str], dict[str, int], int]] = {
     "dilated": (RESNET, {}, 2),
     "concat": (["stem", "layer1.0", "layer2.0", "layer2.1", "fc"], {}, 2),
     "group-norm": (RESNET, {"InstanceNormalization": 2, "Mul": 2, "Add": 2, BEHIND_ADD: 2}, 0),
+    "context": (
+        ["stem", "layer1.0", "head1", "head2", "head3", "head4"],
+        {"GlobalAveragePool": 1, "a gate, which sees one pixel": 1, "Resize": 2},
+        1,
+    ),
+    "ensemble": (["net1.stem", "net2.stem", "net1.layer1.0", "net2.layer1.0", "fc"], {"ReduceMean": 1}, 2),
     "mlp-head": (["stem", "layer1.0", "fc"], {}, 1),
     "upsampled": (["stem", "layer1.0", "layer1.1", "fc"], {"Resize": 1}, 1),
 }

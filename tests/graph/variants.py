@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 WIDTH = 16
 
@@ -91,6 +92,36 @@ class Joined(nn.Module):
         return torch.cat([self.left(x).relu(), self.right(x).relu()], 1)
 
 
+class Context(nn.Module):
+    """What the whole image shows, beside every pixel, in the size of the input: as segmentation does it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.left, self.pooled, self.joined = (
+            conv(width, width),
+            nn.Conv2d(width, width, 1),
+            conv(2 * width, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        whole = self.pooled(x.mean((2, 3), keepdim=True)).relu()
+        spread = F.interpolate(whole, size=size, mode="bilinear", align_corners=False)
+        made = self.joined(torch.cat([self.left(x).relu(), spread], 1)).relu()
+        return F.interpolate(made, size=(16, 16), mode="bilinear", align_corners=False)
+
+
+class Mean(nn.Module):
+    """Networks that read one image."""
+
+    def __init__(self, *members: nn.Module) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([member(x) for member in self.members]).mean(0)
+
+
 class Heads(nn.Module):
     """Two answers of one network."""
 
@@ -145,6 +176,8 @@ VARIANTS: dict[str, Callable[[], nn.Module]] = {
         Residual(WIDTH, WIDTH, after=nn.GroupNorm(4, WIDTH)),
         Residual(WIDTH, 32, 2, after=nn.GroupNorm(4, 32)),
     ),
+    "context": lambda: network(Residual(WIDTH, 32, 2), Context(32)),
+    "ensemble": lambda: Mean(network(Residual(WIDTH, 32, 2)), network(Residual(WIDTH, 32, 2))),
     "mlp-head": lambda: network(
         Residual(WIDTH, 32, 2), head=nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 10))
     ),

@@ -234,6 +234,9 @@ def _free_batch(graph: gs.Graph) -> None:
     """Let every Reshape take the number of images from its input, and forget sizes that fix it elsewhere."""
     batch = graph.inputs[0].shape[0]
     for node in graph.nodes:
+        if node.op == "Resize":
+            _scale(node)
+    for node in graph.nodes:
         if node.op != "Reshape" or not isinstance(node.inputs[1], gs.Constant):
             continue
         sizes, before = node.inputs[1].values.tolist(), node.inputs[0].shape
@@ -241,3 +244,14 @@ def _free_batch(graph: gs.Graph) -> None:
         if sizes and before and sizes[0] == before[0] == batch and not zero_is_a_size:
             node.inputs[1] = gs.Constant(f"{node.outputs[0].name}.shape", np.array([0, *sizes[1:]], np.int64))
             node.attrs.pop("allowzero", None)
+
+
+def _scale(resize: gs.Node) -> None:
+    """Let a Resize to a fixed size of height and width say by what it multiplies them; the batch is not its matter."""
+    before, sizes = resize.inputs[0].shape, resize.inputs[3] if len(resize.inputs) > 3 else None
+    if not isinstance(sizes, gs.Constant) or not before or len(before) != 4 or "axes" in resize.attrs:
+        return
+    after = sizes.values.tolist()
+    scales = np.array([1, 1, after[2] / before[2], after[3] / before[3]], np.float32)
+    if after[:2] == list(before[:2]) and (np.floor(np.array(before) * scales) == after).all():
+        resize.inputs = [*resize.inputs[:2], gs.Constant(f"{resize.outputs[0].name}.scales", scales)]

@@ -74,7 +74,7 @@ def block_tree(flow: Flow) -> Tree:
         block.nodes = [index for index in block.nodes if tree.owner[index] is block]
     _add_stems_and_chains(tree)
     _add_heads_and_units(tree)
-    tree.blocks.sort(key=lambda block: block.nodes[0])
+    tree.blocks.sort(key=lambda block: block.nodes[-1])
     for block in tree.blocks:
         own = set(block.nodes)
         exits = [i for i in block.nodes if i in flow.outputs or not own.issuperset(flow.behind[i])]

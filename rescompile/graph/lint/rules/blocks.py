@@ -52,7 +52,8 @@ def fp16_blocks(subject: Subject) -> Findings:
             dequantized = made_by(tensor) == "DequantizeLinear"
             if border and not dequantized:
                 yield f"'{node.name}' reads the end of an INT8 block without Q/DQ: put that pair back"
-            if dequantized and not border:
+            shared = any(other.op in WEIGHTED_OPS and is_quantized(other) for other in consumers(tensor))
+            if dequantized and not border and not shared:
                 yield f"'{node.name}' reads Q/DQ although nothing in front of it is INT8: remove that pair"
 
 
@@ -121,7 +122,11 @@ def max_pool_passes(subject: Subject) -> Findings:
 def global_pool(subject: Subject) -> Findings:
     """The global average pool is a GlobalAveragePool with Q/DQ on both sides or on none."""
     for node in subject.nodes("ReduceMean"):
-        yield f"'{node.name}' averages with ReduceMean, which is not a pooling layer: export it as GlobalAveragePool"
+        if node.name not in subject.floating:
+            yield (
+                f"'{node.name}' averages with ReduceMean, which is not a pooling layer: export it as "
+                "GlobalAveragePool"
+            )
     if subject.precision != "int8":
         return
     for pool in subject.nodes("GlobalAveragePool"):
