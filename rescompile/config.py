@@ -277,7 +277,7 @@ class BuildConfig:
             )
 
     @property
-    def image_sets(self) -> tuple[Path | None, ...]:
+    def image_sets(self) -> tuple[object, ...]:
         """The sets that came with the build, those with labels more likely first."""
         return (self.validation_set, self.calibration.images)
 

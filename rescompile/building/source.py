@@ -99,7 +99,7 @@ class Source:
         )
 
 
-def open_source(config: ModelConfig, progress: Progress, labelled: Sequence[Path | None] = ()) -> Source:
+def open_source(config: ModelConfig, progress: Progress, labelled: Sequence[object] = ()) -> Source:
     """Load, export and fold the network of ``config``.
 
     ``labelled`` are image sets that may have labels: they decide where weights alone leave the function open.
@@ -116,7 +116,7 @@ def open_source(config: ModelConfig, progress: Progress, labelled: Sequence[Path
     return _from_weights_alone(config, progress, labelled)
 
 
-def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Sequence[Path | None]) -> Source:
+def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Sequence[object]) -> Source:
     """The network that a file's weights show: one of the registry, or any other."""
     from rescompile.sources.checkpoint import fits_registry, read_weights
     from rescompile.sources.foreign_weights import Trial, open_foreign
@@ -138,13 +138,13 @@ def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Seque
 
 
 def _labelled_images(
-    config: ModelConfig, sets: Sequence[Path | None], plan: Plan, classes: int
+    config: ModelConfig, sets: Sequence[object], plan: Plan, classes: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
     """Normalized images with labels of ``classes`` classes, from the first set that has them."""
     default = IMAGENET if plan.maxpool else CIFAR
     preprocess = config.preprocess.apply(default, channels=plan.channels)
     for path in sets:
-        images = None if path is None else open_image_set(path, limit=TRIAL_IMAGES)
+        images = None if not isinstance(path, Path) else open_image_set(path, limit=TRIAL_IMAGES)
         if images is not None and images.labels is not None and images.labels_fit(classes):
             pixels = np.concatenate([batch.images for batch in images.batches(preprocess, TRIAL_IMAGES)])
             return normalize(pixels, preprocess), images.labels

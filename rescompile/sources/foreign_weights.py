@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -171,7 +171,7 @@ def export_module(network: torch.nn.Module, shape: tuple[int, int, int]) -> onnx
     """The ONNX graph of a module for images [N, C, H, W] of one shape, any number of them."""
     import onnx
 
-    stream = io.BytesIO()
+    stream: Any = io.BytesIO()  # the exporter writes to streams, too
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter says on every call that there is a newer one
         torch.onnx.export(
