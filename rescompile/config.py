@@ -276,6 +276,11 @@ class BuildConfig:
                 "--calibration-set instead, or name the blocks"
             )
 
+    @property
+    def image_sets(self) -> tuple[object, ...]:
+        """The sets that came with the build, those with labels more likely first."""
+        return (self.validation_set, self.calibration.images)
+
     def output_of(self, network: str, backend: str) -> Path:
         """The directory that was asked for, or ``resnet101-int8-openvino`` in the working directory."""
         return self.output or Path(f"{network}-{self.precision}-{backend}")

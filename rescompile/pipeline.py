@@ -29,7 +29,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     backend, notes = engine_directory.backend_for(config)
     rest_type = backend.rest_type(config.precision)
     with clock.stage("load"):
-        source = task.with_task(open_source(config.model, progress), config)
+        source = task.with_task(open_source(config.model, progress, config.image_sets), config)
         named = mixed_precision.named_blocks(source, config)
     with atomic_directory(config.output_of(source.name, backend.name), force=config.force) as staging:
         folder = staging.folder

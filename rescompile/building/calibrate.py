@@ -75,7 +75,7 @@ def calibrate_network(
     check_output_file(output)
     clock = StageClock(progress)
     with clock.stage("load"):
-        source = open_source(model, progress)
+        source = open_source(model, progress, (calibration.images,))
     with clock.stage("calibrate"):
         calibrated = calibrate(source, calibration, progress)
     calibrated.table.write(output)

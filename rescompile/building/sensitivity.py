@@ -21,7 +21,7 @@ def rank_blocks(
     positive(count, "--images")
     clock = StageClock(progress)
     with clock.stage("load"):
-        source = open_source(model, progress)
+        source = open_source(model, progress, (calibration.images,))
     with clock.stage("calibrate"):
         calibrated = calibrate(source, calibration, progress)
     with clock.stage("quantize"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from calibration.images import open_image_set
 from calibration.names import text_of
-from calibration.preprocess import CIFAR, IMAGENET, Preprocess, size_words
+from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize, size_words
 from rescompile.building.fidelity import check_against_file, check_against_function
 from rescompile.config import ModelConfig
-from rescompile.errors import UsageError
+from rescompile.errors import CheckpointError, UsageError
 from rescompile.graph.fold import fold
 from rescompile.graph.placement import place
 from rescompile.graph.shared.metadata import float_reasons
@@ -38,8 +40,10 @@ from rescompile.sources.preprocess_options import PreprocessOptions
 from rescompile.sources.schemes import has_scheme
 
 if TYPE_CHECKING:
+    from rescompile.models.planned import Plan
     from rescompile.models.resnet import ResNet
     from rescompile.models.specification import ModelSpec
+    from rescompile.sources.checkpoint import Weights
 
 IMAGENET_CLASSES = 1000
 PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}
@@ -48,6 +52,8 @@ NO_TRACE = (
     "the weights alone were read as a usual {}: dilation, padding modes and pools leave no trace in them; if the "
     "network differs there, pass it with --onnx, or the live module to rescompile.build"
 )
+TRIAL_IMAGES = 200
+"""Labelled images on which readings of weights are tried."""
 SMALL_IMAGE = 64
 """Networks of other families that take images of at most this side are trained on whole small images, as CIFAR's."""
 
@@ -93,15 +99,56 @@ class Source:
         )
 
 
-def open_source(config: ModelConfig, progress: Progress) -> Source:
+def open_source(config: ModelConfig, progress: Progress, labelled: Sequence[object] = ()) -> Source:
     """Load, export and fold the network of ``config``.
+
+    ``labelled`` are image sets that may have labels: they decide where weights alone leave the function open.
 
     Raises:
         UsageError: unknown model, or options that do not fit it.
         CheckpointError, DownloadError, GraphError: the weights or the graph cannot be used.
     """
     network = config.network or _brought(config)
-    return source_of(network, config) if network is not None else _from_weights(config, progress)
+    if network is not None:
+        return source_of(network, config)
+    if config.depth is not None or config.model is not None or config.weights in PRETRAINED:
+        return _from_weights(config, progress, None)
+    return _from_weights_alone(config, progress, labelled)
+
+
+def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Sequence[object]) -> Source:
+    """The network that a file's weights show: one of the registry, or any other."""
+    from rescompile.sources.checkpoint import fits_registry, read_weights
+    from rescompile.sources.foreign_weights import Trial, open_foreign
+
+    weights = read_weights(Path(config.weights), config.entry)
+    if fits_registry(weights):
+        return _from_weights(config, progress, weights)
+    trial = Trial(images=partial(_labelled_images, config, labelled), stride_on=config.stride_on)
+    crop = config.preprocess.crop
+    try:
+        network = open_foreign(weights, trial, (crop, crop) if isinstance(crop, int) else crop)
+    except CheckpointError:
+        if weights.spec is None:
+            raise
+        # almost a network of the registry: what is missing from it says more
+        return _from_weights(config, progress, weights)
+    note = NO_TRACE.format(network.name)
+    return source_of(replace(network, notes=(*network.notes, note)), config)
+
+
+def _labelled_images(
+    config: ModelConfig, sets: Sequence[object], plan: Plan, classes: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
+    """Normalized images with labels of ``classes`` classes, from the first set that has them."""
+    default = IMAGENET if plan.maxpool else CIFAR
+    preprocess = config.preprocess.apply(default, channels=plan.channels)
+    for path in sets:
+        images = None if not isinstance(path, Path) else open_image_set(path, limit=TRIAL_IMAGES)
+        if images is not None and images.labels is not None and images.labels_fit(classes):
+            pixels = np.concatenate([batch.images for batch in images.batches(preprocess, TRIAL_IMAGES)])
+            return normalize(pixels, preprocess), images.labels
+    return None
 
 
 def _brought(config: ModelConfig) -> SourceNetwork | None:
@@ -119,10 +166,10 @@ def _brought(config: ModelConfig) -> SourceNetwork | None:
     return None
 
 
-def _from_weights(config: ModelConfig, progress: Progress) -> Source:
+def _from_weights(config: ModelConfig, progress: Progress, weights: Weights | None) -> Source:
     from rescompile.graph.export import export
 
-    spec, model, checkpoint, default, remarks = _network(config, progress)
+    spec, model, checkpoint, default, remarks = _network(config, progress, weights)
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
     graph = place(fold(export(model, image_size=preprocess.size)))
     check_against_function(graph, partial(_answers, model), None)
@@ -145,7 +192,7 @@ def _from_weights(config: ModelConfig, progress: Progress) -> Source:
 
 
 def _network(
-    config: ModelConfig, progress: Progress
+    config: ModelConfig, progress: Progress, weights: Weights | None
 ) -> tuple[ModelSpec, ResNet, CheckpointRef, Preprocess, tuple[str, ...]]:
     """The network in PyTorch, the origin of its weights, the preprocessing it expects, and remarks for the user."""
     from rescompile.models import registry
@@ -167,7 +214,7 @@ def _network(
     else:
         assert spec is not None
         path = pretrained.fetch_pretrained(spec, version, progress=progress.advanced)
-    loaded = checkpoints.load_checkpoint(path, config.entry)
+    loaded = checkpoints.checkpoint_of(weights or checkpoints.read_weights(path, config.entry))
     remarks = loaded.notes
     if spec is None:
         spec = with_options(checkpoints.spec_of(loaded))

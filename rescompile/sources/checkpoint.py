@@ -45,6 +45,71 @@ class Checkpoint:
     """Whether the layers were found by order and shapes, under names that nobody here knows."""
 
 
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """The tensors of one network, float32 on the CPU, with torchvision's names where they are known."""
+
+    state_dict: dict[str, Tensor]
+    path: Path
+    notes: tuple[str, ...]
+    """Which entry was taken, what was left out."""
+    unused: frozenset[str]
+    """Norms that no batch has passed in training."""
+    foreign: bool
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file, in hexadecimal."""
+        return _hash(self.path)
+
+    @property
+    def source(self) -> str:
+        """Name of the file."""
+        return text_of(self.path.name)
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """The network of the registry that names and shapes show; tensors may be missing from it."""
+        return identify(self.state_dict) if "fc.weight" in self.state_dict else None
+
+
+def read_weights(path: Path, entry: str | None = None) -> Weights:
+    """The weights of one network in a file, or in its ``entry``, read without running any code in the file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not hold the weights of one network.
+    """
+    taken = entry_of(read_payload(path), path, entry)
+    named = canonical(taken.tensors, path, entry if entry != taken.path else None)
+    return Weights(
+        named.state_dict, path, (*taken.notes, *named.notes), _unused_norms(taken.tensors), named.foreign
+    )
+
+
+def _unused_norms(tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """Norms in their first state, where others have counted batches."""
+    end = f".{_COUNTER}"
+    counts = {name.removesuffix(end): int(t) for name, t in tensors.items() if name.endswith(end)}
+    if not any(counts.values()):
+        return frozenset()
+
+    def is_untouched(name: str) -> bool:
+        mean, var = (tensors.get(f"{name}.running_{role}") for role in ("mean", "var"))
+        return mean is not None and var is not None and not mean.any() and bool((var == 1).all())
+
+    return frozenset(name for name, count in counts.items() if count == 0 and is_untouched(name))
+
+
+def fits_registry(weights: Weights) -> bool:
+    """Whether the weights are exactly those of a network that the registry makes."""
+    if weights.spec is None:
+        return False
+    with torch.device("meta"):
+        expected = create(weights.spec, max(1, len(weights.state_dict["fc.weight"]))).state_dict()
+    shapes = {name: tensor.shape for name, tensor in expected.items() if not name.endswith(_COUNTER)}
+    return shapes == {name: tensor.shape for name, tensor in weights.state_dict.items()}
+
+
 def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     """Read a .pth, .th, .pt or .safetensors file without running any code in it.
 
@@ -55,9 +120,16 @@ def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: the file cannot be read, or does not hold a ResNet of a supported kind.
     """
-    taken = entry_of(read_payload(path), path, entry)
-    named = canonical(taken.tensors, path, entry if entry != taken.path else None)
-    state_dict = named.state_dict
+    return checkpoint_of(read_weights(path, entry))
+
+
+def checkpoint_of(weights: Weights) -> Checkpoint:
+    """The weights as those of a network of the registry.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    state_dict, path = weights.state_dict, weights.path
     kind = variant(state_dict)
     if kind is not None:
         raise CheckpointError(f"{path} holds {kind}, which cannot be built from weights alone: {OTHER_WAYS}")
@@ -70,8 +142,9 @@ def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     classifier = state_dict["fc.weight"]
     if classifier.ndim != 2 or classifier.shape[0] < 1:
         raise CheckpointError(f"{path}: fc.weight has shape {_shape(classifier)}, not [classes, features]")
-    notes = (*taken.notes, *named.notes)
-    return Checkpoint(state_dict, _hash(path), text_of(path.name), classifier.shape[0], notes, named.foreign)
+    return Checkpoint(
+        state_dict, weights.sha256, weights.source, classifier.shape[0], weights.notes, weights.foreign
+    )
 
 
 def spec_of(checkpoint: Checkpoint) -> ModelSpec:
@@ -104,7 +177,7 @@ def build_model(spec: ModelSpec, checkpoint: Checkpoint) -> ResNet:
     expected = model.state_dict()
     counters = {name: torch.zeros((), dtype=torch.long) for name in expected if name.endswith(_COUNTER)}
     _check_fit({name: tensor for name, tensor in expected.items() if name not in counters}, spec, checkpoint)
-    _check_values(checkpoint)
+    check_values(checkpoint.state_dict, checkpoint.source)
     model.to_empty(device="cpu").load_state_dict({**checkpoint.state_dict, **counters})
     return model.eval()
 
@@ -148,18 +221,23 @@ def _check_fit(expected: Mapping[str, Tensor], spec: ModelSpec, checkpoint: Chec
         )
 
 
-def _check_values(checkpoint: Checkpoint) -> None:
-    for name, tensor in checkpoint.state_dict.items():
+def check_values(state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Refuse values that no network can have.
+
+    Raises:
+        CheckpointError: NaN, infinity or a negative variance.
+    """
+    for name, tensor in state_dict.items():
         bad = int(tensor.numel() - torch.isfinite(tensor).sum())
         if bad:
             raise CheckpointError(
-                f"{checkpoint.source}: {name} has {bad} of {tensor.numel()} values NaN or infinite: "
+                f"{source}: {name} has {bad} of {tensor.numel()} values NaN or infinite: "
                 "the training diverged or the file is damaged, pass another checkpoint"
             )
         if name.endswith("running_var") and (tensor + _BATCH_NORM_EPS <= 0).any():
             channel = int(tensor.argmin())
             raise CheckpointError(
-                f"{checkpoint.source}: {name} is negative ({tensor[channel].item():g} in channel {channel}), "
+                f"{source}: {name} is negative ({tensor[channel].item():g} in channel {channel}), "
                 "which a variance cannot be: the file is damaged, pass another checkpoint"
             )
 

@@ -110,8 +110,9 @@ def _joined(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
 
 def _own_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     known = {initializer.name for initializer in model.graph.initializer}
-    return next(value for value in model.graph.input if value.name not in known)
+    own: onnx.ValueInfoProto = next(value for value in model.graph.input if value.name not in known)
+    return own
 
 
 def _opset(model: onnx.ModelProto) -> int:
-    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))

@@ -60,16 +60,29 @@ def _latin1(text: object, encoding: object = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+class _Call:
+    """A function of torch that the file may call but not change: BUILD would set attributes of the function itself."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        return
+
+
 _DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _KNOWN: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "_codecs.encode": _latin1,
     "torch.Size": torch.Size,
-    "torch.nn.parameter.Parameter": torch.nn.Parameter,
-    "torch.nn.Parameter": torch.nn.Parameter,
-    "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
-    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+    "torch._utils._rebuild_tensor": _Call(torch._utils._rebuild_tensor),
+    "torch._utils._rebuild_tensor_v2": _Call(torch._utils._rebuild_tensor_v2),
+    "torch._utils._rebuild_parameter": _Call(torch._utils._rebuild_parameter),
     **_DTYPES,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import zipfile
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rescompile.sources.inert_pickle import StandIn, load_inert, stand_ins
+from rescompile.sources.inert_pickle import StandIn, _InertPickle, load_inert, stand_ins
 
 TOUCH = "touch {}"
 
@@ -94,3 +95,10 @@ def test_containers_are_plain_afterwards(tmp_path: Path) -> None:
     found = load_inert(archive(tmp_path, hostile("true")["ordered dict with methods"]))
     assert type(found) is dict
     assert list(found.items()) == []
+
+
+def test_no_function_of_torch_is_changed_by_state():
+    rebuild = torch._utils._rebuild_tensor_v2
+    state = b"N}X\x0c\x00\x00\x00__defaults__(K\x01ts\x86b."
+    _InertPickle.load(io.BytesIO(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + state))
+    assert rebuild.__defaults__ == (None,)

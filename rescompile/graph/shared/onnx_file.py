@@ -15,7 +15,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
     """The ONNX graph in ``path``.
 
     Raises:
-        GraphError: the file cannot be read, or is not an ONNX graph of one input and one output.
+        GraphError: the file cannot be read, or is not an ONNX graph of one input with an output.
     """
     from google.protobuf.message import DecodeError
 
@@ -26,6 +26,6 @@ def read_graph(path: Path) -> onnx.ModelProto:
         raise GraphError(f"{path} cannot be read as ONNX ({reason}); {REMEDY}") from None
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = [entry for entry in proto.graph.input if entry.name not in constants]
-    if len(inputs) != 1 or len(proto.graph.output) != 1:
-        raise GraphError(f"{path} is not a network with one image input and one output; {REMEDY}")
+    if len(inputs) != 1 or not proto.graph.output:
+        raise GraphError(f"{path} is not a network with one image input and an output; {REMEDY}")
     return proto
