@@ -178,7 +178,8 @@ class _Block(nn.Module):
         first = y = F.relu(self.norms[0](x))
         for index, conv in enumerate(self.convs):
             y = conv(y if index == 0 else F.relu(self.norms[index](y)))
-        return self.gate(y) + self._skip(x if self.shortcut is None else first)
+        gated: Tensor = self.gate(y)
+        return gated + self._skip(x if self.shortcut is None else first)
 
     def _skip(self, x: Tensor) -> Tensor:
         if self.shortcut is not None:
