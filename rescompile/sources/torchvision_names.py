@@ -99,7 +99,7 @@ def _take_head(found: dict[str, Tensor], outside: dict[str, Tensor], path: Path)
     """Make ``fc`` of the one layer that reads the last block's features; the sentences for the user.
 
     Raises:
-        CheckpointError: several layers may be the head.
+        CheckpointError: several layers may be the head, and they do not follow one another.
     """
     last = [name for name in found if re.fullmatch(r"layer\d+\.\d+\.conv\d\.weight", name)][-1]
     features = found[last].shape[0]
@@ -112,7 +112,10 @@ def _take_head(found: dict[str, Tensor], outside: dict[str, Tensor], path: Path)
         notes.append(
             f"the classifier is '{next(iter(own))}'; the one inside of the backbone, 'fc', was left out"
         )
-    heads = own | linear_layers(inner)
+    heads = linear_layers(inner) | own
+    if len(heads) > 1 and _is_chain(list(heads.values()), features):
+        found.update({name: outside.pop(name) for name in list(outside) if name.rpartition(".")[0] in heads})
+        return notes
     if len(heads) > 1:
         listed = ", ".join(f"{name} {list(shape[:2])}" for name, shape in heads.items())
         raise CheckpointError(f"{path} has several layers that may be its head ({listed}): {_NO_TRACE}")
@@ -130,6 +133,12 @@ def _take_head(found: dict[str, Tensor], outside: dict[str, Tensor], path: Path)
     if head != "fc" and not notes:
         notes.append(f"the classifier is '{head}'")
     return notes
+
+
+def _is_chain(shapes: list[tuple[int, ...]], features: int) -> bool:
+    """Whether each layer reads what the one before it writes, the first one the features (fastai pools them twice)."""
+    reads = [shape[1] for shape in shapes]
+    return reads[0] in {features, 2 * features} and reads[1:] == [shape[0] for shape in shapes[:-1]]
 
 
 def linear_layers(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
