@@ -70,7 +70,7 @@ class NetworkOptions:
     outputs: Annotated[
         str | None,
         _network(
-            "Return inner modules of --model timm:… and the like: c2,c3,c4,c5, or PyTorch's names.",
+            "Return inner modules of --model timm:NAME and the like: c2,c3,c4,c5, or PyTorch's names.",
             metavar="NAMES",
         ),
     ] = None

@@ -19,7 +19,16 @@ from rescompile.backends.triton.plan import Plan
 from rescompile.backends.triton.plan_file import write_plan
 from rescompile.backends.triton.planning import assemble
 from rescompile.backends.triton.weights import write_weights
-from rescompile.manifest import FORMAT, Batch, CheckpointRef, FileDigest, Manifest, Precision, TensorSpec
+from rescompile.manifest import (
+    FORMAT,
+    Batch,
+    CheckpointRef,
+    FileDigest,
+    Manifest,
+    OutputSpec,
+    Precision,
+    TensorSpec,
+)
 from rescompile.manifest import TRITON_PLAN as PLAN
 from rescompile.manifest import TRITON_WEIGHTS as WEIGHTS
 from tests.backends.triton.networks import CLASSES, SIDES, network
@@ -74,9 +83,16 @@ def manifest_of(plan: Plan) -> Manifest:
         target=plan.target,
         batch=Batch(batches[0], batches[-1], batches[-1]),
         inputs=(TensorSpec("input", shape, "uint8" if layout == "NHWC" else "float32", layout),),
-        outputs=(TensorSpec("logits", (-1, CLASSES), "float32", "NC"),),
+        outputs=(
+            OutputSpec(
+                "logits",
+                (-1, CLASSES),
+                "float32",
+                "NC",
+                labels=tuple(f"class {index}" for index in range(CLASSES)),
+            ),
+        ),
         preprocess=msgspec.structs.replace(CIFAR, resize=None, crop=32),
-        classes=tuple(f"class {index}" for index in range(CLASSES)),
         checkpoint=CheckpointRef("0" * 64, "random"),
         calibration=None,
         golden_relative_rms=5e-2,
