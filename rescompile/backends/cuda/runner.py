@@ -120,10 +120,11 @@ class CudaRunner(Generic[ExecutorT]):
         imported = isinstance(images, DeviceImages) and len(images) > 0
         check_batch(max(len(images), self._batch.min) if imported else len(images), self._batch)
         lent = self._slots.slot()
-        with lent.lock, self._context.current():
+        with lent.lock:
             slot, executor = lent.resource()
-            rows = executor.rows(len(images))
-            return slot.run(images, rows, lambda address: executor.enqueue(rows, address))
+            with self._context.current():
+                rows = executor.rows(len(images))
+                return slot.run(images, rows, lambda address: executor.enqueue(rows, address))
 
     def import_images(self, given: object) -> DeviceImages:
         """The images of ``given``, an array on a CUDA device: see ``base.ZeroCopyRunner``."""

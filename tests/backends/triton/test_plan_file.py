@@ -20,7 +20,7 @@ from rescompile.backends.triton.weights import read_weights, write_weights
 from rescompile.errors import EngineError
 from rescompile.manifest import TRITON_PLAN as PLAN
 from rescompile.manifest import TRITON_WEIGHTS as WEIGHTS
-from rescompile.manifest import Batch
+from rescompile.manifest import Batch, OutputSpec
 from tests.backends.triton.planned import make_plan, manifest_of
 
 Body = dict[str, Any]
@@ -180,7 +180,7 @@ def test_a_plan_that_lies_is_refused(lie: str, written: tuple[Path, Plan], tmp_p
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("classes", ("one",), "the manifest describes another"),
+        ("outputs", (OutputSpec("logits", (-1, 1), "float32", "NC"),), "the manifest describes another"),
         ("precision", "fp16", "the manifest describes another"),
         ("target", "sm_80", "it is for sm_90, the manifest says sm_80"),
         ("batch", Batch(1, 1, 64), "it takes batches of 1 to 3, the manifest says 1:1:64"),
