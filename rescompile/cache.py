@@ -3,7 +3,7 @@
 A compiled engine is stored as ``<SHA-256 of the content, 32 bytes><content>``, in a file named by a key of everything
 that it depends on. A file that is damaged, or that cannot be read or written, counts as missing. So does one that
 another user could have written, because a compiled engine is code: the folder and its files must belong to this user or
-to root, and nobody else may write them.
+to root, and other users may not write them.
 """
 
 from __future__ import annotations
@@ -85,10 +85,11 @@ class CompiledEngines:
                 stream.write(content)
             self._prune()
 
-    def forget(self, key: str) -> None:
-        """Remove the content stored for ``key``."""
+    def forget(self, key: str) -> bool:
+        """Remove the content stored for ``key``; whether it is gone."""
         with suppress(OSError):
             self._path(key).unlink(missing_ok=True)
+        return not self._path(key).exists()
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.blob"
@@ -107,7 +108,7 @@ def _own_bytes(path: Path) -> bytes:
 
     Raises:
         OSError: it cannot be read.
-        PermissionError: somebody else could have written it.
+        PermissionError: another user could have written it.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as stream:

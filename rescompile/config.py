@@ -23,7 +23,7 @@ from rescompile.manifest import Batch, OutputKind, Precision
 from rescompile.report import Limits
 from rescompile.sources.network import SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
-from rescompile.sources.schemes import has_scheme
+from rescompile.sources.schemes import SCHEMES, has_scheme
 
 InputFormat = Literal["float32-nchw", "uint8-nhwc"]
 Fp16Blocks = Literal["auto", "none"] | tuple[str, ...]
@@ -125,6 +125,11 @@ class ModelConfig:
     """A network that a program holds, such as ``sources.modules.network_of(module)``."""
 
     def __post_init__(self) -> None:
+        if self.model is not None and ":" in self.model and not has_scheme(self.model):
+            schemes = ", ".join(f"{scheme}:" for scheme in SCHEMES)
+            raise UsageError(
+                f"--model {self.model} begins with none of {schemes}; begin with one of these, or pass a plain name"
+            )
         named = [flag for flag, value in self._sources() if value is not None]
         if len(named) > 1:
             raise UsageError(f"{' and '.join(named)} both name the network; pass one of them")

@@ -170,3 +170,10 @@ def test_float_engines_take_no_calibration(precision: Any, source: str) -> None:
 )
 def test_one_name_of_the_network_is_enough(fields: dict[str, Any]) -> None:
     assert ModelConfig(**fields).seed == 0
+
+
+def test_a_name_with_an_unknown_scheme_is_told_the_known_ones() -> None:
+    with pytest.raises(
+        UsageError, match="--model keras:resnet begins with none of timm:, torchvision:, hf:, module:"
+    ):
+        ModelConfig(model="keras:resnet")

@@ -21,7 +21,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     failed: str | None = None
-    """Why there is no fp32 file to start from."""
+    """The reason why the fp32 file could not be made."""
     results: tuple[Result, ...] = ()
 
 

@@ -155,7 +155,7 @@ def _places(folder: Path, names: tuple[str, ...], known: Sequence[str] | None) -
         others = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
         named = ", ".join(f"'{text_of(name)}'" for name in strangers[:3])
         raise ImageSetError(
-            f"{folder} has folders that are no class of the network ({named}{others}), while others are: rename or "
+            f"{folder} has folders that are not classes of the network ({named}{others}), while others are: rename or "
             "remove them, or correct --classes"
         )
     twice = [name for name, places in found.items() if len(places) > 1]

@@ -72,7 +72,7 @@ class _Walk:
         self._uses = Counter(name for node in model.graph.node for name in node.input)
         image = model.graph.input[0].name
         self.ids: dict[str, Ids] = {image: self.sets.new(self._channels(image))}
-        """Of every tensor that depends on the input."""
+        """The groups of every tensor that depends on the input."""
         self.pinning: dict[str, None] = {}
 
     def visit(self, node: Node) -> None:

@@ -41,7 +41,7 @@ ADVICE = (
 def misfit(answers: Answers, class_names: Sequence[str], *, least: float | None = None) -> str | None:
     """What is wrong between the network and the labels, in one sentence; None where they fit or nothing can be said.
 
-    ``least`` is the top-1 that the user asked for; he knows what is chance, and is not told.
+    ``least`` is the top-1 that the user asked for, which then takes the place of the test for chance.
     """
     labels, found, classes = answers.labels, answers.reference, len(class_names)
     if labels is None or len(labels) < FEWEST or classes < 2:

@@ -227,7 +227,7 @@ class CachesCompilation(Protocol):
         ...
 
     def forget_compilation(self) -> bool:
-        """Remove the compilation from the cache, and return whether it came from there."""
+        """Remove the compilation from the cache if it came from there; whether the next load compiles."""
         ...
 
 

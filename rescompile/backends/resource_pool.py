@@ -43,7 +43,7 @@ class ResourcePool(Generic[T]):
         self._turns = count()
 
     def slot(self) -> Slot[T]:
-        """A slot that nobody uses, or the one whose turn it is to be waited for."""
+        """A free slot; if all are in use, the next one in turn."""
         free = next((slot for slot in self._slots if not slot.lock.locked()), None)
         return free or self._slots[next(self._turns) % len(self._slots)]
 

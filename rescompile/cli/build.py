@@ -56,6 +56,14 @@ def build(
     - `rescompile build --model timm:resnet50d.ra2_in1k --weights my.pth --calibration-set photos/`
 
     - `rescompile build --depth 50 --weights my.pth --backend triton --target sm_90 --batch 8`
+
+    - `rescompile build --weights run.ckpt --entry ema --calibration-set photos/ --validation-set val/ --min-top1 0.75`
+
+    - `rescompile build --weights net.caffemodel --crop 224 --mean mean.binaryproto --std 0.00392157`
+
+    - `rescompile build --weights my.pth --resize 256x256 --crop 224 --calibration-set photos/`
+
+    - `rescompile build --model torchvision:resnet50 --outputs c3,c4,c5 --calibration-set photos/`
     """
     from rescompile.building.early_checks import check_build
     from rescompile.config import BuildConfig, parse_batch, parse_fp16_blocks

@@ -42,7 +42,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     """Which entry was taken, what was left out."""
     foreign: bool = False
-    """Whether the layers were found by order and shapes, under names that nobody here knows."""
+    """Whether the layers were found by order and shapes, under unknown names."""
 
 
 @dataclass(frozen=True, eq=False)

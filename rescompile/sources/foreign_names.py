@@ -1,4 +1,4 @@
-"""Weights under names that nobody here knows: matched to a network by their order and shapes.
+"""Weights under unknown names, matched to a network by their order and shapes.
 
 Frameworks save a network's layers in the order in which it defines them. A file whose convolutions, norms and their
 shapes come in exactly the order of a known ResNet is that ResNet: with a projection in every block that changes shape,
@@ -8,6 +8,7 @@ no other network has this sequence.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from rescompile.models.specification import BlockKind, ModelSpec
 Shape = tuple[int, ...]
 Unit = tuple[str, Shape]
 """A layer by its kind and the shape of its weight: ``conv``, ``norm`` or ``linear``."""
-_PER_UNIT: dict[BlockKind, int] = {"basic": 6, "bottleneck": 9}
+_PROJECTIONS: dict[BlockKind, int] = {"basic": 2, "bottleneck": 3}
+"""Shortcuts with a convolution in a CIFAR network of three stages."""
 
 
 def layers_of(tensors: Mapping[str, Tensor]) -> dict[str, Unit]:
@@ -69,14 +71,12 @@ def _candidates(layers: Mapping[str, Unit]) -> Iterator[ModelSpec]:
     if convs[0][2:] == (7, 7):
         yield from IMAGENET_SPECS.values()
         return
-    for block, unit in _PER_UNIT.items():
-        projections = 2 if block == "basic" else 3
+    for block, projections in _PROJECTIONS.items():
         try:
             spec = cifar_spec(len(convs) - 1 - projections + 2, block)
         except UsageError:
             continue
-        if (len(convs) - 1 - projections) % unit == 0:
-            yield spec if spec.shortcut == "B" else ModelSpec(**{**vars(spec), "shortcut": "B"})
+        yield replace(spec, shortcut="B")
 
 
 def _orders(spec: ModelSpec) -> Iterator[dict[str, Unit]]:

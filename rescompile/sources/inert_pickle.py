@@ -1,4 +1,4 @@
-"""Unpickles a checkpoint whose side objects nobody here knows: tensors are loaded, everything else is a stand-in.
+"""Unpickles a checkpoint with unknown side objects: tensors are loaded, every other object is a stand-in.
 
 Training programs store schedulers, paths, losses and options beside the weights. A pickle names classes and functions
 and has them called. Here only the few that make tensors and plain containers are what they say. Any other name gives a

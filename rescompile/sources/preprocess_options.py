@@ -12,6 +12,7 @@ from calibration.errors import ImageSetError
 from calibration.mean_image import MeanFile, read_mean
 from calibration.preprocess import CHANNELS, IMAGENET, MAX_SIDE, Color, Preprocess, Size, size_words
 from rescompile.errors import UsageError
+from rescompile.wording import counted
 
 _CAFFE_BGR = (103.939, 116.779, 123.68)
 """ImageNet's means of blue, green and red, as Caffe's networks subtract them."""
@@ -86,7 +87,7 @@ class PreprocessOptions:
         std = _for_channels(self.std or usual, channels, "--std")
         if mean is None or std is None:
             raise UsageError(
-                f"nothing says how the {channels} channel{'s' * (channels > 1)} of this network are normalized; "
+                f"nothing says how the images of this network, of {counted(channels, 'channel')}, are normalized; "
                 "pass --mean and --std in values of 0 to 1, as in its training"
             )
         try:

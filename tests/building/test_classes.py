@@ -83,7 +83,7 @@ def test_a_folder_that_is_no_class_is_refused(
 ) -> None:
     (tmp_path / "classes.txt").write_bytes(codecs.BOM_UTF8 + "\n".join(NAMES).encode())
     root = write(tmp_path / "val", answers, (*NAMES[:-1], "gnu"))
-    with pytest.raises(ImageSetError, match=r"no class of the network \('gnu'\), while others are"):
+    with pytest.raises(ImageSetError, match=r"not classes of the network \('gnu'\), while others are"):
         build(small, root, tmp_path / "engine", tmp_path / "classes.txt")
 
 

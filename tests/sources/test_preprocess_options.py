@@ -129,7 +129,7 @@ def test_networks_of_other_channels() -> None:
     opaque = PreprocessOptions(color="RGBA", mean=(0.5,), std=(0.5,)).apply(IMAGENET, channels=4)
     assert (opaque.color, opaque.mean) == ("RGBA", (0.5,) * 4)
     for options, channels, words in (
-        ({}, 1, "nothing says how the 1 channel of this network are normalized"),
+        ({}, 1, "nothing says how the images of this network, of 1 channel, are normalized"),
         ({}, 4, "nothing says what the fourth is; pass --color RGBA"),
         ({}, 2, "takes 2 channels; images can have 1, 3 or 4"),
         ({"color": "RGB"}, 1, "--color RGB makes 3 channels, the network takes 1; pass GRAY"),

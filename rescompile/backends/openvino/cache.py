@@ -39,9 +39,9 @@ class CompiledModels:
             self._store.forget(self._key)
             return None
 
-    def forget(self) -> None:
-        """Remove the compiled model from the cache."""
-        self._store.forget(self._key)
+    def forget(self) -> bool:
+        """Remove the compiled model from the cache; whether it is gone."""
+        return self._store.forget(self._key)
 
     def write(self, compiled: Any) -> None:
         """Store ``compiled``, unless this OpenVINO cannot export it."""

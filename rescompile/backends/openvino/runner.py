@@ -82,10 +82,8 @@ class OpenVinoRunner:
             self._cache.write(self._compiled)
 
     def forget_compilation(self) -> bool:
-        """Remove the compiled model from the cache if it came from there, and return whether it did."""
-        if self._cache is not None and self._from_cache:
-            self._cache.forget()
-        return self._from_cache
+        """Remove the compiled model from the cache if it came from there; whether the next load compiles."""
+        return self._cache is not None and self._from_cache and self._cache.forget()
 
     def close(self) -> None:
         """Drop the requests and the compiled model; running calls are finished, calling it twice is harmless."""

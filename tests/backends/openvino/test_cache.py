@@ -92,6 +92,26 @@ def test_a_wrong_compilation_is_compiled_anew_within_one_load(
     assert compiled == [], "the right compilation was kept"
 
 
+def test_a_wrong_compilation_that_cannot_be_removed_is_said(
+    tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a cache on a read-only disk: the load must end, not begin again for ever."""
+    make_engine(tmp_path / "e")
+    answers(tmp_path / "e")
+    (path,) = kept.glob("*.blob")
+    make_engine(tmp_path / "other", "int8")
+    answers(tmp_path / "other")
+    (other,) = set(kept.glob("*.blob")) - {path}
+    path.write_bytes(other.read_bytes())
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(self)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(EngineError, match="golden answers"):
+        load(tmp_path / "e")
+
+
 def test_an_engine_with_wrong_answers_is_refused_even_without_a_cache(tmp_path: Path, kept: Path) -> None:
     make_engine(tmp_path / "e")
     found = read_manifest(tmp_path / "e")

@@ -71,7 +71,7 @@ def test_folders_that_are_no_class_are_named(tmp_path: Path) -> None:
     root = classes(tmp_path, "bird", "dog", "fish", "frog", "toad", "newt")
     with pytest.raises(
         ImageSetError,
-        match=r"no class of the network \('fish', 'frog', 'newt' and 1 more\), while others are",
+        match=r"not classes of the network \('fish', 'frog', 'newt' and 1 more\), while others are",
     ):
         list_folder(root, ("dog", "bird"))
 
