@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import EngineError, reason_of
 from rescompile.manifest import REPORT_JSON, CalibrationRef, CheckpointRef, OutputKind
 
@@ -229,14 +228,15 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
         return self.passed
 
 
-def read_report(directory: Path) -> BuildReport:
+def read_report(source: EngineSource) -> BuildReport:
     """``report.json`` of an engine directory.
 
     Raises:
         EngineError: it is missing or damaged.
     """
-    path = directory / REPORT_JSON
+    files = files_in(source)
+    path, text = files.path(REPORT_JSON), files.read(REPORT_JSON)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=BuildReport)
-    except (OSError, msgspec.DecodeError) as error:
+        return msgspec.json.decode(text, type=BuildReport)
+    except msgspec.DecodeError as error:
         raise EngineError(f"{path} cannot be read ({reason_of(error)}); build the engine again") from None
