@@ -143,8 +143,9 @@ def _labelled_images(
     """Normalized images with labels of ``classes`` classes, from the first set that has them."""
     default = IMAGENET if plan.maxpool else CIFAR
     preprocess = config.preprocess.apply(default, channels=plan.channels)
+    known = None if config.classes is None else read_class_names(config.classes, classes)
     for path in sets:
-        images = None if not isinstance(path, Path) else open_image_set(path, limit=TRIAL_IMAGES)
+        images = None if not isinstance(path, Path) else open_image_set(path, limit=TRIAL_IMAGES, known=known)
         if images is not None and images.labels is not None and images.labels_fit(classes):
             pixels = np.concatenate([batch.images for batch in images.batches(preprocess, TRIAL_IMAGES)])
             return normalize(pixels, preprocess), images.labels
