@@ -30,6 +30,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Largest allowed RMS of the outputs' error over RMS of the reference's outputs."""
     min_top1: float | None = None
     """Smallest top-1 accuracy of the engine; needs labels."""
+    min_cosine: float | None = None
+    """Smallest cosine between the outputs of both networks for one image."""
+    max_error: float | None = None
+    """Largest difference of one output, in its own unit."""
 
     @property
     def need_labels(self) -> bool:

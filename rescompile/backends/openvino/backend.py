@@ -21,6 +21,7 @@ from rescompile.backends.openvino.compile import (
     settings_of,
     translate_errors,
 )
+from rescompile.backends.openvino.parts import OpenVinoParts
 from rescompile.backends.openvino.runner import OpenVinoRunner
 from rescompile.engine_files import EngineFiles, EngineSource, files_in
 from rescompile.errors import BackendError, EngineError
@@ -81,6 +82,10 @@ class OpenVino:
         return OpenVinoRunner(
             compiled, manifest.batch, hint=options.hint, cache=None if notes else cache, from_cache=stored
         )
+
+    def parts(self, directory: Path) -> OpenVinoParts:
+        """The engine's layers between any of its tensors: see ``base.RunsParts``."""
+        return OpenVinoParts(directory)
 
 
 def _compile(files: EngineFiles, options: base.RunOptions) -> tuple[Any, tuple[str, ...]]:
