@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import EngineError, reason_of
 from rescompile.manifest import REPORT_JSON, CalibrationRef, CheckpointRef, OutputKind
 
@@ -31,6 +30,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Largest allowed RMS of the outputs' error over RMS of the reference's outputs."""
     min_top1: float | None = None
     """Smallest top-1 accuracy of the engine; needs labels."""
+    min_cosine: float | None = None
+    """Smallest cosine between the outputs of both networks for one image."""
+    max_error: float | None = None
+    """Largest difference of one output, in its own unit."""
 
     @property
     def need_labels(self) -> bool:
@@ -239,14 +242,15 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
         return self.passed
 
 
-def read_report(directory: Path) -> BuildReport:
+def read_report(source: EngineSource) -> BuildReport:
     """``report.json`` of an engine directory.
 
     Raises:
         EngineError: it is missing or damaged.
     """
-    path = directory / REPORT_JSON
+    files = files_in(source)
+    path, text = files.path(REPORT_JSON), files.read(REPORT_JSON)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=BuildReport)
-    except (OSError, msgspec.DecodeError) as error:
+        return msgspec.json.decode(text, type=BuildReport)
+    except msgspec.DecodeError as error:
         raise EngineError(f"{path} cannot be read ({reason_of(error)}); build the engine again") from None

@@ -141,8 +141,9 @@ def _labelled_images(
     """Normalized images with labels of ``classes`` classes, from the first set that has them."""
     default = IMAGENET if plan.maxpool else CIFAR
     preprocess = config.preprocess.apply(default, channels=plan.channels)
+    known = None if config.classes is None else read_class_names(config.classes, classes)
     for path in sets:
-        images = None if not isinstance(path, Path) else open_image_set(path, limit=TRIAL_IMAGES)
+        images = None if not isinstance(path, Path) else open_image_set(path, limit=TRIAL_IMAGES, known=known)
         if images is not None and images.labels is not None and images.labels_fit(classes):
             pixels = np.concatenate([batch.images for batch in images.batches(preprocess, TRIAL_IMAGES)])
             return normalize(pixels, preprocess), images.labels
@@ -168,6 +169,8 @@ def _from_weights(config: ModelConfig, progress: Progress, weights: Weights | No
     from rescompile.graph.export import export
 
     spec, model, checkpoint, default, remarks = _network(config, progress, weights)
+    if spec.pre_activation:
+        return _traced(config, spec, model, checkpoint, remarks)
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
     graph = place(fold(export(model, image_size=preprocess.size)))
     check_against_function(graph, partial(_answers, model), None)
@@ -187,6 +190,27 @@ def _from_weights(config: ModelConfig, progress: Progress, weights: Weights | No
         preprocess_assumed=config.weights not in PRETRAINED and not config.preprocess.states_normalization,
         remarks=remarks,
     )
+
+
+def _traced(
+    config: ModelConfig, spec: ModelSpec, model: ResNet, checkpoint: CheckpointRef, remarks: tuple[str, ...]
+) -> Source:
+    """A network of the registry whose norms do not fold into the convolution before them."""
+    from rescompile.sources.foreign_weights import export_module
+
+    height, width = _pair(config.preprocess.crop or spec.image_size)
+    network = SourceNetwork(
+        graph=export_module(model, (model.conv1.in_channels, height, width)),
+        name=spec.name,
+        checkpoint=checkpoint,
+        notes=remarks,
+        reference=partial(_answers, model),
+    )
+    return replace(source_of(network, config), depth=spec.depth)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _network(
@@ -212,7 +236,7 @@ def _network(
     else:
         assert spec is not None
         path = pretrained.fetch_pretrained(spec, version, progress=progress.advanced)
-    loaded = checkpoints.checkpoint_of(weights or checkpoints.read_weights(path, config.entry))
+    loaded = checkpoints.checkpoint_of(weights or checkpoints.read_weights(path, config.entry), spec)
     remarks = loaded.notes
     if spec is None:
         spec = with_options(checkpoints.spec_of(loaded))

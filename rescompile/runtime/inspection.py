@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calibration.table import read_table
+from calibration.table import parse_table
 from rescompile.backends.triton.summary import PlanSummary, summary_of
-from rescompile.manifest import CALIBRATION, Manifest, read_manifest
+from rescompile.manifest import CALIBRATION, REPORT_JSON, TRITON_PLAN, Manifest
 from rescompile.report import FloatOperations, FusedAdds, JsonReport, read_report
-from rescompile.runtime.integrity import check_files
+from rescompile.runtime.integrity import read_engine
 
 
 class Inspection(JsonReport, frozen=True):
@@ -31,11 +31,11 @@ def inspect(directory: Path) -> Inspection:
     Raises:
         EngineError: it is not an engine directory, or a file was changed.
     """
-    manifest = read_manifest(directory)
-    check_files(directory, manifest)
-    report = read_report(directory)
-    path = directory / CALIBRATION
-    table = read_table(path) if path.is_file() else None
+    checked = read_engine(directory, also=(REPORT_JSON, CALIBRATION, TRITON_PLAN))
+    manifest, files = checked.manifest, checked.files
+    report = read_report(files)
+    listed = CALIBRATION in manifest.files
+    table = parse_table(files.read(CALIBRATION), files.path(CALIBRATION)) if listed else None
     return Inspection(
         manifest=manifest,
         verdict=report.verdict,
@@ -43,5 +43,5 @@ def inspect(directory: Path) -> Inspection:
         calibration_method=table.method if table else None,
         calibrated_tensors=len(table.tensors) if table else 0,
         floating=report.lint.floating,
-        plan=summary_of(directory, manifest),
+        plan=summary_of(files, manifest),
     )
