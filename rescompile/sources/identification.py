@@ -12,7 +12,7 @@ from torch import Tensor
 from rescompile.errors import UsageError
 from rescompile.models.registry import IMAGENET_SPECS, cifar_spec
 from rescompile.models.specification import BlockKind, ModelSpec
-from rescompile.sources.torchvision_names import listing
+from rescompile.wording import listing
 
 _CONV = re.compile(r"layer(\d{1,3})\.(\d{1,5})\.conv(\d)\.weight")
 _ATTENTION = re.compile(r"layer\d+\.\d+\.(se|se_module|attn|attention|eca|cbam|ca|sa|fc\d)\.")
