@@ -113,7 +113,7 @@ class ModelConfig:
     """``pretrained``, ``pretrained-v2``, ``random``, or the path of a checkpoint."""
     entry: str | None = None
     """The network to take of a checkpoint that holds several, such as ``ema``."""
-    shortcut: Literal["A", "B"] | None = None
+    shortcut: Literal["A", "B", "C"] | None = None
     stride_on: Literal["1x1", "3x3"] | None = None
     classes: Path | tuple[str, ...] | None = None
     """Text file with one class name per line, or the names."""

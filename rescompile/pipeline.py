@@ -53,7 +53,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
                 class_names=validation.images.class_names, fp16_blocks=mixed.fp16_blocks,
             )  # fmt: skip
             with clock.stage(f"golden{again}"):
-                engine_directory.write_golden(folder, source, deployable, config.input_format)
+                contents = engine_directory.write_golden(folder, contents, deployable)
                 manifest = engine_directory.write_manifest(folder, contents)
             with clock.stage(f"verify{again}"):
                 measured = measure(folder, manifest, source, deployable, validation, progress)

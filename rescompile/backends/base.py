@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
@@ -237,6 +237,35 @@ class SelectiveBackend(Protocol):
 
     def reasons_against(self, model: onnx.ModelProto) -> tuple[str, ...]:
         """Everything in the folded fp32 graph ``model`` that it cannot build; asked before calibration."""
+        ...
+
+
+class Parts(Protocol):
+    """An engine that can be executed in parts; its tensors have the names of the deployable graph."""
+
+    names: frozenset[str]
+    """The tensors that the engine still has."""
+
+    def run(self, given: Mapping[str, NDArray[Any]], wanted: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The ``wanted`` tensors, made from the ``given`` ones by the engine's own layers.
+
+        ``given`` has the engine's input, and may have inner tensors [N, ...] to use in place of what makes them.
+
+        Raises:
+            BackendError: the library refuses the part.
+        """
+        ...
+
+
+@runtime_checkable
+class RunsParts(Protocol):
+    """A backend whose engines are checked block by block at build time.
+
+    The others have no inner tensors to feed once they are built, or are the deployable graph itself.
+    """
+
+    def parts(self, directory: Path) -> Parts:
+        """The engine in ``directory``, as ``load`` would compile it, ready to be cut."""
         ...
 
 

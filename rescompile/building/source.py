@@ -171,6 +171,8 @@ def _from_weights(config: ModelConfig, progress: Progress, weights: Weights | No
     from rescompile.graph.export import export
 
     spec, model, checkpoint, default, remarks = _network(config, progress, weights)
+    if spec.pre_activation:
+        return _traced(config, spec, model, checkpoint, remarks)
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
     graph = place(fold(export(model, image_size=preprocess.size)))
     check_against_function(graph, partial(_answers, model), None)
@@ -190,6 +192,27 @@ def _from_weights(config: ModelConfig, progress: Progress, weights: Weights | No
         preprocess_assumed=config.weights not in PRETRAINED and not config.preprocess.states_normalization,
         remarks=remarks,
     )
+
+
+def _traced(
+    config: ModelConfig, spec: ModelSpec, model: ResNet, checkpoint: CheckpointRef, remarks: tuple[str, ...]
+) -> Source:
+    """A network of the registry whose norms do not fold into the convolution before them."""
+    from rescompile.sources.foreign_weights import export_module
+
+    height, width = _pair(config.preprocess.crop or spec.image_size)
+    network = SourceNetwork(
+        graph=export_module(model, (model.conv1.in_channels, height, width)),
+        name=spec.name,
+        checkpoint=checkpoint,
+        notes=remarks,
+        reference=partial(_answers, model),
+    )
+    return replace(source_of(network, config), depth=spec.depth)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _network(
@@ -215,7 +238,7 @@ def _network(
     else:
         assert spec is not None
         path = pretrained.fetch_pretrained(spec, version, progress=progress.advanced)
-    loaded = checkpoints.checkpoint_of(weights or checkpoints.read_weights(path, config.entry))
+    loaded = checkpoints.checkpoint_of(weights or checkpoints.read_weights(path, config.entry), spec)
     remarks = loaded.notes
     if spec is None:
         spec = with_options(checkpoints.spec_of(loaded))

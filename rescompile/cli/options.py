@@ -44,8 +44,9 @@ class NetworkOptions:
     model: Annotated[
         str | None,
         _network(
-            "Network by name: resnet101, resnet56-cifar, timm:NAME, torchvision:NAME, hf:FOLDER, "
-            "module:package.file:function."
+            "Network by name: resnet101, resnet56-cifar, plain34, plain56-cifar, resnet50-preact, "
+            "resnet1001-cifar-preact, wrn-28-10, resnext50_32x4d, wide_resnet50_2; timm:NAME, torchvision:NAME, "
+            "hf:FOLDER, module:package.file:function."
         ),
     ] = None
     onnx: Annotated[Path | None, _network("ResNet in floating point as an ONNX file.")] = None
@@ -60,7 +61,11 @@ class NetworkOptions:
         str | None, _network("Network to take of a checkpoint that holds several, such as ema or encoder_q.")
     ] = None
     shortcut: Annotated[
-        Literal["A", "B"] | None, _network("Kind of shortcut in CIFAR networks; a checkpoint implies it.")
+        Literal["A", "B", "C"] | None,
+        _network(
+            "Shortcuts: A pads with zero channels, B projects where a block changes shape, C in every block. A "
+            "checkpoint implies it."
+        ),
     ] = None
     stride_on: Annotated[
         Literal["1x1", "3x3"] | None,

@@ -120,15 +120,15 @@ def load_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     return checkpoint_of(read_weights(path, entry))
 
 
-def checkpoint_of(weights: Weights) -> Checkpoint:
-    """The weights as those of a network of the registry.
+def checkpoint_of(weights: Weights, asked: ModelSpec | None = None) -> Checkpoint:
+    """The weights as those of a network of the registry, or of the one that was ``asked``.
 
     Raises:
         CheckpointError: they are not.
     """
     state_dict, path = weights.state_dict, weights.path
     kind = variant(state_dict)
-    if kind is not None:
+    if kind is not None and (weights.spec if asked is None or asked.is_usual else asked) is None:
         raise CheckpointError(f"{path} holds {kind}, which cannot be built from weights alone: {OTHER_WAYS}")
     for name, role in (("conv1.weight", "stem"), ("fc.weight", "classifier")):
         if name not in state_dict:
@@ -182,10 +182,15 @@ def _with_shortcut_of(checkpoint: Checkpoint, spec: ModelSpec) -> ModelSpec:
     held = identify(checkpoint.state_dict)
     if held is None:
         return spec
-    if held.name != spec.name:
-        flag = f"--depth {held.depth}" if held.family == "imagenet" else f"--model {held.name}"
+    if held.visible != spec.visible:
+        flag = f"--depth {held.depth}" if held.name == f"resnet{held.depth}" else f"--model {held.name}"
         raise CheckpointError(
             f"{checkpoint.source} holds a {held.name}, but {spec.name} was asked: pass {flag}, or other weights"
+        )
+    if not spec.residual and held.shortcut != "A":
+        raise CheckpointError(
+            f"{checkpoint.source} holds a {held.name} with shortcut option {held.shortcut}, but {spec.name} has no "
+            "shortcuts: pass another --model, or other weights"
         )
     if held.shortcut != spec.shortcut and spec.shortcut_asked:
         raise CheckpointError(

@@ -20,6 +20,7 @@ from rescompile.backends.openvino.compile import (
     settings_of,
     translate_errors,
 )
+from rescompile.backends.openvino.parts import OpenVinoParts
 from rescompile.backends.openvino.runner import OpenVinoRunner
 from rescompile.errors import BackendError, EngineError
 from rescompile.files import check_room
@@ -78,6 +79,10 @@ class OpenVino:
         return OpenVinoRunner(
             compiled, manifest.batch, hint=options.hint, cache=None if notes else cache, from_cache=stored
         )
+
+    def parts(self, directory: Path) -> OpenVinoParts:
+        """The engine's layers between any of its tensors: see ``base.RunsParts``."""
+        return OpenVinoParts(directory)
 
 
 def _compile(path: Path, options: base.RunOptions) -> tuple[Any, tuple[str, ...]]:
