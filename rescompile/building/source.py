@@ -6,7 +6,6 @@ The later stages do not depend on where the network came from.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +25,6 @@ from rescompile.config import ModelConfig
 from rescompile.errors import UsageError
 from rescompile.graph.fold import fold
 from rescompile.graph.placement import place
-from rescompile.graph.shared.metadata import float_reasons
 from rescompile.graph.simplify import Simplified, simplify
 from rescompile.graph.structure import ResNetForm, structure
 from rescompile.manifest import CheckpointRef, OutputKind
@@ -144,8 +142,9 @@ def _labelled_images(
     """Normalized images with labels of ``classes`` classes, from the first set that has them."""
     default = IMAGENET if plan.maxpool else CIFAR
     preprocess = config.preprocess.apply(default, channels=plan.channels)
+    known = None if config.classes is None else read_class_names(config.classes, classes)
     for path in sets:
-        images = None if path is None else open_image_set(path, limit=TRIAL_IMAGES)
+        images = None if path is None else open_image_set(path, limit=TRIAL_IMAGES, known=known)
         if images is not None and images.labels is not None and images.labels_fit(classes):
             pixels = np.concatenate([batch.images for batch in images.batches(preprocess, TRIAL_IMAGES)])
             return normalize(pixels, preprocess), images.labels
@@ -314,7 +313,6 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
             *network.notes,
             *simplified.notes,
             *((f"preprocessing comes from {origin}",) if origin and not options.states_normalization else ()),
-            *_float_note(graph),
         ),
     )
 
@@ -349,15 +347,6 @@ def _preprocess_of(
     unit = 1 / 255 if simplified.range == 255 else 1.0
     raw = msgspec.structs.replace(default, mean=(0.0,) * channels, std=(unit,) * channels, color=color)
     return raw, f"the graph, which takes values from 0 to {simplified.range:g} and normalizes them itself"
-
-
-def _float_note(graph: onnx.ModelProto) -> tuple[str, ...]:
-    """One sentence on what stays in floating point, by reason."""
-    reasons = Counter(float_reasons(graph).values())
-    if not reasons:
-        return ()
-    listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-    return (f"these operations stay in floating point in INT8 engines: {listed}",)
 
 
 def _plain(name: str) -> str:

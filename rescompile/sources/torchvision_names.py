@@ -49,7 +49,8 @@ def canonical(tensors: Mapping[str, Tensor], path: Path, wanted: str | None = No
         CheckpointError: several networks or heads in one file, two tensors with one name, or another type than float.
     """
     cleaned = _masked({name: tensor for name, tensor in tensors.items() if _is_weight(name)}, path)
-    prefix = _prefix(cleaned, path, wanted)
+    prefix, others = _prefix(cleaned, path, wanted)
+    cleaned = {name: tensor for name, tensor in cleaned.items() if not name.startswith(others)}
     inside = {
         name.removeprefix(prefix): tensor for name, tensor in cleaned.items() if name.startswith(prefix)
     }
@@ -185,20 +186,22 @@ def _fold_biases(found: dict[str, Tensor]) -> None:
             found[f"{norm}.running_mean"] = mean - found.pop(name)
 
 
-def _prefix(names: Iterable[str], path: Path, wanted: str | None) -> str:
+def _prefix(names: Iterable[str], path: Path, wanted: str | None) -> tuple[str, tuple[str, ...]]:
+    """What the names of the network begin with, and those of other networks that were not asked for."""
     every = set(names)
-    if wanted is not None and any(name.startswith(f"{wanted}.") for name in every):
-        return f"{wanted}."
     ends = (name.removesuffix(stem) for name in every for stem in _STEMS if name.endswith(stem))
     prefixes = sorted(
         end for end in set(ends) if (not end or end.endswith(".")) and f"{end}layer1.0.conv1.weight" in every
     )
+    if wanted is not None and any(name.startswith(f"{wanted}.") for name in every):
+        others = (prefix for prefix in prefixes if not prefix.startswith(f"{wanted}."))
+        return f"{wanted}.", tuple(filter(None, others))
     if len(prefixes) > 1:
         under = listing(f"'{prefix.removesuffix('.')}'" for prefix in prefixes)
         raise CheckpointError(
             f"{path} holds {len(prefixes)} networks (under {under}): pass the one you mean as --entry"
         )
-    return prefixes[0] if prefixes else ""
+    return prefixes[0] if prefixes else "", ()
 
 
 def _rename(name: str) -> str:

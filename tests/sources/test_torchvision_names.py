@@ -191,8 +191,10 @@ def test_two_networks_are_ambiguous_unless_one_is_wanted(cifar_state, cifar_b_st
         CheckpointError, match=r"holds 2 networks \(under 'encoder_k', 'encoder_q'\): .*--entry"
     ):
         canonical(two, HERE)
-    found = canonical(two, HERE, "encoder_k").state_dict
-    assert torch.equal(found["conv1.weight"], cifar_b_state["conv1.weight"])
+    found = canonical(two, HERE, "encoder_k")
+    assert torch.equal(found.state_dict["conv1.weight"], cifar_b_state["conv1.weight"])
+    assert found.state_dict.keys() == canonical(cifar_b_state, HERE).state_dict.keys()
+    assert not found.notes, "the other network's layers are not this one's"
 
 
 def test_two_spellings_of_one_name_are_ambiguous(cifar_state):
