@@ -58,11 +58,21 @@ class StageRecord(msgspec.Struct, frozen=True):
     peak_rss_bytes: int
 
 
+class FloatOperations(msgspec.Struct, frozen=True):
+    """Operations of an INT8 engine that no rule quantizes, and the reason."""
+
+    reason: str
+    nodes: tuple[str, ...]
+    """Named by block, in the order of execution."""
+
+
 class LintResult(msgspec.Struct, frozen=True):
     """Names of the rules that were checked, and a sentence for each violation."""
 
     rules: tuple[str, ...]
     violations: tuple[str, ...]
+    floating: tuple[FloatOperations, ...] = ()
+    """What the rules for INT8 do not apply to."""
 
 
 class FusedAdds(msgspec.Struct, frozen=True):

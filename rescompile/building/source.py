@@ -6,7 +6,6 @@ The later stages do not depend on where the network came from.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +25,6 @@ from rescompile.config import ModelConfig
 from rescompile.errors import CheckpointError, UsageError
 from rescompile.graph.fold import fold
 from rescompile.graph.placement import place
-from rescompile.graph.shared.metadata import float_reasons
 from rescompile.graph.simplify import Simplified, simplify
 from rescompile.graph.structure import ResNetForm, structure
 from rescompile.manifest import CheckpointRef, OutputKind
@@ -314,7 +312,6 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
             *network.notes,
             *simplified.notes,
             *((f"preprocessing comes from {origin}",) if origin and not options.states_normalization else ()),
-            *_float_note(graph),
         ),
     )
 
@@ -349,15 +346,6 @@ def _preprocess_of(
     unit = 1 / 255 if simplified.range == 255 else 1.0
     raw = msgspec.structs.replace(default, mean=(0.0,) * channels, std=(unit,) * channels, color=color)
     return raw, f"the graph, which takes values from 0 to {simplified.range:g} and normalizes them itself"
-
-
-def _float_note(graph: onnx.ModelProto) -> tuple[str, ...]:
-    """One sentence on what stays in floating point, by reason."""
-    reasons = Counter(float_reasons(graph).values())
-    if not reasons:
-        return ()
-    listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-    return (f"these operations stay in floating point in INT8 engines: {listed}",)
 
 
 def _plain(name: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from calibration.table import parse_table
 from rescompile.backends.triton.summary import PlanSummary, summary_of
 from rescompile.manifest import CALIBRATION, REPORT_JSON, TRITON_PLAN, Manifest
-from rescompile.report import FusedAdds, JsonReport, read_report
+from rescompile.report import FloatOperations, FusedAdds, JsonReport, read_report
 from rescompile.runtime.integrity import read_engine
 
 
@@ -19,6 +19,8 @@ class Inspection(JsonReport, frozen=True):
     fused: FusedAdds | None
     calibration_method: str | None
     calibrated_tensors: int
+    floating: tuple[FloatOperations, ...] = ()
+    """What stays in floating point in an INT8 engine; empty for engines of versions that did not record it."""
     plan: PlanSummary | None = None
     """Launches and memory of a Triton engine by batch size."""
 
@@ -40,5 +42,6 @@ def inspect(directory: Path) -> Inspection:
         fused=report.fused,
         calibration_method=table.method if table else None,
         calibrated_tensors=len(table.tensors) if table else 0,
+        floating=report.lint.floating,
         plan=summary_of(files, manifest),
     )
