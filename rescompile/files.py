@@ -1,7 +1,7 @@
 """Files and directories that appear complete or not at all; their hashes; and one sentence for a full disk.
 
 A file or directory is written under a hidden name beside its target, flushed and renamed. Its writer holds a lock on
-it, which distinguishes the leftovers of a killed process from the work of a live one; process numbers would not, because
+it, which distinguishes the leftovers of a killed process from the work of a live one; process numbers would not, as
 containers number their processes alike. An old directory changes places with the new one in one step, and is removed
 afterwards. Where the system cannot exchange two names, the old one is first moved to ``.NAME.replaced-RANDOM``, from
 where the next writer brings it back if this one is killed in between.
