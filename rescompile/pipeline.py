@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rescompile.building import engine_directory, mixed_precision, task, verdict
-from rescompile.building.calibrate import calibrate
+from rescompile.building.calibrate import calibrate, calibration_of
 from rescompile.building.deployable import make_deployable
 from rescompile.building.early_checks import check_build
 from rescompile.building.source import open_source
@@ -30,6 +32,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     rest_type = backend.rest_type(config.precision)
     with clock.stage("load"):
         source = task.with_task(open_source(config.model, progress, config.image_sets), config)
+        config = replace(config, calibration=calibration_of(source, config.calibration))
         named = mixed_precision.named_blocks(source, config)
     with atomic_directory(config.output_of(source.name, backend.name), force=config.force) as staging:
         folder = staging.folder
