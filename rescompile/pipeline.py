@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from rescompile.building import engine_directory, mixed_precision, task, verdict
-from rescompile.building.calibrate import calibrate, calibration_of
+from rescompile.building.calibrate import calibrate
 from rescompile.building.deployable import make_deployable
 from rescompile.building.early_checks import check_build
-from rescompile.building.source import open_source
 from rescompile.building.validation import choose_validation, measure
 from rescompile.config import BuildConfig
 from rescompile.files import atomic_directory
@@ -31,8 +28,8 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     backend, notes = engine_directory.backend_for(config)
     rest_type = backend.rest_type(config.precision)
     with clock.stage("load"):
-        source = task.with_task(open_source(config.model, progress, config.image_sets), config)
-        config = replace(config, calibration=calibration_of(source, config.calibration))
+        source, config = task.opened(config, progress)
+
         named = mixed_precision.named_blocks(source, config)
     with atomic_directory(config.output_of(source.name, backend.name), force=config.force) as staging:
         folder = staging.folder
@@ -56,7 +53,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
                 class_names=validation.images.class_names, fp16_blocks=mixed.fp16_blocks,
             )  # fmt: skip
             with clock.stage(f"golden{again}"):
-                engine_directory.write_golden(folder, source, deployable, config.input_format)
+                contents = engine_directory.write_golden(folder, contents, deployable)
                 manifest = engine_directory.write_manifest(folder, contents)
             with clock.stage(f"verify{again}"):
                 measured = measure(folder, manifest, source, deployable, validation, progress)

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <string>
 
+#include "engine_files.hpp"
 #include "rescompile/rescompile.hpp"
 
 namespace rescompile::internal {
@@ -14,9 +15,9 @@ inline constexpr const char* golden_name = "golden.npz";
 /// The newest format of engine directories that this library reads; it reads all from 1 on.
 inline constexpr std::int64_t format_version = 2;
 
-/// Read and check the manifest of `directory`: format, types of the fields, its own digest, plain file names, and
+/// Read and check the manifest of an engine, and its signature where there are `trusted_keys`: format, types of the fields, its own digest, plain file names, and
 /// that it describes a network with one image input and one output.
-Result<Manifest> read_manifest(const std::filesystem::path& directory);
+Result<Manifest> read_manifest(const EngineFiles& files, const std::vector<std::filesystem::path>& trusted_keys);
 
 /// As `read_manifest`, for the `text` of the file `path`.
 Result<Manifest> parse_manifest(const std::string& text, const std::filesystem::path& path);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_chec
 import numpy as np
 from numpy.typing import NDArray
 
+from rescompile.engine_files import EngineSource
 from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import Batch, Manifest, Precision
 
@@ -186,8 +187,8 @@ class Backend(Protocol):
         """
         ...
 
-    def load(self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> Runner:
-        """Load the payload in ``directory``, whose hashes were checked already.
+    def load(self, source: EngineSource, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> Runner:
+        """Load the payload in ``source``, whose hashes were checked already.
 
         Raises:
             BackendUnavailable: the engine cannot run on this machine.
@@ -240,6 +241,35 @@ class SelectiveBackend(Protocol):
         ...
 
 
+class Parts(Protocol):
+    """An engine that can be executed in parts; its tensors have the names of the deployable graph."""
+
+    names: frozenset[str]
+    """The tensors that the engine still has."""
+
+    def run(self, given: Mapping[str, NDArray[Any]], wanted: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The ``wanted`` tensors, made from the ``given`` ones by the engine's own layers.
+
+        ``given`` has the engine's input, and may have inner tensors [N, ...] to use in place of what makes them.
+
+        Raises:
+            BackendError: the library refuses the part.
+        """
+        ...
+
+
+@runtime_checkable
+class RunsParts(Protocol):
+    """A backend whose engines are checked block by block at build time.
+
+    The others have no inner tensors to feed once they are built, or are the deployable graph itself.
+    """
+
+    def parts(self, directory: Path) -> Parts:
+        """The engine in ``directory``, as ``load`` would compile it, ready to be cut."""
+        ...
+
+
 @runtime_checkable
 class SimulatingBackend(Protocol):
     """A backend that can execute its engines slowly on the CPU where their device is missing."""
@@ -247,8 +277,8 @@ class SimulatingBackend(Protocol):
     simulation: str
     """Name of the stand-in for reports; an engine that only ran on it is not called verified."""
 
-    def simulate(self, directory: Path, manifest: Manifest) -> Runner:
-        """A runner that gives the answers of the engine in ``directory`` on the CPU.
+    def simulate(self, source: EngineSource, manifest: Manifest) -> Runner:
+        """A runner that gives the answers of the engine in ``source`` on the CPU.
 
         Raises:
             BackendError, EngineError: the payload was refused.

@@ -6,7 +6,6 @@ The later stages do not depend on where the network came from.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,15 +17,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.images import open_image_set
+from calibration.images import InMemoryImages, open_image_set
 from calibration.names import text_of
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize, size_words
 from rescompile.building.fidelity import check_against_file, check_against_function
 from rescompile.config import ModelConfig
-from rescompile.errors import CheckpointError, UsageError
+from rescompile.errors import UsageError
 from rescompile.graph.fold import fold
 from rescompile.graph.placement import place
-from rescompile.graph.shared.metadata import float_reasons
 from rescompile.graph.simplify import Simplified, simplify
 from rescompile.graph.structure import ResNetForm, structure
 from rescompile.manifest import CheckpointRef, OutputKind
@@ -46,6 +44,7 @@ if TYPE_CHECKING:
     from rescompile.models.specification import ModelSpec
     from rescompile.sources.checkpoint import Weights
 
+_Sets = Sequence[Path | InMemoryImages | None]
 IMAGENET_CLASSES = 1000
 PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}
 """torchvision's two training recipes; other tools publish INT8 figures for the first."""
@@ -102,7 +101,7 @@ class Source:
         )
 
 
-def open_source(config: ModelConfig, progress: Progress, labelled: Sequence[object] = ()) -> Source:
+def open_source(config: ModelConfig, progress: Progress, labelled: _Sets = ()) -> Source:
     """Load, export and fold the network of ``config``.
 
     ``labelled`` are image sets that may have labels: they decide where weights alone leave the function open.
@@ -112,8 +111,8 @@ def open_source(config: ModelConfig, progress: Progress, labelled: Sequence[obje
         CheckpointError, DownloadError, GraphError: the weights or the graph cannot be used.
     """
     trained = read_trained(Path(config.weights)) if config.network is None else None
-    if trained is not None and config.model is None and config.depth is None:
-        config = replace(config, model=trained.model)
+    if trained is not None:
+        config = _as_trained(config, trained)
     network = config.network or _brought(config)
     if network is not None:
         return source_of(network, config)
@@ -123,15 +122,24 @@ def open_source(config: ModelConfig, progress: Progress, labelled: Sequence[obje
     return _from_weights_alone(config, progress, labelled)
 
 
+def _as_trained(config: ModelConfig, trained: Trained) -> ModelConfig:
+    """``config`` with the network and preprocessing of its weights' own training; the user's options stay."""
+    own = config.preprocess
+    return replace(
+        config,
+        model=trained.model if config.depth is None and config.model is None else config.model,
+        preprocess=replace(
+            own, whole=own.whole or trained.preprocess, crop=own.crop or trained.preprocess.crop
+        ),
+    )
+
+
 def _with_origin(source: Source, trained: Trained, config: ModelConfig) -> Source:
-    """``source`` with what ``rescompile train`` wrote beside the weights; the user's own options stay."""
+    """``source`` with the classes and images that ``rescompile train`` wrote beside the weights."""
     beside = None if trained.calibration is None else Path(config.weights).with_name(trained.calibration)
-    names = trained.classes if config.classes is None else None
     return replace(
         source,
-        preprocess=config.preprocess.apply(trained.preprocess),
-        preprocess_assumed=False,
-        class_names=names or source.class_names,
+        class_names=(trained.classes if config.classes is None else None) or source.class_names,
         calibration=beside if beside is not None and beside.is_file() else None,
         remarks=(
             *source.remarks,
@@ -140,10 +148,10 @@ def _with_origin(source: Source, trained: Trained, config: ModelConfig) -> Sourc
     )
 
 
-def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Sequence[object]) -> Source:
+def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: _Sets) -> Source:
     """The network that a file's weights show: one of the registry, or any other."""
     from rescompile.sources.checkpoint import fits_registry, read_weights
-    from rescompile.sources.foreign_weights import Trial, open_foreign
+    from rescompile.sources.foreign_weights import Trial, UnknownFormError, open_foreign
 
     weights = read_weights(Path(config.weights), config.entry)
     if fits_registry(weights):
@@ -152,7 +160,7 @@ def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Seque
     crop = config.preprocess.crop
     try:
         network = open_foreign(weights, trial, (crop, crop) if isinstance(crop, int) else crop)
-    except CheckpointError:
+    except UnknownFormError:
         if weights.spec is None:
             raise
         # almost a network of the registry: what is missing from it says more
@@ -162,13 +170,14 @@ def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Seque
 
 
 def _labelled_images(
-    config: ModelConfig, sets: Sequence[object], plan: Plan, classes: int
+    config: ModelConfig, sets: _Sets, plan: Plan, classes: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
     """Normalized images with labels of ``classes`` classes, from the first set that has them."""
     default = IMAGENET if plan.maxpool else CIFAR
     preprocess = config.preprocess.apply(default, channels=plan.channels)
+    known = None if config.classes is None else read_class_names(config.classes, classes)
     for path in sets:
-        images = None if not isinstance(path, Path) else open_image_set(path, limit=TRIAL_IMAGES)
+        images = None if path is None else open_image_set(path, limit=TRIAL_IMAGES, known=known)
         if images is not None and images.labels is not None and images.labels_fit(classes):
             pixels = np.concatenate([batch.images for batch in images.batches(preprocess, TRIAL_IMAGES)])
             return normalize(pixels, preprocess), images.labels
@@ -194,6 +203,8 @@ def _from_weights(config: ModelConfig, progress: Progress, weights: Weights | No
     from rescompile.graph.export import export
 
     spec, model, checkpoint, default, remarks = _network(config, progress, weights)
+    if spec.pre_activation:
+        return _traced(config, spec, model, checkpoint, remarks)
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
     graph = place(fold(export(model, image_size=preprocess.size)))
     check_against_function(graph, partial(_answers, model), None)
@@ -213,6 +224,27 @@ def _from_weights(config: ModelConfig, progress: Progress, weights: Weights | No
         preprocess_assumed=config.weights not in PRETRAINED and not config.preprocess.states_normalization,
         remarks=remarks,
     )
+
+
+def _traced(
+    config: ModelConfig, spec: ModelSpec, model: ResNet, checkpoint: CheckpointRef, remarks: tuple[str, ...]
+) -> Source:
+    """A network of the registry whose norms do not fold into the convolution before them."""
+    from rescompile.sources.foreign_weights import export_module
+
+    height, width = _pair(config.preprocess.crop or spec.image_size)
+    network = SourceNetwork(
+        graph=export_module(model, (model.conv1.in_channels, height, width)),
+        name=spec.name,
+        checkpoint=checkpoint,
+        notes=remarks,
+        reference=partial(_answers, model),
+    )
+    return replace(source_of(network, config), depth=spec.depth)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _network(
@@ -238,7 +270,7 @@ def _network(
     else:
         assert spec is not None
         path = pretrained.fetch_pretrained(spec, version, progress=progress.advanced)
-    loaded = checkpoints.checkpoint_of(weights or checkpoints.read_weights(path, config.entry))
+    loaded = checkpoints.checkpoint_of(weights or checkpoints.read_weights(path, config.entry), spec)
     remarks = loaded.notes
     if spec is None:
         spec = with_options(checkpoints.spec_of(loaded))
@@ -314,7 +346,6 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
             *network.notes,
             *simplified.notes,
             *((f"preprocessing comes from {origin}",) if origin and not options.states_normalization else ()),
-            *_float_note(graph),
         ),
     )
 
@@ -351,15 +382,6 @@ def _preprocess_of(
     return raw, f"the graph, which takes values from 0 to {simplified.range:g} and normalizes them itself"
 
 
-def _float_note(graph: onnx.ModelProto) -> tuple[str, ...]:
-    """One sentence on what stays in floating point, by reason."""
-    reasons = Counter(float_reasons(graph).values())
-    if not reasons:
-        return ()
-    listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-    return (f"these operations stay in floating point in INT8 engines: {listed}",)
-
-
 def _plain(name: str) -> str:
     """``name`` as a part of a folder's name."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "network"
@@ -376,8 +398,9 @@ def _name_of(form: ResNetForm) -> str:
     return spec.name if spec is not None and known and usual else f"resnet{form.depth}-custom"
 
 
-def _class_names(path: Path | None, count: int, *, is_imagenet: bool) -> tuple[str, ...] | None:
-    if path is not None:
-        # one logit decides between two classes
-        return read_class_names(path, 2 if count == 1 else count)
+def _class_names(
+    given: Path | tuple[str, ...] | None, count: int, *, is_imagenet: bool
+) -> tuple[str, ...] | None:
+    if given is not None:
+        return read_class_names(given, 2 if count == 1 else count)  # one logit decides between two classes
     return imagenet_class_names() if is_imagenet else None

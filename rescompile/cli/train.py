@@ -88,6 +88,9 @@ def train(
     recipe: RecipeOptions,
     run: RunOptions,
     model: Annotated[str | None, _network("Network by name: resnet20-cifar, resnet50.")] = None,
+    shortcut: Annotated[
+        Literal["A", "B", "C"] | None, _network("Kind of shortcut; the network's own unless told.")
+    ] = None,
     weights: Annotated[Path | None, _network("Go on from this checkpoint.")] = None,
     new_head: Annotated[
         bool, _network("With --weights: begin with a new classifier, for other classes.", "--new-head")
@@ -137,14 +140,73 @@ def train(
     from rescompile.training.train import train as run_training
 
     config = TrainConfig(
-        data=data, output=output, model=model, weights=weights, new_head=new_head, validation_set=validation_set,
-        classes=classes, recipe=chosen,
+        data=data, output=output, model=model, shortcut=shortcut, weights=weights, new_head=new_head,
+        validation_set=validation_set, classes=classes, recipe=chosen,
         precision=run.precision, fuse=run.fuse, compile=run.compile, resume=resume, seed=run.seed,
         sync_bn=run.sync_bn, reproducible=not run.fastest, workers=run.workers,
     )  # fmt: skip
     with TerminalTraining() as progress:
         report = run_training(config, progress)
     show(report, print_training, json=json)
+
+
+@takes_groups
+def experiment(
+    recipe: RecipeOptions,
+    run: RunOptions,
+    name: Annotated[
+        str, typer.Argument(help="degradation, depth, shortcut or preactivation.", metavar="NAME")
+    ],
+    data: Annotated[
+        str, _images("As for train; digits takes minutes on a CPU.", metavar="PATH|digits")
+    ] = "digits",
+    validation_set: Annotated[Path | None, _images("Images to test on, where --data has none.")] = None,
+    networks: Annotated[
+        str | None,
+        _network(
+            "Networks in place of the experiment's own: plain20-cifar,resnet20-cifar:B.", metavar="NAMES"
+        ),
+    ] = None,
+    seeds: Annotated[int | None, _run("Trainings of each network. Default: 3 on digits, else 1.")] = None,
+    jobs: Annotated[int, _run("Trainings at the same time.")] = 1,
+    output: Annotated[Path, _run("Folder for the page and one run for each training.")] = Path("experiment"),
+    resume: Annotated[bool, _run("Go on with the experiment in --output, or begin it.", "--resume")] = False,
+    json: Json = False,
+) -> None:
+    """Repeat one of the papers' comparisons: train a set of networks with the same recipe, and compare them on a page.
+
+    Examples:
+
+    - `rescompile experiment degradation --jobs 2`
+
+    - `rescompile experiment depth --data cifar-10-batches-bin --output depth`
+
+    - `rescompile experiment degradation --data train.npz --networks plain20-cifar,resnet20-cifar --steps 4000`
+    """
+    from rescompile.presenting.terminal.training import TerminalExperiment, print_experiment
+    from rescompile.training.experiment import ExperimentConfig, run_experiment
+    from rescompile.training.recipe import find_recipe
+
+    config = ExperimentConfig(
+        name=name,
+        data=data,
+        output=output,
+        recipe=find_recipe(recipe.recipe or _usual(None, data), recipe.all_changes()),
+        networks=tuple(each.strip() for each in networks.split(",")) if networks else (),
+        seeds=seeds if seeds is not None else 3 if data == "digits" else 1,
+        jobs=jobs,
+        resume=resume,
+        validation_set=validation_set,
+        options={
+            "precision": run.precision,
+            "fuse": run.fuse,
+            "compile": run.compile,
+            "reproducible": not run.fastest,
+            "workers": run.workers,
+        },
+    )
+    report = run_experiment(config, TerminalExperiment())
+    show(report, partial(print_experiment, directory=output), json=json)
 
 
 def _usual(model: str | None, data: str | None) -> str:

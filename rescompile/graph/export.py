@@ -78,22 +78,25 @@ class _Writer:
         )  # fmt: skip
 
     def block(self, x: gs.Variable, block: Block, name: str) -> gs.Variable:
-        skip, convs = self.shortcut(x, block, name), block.convs()
+        skip = self.shortcut(x, block, name) if block.form.residual else None
+        convs = block.convs()
         for index, (conv, norm) in enumerate(convs, start=1):
             x = self.conv_bn(x, conv, norm, f"{name}.conv{index}", f"{name}.bn{index}")
             if index < len(convs):
                 x = self.node("Relu", f"{name}.relu{index}", [x])
-        x = self.node("Add", f"{name}.add", [x, skip])
+        if skip is not None:
+            x = self.node("Add", f"{name}.add", [x, skip])
         return self.node("Relu", f"{name}.relu", [x])
 
     def shortcut(self, x: gs.Variable, block: Block, name: str) -> gs.Variable:
-        from rescompile.models.resnet import OptionA
+        from rescompile.models.resnet import OptionA, Projection
 
         shortcut = block.downsample
         if shortcut is None:
             return x
         if isinstance(shortcut, OptionA):
             return self.option_a(x, shortcut, name)
+        assert isinstance(shortcut, Projection)  # pre-activation networks are traced instead
         return self.conv_bn(x, shortcut.conv, shortcut.bn, f"{name}.downsample", f"{name}.downsample.bn")
 
     def option_a(self, x: gs.Variable, shortcut: OptionA, name: str) -> gs.Variable:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rescompile.errors import UsageError
 from rescompile.models.registry import create
-from rescompile.models.resnet import Projection, ResNet
+from rescompile.models.resnet import BareProjection, Projection, ResNet
 from rescompile.models.specification import ModelSpec
 
 _RELU_GAIN = 2.0
@@ -78,13 +78,20 @@ def fill_randomly(model: ResNet, seed: int) -> None:
     _convolution(model.conv1, draw, gain=1.0)
     _batch_norm(model.bn1, draw, scale=1.0)
     for _, block in blocks:
-        for conv, bn in block.convs():
-            _convolution(conv, draw, gain=_RELU_GAIN)
-            _batch_norm(bn, draw, scale=last_scale if bn is block.convs()[-1][1] else 1.0)
-        if isinstance(block.downsample, Projection):
+        pairs = block.pairs()
+        for index, (conv, bn) in enumerate(pairs, 1):
+            last = index == len(pairs) and block.form.residual
+            pre = block.form.pre_activation
+            _convolution(conv, draw, gain=_RELU_GAIN * (last_scale**2 if last and pre else 1.0))
+            if bn is not None:
+                _batch_norm(bn, draw, scale=last_scale if last and not pre else 1.0)
+        if isinstance(block.downsample, Projection | BareProjection):
             # the block's input is not normalized, so a gain of 1 keeps its mean square
             _convolution(block.downsample.conv, draw, gain=1.0)
+        if isinstance(block.downsample, Projection):
             _batch_norm(block.downsample.bn, draw, scale=1.0)
+    if model.norm is not None:
+        _batch_norm(model.norm, draw, scale=1.0)
     draw.normal(model.fc.weight, 1 / math.sqrt(model.fc.in_features))
     draw.normal(model.fc.bias, _SHIFT_STD)
 

@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess
+from rescompile.models.form import PLAIN_WIDTH, BlockForm
 
 Family = Literal["imagenet", "cifar"]
 BlockKind = Literal["basic", "bottleneck"]
-ShortcutOption = Literal["A", "B"]
-StrideOn = Literal["3x3", "1x1"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec:
+class ModelSpec(BlockForm):
     """One network, without its number of classes."""
 
     name: str
@@ -23,10 +22,8 @@ class ModelSpec:
     block: BlockKind
     stages: tuple[int, ...]
     """Blocks per stage."""
-    shortcut: ShortcutOption
-    """The shortcut where a block changes shape: A pads channels with zeros, B is a 1x1 convolution and batch norm."""
-    stride_on: StrideOn = "3x3"
-    """Which convolution of a bottleneck has the stride: 3x3 is v1.5 (torchvision), 1x1 the paper's v1."""
+    widen: int = 1
+    """Channels of the stages over the usual ones (wide ResNets)."""
     image_size: int
     """Side of the square input in pixels."""
     shortcut_asked: bool = field(default=False, compare=False)
@@ -34,8 +31,20 @@ class ModelSpec:
 
     @property
     def residual_adds(self) -> int:
-        """Number of residual additions: one per block."""
-        return sum(self.stages)
+        """Number of residual additions: one per block, none in a plain network."""
+        return sum(self.stages) if self.residual else 0
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether the blocks are neither wide nor grouped."""
+        return (self.groups, self.width_per_group, self.widen) == (1, PLAIN_WIDTH, 1)
+
+    @property
+    def visible(self) -> tuple[object, ...]:
+        """What weights show of a network, but for the shortcut option."""
+        return (
+            self.family, self.block, self.stages, self.pre_activation, self.widen, self.groups, self.width_per_group
+        )  # fmt: skip
 
     @property
     def preprocess(self) -> Preprocess:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from rescompile.errors import UsageError
-from rescompile.models.registry import IMAGENET_SPECS, cifar_spec
+from rescompile.models.form import ShortcutOption
+from rescompile.models.registry import IMAGENET_SPECS, PRE_ACTIVATION_SPECS, cifar_spec, wide_spec
 from rescompile.models.specification import BlockKind, ModelSpec
-from rescompile.sources.torchvision_names import listing
+from rescompile.wording import listing
 
 _CONV = re.compile(r"layer(\d{1,3})\.(\d{1,5})\.conv(\d)\.weight")
 _ATTENTION = re.compile(r"layer\d+\.\d+\.(se|se_module|attn|attention|eca|cbam|ca|sa|fc\d)\.")
@@ -27,8 +28,12 @@ class Anatomy:
     block: BlockKind
     stages: tuple[int, ...]
     """Blocks per stage."""
-    projections: bool
-    """Whether any shortcut has parameters."""
+    projections: int
+    """Shortcuts with parameters."""
+    width: int
+    """Channels of the first convolution behind the stem."""
+    pre_activation: bool
+    """Whether a norm stands between the last block and the classifier."""
 
     def __str__(self) -> str:
         channels, kernel = self.stem
@@ -44,6 +49,7 @@ def anatomy(state_dict: Mapping[str, Tensor]) -> Anatomy | None:
         blocks[int(match[1])].add(int(match[2]))
         last_conv = max(last_conv, int(match[3]))
     stem = state_dict.get("conv1.weight")
+    first = state_dict.get("layer1.0.conv1.weight")
     stages_in_order = sorted(blocks) == list(range(1, len(blocks) + 1))
     if stem is None or stem.ndim != 4 or last_conv not in {2, 3} or not stages_in_order:
         return None
@@ -51,7 +57,9 @@ def anatomy(state_dict: Mapping[str, Tensor]) -> Anatomy | None:
         stem=(stem.shape[0], stem.shape[2]),
         block="basic" if last_conv == 2 else "bottleneck",
         stages=tuple(len(blocks[stage]) for stage in sorted(blocks)),
-        projections=any(".downsample." in name for name in state_dict),
+        projections=sum(name.endswith(".downsample.0.weight") for name in state_dict),
+        width=0 if first is None or first.ndim != 4 else first.shape[0],
+        pre_activation="norm.weight" in state_dict,
     )
 
 
@@ -86,32 +94,48 @@ def identify(state_dict: Mapping[str, Tensor]) -> ModelSpec | None:
     Weights do not show the place of the stride (v1 or v1.5); the result has that of v1.5.
     """
     found = anatomy(state_dict)
-    if found is None or variant(state_dict) is not None:
+    if found is None or (not found.pre_activation and variant(state_dict) is not None):
         return None
+    spec = None
     if found.stem == (64, 7):
-        specs = IMAGENET_SPECS.values()
-        return next(
-            (spec for spec in specs if (spec.stages, spec.block) == (found.stages, found.block)), None
-        )
-    if found.stem == (16, 3) and len(found.stages) == 3 and len(set(found.stages)) == 1:
-        return _cifar(found)
-    return None
+        spec = next((spec for spec in IMAGENET_SPECS.values() if _has_blocks(spec, found)), None)
+        if found.pre_activation:
+            spec = next((spec for spec in PRE_ACTIVATION_SPECS.values() if _has_blocks(spec, found)), None)
+    elif found.stem == (16, 3) and len(found.stages) == 3 and len(set(found.stages)) == 1:
+        spec = _cifar(found)
+    return None if spec is None else replace(spec, shortcut=_shortcut(spec, found))
+
+
+def _has_blocks(spec: ModelSpec, found: Anatomy) -> bool:
+    return (spec.stages, spec.block) == (found.stages, found.block)
 
 
 def _cifar(found: Anatomy) -> ModelSpec | None:
+    n, widen = found.stages[0], found.width // found.stem[0]
+    if found.pre_activation and found.block == "basic" and found.projections:
+        return wide_spec(6 * n + 4, widen) if widen else None
     layers = 2 if found.block == "basic" else 3
     try:
-        spec = cifar_spec(layers * sum(found.stages) + 2, found.block)
+        return cifar_spec(layers * sum(found.stages) + 2, found.block, pre_activation=found.pre_activation)
     except UsageError:
         return None
-    return replace(spec, shortcut="B" if found.projections or found.block == "bottleneck" else "A")
+
+
+def _shortcut(spec: ModelSpec, found: Anatomy) -> ShortcutOption:
+    """The option by the number of projections: none, where a block changes shape, or in every block."""
+    if not found.projections:
+        return "A"
+    stages = len(found.stages)
+    same = spec.block == "basic" and spec.widen == 1
+    changing = stages - 1 if same else stages
+    return "C" if found.projections == sum(found.stages) > changing else "B"
 
 
 def describe(state_dict: Mapping[str, Tensor]) -> str:
     """The network in a state_dict, as a noun phrase for error messages."""
     spec = identify(state_dict)
     if spec is not None:
-        has_option = (spec.family, spec.block) == ("cifar", "basic")
+        has_option = (spec.family, spec.block) == ("cifar", "basic") or spec.shortcut != "B"
         return f"a {spec.name}" + f" with shortcut option {spec.shortcut}" * has_option
     kind = variant(state_dict) or anatomy(state_dict)
     return str(kind) if kind else f"a network under names that are not known here ({listing(state_dict)})"

@@ -10,7 +10,8 @@ from torch import nn
 
 from calibration.preprocess import Preprocess
 from rescompile.errors import UsageError
-from rescompile.models.registry import create, find
+from rescompile.models.form import ShortcutOption
+from rescompile.models.registry import find, untrained, with_options
 from rescompile.models.specification import ModelSpec
 from rescompile.sources.checkpoint import build_model, load_checkpoint, spec_of
 from rescompile.sources.trained import Trained, read_trained
@@ -34,16 +35,16 @@ class Start:
         return None if self.weights_sha256 is None else self.spec.preprocess
 
 
-def new_network(name: str, classes: int, seed: int) -> Start:
-    """The network ``name`` with He-initialized weights.
+def new_network(name: str, classes: int, seed: int, shortcut: ShortcutOption | None = None) -> Start:
+    """The network ``name``, initialized as in the papers.
 
     Raises:
-        UsageError: there is no such network.
+        UsageError: there is no such network, or it has no such shortcuts.
     """
-    spec = find(depth=None, name=name)
+    spec = with_options(find(depth=None, name=name), shortcut=shortcut)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = create(spec, classes)
+        network = untrained(name, classes, shortcut=shortcut)
     return Start(network, spec, None, None)
 
 

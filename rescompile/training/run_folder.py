@@ -9,9 +9,11 @@ report.html, curves.png  what a person looks at
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -34,6 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What decides the weights that a run ends with."""
 
     model: str
+    shortcut: str
     classes: int
     data: str
     data_sha256: str
@@ -62,6 +65,7 @@ class RunFolder:
     """The files of one training."""
 
     path: Path
+    locks: list[int] = field(default_factory=list, repr=False, compare=False)
 
     def open(self, settings: Settings, *, resume: bool) -> None:
         """Make the folder, or find in it the run that ``settings`` describe.
@@ -73,6 +77,7 @@ class RunFolder:
         run = self.path / RUN
         if resume and run.is_file():
             self._compare(settings)
+            self._lock()
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             if resume:
@@ -81,6 +86,24 @@ class RunFolder:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         atomic_write(run, msgspec.json.format(msgspec.json.encode(settings), indent=2))
+        self._lock()
+
+    def _lock(self) -> None:
+        """Keep other processes out until this one ends."""
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise TrainingError(
+                f"another process is training in {self.path}: wait for it, or choose another --output"
+            ) from None
+        self.locks.append(handle)
+
+    def close(self) -> None:
+        """Let other processes in."""
+        while self.locks:
+            os.close(self.locks.pop())
 
     def _compare(self, settings: Settings) -> None:
         try:

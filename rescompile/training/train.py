@@ -16,6 +16,7 @@ from torch import nn
 from fused_kernels import fuse
 from rescompile.errors import UsageError
 from rescompile.files import atomic_write
+from rescompile.models.form import ShortcutOption
 from rescompile.optional import installed, require
 from rescompile.presenting.html.training_page import render_training
 from rescompile.presenting.plots.training import curves
@@ -47,6 +48,7 @@ class TrainConfig:
     model: str | None = None
     weights: Path | None = None
     new_head: bool = False
+    shortcut: ShortcutOption | None = None
     validation_set: Path | None = None
     classes: Path | None = None
     precision: Precision = "fp32"
@@ -104,15 +106,18 @@ def train(config: TrainConfig, progress: TrainingProgress | None = None) -> Trai
         )  # fmt: skip
         if process.writes:
             _write_samples(folder, data, feed)
-        loop.run()
-        report = TrainingReport(
-            model=start.spec.name, data=data.name, recipe=recipe.about, directory=str(config.output),
-            parameters=parameters_of(network), train_images=len(data.train), test_images=len(data.test),
-            history=tuple(loop.history), best_step=loop.best_step,
-            notes=(*data.notes, *_flip_note(recipe, data), *notes),
-        )  # fmt: skip
-        if process.writes:
-            write_pages(report, config.output)
+        try:
+            loop.run()
+            report = TrainingReport(
+                model=start.spec.name, data=data.name, recipe=recipe.about, directory=str(config.output),
+                parameters=parameters_of(network), train_images=len(data.train), test_images=len(data.test),
+                history=tuple(loop.history), best_step=loop.best_step,
+                notes=(*data.notes, *_flip_note(recipe, data), *notes),
+            )  # fmt: skip
+            if process.writes:
+                write_pages(report, config.output)
+        finally:
+            folder.close()
         return report
 
 
@@ -128,7 +133,7 @@ def _start(config: TrainConfig, data: TrainingData) -> Start:
             config.weights, config.model, data.classes, new_head=config.new_head, seed=config.seed
         )
     assert config.model is not None
-    return new_network(config.model, data.classes, config.seed)
+    return new_network(config.model, data.classes, config.seed, config.shortcut)
 
 
 def _settings(
@@ -136,6 +141,7 @@ def _settings(
 ) -> Settings:
     return Settings(
         model=start.spec.name,
+        shortcut=start.spec.shortcut,
         classes=data.classes,
         data=data.name,
         data_sha256=data.fingerprint,

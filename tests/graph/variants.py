@@ -191,24 +191,34 @@ def channels(name: str) -> int:
     return 1 if name == "grey" else 3
 
 
-@cache
-def variant(name: str, *, batch: int = 1) -> tuple[nn.Module, onnx.ModelProto]:
-    """A network of random weights, and the file that torch.onnx makes of it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        module = VARIANTS[name]().eval()
-        for norm in module.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                nn.init.normal_(norm.running_mean, std=0.1)
-                nn.init.uniform_(norm.running_var, 0.2, 0.5)
-                nn.init.uniform_(norm.weight, 0.5, 1.5)
-                nn.init.normal_(norm.bias, std=0.1)
+def fitted(module: nn.Module) -> nn.Module:
+    """``module`` in eval mode, with norms as after some training."""
+    for norm in module.eval().modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.running_mean, std=0.1)
+            nn.init.uniform_(norm.running_var, 0.2, 0.5)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.1)
+    return module
+
+
+def exported(module: nn.Module, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """The file that torch.onnx makes of ``module`` for an image of ``shape`` [N, C, H, W]."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(module, (torch.zeros(batch, channels(name), 16, 16),), file, dynamo=False)
+        torch.onnx.export(module, (torch.zeros(shape),), file, dynamo=False)
     module.eval()
-    return module, onnx.load_from_string(file.getvalue())
+    return onnx.load_from_string(file.getvalue())
+
+
+@cache
+def variant(name: str, *, batch: int = 1) -> tuple[nn.Module, onnx.ModelProto]:
+    """A network of random weights, and its exported file."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        module = fitted(VARIANTS[name]())
+    return module, exported(module, (batch, channels(name), 16, 16))
 
 
 def answers(module: nn.Module, images: Any) -> list[Any]:

@@ -21,6 +21,12 @@ PINNED = "1ad0fd56ac21d105330114188cf15ba1220761f94831ce596969873326b049c4"
         ("resnet20-cifar", {"shortcut": "B"}),
         ("resnet1202-cifar", {}),
         ("resnet164-cifar-bottleneck", {}),
+        ("plain34", {}),
+        ("plain56-cifar", {}),
+        ("resnext50_32x4d", {}),
+        ("resnet110-cifar-preact", {}),
+        ("resnet29-cifar-bottleneck-preact", {"shortcut": "C"}),
+        ("wrn-16-2", {}),
     ],
 )
 def test_logits_neither_explode_nor_vanish(name, options):

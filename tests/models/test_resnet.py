@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rescompile.models.form import BlockForm
 from rescompile.models.random_weights import random_model
 from rescompile.models.registry import create, find, with_options
 from rescompile.models.resnet import BasicBlock, Bottleneck, Projection, ResNet
@@ -108,7 +109,8 @@ def run_by_structure(model: ResNet, x: torch.Tensor) -> torch.Tensor:
 )
 def test_the_structure_is_the_forward_pass(block, stride_on):
     torch.manual_seed(0)
-    model = ResNet(block, (1, 2, 1, 1), classes=5, widths=(8, 12, 16, 20), stride_on=stride_on).eval()
+    form = BlockForm(stride_on=stride_on)
+    model = ResNet(block, (1, 2, 1, 1), form, classes=5, widths=(8, 12, 16, 20)).eval()
     x = torch.randn(2, 3, 65, 47)
     with torch.no_grad():
         logits = model(x)

@@ -59,8 +59,11 @@ def test_crop_and_flip_as_a_loop_does_it() -> None:
 
 
 def test_two_shares_are_one_batch() -> None:
-    whole = next(iter(feed_of("digits").training(range(7, 8))))
-    halves = [next(iter(feed_of("digits", share=Share(rank, 2)).training(range(7, 8)))) for rank in (0, 1)]
+    whole = next(iter(feed_of("digits", "augmentation=pad-crop").training(range(7, 8))))
+    halves = [
+        next(iter(feed_of("digits", "augmentation=pad-crop", share=Share(rank, 2)).training(range(7, 8))))
+        for rank in (0, 1)
+    ]
     for part, expected in enumerate(whole):
         assert torch.equal(torch.cat([half[part] for half in halves]), expected)
 

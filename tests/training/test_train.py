@@ -26,7 +26,7 @@ from rescompile.training.recipe import find_recipe
 from rescompile.training.train import TrainConfig, train
 
 ROOT = Path(__file__).parent.parent.parent
-SMALL = ("batch_size=16", "steps=12")
+SMALL = ("batch_size=16", "steps=12", "augmentation=pad-crop", "padding=1")
 COMMAND = [
     *(sys.executable, "-m", "rescompile", "train", "--model", "resnet8-cifar"),
     *("--steps", "24", "--batch-size", "16", "--fuse", "off"),

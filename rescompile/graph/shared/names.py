@@ -22,6 +22,9 @@ OPSET = 19
 IR_VERSION = 9
 """The IR version that came with opset 19."""
 
+SHAPES = "shape."
+"""Prefix of the names of nodes that compute sizes, outside of all blocks."""
+
 QUANTIZE_SUFFIX = ".quantize"
 DEQUANTIZE_SUFFIX = ".dequantize"
 

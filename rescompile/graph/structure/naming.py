@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from rescompile.errors import GraphError
 from rescompile.graph.shared.links import WEIGHTED_OPS
-from rescompile.graph.shared.names import INPUT, OUTPUT
+from rescompile.graph.shared.names import INPUT, OUTPUT, SHAPES
 from rescompile.graph.structure.blocks import Block, Tree
 from rescompile.graph.structure.flow import INPUT as START
 
@@ -105,7 +105,7 @@ def name_nodes(tree: Tree) -> None:
             tree.flow.nodes[index].name = role if short else f"{block.name}.{role}"
     loose = [node for index, node in enumerate(tree.flow.nodes) if index not in tree.owner]
     for number, node in enumerate(loose, 1):
-        node.name = f"shape.{node.op.lower()}{number}"
+        node.name = f"{SHAPES}{node.op.lower()}{number}"
 
 
 def _roles(tree: Tree, block: Block) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -9,8 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichBar
 from rich.text import Text
 
+from rescompile.presenting.html.experiment_page import headline
 from rescompile.presenting.terminal.table import columns
-from rescompile.report import EpochRecord, TrainingReport
+from rescompile.report import EpochRecord, ExperimentReport, TrainingReport
 from rescompile.wording import duration, plain
 
 
@@ -88,4 +91,41 @@ class TerminalTraining:
         )
 
     def _say(self, line: str) -> None:
+        self._console.print(Text(plain(line)), soft_wrap=True, highlight=False)
+
+
+def print_experiment(report: ExperimentReport, directory: Path) -> None:
+    """The errors of each network, and where the page is."""
+    rows = [("network", "training error", "test error", "paper")]
+    rows += [
+        (
+            network.name,
+            f"{network.train_error:.2f} %",
+            f"{network.test_error:.2f} %",
+            "" if network.paper_error is None else f"{network.paper_error:.2f} %",
+        )
+        for network in report.networks
+    ]
+    print(
+        headline(report),
+        *map(plain, columns(rows)),
+        f"page  {plain(str(directory / 'report.html'))}",
+        sep="\n",
+    )
+
+
+class TerminalExperiment:
+    """Shows an experiment on stderr: one line for each training that has ended."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._started = time.perf_counter()
+
+    def finished(self, name: str, seed: int, report: TrainingReport, done: int, total: int) -> None:
+        """Print the line of one training, with the time that is left if the rest is like it."""
+        left = (time.perf_counter() - self._started) / done * (total - done)
+        line = (
+            f"{done} of {total}: {name}, seed {seed}, training error {report.last.train_error:.2f} %, test error "
+            f"{report.last.test_error:.2f} %, about {duration(left)} left"
+        )
         self._console.print(Text(plain(line)), soft_wrap=True, highlight=False)

@@ -28,6 +28,7 @@ from rescompile.graph.shared.names import PIXEL_STEP, PIXELS
 from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors
 from rescompile.manifest import Precision
 from rescompile.models.cifar import CIFAR_STEM
+from rescompile.models.form import BlockForm
 from rescompile.models.resnet import IMAGENET_STEM, BasicBlock, Bottleneck, ResNet
 
 CLASSES = 10
@@ -43,13 +44,15 @@ the stem reads pixels."""
 def _network(name: str) -> ResNet:
     name = name.removesuffix(FULL_RANGE)
     if name == "cifar":  # option A shortcuts, no pool
-        return ResNet(BasicBlock, (1, 1), widths=(16, 32), stem=CIFAR_STEM, shortcut="A", classes=CLASSES)
+        form = BlockForm(shortcut="A")
+        return ResNet(BasicBlock, (1, 1), form, widths=(16, 32), stem=CIFAR_STEM, classes=CLASSES)
     if name == "basic":  # 7x7 stem with pool, projections
         return ResNet(BasicBlock, (1, 1), widths=(16, 32), stem=IMAGENET_STEM, classes=CLASSES)
     # chains of width 32 in every precision that has them, within a stage and from one to the next
     stride_on: Any = "1x1" if name == "stride on 1x1" else "3x3"
     sizes, widths = ((2, 1), (32, 32)) if name == "bottleneck" else ((1, 1), (32, 32))
-    return ResNet(Bottleneck, sizes, widths=widths, stem=IMAGENET_STEM, classes=CLASSES, stride_on=stride_on)
+    form = BlockForm(stride_on=stride_on)
+    return ResNet(Bottleneck, sizes, form, widths=widths, stem=IMAGENET_STEM, classes=CLASSES)
 
 
 @cache
