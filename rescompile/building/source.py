@@ -17,12 +17,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.images import open_image_set
+from calibration.images import InMemoryImages, open_image_set
 from calibration.names import text_of
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize, size_words
 from rescompile.building.fidelity import check_against_file, check_against_function
 from rescompile.config import ModelConfig
-from rescompile.errors import CheckpointError, UsageError
+from rescompile.errors import UsageError
 from rescompile.graph.fold import fold
 from rescompile.graph.placement import place
 from rescompile.graph.simplify import Simplified, simplify
@@ -36,6 +36,7 @@ from rescompile.sources.network import SourceNetwork
 from rescompile.sources.onnx_file import read_onnx, sha256_of_onnx
 from rescompile.sources.preprocess_options import PreprocessOptions
 from rescompile.sources.schemes import has_scheme
+from rescompile.sources.trained import Trained, read_trained
 
 if TYPE_CHECKING:
     from rescompile.models.planned import Plan
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from rescompile.models.specification import ModelSpec
     from rescompile.sources.checkpoint import Weights
 
+_Sets = Sequence[Path | InMemoryImages | None]
 IMAGENET_CLASSES = 1000
 PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}
 """torchvision's two training recipes; other tools publish INT8 figures for the first."""
@@ -85,6 +87,8 @@ class Source:
     """For every output the operator that was taken off its end: Softmax, LogSoftmax, Sigmoid."""
     remarks: tuple[str, ...] = ()
     """Sentences about the network's origin and form."""
+    calibration: Path | None = None
+    """Images or a calibration table that came along with the weights, for want of the user's."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -97,7 +101,7 @@ class Source:
         )
 
 
-def open_source(config: ModelConfig, progress: Progress, labelled: Sequence[object] = ()) -> Source:
+def open_source(config: ModelConfig, progress: Progress, labelled: _Sets = ()) -> Source:
     """Load, export and fold the network of ``config``.
 
     ``labelled`` are image sets that may have labels: they decide where weights alone leave the function open.
@@ -106,18 +110,48 @@ def open_source(config: ModelConfig, progress: Progress, labelled: Sequence[obje
         UsageError: unknown model, or options that do not fit it.
         CheckpointError, DownloadError, GraphError: the weights or the graph cannot be used.
     """
+    trained = read_trained(Path(config.weights)) if config.network is None else None
+    if trained is not None:
+        config = _as_trained(config, trained)
     network = config.network or _brought(config)
     if network is not None:
         return source_of(network, config)
     if config.depth is not None or config.model is not None or config.weights in PRETRAINED:
-        return _from_weights(config, progress, None)
+        source = _from_weights(config, progress, None)
+        return source if trained is None else _with_origin(source, trained, config)
     return _from_weights_alone(config, progress, labelled)
 
 
-def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Sequence[object]) -> Source:
+def _as_trained(config: ModelConfig, trained: Trained) -> ModelConfig:
+    """``config`` with the network and preprocessing of its weights' own training; the user's options stay."""
+    own = config.preprocess
+    return replace(
+        config,
+        model=trained.model if config.depth is None and config.model is None else config.model,
+        preprocess=replace(
+            own, whole=own.whole or trained.preprocess, crop=own.crop or trained.preprocess.crop
+        ),
+    )
+
+
+def _with_origin(source: Source, trained: Trained, config: ModelConfig) -> Source:
+    """``source`` with the classes and images that ``rescompile train`` wrote beside the weights."""
+    beside = None if trained.calibration is None else Path(config.weights).with_name(trained.calibration)
+    return replace(
+        source,
+        class_names=(trained.classes if config.classes is None else None) or source.class_names,
+        calibration=beside if beside is not None and beside.is_file() else None,
+        remarks=(
+            *source.remarks,
+            f"preprocessing and classes are from the training of {source.checkpoint.source}",
+        ),
+    )
+
+
+def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: _Sets) -> Source:
     """The network that a file's weights show: one of the registry, or any other."""
     from rescompile.sources.checkpoint import fits_registry, read_weights
-    from rescompile.sources.foreign_weights import Trial, open_foreign
+    from rescompile.sources.foreign_weights import Trial, UnknownFormError, open_foreign
 
     weights = read_weights(Path(config.weights), config.entry)
     if fits_registry(weights):
@@ -126,7 +160,7 @@ def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Seque
     crop = config.preprocess.crop
     try:
         network = open_foreign(weights, trial, (crop, crop) if isinstance(crop, int) else crop)
-    except CheckpointError:
+    except UnknownFormError:
         if weights.spec is None:
             raise
         # almost a network of the registry: what is missing from it says more
@@ -136,14 +170,14 @@ def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Seque
 
 
 def _labelled_images(
-    config: ModelConfig, sets: Sequence[object], plan: Plan, classes: int
+    config: ModelConfig, sets: _Sets, plan: Plan, classes: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
     """Normalized images with labels of ``classes`` classes, from the first set that has them."""
     default = IMAGENET if plan.maxpool else CIFAR
     preprocess = config.preprocess.apply(default, channels=plan.channels)
     known = None if config.classes is None else read_class_names(config.classes, classes)
     for path in sets:
-        images = None if not isinstance(path, Path) else open_image_set(path, limit=TRIAL_IMAGES, known=known)
+        images = None if path is None else open_image_set(path, limit=TRIAL_IMAGES, known=known)
         if images is not None and images.labels is not None and images.labels_fit(classes):
             pixels = np.concatenate([batch.images for batch in images.batches(preprocess, TRIAL_IMAGES)])
             return normalize(pixels, preprocess), images.labels
@@ -364,8 +398,9 @@ def _name_of(form: ResNetForm) -> str:
     return spec.name if spec is not None and known and usual else f"resnet{form.depth}-custom"
 
 
-def _class_names(path: Path | None, count: int, *, is_imagenet: bool) -> tuple[str, ...] | None:
-    if path is not None:
-        # one logit decides between two classes
-        return read_class_names(path, 2 if count == 1 else count)
+def _class_names(
+    given: Path | tuple[str, ...] | None, count: int, *, is_imagenet: bool
+) -> tuple[str, ...] | None:
+    if given is not None:
+        return read_class_names(given, 2 if count == 1 else count)  # one logit decides between two classes
     return imagenet_class_names() if is_imagenet else None

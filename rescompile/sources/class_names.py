@@ -19,17 +19,18 @@ def imagenet_class_names() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
-def read_class_names(path: Path, count: int) -> tuple[str, ...]:
-    """The ``count`` class names in a text file.
+def read_class_names(given: Path | tuple[str, ...], count: int) -> tuple[str, ...]:
+    """The ``count`` class names in a text file, or those that a program passes.
 
     Raises:
-        UsageError: the file cannot be read, or has more or fewer names.
+        UsageError: the file cannot be read, or there are more or fewer names.
     """
-    names = read_names(path)
+    names = read_names(given) if isinstance(given, Path) else given
     if len(names) != count:
-        raise UsageError(
-            f"{path} names {len(names)} classes, the network has {count}; write one name per line"
+        where, way = (
+            (given, "write one name per line") if isinstance(given, Path) else ("class_names", "pass all")
         )
+        raise UsageError(f"{where} names {len(names)} classes, the network has {count}; {way}")
     return names
 
 
