@@ -14,8 +14,11 @@ inline constexpr const char* golden_name = "golden.npz";
 /// The newest format of engine directories that this library reads; it reads all from 1 on.
 inline constexpr std::int64_t format_version = 2;
 
+/// Most outputs of an engine, so that no memory is taken for their list in an inference.
+inline constexpr std::size_t most_outputs = 64;
+
 /// Read and check the manifest of `directory`: format, types of the fields, its own digest, plain file names, and
-/// that it describes a network with one image input and one output.
+/// that it describes a network with one image input and one output or several.
 Result<Manifest> read_manifest(const std::filesystem::path& directory);
 
 /// As `read_manifest`, for the `text` of the file `path`.
