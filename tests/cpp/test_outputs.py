@@ -14,7 +14,7 @@ import rescompile
 from rescompile.manifest import MANIFEST, read_manifest
 from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
-from tests.cpp.building import run
+from tests.cpp.building import Native, blocks, quickly, run
 from tests.cpp.hostile import Fields, changed
 from tests.cpp.native import Library, NativeError
 from tests.cpp.test_logits import images
@@ -50,6 +50,25 @@ def test_all_outputs_are_pythons_to_the_bit(library: Library, backbones: dict[st
                 assert found[output].shape == values.shape
                 assert np.isfinite(values).all()
                 np.testing.assert_array_equal(found[output].view(np.uint32), values.view(np.uint32))
+
+
+def test_the_how_tos_program_prints_the_maps(
+    native: Native, backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(blocks("cmake")[0])
+    (tmp_path / "mine.cpp").write_text(blocks("cpp")[1])
+    quickly("cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={native.prefix}")
+    quickly("cmake", "--build", tmp_path / "build")
+    said = [line.split() for line in run(tmp_path / "build/mine", backbones["floats"]).splitlines()]
+    assert [line[:4] for line in said] == [
+        ["c2", "16", "48", "32"],
+        ["c3", "32", "24", "16"],
+        ["c4", "64", "12", "8"],
+    ]
+    with rescompile.load(backbones["floats"]) as engine:
+        expected = engine(np.full((2, 3, 48, 32), 0.5, np.float32))
+    first = [float(expected[name][1].ravel()[0]) for name in OUTPUTS]
+    assert [float(line[4]) for line in said] == pytest.approx(first, rel=1e-4)
 
 
 def test_outputs_are_described(library: Library, backbones: dict[str, Path]) -> None:
