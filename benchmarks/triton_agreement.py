@@ -44,6 +44,7 @@ from rescompile.errors import EngineError, RescompileError
 from rescompile.graph.full_range import unfold_zero_points
 from rescompile.manifest import GRAPH, Manifest, read_manifest
 from rescompile.measuring.origin import origin
+from rescompile.runtime.integrity import read_engine
 from rescompile.runtime.loading import simulate
 
 Network = Callable[[NDArray[Any]], NDArray[np.floating]]
@@ -105,7 +106,7 @@ def agree(directory: Path, images: NDArray[Any], candidate: Network | None = Non
         EngineError: it is not an engine of the backend triton.
     """
     reference = reference_session(_with_zero_points(directory).SerializeToString(), optimize=False)
-    executor = candidate or simulate(directory)
+    executor = candidate or simulate(read_engine(directory))
     if executor is None:
         raise EngineError(f"{directory} is not an engine of the backend triton; pass one")
     parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]

@@ -248,6 +248,11 @@ def read_table(path: Path) -> CalibrationTable:
         text = path.read_bytes()
     except OSError as error:
         raise TableError(f"{path} cannot be read ({error.strerror}): pass a calibration.json") from None
+    return parse_table(text, path)
+
+
+def parse_table(text: bytes, path: Path) -> CalibrationTable:
+    """The calibration table with this ``text``, of the file ``path``; raises TableError as ``read_table`` does."""
     try:
         found = msgspec.json.decode(text, type=_Version).format
         if found != FORMAT:

@@ -115,8 +115,8 @@ class ModelConfig:
     """The network to take of a checkpoint that holds several, such as ``ema``."""
     shortcut: Literal["A", "B", "C"] | None = None
     stride_on: Literal["1x1", "3x3"] | None = None
-    classes: Path | None = None
-    """Text file with one class name per line."""
+    classes: Path | tuple[str, ...] | None = None
+    """Text file with one class name per line, or the names."""
     preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)
     seed: int = 0
     outputs: tuple[str, ...] = ()
@@ -282,7 +282,7 @@ class BuildConfig:
             )
 
     @property
-    def image_sets(self) -> tuple[object, ...]:
+    def image_sets(self) -> tuple[Path | InMemoryImages | None, ...]:
         """The sets that came with the build, those with labels more likely first."""
         return (self.validation_set, self.calibration.images)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
 from calibration.preprocess import Preprocess
+from rescompile.engine_files import open_plain
 from rescompile.errors import EngineError
 
 FORMAT = 2
@@ -23,6 +23,9 @@ FORMAT = 2
 
 Format 1 had one output, a classifier's logits, and the names of its classes in a field of their own.
 """
+
+MOST_BYTES = 64 << 20
+"""Limit on the size of a manifest: the names of a million classes fit."""
 
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
@@ -37,6 +40,7 @@ REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 TENSORRT_ENGINE = "model.engine"
 OPENVINO_MODEL, OPENVINO_WEIGHTS = "model.xml", "model.bin"
 TRITON_PLAN, TRITON_WEIGHTS = "plan.json", "weights.safetensors"
+MACHINE_CODE = ".cubin"
 """The payload by backend. Compiled Triton kernels (``*.cubin``) are named in the plan."""
 
 _SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"\n\}\n\Z')
@@ -156,19 +160,18 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path, *, folder: int | None = None) -> Manifest:
     """Read and check ``manifest.json``: format version, field types, own digest and plain file names.
+
+    ``folder`` is the descriptor of ``directory`` where it is open already.
 
     Raises:
         EngineError: the directory or manifest is missing, of another format, or changed since the build.
     """
     path = directory / MANIFEST
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise EngineError(
-                f"{path} cannot be read (it is not a plain file; perhaps a symbolic link); copy the engine again"
-            )
-        text = path.read_bytes()
+        with open_plain(path, folder=folder) as stream:
+            text = stream.read(MOST_BYTES + 1)
     except FileNotFoundError:
         where = f"has no {MANIFEST}" if directory.is_dir() else "does not exist"
         raise EngineError(
@@ -178,6 +181,8 @@ def read_manifest(directory: Path) -> Manifest:
         raise EngineError(
             f"{path} cannot be read ({error.strerror}); check the path and its permissions"
         ) from error
+    if len(text) > MOST_BYTES:
+        raise EngineError(f"{path} has more than {MOST_BYTES:,} bytes; build the engine again")
     try:
         found = msgspec.json.decode(text, type=_Version).format
         if not 1 <= found <= FORMAT:

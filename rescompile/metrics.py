@@ -11,6 +11,7 @@ interval, and a difference of two shares with the probability that chance alone 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ from rescompile.errors import BackendError, CheckpointError
 from rescompile.manifest import OutputKind
 from rescompile.report import Parity
 
+MOST_CHANGES = 100
+"""Images with another answer that are kept."""
 Logits = NDArray[np.floating]
 Labels = NDArray[np.integer]
 
@@ -49,6 +52,15 @@ class Answers:
     labels: Labels | None
 
 
+@dataclass(frozen=True)
+class Change:
+    """An image (counted from 0) for which both sides decide otherwise, and the classes that each of them gives it."""
+
+    image: int
+    reference: tuple[int, ...]
+    engine: tuple[int, ...]
+
+
 class ParityMeter:
     """Accumulates the comparison of two sets of outputs [N, ...] of one kind over the batches of one image set."""
 
@@ -60,6 +72,8 @@ class ParityMeter:
         self._worst_cosine = 1.0
         self._answers: list[tuple[Labels, Labels]] = []
         self._labels: list[Labels] = []
+        self.changes: list[Change] = []
+        """The first ``MOST_CHANGES`` images that are answered otherwise."""
 
     def update(self, reference: Logits, engine: Logits, labels: Labels | None = None) -> None:
         """Add one batch: outputs [N, ...] of both sides and, where the set has them, class indices [N].
@@ -163,12 +177,21 @@ class ParityMeter:
             # of the labels that one side gives: the many that neither gives would hide every difference
             self._decisions += int(((reference > 0) | (engine > 0)).sum())
             self._agreeing += int(((reference > 0) & (engine > 0)).sum())
+            self._keep_changes(
+                [[tuple(np.flatnonzero(row > 0).tolist()) for row in side] for side in (reference, engine)]
+            )
         elif self._kind in ONE_CLASS:
             chosen = class_of(reference, self._kind), class_of(engine, self._kind)
             self._keep_labels(labels, len(reference), 2 if self._kind == "binary" else reference.shape[1])
             self._answers.append(chosen)
             self._decisions += len(reference)
             self._agreeing += int((chosen[0] == chosen[1]).sum())
+            self._keep_changes([[(index,) for index in side.tolist()] for side in chosen])
+
+    def _keep_changes(self, given: Sequence[Sequence[tuple[int, ...]]]) -> None:
+        for row, (reference, engine) in enumerate(zip(*given, strict=True)):
+            if reference != engine and len(self.changes) < MOST_CHANGES:
+                self.changes.append(Change(self._images + row, reference, engine))
 
     def _keep_labels(self, labels: Labels | None, count: int, classes: int) -> None:
         labelled = labels is not None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import EngineError, reason_of
 from rescompile.manifest import REPORT_JSON, CalibrationRef, CheckpointRef, OutputKind
 
@@ -31,6 +30,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Largest allowed RMS of the outputs' error over RMS of the reference's outputs."""
     min_top1: float | None = None
     """Smallest top-1 accuracy of the engine; needs labels."""
+    min_cosine: float | None = None
+    """Smallest cosine between the outputs of both networks for one image."""
+    max_error: float | None = None
+    """Largest difference of one output, in its own unit."""
 
     @property
     def need_labels(self) -> bool:
@@ -55,11 +58,21 @@ class StageRecord(msgspec.Struct, frozen=True):
     peak_rss_bytes: int
 
 
+class FloatOperations(msgspec.Struct, frozen=True):
+    """Operations of an INT8 engine that no rule quantizes, and the reason."""
+
+    reason: str
+    nodes: tuple[str, ...]
+    """Named by block, in the order of execution."""
+
+
 class LintResult(msgspec.Struct, frozen=True):
     """Names of the rules that were checked, and a sentence for each violation."""
 
     rules: tuple[str, ...]
     violations: tuple[str, ...]
+    floating: tuple[FloatOperations, ...] = ()
+    """What the rules for INT8 do not apply to."""
 
 
 class FusedAdds(msgspec.Struct, frozen=True):
@@ -229,14 +242,15 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
         return self.passed
 
 
-def read_report(directory: Path) -> BuildReport:
+def read_report(source: EngineSource) -> BuildReport:
     """``report.json`` of an engine directory.
 
     Raises:
         EngineError: it is missing or damaged.
     """
-    path = directory / REPORT_JSON
+    files = files_in(source)
+    path, text = files.path(REPORT_JSON), files.read(REPORT_JSON)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=BuildReport)
-    except (OSError, msgspec.DecodeError) as error:
+        return msgspec.json.decode(text, type=BuildReport)
+    except msgspec.DecodeError as error:
         raise EngineError(f"{path} cannot be read ({reason_of(error)}); build the engine again") from None

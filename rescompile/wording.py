@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 
 
 def plain(text: str) -> str:
@@ -24,6 +25,13 @@ def write_json(text: str) -> None:
 def counted(count: int, noun: str) -> str:
     """``1 image``, ``300 images``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def listing(names: Iterable[str], limit: int = 3) -> str:
+    """The first ``limit`` names and the number of the others."""
+    every = list(names)
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return ", ".join(every[:limit]) + more if every else "none"
 
 
 def percent(fraction: float) -> str:

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from calibration.errors import ImageSetError
 from rescompile.errors import BackendError, CheckpointError
-from rescompile.metrics import ParityMeter, binomial_tail, decibels, relative_rms, wilson
+from rescompile.metrics import (
+    MOST_CHANGES,
+    Change,
+    ParityMeter,
+    binomial_tail,
+    decibels,
+    relative_rms,
+    wilson,
+)
 from rescompile.report import Parity
 
 
@@ -225,6 +233,18 @@ def test_labels_that_neither_side_gives_do_not_count_as_agreement() -> None:
     found = meter.result(image_source="s", image_fingerprint="f")
     assert found.top1_agreement == 0.5
     assert (found.top1_reference, meter.answers().reference.size) == (None, 0)
+    assert meter.changes == [Change(image, (0, 1), ()) for image in range(4)]
+
+
+def test_changed_images_are_counted_over_batches_and_only_the_first_are_kept() -> None:
+    meter = ParityMeter()
+    reference = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    meter.update(reference, reference)
+    meter.update(reference, reference[:, ::-1])
+    assert meter.changes == [Change(3, (0,), (1,)), Change(4, (1,), (0,)), Change(5, (0,), (1,))]
+    for _ in range(MOST_CHANGES):
+        meter.update(reference, reference[:, ::-1])
+    assert len(meter.changes) == MOST_CHANGES
 
 
 def test_feature_maps_have_an_error_and_cosines_alone() -> None:

@@ -32,6 +32,7 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     origin: Origin
     images: int
     size: int
+    calibration_images: int
     versions: dict[str, str]
     networks: tuple[Network, ...]
 
@@ -44,8 +45,8 @@ _HEADER = """# Coverage
 
 Made by `python -m benchmarks.coverage` (extra `bench`, torchvision, timm, and `RESCOMPILE_DATA`); do not edit it.
 
-{count} networks of torchvision and timm, exported to ONNX, quantized to INT8 by each tool with the same calibration
-images and compared with the fp32 file on the same {images} other photographs of {size} pixels. The weights are random,
+{count} networks of torchvision and timm, exported to ONNX, quantized to INT8 by each tool with the same {calibration}
+photographs and compared with the fp32 file on the same {images} others, all of {size} pixels. The weights are random,
 with batch norms and a classifier fitted to the calibration images: this compares how faithfully a network is
 quantized, not how well it classifies. In deep random networks a small error grows, so figures of one network can be
 compared with each other, not those of different networks.
@@ -64,7 +65,12 @@ def page(found: Coverage, path: Path) -> str:
     link = os.path.relpath(path.absolute(), PAGE.parent)
     versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     lines = [
-        _HEADER.format(count=len(found.networks), images=found.images, size=found.size),
+        _HEADER.format(
+            count=len(found.networks),
+            images=found.images,
+            calibration=found.calibration_images,
+            size=found.size,
+        ),
         *_summary(found),
         "",
         "| network | tool | agreement | relative RMS | adds | INT8 |",

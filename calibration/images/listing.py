@@ -1,4 +1,4 @@
-"""Images in a folder, and the class of each: by ``labels.csv``, by class folders, or unknown."""
+"""Images in a folder, and the class of each: by a table, by class folders, or unknown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.errors import ImageSetError
-from calibration.images.labels_csv import read_labels
+from calibration.images.labels_csv import has_labels, read_labels
 from calibration.names import text_of
 
 SUFFIXES = frozenset(
@@ -61,13 +61,13 @@ class Listing:
     labels: tuple[int, ...] | None = None
     class_names: tuple[str, ...] | None = None
     by_folder: bool = False
-    """Whether a label is the position of a class folder; it is the network's class only if every class has a folder."""
+    """Whether a label is the position of a folder or name; it is the network's class only if every class has one."""
     unread: tuple[str, ...] = ()
     """Image files of kinds that are not read."""
 
 
 def list_folder(folder: Path, known: Sequence[str] | None = None) -> Listing:
-    """List ``folder``: ``labels.csv`` with ``images/``, class folders, or flat.
+    """List ``folder``: a table (``labels.csv``, ``metadata.csv``), class folders, or flat.
 
     A class folder is found by its name in ``known``, the network's classes. Where no name is known, a number is the
     class's index, and other folders are classes in the order of their names.
@@ -80,10 +80,11 @@ def list_folder(folder: Path, known: Sequence[str] | None = None) -> Listing:
         entries = sorted(filter(_visible, folder.iterdir()), key=lambda entry: entry.name)
     except OSError as error:
         raise ImageSetError(f"{folder} cannot be read ({error.strerror}): check its permissions") from None
-    if (folder / "labels.csv").is_file():
-        rows, names = read_labels(folder / "labels.csv", folder / "images", known)
-        files = tuple(sorted(rows))
-        return Listing(folder / "images", files, tuple(rows[name] for name in files), names)
+    if (table := _table(folder)) is not None:
+        root = folder / "images" if (folder / "images").is_dir() else folder
+        found = read_labels(table, root, known)
+        files = tuple(sorted(found.rows))
+        return Listing(root, files, tuple(found.rows[name] for name in files), found.names, found.by_name)
     loose = tuple(entry.name for entry in entries if _is_image(entry))
     classes = tuple(entry.name for entry in entries if entry.is_dir())
     nested = {name: sorted(_images_below(folder, name)) for name in classes}
@@ -105,6 +106,14 @@ def list_folder(folder: Path, known: Sequence[str] | None = None) -> Listing:
         return Listing(folder, loose, unread=unread)
     _refuse_splits(folder, nested, known)
     return replace(_by_class(folder, nested, known), unread=unread)
+
+
+def _table(folder: Path) -> Path | None:
+    """The table that says the class of each image, if there is one."""
+    if (folder / "labels.csv").is_file():
+        return folder / "labels.csv"
+    described = folder / "metadata.csv"
+    return described if described.is_file() and has_labels(described) else None
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

@@ -28,11 +28,11 @@ void load(const std::filesystem::path& directory) {
 }
 
 /// The Triton backend up to the point where it looks for a GPU.
-Result<std::unique_ptr<internal::Backend>> read_triton(const std::filesystem::path& directory,
+Result<std::unique_ptr<internal::Backend>> read_triton(const internal::EngineFiles& files,
                                                        const Manifest& manifest, const LoadOptions&) {
-  const auto plan = internal::read_plan(directory, manifest);
+  const auto plan = internal::read_plan(files, manifest);
   if (!plan) return plan.error();
-  const auto weights = internal::PlanWeights::read(directory, *plan);
+  const auto weights = internal::PlanWeights::read(files, *plan);
   if (!weights) return weights.error();
   for (const auto& [name, tensor] : plan->weights)
     if ((*weights)[name].size() != tensor.bytes) std::abort();

@@ -2,12 +2,12 @@
 // in backends.cpp; it throws nothing.
 #pragma once
 
-#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "engine_files.hpp"
 #include "rescompile/rescompile.hpp"
 
 namespace rescompile::internal {
@@ -31,11 +31,17 @@ class Backend {
   [[nodiscard]] virtual std::size_t concurrency() const = 0;
 
   virtual Result<std::unique_ptr<Session>> open_session() = 0;
+
+  /// Store what was compiled, so that the next load is faster; called after the engine passed its self-test.
+  virtual void cache_compilation() {}
+
+  /// Remove the compilation from the cache if it came from there; whether the next load compiles.
+  virtual bool forget_compilation() { return false; }
 };
 
-/// Loads the payload in `directory`, whose files were checked against `manifest`.
-using BackendLoader = Result<std::unique_ptr<Backend>> (*)(const std::filesystem::path& directory,
-                                                           const Manifest& manifest, const LoadOptions& options);
+/// Loads the payload in `files`, which belong to `manifest`.
+using BackendLoader = Result<std::unique_ptr<Backend>> (*)(const EngineFiles& files, const Manifest& manifest,
+                                                           const LoadOptions& options);
 
 struct NamedBackend {
   const char* name;

@@ -7,7 +7,6 @@
 
 #include "manifest_reader.hpp"
 #include "npz.hpp"
-#include "plain_file.hpp"
 
 namespace rescompile::internal {
 
@@ -34,11 +33,9 @@ bool fits(const NpyArray& array, const TensorSpec& spec, std::uint64_t count) {
 
 }  // namespace
 
-Result<Golden> read_golden(const std::filesystem::path& directory, const Manifest& manifest) {
-  const std::filesystem::path path = directory / golden_name;
-  const auto file = PlainFile::open(path, path.string() + " is missing; copy or build the engine again");
-  if (!file) return file.error();
-  const auto bytes = file->read(golden_limit);
+Result<Golden> read_golden(const EngineFiles& files, const Manifest& manifest) {
+  const std::filesystem::path path = files.path(golden_name);
+  const auto bytes = files.read(golden_name, golden_limit);
   if (!bytes) return bytes.error();
   const auto refused = [&](const std::string& words) {
     return Error{ErrorCode::engine, path.string() + " holds no golden images and logits (" + words +

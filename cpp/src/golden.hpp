@@ -1,9 +1,9 @@
 // The golden answers of an engine: a few inputs with the outputs of the deployable graph.
 #pragma once
 
-#include <filesystem>
 #include <vector>
 
+#include "engine_files.hpp"
 #include "rescompile/rescompile.hpp"
 
 namespace rescompile::internal {
@@ -14,8 +14,8 @@ struct Golden {
   std::size_t count = 0;
 };
 
-/// Read golden.npz of `directory` and check that it fits `manifest`.
-Result<Golden> read_golden(const std::filesystem::path& directory, const Manifest& manifest);
+/// Read golden.npz and check that it fits `manifest`.
+Result<Golden> read_golden(const EngineFiles& files, const Manifest& manifest);
 
 /// RMS of the difference over RMS of `reference`: 0 where both are equal, infinite where only `reference` is zero.
 double relative_rms(std::span<const float> reference, std::span<const float> other);

@@ -7,7 +7,7 @@
 #include "engine_impl.hpp"
 #include "golden.hpp"
 #include "manifest_reader.hpp"
-#include "plain_file.hpp"
+#include "engine_files.hpp"
 
 namespace rescompile {
 
@@ -23,24 +23,8 @@ namespace internal {
 
 namespace {
 
-/// Checks that every file of the manifest is there, is a plain file, and has its size and (`hashes`) its hash.
-std::optional<Error> check_files(const std::filesystem::path& directory, const Manifest& manifest, bool hashes) {
-  const std::string advice = "; copy or build the engine again";
-  for (const auto& [name, digest] : manifest.files) {
-    const std::filesystem::path path = directory / name;
-    const auto file = PlainFile::open(path, path.string() + " is missing, although the manifest lists it" + advice);
-    if (!file) return file.error();
-    if (file->size() != digest.bytes)
-      return Error{ErrorCode::engine, path.string() + " has " + std::to_string(file->size()) + " bytes instead of " +
-                                          std::to_string(digest.bytes) + advice};
-    if (!hashes) continue;
-    const auto found = file->sha256();
-    if (!found) return found.error();
-    if (*found != digest.sha256)
-      return Error{ErrorCode::engine, path.string() + " was changed after the build (its hash differs)" + advice};
-  }
-  return std::nullopt;
-}
+/// Loads that are begun where another engine takes the place of one that is being read.
+constexpr int tries = 5;
 
 std::string rounded(double value) {
   std::array<char, 32> text{};
@@ -48,8 +32,8 @@ std::string rounded(double value) {
   return text.data();
 }
 
-std::optional<Error> self_test(const std::filesystem::path& directory, const Engine& engine) {
-  const auto golden = read_golden(directory, engine.manifest());
+std::optional<Error> self_test(const EngineFiles& files, const Engine& engine) {
+  const auto golden = read_golden(files, engine.manifest());
   if (!golden) return golden.error();
   const auto found = std::visit([&](const auto& images) { return engine.infer_all(std::span(images), golden->count); },
                                 golden->images);
@@ -58,7 +42,7 @@ std::optional<Error> self_test(const std::filesystem::path& directory, const Eng
   for (std::size_t index = 0; index < golden->outputs.size(); ++index) {
     const double error = relative_rms(golden->outputs[index], found->at(engine.manifest().outputs[index].name).values);
     if (error <= allowed) continue;  // not so for NaN
-    return Error{ErrorCode::engine, "the engine in " + directory.string() +
+    return Error{ErrorCode::engine, "the engine in " + files.directory().string() +
                                         " does not reproduce its golden answers on this machine (relative RMS " +
                                         rounded(error) + ", allowed " + rounded(allowed) + "); build it again here"};
   }
@@ -72,6 +56,42 @@ Error no_backend(const std::string& wanted, const std::vector<NamedBackend>& bac
                                       "'; it has: " + (names.empty() ? "none" : names)};
 }
 
+/// The engine of `manifest`; `forgotten` says whether what the cache held was wrong, and is gone.
+Result<Engine> open_engine(const EngineFiles& files, const Manifest& manifest, BackendLoader load,
+                           const LoadOptions& options, bool& forgotten) {
+  auto loaded = load(files, manifest, options);
+  if (!loaded) return loaded.error();
+  Backend& backend = **loaded;
+  if (options.verify)
+    if (auto error = files.check_rest()) return std::move(*error);
+  std::vector<std::unique_ptr<Session>> sessions;
+  for (std::size_t count = backend.concurrency(); sessions.size() < count;) {
+    auto session = backend.open_session();
+    if (!session) return session.error();
+    sessions.push_back(std::move(*session));
+  }
+  Engine engine = EngineAccess::make(manifest, std::move(*loaded), std::move(sessions));
+  if (!options.verify) return engine;
+  if (auto error = self_test(files, engine)) {
+    forgotten = backend.forget_compilation();
+    return std::move(*error);
+  }
+  backend.cache_compilation();
+  return engine;
+}
+
+Result<Engine> load_once(EngineFiles& files, const LoadOptions& options, const std::vector<NamedBackend>& backends) {
+  const auto manifest = read_manifest(files, options.trusted_keys);
+  if (!manifest) return manifest.error();
+  const auto chosen = std::ranges::find_if(backends, [&](const auto& each) { return each.name == manifest->backend; });
+  if (chosen == backends.end()) return no_backend(manifest->backend, backends);
+  if (auto error = files.expect(*manifest, options.verify)) return std::move(*error);
+  bool forgotten = false;
+  auto engine = open_engine(files, *manifest, chosen->load, options, forgotten);
+  if (!forgotten) return engine;
+  return open_engine(files, *manifest, chosen->load, options, forgotten);
+}
+
 }  // namespace
 
 Result<Engine> load_engine(const std::filesystem::path& directory, const LoadOptions& options,
@@ -79,23 +99,14 @@ Result<Engine> load_engine(const std::filesystem::path& directory, const LoadOpt
   if (options.threads < 0)
     return Error{ErrorCode::usage, std::to_string(options.threads) + " threads were asked for: pass 1 or more, or 0 "
                                                                      "to leave it to the backend"};
-  auto manifest = read_manifest(directory);
-  if (!manifest) return manifest.error();
-  const auto chosen = std::ranges::find_if(backends, [&](const auto& each) { return each.name == manifest->backend; });
-  if (chosen == backends.end()) return no_backend(manifest->backend, backends);
-  if (auto error = check_files(directory, *manifest, options.verify)) return std::move(*error);
-  auto backend = chosen->load(directory, *manifest, options);
-  if (!backend) return backend.error();
-  std::vector<std::unique_ptr<Session>> sessions;
-  for (std::size_t count = (*backend)->concurrency(); sessions.size() < count;) {
-    auto session = (*backend)->open_session();
-    if (!session) return session.error();
-    sessions.push_back(std::move(*session));
+  if (!options.verify && !options.trusted_keys.empty())
+    return Error{ErrorCode::usage, "trusted keys were given, but without verification a signature says nothing about "
+                                   "the files; leave one of the two out"};
+  for (int left = tries; ; --left) {
+    EngineFiles files(directory);
+    auto engine = load_once(files, options, backends);
+    if (engine || left == 1 || engine.error().code != ErrorCode::engine || !files.was_replaced()) return engine;
   }
-  Engine engine = EngineAccess::make(std::move(*manifest), std::move(*backend), std::move(sessions));
-  if (options.verify)
-    if (auto error = self_test(directory, engine)) return std::move(*error);
-  return engine;
 }
 
 }  // namespace internal

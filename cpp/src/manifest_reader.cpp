@@ -9,6 +9,7 @@
 #include "plain_file.hpp"
 #include "preprocess.hpp"
 #include "sha256.hpp"
+#include "signature.hpp"
 
 namespace rescompile::internal {
 
@@ -300,17 +301,17 @@ std::size_t values_per_image(const TensorSpec& spec) {
   return product;
 }
 
-Result<Manifest> read_manifest(const std::filesystem::path& directory) {
-  const std::filesystem::path path = directory / manifest_name;
+Result<Manifest> read_manifest(const EngineFiles& files, const std::vector<std::filesystem::path>& trusted_keys) {
   std::error_code ignored;
-  const bool exists = std::filesystem::is_directory(directory, ignored);
-  const auto file = PlainFile::open(path, directory.string() + " is not an engine directory: it " +
-                                              (exists ? "has no manifest.json" : "does not exist") +
-                                              "; pass the --output of a build");
-  if (!file) return file.error();
-  const auto text = file->read(manifest_limit);
+  const bool exists = std::filesystem::is_directory(files.directory(), ignored);
+  const auto text = files.read_unlisted(manifest_name, manifest_limit,
+                                        files.directory().string() + " is not an engine directory: it " +
+                                            (exists ? "has no manifest.json" : "does not exist") +
+                                            "; pass the --output of a build");
   if (!text) return text.error();
-  return parse_manifest(*text, path);
+  if (!trusted_keys.empty())
+    if (auto error = check_signature(files, *text, trusted_keys)) return std::move(*error);
+  return parse_manifest(*text, files.path(manifest_name));
 }
 
 Result<Manifest> parse_manifest(const std::string& text, const std::filesystem::path& path) {

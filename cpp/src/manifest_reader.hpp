@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <string>
 
+#include "engine_files.hpp"
 #include "rescompile/rescompile.hpp"
 
 namespace rescompile::internal {
@@ -17,9 +18,10 @@ inline constexpr std::int64_t format_version = 2;
 /// Most outputs of an engine, so that no memory is taken for their list in an inference.
 inline constexpr std::size_t most_outputs = 64;
 
-/// Read and check the manifest of `directory`: format, types of the fields, its own digest, plain file names, and
-/// that it describes a network with one image input and one output or several.
-Result<Manifest> read_manifest(const std::filesystem::path& directory);
+/// Read and check the manifest of an engine, and its signature where there are `trusted_keys`: format, types of the
+/// fields, its own digest, plain file names, and that it describes a network with one image input and one output or
+/// several.
+Result<Manifest> read_manifest(const EngineFiles& files, const std::vector<std::filesystem::path>& trusted_keys);
 
 /// As `read_manifest`, for the `text` of the file `path`.
 Result<Manifest> parse_manifest(const std::string& text, const std::filesystem::path& path);

@@ -8,7 +8,9 @@
 #include <sstream>
 #include <string_view>
 
+#include "compiled_engine.hpp"
 #include "manifest_reader.hpp"
+#include "sha256.hpp"
 
 namespace rescompile::internal {
 
@@ -17,6 +19,7 @@ namespace {
 /// Not in OpenVINO's manual: with its fusion of elementwise chains on, an identity block's add is no longer fused
 /// into the convolution before it. The numbers are the same to the bit.
 constexpr const char* snippets = "SNIPPETS_MODE";
+constexpr std::uint64_t payload_limit = std::uint64_t{8} << 30;
 
 /// The reason in OpenVINO's message, without the lines that say where in its source it was raised.
 std::string last_words(const std::exception& error) {
@@ -110,8 +113,11 @@ class OpenVinoSession final : public Session {
 
 class OpenVinoBackend final : public Backend {
  public:
-  OpenVinoBackend(ov::CompiledModel compiled, const Manifest& manifest)
+  OpenVinoBackend(ov::CompiledModel compiled, const Manifest& manifest, std::optional<CompiledEngine> cache,
+                  bool from_cache)
       : compiled_(std::move(compiled)),
+        cache_(std::move(cache)),
+        from_cache_(from_cache),
         manifest_(manifest),
         concurrency_(std::max(1U, compiled_.get_property(ov::optimal_number_of_infer_requests))) {}
 
@@ -123,14 +129,30 @@ class OpenVinoBackend final : public Backend {
     });
   }
 
+  void cache_compilation() override {
+    if (!cache_ || from_cache_) return;
+    try {
+      std::ostringstream content;
+      compiled_.export_model(content);
+      cache_->write(std::move(content).str());
+    } catch (const std::exception&) {  // this OpenVINO cannot export it, or there is too little memory
+      return;
+    }
+  }
+
+  bool forget_compilation() override { return cache_ && from_cache_ && cache_->forget(); }
+
  private:
   ov::CompiledModel compiled_;
+  std::optional<CompiledEngine> cache_;
+  bool from_cache_;
   Manifest manifest_;
   std::size_t concurrency_;
 };
 
 /// The mismatch between the model and its manifest; empty where they agree.
-std::string misfit(const ov::Model& model, const Manifest& manifest) {
+template <typename Model>  // as it was read, or compiled
+std::string misfit(const Model& model, const Manifest& manifest) {
   if (model.inputs().size() != 1 || model.outputs().size() != manifest.outputs.size())
     return "it has not one input and " + std::to_string(manifest.outputs.size()) + " outputs";
   ov::PartialShape images{ov::Dimension(manifest.batch.min, manifest.batch.max)};
@@ -161,11 +183,14 @@ std::string misfit(const ov::Model& model, const Manifest& manifest) {
   return {};
 }
 
-ov::CompiledModel compile(ov::Core& core, const std::shared_ptr<ov::Model>& model, const LoadOptions& options) {
+ov::AnyMap settings_of(const LoadOptions& options) {
   ov::AnyMap settings = {{"INFERENCE_PRECISION_HINT", "f32"},
                          {"PERFORMANCE_HINT", options.hint == Hint::throughput ? "THROUGHPUT" : "LATENCY"}};
   if (options.threads > 0) settings["INFERENCE_NUM_THREADS"] = options.threads;
-  if (!options.cache.empty()) settings["CACHE_DIR"] = options.cache.string();
+  return settings;
+}
+
+ov::CompiledModel compile(ov::Core& core, const std::shared_ptr<ov::Model>& model, const ov::AnyMap& settings) {
   ov::AnyMap tuned = settings;
   tuned[snippets] = "DISABLE";
   try {
@@ -176,22 +201,61 @@ ov::CompiledModel compile(ov::Core& core, const std::shared_ptr<ov::Model>& mode
   return core.compile_model(model, "CPU", settings);  // a version that does not know it
 }
 
+/// The place of the compilation in the user's cache; nothing where there is none.
+std::optional<CompiledEngine> cache_of(const LoadOptions& options, const ov::AnyMap& settings, const std::string& xml,
+                                       const std::string& bin) {
+  if (options.cache.empty()) return std::nullopt;
+  std::vector<std::string> parts = {"librescompile 1", "openvino", ov::get_openvino_version().buildNumber,
+                                    sha256_of(xml), sha256_of(bin)};
+  for (const auto& [name, value] : settings) parts.push_back(name + "=" + value.as<std::string>());
+  return CompiledEngine(options.cache, std::move(parts));
+}
+
+/// The model that an earlier load stored; nothing where there is none that fits.
+std::optional<ov::CompiledModel> stored_model(ov::Core& core, const CompiledEngine& cache, const Manifest& manifest,
+                                              const ov::AnyMap& settings) {
+  const std::optional<std::string> content = cache.read();
+  if (!content) return std::nullopt;
+  try {
+    std::istringstream stream(*content);
+    ov::CompiledModel compiled = core.import_model(stream, "CPU", settings);
+    if (misfit(compiled, manifest).empty()) return compiled;
+  } catch (const ov::Exception&) {
+  }
+  cache.forget();
+  return std::nullopt;
+}
+
+/// Weights in memory of their own, which lives as long as the model.
+ov::Tensor tensor_of(const std::string& bytes) {
+  ov::Tensor tensor(ov::element::u8, {bytes.size()});
+  if (!bytes.empty()) std::memcpy(tensor.data(), bytes.data(), bytes.size());
+  return tensor;
+}
+
 }  // namespace
 
-Result<std::unique_ptr<Backend>> load_openvino(const std::filesystem::path& directory, const Manifest& manifest,
+Result<std::unique_ptr<Backend>> load_openvino(const EngineFiles& files, const Manifest& manifest,
                                                const LoadOptions& options) {
-  const std::filesystem::path path = directory / "model.xml";
+  const std::filesystem::path path = files.path("model.xml");
   for (const char* name : {"model.xml", "model.bin"})
     if (!manifest.files.contains(name))
-      return Error{ErrorCode::engine, (directory / manifest_name).string() + " lists no " + name +
+      return Error{ErrorCode::engine, files.path(manifest_name).string() + " lists no " + name +
                                           ", which an OpenVINO engine has; build the engine again"};
   return translate_errors("OpenVINO cannot load " + path.string(), [&]() -> Result<std::unique_ptr<Backend>> {
+    const auto xml = files.read("model.xml", payload_limit), bin = files.read("model.bin", payload_limit);
+    if (!xml) return xml.error();
+    if (!bin) return bin.error();
     ov::Core core;
-    // read here and not by path: a cached model would otherwise skip the check that its weights are whole
-    const std::shared_ptr<ov::Model> model = core.read_model(path.string());
+    const ov::AnyMap settings = settings_of(options);
+    auto cache = cache_of(options, settings, *xml, *bin);
+    if (cache)
+      if (auto stored = stored_model(core, *cache, manifest, settings))
+        return {std::make_unique<OpenVinoBackend>(std::move(*stored), manifest, std::move(cache), true)};
+    const std::shared_ptr<ov::Model> model = core.read_model(*xml, tensor_of(*bin));
     if (const std::string words = misfit(*model, manifest); !words.empty())
       return Error{ErrorCode::engine, path.string() + " does not fit the manifest (" + words + "); build the engine again"};
-    return {std::make_unique<OpenVinoBackend>(compile(core, model, options), manifest)};
+    return {std::make_unique<OpenVinoBackend>(compile(core, model, settings), manifest, std::move(cache), false)};
   });
 }
 

@@ -5,7 +5,7 @@
 
 namespace rescompile::internal {
 
-Result<std::unique_ptr<Backend>> load_openvino(const std::filesystem::path& directory, const Manifest& manifest,
+Result<std::unique_ptr<Backend>> load_openvino(const EngineFiles& files, const Manifest& manifest,
                                                const LoadOptions& options);
 
 }  // namespace rescompile::internal

@@ -1,7 +1,6 @@
 #include "plain_file.hpp"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -29,9 +28,12 @@ ssize_t read_at(int handle, char* data, std::size_t size, std::uint64_t offset) 
 
 }  // namespace
 
-Result<PlainFile> PlainFile::open(const std::filesystem::path& path, const std::string& what_if_missing) {
+Result<PlainFile> PlainFile::open(const std::filesystem::path& path, const std::string& what_if_missing,
+                                  int folder) {
+  const std::string name = folder < 0 ? path.string() : path.filename().string();
   // O_NONBLOCK: opening a pipe would wait for its writer
-  const int handle = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  const int handle =
+      openat(folder < 0 ? AT_FDCWD : folder, name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
   if (handle < 0) {
     if (errno == ENOENT || errno == ENOTDIR) return Error{ErrorCode::engine, what_if_missing};
     if (errno == ELOOP || errno == ENXIO)
@@ -40,21 +42,18 @@ Result<PlainFile> PlainFile::open(const std::filesystem::path& path, const std::
     return Error{ErrorCode::engine,
                  path.string() + " cannot be read (" + words(errno) + "); check the path and its permissions"};
   }
-  struct stat facts {};
-  const bool known = fstat(handle, &facts) == 0;
-  PlainFile file(path, handle, known && facts.st_size > 0 ? static_cast<std::uint64_t>(facts.st_size) : 0);
-  if (!known) return file.unreadable(errno);
-  if (!S_ISREG(facts.st_mode))
+  PlainFile file(path, handle);
+  if (fstat(handle, &file.facts_) != 0) return file.unreadable(errno);
+  if (!S_ISREG(file.facts_.st_mode))
     return Error{ErrorCode::engine, path.string() + " is not a plain file (perhaps a symbolic link); copy or build the "
                                                     "engine again"};
   return file;
 }
 
-PlainFile::PlainFile(std::filesystem::path path, int handle, std::uint64_t size)
-    : path_(std::move(path)), handle_(handle), size_(size) {}
+PlainFile::PlainFile(std::filesystem::path path, int handle) : path_(std::move(path)), handle_(handle) {}
 
 PlainFile::PlainFile(PlainFile&& other) noexcept
-    : path_(std::move(other.path_)), handle_(std::exchange(other.handle_, -1)), size_(other.size_) {}
+    : path_(std::move(other.path_)), handle_(std::exchange(other.handle_, -1)), facts_(other.facts_) {}
 
 PlainFile::~PlainFile() {
   if (handle_ >= 0) close(handle_);
@@ -66,10 +65,10 @@ Error PlainFile::unreadable(int reason) const {
 }
 
 Result<std::string> PlainFile::read(std::uint64_t limit) const {
-  if (size_ > limit)
-    return Error{ErrorCode::engine, path_.string() + " has " + std::to_string(size_) + " bytes, more than the " +
+  if (size() > limit)
+    return Error{ErrorCode::engine, path_.string() + " has " + std::to_string(size()) + " bytes, more than the " +
                                         std::to_string(limit) + " that are read; build the engine again"};
-  std::string bytes(static_cast<std::size_t>(size_), '\0');
+  std::string bytes(static_cast<std::size_t>(size()), '\0');
   for (std::size_t done = 0; done < bytes.size();) {
     const ssize_t count = read_at(handle_, bytes.data() + done, bytes.size() - done, done);
     if (count < 0) return unreadable(errno);

@@ -11,7 +11,6 @@
 
 #include "gpu_backend.hpp"
 #include "manifest_reader.hpp"
-#include "plain_file.hpp"
 
 #if !defined(RESCOMPILE_WITH_TENSORRT_RTX) && NV_TENSORRT_MAJOR < 10
 #error "TensorRT 10 or newer is needed: point TensorRT_ROOT at its folder"
@@ -143,17 +142,15 @@ void check_library() {
 
 }  // namespace
 
-Result<std::unique_ptr<Backend>> load_tensorrt(const std::filesystem::path& directory, const Manifest& manifest,
+Result<std::unique_ptr<Backend>> load_tensorrt(const EngineFiles& files, const Manifest& manifest,
                                                const LoadOptions&) {
-  const std::filesystem::path path = directory / engine_name;
+  const std::filesystem::path path = files.path(engine_name);
   if (!manifest.files.contains(engine_name))
-    return Error{ErrorCode::engine, (directory / manifest_name).string() + " lists no " + engine_name +
+    return Error{ErrorCode::engine, files.path(manifest_name).string() + " lists no " + engine_name +
                                         ", which a " + tensorrt_name + " engine has; build the engine again"};
-  const auto file = PlainFile::open(path, path.string() + " is missing; copy or build the engine again");
-  if (!file) return file.error();
-  return open_on_gpu(directory, manifest,
+  return open_on_gpu(files.directory(), manifest,
                      [&](const CudaDriver&, const GpuBuffers& buffers) -> std::unique_ptr<GpuNetwork> {
-                       const auto engine = file->read(engine_limit);
+                       const auto engine = files.read(engine_name, engine_limit);
                        if (!engine) throw Failure(engine.error().code, engine.error().message);
                        check_library();
                        return std::make_unique<TensorRtNetwork>(buffers, path, *engine, manifest);

@@ -12,7 +12,7 @@ inline constexpr const char* tensorrt_name = "tensorrt-rtx";
 inline constexpr const char* tensorrt_name = "tensorrt";
 #endif
 
-Result<std::unique_ptr<Backend>> load_tensorrt(const std::filesystem::path& directory, const Manifest& manifest,
+Result<std::unique_ptr<Backend>> load_tensorrt(const EngineFiles& files, const Manifest& manifest,
                                                const LoadOptions& options);
 
 }  // namespace rescompile::internal

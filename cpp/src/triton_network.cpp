@@ -3,7 +3,6 @@
 #include <cstring>
 #include <span>
 
-#include "plain_file.hpp"
 
 namespace rescompile::internal {
 
@@ -16,14 +15,12 @@ constexpr unsigned plain_shared = 48 << 10;
 constexpr std::size_t elf_header = 64;
 constexpr std::string_view elf_mark("\x7f" "ELF", 4);
 
-std::string machine_code(const std::filesystem::path& path) {
-  const auto file = PlainFile::open(path, path.string() + " is missing; copy or build the engine again");
-  if (!file) throw Failure(file.error().code, file.error().message);
-  auto code = file->read(code_limit);
+std::string machine_code(const EngineFiles& files, const std::string& name) {
+  auto code = files.read(name, code_limit);
   if (!code) throw Failure(code.error().code, code.error().message);
   if (code->size() < elf_header || !code->starts_with(elf_mark))
     throw Failure(ErrorCode::engine,
-                  path.string() + " holds no machine code for a GPU; copy or build the engine again");
+                  files.path(name).string() + " holds no machine code for a GPU; copy or build the engine again");
   return std::move(*code);
 }
 
@@ -46,7 +43,7 @@ class ParameterBuffer {
 }  // namespace
 
 TritonNetwork::TritonNetwork(const CudaDriver& driver, const GpuBuffers& buffers,
-                             const std::filesystem::path& directory, Plan plan, const PlanWeights& weights)
+                             const EngineFiles& files, Plan plan, const PlanWeights& weights)
     : driver_(driver),
       buffers_(buffers),
       plan_(std::move(plan)),
@@ -56,13 +53,13 @@ TritonNetwork::TritonNetwork(const CudaDriver& driver, const GpuBuffers& buffers
   for (const auto& [name, offset] : weight_offsets_)
     if (const std::string_view bytes = weights[name]; !bytes.empty())
       driver_.upload(weights_.address() + offset, bytes.data(), bytes.size());
-  for (const PlanKernel& kernel : plan_.kernels) load(directory, kernel);
+  for (const PlanKernel& kernel : plan_.kernels) load(files, kernel);
 }
 
-void TritonNetwork::load(const std::filesystem::path& directory, const PlanKernel& kernel) {
+void TritonNetwork::load(const EngineFiles& files, const PlanKernel& kernel) {
   auto found = modules_.find(kernel.file);
   if (found == modules_.end())
-    found = modules_.try_emplace(kernel.file, driver_, machine_code(directory / kernel.file)).first;
+    found = modules_.try_emplace(kernel.file, driver_, machine_code(files, kernel.file)).first;
   const cuda::Function function = found->second.function(kernel.entry);
   if (kernel.shared_bytes > plain_shared)
     driver_.set_function_attribute(function, cuda::max_dynamic_shared_bytes, static_cast<int>(kernel.shared_bytes));

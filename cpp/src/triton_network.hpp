@@ -16,13 +16,13 @@ namespace rescompile::internal {
 class TritonNetwork final : public GpuNetwork {
  public:
   /// Throws a Failure where the driver refuses the machine code or has too little memory.
-  TritonNetwork(const CudaDriver& driver, const GpuBuffers& buffers, const std::filesystem::path& directory, Plan plan,
+  TritonNetwork(const CudaDriver& driver, const GpuBuffers& buffers, const EngineFiles& files, Plan plan,
                 const PlanWeights& weights);
 
   void enqueue(std::size_t count, cuda::Stream stream) override;
 
  private:
-  void load(const std::filesystem::path& directory, const PlanKernel& kernel);
+  void load(const EngineFiles& files, const PlanKernel& kernel);
   void launch_all(const PlanProgram& program, cuda::Stream stream) const;
   void launch(const PlanLaunch& launch, cuda::Stream stream) const;
   [[nodiscard]] std::uint64_t value_of(const PlanArgument& argument) const;

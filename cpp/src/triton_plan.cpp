@@ -4,7 +4,6 @@
 
 #include "json_fields.hpp"
 #include "manifest_reader.hpp"
-#include "plain_file.hpp"
 #include "triton_programs.hpp"
 
 namespace rescompile::internal {
@@ -158,17 +157,14 @@ std::uint64_t Plan::arena_bytes() const {
   return bytes;
 }
 
-Result<Plan> read_plan(const std::filesystem::path& directory, const Manifest& manifest) {
-  const std::filesystem::path path = directory / plan_name;
+Result<Plan> read_plan(const EngineFiles& files, const Manifest& manifest) {
   for (const char* name : {plan_name, plan_weights_name})
     if (!manifest.files.contains(name))
-      return Error{ErrorCode::engine, "the manifest of " + directory.string() + " lists no " + name +
+      return Error{ErrorCode::engine, "the manifest of " + files.directory().string() + " lists no " + name +
                                           ", which a Triton engine has; build the engine again"};
-  const auto file = PlainFile::open(path, path.string() + " is missing; copy or build the engine again");
-  if (!file) return file.error();
-  const auto text = file->read(plan_limit);
+  const auto text = files.read(plan_name, plan_limit);
   if (!text) return text.error();
-  return parse_plan(*text, path, manifest);
+  return parse_plan(*text, files.path(plan_name), manifest);
 }
 
 Result<Plan> parse_plan(const std::string& text, const std::filesystem::path& path, const Manifest& manifest) {

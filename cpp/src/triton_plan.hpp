@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "engine_files.hpp"
 #include "rescompile/rescompile.hpp"
 
 namespace rescompile::internal {
@@ -87,7 +88,7 @@ struct Plan {
 
 /// Read and check plan.json of `directory`: types of the fields, that every address lies where the plan itself says
 /// that there is memory, and that it is the plan of the engine which `manifest` describes.
-Result<Plan> read_plan(const std::filesystem::path& directory, const Manifest& manifest);
+Result<Plan> read_plan(const EngineFiles& files, const Manifest& manifest);
 
 /// `read_plan` for the `text` of the file `path`.
 Result<Plan> parse_plan(const std::string& text, const std::filesystem::path& path, const Manifest& manifest);

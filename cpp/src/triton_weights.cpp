@@ -1,7 +1,6 @@
 #include "triton_weights.hpp"
 
 #include "json_fields.hpp"
-#include "plain_file.hpp"
 #include "safetensors.hpp"
 
 namespace rescompile::internal {
@@ -24,13 +23,10 @@ std::string words_of(const std::string& dtype, const std::vector<std::int64_t>& 
 
 }  // namespace
 
-Result<PlanWeights> PlanWeights::read(const std::filesystem::path& directory, const Plan& plan) {
-  const std::filesystem::path path = directory / plan_weights_name;
-  const auto file = PlainFile::open(path, path.string() + " is missing; copy or build the engine again");
-  if (!file) return file.error();
-  auto contents = file->read(weights_limit);
+Result<PlanWeights> PlanWeights::read(const EngineFiles& files, const Plan& plan) {
+  auto contents = files.read(plan_weights_name, weights_limit);
   if (!contents) return contents.error();
-  return parse(std::move(*contents), path, plan);
+  return parse(std::move(*contents), files.path(plan_weights_name), plan);
 }
 
 Result<PlanWeights> PlanWeights::parse(std::string contents, const std::filesystem::path& path, const Plan& plan) {

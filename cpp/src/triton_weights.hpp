@@ -12,8 +12,8 @@ namespace rescompile::internal {
 /// The weights of a plan, in the memory of the host.
 class PlanWeights {
  public:
-  /// Read the weights of `plan` in `directory`, each of the type and shape that the plan names.
-  static Result<PlanWeights> read(const std::filesystem::path& directory, const Plan& plan);
+  /// Read the weights of `plan`, each of the type and shape that the plan names.
+  static Result<PlanWeights> read(const EngineFiles& files, const Plan& plan);
 
   /// `read` for the contents of the file `path`.
   static Result<PlanWeights> parse(std::string contents, const std::filesystem::path& path, const Plan& plan);

@@ -139,7 +139,7 @@ TEST(a_plan_of_another_engine_is_refused) {
   for (const char* name : {"plan.json", "weights.safetensors"}) {
     auto files = plan_files();
     files.erase(name);
-    const auto plan = internal::read_plan("d", manifest_of(files));
+    const auto plan = internal::read_plan(internal::EngineFiles("d"), manifest_of(files));
     CHECK(!plan && plan.error().message.find(std::string("lists no ") + name) != std::string::npos);
   }
 }

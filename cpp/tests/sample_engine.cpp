@@ -73,7 +73,7 @@ class SumBackend final : public internal::Backend {
   Result<std::unique_ptr<internal::Session>> open_session() override { return {std::make_unique<SumSession>()}; }
 };
 
-Result<std::unique_ptr<internal::Backend>> load_sum(const std::filesystem::path&, const Manifest&,
+Result<std::unique_ptr<internal::Backend>> load_sum(const internal::EngineFiles&, const Manifest&,
                                                     const LoadOptions&) {
   return {std::make_unique<SumBackend>()};
 }

@@ -35,8 +35,8 @@ from rescompile.graph.shared.metadata import factors_of, in_original_unit, offse
 from rescompile.graph.shared.onnx_file import read_graph
 from rescompile.graph.shared.topology import block_of, block_outputs
 from rescompile.manifest import GRAPH, MANIFEST, REFERENCE, Manifest, OutputSpec, read_manifest
-from rescompile.runtime.integrity import check_files
-from rescompile.runtime.loading import load
+from rescompile.runtime.integrity import CheckedEngine, read_engine
+from rescompile.runtime.loading import load_checked
 
 Part = Literal["fp32", "graph", "engine"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -125,11 +125,13 @@ def open_comparand(name: ComparandName) -> Comparand:
         BackendUnavailable: the engine cannot run on this machine.
     """
     if name.part is None:
-        return graph_comparand(name.path, title=f"{name} (ONNX graph)", manifest=_manifest_beside(name.path))
-    manifest = read_manifest(name.path)
-    check_files(name.path, manifest)
-    path = name.path / (REFERENCE if name.part == "fp32" else GRAPH)
-    if not path.is_file():
+        return graph_comparand(
+            name.path, None, title=f"{name} (ONNX graph)", manifest=_manifest_beside(name.path)
+        )
+    checked = read_engine(name.path, also=(REFERENCE, GRAPH))
+    manifest, part = checked.manifest, REFERENCE if name.part == "fp32" else GRAPH
+    path = name.path / part
+    if part not in manifest.files:
         advice = "it was built with --no-reference; pass the fp32 graph as FILE.onnx" * (name.part == "fp32")
         raise EngineError(f"{path} is not there; {advice or 'build the engine again'}")
     kind = {
@@ -139,18 +141,18 @@ def open_comparand(name: ComparandName) -> Comparand:
     }[name.part]
     title = f"{name} ({kind})"
     if name.part != "engine" or manifest.backend == "onnxruntime":
-        return graph_comparand(path, title=title, manifest=manifest)
+        return graph_comparand(path, checked.files.read(part), title=title, manifest=manifest)
     opened = openvino_comparand if manifest.backend == "openvino" else logits_comparand
-    return opened(name.path, manifest, title=title)
+    return opened(checked, title=title)
 
 
-def graph_comparand(path: Path, *, title: str, manifest: Manifest | None) -> Comparand:
-    """An ONNX graph, executed node by node as it is written.
+def graph_comparand(path: Path, content: bytes | None, *, title: str, manifest: Manifest | None) -> Comparand:
+    """The ONNX graph of ``path``, executed node by node as it is written; ``content`` is that of the file.
 
     Raises:
         GraphError: it cannot be read, or its blocks do not have the names that rescompile gives them.
     """
-    proto = read_graph(path)
+    proto = read_graph(path, content)
     blocks, integers, full_range = block_outputs(proto), quantized(proto), offsets_of(proto)
     classes, taken = classes_of(proto, path), InputSpec.of_graph(proto, path)
     wanted = [*blocks.values(), *integers.values()]
@@ -178,11 +180,12 @@ def graph_comparand(path: Path, *, title: str, manifest: Manifest | None) -> Com
     )
 
 
-def openvino_comparand(directory: Path, manifest: Manifest, *, title: str) -> Comparand:
+def openvino_comparand(checked: CheckedEngine, *, title: str) -> Comparand:
     """An OpenVINO engine whose block outputs are added to the outputs of the model in memory; files do not change."""
-    proto = read_graph(directory / GRAPH)
+    manifest, files = checked.manifest, checked.files
+    proto = read_graph(files.path(GRAPH), files.read(GRAPH))
     blocks, factors = block_outputs(proto), factors_of(proto)
-    run = OpenVinoTensors(directory, manifest.batch, tuple(blocks.values()))
+    run = OpenVinoTensors(files, manifest.batch, tuple(blocks.values()))
     visible = {block: tensor for block, tensor in blocks.items() if tensor in run.names}
 
     def observe(image: NDArray[Any]) -> Observation:
@@ -205,12 +208,12 @@ def openvino_comparand(directory: Path, manifest: Manifest, *, title: str) -> Co
     )
 
 
-def logits_comparand(directory: Path, manifest: Manifest, *, title: str) -> Comparand:
+def logits_comparand(checked: CheckedEngine, *, title: str) -> Comparand:
     """An engine whose backend does not show inner tensors: its logits alone."""
-    engine = load(directory)
+    engine, manifest, files = load_checked(checked), checked.manifest, checked.files
     return Comparand(
         name=title,
-        blocks=block_outputs(read_graph(directory / GRAPH)),
+        blocks=block_outputs(read_graph(files.path(GRAPH), files.read(GRAPH))),
         visible=frozenset({"fc"}),
         preprocess=manifest.preprocess,
         classes=manifest.outputs[0].shape[1],

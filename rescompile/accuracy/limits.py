@@ -39,6 +39,12 @@ def judge(parity: Parity, limits: Limits) -> tuple[Check, ...]:
     if (asked := limits.max_relative_rms) is not None:
         rms = parity.relative_rms
         checks.append(Check("relative RMS", f"at most {asked:.5g}", f"{rms:.5g}", rms <= asked))
+    if (asked := limits.min_cosine) is not None:
+        cosine = parity.cosine if parity.worst_cosine is None else parity.worst_cosine
+        checks.append(Check("smallest cosine", f"at least {asked:.6g}", f"{cosine:.6g}", cosine >= asked))
+    if (asked := limits.max_error) is not None:
+        error = parity.max_abs
+        checks.append(Check("largest error", f"at most {asked:.5g}", f"{error:.5g}", error <= asked))
     return tuple(checks)
 
 
@@ -47,7 +53,7 @@ def judge_all(measured: Measurement, limits: Limits) -> tuple[Check, ...]:
     checks = judge(measured.parity, limits)
     for name, parity in measured.others.items():
         agreement = None if parity.task in NUMBERS else limits.min_agreement
-        own = Limits(min_agreement=agreement, max_relative_rms=limits.max_relative_rms)
+        own = msgspec.structs.replace(limits, min_agreement=agreement, max_top1_drop=None, min_top1=None)
         checks += tuple(
             msgspec.structs.replace(check, name=f"{check.name} of {name}") for check in judge(parity, own)
         )
@@ -67,7 +73,7 @@ def check_kind(limits: Limits, kind: OutputKind) -> None:
     if kind in NUMBERS and limits.min_agreement is not None:
         raise UsageError(
             f"--min-agreement compares decisions, and this network's outputs are {kind}, which decide nothing; pass "
-            "--max-relative-rms instead"
+            "--max-relative-rms, --max-error or --min-cosine instead"
         )
     if kind not in ONE_CLASS and limits.need_labels:
         option = "--min-top1" if limits.max_top1_drop is None else "--max-top1-drop"

@@ -16,14 +16,13 @@ from calibration.names import text_of
 from calibration.preprocess import Preprocess, normalize
 from rescompile.backends.onnxruntime import ReferenceSession
 from rescompile.manifest import OutputSpec, TensorSpec
-from rescompile.metrics import Answers, Labels, Logits, ParityMeter
+from rescompile.metrics import Answers, Change, Labels, Logits, ParityMeter
 from rescompile.progress import Progress
 from rescompile.report import Flip, Parity
 
 Network = Callable[[NDArray[Any]], Any]
 """Images [N, ...] to logits [N, classes], or other outputs; a dict of several by name."""
 BATCH = 8
-MOST_FLIPS = 100
 SAMPLE_SIZE = 2000
 """Most pairs of logits that are kept for the plot."""
 
@@ -48,20 +47,26 @@ class Measurement:
     answers: Answers
     names: tuple[str, ...]
     """Names of the images."""
+    changes: tuple[Change, ...] = ()
+    """The first images that the engine answers otherwise."""
     others: Mapping[str, Parity] = field(default_factory=dict)
     """The comparison of each output but the first, by name."""
 
     def flips(self, classes: Sequence[str]) -> tuple[Flip, ...]:
-        """The first ``MOST_FLIPS`` images that the engine answers in another way than the reference."""
-        found = self.answers
+        """The first images that the engine answers in another way than the reference, by the names of ``classes``."""
+        labels = self.answers.labels
+
+        def named(chosen: Sequence[int]) -> str:
+            return ", ".join(classes[index] for index in chosen) or "none"
+
         return tuple(
             Flip(
-                image=text_of(self.names[index]),
-                reference=classes[found.reference[index]],
-                engine=classes[found.engine[index]],
-                label=None if found.labels is None else classes[found.labels[index]],
+                image=text_of(self.names[change.image]),
+                reference=named(change.reference),
+                engine=named(change.engine),
+                label=None if labels is None else classes[labels[change.image]],
             )
-            for index in np.flatnonzero(found.reference != found.engine)[:MOST_FLIPS]
+            for change in self.changes
         )
 
 
@@ -147,6 +152,7 @@ def compare_logits(
         sample.pairs(),
         meter.answers(),
         images.images.names,
+        tuple(meter.changes),
         {name: other.result(image_source=images.source, image_fingerprint=images.fingerprint)
          for name, other in others.items()},
     )  # fmt: skip

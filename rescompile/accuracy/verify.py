@@ -26,12 +26,13 @@ from rescompile.backends.onnxruntime import reference_session
 from rescompile.config import positive
 from rescompile.environment import describe
 from rescompile.errors import BackendError, BackendUnavailable, EngineError, UsageError
-from rescompile.manifest import REFERENCE, Manifest, read_manifest
+from rescompile.manifest import REFERENCE, REPORT_JSON, Manifest, read_manifest
 from rescompile.metrics import ONE_CLASS
 from rescompile.progress import Progress, StageClock
 from rescompile.report import BuildReport, Limits, read_report
 from rescompile.runtime.engine import Engine
-from rescompile.runtime.loading import load, simulate
+from rescompile.runtime.integrity import CheckedEngine, read_engine
+from rescompile.runtime.loading import load_checked, simulate
 
 
 def verify(
@@ -56,16 +57,17 @@ def verify(
     positive(validation_images, "--validation-images")
     # mistakes are found before an engine is loaded
     read_manifest(directory)
-    reference = _reference_path(directory, reference)
     open_image_set(validation_set, limit=1)
     clock = StageClock(progress)
     with clock.stage("load"):
-        engine, executed = _engine_or_simulation(directory)
+        checked = read_engine(directory, also=(REFERENCE, REPORT_JSON))
+        graph = _reference_graph(checked, reference)
+        engine, executed = _engine_or_simulation(checked)
     with engine, clock.stage("verify"):
         manifest = engine.manifest
-        built = read_report(directory)
+        built = read_report(checked.files)
         asked, limits = limits, limits or built.limits
-        trusted = _reference_of(reference, manifest)
+        trusted = _reference_of(graph, reference or directory / REFERENCE, manifest)
         kind = manifest.outputs[0].kind
         check_kind(limits, kind)
         images, remarks = _images(
@@ -131,30 +133,32 @@ def stand_in(backend: str) -> str:
     return found.simulation if isinstance(found, SimulatingBackend) else "deployable graph (onnxruntime)"
 
 
-def _engine_or_simulation(directory: Path) -> tuple[Engine, bool]:
+def _engine_or_simulation(checked: CheckedEngine) -> tuple[Engine, bool]:
     """The engine and True; where it cannot run here, its backend's simulation of it and False."""
     try:
-        return load(directory), True
+        return load_checked(checked), True
     except BackendUnavailable:
-        simulated = simulate(directory)
+        simulated = simulate(checked)
         if simulated is None:
             raise
         return simulated, False
 
 
-def _reference_path(directory: Path, given: Path | None) -> Path:
-    """The fp32 graph of the engine directory, or the one that the user gave."""
-    path = given or directory / REFERENCE
-    if not path.is_file():
+def _reference_graph(checked: CheckedEngine, given: Path | None) -> bytes:
+    """The fp32 graph of the engine, or the one that the user gave."""
+    if given is None and REFERENCE in checked.manifest.files:
+        return checked.files.read(REFERENCE)
+    path = given or checked.files.path(REFERENCE)
+    if given is None or not path.is_file():
         reason = (
             "does not exist" if given else "is not there, because the engine was built with --no-reference"
         )
         raise EngineError(f"the fp32 reference {path} {reason}; pass --reference FILE.onnx")
-    return path
+    return given.read_bytes()
 
 
-def _reference_of(path: Path, manifest: Manifest) -> Network:
-    session = all_outputs(reference_session(path, optimize=True), manifest.outputs)
+def _reference_of(graph: bytes, path: Path, manifest: Manifest) -> Network:
+    session = all_outputs(reference_session(graph, optimize=True), manifest.outputs)
 
     def run(images: NDArray[Any]) -> Any:
         try:

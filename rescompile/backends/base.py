@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_chec
 import numpy as np
 from numpy.typing import NDArray
 
+from rescompile.engine_files import EngineSource
 from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import Batch, Manifest, Precision
 
@@ -186,8 +187,8 @@ class Backend(Protocol):
         """
         ...
 
-    def load(self, directory: Path, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> Runner:
-        """Load the payload in ``directory``, whose hashes were checked already.
+    def load(self, source: EngineSource, manifest: Manifest, options: RunOptions = RUN_DEFAULTS) -> Runner:
+        """Load the payload in ``source``, whose hashes were checked already.
 
         Raises:
             BackendUnavailable: the engine cannot run on this machine.
@@ -276,8 +277,8 @@ class SimulatingBackend(Protocol):
     simulation: str
     """Name of the stand-in for reports; an engine that only ran on it is not called verified."""
 
-    def simulate(self, directory: Path, manifest: Manifest) -> Runner:
-        """A runner that gives the answers of the engine in ``directory`` on the CPU.
+    def simulate(self, source: EngineSource, manifest: Manifest) -> Runner:
+        """A runner that gives the answers of the engine in ``source`` on the CPU.
 
         Raises:
             BackendError, EngineError: the payload was refused.

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends import base
+from rescompile.engine_files import EngineSource, external_file, files_in
 from rescompile.errors import BackendError, UsageError
 from rescompile.manifest import GRAPH, Manifest, Precision
 
@@ -73,6 +74,9 @@ def reference_session(
     options.intra_op_num_threads = threads or 0
     # read here, because ONNX Runtime opens no file whose name is not UTF-8
     source = model.read_bytes() if isinstance(model, Path) else model
+    if name := external_file(source):
+        # ONNX Runtime would look for it in the working directory
+        raise BackendError(f"the graph has weights in another file, {name!r}; save it as one file")
     if outputs is not None:
         source = _with_outputs(source, outputs)
     with _translate_errors(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
@@ -110,10 +114,10 @@ class OnnxRuntime:
         return base.Payload(files=(GRAPH,))
 
     def load(
-        self, directory: Path, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS
+        self, source: EngineSource, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS
     ) -> ReferenceSession:
         """Load ``model.onnx``, optimizations off."""
-        return reference_session(directory / GRAPH, optimize=False, threads=options.threads)
+        return reference_session(files_in(source).read(GRAPH), optimize=False, threads=options.threads)
 
 
 def refuse_target(name: str, target: str | None) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import UsageError
 from rescompile.manifest import Manifest
 
@@ -61,8 +61,8 @@ class Profiler(Protocol):
         ...
 
 
-def open_profiler(directory: Path, manifest: Manifest, *, threads: int | None = None) -> Profiler:
-    """The engine in ``directory``, whose hashes were checked already, with its layers timed.
+def open_profiler(source: EngineSource, manifest: Manifest, *, threads: int | None = None) -> Profiler:
+    """The engine in ``source``, whose hashes were checked already, with its layers timed.
 
     Raises:
         UsageError: its backend does not time layers.
@@ -72,9 +72,9 @@ def open_profiler(directory: Path, manifest: Manifest, *, threads: int | None = 
     if manifest.backend not in PROFILERS:
         known = ", ".join(PROFILERS)
         raise UsageError(
-            f"{directory} is an engine for {manifest.backend}, whose layers cannot be timed; "
+            f"{files_in(source).directory} is an engine for {manifest.backend}, whose layers cannot be timed; "
             f"pass engines for {known}, or measure it as a whole with rescompile bench"
         )
     module, _, factory = PROFILERS[manifest.backend].partition(":")
     opened = cast(Callable[..., Profiler], getattr(importlib.import_module(module), factory))
-    return opened(directory, manifest, threads=threads)
+    return opened(source, manifest, threads=threads)

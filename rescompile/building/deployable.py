@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import onnx
@@ -15,7 +16,8 @@ from rescompile.graph.half import half
 from rescompile.graph.lint import RULES, fusable_adds, lint
 from rescompile.graph.preprocess import take_uint8
 from rescompile.graph.reformats import reformats
-from rescompile.report import FusedAdds, LintResult
+from rescompile.graph.shared.metadata import float_reasons
+from rescompile.report import FloatOperations, FusedAdds, LintResult
 
 
 @dataclass(frozen=True)
@@ -62,4 +64,15 @@ def make_deployable(
     if quantized is None:
         return Deployable(graph, LintResult(tuple(RULES), ()), None, None)
     fused = FusedAdds(fusable_adds(graph), source.residual_adds, "graph")
-    return Deployable(graph, LintResult(tuple(RULES), ()), fused, reformats(graph))
+    return Deployable(graph, LintResult(tuple(RULES), (), _floating(graph)), fused, reformats(graph))
+
+
+def _floating(graph: onnx.ModelProto) -> tuple[FloatOperations, ...]:
+    """The operations that placement left in floating point by reason, most frequent reasons first."""
+    reasons = float_reasons(graph)
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for node in graph.graph.node:
+        if node.name in reasons:
+            by_reason[reasons[node.name]].append(node.name)
+    listed = sorted(by_reason.items(), key=lambda entry: -len(entry[1]))
+    return tuple(FloatOperations(reason, tuple(nodes)) for reason, nodes in listed)

@@ -57,7 +57,7 @@ def _check_network(model: ModelConfig) -> ModelSpec | None:
     # a word without a suffix may be a name for published weights
     if Path(model.weights).suffix and ":" not in model.weights and not Path(model.weights).exists():
         raise CheckpointError(f"{model.weights} does not exist; check the path given to --weights")
-    if model.classes is not None:
+    if isinstance(model.classes, Path):
         read_names(model.classes)
     return spec
 

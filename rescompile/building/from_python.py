@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
 from calibration.images import InMemoryImages
-from calibration.preprocess import Preprocess
+from calibration.preprocess import Preprocess, Size
 from rescompile.config import (
     DEFAULT_CALIBRATION_IMAGES,
     BuildConfig,
@@ -57,8 +57,8 @@ class BuildOptions(TypedDict, total=False):
     """Engine directory; default ``NAME-PRECISION-BACKEND``."""
     preprocess: Any
     """The network's own: a ``Preprocess`` or a torchvision transform (Resize, CenterCrop, ToTensor, Normalize)."""
-    size: int | tuple[int, int] | None
-    """Side, or height and width, of the input, where nothing else says it."""
+    size: Size | None
+    """Side, or height and width, of the input; by default that of float images, or the network's own."""
     class_names: Iterable[str] | None
     outputs: Iterable[str]
     """Inner modules to return in place of the network's own answer: ``c2`` to ``c5``, or PyTorch's names."""
@@ -101,19 +101,21 @@ def _config(network: Any, options: BuildOptions) -> BuildConfig:
     table = _is_table(calibration)
     limit = fields.get("calibration_images", DEFAULT_CALIBRATION_IMAGES)
     seed, validation_images = fields.get("seed", 0), fields.get("validation_images")
+    images = None if table else image_set(calibration, limit, "calibration images")
+    validation = image_set(
+        fields.get("validation"), validation_images or VALIDATION_IMAGES, "validation images"
+    )
     kept = ("precision", "backend", "limits", "fp16_blocks", "input_format", "target", "force")
     return BuildConfig(
-        model=_model(network, options),
+        model=_model(network, options, _size_of(options, images, validation)),
         calibration=CalibrationConfig(
-            images=None if table else image_set(calibration, limit, "calibration images"),
+            images=images,
             table=Path(calibration) if table else None,
             effort=fields.get("effort"),
             limit=limit,
             seed=seed,
         ),
-        validation_set=image_set(
-            fields.get("validation"), validation_images or VALIDATION_IMAGES, "validation images"
-        ),
+        validation_set=validation,
         validation_images=validation_images,
         batch=parse_batch(str(fields.get("batch", "1:1:32"))),
         output=output,
@@ -125,42 +127,64 @@ def _is_table(calibration: object) -> bool:
     return isinstance(calibration, str | Path) and Path(calibration).suffix == _TABLE
 
 
-def _model(network: Any, options: BuildOptions) -> ModelConfig:
-    given, seed = options.get("preprocess"), options.get("seed", 0)
-    size = options.get("size")
-    weights = str(options.get("weights", "pretrained"))
+def _size_of(options: BuildOptions, *sets: Path | InMemoryImages | None) -> Size | None:
+    """The input's size where the program says it, or passes images as the network takes them."""
+    if options.get("size") or options.get("preprocess") is not None:
+        return options.get("size")
+    shapes = (
+        images.images.shape for images in sets if isinstance(images, InMemoryImages) and images.normalized
+    )
+    _, _, height, width = next(shapes, (0, 0, 0, 0))
+    return (height if height == width else (height, width)) or None
+
+
+def _model(network: Any, options: BuildOptions, size: Size | None) -> ModelConfig:
+    seed, outputs = options.get("seed", 0), tuple(options.get("outputs", ()))
+    names = options.get("class_names")
+    classes = None if names is None else tuple(names)
     members = network if isinstance(network, list | tuple) else [network]
     if members and all(map(_is_module, members)):
-        live = [_live(member, options) for member in members]
-        return ModelConfig(network=live[0] if members[0] is network else _ensemble(live), seed=seed)
+        live = [_live(member, options, size) for member in members]
+        whole = live[0] if members[0] is network else _ensemble(live)
+        return ModelConfig(network=whole, seed=seed, classes=classes)
     if not isinstance(network, str | Path):
         raise TypeError(
             f"build() takes a torch.nn.Module, a path, a name or a BuildConfig, not a {type(network).__name__}"
         )
-    preprocess = _options_of(given, size)
-    if Path(network).suffix == _ONNX:
-        return ModelConfig(onnx=Path(network), preprocess=preprocess, seed=seed)
-    if Path(network).exists():
-        if Path(network).is_dir() and (Path(network) / "config.json").is_file():
-            return ModelConfig(model=f"hf:{network}", preprocess=preprocess, seed=seed)
-        return ModelConfig(weights=str(network), preprocess=preprocess, seed=seed)
-    outputs = tuple(options.get("outputs", ()))
-    if isinstance(network, Path) or (Path(network).suffix and not has_scheme(network)):
+    weights = str(options.get("weights", "pretrained"))
+    config = ModelConfig(
+        preprocess=_options_of(options.get("preprocess"), size), seed=seed, outputs=outputs, classes=classes,
+        **_source(network, weights),
+    )  # fmt: skip
+    if weights not in ("pretrained", config.weights):
+        raise UsageError(f"{network} brings its own weights; leave weights={weights} out")
+    return config
+
+
+def _source(network: str | Path, weights: str) -> dict[str, Any]:
+    """The fields of ``ModelConfig`` that say which network it is."""
+    path = Path(network)
+    if path.suffix == _ONNX:
+        return {"onnx": path}
+    if (path / "config.json").is_file():
+        return {"model": f"hf:{network}"}
+    if path.exists():
+        return {"weights": str(network)}
+    if isinstance(network, Path) or (path.suffix and not has_scheme(network)):
         raise UsageError(f"{network} does not exist; check the path of the network")
-    return ModelConfig(model=network, weights=weights, preprocess=preprocess, seed=seed, outputs=outputs)
+    return {"model": network, "weights": weights}
 
 
-def _live(module: Any, options: BuildOptions) -> SourceNetwork:
+def _live(module: Any, options: BuildOptions, size: Size | None) -> SourceNetwork:
     from rescompile.sources.modules import network_of
 
-    given, size, names = options.get("preprocess"), options.get("size"), options.get("class_names")
+    given = options.get("preprocess")
     own = known_preprocess(given) if given is not None else None
     return network_of(
         module,
         preprocess=own,
         preprocess_from="the program" if own else None,
         size=(size, size) if isinstance(size, int) else size,
-        class_names=tuple(names) if names is not None else None,
         outputs=tuple(options.get("outputs", ())),
     )
 
@@ -187,7 +211,7 @@ def known_preprocess(given: object) -> Preprocess:
     return given if isinstance(given, Preprocess) else transform_preprocess(given)
 
 
-def _options_of(given: object, size: int | tuple[int, int] | None) -> PreprocessOptions:
+def _options_of(given: object, size: Size | None) -> PreprocessOptions:
     if given is None:
         return PreprocessOptions(crop=size)
     own = known_preprocess(given)

@@ -6,7 +6,6 @@ The later stages do not depend on where the network came from.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,15 +17,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.images import open_image_set
+from calibration.images import InMemoryImages, open_image_set
 from calibration.names import text_of
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize, size_words
 from rescompile.building.fidelity import check_against_file, check_against_function
 from rescompile.config import ModelConfig
-from rescompile.errors import CheckpointError, UsageError
+from rescompile.errors import UsageError
 from rescompile.graph.fold import fold
 from rescompile.graph.placement import place
-from rescompile.graph.shared.metadata import float_reasons
 from rescompile.graph.simplify import Simplified, simplify
 from rescompile.graph.structure import ResNetForm, structure
 from rescompile.manifest import CheckpointRef, OutputKind
@@ -45,6 +43,7 @@ if TYPE_CHECKING:
     from rescompile.models.specification import ModelSpec
     from rescompile.sources.checkpoint import Weights
 
+_Sets = Sequence[Path | InMemoryImages | None]
 IMAGENET_CLASSES = 1000
 PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}
 """torchvision's two training recipes; other tools publish INT8 figures for the first."""
@@ -99,7 +98,7 @@ class Source:
         )
 
 
-def open_source(config: ModelConfig, progress: Progress, labelled: Sequence[object] = ()) -> Source:
+def open_source(config: ModelConfig, progress: Progress, labelled: _Sets = ()) -> Source:
     """Load, export and fold the network of ``config``.
 
     ``labelled`` are image sets that may have labels: they decide where weights alone leave the function open.
@@ -116,10 +115,10 @@ def open_source(config: ModelConfig, progress: Progress, labelled: Sequence[obje
     return _from_weights_alone(config, progress, labelled)
 
 
-def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Sequence[object]) -> Source:
+def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: _Sets) -> Source:
     """The network that a file's weights show: one of the registry, or any other."""
     from rescompile.sources.checkpoint import fits_registry, read_weights
-    from rescompile.sources.foreign_weights import Trial, open_foreign
+    from rescompile.sources.foreign_weights import Trial, UnknownFormError, open_foreign
 
     weights = read_weights(Path(config.weights), config.entry)
     if fits_registry(weights):
@@ -128,7 +127,7 @@ def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Seque
     crop = config.preprocess.crop
     try:
         network = open_foreign(weights, trial, (crop, crop) if isinstance(crop, int) else crop)
-    except CheckpointError:
+    except UnknownFormError:
         if weights.spec is None:
             raise
         # almost a network of the registry: what is missing from it says more
@@ -138,13 +137,14 @@ def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: Seque
 
 
 def _labelled_images(
-    config: ModelConfig, sets: Sequence[object], plan: Plan, classes: int
+    config: ModelConfig, sets: _Sets, plan: Plan, classes: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
     """Normalized images with labels of ``classes`` classes, from the first set that has them."""
     default = IMAGENET if plan.maxpool else CIFAR
     preprocess = config.preprocess.apply(default, channels=plan.channels)
+    known = None if config.classes is None else read_class_names(config.classes, classes)
     for path in sets:
-        images = None if not isinstance(path, Path) else open_image_set(path, limit=TRIAL_IMAGES)
+        images = None if path is None else open_image_set(path, limit=TRIAL_IMAGES, known=known)
         if images is not None and images.labels is not None and images.labels_fit(classes):
             pixels = np.concatenate([batch.images for batch in images.batches(preprocess, TRIAL_IMAGES)])
             return normalize(pixels, preprocess), images.labels
@@ -313,7 +313,6 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
             *network.notes,
             *simplified.notes,
             *((f"preprocessing comes from {origin}",) if origin and not options.states_normalization else ()),
-            *_float_note(graph),
         ),
     )
 
@@ -350,15 +349,6 @@ def _preprocess_of(
     return raw, f"the graph, which takes values from 0 to {simplified.range:g} and normalizes them itself"
 
 
-def _float_note(graph: onnx.ModelProto) -> tuple[str, ...]:
-    """One sentence on what stays in floating point, by reason."""
-    reasons = Counter(float_reasons(graph).values())
-    if not reasons:
-        return ()
-    listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-    return (f"these operations stay in floating point in INT8 engines: {listed}",)
-
-
 def _plain(name: str) -> str:
     """``name`` as a part of a folder's name."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "network"
@@ -375,8 +365,9 @@ def _name_of(form: ResNetForm) -> str:
     return spec.name if spec is not None and known and usual else f"resnet{form.depth}-custom"
 
 
-def _class_names(path: Path | None, count: int, *, is_imagenet: bool) -> tuple[str, ...] | None:
-    if path is not None:
-        # one logit decides between two classes
-        return read_class_names(path, 2 if count == 1 else count)
+def _class_names(
+    given: Path | tuple[str, ...] | None, count: int, *, is_imagenet: bool
+) -> tuple[str, ...] | None:
+    if given is not None:
+        return read_class_names(given, 2 if count == 1 else count)  # one logit decides between two classes
     return imagenet_class_names() if is_imagenet else None

@@ -28,6 +28,7 @@ from rescompile.errors import UsageError
 from rescompile.manifest import Manifest
 from rescompile.metrics import ONE_CLASS
 from rescompile.progress import Progress
+from rescompile.runtime.integrity import read_engine
 from rescompile.runtime.loading import load, simulate
 
 FALLBACK_IMAGES = 128
@@ -131,7 +132,7 @@ def measure(
         EngineError: the engine does not reproduce its golden answers.
     """
     reference = reference_session(source.graph.SerializeToString(), optimize=True)
-    engine = load(folder) if validation.executed else simulate(folder)
+    engine = load(folder) if validation.executed else simulate(read_engine(folder))
     graph = None if engine else reference_session(deployable.graph.SerializeToString(), optimize=False)
     candidate: Network | None = engine if graph is None else all_outputs(graph, manifest.outputs)
     assert candidate is not None

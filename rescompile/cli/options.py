@@ -237,6 +237,13 @@ class VerdictOptions:
             "Smallest top-1 accuracy of the engine: 0.76. It also finds wrong preprocessing.", "--min-top1"
         ),
     ] = None
+    min_cosine: Annotated[
+        float | None,
+        _verdict("Smallest cosine between the outputs of both for an image: 0.99. For features."),
+    ] = None
+    max_error: Annotated[
+        float | None, _verdict("Largest error of one output in its own unit: 0.02. For values.")
+    ] = None
 
     def limits(self) -> Limits | None:
         """The limits that were asked for, or None without any.
@@ -246,19 +253,16 @@ class VerdictOptions:
         """
         from rescompile.report import Limits
 
-        asked = (self.min_agreement, self.max_top1_drop, self.max_relative_rms, self.min_top1)
-        if asked == (None, None, None, None):
+        asked = {field: getattr(self, field) for field in Limits.__struct_fields__}
+        if not any(value is not None for value in asked.values()):
             return None
         _between(self.min_agreement, "--min-agreement", 0.0, 1.0, "it is a share, 0.97 for 97 %")
         _between(self.max_top1_drop, "--max-top1-drop", 0.0, 100.0, "it is in percentage points, 0.3")
         _between(self.min_top1, "--min-top1", 0.0, 1.0, "it is a share, 0.76 for 76 %")
         _between(self.max_relative_rms, "--max-relative-rms", 0.0, 1e6, "it is a ratio, 0.05")
-        return Limits(
-            min_agreement=self.min_agreement,
-            max_top1_drop=self.max_top1_drop,
-            max_relative_rms=self.max_relative_rms,
-            min_top1=self.min_top1,
-        )
+        _between(self.min_cosine, "--min-cosine", -1.0, 1.0, "it is a cosine, 0.99")
+        _between(self.max_error, "--max-error", 0.0, 1e30, "it is in the outputs' own unit, 0.02")
+        return Limits(**asked)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from rescompile.report import BuildReport, StageRecord
+from collections.abc import Iterable
+
+from rescompile.report import BuildReport, FloatOperations, StageRecord
 from rescompile.wording import counted, duration, percent, points, size
 
 Line = tuple[str, str]
+MOST_NODES = 4
+"""Nodes that a terminal shows for each reason."""
 
 
 def calibrated_on(images: int, source: str) -> str:
@@ -98,6 +102,21 @@ def lint(report: BuildReport) -> str:
     return (
         f"{counted(len(report.lint.rules), 'rule')} checked, {len(report.lint.violations) or 'none'} broken"
     )
+
+
+def floating(operations: Iterable[FloatOperations]) -> tuple[Line, ...]:
+    """Each reason that keeps operations of an INT8 engine in floating point, and their nodes."""
+    return tuple((entry.reason, ", ".join(entry.nodes)) for entry in operations)
+
+
+def in_floating_point(operations: Iterable[FloatOperations]) -> tuple[Line, ...]:
+    """``floating`` for a terminal: the first nodes of each reason."""
+    lines = []
+    for entry in operations:
+        shown, rest = entry.nodes[:MOST_NODES], len(entry.nodes[MOST_NODES:])
+        more = f" and {rest} more" if rest else ""
+        lines.append(("floating point", f"{entry.reason}: {', '.join(shown)}{more}"))
+    return tuple(lines)
 
 
 def fused(report: BuildReport) -> str:

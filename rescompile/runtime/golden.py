@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import EngineError, reason_of
 from rescompile.manifest import GOLDEN, Manifest
 from rescompile.runtime.integrity import check_manifest
@@ -45,17 +46,20 @@ def in_order(answer: Any, manifest: Manifest) -> tuple[NDArray[np.float32], ...]
     )
 
 
-def read_golden(directory: Path, manifest: Manifest) -> tuple[NDArray[Any], tuple[NDArray[np.float32], ...]]:
+def read_golden(
+    source: EngineSource, manifest: Manifest
+) -> tuple[NDArray[Any], tuple[NDArray[np.float32], ...]]:
     """The golden images [N, ...] in the engine's layout and dtype, and the expected outputs [N, ...].
 
     Raises:
         EngineError: the file cannot be read, or does not fit the manifest.
     """
-    check_manifest(directory, manifest)
-    path = directory / GOLDEN
+    files = files_in(source)
+    check_manifest(files.directory, manifest)
+    path, content = files.path(GOLDEN), files.read(GOLDEN)
     try:
-        images, *outputs = read_arrays(path, ("images", *_names(len(manifest.outputs))))
-    except (OSError, ValueError) as error:
+        images, *outputs = read_arrays(content, ("images", *_names(len(manifest.outputs))))
+    except ValueError as error:
         raise EngineError(
             f"{path} does not hold golden images and logits ({reason_of(error)}); build the engine again"
         ) from error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calibration.table import read_table
+from calibration.table import parse_table
 from rescompile.backends.triton.summary import PlanSummary, summary_of
-from rescompile.manifest import CALIBRATION, Manifest, read_manifest
-from rescompile.report import FusedAdds, JsonReport, read_report
-from rescompile.runtime.integrity import check_files
+from rescompile.manifest import CALIBRATION, REPORT_JSON, TRITON_PLAN, Manifest
+from rescompile.report import FloatOperations, FusedAdds, JsonReport, read_report
+from rescompile.runtime.integrity import read_engine
 
 
 class Inspection(JsonReport, frozen=True):
@@ -19,6 +19,8 @@ class Inspection(JsonReport, frozen=True):
     fused: FusedAdds | None
     calibration_method: str | None
     calibrated_tensors: int
+    floating: tuple[FloatOperations, ...] = ()
+    """What stays in floating point in an INT8 engine; empty for engines of versions that did not record it."""
     plan: PlanSummary | None = None
     """Launches and memory of a Triton engine by batch size."""
 
@@ -29,16 +31,17 @@ def inspect(directory: Path) -> Inspection:
     Raises:
         EngineError: it is not an engine directory, or a file was changed.
     """
-    manifest = read_manifest(directory)
-    check_files(directory, manifest)
-    report = read_report(directory)
-    path = directory / CALIBRATION
-    table = read_table(path) if path.is_file() else None
+    checked = read_engine(directory, also=(REPORT_JSON, CALIBRATION, TRITON_PLAN))
+    manifest, files = checked.manifest, checked.files
+    report = read_report(files)
+    listed = CALIBRATION in manifest.files
+    table = parse_table(files.read(CALIBRATION), files.path(CALIBRATION)) if listed else None
     return Inspection(
         manifest=manifest,
         verdict=report.verdict,
         fused=report.fused,
         calibration_method=table.method if table else None,
         calibrated_tensors=len(table.tensors) if table else 0,
-        plan=summary_of(directory, manifest),
+        floating=report.lint.floating,
+        plan=summary_of(files, manifest),
     )

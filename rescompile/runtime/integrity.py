@@ -2,77 +2,162 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import stat
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rescompile.backends import BACKENDS, get_backend
+from rescompile.engine_files import ADVICE, EngineFiles, open_plain, readable
 from rescompile.errors import EngineError
-from rescompile.files import sha256_of
-from rescompile.manifest import GOLDEN, MANIFEST, Manifest, read_manifest
+from rescompile.manifest import GOLDEN, MACHINE_CODE, MANIFEST, Manifest, read_manifest
 
-_ADVICE = "copy or build the engine again"
+_TRIES = 5
+_MOST_KEPT_BYTES = 16 << 30
+"""Limit on the payload, 60 times that of a ResNet-152 in fp32."""
 _MOST_IMAGE_VALUES = 1 << 30
 _MOST_LEAST_BATCH_VALUES = 1 << 31
 """Limit on the smallest batch, to which fewer images are padded in memory: 8 GiB of float32."""
 
 
-def checked_manifest(directory: Path, *, hashes: bool = True) -> Manifest:
-    """Read the manifest, and check all that can be checked without loading the engine.
+@dataclass(frozen=True)
+class CheckedEngine:
+    """An engine directory as it was at one moment: its manifest, and the contents that belong to it."""
+
+    manifest: Manifest
+    files: EngineFiles
+
+
+def read_engine(directory: Path, *, hashes: bool = True, also: Sequence[str] = ()) -> CheckedEngine:
+    """Read an engine, and check all that can be checked without loading it.
+
+    The directory is opened once. Where another engine takes its place meanwhile, and this one is removed, the new one
+    is read. Kept in memory are the payload, the golden images, and the files ``also``, where the manifest lists them.
+
+    Args:
+        directory: of the engine.
+        hashes: check them; without, sizes alone are.
+        also: more files to keep.
 
     Raises:
         EngineError: the directory is damaged or incomplete.
     """
-    manifest = read_manifest(directory)
+    for left in reversed(range(_TRIES)):
+        with _opened(directory) as folder:
+            try:
+                return _read(directory, folder, hashes=hashes, also=also)
+            except EngineError:
+                if not left or not _was_replaced(directory, folder):
+                    raise
+    raise AssertionError
+
+
+def _read(directory: Path, folder: int | None, *, hashes: bool, also: Sequence[str]) -> CheckedEngine:
+    manifest = read_manifest(directory, folder=folder)
     check_manifest(directory, manifest)
     needed = get_backend(manifest.backend).payload_files
     require_files(directory / MANIFEST, manifest, needed, "the engine cannot be loaded")
-    check_files(directory, manifest, hashes=hashes)
-    return manifest
-
-
-def check_files(directory: Path, manifest: Manifest, *, hashes: bool = True) -> None:
-    """Check that every file of the manifest is a plain file with the right size and, if ``hashes``, the right hash.
-
-    Raises:
-        EngineError: names the first file that is not.
-    """
-    for name, digest in manifest.files.items():
-        with _readable(directory / name) as path:
-            found = path.lstat()
-            if not stat.S_ISREG(found.st_mode):
-                raise EngineError(f"{path} is not a regular file (perhaps a symbolic link); {_ADVICE}")
-            if found.st_size != digest.bytes:
-                raise EngineError(
-                    f"{path} has {found.st_size:,} bytes instead of {digest.bytes:,}; {_ADVICE}"
-                )
-    if hashes:
-        _check_hashes(directory, manifest)
-
-
-def _check_hashes(directory: Path, manifest: Manifest) -> None:
-    """Hash every file, two at a time, because hashing the graphs of a deep network dominates a load."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(2) as pool:
-        pending = {name: pool.submit(sha256_of, directory / name) for name in manifest.files}
-        for name, digest in manifest.files.items():
-            with _readable(directory / name) as path:
-                if pending[name].result() != digest.sha256:
-                    raise EngineError(f"{path} was changed after the build (its hash differs); {_ADVICE}")
+    _check_file_sizes(directory, folder, manifest)
+    kept = [
+        name
+        for name in manifest.files
+        if name in needed or name.endswith(MACHINE_CODE) or name in also or (hashes and name == GOLDEN)
+    ]
+    contents = _contents(directory, folder, manifest, kept, hashes=hashes)
+    digests = {name: manifest.files[name].sha256 for name in kept} if hashes else {}
+    return CheckedEngine(manifest, EngineFiles(directory, contents, digests))
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[Path]:
-    """Turn an error of reading ``path`` into one sentence."""
+def _opened(directory: Path) -> Iterator[int | None]:
+    """The descriptor of the directory; None where it cannot be opened, which reading its manifest then explains."""
     try:
-        yield path
-    except FileNotFoundError:
-        raise EngineError(f"{path} is missing, although the manifest lists it; {_ADVICE}") from None
-    except OSError as error:
-        raise EngineError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _was_replaced(directory: Path, folder: int | None) -> bool:
+    """Whether another directory has its name now."""
+    if folder is None:
+        return False
+    try:
+        now, then = directory.stat(), os.fstat(folder)
+    except OSError:
+        return True
+    return (now.st_dev, now.st_ino) != (then.st_dev, then.st_ino)
+
+
+def _check_file_sizes(directory: Path, folder: int | None, manifest: Manifest) -> None:
+    """Check that every file of the manifest is a plain file of the right size."""
+    for name, digest in manifest.files.items():
+        path = directory / name
+        with _listed(path), open_plain(path, folder=folder) as stream:
+            found = os.fstat(stream.fileno()).st_size
+        if found != digest.bytes:
+            raise EngineError(f"{path} has {found:,} bytes instead of {digest.bytes:,}; {ADVICE}")
+
+
+def _contents(
+    directory: Path, folder: int | None, manifest: Manifest, kept: Sequence[str], *, hashes: bool
+) -> dict[str, bytes]:
+    """Read the files ``kept``, and hash every file, two at a time, because hashing large graphs dominates a load."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    total = sum(manifest.files[name].bytes for name in kept)
+    if total > _MOST_KEPT_BYTES:
+        raise EngineError(
+            f"the payload in {directory} has {total:,} bytes, more than the {_MOST_KEPT_BYTES:,} that are read; "
+            "build the engine again"
+        )
+    names = [name for name in manifest.files if hashes or name in kept]
+    found = {}
+    with ThreadPoolExecutor(2) as pool:
+        pending = {
+            name: pool.submit(_read_one, directory / name, folder, keep=name in kept) for name in names
+        }
+        for name, done in pending.items():
+            with _listed(directory / name):
+                content, sha256 = done.result()
+            if hashes and sha256 != manifest.files[name].sha256:
+                raise EngineError(
+                    f"{directory / name} was changed after the build (its hash differs); {ADVICE}"
+                )
+            if content is not None:
+                found[name] = content
+    return found
+
+
+def _read_one(path: Path, folder: int | None, *, keep: bool) -> tuple[bytes | None, str]:
+    """The contents of a file, if they are to be kept, and their SHA-256."""
+    with open_plain(path, folder=folder) as stream:
+        if keep:
+            content = stream.read()
+            return content, hashlib.sha256(content).hexdigest()
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        return None, digest.hexdigest()
+
+
+@contextmanager
+def _listed(path: Path) -> Iterator[None]:
+    """Turn an error of reading a file that the manifest lists into one sentence."""
+    try:
+        with readable(path):
+            yield
+    except EngineError as error:
+        if isinstance(error.__context__, FileNotFoundError):
+            raise EngineError(f"{path} is missing, although the manifest lists it; {ADVICE}") from None
+        raise
 
 
 def check_manifest(directory: Path, manifest: Manifest) -> None:

@@ -9,11 +9,12 @@ import numpy as np
 
 from rescompile.backends import get_backend
 from rescompile.backends.base import RUN_DEFAULTS, CachesCompilation, Hint, RunOptions, SimulatingBackend
+from rescompile.engine_files import EngineFiles
 from rescompile.errors import EngineError
 from rescompile.metrics import relative_rms
 from rescompile.runtime.engine import Engine
 from rescompile.runtime.golden import in_order, read_golden
-from rescompile.runtime.integrity import checked_manifest
+from rescompile.runtime.integrity import CheckedEngine, read_engine
 
 
 def load(
@@ -35,60 +36,65 @@ def load(
         BackendUnavailable: the engine cannot run on this machine.
         BackendError: the backend's library refused the payload.
     """
-    directory = Path(directory)
     if hint is not None:
         options = replace(options, hint=hint)
-    manifest = checked_manifest(directory, hashes=verify)
-    runner = get_backend(manifest.backend).load(directory, manifest, options)
+    return load_checked(read_engine(Path(directory), hashes=verify), verify=verify, options=options)
+
+
+def load_checked(
+    checked: CheckedEngine, *, verify: bool = True, options: RunOptions = RUN_DEFAULTS
+) -> Engine:
+    """Load an engine that was read already, and test it on its golden inputs; it raises what ``load`` raises."""
+    manifest, files = checked.manifest, checked.files
+    runner = get_backend(manifest.backend).load(files, manifest, options)
     engine = Engine(manifest, runner, check_finite=options.check_finite)
     if not verify:
         return engine
     try:
-        _self_test_or_close(directory, engine)
+        _self_test_or_close(files, engine)
     except EngineError:
         if not (isinstance(runner, CachesCompilation) and runner.forget_compilation()):
             raise
         # what the cache held was wrong, not the engine: compile it
-        return load(directory, options=options)
+        return load_checked(checked, options=options)
     if isinstance(runner, CachesCompilation):
         runner.cache_compilation()
     return engine
 
 
-def simulate(directory: Path) -> Engine | None:
-    """Load the engine in ``directory`` on its backend's simulator, for a device that this machine does not have.
+def simulate(checked: CheckedEngine) -> Engine | None:
+    """Load the engine ``checked`` on its backend's simulator, for a device that this machine does not have.
 
     The golden self-test runs as in ``load``. None where the backend has no simulator.
 
     Raises:
-        EngineError: the directory is damaged or incomplete, or the golden answers are not reproduced.
+        EngineError: the golden answers are not reproduced.
         BackendError: the payload was refused.
     """
-    manifest = checked_manifest(directory, hashes=True)
-    backend = get_backend(manifest.backend)
+    backend = get_backend(checked.manifest.backend)
     if not isinstance(backend, SimulatingBackend):
         return None
-    engine = Engine(manifest, backend.simulate(directory, manifest))
-    _self_test_or_close(directory, engine)
+    engine = Engine(checked.manifest, backend.simulate(checked.files, checked.manifest))
+    _self_test_or_close(checked.files, engine)
     return engine
 
 
-def _self_test_or_close(directory: Path, engine: Engine) -> None:
+def _self_test_or_close(files: EngineFiles, engine: Engine) -> None:
     """Run the golden self-test, and close the engine if it fails."""
     try:
-        _self_test(directory, engine)
+        _self_test(files, engine)
     except BaseException:
         engine.close()
         raise
 
 
-def _self_test(directory: Path, engine: Engine) -> None:
+def _self_test(files: EngineFiles, engine: Engine) -> None:
     """Run the golden inputs.
 
     Raises:
         EngineError: the answers are not the golden answers.
     """
-    images, expected = read_golden(directory, engine.manifest)
+    images, expected = read_golden(files, engine.manifest)
     # in batches that the engine was tuned for: libraries prepare each size when they first see it
     size = engine.manifest.batch.opt
     parts = [
@@ -103,6 +109,6 @@ def _self_test(directory: Path, engine: Engine) -> None:
     allowed = engine.manifest.golden_relative_rms
     if not error <= allowed:  # NaN, too
         raise EngineError(
-            f"the engine in {directory} does not reproduce its golden answers on this machine (relative RMS "
+            f"the engine in {files.directory} does not reproduce its golden answers on this machine (relative RMS "
             f"{error:.3g}, allowed {allowed:g}); build it again here"
         )

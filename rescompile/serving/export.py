@@ -9,18 +9,19 @@ REPO/config.json, labels.txt         OpenVINO Model Server
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
+from rescompile.backends.openvino.compile import read_payload
+from rescompile.engine_files import EngineFiles
 from rescompile.errors import EngineError, UsageError
 from rescompile.files import atomic_directory, sha256_of
+from rescompile.manifest import GRAPH, REPORT_JSON, FileDigest, Manifest
 from rescompile.manifest import OPENVINO_MODEL as MODEL
-from rescompile.manifest import FileDigest, Manifest
 from rescompile.report import JsonReport, read_report
-from rescompile.runtime.integrity import checked_manifest
+from rescompile.runtime.integrity import read_engine
 from rescompile.serving import model_server, triton_repository
 from rescompile.serving.openvino_graph import write_precise
 from rescompile.serving.payload import LABELS, SERVER_NAMES, Payload, Server, payload_of
@@ -82,14 +83,15 @@ def export(directory: Path, config: ExportConfig) -> Export:
         EngineError: the engine is damaged, failed its limits, or cannot run on the server.
         OutputError: the repository cannot be written.
     """
-    manifest = checked_manifest(directory)
-    passed = _verdict(directory, force=config.force)
+    checked = read_engine(directory, also=(GRAPH, REPORT_JSON))
+    manifest, files = checked.manifest, checked.files
+    passed = _verdict(files, force=config.force)
     payload = payload_of(manifest, config.server, onnx=config.onnx)
     name = _name(config.name or f"{manifest.model}-{manifest.precision}")
     with atomic_directory(config.output, force=config.force, known_by=RECORD) as staging:
         folder = staging.folder
-        _write_payload(directory, payload, folder / name / VERSION, config.server)
-        largest = _write_configuration(folder, name, directory, manifest, payload, config)
+        _write_payload(files, payload, folder / name / VERSION, config.server)
+        largest = _write_configuration(folder, name, files, manifest, payload, config)
         record = Export(
             server=config.server,
             name=name,
@@ -104,11 +106,11 @@ def export(directory: Path, config: ExportConfig) -> Export:
     return record
 
 
-def _verdict(directory: Path, *, force: bool) -> bool:
-    passed = read_report(directory).passed
+def _verdict(files: EngineFiles, *, force: bool) -> bool:
+    passed = read_report(files).passed
     if not passed and not force:
         raise EngineError(
-            f"the engine in {directory} failed its limits (see `rescompile inspect`); build one that passes, "
+            f"the engine in {files.directory} failed its limits (see `rescompile inspect`); build one that passes, "
             "or pass --force to serve it all the same"
         )
     return passed
@@ -120,18 +122,18 @@ def _name(name: str) -> str:
     return name
 
 
-def _write_payload(directory: Path, payload: Payload, version: Path, server: Server) -> None:
+def _write_payload(files: EngineFiles, payload: Payload, version: Path, server: Server) -> None:
     version.mkdir(parents=True)
     if server == "triton" and payload.backend == "openvino":
         # this server cannot tell OpenVINO to infer in f32; the other has the setting in its configuration
-        write_precise(directory / MODEL, version / MODEL)
+        write_precise(read_payload(files), version / MODEL)
         return
     for served, name in payload.files.items():
-        shutil.copyfile(directory / name, version / served)
+        (version / served).write_bytes(files.read(name))
 
 
 def _write_configuration(
-    folder: Path, name: str, directory: Path, manifest: Manifest, payload: Payload, config: ExportConfig
+    folder: Path, name: str, files: EngineFiles, manifest: Manifest, payload: Payload, config: ExportConfig
 ) -> int:
     """Write all but the payload, and return the most images of one request."""
     if config.server == "triton":
@@ -139,7 +141,7 @@ def _write_configuration(
         if manifest.classes:
             (model / LABELS).write_bytes(_labels(manifest))
         return triton_repository.write_model(
-            model, directory, manifest, payload, instances=config.instances, batching=config.batching
+            model, files, manifest, payload, instances=config.instances, batching=config.batching
         )
     if config.batching != Batching():
         raise UsageError(

@@ -26,11 +26,10 @@ _DEQUANTIZING = {"Convert", "Subtract", "Multiply"}
 _UNMARKED = {"Const", "Parameter", "Result"}
 
 
-def write_precise(source: Path, target: Path) -> None:
-    """Write the model at ``source`` (``.xml`` with its ``.bin``) to ``target``, every node marked as precise."""
+def write_precise(model: Any, target: Path) -> None:
+    """Write the OpenVINO ``model``, which is changed, to ``target``, every node marked as precise."""
     import openvino as ov
 
-    model = ov.Core().read_model(source)
     for node in model.get_ordered_ops():
         rewrite = _REWRITES.get(node.get_type_name())
         if rewrite is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rescompile.engine_files import EngineSource
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest, TensorSpec
 from rescompile.runtime.golden import read_golden
@@ -32,9 +33,15 @@ class Batching:
 
 
 def write_model(
-    model: Path, directory: Path, manifest: Manifest, payload: Payload, *, instances: int, batching: Batching
+    model: Path,
+    source: EngineSource,
+    manifest: Manifest,
+    payload: Payload,
+    *,
+    instances: int,
+    batching: Batching,
 ) -> int:
-    """Write the folder ``model`` for the engine in ``directory``, and return the most images of one request.
+    """Write the folder ``model`` for the engine in ``source``, and return the most images of one request.
 
     Raises:
         UsageError: the engine does not take ``batching``.
@@ -49,7 +56,7 @@ def write_model(
     )  # fmt: skip
     (model / "config.pbtxt").write_text(to_text(config), "utf-8")
     (model / "warmup").mkdir()
-    images, _ = read_golden(directory, manifest)
+    images, _ = read_golden(source, manifest)
     count = 1 if largest else manifest.batch.max
     for index in range(len(sizes)):
         picked = [(index + offset) % len(images) for offset in range(count)]

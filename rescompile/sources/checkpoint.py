@@ -21,8 +21,10 @@ from rescompile.models.resnet import ResNet
 from rescompile.models.specification import ModelSpec
 from rescompile.sources.entries import entry_of
 from rescompile.sources.identification import OTHER_WAYS, describe, identify, variant
+from rescompile.sources.layers import linear_layers
 from rescompile.sources.safe_loading import read_payload
-from rescompile.sources.torchvision_names import canonical, linear_layers, listing
+from rescompile.sources.torchvision_names import canonical
+from rescompile.wording import listing
 
 _BATCH_NORM_EPS = 1e-5
 _COUNTER = "num_batches_tracked"
@@ -41,8 +43,6 @@ class Checkpoint:
     """Rows of ``fc.weight``."""
     notes: tuple[str, ...] = ()
     """Which entry was taken, what was left out."""
-    foreign: bool = False
-    """Whether the layers were found by order and shapes, under unknown names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,6 @@ class Weights:
     """Which entry was taken, what was left out."""
     unused: frozenset[str]
     """Norms that no batch has passed in training."""
-    foreign: bool
 
     @property
     def sha256(self) -> str:
@@ -81,9 +80,7 @@ def read_weights(path: Path, entry: str | None = None) -> Weights:
     """
     taken = entry_of(read_payload(path), path, entry)
     named = canonical(taken.tensors, path, entry if entry != taken.path else None)
-    return Weights(
-        named.state_dict, path, (*taken.notes, *named.notes), _unused_norms(taken.tensors), named.foreign
-    )
+    return Weights(named.state_dict, path, (*taken.notes, *named.notes), _unused_norms(taken.tensors))
 
 
 def _unused_norms(tensors: Mapping[str, Tensor]) -> frozenset[str]:
@@ -142,9 +139,7 @@ def checkpoint_of(weights: Weights, asked: ModelSpec | None = None) -> Checkpoin
     classifier = state_dict["fc.weight"]
     if classifier.ndim != 2 or classifier.shape[0] < 1:
         raise CheckpointError(f"{path}: fc.weight has shape {_shape(classifier)}, not [classes, features]")
-    return Checkpoint(
-        state_dict, weights.sha256, weights.source, classifier.shape[0], weights.notes, weights.foreign
-    )
+    return Checkpoint(state_dict, weights.sha256, weights.source, classifier.shape[0], weights.notes)
 
 
 def spec_of(checkpoint: Checkpoint) -> ModelSpec:

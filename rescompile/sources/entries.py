@@ -36,7 +36,7 @@ class Entry:
 
 
 def entry_of(payload: object, path: Path, wanted: str | None = None) -> Entry:
-    """The network in ``payload``, or the one in the entry ``wanted``.
+    """The network in ``payload``, or the one in the entry ``wanted`` (or the only entry, whose names begin so).
 
     Raises:
         CheckpointError: there is none, or several and no rule says which one is meant.
@@ -46,6 +46,10 @@ def entry_of(payload: object, path: Path, wanted: str | None = None) -> Entry:
         raise CheckpointError(f"{path} holds {_what_instead(payload)}")
     if wanted in found:
         return found[wanted]
+    if wanted is not None and len(found) == 1:
+        (entry,) = found.values()
+        if any(name.startswith(f"{wanted}.") for name in entry.tensors):
+            return _noted(entry, found)  # the beginning of names inside of the one entry
     names = ", ".join(f"'{name}'" for name in found)
     if wanted is not None and (len(found) > 1 or "" not in found):
         raise CheckpointError(

@@ -23,9 +23,10 @@ from rescompile.manifest import CheckpointRef
 from rescompile.models.planned import Plan, PlannedNetwork, Reading
 from rescompile.sources.checkpoint import Weights, check_values
 from rescompile.sources.identification import OTHER_WAYS
-from rescompile.sources.layers import UnreadableError, has_torchvision_names, read_plan
+from rescompile.sources.layers import linear_layers
 from rescompile.sources.network import SourceNetwork
-from rescompile.sources.torchvision_names import linear_layers, listing
+from rescompile.sources.plans import UnreadableError, read_plan
+from rescompile.wording import listing
 
 if TYPE_CHECKING:
     import onnx
@@ -46,19 +47,23 @@ class Trial:
     """The user's word on bottlenecks."""
 
 
+class UnknownFormError(CheckpointError):
+    """The layers make no network of a known form."""
+
+
 def open_foreign(weights: Weights, trial: Trial, size: tuple[int, int] | None = None) -> SourceNetwork:
     """The network that the weights belong to, exported for images of ``size`` (by default the usual one).
 
     Raises:
-        CheckpointError: no network of a known form has such layers, or nothing decides how they are joined.
+        UnknownFormError: no network of a known form has such layers.
+        CheckpointError: nothing decides how they are joined.
     """
     check_values(weights.state_dict, weights.source)
-    known = has_torchvision_names(weights.state_dict)
     try:
-        plan, notes = read_plan(weights.state_dict, frozenset() if known else weights.unused)
+        plan, notes, known = read_plan(weights.state_dict, weights.unused)
     except UnreadableError as error:
         seen = f" (its linear layers are {listing(linear_layers(weights.state_dict))})"
-        raise CheckpointError(
+        raise UnknownFormError(
             f"{weights.path} holds layers that make no network of a known form: {error}{seen}: {OTHER_WAYS}"
         ) from None
     readings = list(readings_of(plan, known=known, stride_on=trial.stride_on))

@@ -13,7 +13,7 @@ from rescompile.errors import UsageError
 from rescompile.models.form import ShortcutOption
 from rescompile.models.registry import IMAGENET_SPECS, PRE_ACTIVATION_SPECS, cifar_spec, wide_spec
 from rescompile.models.specification import BlockKind, ModelSpec
-from rescompile.sources.torchvision_names import listing
+from rescompile.wording import listing
 
 _CONV = re.compile(r"layer(\d{1,3})\.(\d{1,5})\.conv(\d)\.weight")
 _ATTENTION = re.compile(r"layer\d+\.\d+\.(se|se_module|attn|attention|eca|cbam|ca|sa|fc\d)\.")

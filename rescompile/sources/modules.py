@@ -26,6 +26,7 @@ from rescompile.errors import GraphError, UsageError
 from rescompile.manifest import CheckpointRef
 from rescompile.optional import installed
 from rescompile.sources.network import Reference, SourceNetwork
+from rescompile.sources.preprocess_options import PreprocessOptions
 from rescompile.sources.transforms import timm_preprocess
 
 _OPSET = 18
@@ -70,6 +71,10 @@ def network_of(
     )
     channels = _channels(inner, preprocess)
     size = size or (preprocess.size if preprocess else None)
+    if preprocess is not None and size is not None:
+        # the same proportion of a photograph in another size
+        asked = size[0] if size[0] == size[1] else size
+        preprocess = PreprocessOptions(crop=asked).apply(preprocess, channels=preprocess.channels)
     if size is None:
         raise UsageError(
             f"nothing says the size of {called}'s images; pass its preprocessing, or --crop (size= in Python)"

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from rescompile.errors import CheckpointError
-from rescompile.sources.foreign_names import layers_of, renamed_by_order
+from rescompile.sources.identification import identify
+from rescompile.sources.layers import TRUNK, linear_layers
+from rescompile.sources.plans import torchvision_layers
+from rescompile.wording import listing
 
 _COUNTERS = {"num_batches_tracked", "n_averaged"}
 _STEMS = ("conv1.weight", "conv1.0.weight")
-_TRUNK = re.compile(r"(conv1|bn1|layer\d+\.\d+\.(conv\d|bn\d|downsample\.\d+))\.\w+")
-_BLOCKS = re.compile(r"(conv1|bn1|layer\d+)\.")
+_IN_TRUNK = re.compile(r"(conv1|bn1|layer\d+\.\d+\.(conv\d|bn\d|downsample\.\d+))\.\w+")
 _STRANGERS = re.compile(r"(criterion|loss\w*|metrics?|\w*_metric)\.")
 _NORMALIZATION = re.compile(r"(.*[._])?(pixel_)?(mean|std)")
 _NO_TRACE = (
@@ -47,13 +49,14 @@ def canonical(tensors: Mapping[str, Tensor], path: Path, wanted: str | None = No
         CheckpointError: several networks or heads in one file, two tensors with one name, or another type than float.
     """
     cleaned = _masked({name: tensor for name, tensor in tensors.items() if _is_weight(name)}, path)
-    prefix = _prefix(cleaned, path, wanted)
+    prefix, others = _prefix(cleaned, path, wanted)
+    cleaned = {name: tensor for name, tensor in cleaned.items() if not name.startswith(others)}
     inside = {
         name.removeprefix(prefix): tensor for name, tensor in cleaned.items() if name.startswith(prefix)
     }
     outside = {name: tensor for name, tensor in cleaned.items() if not name.startswith(prefix)}
     outside |= {name: inside.pop(name) for name in list(inside) if _STRANGERS.match(name)}
-    foreign = None if "layer1.0.conv1.weight" in inside else renamed_by_order(inside)
+    foreign = None if "layer1.0.conv1.weight" in inside else _renamed_by_order(inside)
     found: dict[str, Tensor] = {}
     for name, tensor in (foreign or inside).items():
         new = _rename(name)
@@ -72,6 +75,16 @@ def canonical(tensors: Mapping[str, Tensor], path: Path, wanted: str | None = No
         tuple(notes),
         foreign=foreign is not None,
     )
+
+
+def _renamed_by_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """``tensors`` with torchvision's names where order and shapes are those of a network that the registry makes."""
+    names = torchvision_layers(tensors)
+    if names is None:
+        return None
+    places = [(name.rpartition("."), tensor) for name, tensor in tensors.items()]
+    found = {f"{names.get(layer, layer)}.{role}": tensor for (layer, _, role), tensor in places}
+    return None if identify(found) is None else found
 
 
 def _is_weight(name: str) -> bool:
@@ -103,7 +116,7 @@ def _take_head(found: dict[str, Tensor], outside: dict[str, Tensor], path: Path)
     """
     last = [name for name in found if re.fullmatch(r"layer\d+\.\d+\.conv\d\.weight", name)][-1]
     features = found[last].shape[0]
-    inner = {name: tensor for name, tensor in found.items() if not _BLOCKS.match(name)}
+    inner = {name: tensor for name, tensor in found.items() if not TRUNK.match(name)}
     notes = []
     own = linear_layers(outside)
     if own and linear_layers(inner) and any(shape[1] == features for shape in own.values()):
@@ -141,15 +154,6 @@ def _is_chain(shapes: list[tuple[int, ...]], features: int) -> bool:
     return reads[0] in {features, 2 * features} and reads[1:] == [shape[0] for shape in shapes[:-1]]
 
 
-def linear_layers(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Fully connected layers, and 1x1 convolutions that are used as such."""
-    return {
-        name: shape
-        for name, (kind, shape) in layers_of(tensors).items()
-        if kind != "norm" and shape[2:] in {(), (1, 1)}
-    }
-
-
 def _leave_out(outside: Mapping[str, Tensor], path: Path) -> list[str]:
     """Note what lies outside of the network.
 
@@ -178,31 +182,26 @@ def _fold_biases(found: dict[str, Tensor]) -> None:
             else conv.replace("downsample.0", "downsample.1")
         )
         mean = found.get(f"{norm}.running_mean")
-        if norm != conv and mean is not None and _TRUNK.fullmatch(name):
+        if norm != conv and mean is not None and _IN_TRUNK.fullmatch(name):
             found[f"{norm}.running_mean"] = mean - found.pop(name)
 
 
-def listing(names: Iterable[str], limit: int = 3) -> str:
-    """The first ``limit`` names and the number of the others."""
-    every = list(names)
-    more = f" and {len(every) - limit} more" if len(every) > limit else ""
-    return ", ".join(every[:limit]) + more if every else "none"
-
-
-def _prefix(names: Iterable[str], path: Path, wanted: str | None) -> str:
+def _prefix(names: Iterable[str], path: Path, wanted: str | None) -> tuple[str, tuple[str, ...]]:
+    """What the names of the network begin with, and those of other networks that were not asked for."""
     every = set(names)
-    if wanted is not None and any(name.startswith(f"{wanted}.") for name in every):
-        return f"{wanted}."
     ends = (name.removesuffix(stem) for name in every for stem in _STEMS if name.endswith(stem))
     prefixes = sorted(
         end for end in set(ends) if (not end or end.endswith(".")) and f"{end}layer1.0.conv1.weight" in every
     )
+    if wanted is not None and any(name.startswith(f"{wanted}.") for name in every):
+        others = (prefix for prefix in prefixes if not prefix.startswith(f"{wanted}."))
+        return f"{wanted}.", tuple(filter(None, others))
     if len(prefixes) > 1:
         under = listing(f"'{prefix.removesuffix('.')}'" for prefix in prefixes)
         raise CheckpointError(
             f"{path} holds {len(prefixes)} networks (under {under}): pass the one you mean as --entry"
         )
-    return prefixes[0] if prefixes else ""
+    return prefixes[0] if prefixes else "", ()
 
 
 def _rename(name: str) -> str:

@@ -35,10 +35,11 @@ from rescompile.errors import BackendUnavailable, EngineError, GraphError
 from rescompile.graph.quantize import quantize
 from rescompile.graph.shared.metadata import set_factors
 from rescompile.graph.shared.topology import quantized_tensors
-from rescompile.manifest import Batch, TensorSpec, read_manifest
+from rescompile.manifest import GRAPH, Batch, TensorSpec, read_manifest
 from rescompile.progress import Silent
 from rescompile.report import Limits
 from rescompile.runtime.golden import golden_bytes
+from rescompile.runtime.integrity import read_engine
 from tests.backends import engines
 from tests.graph.conftest import folded, run
 
@@ -302,10 +303,9 @@ def test_a_library_that_hides_inner_tensors_shows_its_logits(
     built: Path, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def opened(name: ComparandName):
-        manifest = read_manifest(name.path)
         if name.part != "engine":
             return open_comparand(name)
-        return logits_comparand(name.path, manifest, title="hidden")
+        return logits_comparand(read_engine(name.path, also=(GRAPH,)), title="hidden")
 
     monkeypatch.setattr(module, "open_comparand", opened)
     report = line_up(built / "uint8", None, small)

@@ -60,9 +60,34 @@ def test_relative_rms_passes_up_to_its_limit(rms: float, passed: bool) -> None:
 
 
 def test_every_limit_has_its_line() -> None:
-    limits = Limits(min_agreement=0.9, max_top1_drop=1.0, max_relative_rms=0.1)
+    limits = Limits(
+        min_agreement=0.9,
+        max_top1_drop=1.0,
+        max_relative_rms=0.1,
+        min_top1=0.5,
+        min_cosine=0.9,
+        max_error=2.0,
+    )
     names = [check.name for check in judge(parity(), limits)]
-    assert names == ["finite logits", "agreement", "top-1 drop", "relative RMS"]
+    assert names == [
+        "finite logits", "agreement", "top-1 drop", "top-1", "relative RMS", "smallest cosine", "largest error",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("measured", "limits", "passed"),
+    [
+        ({"max_abs": 0.02}, Limits(max_error=0.02), True),
+        ({"max_abs": 0.0201}, Limits(max_error=0.02), False),
+        ({"worst_cosine": 0.99}, Limits(min_cosine=0.99), True),
+        ({"worst_cosine": 0.98, "cosine": 0.999}, Limits(min_cosine=0.99), False),
+        ({"worst_cosine": None, "cosine": 0.98}, Limits(min_cosine=0.99), False),
+    ],
+)
+def test_errors_and_cosines_of_numbers(measured: dict[str, float], limits: Limits, passed: bool) -> None:
+    for kind in ("values", "features"):
+        found = judge(parity(task=kind, top1_agreement=None, **measured), limits)
+        assert [check.passed for check in found] == [True, passed]
 
 
 def test_default_limits_follow_the_precision() -> None:

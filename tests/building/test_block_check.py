@@ -23,8 +23,9 @@ from rescompile.manifest import Batch, read_manifest
 from rescompile.metrics import relative_rms
 from rescompile.report import Limits
 from rescompile.runtime.golden import read_golden
+from rescompile.runtime.inspection import inspect
 from tests.graph.test_variants import images, quantized
-from tests.graph.variants import Residual, exported, fitted, network
+from tests.graph.variants import Gate, Residual, exported, fitted, network
 
 BATCH = Batch(1, 2, 3)
 OPENVINO = get_backend("openvino")
@@ -110,7 +111,7 @@ def test_an_engine_may_differ_by_the_quantization_error(error: float, allowed: f
 
 def test_a_deep_grouped_network_may_differ_by_its_own_quantization_error(tmp_path: Path) -> None:
     """The images to calibrate on are pale, so the golden photographs are clipped, and quantization changes much."""
-    blocks = [Residual(16, 16, groups=4) for _ in range(12)]
+    blocks = [*(Residual(16, 16, groups=4) for _ in range(12)), Residual(16, 16, after=Gate(16))]
     path = tmp_path / "deep.onnx"
     onnx.save(exported(fitted(network(*blocks, Residual(16, 32, 2, groups=4))), (1, 3, 16, 16)), path)
     pixels = np.random.default_rng(0).integers(96, 160, (24, 4, 4, 3), dtype=np.uint8)
@@ -124,6 +125,10 @@ def test_a_deep_grouped_network_may_differ_by_its_own_quantization_error(tmp_pat
         )
     )  # fmt: skip
     assert report.engine_executed
+    reasons = {entry.reason: entry.nodes for entry in inspect(tmp_path / "engine").floating}
+    assert reasons == {entry.reason: entry.nodes for entry in report.lint.floating}
+    assert reasons["a gate, which sees one pixel"] == ("layer1.12.gate1", "layer1.12.gate2")
+    assert reasons["Sigmoid"] == ("layer1.12.sigmoid1",)
     manifest = read_manifest(tmp_path / "engine")
     x, (golden,) = read_golden(tmp_path / "engine", manifest)
     exact = reference_session(tmp_path / "engine/reference.onnx", optimize=True)(x)

@@ -116,6 +116,36 @@ def test_networks_by_name_and_path(tmp_path: Path) -> None:
     )
 
 
+def test_the_size_of_float_images_is_the_inputs(tmp_path: Path) -> None:
+    (tmp_path / "net.pth").touch()
+    small = FLOATS[:, :, :20, :24]
+    for options, crop in (
+        ({"calibration": FLOATS}, 32),
+        ({"calibration": PIXELS, "validation": (small, LABELS)}, (20, 24)),
+        ({"calibration": FLOATS, "size": 16}, 16),
+        ({"calibration": PIXELS}, None),
+    ):
+        assert build_config(tmp_path / "net.pth", options).model.preprocess.crop == crop  # type: ignore[arg-type]
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    live = build_config(network, {"calibration": small}).model.network
+    assert live is not None
+    assert [dim.dim_value for dim in live.graph.graph.input[0].type.tensor_type.shape.dim][1:] == [3, 20, 24]
+
+
+def test_a_folder_with_a_configuration_is_hugging_faces_or_timms(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    model = build_config(tmp_path, {"outputs": ("c2",)}).model
+    assert (model.model, model.outputs) == (f"hf:{tmp_path}", ("c2",))
+
+
+def test_class_names_must_be_as_many_as_classes(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    with pytest.raises(UsageError, match="class_names names 2 classes, the network has 4"):
+        rescompile.build(
+            network, calibration=FLOATS, class_names=("a", "b"), backend="onnxruntime", output=tmp_path / "e"
+        )
+
+
 def test_wrong_calls_are_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"net\.pth does not exist"):
         build_config("net.pth", {})
@@ -125,6 +155,11 @@ def test_wrong_calls_are_said(tmp_path: Path) -> None:
         build_config(3, {})
     with pytest.raises(TypeError, match="leave force out"):
         build_config(BuildConfig(model=ModelConfig(model="resnet50"), precision="fp16"), {"force": True})
+    (tmp_path / "net.pth").touch()
+    with pytest.raises(UsageError, match="brings its own weights"):
+        build_config(tmp_path / "net.pth", {"weights": "other.pth"})
+    with pytest.raises(UsageError, match="--outputs needs a network with modules"):
+        build_config(tmp_path / "net.pth", {"outputs": ("c2",)})
     with pytest.raises(UsageError, match="uint8 pixels cannot be checked on normalized images"):
         build_config("resnet20-cifar", {"calibration": FLOATS, "input_format": "uint8-nhwc"})
 

@@ -163,14 +163,36 @@ def test_class_names_are_one_line_each(small: Path, tmp_path: Path) -> None:
         (None, "does not exist; --classes takes a text file"),
         (b"\xff\xfe\x00", "cannot be read as text"),
         (b"cat\ndog\n", "names 2 classes, the network has 10"),
+        (b'["cat", 3]', "is not a list of names, nor does it number them"),
+        (b'{"cat": 1, "dog": 2}', "is not a list of names, nor does it number them"),
+        (b'{"cat": 0, "dog": 0}', "is not a list of names, nor does it number them"),
+        (b'"cat"', "is not a list of names, nor does it number them"),
+        (b'["cat"', "cannot be read as text"),
+        (b"[" * 100_000, "cannot be read as text"),
     ],
 )
 def test_class_names_that_cannot_be_used(tmp_path: Path, content: bytes | None, words: str) -> None:
-    path = tmp_path / "names.txt"
+    path = tmp_path / ("names.json" if content and content[:1] in b'[{"' else "names.txt")
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=words):
         read_class_names(path, 10)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '["cat", "dog"]',
+        '{"0": "cat", "1": " dog "}',
+        '{"1": "dog", "0": "cat"}',
+        '{"dog": 1, "cat": 0}',
+        '{"0": ["n01", "cat"], "1": ["n02", "dog"]}',
+    ],
+)
+def test_class_names_in_json(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "names.json"
+    path.write_text(content)
+    assert read_class_names(path, 2) == ("cat", "dog")
 
 
 def test_a_network_of_another_shape_sees_the_whole_photograph(tmp_path: Path) -> None:

@@ -158,6 +158,8 @@ def test_labels_of_their_own_agree_where_one_of_both_sides_gives_them(heads: Pat
         found = engine(images) > 0
         probabilities = [probability for _, probability in engine.classify(batch[0])]
     assert report.top1_agreement == pytest.approx((expected & found).sum() / max(1, (expected | found).sum()))
+    changed = np.flatnonzero((expected != found).any(axis=1))
+    assert [flip.image for flip in report.flips] == [f"images[{index}]" for index in changed]
     assert probabilities == sorted(probabilities, reverse=True)
 
 

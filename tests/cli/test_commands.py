@@ -95,6 +95,7 @@ def test_inspect_shows_what_is_inside(engine: Path, monkeypatch: pytest.MonkeyPa
     inspection = json.loads(capsys.readouterr().out)
     assert inspection["manifest"]["precision"] == "int8"
     assert inspection["calibrated_tensors"] == 21
+    assert inspection["floating"] == []
 
 
 def test_doctor_names_every_backend_and_the_missing_extras(

@@ -102,7 +102,15 @@ def test_a_mean_may_be_a_file(tmp_path: Path) -> None:
 
 def test_no_limit_asked_is_none() -> None:
     assert VerdictOptions().limits() is None
-    assert VerdictOptions(max_top1_drop=0.3).limits() == Limits(max_top1_drop=0.3)
+    for limit in (
+        "max_top1_drop",
+        "min_agreement",
+        "max_relative_rms",
+        "min_top1",
+        "min_cosine",
+        "max_error",
+    ):
+        assert VerdictOptions(**{limit: 0.3}).limits() == Limits(**{limit: 0.3})
 
 
 @pytest.mark.parametrize(
@@ -114,6 +122,8 @@ def test_no_limit_asked_is_none() -> None:
         ({"max_top1_drop": -1}, "--max-top1-drop -1 is not between 0 and 100; it is in percentage points"),
         ({"max_top1_drop": 101}, "percentage points"),
         ({"max_relative_rms": -0.1}, "--max-relative-rms -0.1.*it is a ratio"),
+        ({"min_cosine": 1.1}, "--min-cosine 1.1 is not between -1 and 1"),
+        ({"max_error": -1}, "--max-error -1.*in the outputs' own unit"),
     ],
 )
 def test_limits_that_nothing_or_everything_keeps_are_refused(limits: dict[str, float], words: str) -> None:

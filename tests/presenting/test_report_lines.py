@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rescompile.presenting import report_lines
-from rescompile.report import Check, Limits, LintResult
+from rescompile.report import Check, FloatOperations, Limits, LintResult
 from tests.reports import report
 
 
@@ -50,3 +50,16 @@ def test_target_none_is_this_machine() -> None:
 def test_unlabelled_images_have_no_top1_lines() -> None:
     labels = [label for label, _ in report_lines.measurements(report(top1_reference=None, top1_engine=None))]
     assert labels == ["images", "agreement with fp32", "relative RMS", "cosine", "largest error"]
+
+
+GATES = FloatOperations("a gate, which sees one pixel", tuple(f"layer1.{index}.gate1" for index in range(6)))
+
+
+def test_operations_in_floating_point_are_listed_by_reason() -> None:
+    pools = FloatOperations("AveragePool", ("layer2.0.downsample.pool1",))
+    assert report_lines.floating((GATES, pools))[1] == ("AveragePool", "layer2.0.downsample.pool1")
+    assert report_lines.floating((GATES,))[0][1].count("gate1") == 6
+    (line,) = report_lines.in_floating_point((GATES,))
+    assert line[0] == "floating point"
+    assert line[1].startswith("a gate, which sees one pixel: layer1.0.gate1, layer1.1.gate1, ")
+    assert line[1].endswith("layer1.3.gate1 and 2 more")

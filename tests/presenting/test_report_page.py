@@ -9,7 +9,16 @@ import pytest
 
 from rescompile.presenting.html.report_page import render
 from rescompile.presenting.terms import TERMS
-from rescompile.report import ActivationRange, BlockDamage, BlockError, Check, Limits, LintResult, StageRecord
+from rescompile.report import (
+    ActivationRange,
+    BlockDamage,
+    BlockError,
+    Check,
+    FloatOperations,
+    Limits,
+    LintResult,
+    StageRecord,
+)
 from tests.reports import blocks, frontier, pairs, ranges, report
 
 VOID = {"meta", "br"}
@@ -128,6 +137,15 @@ def test_broken_rules_are_on_the_page() -> None:
     text = Page(render(bare(passed=False, lint=lint))).text
     assert "layer1.0: scale 0; calibrate again" in text
     assert "1 rule checked, 1 broken" in text
+
+
+def test_what_stays_in_floating_point_is_on_the_page_with_its_reason() -> None:
+    lint = LintResult(("r",), (), (FloatOperations("a gate, which sees one pixel", ("layer1.0.gate1",)),))
+    text = Page(render(bare(lint=lint))).text
+    assert "What stays in floating point, and why" in text
+    assert "a gate, which sees one pixel" in text
+    assert "layer1.0.gate1" in text
+    assert "What stays in floating point" not in Page(render(bare())).text
 
 
 def test_plots_have_captions_that_screen_readers_read() -> None:

@@ -25,7 +25,7 @@ from rescompile.manifest import Batch, OutputSpec, TensorSpec, read_manifest
 from rescompile.metrics import relative_rms
 from rescompile.runtime.engine import Engine
 from rescompile.runtime.golden import golden_bytes
-from rescompile.runtime.integrity import check_files
+from rescompile.runtime.integrity import read_engine
 from rescompile.runtime.loading import load
 from tests.backends.engines import make_engine, manifest
 from tests.backends.graphs import CLASSES, IMAGE_SHAPE, sample_images
@@ -249,12 +249,12 @@ def test_links_and_folders_are_no_files(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_that_may_not_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(path: Path) -> str:
+    def refused(path: Path, folder: int, keep: bool) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("rescompile.runtime.integrity.sha256_of", refused)
+    monkeypatch.setattr("rescompile.runtime.integrity._read_one", refused)
     with pytest.raises(EngineError, match=r"cannot be read \(Permission denied\)"):
-        check_files(folder, read_manifest(folder))
+        read_engine(folder)
 
 
 def test_a_stranger_in_the_directory_does_no_harm(folder: Path) -> None:

@@ -43,7 +43,7 @@ CASES: dict[str, Any] = {
 def test_every_layer_is_marked_and_the_answers_are_the_engines(case: str, tmp_path: Path) -> None:
     model, batch = CASES[case]()
     plain, precise = _engine(model, batch, tmp_path), tmp_path / "precise.xml"
-    write_precise(plain, precise)
+    write_precise(ov.Core().read_model(plain), precise)
     layers = ElementTree.parse(precise).getroot().iter("layer")
     computing = [layer for layer in layers if layer.get("type") not in {"Const", "Parameter", "Result"}]
     marks = [layer.findall("rt_info/attribute[@name='precise']") for layer in computing]
@@ -62,7 +62,7 @@ def test_layers_of_an_int8_graph_do_not_see_the_batch_size_that_the_server_sets(
     case: str, hidden: bool, tmp_path: Path
 ) -> None:
     model, batch = CASES[case]()
-    write_precise(_engine(model, batch, tmp_path), tmp_path / "precise.xml")
+    write_precise(ov.Core().read_model(_engine(model, batch, tmp_path)), tmp_path / "precise.xml")
     served = with_batch(tmp_path / "precise.xml", 4)
     convolutions = [node for node in served.get_ops() if node.get_type_name() == "Convolution"]
     assert {node.output(0).get_partial_shape()[0].is_dynamic for node in convolutions} == {hidden}

@@ -92,3 +92,11 @@ def test_a_dictionary_inside_itself_is_no_endless_loop():
     payload["model"] = payload
     with pytest.raises(CheckpointError, match="no weights of convolutions"):
         entry_of(payload, HERE)
+
+
+def test_the_beginning_of_the_names_is_an_entry_too():
+    payload = {"state_dict": {f"encoder_q.{name}": tensor for name, tensor in NET.items()}}
+    found = entry_of(payload, HERE, "encoder_q")
+    assert (found.path, found.tensors) == ("state_dict", payload["state_dict"])
+    with pytest.raises(CheckpointError, match="has no network in 'encoder'"):
+        entry_of(payload, HERE, "encoder")

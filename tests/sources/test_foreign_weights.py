@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+import rescompile
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.errors import CheckpointError
 from rescompile.models.planned import PlannedNetwork, Reading
+from rescompile.models.random_weights import random_model
+from rescompile.models.registry import find
 from rescompile.sources.checkpoint import fits_registry, read_weights
 from rescompile.sources.foreign_weights import Trial, open_foreign
-from rescompile.sources.layers import UnreadableError, read_plan
+from rescompile.sources.plans import UnreadableError, read_plan
 
 CLASSES = 10
 NOTHING = Trial(images=lambda plan, classes: None)
@@ -197,6 +200,95 @@ def test_layers_that_do_not_join_are_refused_with_the_place(change, words):
     tensors = {name: t for name, t in (state() | change).items() if t is not None}
     with pytest.raises(UnreadableError, match=words):
         read_plan(tensors)
+
+
+class ConcatPool(nn.Module):
+    """fastai's AdaptiveConcatPool2d."""
+
+    def forward(self, x):
+        return torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1)
+
+
+def vector_norm(width):
+    layer = nn.BatchNorm1d(width)
+    layer.load_state_dict(norm(width).state_dict())
+    return layer
+
+
+def fastai(resnet, *, bias):
+    """A network as ``vision_learner`` makes it: the body by numbers, and a head of two layers."""
+    body = [resnet.conv1, resnet.bn1, nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    body += [resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4]
+    head = [
+        ConcatPool(), nn.Flatten(), vector_norm(1024), nn.Dropout(0.25), nn.Linear(1024, 32, bias=bias), nn.ReLU(),
+        vector_norm(32), nn.Dropout(0.5), nn.Linear(32, CLASSES, bias=bias),
+    ]  # fmt: skip
+    return nn.Sequential(nn.Sequential(*body), nn.Sequential(*head)).eval()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("in_order", [False, True])
+def test_fastais_head_answers_as_the_module_does(save, bias, in_order):
+    """By the names of a state_dict, and by torchvision's names for the body."""
+    torch.manual_seed(0)
+    resnet = random_model(find(depth=18, name=None), 7, seed=1)[0]
+    network = fastai(resnet, bias=bias)
+    state = network.state_dict()
+    if in_order:
+        body = {name: t for name, t in resnet.state_dict().items() if not name.startswith("fc.")}
+        state = dict(sorted((body | {n: t for n, t in state.items() if n.startswith("1.")}).items()))
+    found = open_foreign(read_weights(save({"model": state, "opt": {}})), NOTHING, (64, 64))
+    assert found.name == "resnet18"
+    picture = np.random.default_rng(0).standard_normal((2, 3, 64, 64), dtype=np.float32)
+    expected = network(torch.from_numpy(picture)).detach().numpy()
+    answer = reference_session(found.graph.SerializeToString(), optimize=True)(picture)
+    assert np.allclose(answer, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_layer_behind_the_whole_network_is_tried_with_and_without_a_relu(save, resnet18_state):
+    behind = {"1.weight": torch.randn(4, 7), "1.bias": torch.randn(4)}
+    weights = read_weights(save({f"0.{name}": t for name, t in resnet18_state.items()} | behind))
+    with pytest.raises(CheckpointError, match=r"ReLU in the head; no ReLU in the head.*--validation-set"):
+        open_foreign(weights, NOTHING)
+    resnet = random_model(find(depth=18, name=None), 7, seed=1)[0].eval()
+    pictures = np.random.default_rng(0).standard_normal((100, 3, 32, 32), dtype=np.float32)
+    with torch.inference_mode():
+        features = resnet(torch.from_numpy(pictures))
+        behind["1.bias"] = -(features @ behind["1.weight"].T).mean(0)  # so that every class is answered
+        logits = features @ behind["1.weight"].T + behind["1.bias"]
+    weights = read_weights(save({f"0.{name}": t for name, t in resnet18_state.items()} | behind))
+    trial = Trial(images=lambda plan, classes: (pictures, logits.argmax(1).numpy()))
+    found = open_foreign(weights, trial, (32, 32))
+    assert np.allclose(found.reference(pictures[:2]), logits[:2].numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("head", [{"neck": 32}, {"1.2": 64, "other.3": 64}])
+def test_a_norm_in_the_head_that_nothing_places_is_refused(head):
+    norms = {
+        f"{name}.{key}": t for name, width in head.items() for key, t in norm(width).state_dict().items()
+    }
+    last = 32 if "neck" in head else 64
+    tensors = state(head=False) | norms | {"out.weight": torch.ones(CLASSES, last)}
+    with pytest.raises(UnreadableError, match="nothing says what stands between"):
+        read_plan({name: t for name, t in tensors.items() if "num_batches" not in name})
+
+
+def test_images_in_memory_decide_as_a_folder_does(save, tmp_path):
+    torch.manual_seed(0)
+    network = Somebodys(shortcut="end").eval()
+    pictures = images()
+    with torch.no_grad():
+        network.out.bias -= network(torch.from_numpy(pictures)).mean(0)
+        expected = network(torch.from_numpy(pictures)).numpy()
+    path = save(network.state_dict())
+    report = rescompile.build(
+        path, calibration=pictures[:32], validation=(pictures, expected.argmax(1)), effort="fast",
+        backend="onnxruntime", output=tmp_path / "engine", class_names=[f"kind {n}" for n in range(CLASSES)],
+        limits=rescompile.Limits(max_relative_rms=10),
+    )  # fmt: skip
+    assert report.top1_reference == 1
+    assert any("zero channels at the end, norms behind convolutions: 100.0%" in note for note in report.notes)
+    assert rescompile.load(tmp_path / "engine").manifest.classes[3] == "kind 3"
 
 
 def test_what_no_batch_has_passed_is_left_out(save):

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from rescompile.errors import CheckpointError
-from rescompile.sources.torchvision_names import canonical, listing
+from rescompile.sources.layers import linear_layers
+from rescompile.sources.torchvision_names import canonical
+from rescompile.wording import listing
 
 HERE = Path("weights.pth")
 
@@ -189,8 +191,10 @@ def test_two_networks_are_ambiguous_unless_one_is_wanted(cifar_state, cifar_b_st
         CheckpointError, match=r"holds 2 networks \(under 'encoder_k', 'encoder_q'\): .*--entry"
     ):
         canonical(two, HERE)
-    found = canonical(two, HERE, "encoder_k").state_dict
-    assert torch.equal(found["conv1.weight"], cifar_b_state["conv1.weight"])
+    found = canonical(two, HERE, "encoder_k")
+    assert torch.equal(found.state_dict["conv1.weight"], cifar_b_state["conv1.weight"])
+    assert found.state_dict.keys() == canonical(cifar_b_state, HERE).state_dict.keys()
+    assert not found.notes, "the other network's layers are not this one's"
 
 
 def test_two_spellings_of_one_name_are_ambiguous(cifar_state):
@@ -201,3 +205,22 @@ def test_two_spellings_of_one_name_are_ambiguous(cifar_state):
 def test_a_listing_is_short():
     assert listing("abc") == "a, b, c"
     assert listing("abcde") == "a, b, c and 2 more"
+
+
+def test_a_norm_that_does_not_follow_its_convolution_names_nothing(resnet18_state):
+    """In a pre-activation network with normed projections, norms stand in front of what they belong to."""
+    tensors = other_names(resnet18_state, shortcut_first=False)
+    layers = list(dict.fromkeys(name.split(".")[0] for name in tensors))
+    layers[3], layers[4] = layers[4], layers[3]
+    swapped = {name: tensors[name] for layer in layers for name in tensors if name.split(".")[0] == layer}
+    assert not canonical(swapped, HERE).foreign
+
+
+@pytest.mark.parametrize("network", ["resnet18_state", "cifar_b_state"])
+def test_layers_of_the_blocks_are_not_called_linear(request, network):
+    state = request.getfixturevalue(network)
+    assert set(linear_layers(state)) == {"fc"}
+    (last,) = linear_layers(other_names(state, shortcut_first=True))
+    assert last.startswith("m")
+    head = {"head.weight": torch.ones(7, 64, 1, 1), "attention.se.fc1.weight": torch.ones(7, 64, 1, 1)}
+    assert set(linear_layers({name: state[name] for name in state if "fc" not in name} | head)) == {"head"}

@@ -151,6 +151,8 @@ struct LoadOptions {
   int threads = 0;              ///< CPU threads; 0 leaves the choice to the backend
   Hint hint = Hint::latency;
   std::filesystem::path cache;  ///< directory for what the backend compiles at load; empty for none
+  /// Public keys in PEM, of which one must have signed the engine (`rescompile sign`); none trusts every directory.
+  std::vector<std::filesystem::path> trusted_keys;
 };
 
 /// Logits, or other outputs, [images, classes]; `logits[i]` are those of image i.

@@ -17,11 +17,13 @@ from rescompile.backends.openvino.cache import compiled_models
 from rescompile.backends.openvino.compile import (
     compile_noting,
     error_reason,
+    read_payload,
     settings_of,
     translate_errors,
 )
 from rescompile.backends.openvino.parts import OpenVinoParts
 from rescompile.backends.openvino.runner import OpenVinoRunner
+from rescompile.engine_files import EngineFiles, EngineSource, files_in
 from rescompile.errors import BackendError, EngineError
 from rescompile.files import check_room
 from rescompile.manifest import OPENVINO_MODEL, OPENVINO_WEIGHTS, Manifest, Precision
@@ -61,19 +63,20 @@ class OpenVino:
 
         graph = lower(onnx.load(request.model))
         _save(graph, request, directory)
-        compiled, notes = _compile(directory / OPENVINO_MODEL, base.RUN_DEFAULTS)
+        compiled, notes = _compile(files_in(directory), base.RUN_DEFAULTS)
         return _inspect(graph, compiled, request.precision, notes=notes)
 
     def load(
-        self, directory: Path, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS
+        self, source: EngineSource, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS
     ) -> OpenVinoRunner:
         """Compile the payload for this CPU, or take what an earlier load stored."""
-        path = directory / OPENVINO_MODEL
-        cache = compiled_models(manifest, _FILES, options, settings_of(options))
+        files = files_in(source)
+        path = files.path(OPENVINO_MODEL)
+        cache = compiled_models(files, _FILES, options, settings_of(options))
         compiled = None if cache is None else cache.read()
         stored, notes = compiled is not None, tuple[str, ...]()
         if compiled is None:
-            compiled, notes = _compile(path, options)
+            compiled, notes = _compile(files, options)
         _check_ports(path, compiled, manifest)
         # a setting that this OpenVINO does not know would be asked of the stored model, too
         return OpenVinoRunner(
@@ -85,9 +88,9 @@ class OpenVino:
         return OpenVinoParts(directory)
 
 
-def _compile(path: Path, options: base.RunOptions) -> tuple[Any, tuple[str, ...]]:
-    with translate_errors(f"OpenVINO cannot load {path}"):
-        return compile_noting(path, options)
+def _compile(files: EngineFiles, options: base.RunOptions) -> tuple[Any, tuple[str, ...]]:
+    with translate_errors(f"OpenVINO cannot load {files.path(OPENVINO_MODEL)}"):
+        return compile_noting(read_payload(files), options)
 
 
 def _check_ports(path: Path, compiled: Any, manifest: Manifest) -> None:

@@ -1,7 +1,7 @@
 """Cache of compiled OpenVINO engines: reading and compiling ResNet-50 takes most of the time of a start.
 
-A compilation is valid for one payload, one build of OpenVINO, one processor and one set of settings, which its key
-names. It is stored only after the engine's hashes and golden answers were right.
+A compilation is valid for the bytes of one payload, one build of OpenVINO, one processor and one set of settings,
+which its key names. It is stored only after the engine's hashes and golden answers were right.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from rescompile.backends.base import RunOptions
 from rescompile.cache import CompiledEngines, compiled_engines, key_of
-from rescompile.manifest import Manifest
+from rescompile.engine_files import EngineFiles
 
 _FORMAT = "1"
 _CPUINFO = Path("/proc/cpuinfo")
@@ -54,16 +54,13 @@ class CompiledModels:
 
 
 def compiled_models(
-    manifest: Manifest, files: tuple[str, ...], options: RunOptions, settings: Mapping[str, Any]
+    files: EngineFiles, names: tuple[str, ...], options: RunOptions, settings: Mapping[str, Any]
 ) -> CompiledModels | None:
-    """The cache of the payload ``files``; None where it is switched off.
-
-    It is also None for a manifest without the hashes of its payload, which a build has before its end.
-    """
+    """The cache of the payload ``names``; None where it is switched off."""
     store = compiled_engines(options.cache)
-    digests = [manifest.files[name].sha256 for name in files if name in manifest.files]
-    if store is None or len(digests) != len(files):
+    if store is None:
         return None
+    digests = [files.digest(name) for name in names]
     import openvino as ov
 
     words = [f"{name}={value}" for name, value in sorted(settings.items())]

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rescompile.backends.base import RUN_DEFAULTS, RunOptions
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import BackendError
+from rescompile.manifest import OPENVINO_MODEL, OPENVINO_WEIGHTS
 
 TUNING = {"SNIPPETS_MODE": "DISABLE"}
 """Not in OpenVINO's manual: with its fusion of elementwise chains on, an identity block's add is no longer fused
@@ -67,6 +69,19 @@ def compile_noting(
     return core.compile_model(model, "CPU", settings), (
         f"OpenVINO {ov.__version__} does not know {', '.join(TUNING)}: fewer residual adds are fused",
     )
+
+
+def read_payload(source: EngineSource) -> Any:
+    """The OpenVINO model of an engine, from the bytes that were checked.
+
+    Raises:
+        RuntimeError: OpenVINO refuses the model.
+        EngineError: a file is missing or cannot be read.
+    """
+    import openvino as ov
+
+    files = files_in(source)
+    return ov.Core().read_model(files.read(OPENVINO_MODEL), files.read(OPENVINO_WEIGHTS))
 
 
 @contextmanager

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino.compile import compile_model, translate_errors
+from rescompile.backends.openvino.compile import compile_model, read_payload, translate_errors
 from rescompile.backends.profiling import WARM_RUNS, Kind, LayerTime
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.manifest import OPENVINO_MODEL, Manifest
 
 _KINDS: dict[str, Kind] = {
@@ -38,10 +38,10 @@ class OpenVinoProfiler:
         BackendError: OpenVINO refuses the payload; its message is included.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, *, threads: int | None = None) -> None:
-        path = directory / OPENVINO_MODEL
+    def __init__(self, source: EngineSource, manifest: Manifest, *, threads: int | None = None) -> None:
+        path = files_in(source).path(OPENVINO_MODEL)
         with translate_errors(f"OpenVINO cannot load {path}"):
-            compiled = compile_model(path, RunOptions(threads=threads), counters=True)
+            compiled = compile_model(read_payload(source), RunOptions(threads=threads), counters=True)
         self._known = {
             op.get_friendly_name(): {key: str(value.value) for key, value in op.get_rt_info().items()}
             for op in compiled.get_runtime_model().get_ordered_ops()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +10,10 @@ from numpy.typing import NDArray
 
 from rescompile.backends.base import Hint, check_batch
 from rescompile.backends.openvino.cache import CompiledModels
-from rescompile.backends.openvino.compile import compile_model, translate_errors
+from rescompile.backends.openvino.compile import compile_model, read_payload, translate_errors
 from rescompile.backends.resource_pool import ResourcePool
 from rescompile.backends.zero_copy import writable_view
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.manifest import OPENVINO_MODEL, Batch
 
 if TYPE_CHECKING:
@@ -117,12 +117,10 @@ class OpenVinoTensors:
         BackendError: OpenVINO refuses the payload; its message is included.
     """
 
-    def __init__(self, directory: Path, batch: Batch, tensors: Sequence[str]) -> None:
-        import openvino as ov
-
-        path = directory / OPENVINO_MODEL
+    def __init__(self, source: EngineSource, batch: Batch, tensors: Sequence[str]) -> None:
+        path = files_in(source).path(OPENVINO_MODEL)
         with translate_errors(f"OpenVINO cannot load {path}"):
-            model = ov.Core().read_model(path)
+            model = read_payload(source)
             ports = {
                 name: port for op in model.get_ops() for port in op.outputs() for name in port.get_names()
             }

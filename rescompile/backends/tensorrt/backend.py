@@ -16,6 +16,7 @@ from rescompile.backends.cuda.devices import Gpu
 from rescompile.backends.cuda.driver import open_driver
 from rescompile.backends.tensorrt.callbacks import joined_messages, make_logger, make_monitor
 from rescompile.backends.tensorrt.inspector import fused_adds
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import BackendError, BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write, writing
 from rescompile.manifest import TENSORRT_ENGINE as ENGINE
@@ -121,16 +122,17 @@ class TensorRt:
             notes=(*notes, *logger.notes()),
         )
 
-    def load(self, directory: Path, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS) -> Any:
+    def load(
+        self, source: EngineSource, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS
+    ) -> Any:
         """A ``TensorRtRunner`` on the first GPU."""
         from rescompile.backends.tensorrt.runner import TensorRtRunner
 
-        trt = self.library()
+        trt, files = self.library(), files_in(source)
         obstacle = self._obstacle_to_run(trt, _require_gpu(f"running a {self.name} engine"), manifest.target)
         if obstacle is not None:
-            raise BackendUnavailable(f"the engine in {directory} cannot run here: {obstacle}")
-        engine = (directory / ENGINE).read_bytes()
-        return TensorRtRunner(trt, open_driver(), engine, manifest, parallel=options.parallel)
+            raise BackendUnavailable(f"the engine in {files.directory} cannot run here: {obstacle}")
+        return TensorRtRunner(trt, open_driver(), files.read(ENGINE), manifest, parallel=options.parallel)
 
     def library(self) -> Any:
         """The module itself; raises BackendUnavailable where it is missing or too old."""

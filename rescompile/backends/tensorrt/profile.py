@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from rescompile.backends import get_backend
 from rescompile.backends.profiling import WARM_RUNS, Kind, LayerTime
 from rescompile.backends.tensorrt.inspector import onnx_names
+from rescompile.engine_files import EngineSource
 from rescompile.manifest import Manifest
 
 _REFORMATS = ("Reformatting CopyNode", "Reformat", "CopyNode", "shuffle", "Cast")
@@ -24,11 +24,11 @@ class TensorRtProfiler:
     """An engine whose layers are timed; for one thread. It raises what loading the engine raises."""
 
     def __init__(
-        self, directory: Path, manifest: Manifest, *, module: str, threads: int | None = None
+        self, source: EngineSource, manifest: Manifest, *, module: str, threads: int | None = None
     ) -> None:
         del threads  # a GPU has none
         backend: Any = get_backend(module.replace("_", "-"))
-        self._runner: Any = backend.load(directory, manifest)
+        self._runner: Any = backend.load(source, manifest)
         self._times = make_profiler(backend.library())
         self._runner.attach(self._times)
 

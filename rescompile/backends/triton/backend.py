@@ -9,6 +9,7 @@ from rescompile.backends import base
 from rescompile.backends.cuda import devices
 from rescompile.backends.cuda.driver import open_driver
 from rescompile.backends.triton.plan_file import read_plan, write_plan
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import BackendUnavailable, UsageError, did_you_mean
 from rescompile.files import atomic_write
 from rescompile.manifest import TRITON_PLAN as PLAN
@@ -101,23 +102,26 @@ class Triton:
             notes=(str(cost), *map(str, cost.programs)),
         )
 
-    def load(self, directory: Path, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS) -> Any:
+    def load(
+        self, source: EngineSource, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS
+    ) -> Any:
         """A ``PlanRunner`` on the first GPU."""
         from rescompile.backends.triton.runner import PlanRunner
 
-        plan = read_plan(directory, manifest)
+        files = files_in(source)
+        plan = read_plan(files, manifest)
         purpose = f"running a Triton engine for {manifest.target}"
         gpu = devices.require_gpu(purpose, "; `rescompile verify` executes its plan in plain PyTorch")
         obstacle = devices.target_obstacle(gpu, manifest.target)
         if obstacle is not None:
-            raise BackendUnavailable(f"the engine in {directory} cannot run here: {obstacle}")
-        return PlanRunner(open_driver(), directory, plan, parallel=options.parallel)
+            raise BackendUnavailable(f"the engine in {files.directory} cannot run here: {obstacle}")
+        return PlanRunner(open_driver(), files, plan, parallel=options.parallel)
 
-    def simulate(self, directory: Path, manifest: Manifest) -> base.Runner:
+    def simulate(self, source: EngineSource, manifest: Manifest) -> base.Runner:
         """The plan in plain PyTorch on the CPU."""
         from rescompile.backends.triton.reference import ReferenceRunner
 
-        return ReferenceRunner(directory, read_plan(directory, manifest))
+        return ReferenceRunner(source, read_plan(source, manifest))
 
 
 def _target(name: str | None) -> Target:

@@ -23,6 +23,7 @@ from rescompile.backends.triton.plan import (
     Stored,
 )
 from rescompile.backends.triton.steps import Head, reads, weights_of, writes
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import EngineError, reason_of
 from rescompile.files import atomic_write
 from rescompile.manifest import TRITON_PLAN, TRITON_WEIGHTS, Manifest
@@ -41,15 +42,15 @@ def write_plan(directory: Path, plan: Plan) -> None:
     atomic_write(directory / TRITON_PLAN, msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
 
 
-def read_plan(directory: Path, manifest: Manifest | None = None) -> Plan:
+def read_plan(source: EngineSource, manifest: Manifest | None = None) -> Plan:
     """Read ``plan.json`` and check it, also against ``manifest`` where one is given.
 
     Raises:
         EngineError: it is missing, of another format, damaged, contradicts itself, or belongs to another engine.
     """
-    path = directory / TRITON_PLAN
+    files = files_in(source)
+    path, text = files.path(TRITON_PLAN), files.read(TRITON_PLAN)
     try:
-        text = path.read_bytes()
         found = msgspec.json.decode(text, type=_Version).format
         if found not in READABLE:
             raise EngineError(
@@ -57,9 +58,7 @@ def read_plan(directory: Path, manifest: Manifest | None = None) -> Plan:
                 "build the engine again with this version, or install the version that built it"
             )
         plan = msgspec.json.decode(text, type=READABLE[found])
-    except FileNotFoundError:
-        raise EngineError(f"{path} is missing; copy or build the engine again") from None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EngineError(
             f"{path} is damaged ({reason_of(error)}); copy or build the engine again"
         ) from error

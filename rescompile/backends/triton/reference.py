@@ -6,7 +6,6 @@ by running the launches themselves in Triton's interpreter. In floating point a 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,15 @@ from fused_kernels.launch import implementation
 from rescompile.backends.triton.plan import Plan
 from rescompile.backends.triton.step_executor import StepExecutor
 from rescompile.backends.triton.weights import read_weights
+from rescompile.engine_files import EngineSource
 from rescompile.errors import BackendError
 
 
 class ReferenceRunner:
     """A plan executed by plain PyTorch; serves one thread at a time. Raises EngineError where weights are damaged."""
 
-    def __init__(self, directory: Path, plan: Plan) -> None:
-        weights = {name: torch.from_numpy(values) for name, values in read_weights(directory, plan).items()}
+    def __init__(self, source: EngineSource, plan: Plan) -> None:
+        weights = {name: torch.from_numpy(values) for name, values in read_weights(source, plan).items()}
         self._executor: StepExecutor | None = StepExecutor(plan.steps, weights)
 
     def __call__(self, images: NDArray[Any]) -> NDArray[np.float32]:

@@ -8,7 +8,6 @@ themselves, and only the rest is a graph.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from rescompile.backends.triton.plan import (
     Stored,
 )
 from rescompile.backends.triton.weights import Array, read_weights
-from rescompile.errors import EngineError
+from rescompile.engine_files import EngineFiles, EngineSource, files_in
 from rescompile.manifest import Batch
 
 _FORMATS = {"i32": "i", "i64": "q", "fp32": "f"}
@@ -44,7 +43,7 @@ class PlanRunner(CudaRunner["_PlanExecutor"]):
 
     Args:
         cuda: the CUDA driver.
-        directory: of the engine.
+        source: the engine's directory, or what was read from it.
         plan: of the engine.
         parallel: requests that run at the same time.
 
@@ -53,12 +52,13 @@ class PlanRunner(CudaRunner["_PlanExecutor"]):
         EngineError: the weights are damaged.
     """
 
-    def __init__(self, cuda: Cuda, directory: Path, plan: Plan, *, parallel: int = 1) -> None:
-        weights = read_weights(directory, plan)
+    def __init__(self, cuda: Cuda, source: EngineSource, plan: Plan, *, parallel: int = 1) -> None:
+        files = files_in(source)
+        weights = read_weights(files, plan)
         least, most = plan.programs[0].batch, plan.programs[-1].batch
         super().__init__(
             cuda,
-            lambda: _Network(cuda, directory, plan, weights),
+            lambda: _Network(cuda, files, plan, weights),
             sizes=RequestSizes(most, plan.image.shape, np.dtype(plan.image.dtype), (plan.classes,)),
             batch=Batch(least, least, most),
             parallel=parallel,
@@ -68,13 +68,13 @@ class PlanRunner(CudaRunner["_PlanExecutor"]):
 class _Network:
     """Functions and weights, which all slots share."""
 
-    def __init__(self, cuda: Cuda, directory: Path, plan: Plan, weights: dict[str, Array]) -> None:
+    def __init__(self, cuda: Cuda, files: EngineFiles, plan: Plan, weights: dict[str, Array]) -> None:
         self._cuda, self.library, self.plan = cuda.api, cuda.library, plan
         self._modules: dict[str, Any] = {}
         self._held: list[Any] = []
         self.functions: list[Any] = []
         try:
-            self.functions += [self._function(directory, kernel) for kernel in plan.kernels]
+            self.functions += [self._function(files, kernel) for kernel in plan.kernels]
             self._upload(weights)
         except BaseException:
             self.close()
@@ -88,16 +88,9 @@ class _Network:
             memory.free()
         self._held, self._modules, self.functions = [], {}, []
 
-    def _function(self, directory: Path, kernel: Kernel) -> Any:
+    def _function(self, files: EngineFiles, kernel: Kernel) -> Any:
         if kernel.file not in self._modules:
-            path = directory / kernel.file
-            try:
-                code = path.read_bytes()
-            except OSError as error:
-                raise EngineError(
-                    f"{path} cannot be read ({error.strerror}); copy or build the engine again"
-                ) from error
-            self._modules[kernel.file] = self._cuda.module_from_buffer(code)
+            self._modules[kernel.file] = self._cuda.module_from_buffer(files.read(kernel.file))
         function = self._modules[kernel.file].get_function(kernel.entry)
         if kernel.shared_bytes > PLAIN_SHARED:
             attribute = self._cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES

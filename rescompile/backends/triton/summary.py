@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 
 from rescompile.backends.triton.plan import Plan
 from rescompile.backends.triton.plan_file import read_plan
+from rescompile.engine_files import EngineSource
 from rescompile.manifest import Manifest
 
 
@@ -53,10 +52,10 @@ def summarize(plan: Plan) -> PlanSummary:
     )
 
 
-def summary_of(directory: Path, manifest: Manifest) -> PlanSummary | None:
-    """The cost of the engine in ``directory``; None where its backend has no plan.
+def summary_of(source: EngineSource, manifest: Manifest) -> PlanSummary | None:
+    """The cost of the engine in ``source``; None where its backend has no plan.
 
     Raises:
         EngineError: the plan is damaged, or belongs to another engine.
     """
-    return summarize(read_plan(directory, manifest)) if manifest.backend == "triton" else None
+    return summarize(read_plan(source, manifest)) if manifest.backend == "triton" else None

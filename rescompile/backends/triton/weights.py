@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends.triton.plan import Plan
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import EngineError, reason_of
 from rescompile.files import atomic_write
 from rescompile.manifest import TRITON_WEIGHTS
@@ -24,19 +25,20 @@ def write_weights(directory: Path, weights: dict[str, Array]) -> None:
     atomic_write(directory / TRITON_WEIGHTS, save(contiguous))
 
 
-def read_weights(directory: Path, plan: Plan) -> dict[str, Array]:
+def read_weights(source: EngineSource, plan: Plan) -> dict[str, Array]:
     """All weights of ``plan``, in the types and shapes that it lists.
 
     Raises:
         EngineError: the file is damaged, or does not hold the plan's weights.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
-    path = directory / TRITON_WEIGHTS
+    files = files_in(source)
+    path, content = files.path(TRITON_WEIGHTS), files.read(TRITON_WEIGHTS)
     try:
-        weights: dict[str, Array] = load_file(path)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        weights: dict[str, Array] = load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
         raise EngineError(
             f"{path} cannot be read ({reason_of(error)}); copy or build the engine again"
         ) from error

@@ -6,24 +6,31 @@ from pathlib import Path
 
 import onnx
 
+from rescompile.engine_files import external_file
 from rescompile.errors import GraphError
 
 REMEDY = "pass a graph that rescompile made"
 
 
-def read_graph(path: Path) -> onnx.ModelProto:
-    """The ONNX graph in ``path``.
+def read_graph(path: Path, content: bytes | None = None) -> onnx.ModelProto:
+    """The ONNX graph in ``path``, which has this ``content`` where it was read already.
 
     Raises:
-        GraphError: the file cannot be read, or is not an ONNX graph of one input with an output.
+        GraphError: the file cannot be read, is not an ONNX graph of one input with an output, or has weights in other
+            files.
     """
     from google.protobuf.message import DecodeError
 
     try:
-        proto = onnx.load(path)
+        content = path.read_bytes() if content is None else content
+        proto = onnx.load_from_string(content)
     except (OSError, DecodeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise GraphError(f"{path} cannot be read as ONNX ({reason}); {REMEDY}") from None
+    if name := external_file(content):
+        raise GraphError(
+            f"{path} has weights in another file, {name!r}, which rescompile never writes; {REMEDY}"
+        )
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = [entry for entry in proto.graph.input if entry.name not in constants]
     if len(inputs) != 1 or not proto.graph.output:

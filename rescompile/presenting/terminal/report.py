@@ -58,6 +58,7 @@ def _facts(report: BuildReport) -> list[Line]:
         ("fusion contract", report_lines.lint(report)),
         *(("broken rule", sentence) for sentence in report.lint.violations),
         ("fused adds", report_lines.fused(report)),
+        *report_lines.in_floating_point(report.lint.floating),
         *report_lines.fp16_blocks(report),
         *(("tried", _tried(row)) for row in report_lines.frontier(report)),
         *((f"stage {stage.name}", report_lines.stage_value(stage)) for stage in report.stages),

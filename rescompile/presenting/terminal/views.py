@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rescompile.presenting.report_lines import calibrated_on
+from rescompile.presenting.report_lines import calibrated_on, in_floating_point
 from rescompile.presenting.terminal.table import columns
 from rescompile.wording import plain
 
@@ -53,6 +53,7 @@ def inspection_rows(inspection: Inspection) -> list[tuple[str, str]]:
     ]
     if manifest.fp16_blocks:
         rows.append(("blocks in FP16", ", ".join(manifest.fp16_blocks)))
+    rows += in_floating_point(inspection.floating)
     if calibration is not None:
         images = calibrated_on(calibration.images, calibration.source)
         scales = f"{inspection.calibrated_tensors} scales by {calibration.method}"

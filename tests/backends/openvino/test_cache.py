@@ -14,10 +14,11 @@ from rescompile import cache
 from rescompile.backends.base import RunOptions
 from rescompile.backends.openvino import backend
 from rescompile.backends.openvino.cache import compiled_models, processor
+from rescompile.engine_files import files_in
 from rescompile.errors import EngineError
-from rescompile.manifest import Manifest, read_manifest
+from rescompile.manifest import read_manifest
 from rescompile.runtime.loading import load
-from tests.backends.engines import make_engine, manifest
+from tests.backends.engines import make_engine
 from tests.backends.graphs import sample_images
 
 FILES = ("model.xml", "model.bin")
@@ -157,8 +158,8 @@ def test_nothing_is_kept_where_it_is_switched_off_or_elsewhere_where_that_is_ask
     assert not kept.exists()
 
 
-def key(found: Manifest, settings: dict[str, Any] | None = None) -> str:
-    models = compiled_models(found, FILES, RunOptions(), settings or {"A": 1})
+def key(folder: Path, settings: dict[str, Any] | None = None) -> str:
+    models = compiled_models(files_in(folder), FILES, RunOptions(), settings or {"A": 1})
     assert models is not None
     return models._key
 
@@ -166,7 +167,8 @@ def key(found: Manifest, settings: dict[str, Any] | None = None) -> str:
 def test_a_key_names_payload_version_processor_and_settings(
     tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, other = make_engine(tmp_path / "a", "fp32"), make_engine(tmp_path / "b", "int8")
+    one, other = tmp_path / "a", tmp_path / "b"
+    make_engine(one, "fp32"), make_engine(other, "int8")
     keys = {key(one), key(other), key(one, {"A": 2}), key(one, {"A": 1, "B": 1})}
     monkeypatch.setattr(ov, "get_version", lambda: "another")
     keys.add(key(one))
@@ -176,8 +178,14 @@ def test_a_key_names_payload_version_processor_and_settings(
     assert key(one) == key(one)
 
 
-def test_a_manifest_without_hashes_keeps_nothing(kept: Path) -> None:
-    assert compiled_models(manifest("fp32", "openvino"), FILES, RunOptions(), {}) is None
+def test_a_key_names_the_bytes_that_are_compiled_and_not_what_the_manifest_says(
+    tmp_path: Path, kept: Path
+) -> None:
+    make_engine(tmp_path / "a", "fp32"), make_engine(tmp_path / "b", "int8")
+    before = key(tmp_path / "a")
+    for name in FILES:
+        (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
+    assert key(tmp_path / "a") == key(tmp_path / "b") != before
 
 
 def test_an_openvino_that_cannot_export_keeps_nothing(tmp_path: Path, kept: Path) -> None:
@@ -185,7 +193,8 @@ def test_an_openvino_that_cannot_export_keeps_nothing(tmp_path: Path, kept: Path
         def export_model(self) -> bytes:
             raise RuntimeError("not supported")
 
-    models = compiled_models(make_engine(tmp_path / "e"), FILES, RunOptions(), {})
+    make_engine(tmp_path / "e")
+    models = compiled_models(files_in(tmp_path / "e"), FILES, RunOptions(), {})
     assert models is not None
     models.write(Compiled())
     assert not kept.exists()

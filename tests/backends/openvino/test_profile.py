@@ -36,6 +36,7 @@ def test_layers_name_the_nodes_that_they_compute_and_logits_are_the_engines(
 
 def test_a_damaged_payload_is_refused_in_our_words(tmp_path: Path) -> None:
     (tmp_path / "model.xml").write_text("<net/>")
+    (tmp_path / "model.bin").touch()
     with pytest.raises(BackendError, match="OpenVINO cannot load"):
         open_profiler(tmp_path, manifest("fp32", "openvino"))
 

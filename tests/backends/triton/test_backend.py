@@ -27,6 +27,7 @@ from rescompile.pipeline import build
 from rescompile.progress import Silent
 from rescompile.report import BuildReport
 from rescompile.runtime.inspection import inspect
+from rescompile.runtime.integrity import read_engine
 from rescompile.runtime.loading import load, simulate
 from tests.backends.cuda.fake_cuda import cuda
 from tests.backends.engines import make_engine
@@ -161,7 +162,7 @@ def test_a_gpu_gives_the_executors_logits_and_a_verified_engine(
     built: tuple[Path, BuildReport], small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole network, golden self-test included; the fake GPU runs the steps, for the interpreter would take minutes."""
-    simulated = simulate(built[0])
+    simulated = simulate(read_engine(built[0]))
     assert simulated is not None
     images = np.load(built[0] / "golden.npz")["images"]
     monkeypatch.setattr(
@@ -198,7 +199,7 @@ def test_the_runner_is_given_the_driver(
 
 def test_a_backend_without_a_stand_in_has_none(tmp_path: Path) -> None:
     make_engine(tmp_path / "engine", "fp32", backend="onnxruntime")
-    assert simulate(tmp_path / "engine") is None
+    assert simulate(read_engine(tmp_path / "engine")) is None
 
 
 def test_a_plan_that_was_changed_is_refused(built: tuple[Path, BuildReport], tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_a_plan_that_was_changed_is_refused(built: tuple[Path, BuildReport], tmp
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "plan.json").write_bytes((tmp_path / "plan.json").read_bytes().replace(b"i8", b"u8", 1))
     with pytest.raises(EngineError, match=r"plan\.json was changed after the build"):
-        simulate(tmp_path)
+        simulate(read_engine(tmp_path))
 
 
 @pytest.mark.slow

@@ -185,7 +185,7 @@ def test_machine_code_that_the_driver_refuses_is_an_error(
 def test_missing_machine_code_is_named(written: tuple[Path, Plan], tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes((written[0] / "weights.safetensors").read_bytes())
     gpu = FakeGpu(written[1])
-    with pytest.raises(EngineError, match=r"take_kernel-\w+\.cubin cannot be read"):
+    with pytest.raises(EngineError, match=r"take_kernel-\w+\.cubin is missing"):
         PlanRunner(cuda(gpu), tmp_path, written[1])
     assert gpu.nothing_left()
 

@@ -142,8 +142,46 @@ def test_a_table_may_name_classes_and_write_the_folder(tmp_path: Path) -> None:
     with_csv(tmp_path, "file,class_index\nimages/00.png,dog\n01.png,cat\n")
     listing = list_folder(tmp_path, ("cat", "dog"))
     assert (listing.names, listing.labels) == (("00.png", "01.png"), (1, 0))
-    with pytest.raises(ImageSetError, match="line 2 has class_index 'dog': write the number of the class"):
-        list_folder(tmp_path)
+    with pytest.raises(
+        ImageSetError, match="line 3 has class_index 'cat', which is not a class of the network"
+    ):
+        list_folder(tmp_path, ("tabby", "dog"))
+    with pytest.raises(
+        ImageSetError, match="line 2 has class_index 'dog', which is the name of several classes"
+    ):
+        list_folder(tmp_path, ("cat", "dog", "dog"))
+
+
+def test_names_that_are_not_the_networks_are_classes_in_their_order(tmp_path: Path) -> None:
+    with_csv(tmp_path, "file,class_index\n00.png,dog\n01.png,cat\n")
+    for known in (None, ("a", "b")):
+        listing = list_folder(tmp_path, known)
+        assert (listing.labels, listing.class_names, listing.by_folder) == ((1, 0), ("cat", "dog"), True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file_name,label\n00.png,3\n01.png,4\n",
+        "filename,target\n00.png,3\n01.png,4\n",
+        "image,class\n00.png,3.0\n01.png,4.0\n",
+        "label,path\n3,00.png\n4,01.png\n",
+        "file,label,class_index\n00.png,cat,3\n01.png,dog,4\n",
+    ],
+)
+def test_usual_names_of_columns_are_known(tmp_path: Path, text: str) -> None:
+    assert list_folder(with_csv(tmp_path, text)).labels == (3, 4)
+
+
+def test_a_table_may_lie_beside_the_images(tmp_path: Path) -> None:
+    """Hugging Face's image folders have a metadata.csv; without a column of classes it says nothing about them."""
+    flat(tmp_path, 2)
+    (tmp_path / "metadata.csv").write_text("file_name,text\n00.png,a dog\n01.png,a cat\n")
+    assert list_folder(tmp_path).labels is None
+    for name, head in (("metadata.csv", "file_name,label"), ("labels.csv", "file,class_index")):
+        (tmp_path / name).write_text(f"{head}\n00.png,1\n01.png,0\n")
+        listing = list_folder(tmp_path)
+        assert (listing.root, listing.names, listing.labels) == (tmp_path, ("00.png", "01.png"), (1, 0))
 
 
 def test_a_table_that_numbers_the_classes_otherwise_is_refused(tmp_path: Path) -> None:

@@ -67,11 +67,14 @@ def test_csv_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
     ("text", "words"),
     [
         (HEAD + "00.png,1\nabsent.png,2\n", r"line 3 names 'absent\.png', which is not in .*images"),
-        ("file,label\n00.png,1\n", "lacks the column class_index: its first line must be file,class_index"),
+        ("file,kind\n00.png,1\n", "lacks the column class_index: its first line must be file,class_index"),
         ("a,b\n", "lacks the column class_index and file"),
         ("", "lacks the column"),
         (HEAD, "lists no images"),
-        (HEAD + "00.png,cat\n", "line 2 has class_index 'cat': write the number"),
+        (
+            HEAD + "00.png,1\n01.png,cat\n",
+            "line 2 has class_index '1': write the number .* or its name in every",
+        ),
         (HEAD + "00.png,1.5\n", "class_index '1.5'"),
         (HEAD + "00.png,-1\n", "class_index '-1'"),
         (HEAD + "00.png,1000000\n", "class_index '1000000'"),

@@ -1,0 +1,134 @@
+"""The files of one engine directory, as the bytes that were checked.
+
+A directory may be replaced by a newer engine at any moment, so nothing is opened twice: what was hashed is what is
+compiled, tested and copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from rescompile.errors import EngineError
+
+if TYPE_CHECKING:
+    import onnx
+
+_LOCATION = b"\x0a\x08location"
+"""The key of a file's name in a tensor of ONNX, as it is serialized."""
+ADVICE = "copy or build the engine again"
+
+
+class EngineFiles:
+    """Contents of files by name; of a directory that is still being built, they are read when they are asked for.
+
+    Args:
+        directory: of the engine, for messages.
+        contents: what was read and checked; None reads ``directory`` itself.
+        digests: SHA-256 of the contents, as far as they are known.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        contents: Mapping[str, bytes] | None = None,
+        digests: Mapping[str, str] | None = None,
+    ) -> None:
+        self.directory, self._contents, self._digests = directory, contents, dict(digests or {})
+
+    def path(self, name: str) -> Path:
+        """The path of a file, for messages."""
+        return self.directory / name
+
+    def read(self, name: str) -> bytes:
+        """The contents of a file.
+
+        Raises:
+            EngineError: it is missing or cannot be read.
+        """
+        if self._contents is not None:
+            if name not in self._contents:
+                raise EngineError(f"{self.path(name)} is missing, or the manifest does not list it; {ADVICE}")
+            return self._contents[name]
+        with readable(self.path(name)), open_plain(self.path(name)) as stream:
+            return stream.read()
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file's contents, as 64 hexadecimal digits; raises EngineError as ``read`` does."""
+        if name not in self._digests or self._contents is None:
+            return hashlib.sha256(self.read(name)).hexdigest()
+        return self._digests[name]
+
+
+EngineSource = Path | EngineFiles
+"""An engine directory, or what was read from one."""
+
+
+def files_in(source: EngineSource) -> EngineFiles:
+    """The files of ``source``."""
+    return source if isinstance(source, EngineFiles) else EngineFiles(source)
+
+
+def open_plain(path: Path, *, folder: int | None = None) -> BinaryIO:
+    """Open a plain file for reading, never through a symbolic link; a pipe is refused and not waited for.
+
+    ``folder`` is the descriptor of an open directory in which the last part of ``path`` is looked up.
+
+    Raises:
+        EngineError: it is not a plain file.
+        OSError: it cannot be opened.
+    """
+    name = path if folder is None else path.name
+    if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        raise _strange(path)
+    handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    stream = os.fdopen(handle, "rb")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # it was exchanged in between
+        stream.close()
+        raise _strange(path)
+    return stream
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn an error of reading ``path`` into one sentence."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise EngineError(f"{path} is missing; {ADVICE}") from None
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def external_file(graph: bytes) -> str | None:
+    """The first other file in which a serialized ONNX graph keeps weights; None where it holds all of them."""
+    if _LOCATION not in graph:  # so that the runtime need not import onnx
+        return None
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    model = onnx.load_from_string(graph)
+    return next(
+        (ExternalDataInfo(each).location for each in _tensors(model) if uses_external_data(each)), None
+    )
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor in a message of protobuf, however deep: initializers, attributes, those of inner graphs."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for each in value if field.is_repeated else [value]:
+            if field.message_type.name == "TensorProto":
+                yield each
+            else:
+                yield from _tensors(each)
+
+
+def _strange(path: Path) -> EngineError:
+    return EngineError(f"{path} is not a regular file (perhaps a symbolic link); {ADVICE}")
