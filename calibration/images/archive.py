@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -43,6 +43,10 @@ class ArchiveImages:
     def names(self) -> tuple[str, ...]:
         """``images[7]`` and so on."""
         return tuple(f"images[{index}]" for index in self.indices)
+
+    def part(self, places: Sequence[int]) -> ArchiveImages:
+        """The images at ``places``, which ascend."""
+        return replace(self, indices=tuple(self.indices[place] for place in places))
 
     def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8]]]:
         """One function per image, in order."""

@@ -7,7 +7,7 @@ JPEG files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -74,6 +74,10 @@ class BuiltinImages:
     def names(self) -> tuple[str, ...]:
         """``coffee 0`` and so on."""
         return tuple(f"{crop.photograph} {index}" for index, crop in enumerate(self.crops))
+
+    def part(self, places: Sequence[int]) -> BuiltinImages:
+        """The images at ``places``."""
+        return BuiltinImages(tuple(self.crops[place] for place in places))
 
     def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8]]]:
         """One function per crop, in order."""

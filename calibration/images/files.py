@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,10 @@ class ImageFiles:
 
     root: Path
     names: tuple[str, ...]
+
+    def part(self, places: Sequence[int]) -> ImageFiles:
+        """The images at ``places``."""
+        return ImageFiles(self.root, tuple(self.names[place] for place in places))
 
     def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8]]]:
         """One function per file, in order; each reads its file when called."""

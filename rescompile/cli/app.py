@@ -15,6 +15,7 @@ from rescompile.cli.engine import compare, inspect, run, verify
 from rescompile.cli.machine import doctor
 from rescompile.cli.measure import bench, profile, report
 from rescompile.cli.serving import export_server
+from rescompile.cli.train import experiment, train
 from rescompile.errors import USER_ERRORS
 
 _STOPPED: dict[object, str] = {130: "interrupted", 143: "terminated"}
@@ -35,6 +36,8 @@ for command in (build, calibrate, sensitivity, verify, run, inspect, compare, be
     app.command()(command)
 app.command("export-server")(export_server)
 app.command()(doctor)
+app.command()(train)
+app.command()(experiment)
 
 
 def main() -> NoReturn:
