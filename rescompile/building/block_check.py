@@ -48,16 +48,18 @@ class Boundary:
     """What its readers see: the dequantized tensor, or itself where nothing quantizes it."""
     cut: str
     """The tensor to cut at: in front of a max pool, because backends move the rounding in front of pools."""
-    quantizer: tuple[NDArray[np.generic], NDArray[np.generic]] | None
+    quantizer: tuple[NDArray[np.floating], NDArray[np.integer]] | None
     """Scale and zero point."""
 
     def rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """``values`` through the quantizer and back."""
         if self.quantizer is None:
             return values
-        scale, zero = (part.astype(np.float32) for part in self.quantizer)
+        scale, zero = self.quantizer[0].astype(np.float32), int(self.quantizer[1])
         bounds = np.iinfo(self.quantizer[1].dtype)
-        return (np.clip(np.rint(values / scale) + zero, bounds.min, bounds.max) - zero) * scale
+        integers = np.clip(np.rint(values / scale) + zero, bounds.min, bounds.max)
+        rounded: NDArray[np.float32] = ((integers - zero) * scale).astype(np.float32)
+        return rounded
 
 
 def check_blocks(
