@@ -14,6 +14,7 @@ from rescompile.cli.engine import compare, inspect, run, verify
 from rescompile.cli.machine import doctor
 from rescompile.cli.measure import bench, profile, report
 from rescompile.cli.serving import export_server
+from rescompile.cli.signing import keygen, sign
 from rescompile.cli.terminal_output import harmless
 from rescompile.cli.train import experiment, train
 from rescompile.errors import USER_ERRORS
@@ -35,6 +36,8 @@ app = typer.Typer(
 for command in (build, calibrate, sensitivity, verify, run, inspect, compare, bench, profile, report):
     app.command()(command)
 app.command("export-server")(export_server)
+app.command()(keygen)
+app.command()(sign)
 app.command()(doctor)
 app.command()(train)
 app.command()(experiment)
