@@ -5,7 +5,7 @@ PYTHON ?= python3
 # A fresh environment, a small network trained on real digits, and its INT8 engine with a verdict.
 quickstart:
 	$(PYTHON) -m venv .venv-quickstart
-	.venv-quickstart/bin/python -m pip install --quiet --constraint constraints.txt . scikit-learn
+	.venv-quickstart/bin/python -m pip install --quiet --constraint constraints.txt '.[build]' scikit-learn
 	PATH="$(CURDIR)/.venv-quickstart/bin:$$PATH" sh examples/digits/quickstart.sh quickstart
 
 # Lint, types and all tests in a fresh environment, as in continuous integration. Each of the two workers uses one thread:

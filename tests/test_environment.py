@@ -89,7 +89,8 @@ def test_the_doctor_speaks_of_every_backend_and_of_auto() -> None:
 def test_a_missing_extra_comes_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "installed", lambda module: False)
     found = findings()["package triton"]
-    assert (found.status, found.advice) == ("missing", "pip install 'rescompile[triton]'")
+    assert found.status == "missing"
+    assert found.advice.endswith("[triton]'")
     assert (
         findings()["package pycuda"].text
         == "not installed: running TensorRT and Triton engines without ctypes"

@@ -16,6 +16,7 @@ from rescompile.cli.machine import doctor
 from rescompile.cli.measure import bench, profile, report
 from rescompile.cli.serving import export_server
 from rescompile.errors import USER_ERRORS
+from rescompile.optional import extras_for
 
 _STOPPED: dict[object, str] = {130: "interrupted", 143: "terminated"}
 """Exit codes after SIGINT and SIGTERM."""
@@ -45,7 +46,8 @@ def main() -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            app()
+            with extras_for(_command()):
+                app()
         finally:
             sys.stdout.flush()
     except USER_ERRORS as error:
@@ -61,6 +63,11 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _fail(f"the output cannot be written ({error.strerror}); send it to another place", 1)
     raise SystemExit(0)
+
+
+def _command() -> str:
+    """The command that was typed, such as ``rescompile build``."""
+    return " ".join(["rescompile", *(word for word in sys.argv[1:2] if not word.startswith("-"))])
 
 
 def _fail(sentence: str, code: str | int | None) -> NoReturn:

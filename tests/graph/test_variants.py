@@ -23,8 +23,9 @@ from rescompile.graph.lint import fusable_adds, lint
 from rescompile.graph.placement import place
 from rescompile.graph.quantize import quantize
 from rescompile.graph.restore import restore
+from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.metadata import float_reasons
-from rescompile.graph.shared.topology import block_of, block_outputs, quantized_tensors
+from rescompile.graph.shared.topology import block_outputs, quantized_tensors
 from rescompile.graph.simplify import simplify
 from rescompile.graph.structure import structure
 from rescompile.manifest import Batch

@@ -14,8 +14,8 @@ from rescompile.measuring.profile import blocks_of_layers, profile
 from rescompile.measuring.profile_findings import findings
 from rescompile.measuring.profile_report import BlockProfile, EngineProfile, LayerProfile, ProfileReport
 from rescompile.measuring.roofline import Roofline
-from rescompile.measuring.work import BlockWork
 from rescompile.presenting.terminal.profile import lines
+from rescompile.report import BlockWork
 from tests.backends.engines import make_engine
 from tests.measuring.scripted import steady
 from tests.measuring.test_run_comparison import bench_report
