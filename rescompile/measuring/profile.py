@@ -114,6 +114,7 @@ def _work(directory: Path) -> tuple[BlockWork, ...]:
     if not path.is_file():
         raise EngineError(f"{path} is not there, so its blocks are not known; build the engine again")
     with extras_for("profiling an engine of an older version"):
+        from rescompile.graph.shared.onnx_file import read_graph
         from rescompile.measuring.work import work_of
 
     return work_of(read_graph(path), 1)
