@@ -18,6 +18,8 @@ EXTRA_OF = {
     "timm": "timm",
     "torchvision": "torchvision",
     "transformers": "hf",
+    "sklearn": "train",
+    "torchvision.transforms.v2": "train",
 }
 """Module to the extra of this project that installs it; all other packages are always installed."""
 

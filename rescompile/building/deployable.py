@@ -64,10 +64,12 @@ def make_deployable(
     if quantized is None:
         return Deployable(graph, LintResult(tuple(RULES), ()), None, None)
     fused = FusedAdds(fusable_adds(graph), source.residual_adds, "graph")
-    return Deployable(graph, LintResult(tuple(RULES), (), _floating(graph)), fused, reformats(graph))
+    return Deployable(
+        graph, LintResult(tuple(RULES), (), floating_operations(graph)), fused, reformats(graph)
+    )
 
 
-def _floating(graph: onnx.ModelProto) -> tuple[FloatOperations, ...]:
+def floating_operations(graph: onnx.ModelProto) -> tuple[FloatOperations, ...]:
     """The operations that placement left in floating point by reason, most frequent reasons first."""
     reasons = float_reasons(graph)
     by_reason: dict[str, list[str]] = defaultdict(list)

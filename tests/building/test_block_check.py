@@ -24,8 +24,9 @@ from rescompile.metrics import relative_rms
 from rescompile.report import Limits
 from rescompile.runtime.golden import read_golden
 from rescompile.runtime.inspection import inspect
-from tests.graph.test_variants import images, quantized
-from tests.graph.variants import Gate, Residual, exported, fitted, network
+from tests.graph.described_variants import images, quantized
+from tests.graph.variant_blocks import Gate, Residual
+from tests.graph.variants import exported, fitted, network
 
 BATCH = Batch(1, 2, 3)
 OPENVINO = get_backend("openvino")

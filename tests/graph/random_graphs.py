@@ -269,3 +269,51 @@ FAMILIES: dict[str, Callable[[], onnx.ModelProto]] = {
     "mobile": mobile,
     "mobile with ReLU": lambda: mobile("relu"), "dense": dense, "plain": plain,
 }  # fmt: skip
+
+
+@st.composite
+def dags(draw: st.DrawFn) -> tuple[Writer, onnx.ModelProto]:
+    """A random graph whose operations read any of the tensors so far; what none reads is joined, or an output."""
+    writer = Writer((3, 8, 8), draw(st.integers(0, 999)))
+    made = [writer.relu(writer.conv("x", 8))]
+    for _ in range(draw(st.integers(3, 8))):
+        x = draw(st.sampled_from(made))
+        kind = draw(
+            st.sampled_from(["conv", "stride", "add", "concat", "grouped", "gate", "pool", "residual"])
+        )
+        if kind == "stride" and min(writer.sizes[x][1:]) > 3:
+            x = writer.relu(writer.conv(x, 16, 3, 2))
+        elif kind in ("add", "concat"):
+            x = _joined(writer, x, draw(st.sampled_from(made)), kind)
+        elif kind in ("grouped", "residual"):
+            x = STEPS[kind](writer, x, draw)
+        elif kind == "gate":
+            x = writer.gate(x)
+        elif kind == "pool":
+            x = writer.pool(x, draw(st.sampled_from(["MaxPool", "AveragePool"])))
+        else:
+            x = writer.conv(x, draw(st.sampled_from([8, 16])), draw(st.sampled_from([1, 3])))
+        made.append(writer.relu(x) if draw(st.booleans()) else x)
+    read = {name for node in writer.nodes for name in node.input}
+    ends = [each for each in made if each not in read]
+    while len(ends) > 2:
+        ends.append(_joined(writer, ends.pop(0), ends.pop(0), "add"))
+    return writer, writer.done(
+        *(writer.head(each, classes) for each, classes in zip(ends, (5, 3), strict=False))
+    )
+
+
+def _joined(writer: Writer, left: str, right: str, kind: str) -> str:
+    """Two tensors added or side by side, after convolutions that give them one size where they have none."""
+    height = min(writer.sizes[left][1], writer.sizes[right][1])
+    sides = []
+    for each in (left, right):
+        side = each
+        while writer.sizes[side][1] > height:
+            side = writer.conv(side, 8, 3, 2)
+        sides.append(side)
+    if kind == "concat":
+        return writer.concat(*sides)
+    if writer.sizes[sides[0]] != writer.sizes[sides[1]] or sides[0] == sides[1]:
+        sides = [writer.conv(each, 8, 1) for each in sides]
+    return writer.sum(*sides)

@@ -11,17 +11,26 @@ from numpy.typing import NDArray
 from calibration.methods.channel_groups import channel_groups
 from calibration.preprocess import Color, Preprocess
 from calibration.scales import scale_of
+from rescompile.backends import get_backend
+from rescompile.backends.base import BuildRequest
+from rescompile.backends.openvino.runner import simulate
+from rescompile.building.block_check import check_blocks
+from rescompile.building.quantize import grouped_nodes
 from rescompile.graph.equalize import equalize
 from rescompile.graph.fold import fold
 from rescompile.graph.full_range import fold_zero_points, unfold_zero_points
+from rescompile.graph.half import half
+from rescompile.graph.lint import lint
 from rescompile.graph.pixels import read_pixels, reason_against
 from rescompile.graph.placement import place
 from rescompile.graph.quantize import quantize
-from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors
+from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors, reading_all_of_int8
 from rescompile.graph.simplify import simplify
 from rescompile.graph.structure import structure
+from rescompile.manifest import Batch
+from rescompile.metrics import relative_rms
 from tests.calibration.single_operations import run_onnx
-from tests.graph.random_graphs import FAMILIES, Writer, networks
+from tests.graph.random_graphs import FAMILIES, Writer, dags, networks
 from tests.graph.test_equalize import inner, random_factors
 
 COLORS: dict[int, Color] = {1: "GRAY", 3: "RGB", 4: "RGBA"}
@@ -96,3 +105,39 @@ def test_random_networks_survive_every_rewrite(drawn: tuple[Writer, onnx.ModelPr
 def test_families_survive_every_rewrite(family: str) -> None:
     full = check_all(FAMILIES[family]())
     assert full == (family not in ("mobile", "dense"))
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(drawn=dags())
+def test_random_dags_become_engines(
+    tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Writer, onnx.ModelProto]
+) -> None:
+    """Simplified, named, placed, quantized and built for OpenVINO, whose engine is checked block by block."""
+    model, folder, backend = drawn[1], tmp_path_factory.mktemp("dag"), get_backend("openvino")
+    x = np.random.default_rng(2).normal(size=(3, *shape_of(model))).astype(np.float32)
+    graph = prepared(model)
+    exact = run_onnx(graph, x)
+    close(exact, run_onnx(model, x))
+    tensors = quantized_tensors(graph)
+    amaxes = [max(float(np.abs(each).max()), 1e-3) for each in inner(graph, tensors, x)]
+    scales = {name: scale_of(amax, 127) for name, amax in zip(tensors, amaxes, strict=True)}
+    signed = reading_all_of_int8(graph, ())
+    made = quantize(graph, scales, narrow=[node for node in grouped_nodes(graph) if node in signed])
+    adds = sum(node.name.endswith(".add") for node in graph.graph.node)
+    for rest, each in (("float32", made), ("float16", half(made))):
+        broken = lint(each, precision="int8", rest_type=rest, residual_adds=adds)
+        assert not broken, str(broken[0])
+    onnx.save(made, folder / "model.onnx")
+    batch = Batch(1, 2, 3)
+    backend.build(
+        BuildRequest(model=folder / "model.onnx", precision="int8", batch=batch, image_shape=shape_of(model)),
+        folder,
+    )
+    assert check_blocks(folder, backend, made, x, batch) > 0
+    # the engine may differ from the graph by no more than the graph does from fp32
+    engine = simulate(made, batch)
+    for (name, found), expected, fp32 in zip(
+        engine.tensors(x).items(), run_onnx(made, x), exact, strict=True
+    ):
+        allowed = max(0.05, relative_rms(fp32, expected))
+        assert relative_rms(expected, found) <= allowed, name

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from functools import cache
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -14,62 +13,26 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from rescompile.backends import get_backend
+from rescompile.backends.base import BuildRequest
 from rescompile.backends.openvino.runner import simulate
-from rescompile.building.source import Source, open_source
-from rescompile.config import ModelConfig, PreprocessOptions
+from rescompile.building.block_check import boundaries, check_blocks
 from rescompile.graph.fold import fold
 from rescompile.graph.half import half
-from rescompile.graph.lint import fusable_adds, lint
+from rescompile.graph.lint import lint
 from rescompile.graph.placement import place
-from rescompile.graph.quantize import quantize
 from rescompile.graph.restore import restore
+from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.metadata import float_reasons
-from rescompile.graph.shared.topology import block_of, block_outputs, quantized_tensors
+from rescompile.graph.shared.topology import block_of, block_outputs
 from rescompile.graph.simplify import simplify
 from rescompile.graph.structure import structure
 from rescompile.manifest import Batch
-from rescompile.progress import Silent
 from tests.graph.conftest import run
-from tests.graph.variants import VARIANTS, answers, channels, variant
+from tests.graph.described_variants import described, images, opened, quantized, stored
+from tests.graph.variants import VARIANTS, answers, shape, variant
 
-RESNET = ["stem", "layer1.0", "layer2.0", "fc"]
-BEHIND_MUL = "an addition whose branch does not end in a convolution of its own (Mul)"
-BEHIND_ADD = "an addition whose branch does not end in a convolution of its own (Add)"
-GATED = {"GlobalAveragePool": 2, "a gate, which sees one pixel": 4, "Sigmoid": 2, "Mul": 2, BEHIND_MUL: 2}
-TABLE: dict[str, tuple[list[str], dict[str, int], int]] = {
-    "resnet-d": (RESNET, {"AveragePool": 1}, 2),
-    "resnext": (RESNET, {}, 2),
-    "se": (RESNET, GATED, 0),
-    "pre-activation": (RESNET, {"BatchNormalization": 3}, 0),
-    "plain": (["unit1", "unit2", "unit3", "unit4"], {}, 0),
-    "two-heads": (["stem", "layer1.0", "head1", "head2", "head3"], {}, 1),
-    "grey": (["stem", "layer1.0", "fc"], {}, 1),
-    "identity": (RESNET, {}, 2),
-    "dilated": (RESNET, {}, 2),
-    "concat": (["stem", "layer1.0", "layer2.0", "layer2.1", "fc"], {}, 2),
-    "group-norm": (RESNET, {"InstanceNormalization": 2, "Mul": 2, "Add": 2, BEHIND_ADD: 2}, 0),
-    "context": (
-        ["stem", "layer1.0", "head1", "head2", "head3", "head4"],
-        {"GlobalAveragePool": 1, "a gate, which sees one pixel": 1, "Resize": 2},
-        1,
-    ),
-    "ensemble": (["net1.stem", "net2.stem", "net1.layer1.0", "net2.layer1.0", "fc"], {"ReduceMean": 1}, 2),
-    "mlp-head": (["stem", "layer1.0", "fc"], {}, 1),
-    "upsampled": (["stem", "layer1.0", "layer1.1", "fc"], {"Resize": 1}, 1),
-}
-"""Blocks, reasons for floating point, and residual additions that can run in a convolution."""
-
-
-def images(name: str, count: int = 3) -> NDArray[np.float32]:
-    return np.random.default_rng(5).standard_normal((count, channels(name), 16, 16), dtype=np.float32)
-
-
-@cache
-def opened(name: str, folder: Path) -> Source:
-    path = folder / f"{name}.onnx"
-    onnx.save(variant(name)[1], path)
-    own = PreprocessOptions(mean=(0.5,) * channels(name), std=(0.5,) * channels(name))
-    return open_source(ModelConfig(onnx=path, preprocess=own), Silent())
+BATCH = Batch(1, 2, 3)
 
 
 @pytest.fixture(scope="module")
@@ -77,25 +40,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("variants")
 
 
-@cache
-def quantized(name: str, folder: Path) -> onnx.ModelProto:
-    graph = opened(name, folder).graph
-    tensors = quantized_tensors(graph)
-    seen = run(graph, images(name), tensors)
-    return quantize(graph, {tensor: float(np.abs(seen[tensor]).max()) / 127 for tensor in tensors})
-
-
 def relative(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
+def asked(name: str, graph: onnx.ModelProto, folder: Path, target: str | None = None) -> BuildRequest:
+    """The request to build an INT8 engine of ``graph``."""
+    path = folder / "model.onnx"
+    onnx.save(graph, path)
+    return BuildRequest(model=path, precision="int8", batch=BATCH, image_shape=shape(name), target=target)
+
+
 def test_every_variant_is_in_the_table() -> None:
-    assert set(TABLE) == set(VARIANTS)
+    assert list(stored()) == list(VARIANTS)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_graph_computes_what_the_module_computes(name: str, folder: Path) -> None:
-    graph, x = opened(name, folder).graph, images(name)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_graph_computes_what_the_module_computes(name: str, batch: int, folder: Path) -> None:
+    graph, x = opened(name, folder).graph, images(name, batch)
     outputs = [output.name for output in graph.graph.output]
     found = run(graph, x, outputs)
     for output, expected in zip(outputs, answers(variant(name)[0], x), strict=True):
@@ -104,12 +67,11 @@ def test_the_graph_computes_what_the_module_computes(name: str, folder: Path) ->
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_blocks_and_float_operations_are_those_of_the_table(name: str, folder: Path) -> None:
+    assert described(name, folder) == stored()[name], (
+        "python -m tests.graph.described_variants writes it anew"
+    )
     graph = opened(name, folder).graph
-    blocks, reasons, fused = TABLE[name]
-    assert list(block_outputs(graph)) == blocks
-    assert Counter(float_reasons(graph).values()) == reasons
-    assert fusable_adds(quantized(name, folder)) == fused
-    known = {*blocks, "stem"}
+    known = {*block_outputs(graph), "stem"}
     assert {block_of(node.name) for node in graph.graph.node if node.op_type != "Identity"} <= known
 
 
@@ -127,16 +89,27 @@ def test_int8_graphs_keep_the_contract_also_with_blocks_in_fp16(name: str, folde
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_openvino_computes_what_the_int8_graph_says(name: str, folder: Path) -> None:
-    graph, x = quantized(name, folder), images(name)
+def test_openvino_computes_every_block_as_the_int8_graph_says(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    graph, x, backend = quantized(name, folder), images(name), get_backend("openvino")
+    backend.build(asked(name, graph, tmp_path), tmp_path)
+    compared = check_blocks(tmp_path, backend, graph, x, BATCH)
+    assert compared == len(boundaries(read(graph)))
     expected = run(graph, x)[graph.graph.output[0].name]
     exact = answers(variant(name)[0], x)[0]
-    engine = simulate(graph, Batch(1, 3, 3))
-    found = engine(x)
+    engine = simulate(graph, BATCH)
     assert list(engine.tensors(x)) == [output.name for output in graph.graph.output]
-    # rounding of single values differs; both must be as near to fp32
-    assert relative(expected, found) < 0.05 + relative(exact, expected)
+    assert relative(expected, engine(x)) < max(0.05, relative(exact, expected))
     assert relative(exact, expected) < 0.2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_tensorrt_builds_the_int8_graph(name: str, folder: Path, tmp_path: Path) -> None:
+    graph = half(quantized(name, folder))
+    payload = get_backend("tensorrt-rtx").build(asked(name, graph, tmp_path, "sm_89"), tmp_path)
+    assert (tmp_path / payload.files[0]).stat().st_size > 0
 
 
 def test_a_batch_that_the_exporter_fixed_is_freed() -> None:

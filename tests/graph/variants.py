@@ -10,128 +10,36 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-WIDTH = 16
-
-
-def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, **options: Any) -> nn.Sequential:
-    """A convolution with batch norm."""
-    padding = options.pop("padding", kernel // 2)
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False, **options)
-    return nn.Sequential(layer, nn.BatchNorm2d(outputs))
-
-
-class Gate(nn.Module):
-    """Squeeze and excitation."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.down, self.up = nn.Conv2d(width, 8, 1), nn.Conv2d(8, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = self.up(self.down(x.mean((2, 3), keepdim=True)).relu())
-        return x * pooled.sigmoid()
-
-
-class Residual(nn.Module):
-    """A basic block whose parts can be exchanged."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        stride: int = 1,
-        *,
-        after: nn.Module | None = None,
-        pooled: bool = False,
-        identity: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        dilation = options.get("dilation", 1)
-        self.first = conv(inputs, outputs, 3, stride, padding=dilation, **options)
-        self.second = conv(outputs, outputs)
-        self.after = after or nn.Identity()
-        self.skip: nn.Module = nn.Identity() if identity else nn.Sequential()
-        if stride > 1 or inputs != outputs:
-            pool = [nn.AvgPool2d(2, stride)] if pooled else []
-            self.skip = nn.Sequential(*pool, *conv(inputs, outputs, 1, 1 if pooled else stride))
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.after(self.second(self.first(x).relu()))
-        return (branch + self.skip(x)).relu()
-
-
-class PreActivation(nn.Module):
-    """A block with norm and activation in front of its convolutions."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(inputs)
-        self.first = conv(inputs, outputs, 3, stride)
-        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        changes = stride > 1 or inputs != outputs
-        self.skip = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        ready = self.norm(x).relu()
-        branch = self.second(self.first(ready).relu())
-        return branch + (x if self.skip is None else self.skip(ready))
-
-
-class Joined(nn.Module):
-    """Two paths whose channels are put side by side."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = conv(WIDTH, WIDTH), conv(WIDTH, WIDTH, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.left(x).relu(), self.right(x).relu()], 1)
-
-
-class Context(nn.Module):
-    """What the whole image shows, beside every pixel, in the size of the input: as segmentation does it."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.left, self.pooled, self.joined = (
-            conv(width, width),
-            nn.Conv2d(width, width, 1),
-            conv(2 * width, width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[-2:]
-        whole = self.pooled(x.mean((2, 3), keepdim=True)).relu()
-        spread = F.interpolate(whole, size=size, mode="bilinear", align_corners=False)
-        made = self.joined(torch.cat([self.left(x).relu(), spread], 1)).relu()
-        return F.interpolate(made, size=(16, 16), mode="bilinear", align_corners=False)
-
-
-class Mean(nn.Module):
-    """Networks that read one image."""
-
-    def __init__(self, *members: nn.Module) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([member(x) for member in self.members]).mean(0)
-
-
-class Heads(nn.Module):
-    """Two answers of one network."""
-
-    def __init__(self, body: nn.Module, width: int) -> None:
-        super().__init__()
-        self.body, self.one, self.two = body, nn.Linear(width, 10), nn.Linear(width, 3)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.body(x)
-        return self.one(features), self.two(features)
+from tests.graph.variant_blocks import (
+    WIDTH,
+    Aggregated,
+    Blur,
+    Bottleneck,
+    Context,
+    Dense,
+    EfficientGate,
+    Exchange,
+    Frozen,
+    Gate,
+    Heads,
+    Inverted,
+    Joined,
+    Mean,
+    PaddedSkip,
+    Partial,
+    PreActivation,
+    Pyramid,
+    Residual,
+    Scales,
+    Segmenter,
+    Selective,
+    Shuffled,
+    Stages,
+    UNet,
+    conv,
+)
 
 
 def pooled() -> nn.Module:
@@ -146,6 +54,22 @@ def network(*body: nn.Module, stem: nn.Module | None = None, head: nn.Module | N
 
 def deep_stem() -> nn.Module:
     return nn.Sequential(conv(3, 8, 3, 2), nn.ReLU(), conv(8, WIDTH), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+
+
+def vgg() -> nn.Module:
+    return nn.Sequential(
+        conv(3, WIDTH), nn.ReLU(), nn.MaxPool2d(2), conv(WIDTH, 32), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(32 * 16, 24), nn.ReLU(), nn.Dropout(), nn.Linear(24, 10),
+    )  # fmt: skip
+
+
+def densenet() -> nn.Module:
+    half = 2 * WIDTH - 8
+    return nn.Sequential(
+        conv(3, WIDTH), nn.ReLU(), Dense(WIDTH, 8, 3), nn.BatchNorm2d(40), nn.ReLU(),
+        nn.Conv2d(40, half, 1, bias=False), nn.AvgPool2d(2), Dense(half, 8, 1), nn.BatchNorm2d(32), nn.ReLU(),
+        pooled(), nn.Linear(32, 10),
+    )  # fmt: skip
 
 
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
@@ -181,14 +105,47 @@ VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "mlp-head": lambda: network(
         Residual(WIDTH, 32, 2), head=nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 10))
     ),
+    "bottleneck": lambda: network(Bottleneck(WIDTH, 8, WIDTH), Bottleneck(WIDTH, 8, 32, 2)),
+    "wide": lambda: network(Bottleneck(WIDTH, 32, WIDTH), Bottleneck(WIDTH, 32, 32, 2)),
+    "resnext-bottleneck": lambda: network(Bottleneck(WIDTH, WIDTH, WIDTH, groups=4), Residual(WIDTH, 32, 2)),
+    "eca": lambda: network(Residual(WIDTH, WIDTH, after=EfficientGate()), Residual(WIDTH, 32, 2)),
+    "sk": lambda: network(Residual(WIDTH, WIDTH), Selective(WIDTH), Residual(WIDTH, 32, 2)),
+    "backbone": lambda: Stages(Residual(WIDTH, WIDTH), Residual(WIDTH, 32, 2), Residual(32, 32)),
+    "pyramid": Pyramid,
+    "four-channels": lambda: network(Residual(WIDTH, 32, 2), stem=nn.Sequential(conv(4, WIDTH), nn.ReLU())),
+    "non-square": lambda: network(Residual(WIDTH, WIDTH), Residual(WIDTH, 32, 2), stem=deep_stem()),
+    "thin": lambda: network(Residual(WIDTH, 13), Residual(13, 32, 2)),
+    "vgg": vgg,
+    "densenet": densenet,
+    "fcn": lambda: Segmenter(parallel=False),
+    "deeplab": lambda: Segmenter(parallel=True),
+    "unet": UNet,
+    "mobilenet": lambda: network(
+        Inverted(WIDTH, WIDTH), Inverted(WIDTH, 32, 2), stem=nn.Sequential(conv(3, WIDTH), nn.ReLU6())
+    ),
+    "mobilenet-v3": lambda: network(
+        Inverted(WIDTH, WIDTH, act=nn.Hardswish, gated=True), Inverted(WIDTH, 32, 2, act=nn.Hardswish)
+    ),
+    "rexnet": lambda: network(Partial(WIDTH, 24), Partial(24, 32)),
+    "hrnet": lambda: network(Residual(WIDTH, WIDTH), Exchange()),
+    "res2net": lambda: network(Residual(WIDTH, 32, 2), Scales(32)),
+    "dla": lambda: network(Aggregated()),
+    "blur": lambda: network(Residual(WIDTH, WIDTH), Blur(WIDTH), Residual(WIDTH, 32)),
+    "option-a": lambda: network(Residual(WIDTH, WIDTH), PaddedSkip()),
+    "shuffle": lambda: network(Residual(WIDTH, 32, 2), Shuffled(32)),
+    "frozen-norm": lambda: network(Frozen(WIDTH), Residual(WIDTH, 32, 2)),
+    "leaky": lambda: network(
+        Residual(WIDTH, 32, 2), nn.LeakyReLU(0.1), stem=nn.Sequential(conv(3, WIDTH), nn.LeakyReLU(0.1))
+    ),
     "upsampled": lambda: network(
         Residual(WIDTH, 32, 2), nn.Upsample(scale_factor=2, mode="bilinear"), Residual(32, 32)
     ),
 }
 
 
-def channels(name: str) -> int:
-    return 1 if name == "grey" else 3
+def shape(name: str) -> tuple[int, int, int]:
+    """[C, H, W] of an image of a variant."""
+    return {"grey": 1, "four-channels": 4}.get(name, 3), 16, 24 if name == "non-square" else 16
 
 
 def fitted(module: nn.Module) -> nn.Module:
@@ -218,7 +175,7 @@ def variant(name: str, *, batch: int = 1) -> tuple[nn.Module, onnx.ModelProto]:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         module = fitted(VARIANTS[name]())
-    return module, exported(module, (batch, channels(name), 16, 16))
+    return module, exported(module, (batch, *shape(name)))
 
 
 def answers(module: nn.Module, images: Any) -> list[Any]:
