@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -15,6 +14,7 @@ from rescompile.cli.engine import compare, inspect, run, verify
 from rescompile.cli.machine import doctor
 from rescompile.cli.measure import bench, profile, report
 from rescompile.cli.serving import export_server
+from rescompile.cli.terminal_output import harmless
 from rescompile.cli.train import experiment, train
 from rescompile.errors import USER_ERRORS
 
@@ -42,10 +42,7 @@ app.command()(experiment)
 
 def main() -> NoReturn:
     """Run the command line; errors that a user can mend become one sentence on stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        # a class or a file may have letters that the terminal's encoding lacks
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = harmless(sys.stdout), harmless(sys.stderr)
     try:
         try:
             app()
