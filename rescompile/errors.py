@@ -9,6 +9,8 @@
     ├── BackendError           an engine that could not be built or run
     │   └── BackendUnavailable a library or a device that this machine does not have
     ├── EngineError            an engine directory that is damaged, incomplete or of another format
+    ├── DataError              images to train on that are missing, damaged or do not fit the network
+    ├── TrainingError          a training that cannot go on: its loss is not a number, or it is another one's
     └── OutputError            a result that could not be written (full disk, no permission, exists already)
 
     calibration.errors.CalibrationError   exit 1: image sets and calibration tables (their package stands alone)
@@ -59,6 +61,14 @@ class BackendUnavailable(BackendError):
 
 class EngineError(RescompileError):
     """The engine directory is damaged, incomplete or of another format."""
+
+
+class DataError(RescompileError):
+    """The images to train on are missing, damaged or do not fit the network."""
+
+
+class TrainingError(RescompileError):
+    """The training cannot go on."""
 
 
 class OutputError(RescompileError):

@@ -17,6 +17,7 @@ import msgspec
 from calibration.preprocess import Preprocess
 from rescompile.engine_files import open_plain
 from rescompile.errors import EngineError
+from rescompile.wording import plain
 
 FORMAT = 2
 """Version of the engine directory; raised when a reader of the old version would misunderstand the new one.
@@ -200,12 +201,24 @@ def read_manifest(directory: Path, *, folder: int | None = None) -> Manifest:
         raise EngineError(
             f"{path} was changed after the build (its digest differs); build or copy the engine again"
         )
+    manifest = _without_control(manifest)
     for name in manifest.files:
         if not name or any(sign in name for sign in "/\\\0") or name in {".", "..", MANIFEST}:
             raise EngineError(
                 f"{path} lists a file {name!r} outside of its directory; do not use this engine"
             )
     return manifest
+
+
+def _without_control(manifest: Manifest) -> Manifest:
+    """``manifest`` with names that no terminal obeys."""
+    outputs = tuple(
+        msgspec.structs.replace(
+            output, name=plain(output.name), labels=tuple(plain(label) for label in output.labels)
+        )
+        for output in manifest.outputs
+    )
+    return msgspec.structs.replace(manifest, model=plain(manifest.model), outputs=outputs)
 
 
 def _is_sealed(text: bytes) -> bool:

@@ -32,6 +32,8 @@ EXTRA_OF = {
     "timm": "timm",
     "torchvision": "torchvision",
     "transformers": "hf",
+    "sklearn": "train",
+    "torchvision.transforms.v2": "train",
 }
 """Package to the extra of this project that installs it; all other packages are always installed."""
 
@@ -46,7 +48,7 @@ def installed(module: str) -> bool:
 
 def how_to_install(module: str) -> str:
     """The command that installs ``module``: its extra, or this project again."""
-    extra, source = EXTRA_OF.get(module.partition(".")[0]), _source()
+    extra, source = EXTRA_OF.get(module, EXTRA_OF.get(module.partition(".")[0])), _source()
     return f"pip install '{source}[{extra}]'" if extra else f"pip install --force-reinstall '{source}'"
 
 

@@ -6,7 +6,6 @@ from rescompile.building import engine_directory, mixed_precision, task, verdict
 from rescompile.building.calibrate import calibrate
 from rescompile.building.deployable import make_deployable
 from rescompile.building.early_checks import check_build
-from rescompile.building.source import open_source
 from rescompile.building.validation import choose_validation, measure
 from rescompile.config import BuildConfig
 from rescompile.files import atomic_directory
@@ -29,7 +28,8 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     backend, notes = engine_directory.backend_for(config)
     rest_type = backend.rest_type(config.precision)
     with clock.stage("load"):
-        source = task.with_task(open_source(config.model, progress, config.image_sets), config)
+        source, config = task.opened(config, progress)
+
         named = mixed_precision.named_blocks(source, config)
     with atomic_directory(config.output_of(source.name, backend.name), force=config.force) as staging:
         folder = staging.folder

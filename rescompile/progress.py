@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from rescompile.report import StageRecord
+from rescompile.report import EpochRecord, StageRecord
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -122,3 +122,29 @@ def _peak_of_process() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class TrainingProgress(Protocol):
+    """Receives the progress of a training."""
+
+    def begun(self, name: str, total: int, done: int) -> None:
+        """The training ``name`` of ``total`` steps begins, or goes on after ``done``."""
+
+    def stepped(self, done: int, loss: float, error: float, images_per_second: float) -> None:
+        """``done`` steps are finished; loss and error (percent) are means since the last checkpoint."""
+
+    def recorded(self, record: EpochRecord) -> None:
+        """A checkpoint was written."""
+
+
+class SilentTraining:
+    """Progress of a training that shows nothing."""
+
+    def begun(self, name: str, total: int, done: int) -> None:
+        """Show nothing."""
+
+    def stepped(self, done: int, loss: float, error: float, images_per_second: float) -> None:
+        """Show nothing."""
+
+    def recorded(self, record: EpochRecord) -> None:
+        """Show nothing."""

@@ -20,7 +20,17 @@ import rescompile
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "rescompile").rglob("*.py"), *(ROOT / "calibration").rglob("*.py")])
 PRODUCT = [*SOURCES, *sorted((ROOT / "fused_kernels").rglob("*.py"))]
-OPTIONAL = {"tensorrt", "tensorrt_rtx", "pycuda", "triton", "h5py", "timm", "torchvision", "transformers"}
+OPTIONAL = {
+    "tensorrt",
+    "tensorrt_rtx",
+    "pycuda",
+    "triton",
+    "h5py",
+    "timm",
+    "torchvision",
+    "transformers",
+    "sklearn",
+}
 HEAVY = {"torch", "onnx", "onnx_graphsurgeon", "onnxruntime", "openvino", "matplotlib", "jinja2", "google"}
 SIBLINGS = ("calibration", "fused_kernels")
 LAYERS = (
@@ -40,7 +50,7 @@ LAYERS = (
     ("accuracy", "measuring"),
     ("presenting",),
     ("building", "serving"),
-    ("pipeline",),
+    ("pipeline", "training"),
     ("cli",),
     ("__main__",),
 )

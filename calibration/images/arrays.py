@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,6 +62,10 @@ class ArrayImages:
     def names(self) -> tuple[str, ...]:
         """One name per image, its index."""
         return tuple(str(index) for index in self.chosen)
+
+    def part(self, places: Sequence[int]) -> ArrayImages:
+        """The images at ``places``."""
+        return ArrayImages(self.images, tuple(self.chosen[place] for place in places))
 
     def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8] | NDArray[np.float32]]]:
         """One function per image from preprocessing to [H, W, C]."""

@@ -7,7 +7,7 @@ JPEG files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -75,6 +75,10 @@ class BuiltinImages:
         """``coffee 0`` and so on."""
         return tuple(f"{crop.photograph} {index}" for index, crop in enumerate(self.crops))
 
+    def part(self, places: Sequence[int]) -> BuiltinImages:
+        """The images at ``places``."""
+        return BuiltinImages(tuple(self.crops[place] for place in places))
+
     def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8]]]:
         """One function per crop, in order."""
         return (crop.pixels for crop in self.crops)
@@ -139,6 +143,6 @@ def _photograph(name: str) -> Image:
 
     from PIL import Image
 
-    with Image.open(BytesIO(_stored(name))) as image:
+    with Image.open(BytesIO(_stored(name)), formats=["JPEG"]) as image:
         image.load()
         return to_rgb(image)

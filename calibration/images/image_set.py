@@ -11,7 +11,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -42,6 +42,9 @@ class ImageSource(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """One name per image, unique within the set."""
+
+    def part(self, places: Sequence[int]) -> ImageSource:
+        """The images at ``places``, which ascend."""
 
     def decoders(self) -> Iterator[Callable[[Preprocess], Image]]:
         """One function per image from preprocessing to pixels [H, W, C]; run in any thread."""
@@ -81,6 +84,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images.names)
+
+    def part(self, chosen: NDArray[np.bool_]) -> ImageSet:
+        """The images where ``chosen`` [N] is true."""
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, images=self.images.part(np.flatnonzero(chosen).tolist()), labels=labels)
 
     @property
     def notes(self) -> tuple[str, ...]:

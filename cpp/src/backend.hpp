@@ -17,8 +17,9 @@ class Session {
  public:
   virtual ~Session() = default;
 
-  /// Logits [count, classes] of `count` images in the manifest's layout and type; count is in the manifest's range.
-  virtual std::optional<Error> run(const void* images, std::size_t count, float* logits) = 0;
+  /// Outputs of `count` images in the manifest's layout and type, each into its place in `outputs`, which are in the
+  /// manifest's order; count is in the manifest's range.
+  virtual std::optional<Error> run(const void* images, std::size_t count, float* const* outputs) = 0;
 };
 
 /// An engine's payload, loaded and compiled for this machine.

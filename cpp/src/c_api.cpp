@@ -1,8 +1,10 @@
 #include <algorithm>
+#include <array>
 #include <new>
 #include <string>
 
 #include "guard.hpp"
+#include "manifest_reader.hpp"
 #include "preprocess.hpp"
 #include "rescompile/rescompile.h"
 #include "rescompile/rescompile.hpp"
@@ -47,6 +49,21 @@ rescompile_status infer(const rescompile_engine* engine, const Value* images, si
   return reported([&]() -> std::optional<Error> {
     if (engine == nullptr) return null_argument("engine");
     return engine->engine.infer_into(span_of(images, images_size), count, span_of(logits, logits_size));
+  });
+}
+
+template <typename Value>
+rescompile_status infer_all(const rescompile_engine* engine, const Value* images, std::size_t images_size, size_t count,
+                            float* const* outputs, const size_t* sizes, size_t outputs_count) noexcept {
+  return reported([&]() -> std::optional<Error> {
+    if (engine == nullptr) return null_argument("engine");
+    if (outputs == nullptr || sizes == nullptr) return null_argument("outputs or sizes");
+    if (outputs_count > rescompile::internal::most_outputs)
+      return Error{ErrorCode::usage, "no engine has " + std::to_string(outputs_count) + " outputs"};
+    std::array<std::span<float>, rescompile::internal::most_outputs> places;
+    for (size_t index = 0; index < outputs_count; ++index) places[index] = span_of(outputs[index], sizes[index]);
+    return engine->engine.infer_all_into(span_of(images, images_size), count,
+                                         std::span<const std::span<float>>(places.data(), outputs_count));
   });
 }
 
@@ -101,6 +118,41 @@ rescompile_status rescompile_infer_bytes(const rescompile_engine* engine, const 
   return infer(engine, images, images_size, count, logits, logits_size);
 }
 
+rescompile_status rescompile_infer_all_float(const rescompile_engine* engine, const float* images, size_t images_size,
+                                             size_t count, float* const* outputs, const size_t* sizes,
+                                             size_t outputs_count) {
+  return infer_all(engine, images, images_size, count, outputs, sizes, outputs_count);
+}
+
+rescompile_status rescompile_infer_all_bytes(const rescompile_engine* engine, const uint8_t* images, size_t images_size,
+                                             size_t count, float* const* outputs, const size_t* sizes,
+                                             size_t outputs_count) {
+  return infer_all(engine, images, images_size, count, outputs, sizes, outputs_count);
+}
+
+size_t rescompile_output_count(const rescompile_engine* engine) {
+  return engine == nullptr ? 0 : engine->engine.manifest().outputs.size();
+}
+
+rescompile_status rescompile_get_output(const rescompile_engine* engine, size_t index, rescompile_output* output) {
+  return reported([&]() -> std::optional<Error> {
+    if (engine == nullptr) return null_argument("engine");
+    if (output == nullptr) return null_argument("output");
+    const auto& outputs = engine->engine.manifest().outputs;
+    if (index >= outputs.size())
+      return Error{ErrorCode::usage, "the engine has " + std::to_string(outputs.size()) + " outputs, so there is none at " +
+                                         std::to_string(index)};
+    const rescompile::OutputSpec& spec = outputs[index];
+    *output = {};
+    output->name = spec.name.c_str();
+    output->kind = static_cast<rescompile_kind>(spec.kind);
+    output->rank = spec.shape.size() - 1;
+    for (size_t axis = 0; axis < output->rank; ++axis) output->shape[axis] = static_cast<size_t>(spec.shape[axis + 1]);
+    output->size = engine->engine.output_size(index);
+    return std::nullopt;
+  });
+}
+
 rescompile_status rescompile_preprocess_float(const rescompile_engine* engine, const uint8_t* rgb, size_t width,
                                               size_t height, float* image, size_t image_size) {
   return preprocess(engine, rgb, width, height, image, image_size);
@@ -136,7 +188,7 @@ const char* rescompile_class_name(const rescompile_engine* engine, size_t index)
 
 rescompile_kind rescompile_output_kind(const rescompile_engine* engine) {
   return engine == nullptr ? RESCOMPILE_CLASSES
-                           : static_cast<rescompile_kind>(engine->engine.manifest().output.kind);
+                           : static_cast<rescompile_kind>(engine->engine.manifest().outputs.front().kind);
 }
 
 const char* rescompile_model_name(const rescompile_engine* engine) {

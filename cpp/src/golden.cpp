@@ -43,22 +43,24 @@ Result<Golden> read_golden(const EngineFiles& files, const Manifest& manifest) {
   };
   const auto images = read_npz(*bytes, "images");
   if (!images) return refused(images.error().message);
-  const auto logits = read_npz(*bytes, "logits");
-  if (!logits) return refused(logits.error().message);
   const std::uint64_t count = images->shape.empty() ? 0 : images->shape[0];
   Golden golden;
   golden.count = static_cast<std::size_t>(count);
-  if (count > 0 && fits(*images, manifest.input, count) && fits(*logits, manifest.output, count)) {
-    golden.logits = copied<float>(*logits);
-    if (std::ranges::all_of(golden.logits, [](float value) { return std::isfinite(value); })) {
-      if (manifest.input.dtype == DType::uint8)
-        golden.images = copied<std::uint8_t>(*images);
-      else
-        golden.images = copied<float>(*images);
-      return golden;
-    }
+  bool fit = count > 0 && fits(*images, manifest.input, count);
+  for (std::size_t index = 0; index < manifest.outputs.size(); ++index) {
+    const auto output = read_npz(*bytes, index == 0 ? "logits" : "logits_" + std::to_string(index));
+    if (!output) return refused(output.error().message);
+    fit = fit && fits(*output, manifest.outputs[index], count);
+    if (!fit) break;
+    const auto& values = golden.outputs.emplace_back(copied<float>(*output));
+    fit = std::ranges::all_of(values, [](float value) { return std::isfinite(value); });
   }
-  return Error{ErrorCode::engine, path.string() + " does not fit the manifest; build the engine again"};
+  if (!fit) return Error{ErrorCode::engine, path.string() + " does not fit the manifest; build the engine again"};
+  if (manifest.input.dtype == DType::uint8)
+    golden.images = copied<std::uint8_t>(*images);
+  else
+    golden.images = copied<float>(*images);
+  return golden;
 }
 
 double relative_rms(std::span<const float> reference, std::span<const float> other) {

@@ -1,4 +1,4 @@
-// The golden answers of an engine: a few inputs with the logits of the deployable graph.
+// The golden answers of an engine: a few inputs with the outputs of the deployable graph.
 #pragma once
 
 #include <vector>
@@ -9,8 +9,8 @@
 namespace rescompile::internal {
 
 struct Golden {
-  Input images;               ///< [count, ...] in the engine's layout and type
-  std::vector<float> logits;  ///< [count, classes]
+  Input images;                             ///< [count, ...] in the engine's layout and type
+  std::vector<std::vector<float>> outputs;  ///< [count, ...] each, in the manifest's order
   std::size_t count = 0;
 };
 

@@ -10,14 +10,18 @@ namespace {
 
 /// Objects that live in the context. They are destroyed in the opposite order, the network first.
 struct OnGpu {
-  OnGpu(const CudaDriver& driver, std::uint64_t image_bytes, std::uint64_t logit_bytes, const NetworkMaker& make)
-      : stream(driver),
-        images(driver, image_bytes),
-        logits(driver, logit_bytes),
-        network(make(driver, {images.address(), logits.address()})) {}
+  OnGpu(const CudaDriver& driver, std::uint64_t most, std::size_t image_bytes,
+        const std::vector<std::size_t>& output_bytes, const NetworkMaker& make)
+      : stream(driver), images(driver, most * image_bytes) {
+    GpuBuffers buffers{images.address(), {}};
+    for (const std::size_t bytes : output_bytes)
+      buffers.outputs.push_back(outputs.emplace_back(std::make_unique<DeviceMemory>(driver, most * bytes))->address());
+    network = make(driver, buffers);
+  }
 
   CudaStream stream;
-  DeviceMemory images, logits;
+  DeviceMemory images;
+  std::vector<std::unique_ptr<DeviceMemory>> outputs;
   std::unique_ptr<GpuNetwork> network;
 };
 
@@ -47,12 +51,12 @@ class GpuEngine {
   GpuEngine(const CudaDriver& driver, const Gpu& gpu, const Manifest& manifest, const NetworkMaker& make)
       : driver_(driver),
         context_(driver, gpu.device),
-        image_bytes_(values_per_image(manifest.input) * (manifest.input.dtype == DType::uint8 ? 1 : sizeof(float))),
-        logit_bytes_(values_per_image(manifest.output) * sizeof(float)) {
+        image_bytes_(values_per_image(manifest.input) * (manifest.input.dtype == DType::uint8 ? 1 : sizeof(float))) {
+    for (const OutputSpec& output : manifest.outputs) output_bytes_.push_back(values_per_image(output) * sizeof(float));
     const PrimaryContext::Current current(context_);
     const auto most = static_cast<std::uint64_t>(manifest.batch.max);
     // a batch is below 2^31, an image below 2^32 bytes: no product overflows
-    inside_ = std::make_unique<OnGpu>(driver, most * image_bytes_, most * logit_bytes_, make);
+    inside_ = std::make_unique<OnGpu>(driver, most, image_bytes_, output_bytes_, make);
   }
   GpuEngine(const GpuEngine&) = delete;
   GpuEngine& operator=(const GpuEngine&) = delete;
@@ -60,20 +64,22 @@ class GpuEngine {
     context_.finally([this] { inside_.reset(); });
   }
 
-  void run(const void* images, std::size_t count, float* logits) {
+  void run(const void* images, std::size_t count, float* const* outputs) {
     const PrimaryContext::Current current(context_);
     const cuda::Stream stream = inside_->stream.handle();
     Settled settled(driver_, stream);
     driver_.upload_later(inside_->images.address(), images, count * image_bytes_, stream);
     inside_->network->enqueue(count, stream);
-    driver_.download_later(logits, inside_->logits.address(), count * logit_bytes_, stream);
+    for (std::size_t index = 0; index < output_bytes_.size(); ++index)
+      driver_.download_later(outputs[index], inside_->outputs[index]->address(), count * output_bytes_[index], stream);
     settled.settle();
   }
 
  private:
   const CudaDriver& driver_;
   PrimaryContext context_;
-  std::size_t image_bytes_, logit_bytes_;
+  std::size_t image_bytes_;
+  std::vector<std::size_t> output_bytes_;
   std::unique_ptr<OnGpu> inside_;
 };
 
@@ -81,9 +87,9 @@ class GpuSession final : public Session {
  public:
   explicit GpuSession(GpuEngine& engine) : engine_(engine) {}
 
-  std::optional<Error> run(const void* images, std::size_t count, float* logits) override {
+  std::optional<Error> run(const void* images, std::size_t count, float* const* outputs) override {
     return without_failures([&]() -> std::optional<Error> {
-      engine_.run(images, count, logits);
+      engine_.run(images, count, outputs);
       return std::nullopt;
     });
   }

@@ -3,18 +3,20 @@
 
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "backend.hpp"
 #include "cuda_objects.hpp"
 
 namespace rescompile::internal {
 
-/// Buffers of images and logits on the GPU, large enough for the largest batch.
+/// Buffers of images and outputs on the GPU, large enough for the largest batch.
 struct GpuBuffers {
-  cuda::Address images = 0, logits = 0;
+  cuda::Address images = 0;
+  std::vector<cuda::Address> outputs;  ///< in the manifest's order
 };
 
-/// A network that computes logits from images, both on the GPU. The context is current in every member; errors are
+/// A network that computes outputs from images, both on the GPU. The context is current in every member; errors are
 /// thrown as Failure.
 class GpuNetwork {
  public:

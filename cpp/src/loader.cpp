@@ -35,15 +35,18 @@ std::string rounded(double value) {
 std::optional<Error> self_test(const EngineFiles& files, const Engine& engine) {
   const auto golden = read_golden(files, engine.manifest());
   if (!golden) return golden.error();
-  std::vector<float> logits(golden->logits.size());
-  auto failed = std::visit(
-      [&](const auto& images) { return engine.infer_into(std::span(images), golden->count, logits); }, golden->images);
-  if (failed) return failed;
-  const double error = relative_rms(golden->logits, logits), allowed = engine.manifest().golden_relative_rms;
-  if (error <= allowed) return std::nullopt;  // not so for NaN
-  return Error{ErrorCode::engine, "the engine in " + files.directory().string() +
-                                      " does not reproduce its golden answers on this machine (relative RMS " +
-                                      rounded(error) + ", allowed " + rounded(allowed) + "); build it again here"};
+  const auto found = std::visit([&](const auto& images) { return engine.infer_all(std::span(images), golden->count); },
+                                golden->images);
+  if (!found) return found.error();
+  const double allowed = engine.manifest().golden_relative_rms;
+  for (std::size_t index = 0; index < golden->outputs.size(); ++index) {
+    const double error = relative_rms(golden->outputs[index], found->at(engine.manifest().outputs[index].name).values);
+    if (error <= allowed) continue;  // not so for NaN
+    return Error{ErrorCode::engine, "the engine in " + files.directory().string() +
+                                        " does not reproduce its golden answers on this machine (relative RMS " +
+                                        rounded(error) + ", allowed " + rounded(allowed) + "); build it again here"};
+  }
+  return std::nullopt;
 }
 
 Error no_backend(const std::string& wanted, const std::vector<NamedBackend>& backends) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <set>
 
 #include "json_fields.hpp"
 #include "plain_file.hpp"
@@ -20,6 +21,8 @@ constexpr std::uint64_t manifest_limit = std::uint64_t{64} << 20;
 /// More values than this in one image are a mistake: 8192 x 8192 x 3 are 201 million.
 constexpr std::int64_t image_limit = std::int64_t{1} << 30;
 /// The least batch must fit into memory, where it is filled up; 2^31 values are 8 GiB.
+/// An engine that answers 0 to everything has a relative RMS of 1.
+constexpr double most_relative_rms = 1.0;
 constexpr std::int64_t least_batch_limit = std::int64_t{1} << 31;
 
 const std::vector<std::string> dtypes = {"float32", "uint8"};
@@ -30,16 +33,18 @@ const std::vector<std::string> colors = {"RGB", "BGR", "GRAY", "RGBA"};
 constexpr std::int64_t side_limit = 8192;
 const std::vector<std::string> precisions = {"fp32", "fp16", "int8"};
 
-/// The one tensor in `list`, which `read` reads.
+/// The tensors in `list`, at most `limit`, each of which `read` reads.
 template <typename Read>
-void read_only_one(const Json& list, const std::string& where, Mistake& mistake, Read&& read) {
-  if (!list.is_array() || list.size() != 1) {
-    mistake.note(where, "a list of one tensor");
+void read_each(const Json& list, const std::string& where, std::size_t limit, Mistake& mistake, Read&& read) {
+  if (!list.is_array() || list.empty() || list.size() > limit) {
+    mistake.note(where, limit == 1 ? "a list of one tensor" : "a list of 1 to " + std::to_string(limit) + " tensors");
     return;
   }
-  Fields fields(list[0], where + "[0]", mistake);
-  read(fields);
-  fields.finish();
+  for (std::size_t index = 0; index < list.size(); ++index) {
+    Fields fields(list[index], where + "[" + std::to_string(index) + "]", mistake);
+    read(fields);
+    fields.finish();
+  }
 }
 
 void read_tensor(Fields& fields, TensorSpec& spec) {
@@ -49,15 +54,18 @@ void read_tensor(Fields& fields, TensorSpec& spec) {
   spec.layout = static_cast<Layout>(fields.choice("layout", layouts));
 }
 
-/// The output and its names, which format 1 has in a field of their own.
-void read_output(Fields& fields, std::int64_t format, Manifest& manifest, Mistake& mistake) {
-  read_only_one(fields.raw("outputs"), "$.outputs", mistake, [&](Fields& output) {
-    read_tensor(output, manifest.output);
+/// The outputs and their names, which format 1 has in a field of their own, for its one output.
+void read_outputs(Fields& fields, std::int64_t format, Manifest& manifest, Mistake& mistake) {
+  read_each(fields.raw("outputs"), "$.outputs", format == 1 ? 1 : most_outputs, mistake, [&](Fields& output) {
+    OutputSpec& spec = manifest.outputs.emplace_back();
+    read_tensor(output, spec);
     if (format == 1) return;
-    manifest.output.kind = static_cast<OutputKind>(output.choice("kind", kinds));
-    manifest.classes = output.texts("labels");
+    spec.kind = static_cast<OutputKind>(output.choice("kind", kinds));
+    spec.labels = output.texts("labels");
   });
-  if (format == 1) manifest.classes = fields.texts("classes");
+  if (manifest.outputs.empty()) manifest.outputs.emplace_back();  // a mistake was noted
+  if (format == 1) manifest.outputs.front().labels = fields.texts("classes");
+  manifest.classes = manifest.outputs.front().labels;
 }
 
 Batch read_batch(const Json& value, Mistake& mistake) {
@@ -200,8 +208,8 @@ Manifest read_fields(const Json& document, Mistake& mistake) {
   manifest.backend = fields.text("backend");
   manifest.target = fields.optional_text("target");
   manifest.batch = read_batch(fields.raw("batch"), mistake);
-  read_only_one(fields.raw("inputs"), "$.inputs", mistake, [&](Fields& input) { read_tensor(input, manifest.input); });
-  read_output(fields, format, manifest, mistake);
+  read_each(fields.raw("inputs"), "$.inputs", 1, mistake, [&](Fields& input) { read_tensor(input, manifest.input); });
+  read_outputs(fields, format, manifest, mistake);
   manifest.preprocess = read_preprocess(fields.raw("preprocess"), mistake);
   check_origin(fields, mistake);
   manifest.golden_relative_rms = fields.number("golden_relative_rms");
@@ -244,7 +252,8 @@ bool sizes_are_sane(const std::vector<std::int64_t>& shape, std::int64_t limit) 
 }
 
 /// Whether shape, kind and names of the output fit together.
-bool output_fits(const OutputSpec& output, std::size_t names) {
+bool output_fits(const OutputSpec& output) {
+  const std::size_t names = output.labels.size();
   const bool row = output.shape.size() == 2, binary = output.kind == OutputKind::binary;
   const auto channels = static_cast<std::size_t>(output.shape[1]);
   if (output.kind == OutputKind::features) return names == 0;
@@ -252,23 +261,38 @@ bool output_fits(const OutputSpec& output, std::size_t names) {
   return row && (binary ? channels == 1 && names == 2 : names == channels);
 }
 
+/// A contradiction between the fields of one output; empty where there is none.
+std::string misfit(const OutputSpec& output) {
+  if (output.shape.size() != 2 && output.shape.size() != 4)
+    return "describes an output that is neither [N, C] nor [N, C, H, W]";
+  if (output.dtype != DType::float32) return "describes an output of another type than float32";
+  if (!sizes_are_sane(output.shape, image_limit)) return "has an output whose size is absurd";
+  if (!output_fits(output))
+    return "names " + std::to_string(output.labels.size()) + " classes for an output of " +
+           std::to_string(values_per_image(output)) + " values and kind " +
+           kinds[static_cast<std::size_t>(output.kind)];
+  return {};
+}
+
 /// The first contradiction between fields; empty where there is none.
 std::string misfit(const Manifest& manifest) {
   const TensorSpec& input = manifest.input;
-  const OutputSpec& output = manifest.output;
-  const bool image = input.shape.size() == 4 && (input.layout == Layout::NCHW || input.layout == Layout::NHWC);
-  if (!image || (output.shape.size() != 2 && output.shape.size() != 4))
-    return "does not describe a network with one image input and one output";
-  if (output.dtype != DType::float32) return "describes an output of another type than float32";
+  if (input.shape.size() != 4 || (input.layout != Layout::NCHW && input.layout != Layout::NHWC))
+    return "does not describe a network with one image input";
   if (!sizes_are_sane(input.shape, image_limit)) return "has an input whose size is absurd";
-  if (!sizes_are_sane(output.shape, image_limit)) return "has an output whose size is absurd";
-  if (!output_fits(output, manifest.classes.size()))
-    return "names " + std::to_string(manifest.classes.size()) + " classes for an output of " +
-           std::to_string(values_per_image(output)) + " values and kind " +
-           kinds[static_cast<std::size_t>(output.kind)];
-  const auto size = static_cast<std::int64_t>(std::max(values_per_image(input), values_per_image(output)));
+  std::set<std::string> names;
+  std::size_t largest = values_per_image(input);
+  for (const OutputSpec& output : manifest.outputs) {
+    if (std::string words = misfit(output); !words.empty()) return words;
+    if (!names.insert(output.name).second) return "has two outputs named '" + output.name + "'";
+    largest = std::max(largest, values_per_image(output));
+  }
+  const auto size = static_cast<std::int64_t>(largest);
   if (manifest.batch.min > least_batch_limit / size)
     return "has a least batch of " + std::to_string(manifest.batch.min) + " images, which does not fit into any memory";
+  if (!(manifest.golden_relative_rms >= 0 && manifest.golden_relative_rms <= most_relative_rms))
+    return "allows golden answers to be wrong by " + std::to_string(manifest.golden_relative_rms) +
+           ", so its self-test would say nothing";
   if (!manifest.files.contains(golden_name))
     return "lists no " + std::string(golden_name) + ", so the engine cannot be tested";
   return {};

@@ -15,8 +15,12 @@ inline constexpr const char* golden_name = "golden.npz";
 /// The newest format of engine directories that this library reads; it reads all from 1 on.
 inline constexpr std::int64_t format_version = 2;
 
-/// Read and check the manifest of an engine, and its signature where there are `trusted_keys`: format, types of the fields, its own digest, plain file names, and
-/// that it describes a network with one image input and one output.
+/// Most outputs of an engine, so that no memory is taken for their list in an inference.
+inline constexpr std::size_t most_outputs = 64;
+
+/// Read and check the manifest of an engine, and its signature where there are `trusted_keys`: format, types of the
+/// fields, its own digest, plain file names, and that it describes a network with one image input and one output or
+/// several.
 Result<Manifest> read_manifest(const EngineFiles& files, const std::vector<std::filesystem::path>& trusted_keys);
 
 /// As `read_manifest`, for the `text` of the file `path`.

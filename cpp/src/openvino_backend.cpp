@@ -49,18 +49,33 @@ auto translate_errors(const std::string& what, Body&& body) -> std::invoke_resul
   }
 }
 
+/// The place of an output among `ports`: the only one, or the one that the graph calls `name`; their number if none is.
+/// Tensors may have names of nodes that OpenVINO took out, so the node in front of the result says it, as in Python.
+template <typename Ports>
+std::size_t place_of(const Ports& ports, const std::string& name, std::size_t outputs) {
+  constexpr std::string_view end = "/sink_port_0";
+  for (std::size_t place = 0; place < ports.size(); ++place) {
+    std::string found = ports[place].get_node()->get_friendly_name();
+    if (found.ends_with(end)) found.resize(found.size() - end.size());
+    if (outputs == 1 || found == name) return place;
+  }
+  return ports.size();
+}
+
 class OpenVinoSession final : public Session {
  public:
-  OpenVinoSession(ov::InferRequest request, const Manifest& manifest)
+  OpenVinoSession(ov::InferRequest request, const ov::CompiledModel& compiled, const Manifest& manifest)
       : request_(std::move(request)),
         type_(manifest.input.dtype == DType::uint8 ? ov::element::u8 : ov::element::f32),
-        shape_(manifest.input.shape.size(), 0),
-        classes_(values_per_image(manifest.output)) {
+        shape_(manifest.input.shape.size(), 0) {
+    const auto ports = compiled.outputs();
+    for (const OutputSpec& output : manifest.outputs)
+      outputs_.push_back({place_of(ports, output.name, manifest.outputs.size()), values_per_image(output)});
     for (std::size_t axis = 1; axis < shape_.size(); ++axis)
       shape_[axis] = static_cast<std::size_t>(manifest.input.shape[axis]);
   }
 
-  std::optional<Error> run(const void* images, std::size_t count, float* logits) override {
+  std::optional<Error> run(const void* images, std::size_t count, float* const* outputs) override {
     return translate_errors("OpenVINO cannot run this engine", [&]() -> std::optional<Error> {
       // a caller that reuses its buffer saves OpenVINO the checks of a new tensor
       if (images != fed_ || count != shape_[0]) {
@@ -71,20 +86,28 @@ class OpenVinoSession final : public Session {
         fed_ = images;
       }
       request_.infer();
-      const ov::Tensor found = request_.get_output_tensor();
-      if (found.get_size() != count * classes_)
-        return Error{ErrorCode::backend, "OpenVINO returned " + std::to_string(found.get_size()) + " logits instead of " +
-                                             std::to_string(count * classes_) + "; build the engine again"};
-      std::memcpy(logits, found.data<float>(), count * classes_ * sizeof(float));
+      for (std::size_t index = 0; index < outputs_.size(); ++index) {
+        const auto& [place, size] = outputs_[index];
+        const ov::Tensor found = request_.get_output_tensor(place);
+        if (found.get_size() != count * size)
+          return Error{ErrorCode::backend, "OpenVINO returned " + std::to_string(found.get_size()) +
+                                               " values instead of " + std::to_string(count * size) +
+                                               "; build the engine again"};
+        std::memcpy(outputs[index], found.data<float>(), count * size * sizeof(float));
+      }
       return std::nullopt;
     });
   }
 
  private:
+  struct Output {
+    std::size_t place, size;  ///< among the model's outputs; values of one image
+  };
+
   ov::InferRequest request_;
   ov::element::Type type_;
   ov::Shape shape_;
-  std::size_t classes_;
+  std::vector<Output> outputs_;
   const void* fed_ = nullptr;  ///< address of the request's input tensor
 };
 
@@ -102,7 +125,7 @@ class OpenVinoBackend final : public Backend {
 
   Result<std::unique_ptr<Session>> open_session() override {
     return translate_errors("OpenVINO cannot run this engine", [&]() -> Result<std::unique_ptr<Session>> {
-      return {std::make_unique<OpenVinoSession>(compiled_.create_infer_request(), manifest_)};
+      return {std::make_unique<OpenVinoSession>(compiled_.create_infer_request(), compiled_, manifest_)};
     });
   }
 
@@ -130,7 +153,8 @@ class OpenVinoBackend final : public Backend {
 /// The mismatch between the model and its manifest; empty where they agree.
 template <typename Model>  // as it was read, or compiled
 std::string misfit(const Model& model, const Manifest& manifest) {
-  if (model.inputs().size() != 1 || model.outputs().size() != 1) return "it has not one input and one output";
+  if (model.inputs().size() != 1 || model.outputs().size() != manifest.outputs.size())
+    return "it has not one input and " + std::to_string(manifest.outputs.size()) + " outputs";
   ov::PartialShape images{ov::Dimension(manifest.batch.min, manifest.batch.max)};
   for (std::size_t axis = 1; axis < manifest.input.shape.size(); ++axis)
     images.push_back(manifest.input.shape[axis]);
@@ -142,14 +166,19 @@ std::string misfit(const Model& model, const Manifest& manifest) {
           << images;
     return words.str();
   }
-  const ov::PartialShape logits = model.output().get_partial_shape();
-  ov::PartialShape wanted(std::vector<ov::Dimension>(manifest.output.shape.begin(), manifest.output.shape.end()));
-  if (logits.rank() == wanted.rank()) wanted[0] = logits[0];
-  if (model.output().get_element_type() != ov::element::f32 || logits != wanted) {
-    std::ostringstream words;
-    words << "it returns " << model.output().get_element_type() << " " << logits << ", the manifest says f32 with "
-          << wanted;
-    return words.str();
+  const auto ports = model.outputs();
+  for (const OutputSpec& output : manifest.outputs) {
+    const std::size_t place = place_of(ports, output.name, manifest.outputs.size());
+    if (place == ports.size()) return "it has no output '" + output.name + "'";
+    const ov::PartialShape values = ports[place].get_partial_shape();
+    ov::PartialShape wanted(std::vector<ov::Dimension>(output.shape.begin(), output.shape.end()));
+    if (values.rank() == wanted.rank()) wanted[0] = values[0];
+    if (ports[place].get_element_type() != ov::element::f32 || values != wanted) {
+      std::ostringstream words;
+      words << "it returns " << ports[place].get_element_type() << " " << values << ", the manifest says f32 with "
+            << wanted;
+      return words.str();
+    }
   }
   return {};
 }
@@ -224,6 +253,10 @@ Result<std::unique_ptr<Backend>> load_openvino(const EngineFiles& files, const M
       if (auto stored = stored_model(core, *cache, manifest, settings))
         return {std::make_unique<OpenVinoBackend>(std::move(*stored), manifest, std::move(cache), true)};
     const std::shared_ptr<ov::Model> model = core.read_model(*xml, tensor_of(*bin));
+    for (const auto& operation : model->get_ops())
+      if (const std::string type = operation->get_type_name(); type == "Loop" || type == "TensorIterator")
+        return Error{ErrorCode::engine, path.string() + " has a " + type +
+                                            ", and nothing bounds how often it runs; build the engine again"};
     if (const std::string words = misfit(*model, manifest); !words.empty())
       return Error{ErrorCode::engine, path.string() + " does not fit the manifest (" + words + "); build the engine again"};
     return {std::make_unique<OpenVinoBackend>(compile(core, model, settings), manifest, std::move(cache), false)};

@@ -82,12 +82,14 @@ class TensorRtNetwork final : public GpuNetwork {
       : input_(manifest.input), runtime_(nvinfer1::createInferRuntime(logger_)) {
     if (runtime_) engine_.reset(runtime_->deserializeCudaEngine(engine.data(), engine.size()));
     if (!engine_) refuse(path);
-    check(path, manifest.input, nvinfer1::TensorIOMode::kINPUT);
-    check(path, manifest.output, nvinfer1::TensorIOMode::kOUTPUT);
+    const auto tensors = static_cast<std::int32_t>(1 + manifest.outputs.size());
+    check(path, manifest.input, nvinfer1::TensorIOMode::kINPUT, tensors);
+    for (const OutputSpec& output : manifest.outputs) check(path, output, nvinfer1::TensorIOMode::kOUTPUT, tensors);
     context_.reset(engine_->createExecutionContext());
-    if (!context_ || !context_->setTensorAddress(manifest.input.name.c_str(), pointer(buffers.images)) ||
-        !context_->setTensorAddress(manifest.output.name.c_str(), pointer(buffers.logits)))
-      refuse(path);
+    if (!context_ || !context_->setTensorAddress(manifest.input.name.c_str(), pointer(buffers.images))) refuse(path);
+    for (std::size_t index = 0; index < manifest.outputs.size(); ++index)
+      if (!context_->setTensorAddress(manifest.outputs[index].name.c_str(), pointer(buffers.outputs[index])))
+        refuse(path);
   }
 
   void enqueue(std::size_t count, cuda::Stream stream) override {
@@ -110,11 +112,12 @@ class TensorRtNetwork final : public GpuNetwork {
                                           logger_.take() + "; build the engine again for this version and GPU");
   }
 
-  /// Checks that the engine has two tensors, and this one as the manifest says: its buffer has that size.
-  void check(const std::filesystem::path& path, const TensorSpec& spec, nvinfer1::TensorIOMode mode) const {
+  /// Checks that the engine has so many tensors, and this one as the manifest says: its buffer has that size.
+  void check(const std::filesystem::path& path, const TensorSpec& spec, nvinfer1::TensorIOMode mode,
+             std::int32_t tensors) const {
     const char* const name = spec.name.c_str();
     const auto type = spec.dtype == DType::uint8 ? nvinfer1::DataType::kUINT8 : nvinfer1::DataType::kFLOAT;
-    if (engine_->getNbIOTensors() != 2 || engine_->getTensorIOMode(name) != mode ||
+    if (engine_->getNbIOTensors() != tensors || engine_->getTensorIOMode(name) != mode ||
         engine_->getTensorDataType(name) != type || !same_but_batch(engine_->getTensorShape(name), dims_of(spec, -1)))
       throw Failure(ErrorCode::engine, path.string() + " does not fit the manifest (it has no tensor '" + spec.name +
                                            "' of that type and shape, or other tensors too); build the engine again");

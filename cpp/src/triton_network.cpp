@@ -105,7 +105,7 @@ std::uint64_t TritonNetwork::value_of(const PlanArgument& argument) const {
     case PlanArgument::Place::images:
       return buffers_.images;
     case PlanArgument::Place::logits:
-      return buffers_.logits;
+      return buffers_.outputs.front();
     default:
       return argument.value;
   }

@@ -129,7 +129,7 @@ std::string mismatch(const Plan& plan, const Manifest& manifest) {
   if (plan.image.dtype != dtype || !std::equal(plan.image.shape.begin(), plan.image.shape.end(),
                                                input.shape.begin() + 1, input.shape.end()))
     return "it takes other images than the manifest says";
-  if (plan.classes != values_per_image(manifest.output) || plan.precision != manifest.precision)
+  if (plan.classes != values_per_image(manifest.outputs.front()) || plan.precision != manifest.precision)
     return "it is an " + plan.precision + " network of " + std::to_string(plan.classes) +
            " classes, the manifest describes another";
   if (plan.target != manifest.target)

@@ -191,7 +191,7 @@ TEST(a_manifest_of_format_1_is_one_output_of_classes) {
   replace("\"checkpoint\"", "\"classes\": [\"x\", \"y\", \"z\"], \"checkpoint\"");
   const auto manifest = internal::parse_manifest(sealed(text), "manifest.json");
   CHECK(manifest);
-  CHECK(manifest->output.kind == OutputKind::classes);
+  CHECK(manifest->outputs.front().kind == OutputKind::classes);
   CHECK((manifest->classes == std::vector<std::string>{"x", "y", "z"}));
 }
 

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends import base
-from rescompile.engine_files import EngineSource, external_file, files_in
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import BackendError, UsageError
+from rescompile.graph.shared.hazards import hazard_of
 from rescompile.manifest import GRAPH, Manifest, Precision
 from rescompile.optional import how_to_install, installed, require
 
@@ -75,9 +76,9 @@ def reference_session(
     options.intra_op_num_threads = threads or 0
     # read here, because ONNX Runtime opens no file whose name is not UTF-8
     source = model.read_bytes() if isinstance(model, Path) else model
-    if name := external_file(source):
-        # ONNX Runtime would look for it in the working directory
-        raise BackendError(f"the graph has weights in another file, {name!r}; save it as one file")
+    if words := hazard_of(source):
+        # files would be looked for in the working directory
+        raise BackendError(f"the graph {words}; use another graph")
     if outputs is not None:
         source = _with_outputs(source, outputs)
     with _translate_errors(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):

@@ -76,6 +76,7 @@ def calibrate_network(
     clock = StageClock(progress)
     with clock.stage("load"):
         source = open_source(model, progress, (calibration.images,))
+    calibration = calibration_of(source, calibration)
     with clock.stage("calibrate"):
         calibrated = calibrate(source, calibration, progress)
     calibrated.table.write(output)
@@ -97,6 +98,15 @@ def calibrate(
     if config.table is not None:
         return _read(source, config, config.table, int8)
     return _measure(source, config, progress, int8)
+
+
+def calibration_of(source: Source, config: CalibrationConfig) -> CalibrationConfig:
+    """``config`` with the images or the table that came along with the weights, for want of the user's."""
+    if source.calibration is None or config.table is not None or config.images is not None:
+        return config
+    if source.calibration.suffix == ".json":
+        return replace(config, table=source.calibration)
+    return replace(config, images=source.calibration)
 
 
 def calibration_images(config: CalibrationConfig, source: Source) -> ImageSet:

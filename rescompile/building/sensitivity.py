@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rescompile.accuracy.sensitivity import SensitivityReport, expected_damage, measure_damage, ranked
-from rescompile.building.calibrate import Calibrated, calibrate, sample_images
+from rescompile.building.calibrate import Calibrated, calibrate, calibration_of, sample_images
 from rescompile.building.quantize import original_of, quantize
 from rescompile.building.source import Source, open_source
 from rescompile.config import CalibrationConfig, ModelConfig, positive
@@ -22,6 +22,7 @@ def rank_blocks(
     clock = StageClock(progress)
     with clock.stage("load"):
         source = open_source(model, progress, (calibration.images,))
+    calibration = calibration_of(source, calibration)
     with clock.stage("calibrate"):
         calibrated = calibrate(source, calibration, progress)
     with clock.stage("quantize"):

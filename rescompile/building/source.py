@@ -36,6 +36,7 @@ from rescompile.sources.network import SourceNetwork
 from rescompile.sources.onnx_file import read_onnx, sha256_of_onnx
 from rescompile.sources.preprocess_options import PreprocessOptions
 from rescompile.sources.schemes import has_scheme
+from rescompile.sources.trained import Trained, read_trained
 
 if TYPE_CHECKING:
     from rescompile.models.planned import Plan
@@ -86,6 +87,8 @@ class Source:
     """For every output the operator that was taken off its end: Softmax, LogSoftmax, Sigmoid."""
     remarks: tuple[str, ...] = ()
     """Sentences about the network's origin and form."""
+    calibration: Path | None = None
+    """Images or a calibration table that came along with the weights, for want of the user's."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -107,12 +110,42 @@ def open_source(config: ModelConfig, progress: Progress, labelled: _Sets = ()) -
         UsageError: unknown model, or options that do not fit it.
         CheckpointError, DownloadError, GraphError: the weights or the graph cannot be used.
     """
+    trained = read_trained(Path(config.weights)) if config.network is None else None
+    if trained is not None:
+        config = _as_trained(config, trained)
     network = config.network or _brought(config)
     if network is not None:
         return source_of(network, config)
     if config.depth is not None or config.model is not None or config.weights in PRETRAINED:
-        return _from_weights(config, progress, None)
+        source = _from_weights(config, progress, None)
+        return source if trained is None else _with_origin(source, trained, config)
     return _from_weights_alone(config, progress, labelled)
+
+
+def _as_trained(config: ModelConfig, trained: Trained) -> ModelConfig:
+    """``config`` with the network and preprocessing of its weights' own training; the user's options stay."""
+    own = config.preprocess
+    return replace(
+        config,
+        model=trained.model if config.depth is None and config.model is None else config.model,
+        preprocess=replace(
+            own, whole=own.whole or trained.preprocess, crop=own.crop or trained.preprocess.crop
+        ),
+    )
+
+
+def _with_origin(source: Source, trained: Trained, config: ModelConfig) -> Source:
+    """``source`` with the classes and images that ``rescompile train`` wrote beside the weights."""
+    beside = None if trained.calibration is None else Path(config.weights).with_name(trained.calibration)
+    return replace(
+        source,
+        class_names=(trained.classes if config.classes is None else None) or source.class_names,
+        calibration=beside if beside is not None and beside.is_file() else None,
+        remarks=(
+            *source.remarks,
+            f"preprocessing and classes are from the training of {source.checkpoint.source}",
+        ),
+    )
 
 
 def _from_weights_alone(config: ModelConfig, progress: Progress, labelled: _Sets) -> Source:

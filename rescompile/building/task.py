@@ -7,15 +7,27 @@ from dataclasses import replace
 import onnx
 
 from rescompile.accuracy.limits import check_kind, default_limits
-from rescompile.building.source import Source
+from rescompile.building.calibrate import calibration_of
+from rescompile.building.source import Source, open_source
 from rescompile.config import BuildConfig
 from rescompile.errors import UsageError
 from rescompile.manifest import OutputKind
+from rescompile.progress import Progress
 
 _CLASSIFIER = {"Gemm", "MatMul", "Conv", "Sigmoid"}
 _FEATURES = {"GlobalAveragePool", "AveragePool", "ReduceMean", "GlobalMaxPool", "MaxPool", "Relu"}
 """Operations behind which an output is not a row of logits: a classifier ends in a weighted operation. What comes after
 both (biases, changes of shape, a division by a norm) does not matter."""
+
+
+def opened(config: BuildConfig, progress: Progress) -> tuple[Source, BuildConfig]:
+    """The network of ``config`` with the meaning of its outputs, and ``config`` with what came along with its weights.
+
+    Raises:
+        RescompileError: as ``open_source`` and ``with_task``.
+    """
+    source = with_task(open_source(config.model, progress, config.image_sets), config)
+    return source, replace(config, calibration=calibration_of(source, config.calibration))
 
 
 def with_task(source: Source, config: BuildConfig) -> Source:

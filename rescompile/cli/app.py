@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -15,6 +14,8 @@ from rescompile.cli.engine import compare, inspect, run, verify
 from rescompile.cli.machine import doctor
 from rescompile.cli.measure import bench, profile, report
 from rescompile.cli.serving import export_server
+from rescompile.cli.terminal_output import harmless
+from rescompile.cli.train import experiment, train
 from rescompile.errors import USER_ERRORS
 from rescompile.optional import extras_for
 
@@ -36,14 +37,13 @@ for command in (build, calibrate, sensitivity, verify, run, inspect, compare, be
     app.command()(command)
 app.command("export-server")(export_server)
 app.command()(doctor)
+app.command()(train)
+app.command()(experiment)
 
 
 def main() -> NoReturn:
     """Run the command line; errors that a user can mend become one sentence on stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        # a class or a file may have letters that the terminal's encoding lacks
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = harmless(sys.stdout), harmless(sys.stderr)
     try:
         try:
             with extras_for(_command()):

@@ -16,6 +16,8 @@ from rescompile.errors import EngineError
 from rescompile.manifest import GOLDEN, MACHINE_CODE, MANIFEST, Manifest, read_manifest
 
 _TRIES = 5
+_MOST_RELATIVE_RMS = 1.0
+"""Limit on the tolerance of the self-test: an engine that answers 0 to everything has a relative RMS of 1."""
 _MOST_KEPT_BYTES = 16 << 30
 """Limit on the payload, 60 times that of a ResNet-152 in fp32."""
 _MOST_IMAGE_VALUES = 1 << 30
@@ -182,6 +184,11 @@ def check_manifest(directory: Path, manifest: Manifest) -> None:
     if len({output.name for output in manifest.outputs}) < len(manifest.outputs):
         raise EngineError(f"{path} gives two outputs one name; build the engine again")
     _check_sizes(path, manifest)
+    if not 0 <= manifest.golden_relative_rms <= _MOST_RELATIVE_RMS:  # NaN, too
+        raise EngineError(
+            f"{path} allows golden answers to be wrong by {manifest.golden_relative_rms:g}, so its self-test would say "
+            "nothing; build the engine again"
+        )
     require_files(path, manifest, (GOLDEN,), "the engine cannot be tested")
 
 

@@ -110,12 +110,12 @@ def _hide_batch_size(model: Any) -> None:
 
     The server sets the number of images to a constant before it compiles the graph. With a known number OpenVINO fuses
     residual adds into layers that lose the mark. So the first layer reads only the images from 0 to the batch size plus
-    a hidden zero (``_hidden_zero``), which are all of them, in a dimension of unknown size. A reshape at the end gives
-    the logits the known size again, which the server checks.
+    a hidden zero (``_hidden_zero``), which are all of them, in a dimension of unknown size. A reshape at each end gives
+    the outputs the known size again, which the server checks.
     """
     from openvino import opset13 as ops
 
-    (given,), (answer,) = model.inputs, model.outputs
+    (given,) = model.inputs
     count = ops.gather(ops.shape_of(given), _integers(0), _integers(0))
     reader = next(node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution").input(0)
     while reader.get_source_output().get_node().get_type_name() in _DEQUANTIZING:
@@ -123,13 +123,17 @@ def _hide_batch_size(model: Any) -> None:
     stop = ops.add(count, _hidden_zero(given))
     images = ops.strided_slice(reader.get_source_output(), _integers(0), stop, _integers(1), [0], [0])
     reader.replace_source_output(images.output(0))
-    result = answer.get_node().input(0)
-    logits = result.get_source_output()
-    classes, names = logits.get_partial_shape()[1].get_length(), logits.get_names()
-    logits.set_names(set())
-    fixed = ops.reshape(logits, ops.concat([count, _integers(classes)], 0), special_zero=False)
-    fixed.output(0).set_names(names)
-    result.replace_source_output(fixed.output(0))
+    for answer in model.outputs:
+        result = answer.get_node().input(0)
+        values = result.get_source_output()
+        sides, names = (
+            [side.get_length() for side in list(values.get_partial_shape())[1:]],
+            values.get_names(),
+        )
+        values.set_names(set())
+        fixed = ops.reshape(values, ops.concat([count, _integers(*sides)], 0), special_zero=False)
+        fixed.output(0).set_names(names)
+        result.replace_source_output(fixed.output(0))
 
 
 def _hidden_zero(images: Any) -> Any:

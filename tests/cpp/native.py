@@ -33,6 +33,16 @@ class Facts(ctypes.Structure):
     ]
 
 
+class Output(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("kind", ctypes.c_int),
+        ("rank", SIZE),
+        ("shape", SIZE * 3),
+        ("size", SIZE),
+    ]
+
+
 class NativeError(Exception):
     """``code`` and the library's sentence."""
 
@@ -54,9 +64,14 @@ class Library:
         for kind in ("float", "bytes"):
             infer = [POINTER, POINTER, SIZE, SIZE, POINTER, SIZE]
             getattr(self.c, f"rescompile_infer_{kind}").argtypes = infer
+            infer_all = [POINTER, POINTER, SIZE, SIZE, POINTER, POINTER, SIZE]
+            getattr(self.c, f"rescompile_infer_all_{kind}").argtypes = infer_all
             preprocess = [POINTER, POINTER, SIZE, SIZE, POINTER, SIZE]
             getattr(self.c, f"rescompile_preprocess_{kind}").argtypes = preprocess
         self.c.rescompile_get_facts.argtypes = [POINTER, ctypes.POINTER(Facts)]
+        self.c.rescompile_output_count.argtypes = [POINTER]
+        self.c.rescompile_output_count.restype = SIZE
+        self.c.rescompile_get_output.argtypes = [POINTER, SIZE, ctypes.POINTER(Output)]
         self.c.rescompile_top_k.argtypes = [POINTER, SIZE, SIZE, POINTER, POINTER, POINTER]
 
     def check(self, status: int) -> None:
@@ -101,6 +116,28 @@ class NativeEngine:
             infer(self.engine, images.ctypes.data, images.size, count, logits.ctypes.data, logits.size)
         )
         return logits
+
+    def outputs(self) -> list[Output]:
+        found = []
+        for index in range(self.library.c.rescompile_output_count(self.engine)):
+            found.append(Output())
+            self.library.check(
+                self.library.c.rescompile_get_output(self.engine, index, ctypes.byref(found[-1]))
+            )
+        return found
+
+    def infer_all(self, images: NDArray[Any], missing: int = 0) -> dict[str, NDArray[np.float32]]:
+        """All outputs; the buffers lack ``missing`` values each."""
+        kind, images = "bytes" if images.dtype == np.uint8 else "float", np.ascontiguousarray(images)
+        specs, count = self.outputs(), len(images)
+        made = [np.full((count, *spec.shape[: spec.rank]), np.nan, np.float32) for spec in specs]
+        places = (POINTER * len(made))(*(array.ctypes.data for array in made))
+        sizes = (SIZE * len(made))(*(array.size - missing for array in made))
+        infer_all = getattr(self.library.c, f"rescompile_infer_all_{kind}")
+        self.library.check(
+            infer_all(self.engine, images.ctypes.data, images.size, count, places, sizes, len(made))
+        )
+        return {spec.name.decode(): array for spec, array in zip(specs, made, strict=True)}
 
     def preprocess(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         height, width, _ = pixels.shape

@@ -44,7 +44,7 @@ typedef struct rescompile_options {
   const char* cache;     /* directory for what the backend compiles at load; NULL for none */
 } rescompile_options;
 
-/* Meaning of the output: logits of which the largest wins; one logit whose sign decides; logits that each decide for
+/* Meaning of an output: logits of which the largest wins; one logit whose sign decides; logits that each decide for
  * themselves; numbers; an embedding or a feature map. */
 typedef enum rescompile_kind {
   RESCOMPILE_CLASSES,
@@ -61,9 +61,18 @@ typedef struct rescompile_facts {
   size_t shape[3];    /* one input image, without the batch dimension */
   size_t image_size;  /* values of one image: the product of shape */
   size_t batch_min, batch_opt, batch_max;
-  size_t classes;     /* logits, or other outputs, of one image */
+  size_t classes;     /* values of the first output for one image */
   size_t concurrency; /* inferences that run at once; more callers wait */
 } rescompile_facts;
+
+/* One output of an engine. */
+typedef struct rescompile_output {
+  const char* name; /* belongs to the engine */
+  rescompile_kind kind;
+  size_t rank;      /* 1 for [C], 3 for [C, H, W] */
+  size_t shape[3];  /* of one image, without the batch dimension; `rank` of them */
+  size_t size;      /* values of one image: the product of shape */
+} rescompile_output;
 
 /* `options` may be NULL. *engine is NULL where the function fails. */
 RESCOMPILE_API rescompile_status rescompile_load(const char* directory, const rescompile_options* options,
@@ -71,6 +80,11 @@ RESCOMPILE_API rescompile_status rescompile_load(const char* directory, const re
 
 /* NULL is allowed. */
 RESCOMPILE_API void rescompile_free(rescompile_engine* engine);
+
+/* How many outputs there are; 0 for NULL. */
+RESCOMPILE_API size_t rescompile_output_count(const rescompile_engine* engine);
+RESCOMPILE_API rescompile_status rescompile_get_output(const rescompile_engine* engine, size_t index,
+                                                       rescompile_output* output);
 
 /* Logits [count, classes] of `count` images of `image_size` values each; any count from 1. `images_size` and
  * `logits_size` are the numbers of values that the buffers hold. */
@@ -80,6 +94,15 @@ RESCOMPILE_API rescompile_status rescompile_infer_float(const rescompile_engine*
 RESCOMPILE_API rescompile_status rescompile_infer_bytes(const rescompile_engine* engine, const uint8_t* images,
                                                         size_t images_size, size_t count, float* logits,
                                                         size_t logits_size);
+
+/* All outputs of an engine, which may have several: output i into `outputs[i]`, a buffer of `sizes[i]` = count * its size
+ * values. */
+RESCOMPILE_API rescompile_status rescompile_infer_all_float(const rescompile_engine* engine, const float* images,
+                                                            size_t images_size, size_t count, float* const* outputs,
+                                                            const size_t* sizes, size_t outputs_count);
+RESCOMPILE_API rescompile_status rescompile_infer_all_bytes(const rescompile_engine* engine, const uint8_t* images,
+                                                            size_t images_size, size_t count, float* const* outputs,
+                                                            const size_t* sizes, size_t outputs_count);
 
 /* One decoded, upright RGB image (height rows of width pixels of 3 bytes; for networks with opacity, RGBA of 4) as input,
  * into `image` of `image_size` values; the function must be that of the input's dtype. */

@@ -98,9 +98,11 @@ struct Size {
 /// themselves; numbers; an embedding or a feature map.
 enum class OutputKind { classes, binary, multilabel, values, features };
 
-/// The output [N, C] or [N, C, H, W].
+/// One output [N, C] or [N, C, H, W].
 struct OutputSpec : TensorSpec {
   OutputKind kind = OutputKind::classes;
+  /// A name for each class, label or value; the two decisions of a binary output (no, yes). Empty if there are none.
+  std::vector<std::string> labels;
 };
 
 /// How a photograph becomes the engine's input; `mean` and `std` apply to values in [0, 1], in the order of `color`.
@@ -129,10 +131,9 @@ struct Manifest {
   std::optional<std::string> target;
   Batch batch;
   TensorSpec input;
-  OutputSpec output;
+  std::vector<OutputSpec> outputs;  ///< one, or the feature maps of a backbone
   Preprocess preprocess;
-  /// A name for each class, label or value; the two decisions of a binary output (no, yes). Empty if there are none.
-  std::vector<std::string> classes;
+  std::vector<std::string> classes;  ///< `labels` of the first output
   double golden_relative_rms = 0;
   std::map<std::string, FileDigest> files;
   std::map<std::string, std::string> environment;
@@ -165,6 +166,21 @@ struct Logits {
   }
 };
 
+/// One output for several images, of shape [images, C] or [images, C, H, W].
+struct Tensor {
+  std::vector<std::int64_t> shape;
+  std::vector<float> values;
+
+  /// Values of one image.
+  [[nodiscard]] std::span<const float> operator[](std::size_t image) const {
+    const std::size_t size = values.size() / static_cast<std::size_t>(shape[0]);
+    return std::span(values).subspan(image * size, size);
+  }
+};
+
+/// All outputs of an engine by name.
+using Outputs = std::map<std::string, Tensor>;
+
 /// One preprocessed image in the input's own type and layout.
 using Input = std::variant<std::vector<float>, std::vector<std::uint8_t>>;
 
@@ -186,7 +202,8 @@ class RESCOMPILE_API Engine {
 
   /// Logits of `count` images, one behind the other in `images`, in the manifest's input layout and type.
   ///
-  /// More images than the engine takes at once are run in several parts, fewer than its least batch are filled up.
+  /// More images than the engine takes at once are run in several parts, fewer than its least batch are filled up. An
+  /// engine of several outputs is refused here: see `infer_all`.
   Result<Logits> infer(std::span<const float> images, std::size_t count) const noexcept;
   Result<Logits> infer(std::span<const std::uint8_t> images, std::size_t count) const noexcept;
   Result<Logits> infer(const Input& image) const noexcept;
@@ -196,6 +213,18 @@ class RESCOMPILE_API Engine {
                                                 std::span<float> logits) const noexcept;
   [[nodiscard]] std::optional<Error> infer_into(std::span<const std::uint8_t> images, std::size_t count,
                                                 std::span<float> logits) const noexcept;
+
+  /// All outputs by name, of an engine with any number of outputs; otherwise like `infer`.
+  Result<Outputs> infer_all(std::span<const float> images, std::size_t count) const noexcept;
+  Result<Outputs> infer_all(std::span<const std::uint8_t> images, std::size_t count) const noexcept;
+  Result<Outputs> infer_all(const Input& image) const noexcept;
+
+  /// `infer_all` into one span for each output, in the manifest's order: each of exactly `count` times the values of one
+  /// image, which `output_size` says. No allocation by this library.
+  [[nodiscard]] std::optional<Error> infer_all_into(std::span<const float> images, std::size_t count,
+                                                    std::span<const std::span<float>> outputs) const noexcept;
+  [[nodiscard]] std::optional<Error> infer_all_into(std::span<const std::uint8_t> images, std::size_t count,
+                                                    std::span<const std::span<float>> outputs) const noexcept;
 
   /// One decoded, upright image, `rgb` = height rows of width pixels of 3 bytes (4 where the network's `color` is RGBA),
   /// as input: resized, cropped and normalized to the same bits as in the Python package.
@@ -211,7 +240,8 @@ class RESCOMPILE_API Engine {
   /// Properties of the engine; all are empty or 0 for an engine that was moved from.
   [[nodiscard]] const Manifest& manifest() const noexcept;
   [[nodiscard]] std::size_t image_size() const noexcept;   ///< values of one input image
-  [[nodiscard]] std::size_t class_count() const noexcept;  ///< outputs for one image
+  [[nodiscard]] std::size_t class_count() const noexcept;  ///< values of the first output for one image
+  [[nodiscard]] std::size_t output_size(std::size_t index) const noexcept;  ///< the same of the output at `index`
   [[nodiscard]] std::size_t concurrency() const noexcept;  ///< inferences that run at once; more callers wait
 
  private:

@@ -47,8 +47,8 @@ int refuse(const rescompile::Error& error) {
 
 /// Whether the engine returns numbers, of which none is a probability.
 bool shows_numbers(const rescompile::Manifest& manifest) {
-  return manifest.output.kind == rescompile::OutputKind::values ||
-         manifest.output.kind == rescompile::OutputKind::features;
+  return manifest.outputs[0].kind == rescompile::OutputKind::values ||
+         manifest.outputs[0].kind == rescompile::OutputKind::features;
 }
 
 std::string name_of(const rescompile::Manifest& manifest, std::size_t index) {
@@ -82,7 +82,7 @@ int main(int count, char** words) {
   if (!input) return refuse(input.error());
   const auto logits = engine->infer(*input);
   if (!logits) return refuse(logits.error());
-  const auto best = rescompile::interpret(engine->manifest().output, (*logits)[0], 5);
+  const auto best = rescompile::interpret(engine->manifest().outputs[0], (*logits)[0], 5);
   if (arguments.json) {
     print_json(engine->manifest(), best, (*logits)[0]);
     return 0;

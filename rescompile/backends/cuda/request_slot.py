@@ -25,13 +25,14 @@ class RequestSizes(NamedTuple):
     image: tuple[int, ...]
     """Shape of one image."""
     dtype: np.dtype[Any]
-    classes: int
+    outputs: tuple[int, ...]
+    """Values of each output for one image."""
 
 
 class RequestSlot:
     """Room for one request of the largest batch. The context is current in every method; one thread at a time.
 
-    All work of a request is put into the stream before anything waits. Images and logits travel through page-locked
+    All work of a request is put into the stream before anything waits. Images and outputs travel through page-locked
     memory: copies from other memory would block the caller.
 
     Args:
@@ -45,9 +46,11 @@ class RequestSlot:
         self.stream: Any = cuda.Stream(NON_BLOCKING)
         try:
             self.images = self.allocate(sizes.most * math.prod(sizes.image) * sizes.dtype.itemsize)
-            self.logits = self.allocate(sizes.most * sizes.classes * 4)
+            self.outputs = [self.allocate(sizes.most * values * 4) for values in sizes.outputs]
             self._sent = self._page_locked((sizes.most, *sizes.image), sizes.dtype)
-            self._answered = self._page_locked((sizes.most, sizes.classes), np.dtype(np.float32))
+            self._answered = [
+                self._page_locked((sizes.most, values), np.dtype(np.float32)) for values in sizes.outputs
+            ]
         except BaseException:
             self.close()
             raise
@@ -61,23 +64,24 @@ class RequestSlot:
 
     def run(
         self, images: NDArray[np.generic] | DeviceImages, rows: int, enqueue: Callable[[int], None]
-    ) -> NDArray[np.float32]:
-        """Logits [N, classes] of ``images`` [N, ...], executed by ``enqueue`` as ``rows`` >= N images.
+    ) -> tuple[NDArray[np.float32], ...]:
+        """Outputs [N, values] of ``images`` [N, ...], executed by ``enqueue`` as ``rows`` >= N images.
 
-        ``enqueue`` is called with the images' address and puts their inference into the stream; the logits go to
-        ``logits``. After an error of the driver or of ``enqueue`` no work of the request is pending.
+        ``enqueue`` is called with the images' address and puts their inference into the stream; each output goes to its
+        place in ``outputs``. After an error of the driver or of ``enqueue`` no work of the request is pending.
         """
         count = len(images)
         try:
             enqueue(self._address_of(images, rows))
-            self._cuda.memcpy_dtoh_async(self._answered[:count], self.logits, self.stream)
+            for answered, output in zip(self._answered, self.outputs, strict=True):
+                self._cuda.memcpy_dtoh_async(answered[:count], output, self.stream)
             self.stream.synchronize()
         except BaseException:
             # what is in the stream already reads the caller's memory, and ours
             with suppress(self._cuda.Error):
                 self.stream.synchronize()
             raise
-        return self._answered[:count].copy()
+        return tuple(answered[:count].copy() for answered in self._answered)
 
     def close(self) -> None:
         """Free the memory; calling it twice is harmless."""

@@ -65,7 +65,7 @@ class CudaRunner(Generic[ExecutorT]):
     Args:
         cuda: the CUDA driver.
         open_network: called once, with the context current.
-        sizes: of images and logits; ``sizes.most`` is the largest batch.
+        sizes: of images and outputs; ``sizes.most`` is the largest batch.
         batch: numbers of images that the engine takes at once.
         parallel: number of slots.
 
@@ -110,7 +110,11 @@ class CudaRunner(Generic[ExecutorT]):
         self._slots = ResourcePool(list(zip(slots, self._executors, strict=True)))
 
     def __call__(self, images: NDArray[np.generic] | DeviceImages) -> NDArray[np.float32]:
-        """Logits [N, classes] of ``images`` [N, ...], an array in the manifest's layout and dtype or imported ones.
+        """The first output [N, values] of ``images``: see ``all_outputs``."""
+        return self.all_outputs(images)[0]
+
+    def all_outputs(self, images: NDArray[np.generic] | DeviceImages) -> tuple[NDArray[np.float32], ...]:
+        """Outputs [N, values] of ``images`` [N, ...], an array in the manifest's layout and dtype or imported ones.
 
         Imported images may be fewer than the smallest batch.
 

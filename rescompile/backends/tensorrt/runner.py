@@ -10,11 +10,13 @@ import math
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rescompile.backends.cuda.driver import Cuda
 from rescompile.backends.cuda.request_slot import RequestSizes, RequestSlot
 from rescompile.backends.cuda.runner import CudaRunner
 from rescompile.backends.tensorrt.callbacks import joined_messages, make_logger
+from rescompile.backends.zero_copy import DeviceImages
 from rescompile.errors import BackendError
 from rescompile.manifest import Manifest
 
@@ -34,16 +36,22 @@ class TensorRtRunner(CudaRunner["_ContextExecutor"]):
     """
 
     def __init__(self, trt: Any, cuda: Cuda, engine: bytes, manifest: Manifest, *, parallel: int = 1) -> None:
-        images, logits = manifest.inputs[0], manifest.outputs[0]
+        images, self._outputs = manifest.inputs[0], manifest.outputs
+        values = tuple(math.prod(output.shape[1:]) for output in manifest.outputs)
         super().__init__(
             cuda,
             lambda: _Network(trt, engine, manifest),
-            sizes=RequestSizes(
-                manifest.batch.max, images.shape[1:], np.dtype(images.dtype), math.prod(logits.shape[1:])
-            ),
+            sizes=RequestSizes(manifest.batch.max, images.shape[1:], np.dtype(images.dtype), values),
             batch=manifest.batch,
             parallel=parallel,
         )
+
+    def tensors(self, images: NDArray[np.generic] | DeviceImages) -> dict[str, NDArray[np.float32]]:
+        """All outputs by name, in their shapes; otherwise like a call."""
+        return {
+            output.name: found.reshape(len(found), *output.shape[1:])
+            for output, found in zip(self._outputs, self.all_outputs(images), strict=True)
+        }
 
     def attach(self, profiler: Any) -> None:
         """Report the time of each layer of all later calls to ``profiler``, an IProfiler."""
@@ -64,8 +72,10 @@ class _Network:
 
     def executor(self, slot: RequestSlot) -> _ContextExecutor:
         context = self._engine.create_execution_context()  # takes the memory of its activations
-        logits = self._manifest.outputs[0].name
-        if context is None or not context.set_tensor_address(logits, int(slot.logits)):
+        places = zip(self._manifest.outputs, slot.outputs, strict=True)
+        if context is None or not all(
+            context.set_tensor_address(output.name, int(place)) for output, place in places
+        ):
             self._refuse()
         return _ContextExecutor(context, slot, self._manifest, self._logger)
 
@@ -77,7 +87,7 @@ class _Network:
 
 
 class _ContextExecutor:
-    """An execution context whose logits go to its slot."""
+    """An execution context whose outputs go to its slot."""
 
     def __init__(self, context: Any, slot: RequestSlot, manifest: Manifest, logger: Any) -> None:
         self.context: Any = context

@@ -59,7 +59,7 @@ class PlanRunner(CudaRunner["_PlanExecutor"]):
         super().__init__(
             cuda,
             lambda: _Network(cuda, files, plan, weights),
-            sizes=RequestSizes(most, plan.image.shape, np.dtype(plan.image.dtype), plan.classes),
+            sizes=RequestSizes(most, plan.image.shape, np.dtype(plan.image.dtype), (plan.classes,)),
             batch=Batch(least, least, most),
             parallel=parallel,
         )
@@ -170,7 +170,7 @@ class _PlanExecutor:
             return self._network.weights[argument.name]
         if isinstance(argument, Images):
             return images
-        return int(self._slot.logits) if isinstance(argument, Logits) else argument
+        return int(self._slot.outputs[0]) if isinstance(argument, Logits) else argument
 
 
 def _launches_reading_images(program: Program) -> int:

@@ -214,7 +214,7 @@ class ICudaEngine:
 
 
 class IExecutionContext:
-    """Its logits are sums over each image, plus the class number."""
+    """Each output is the sum over the image, plus the place of the value, times the place of the output from 1."""
 
     profiler: IProfiler | None = None
 
@@ -233,8 +233,8 @@ class IExecutionContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         network, gpu, shape = self._network, self._network.gpu, self._shape
-        answered = self._addresses["logits"]
-        fed = next(address for name, address in self._addresses.items() if name != "logits")
+        answered = [self._addresses[name] for name in network.outputs]
+        fed = next(address for name, address in self._addresses.items() if name not in network.outputs)
         network.executed.append((stream_handle, fed, shape))
         if self.profiler is not None:
             for name, ms in network.reported:
@@ -243,8 +243,10 @@ class IExecutionContext:
 
         def compute() -> None:
             images = gpu.at(fed, size).view(np.float32).reshape(shape[0], -1)
-            logits = images.sum(axis=1, keepdims=True) + np.arange(network.classes, dtype=np.float32)
-            gpu.at(answered, logits.nbytes)[...] = logits.astype(np.float32).reshape(-1).view(np.uint8)
+            sums = images.sum(axis=1, keepdims=True)
+            for place, (address, count) in enumerate(zip(answered, network.outputs.values(), strict=True), 1):
+                values = ((sums + np.arange(count)) * place).astype(np.float32)
+                gpu.at(address, values.nbytes)[...] = values.reshape(-1).view(np.uint8)
 
         gpu.enqueue(gpu.streams[stream_handle], compute)
         return "execute" not in network.refused
@@ -313,9 +315,11 @@ class FakeTrt:
 class FakeNetwork(FakeTrt):
     """The module, whose engines are executed on a fake GPU."""
 
-    def __init__(self, gpu: FakeCuda, classes: int) -> None:
+    def __init__(self, gpu: FakeCuda, classes: int, **more_outputs: int) -> None:
         super().__init__()
-        self.gpu, self.classes = gpu, classes
+        self.gpu = gpu
+        self.outputs = {"logits": classes, **more_outputs}
+        """Values of each output for one image."""
         self.contexts: list[IExecutionContext] = []
         self.executed: list[tuple[int, int, tuple[int, ...]]] = []
         """Stream, address and shape of the images of every inference."""

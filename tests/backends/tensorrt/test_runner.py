@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
 from rescompile.backends.tensorrt.runner import TensorRtRunner
 from rescompile.errors import BackendError
 from rescompile.manifest import Batch
+from rescompile.runtime.engine import Engine
 from tests.backends.cuda.fake_cuda import FakeCuda, cuda
 from tests.backends.engines import manifest
 from tests.backends.graphs import CLASSES, sample_images
@@ -32,6 +34,23 @@ def test_logits_come_back_for_every_batch_size(count: int) -> None:
     expected = images.reshape(count, -1).sum(axis=1)
     np.testing.assert_allclose(runner(trt)(images)[:, 0], expected, rtol=1e-4, atol=1e-3)
     assert trt.executed[-1][2] == images.shape
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 11])
+def test_several_outputs_come_back_by_name_and_in_shape(count: int) -> None:
+    trt = FakeNetwork(FakeCuda(), CLASSES, c3=2 * 4 * 4)
+    described = manifest("fp32", "tensorrt", Batch(1, 4, 8))
+    logits = msgspec.structs.replace(described.outputs[0], kind="features", labels=())
+    maps = msgspec.structs.replace(logits, name="c3", shape=(-1, 2, 4, 4), layout="NCHW")
+    described = msgspec.structs.replace(described, outputs=(logits, maps))
+    images = sample_images(count)
+    engine = Engine(described, TensorRtRunner(trt, cuda(trt.gpu), b"engine", described))
+    found = engine(images)
+    assert list(found) == ["logits", "c3"]
+    assert found["c3"].shape == (count, 2, 4, 4)
+    sums = images.reshape(count, -1).sum(axis=1)
+    np.testing.assert_allclose(found["logits"][:, 1], sums + 1, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(found["c3"].reshape(count, -1)[:, 31], 2 * (sums + 31), rtol=1e-4, atol=1e-3)
 
 
 def test_images_need_not_be_contiguous() -> None:

@@ -1,0 +1,1 @@
+"""Training: recipes, data, the loop, the papers' experiments, and fine-tuning for INT8."""

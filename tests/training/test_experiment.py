@@ -1,0 +1,95 @@
+"""``rescompile experiment``: the set, resuming, the figures of the page, and the papers' effect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rescompile.errors import TrainingError, UsageError
+from rescompile.models.registry import find, with_options
+from rescompile.presenting.terminal.training import TerminalExperiment, print_experiment
+from rescompile.report import ExperimentReport
+from rescompile.training import experiment
+from rescompile.training.experiment import ExperimentConfig, run_experiment
+from rescompile.training.recipe import find_recipe
+
+
+def run(output: Path, *changes: str, **options: object) -> ExperimentReport:
+    fields = {"name": "degradation", "networks": ("plain8-cifar", "resnet8-cifar:B"), "seeds": 2, **options}
+    recipe = find_recipe("digits", ["steps=10", "batch_size=16", *changes])
+    config = ExperimentConfig(data="digits", output=output, recipe=recipe, **fields)  # type: ignore[arg-type]
+    return run_experiment(config, TerminalExperiment())
+
+
+def test_the_files_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    report = run(tmp_path / "set")
+    stored = json.loads((tmp_path / "set/experiment.json").read_text())
+    plain, residual = stored["networks"]
+    assert (plain["name"], plain["depth"], plain["plain"], residual["plain"]) == (
+        "plain8-cifar",
+        8,
+        True,
+        False,
+    )
+    for network in stored["networks"]:
+        lines = [
+            json.loads(
+                (tmp_path / f"set/{network['name'].replace(':', '-')}-seed{seed}/history.jsonl").read_text()
+            )
+            for seed in (0, 1)
+        ]
+        assert network["test_error"] == pytest.approx(np.mean([line["test_error"] for line in lines]))
+        assert network["train_errors"] == [line["train_error"] for line in lines]
+        assert len(network["responses"]) == 7
+        assert min(network["responses"]) > 0
+    page = (tmp_path / "set/report.html").read_text()
+    assert "plain8-cifar" in page
+    assert page.count("<svg") == 3
+    print_experiment(report, tmp_path / "set")
+    assert "lowest test error" in capsys.readouterr().out
+    with pytest.raises(TrainingError, match="pass --resume"):
+        run(tmp_path / "set")
+    # all is there, so nothing is trained again
+    again = run(tmp_path / "set", resume=True)
+    assert [network.histories for network in again.networks] == [
+        network.histories for network in report.networks
+    ]
+
+
+@pytest.mark.slow
+def test_processes_give_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    one, two = (run(tmp_path / str(jobs), jobs=jobs, seeds=1) for jobs in (1, 2))
+    assert [n.train_error for n in one.networks] == pytest.approx([n.train_error for n in two.networks])
+
+
+@pytest.mark.slow
+def test_plain_networks_get_worse_with_depth_and_residual_ones_do_not(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    networks = ("plain8-cifar", "plain32-cifar", "resnet8-cifar", "resnet32-cifar")
+    report = run(tmp_path / "set", "steps=60", "batch_size=32", networks=networks, seeds=1)
+    errors = {network.name: network.train_error for network in report.networks}
+    assert errors["plain32-cifar"] > errors["plain8-cifar"] + 30
+    assert errors["plain32-cifar"] > errors["resnet32-cifar"] + 30
+
+
+def test_every_set_is_known_to_the_registry() -> None:
+    for name in ("degradation", "depth", "shortcut", "preactivation"):
+        for data in ("digits", "cifar-10-batches-bin"):
+            config = ExperimentConfig(name=name, data=data, output=Path("x"), recipe=find_recipe("digits"))
+            names = experiment.networks_of(config)
+            for each in names:
+                network, _, shortcut = each.partition(":")
+                with_options(find(depth=None, name=network), shortcut=shortcut or None)  # type: ignore[arg-type]
+            assert len(names) > 2
+
+
+def test_unknown_experiments() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'degradation'"):
+        ExperimentConfig(name="degredation", data="digits", output=Path("x"), recipe=find_recipe("digits"))
+    with pytest.raises(UsageError, match="--seeds 1"):
+        ExperimentConfig(name="depth", data="digits", output=Path("x"), recipe=find_recipe("digits"), seeds=0)
