@@ -23,7 +23,7 @@ from rescompile.accuracy.parity import (
 )
 from rescompile.backends import get_backend
 from rescompile.backends.base import SimulatingBackend
-from rescompile.backends.onnxruntime import reference_session
+from rescompile.backends.fp32 import fp32_session
 from rescompile.config import positive
 from rescompile.environment import describe
 from rescompile.errors import BackendError, BackendUnavailable, EngineError, UsageError
@@ -69,7 +69,7 @@ def verify(
         manifest = engine.manifest
         built = read_report(checked.files)
         asked, limits = limits, limits or built.limits
-        trusted = _reference_of(graph, reference or directory / REFERENCE, manifest)
+        trusted, by = _reference_of(graph, reference or directory / REFERENCE, manifest)
         kind = manifest.outputs[0].kind
         check_kind(limits, kind)
         images, remarks = _images(
@@ -110,6 +110,7 @@ def verify(
         notes=(
             *images.notes,
             *remarks,
+            *by,
             *too_few_images(measured.parity, asked),
         ),
     )
@@ -159,8 +160,10 @@ def _reference_graph(checked: CheckedEngine, given: Path | None) -> bytes:
     return given.read_bytes()
 
 
-def _reference_of(graph: bytes, path: Path, manifest: Manifest) -> Network:
-    session = all_outputs(reference_session(graph, optimize=True), manifest.outputs)
+def _reference_of(graph: bytes, path: Path, manifest: Manifest) -> tuple[Network, tuple[str, ...]]:
+    """The fp32 network, and a note on what runs it."""
+    loaded, notes = fp32_session(graph)
+    session = all_outputs(loaded, manifest.outputs)
 
     def run(images: NDArray[Any]) -> Any:
         try:
@@ -170,4 +173,4 @@ def _reference_of(graph: bytes, path: Path, manifest: Manifest) -> Network:
                 f"{path} is not a reference of this engine ({error}); pass the {REFERENCE} of its build"
             ) from None
 
-    return run
+    return run, notes
