@@ -71,8 +71,11 @@ def build(
         RescompileError, CalibrationError: what a user can mend; the output then does not exist.
         TypeError: ``network`` is none of these, or a keyword does not exist.
     """
-    from rescompile import pipeline
-    from rescompile.building.from_python import build_config
+    from rescompile.optional import extras_for
+
+    with extras_for("rescompile.build"):
+        from rescompile import pipeline
+        from rescompile.building.from_python import build_config
 
     return pipeline.build(build_config(network, options), progress)
 

@@ -20,6 +20,7 @@ from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import BackendError, UsageError
 from rescompile.graph.shared.hazards import hazard_of
 from rescompile.manifest import GRAPH, Manifest, Precision
+from rescompile.optional import how_to_install, installed, require
 
 
 class ReferenceSession:
@@ -66,7 +67,7 @@ def reference_session(
     Raises:
         BackendError: ONNX Runtime refuses the graph; its message is included.
     """
-    import onnxruntime as ort
+    ort = require("onnxruntime", "running an ONNX graph")
 
     options = ort.SessionOptions()
     level = ort.GraphOptimizationLevel
@@ -94,7 +95,11 @@ class OnnxRuntime:
     int8 = base.Int8Support("costs", "never")
 
     def availability(self, target: str | None = None) -> base.Availability:
-        """Always available: ONNX Runtime is a dependency of the project."""
+        """Available wherever ONNX Runtime is installed."""
+        if not installed("onnxruntime"):
+            return base.Availability(
+                build=False, run=False, reason=f"ONNX Runtime is missing: run {how_to_install('onnxruntime')}"
+            )
         return base.Availability(
             build=True, run=True, reason="runs on every CPU; the reference, not built for speed"
         )
