@@ -82,7 +82,7 @@ class BenchReport(JsonReport, frozen=True, kw_only=True):
     warm: tuple[Start, ...]
     notes: tuple[str, ...]
     requests: int = 1
-    """Calls at the same time, with ``--hint throughput``; a time is that of all of them."""
+    """Calls at the same time; a time is that of all of them."""
 
     @property
     def latency(self) -> BatchResult:
@@ -104,6 +104,7 @@ def bench(
     threads: int | None = None,
     hint: Hint = "latency",
     streams: int | None = None,
+    requests: int | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Measure the engine in ``directory``.
@@ -114,8 +115,9 @@ def bench(
         seconds: length of the race of all batches.
         starts: number of cold and of warm starts, in turns; 0 leaves them out.
         threads: CPU threads of the engine; None leaves the choice to its library.
-        hint: ``throughput`` loads the engine for several calls at once, and measures as many.
-        streams: number of these calls on a GPU; None leaves it to the hint.
+        hint: ``throughput`` loads the engine for several calls at once.
+        streams: number of calls that the engine computes at the same time; None leaves it to the hint.
+        requests: number of calls made at the same time; None makes as many as the engine computes.
         progress: told what runs.
 
     Raises:
@@ -129,7 +131,7 @@ def bench(
     with clock.stage("load"):
         engine = load(directory, options=options)
     with engine:
-        manifest, requests = engine.manifest, engine.parallel if hint == "throughput" else 1
+        manifest, requests = engine.manifest, requests or engine.parallel
         sizes = _sizes(manifest, batches)
         with clock.stage("race"):
             timings = race(contenders(engine, directory, sizes, requests), seconds=seconds)
