@@ -135,13 +135,13 @@ def test_quiet_shows_no_progress(monkeypatch: pytest.MonkeyPatch, capsys: Said) 
         assert capsys.readouterr().err == shown
 
 
-def test_shells_can_complete_words(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
-    monkeypatch.setenv("_RESCOMPILE_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "rescompile ver")
-    monkeypatch.setenv("COMP_CWORD", "1")
-    with pytest.raises(SystemExit):
-        app.app(prog_name="rescompile", args=[])
-    assert capsys.readouterr().out.split() == ["verify"]
+def test_shells_can_complete_words() -> None:
+    asked = {"_RESCOMPILE_COMPLETE": "complete_bash", "COMP_WORDS": "rescompile ver", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv[0] = 'rescompile'; from rescompile.cli.app import app; app(prog_name='rescompile')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **asked}
+    )
+    assert done.stdout.split() == ["verify"], done.stderr
 
 
 def test_help_lists_the_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
