@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from rescompile.metrics import ONE_CLASS
 from rescompile.progress import Progress, StageClock
 from rescompile.report import BuildReport, Limits, read_report
 from rescompile.runtime.engine import Engine
-from rescompile.runtime.integrity import CheckedEngine, read_engine
-from rescompile.runtime.loading import load_checked, simulate
+from rescompile.runtime.integrity import CheckedEngine
+from rescompile.runtime.loading import load_checked, read_trusted, simulate
 
 
 def verify(
@@ -44,6 +45,7 @@ def verify(
     reference: Path | None,
     skip_unreadable: bool,
     progress: Progress,
+    trusted_keys: Sequence[Path] = (),
 ) -> BuildReport:
     """Measure an engine again and judge it by ``limits``, or by those of its build where None.
 
@@ -60,7 +62,7 @@ def verify(
     open_image_set(validation_set, limit=1)
     clock = StageClock(progress)
     with clock.stage("load"):
-        checked = read_engine(directory, also=(REFERENCE, REPORT_JSON))
+        checked = read_trusted(directory, trusted_keys, also=(REFERENCE, REPORT_JSON))
         graph = _reference_graph(checked, reference)
         engine, executed = _engine_or_simulation(checked)
     with engine, clock.stage("verify"):

@@ -17,6 +17,7 @@ from rescompile.cli.engine import compare, inspect, run, verify
 from rescompile.cli.machine import doctor
 from rescompile.cli.measure import bench, profile, report
 from rescompile.cli.serving import export_server
+from rescompile.cli.signing import keygen, sign
 from rescompile.cli.terminal_output import harmless
 from rescompile.cli.train import experiment, train
 from rescompile.errors import USER_ERRORS
@@ -39,7 +40,7 @@ app = typer.Typer(
 for command in (build, calibrate, sensitivity, verify, run, inspect, compare, bench, profile, report):
     app.command()(with_common_options(command))
 app.command("export-server")(with_common_options(export_server))
-for command in (doctor, train, experiment):
+for command in (keygen, sign, doctor, train, experiment):
     app.command()(with_common_options(command))
 
 

@@ -22,7 +22,16 @@ from calibration.names import text_of
 from rescompile.backends.base import Hint, RunOptions
 from rescompile.cache import SWITCH
 from rescompile.errors import UsageError
-from rescompile.manifest import CALIBRATION, GOLDEN, GRAPH, REFERENCE, REPORT_HTML, REPORT_JSON, Manifest
+from rescompile.manifest import (
+    CALIBRATION,
+    GOLDEN,
+    GRAPH,
+    README,
+    REFERENCE,
+    REPORT_HTML,
+    REPORT_JSON,
+    Manifest,
+)
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import Origin, origin
 from rescompile.measuring.race import Contender, race
@@ -201,7 +210,7 @@ def _starts(directory: Path, threads: int | None) -> tuple[Start, Start]:
 def engine_facts(directory: Path, manifest: Manifest) -> EngineFacts:
     """Describe the engine from its manifest and build report."""
     built, fed = read_report(directory), manifest.inputs[0]
-    others = {GRAPH, REFERENCE, GOLDEN, CALIBRATION, REPORT_JSON, REPORT_HTML}
+    others = {GRAPH, REFERENCE, GOLDEN, CALIBRATION, REPORT_JSON, REPORT_HTML, README}
     if manifest.backend == "onnxruntime":
         others -= {GRAPH}
     return EngineFacts(
