@@ -63,8 +63,8 @@ def build(
 ) -> BuildReport:
     """Network to engine directory and verdict; ``bool(report)`` tells whether the engine may ship.
 
-    ``network`` is a live module, several of them whose answers are averaged (an ensemble), the path of a checkpoint or
-    ONNX file, a name such as ``resnet50`` or ``timm:resnet50d.ra2_in1k``, or a whole ``BuildConfig``, which takes no
+    ``network`` is a live module, the path of a checkpoint or ONNX file, a list of several whose answers are averaged
+    (an ensemble), a name such as ``resnet50`` or ``timm:resnet50d.ra2_in1k``, or a whole ``BuildConfig``, which takes no
     ``options``.
 
     Raises:

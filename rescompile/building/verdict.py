@@ -30,7 +30,16 @@ from rescompile.graph.shared.names import INPUT
 from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import REPORT_HTML, REPORT_JSON, Manifest
 from rescompile.presenting.html.report_page import render
-from rescompile.report import ActivationRange, BlockError, BuildReport, Check, FusedAdds, Limits, StageRecord
+from rescompile.report import (
+    ActivationRange,
+    BlockError,
+    BuildReport,
+    Check,
+    FusedAdds,
+    Limits,
+    MemberAccuracy,
+    StageRecord,
+)
 from rescompile.wording import counted, percent
 
 BLOCK_IMAGES = 4
@@ -119,6 +128,7 @@ def make_report(
     notes: tuple[str, ...],
     directory: Path,
     wrong: str | None,
+    members: tuple[MemberAccuracy, ...] = (),
 ) -> BuildReport:
     """The verdict, and everything that led to it; ``wrong`` is the reason why nothing can be judged."""
     limits, checks = check_limits(measured, contents)
@@ -151,6 +161,7 @@ def make_report(
         reformats=deployable.reformats,
         frontier=mixed.frontier,
         damages=mixed.damages,
+        members=members,
     )
     images = contents.config.validation_set
     path = images if isinstance(images, Path) else None  # no command takes images in memory
