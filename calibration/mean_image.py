@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
+from calibration.images.files import bytes_allowed
 
 _LARGEST = 1 << 30
 _REMEDY = "pass a .npy, an .npz with one array, or Caffe's mean.binaryproto"
@@ -104,6 +105,11 @@ def read_mean(path: Path) -> MeanFile:
 
 
 def _numpy_array(path: Path) -> NDArray[np.generic]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            inflated = sum(entry.file_size for entry in archive.infolist())
+        if inflated > bytes_allowed(path.stat().st_size):
+            raise ValueError("it unpacks to far more than its size")
     with path.open("rb") as file:
         found = np.load(file, allow_pickle=False)
         if isinstance(found, np.ndarray):

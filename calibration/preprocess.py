@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 1 << 27
 """Larger images are refused before they are decoded: 134 million pixels are 400 MB."""
 
-_EXIF_ORIENTATION = 0x0112
+ORIENTATION = 0x0112
 _SIXTEEN_BIT = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 
 MAX_SIDE = 8192
@@ -218,7 +218,7 @@ def _upright(image: Image | NDArray[np.uint8]) -> Image:
     from PIL import ImageOps
 
     upright = _from_array(image) if isinstance(image, np.ndarray) else image
-    if upright.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+    if upright.getexif().get(ORIENTATION, 1) != 1:
         upright = ImageOps.exif_transpose(upright)
     if upright.mode in _SIXTEEN_BIT:
         upright = _from_sixteen_bit(upright)

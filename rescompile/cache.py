@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rescompile.files import atomic_stream
+from rescompile.files import atomic_stream, sweep
 
 SWITCH = "RESCOMPILE_ENGINE_CACHE"
 """Environment variable that switches the cache of compiled engines off: ``off`` or ``0``."""
@@ -95,6 +95,7 @@ class CompiledEngines:
         return self.folder / f"{key}.blob"
 
     def _prune(self) -> None:
+        sweep(self.folder)
         found = [(path.stat(), path) for path in self.folder.glob("*.blob")]
         total = 0
         for status, path in sorted(found, key=lambda one: -one[0].st_mtime):

@@ -12,15 +12,10 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import BinaryIO
 
 from rescompile.errors import EngineError
 
-if TYPE_CHECKING:
-    import onnx
-
-_LOCATION = b"\x0a\x08location"
-"""The key of a file's name in a tensor of ONNX, as it is serialized."""
 ADVICE = "copy or build the engine again"
 
 
@@ -103,31 +98,6 @@ def readable(path: Path) -> Iterator[None]:
         raise EngineError(f"{path} is missing; {ADVICE}") from None
     except OSError as error:
         raise EngineError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-
-
-def external_file(graph: bytes) -> str | None:
-    """The first other file in which a serialized ONNX graph keeps weights; None where it holds all of them."""
-    if _LOCATION not in graph:  # so that the runtime need not import onnx
-        return None
-    import onnx
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-    model = onnx.load_from_string(graph)
-    return next(
-        (ExternalDataInfo(each).location for each in _tensors(model) if uses_external_data(each)), None
-    )
-
-
-def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
-    """Every tensor in a message of protobuf, however deep: initializers, attributes, those of inner graphs."""
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        for each in value if field.is_repeated else [value]:
-            if field.message_type.name == "TensorProto":
-                yield each
-            else:
-                yield from _tensors(each)
 
 
 def _strange(path: Path) -> EngineError:

@@ -1,11 +1,15 @@
 """Files and directories that appear complete or not at all; their hashes; and one sentence for a full disk.
 
-A directory is written under a hidden name beside its target (``.NAME.partial-PID-RANDOM``), flushed and renamed. Its
-writer holds a lock on it, which distinguishes the leftovers of a killed process from the work of a live one.
+A file or directory is written under a hidden name beside its target, flushed and renamed. Its writer holds a lock on
+it, which distinguishes the leftovers of a killed process from the work of a live one; process numbers would not, as
+containers number their processes alike. An old directory changes places with the new one in one step, and is removed
+afterwards. Where the system cannot exchange two names, the old one is first moved to ``.NAME.replaced-RANDOM``, from
+where the next writer brings it back if this one is killed in between.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -35,10 +39,16 @@ _REFUSED = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "its symbolic links lead in a circle",
     errno.ENOENT: "its folder does not exist",
+    errno.EIO: "input/output error: the disk or its connection fails",
 }
 _KINDS = {MANIFEST: "an engine", "export.json": "an exported repository"}
 """File to the kind of directory that holds it; only such directories are ever replaced."""
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<pid>\d+)-[0-9a-f]{8}")
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|replaced)-(\d+-)?[0-9a-f]{8}")
+_LEFTOVER_FILE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")
+_TRIES = 8
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
+_OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST}
 
 
 def sha256_of(*paths: Path) -> str:
@@ -83,9 +93,10 @@ def atomic_stream(path: Path, *, durable: bool = True, mode: int = 0o666) -> Ite
     Raises:
         OSError: the disk is full, or ``path`` may not be written.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    sweep(path.parent, path.name)
+    stream, partial = _new_file(path, mode)
     try:
-        with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
+        with stream:
             yield stream
             if durable:
                 stream.flush()
@@ -95,6 +106,17 @@ def atomic_stream(path: Path, *, durable: bool = True, mode: int = 0o666) -> Ite
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left of the file ``name``, or of all files, that they wrote into ``folder``."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            match = _LEFTOVER_FILE.fullmatch(path.name)
+            if match is not None and name in (None, match["name"]) and path.is_file():
+                with suppress(OSError), _held(path) as alone:
+                    if alone:
+                        path.unlink()
 
 
 def atomic_write(path: Path, data: bytes | memoryview) -> None:
@@ -181,17 +203,13 @@ def atomic_directory(target: Path, *, force: bool = False, known_by: str = MANIF
         _clean_up(target)
         _refuse_existing(target, force=force, known_by=known_by)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = _sibling(target, "partial")
-        partial.mkdir()
-        lock = os.open(partial, os.O_RDONLY)
+        partial, lock = _new_directory(target)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             staging = Staging(partial, target)
             with writing(partial):
                 yield staging
             _flush(partial)
-            _refuse_existing(staging.target, force=force or staging.target != target, known_by=known_by)
-            _put(partial, staging.target)
+            _put(partial, staging.target, force=force or staging.target != target, known_by=known_by)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             os.close(lock)
@@ -243,7 +261,61 @@ def _refuse_existing(target: Path, *, force: bool, known_by: str = MANIFEST) -> 
 
 
 def _sibling(target: Path, kind: str) -> Path:
-    return target.with_name(f".{target.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}")
+    return target.with_name(f".{target.name}.{kind}-{secrets.token_hex(4)}")
+
+
+def _new_file(path: Path, mode: int) -> tuple[BinaryIO, Path]:
+    """A new file beside ``path``, locked as long as it is open."""
+    while True:
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        stream: BinaryIO = open(  # noqa: SIM115 - the caller closes it
+            partial, "xb", opener=lambda name, flags: os.open(name, flags, mode)
+        )
+        _lock(stream.fileno())
+        # another process may have taken it for a leftover until it was locked
+        if os.fstat(stream.fileno()).st_nlink:
+            return stream, partial
+        stream.close()
+
+
+def _new_directory(target: Path) -> tuple[Path, int]:
+    """A new directory beside ``target``, and a descriptor that holds its lock."""
+    while True:
+        partial = _sibling(target, "partial")
+        partial.mkdir()
+        with suppress(
+            FileNotFoundError
+        ):  # another process may have taken it for a leftover until it is locked
+            lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            _lock(lock)
+            if partial.exists():
+                return partial, lock
+            os.close(lock)
+
+
+def _lock(handle: int) -> None:
+    """Lock an open file; where the file system has no locks, nobody sweeps there either."""
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Whether no other process writes ``path``; no other one begins to while the body runs."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(handle)
 
 
 def _flush(directory: Path) -> None:
@@ -260,59 +332,83 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _put(partial: Path, target: Path) -> None:
-    """Rename ``partial`` to ``target``; the old ``target`` is removed last, and comes back if the rename fails."""
-    replaced = _sibling(target, "replaced") if target.exists() else None
-    if replaced is not None:
-        target.rename(replaced)
+def _put(partial: Path, target: Path, *, force: bool, known_by: str) -> None:
+    """Give ``partial`` the name ``target``; what had that name before is removed, and is there until the end.
+
+    Another process may do the same at this moment: whatever it did, this one looks again and follows.
+    """
+    for _ in range(_TRIES):
+        _refuse_existing(target, force=force, known_by=known_by)
+        try:
+            if not target.exists():
+                partial.rename(target)
+            elif _exchange(partial, target):
+                _refuse_what_came(partial, target, known_by=known_by)
+            else:
+                _replace_in_two_steps(partial, target)
+        except OSError as error:
+            if error.errno in _OCCUPIED or (error.errno == errno.ENOENT and partial.exists()):
+                continue
+            raise
+        _sync(target.parent)
+        return
+    raise OutputError(
+        f"{target} is being replaced by other processes all the time; wait for them, and try again"
+    )
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two directories in one step; False where the system cannot."""
     try:
-        partial.rename(target)
-    except BaseException:
-        if replaced is not None:
-            replaced.rename(target)
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(one))
+
+
+def _refuse_what_came(partial: Path, target: Path, *, known_by: str) -> None:
+    """Undo an exchange that took away what must not be replaced: it was put there after the last look."""
+    try:
+        _refuse_existing(partial, force=True, known_by=known_by)
+    except OutputError:
+        _exchange(partial, target)
+        _refuse_existing(target, force=True, known_by=known_by)
         raise
-    _sync(target.parent)
-    if replaced is not None:
-        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replace_in_two_steps(partial: Path, target: Path) -> None:
+    """Move ``target`` away and ``partial`` in its place; the old one comes back if that fails."""
+    replaced = _sibling(target, "replaced")
+    with _held(target):  # so that no other process brings it back in between
+        target.rename(replaced)
+        try:
+            partial.rename(target)
+        except BaseException:
+            replaced.rename(target)
+            raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _clean_up(target: Path) -> None:
-    """Remove the leftovers of dead processes that built ``target``; bring back what they had moved away."""
+    """Remove the leftovers of killed processes that built ``target``; bring back what they had moved away."""
     if not target.parent.is_dir():
         return
     for path in sorted(target.parent.iterdir()):
         match = _LEFTOVER.fullmatch(path.name)
-        if match is None or match["name"] != target.name or _alive(int(match["pid"])) or _locked(path):
+        if match is None or match["name"] != target.name or path.is_symlink() or not path.is_dir():
             continue
-        if match["kind"] == "replaced" and not os.path.lexists(target):
-            path.rename(target)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _locked(path: Path) -> bool:
-    """Whether a process is writing ``path``, perhaps in another container with its own process numbers."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+        with _held(path) as alone:
+            if not alone:
+                continue
+            if match["kind"] == "replaced" and not os.path.lexists(target):
+                path.rename(target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

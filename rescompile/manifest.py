@@ -17,6 +17,7 @@ import msgspec
 from calibration.preprocess import Preprocess
 from rescompile.engine_files import open_plain
 from rescompile.errors import EngineError
+from rescompile.wording import plain
 
 FORMAT = 2
 """Version of the engine directory; raised when a reader of the old version would misunderstand the new one.
@@ -28,6 +29,8 @@ MOST_BYTES = 64 << 20
 """Limit on the size of a manifest: the names of a million classes fit."""
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+"""Signature of the manifest, where somebody signed the engine; the manifest itself does not list it."""
 GRAPH = "model.onnx"
 """The deployable graph, from which the payload is built; the payload itself for ONNX Runtime."""
 REFERENCE = "reference.onnx"
@@ -160,13 +163,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
-def read_manifest(directory: Path, *, folder: int | None = None) -> Manifest:
+def read_manifest(directory: Path) -> Manifest:
     """Read and check ``manifest.json``: format version, field types, own digest and plain file names.
-
-    ``folder`` is the descriptor of ``directory`` where it is open already.
 
     Raises:
         EngineError: the directory or manifest is missing, of another format, or changed since the build.
+    """
+    return parse_manifest(manifest_text(directory), directory / MANIFEST)
+
+
+def manifest_text(directory: Path, *, folder: int | None = None) -> bytes:
+    """The contents of ``manifest.json``; ``folder`` is the descriptor of ``directory`` where it is open already.
+
+    Raises:
+        EngineError: the directory or manifest is missing or cannot be read.
     """
     path = directory / MANIFEST
     try:
@@ -183,6 +193,11 @@ def read_manifest(directory: Path, *, folder: int | None = None) -> Manifest:
         ) from error
     if len(text) > MOST_BYTES:
         raise EngineError(f"{path} has more than {MOST_BYTES:,} bytes; build the engine again")
+    return text
+
+
+def parse_manifest(text: bytes, path: Path) -> Manifest:
+    """The manifest with this ``text``, of the file ``path``; raises EngineError as ``read_manifest`` does."""
     try:
         found = msgspec.json.decode(text, type=_Version).format
         if not 1 <= found <= FORMAT:
@@ -200,12 +215,24 @@ def read_manifest(directory: Path, *, folder: int | None = None) -> Manifest:
         raise EngineError(
             f"{path} was changed after the build (its digest differs); build or copy the engine again"
         )
+    manifest = _without_control(manifest)
     for name in manifest.files:
         if not name or any(sign in name for sign in "/\\\0") or name in {".", "..", MANIFEST}:
             raise EngineError(
                 f"{path} lists a file {name!r} outside of its directory; do not use this engine"
             )
     return manifest
+
+
+def _without_control(manifest: Manifest) -> Manifest:
+    """``manifest`` with names that no terminal obeys."""
+    outputs = tuple(
+        msgspec.structs.replace(
+            output, name=plain(output.name), labels=tuple(plain(label) for label in output.labels)
+        )
+        for output in manifest.outputs
+    )
+    return msgspec.structs.replace(manifest, model=plain(manifest.model), outputs=outputs)
 
 
 def _is_sealed(text: bytes) -> bool:

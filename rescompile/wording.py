@@ -7,9 +7,15 @@ import re
 import sys
 from collections.abc import Iterable
 
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal obeys, and those that reverse the order of letters; tabs and line breaks are not among
+them."""
+
 
 def plain(text: str) -> str:
     """``text`` with control characters (terminal escapes, line breaks) made visible instead of obeyed."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 

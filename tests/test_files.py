@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from rescompile import files
 from rescompile.errors import OutputError
-from rescompile.files import atomic_directory, atomic_write, check_room, sha256_of, writing
+from rescompile.files import atomic_directory, atomic_stream, atomic_write, check_room, sha256_of, writing
 
 
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -58,7 +59,7 @@ def test_directory_appears_complete_and_only_at_the_end(tmp_path: Path) -> None:
     with atomic_directory(target) as staging:
         (staging.folder / "file").write_text("x")
         assert staging.folder.parent == target.parent
-        assert staging.folder.name.startswith(f".engine.partial-{os.getpid()}-")
+        assert staging.folder.name.startswith(".engine.partial-")
         assert not target.exists()
     assert (target / "file").read_text() == "x"
     assert names(target.parent) == ["engine"]
@@ -167,7 +168,7 @@ def test_a_diverted_result_never_replaces_what_is_no_engine(tmp_path: Path) -> N
 
 def test_a_diverted_engine_moved_away_by_a_killed_replacement_is_swept(tmp_path: Path) -> None:
     failed_at(tmp_path / "engine", "first")
-    (tmp_path / f".engine.failed.replaced-{dead_process()}-0123abcd").mkdir()
+    (tmp_path / ".engine.failed.replaced-0123abcd").mkdir()
     failed_at(tmp_path / "engine", "second")
     assert names(tmp_path) == ["engine.failed"]
 
@@ -209,8 +210,9 @@ def test_refusals_of_the_system_become_sentences(tmp_path: Path, number: int, wo
 LIMITED = """
 import resource, sys
 from pathlib import Path
+from rescompile import files
 from rescompile.errors import OutputError
-from rescompile.files import atomic_directory, atomic_write, check_room
+from rescompile.files import atomic_directory, atomic_stream, atomic_write, check_room
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     with atomic_directory(Path(sys.argv[1])) as staging:
@@ -285,31 +287,57 @@ def test_work_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
     process.communicate(timeout=30)
 
 
-def dead_process() -> int:
-    process = child("")
-    process.communicate(timeout=30)
-    return process.pid
-
-
 def test_an_engine_moved_away_by_a_killed_replacement_comes_back(tmp_path: Path) -> None:
     target = tmp_path / "engine"
     engine_at(target, "old")
-    target.rename(tmp_path / f".engine.replaced-{dead_process()}-0123abcd")
+    target.rename(tmp_path / ".engine.replaced-0123abcd")
     with pytest.raises(OutputError, match="exists already"), atomic_directory(target):
         pytest.fail("the body ran")
     assert (target / "manifest.json").read_text() == "old"
 
 
 def test_sweeping_touches_only_its_own_leftovers(tmp_path: Path) -> None:
-    dead = dead_process()
-    others = [f".engine2.partial-{dead}-0123abcd", f".engine.partial-{dead}-short", ".engine.cache"]
+    others = [".engine2.partial-0123abcd", ".engine.partial-short", ".engine.cache"]
     for name in others:
         (tmp_path / name).mkdir()
-    (tmp_path / f".engine.partial-{dead}-0123abcd").mkdir()
+    (tmp_path / ".engine.partial-1-0123abcd").mkdir()
     engine_at(tmp_path / "engine", "new")
     assert names(tmp_path) == sorted([*others, "engine"])
 
 
+def test_the_old_engine_is_there_until_the_new_one_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, exchange, seen = tmp_path / "engine", files._exchange, []
+    engine_at(target, "old")
+
+    def watched(one: Path, other: Path) -> bool:
+        seen.append((target / "manifest.json").read_text())
+        done = exchange(one, other)
+        seen.append((target / "manifest.json").read_text())
+        return done
+
+    monkeypatch.setattr(files, "_exchange", watched)
+    engine_at(target, "new")
+    assert seen == ["old", "new"]
+    assert names(tmp_path) == ["engine"]
+
+
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that cannot exchange two names."""
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_without_exchange_the_old_engine_is_replaced_in_two_steps(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        engine_at(tmp_path / "engine", content)
+        assert (tmp_path / "engine/manifest.json").read_text() == content
+        assert names(tmp_path) == ["engine"]
+
+
+@pytest.mark.usefixtures("no_exchange")
 def test_a_failed_last_rename_brings_the_old_engine_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +353,89 @@ def test_a_failed_last_rename_brings_the_old_engine_back(
     with pytest.raises(OSError, match="input/output"):
         engine_at(target, "new")
     assert (target / "manifest.json").read_text() == "old"
+
+
+def test_a_directory_put_there_at_the_last_moment_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, exchange = tmp_path / "engine", files._exchange
+    engine_at(target, "old")
+
+    def late(one: Path, other: Path) -> bool:
+        if (
+            (target / "manifest.json").exists()
+            and not (target / "precious").exists()
+            and "partial" in one.name
+        ):
+            (target / "manifest.json").unlink()
+            (target / "precious").write_text("x")
+        return exchange(one, other)
+
+    monkeypatch.setattr(files, "_exchange", late)
+    with pytest.raises(OutputError, match="something other than an engine"):
+        engine_at(target, "new")
+    assert names(tmp_path) == ["engine"]
+    assert names(target) == ["precious"]
+
+
+FINISHING = """
+import sys
+from pathlib import Path
+from rescompile.errors import OutputError
+from rescompile.files import atomic_directory
+target, content, force = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "force"
+try:
+    with atomic_directory(target, force=force) as staging:
+        (staging.folder / "manifest.json").write_text(content)
+        print("ready", flush=True)
+        sys.stdin.readline()
+except OutputError as error:
+    print(error)
+    raise SystemExit(1)
+"""
+
+
+@pytest.mark.parametrize("force", ["force", "careful"])
+def test_two_builds_that_finish_together_end_in_one_engine_and_no_traceback(
+    tmp_path: Path, force: str
+) -> None:
+    target = tmp_path / "engine"
+    for _ in range(3):
+        builders = [
+            subprocess.Popen(
+                [sys.executable, "-c", FINISHING, target, str(number), force],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for number in range(4)
+        ]  # fmt: skip
+        for each in builders:
+            assert each.stdout is not None
+            assert each.stdout.readline() == "ready\n"
+        for each in builders:
+            assert each.stdin is not None
+            each.stdin.write("\n")
+            each.stdin.flush()
+        said = [each.communicate(timeout=60) for each in builders]
+        assert [errors for _, errors in said] == [""] * 4
+        good = [each.returncode == 0 for each in builders]
+        assert sum(good) == (4 if force == "force" else 1)
+        assert all("exists already" in out for (out, _), done in zip(said, good, strict=True) if not done)
+        assert good[int((target / "manifest.json").read_text())]
+        assert names(tmp_path) == ["engine"]
+        shutil.rmtree(target)
+
+
+def test_leftovers_of_killed_writers_of_a_file_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    (tmp_path / ".file.json.0123abcd").write_text("half")
+    (tmp_path / ".other.json.0123abcd").write_text("of another file")
+    with atomic_stream(path) as stream:
+        living = [name for name in names(tmp_path) if name.startswith(".file.json.")]
+        atomic_write(path, b"another process meanwhile")
+        assert living[0] in names(tmp_path), "what is being written is left alone"
+        stream.write(b"mine")
+    assert path.read_bytes() == b"mine"
+    assert names(tmp_path) == [".other.json.0123abcd", "file.json"]
 
 
 def test_sigterm_handler_is_put_back(tmp_path: Path) -> None:

@@ -134,3 +134,11 @@ def test_the_program_for_a_live_module_uses_what_there_is() -> None:
     }
     assert used <= described | {"validation_images", "calibration_images"}
     assert described | {"validation_images", "calibration_images"} == set(BuildOptions.__annotations__)
+
+
+@pytest.mark.slow
+def test_training(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    shown = obey("training", tmp_path)[-1]
+    assert json.loads(shown.stdout)["weight_decay"] == 0.0005
+    assert (tmp_path / "digits-int8/manifest.json").is_file()

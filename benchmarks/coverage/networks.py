@@ -25,6 +25,7 @@ NETWORKS = (*(f"torchvision:{name}" for name in TORCHVISION), *(f"timm:{name}" f
 CLASSES = 10
 DIRECTIONS = 8
 """Number of the features' principal directions that the classifier reads."""
+BRANCH_SCALE = 0.25
 INPUT = "input"
 
 
@@ -33,14 +34,18 @@ def make(name: str, calibration: NDArray[np.float32]) -> nn.Module:
 
     Its batch norms hold the statistics of the ``calibration`` images [N, 3, H, W], and its classifier reads the
     directions in which their features differ, so that the answers depend on the images as a trained network's do. The
-    blocks' last batch norms, which some packages start at zero, get a scale, so that branches take part.
+    last batch norms of residual blocks, which both packages can start at zero, get a small scale, so that branches take
+    part, and errors do not grow from block to block as they do in networks of random weights alone.
     """
     torch.manual_seed(0)
     package, _, model = name.partition(":")
     if package == "torchvision":
         import torchvision
 
-        network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=CLASSES)
+        starts_at_zero = {"zero_init_residual": True} if "resne" in model else {}
+        network: nn.Module = torchvision.models.get_model(
+            model, weights=None, num_classes=CLASSES, **starts_at_zero
+        )
     else:
         import timm
 
@@ -51,7 +56,7 @@ def make(name: str, calibration: NDArray[np.float32]) -> nn.Module:
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None  # the statistics of all images seen
                 if not module.weight.any():
-                    module.weight.fill_(0.5)
+                    module.weight.fill_(BRANCH_SCALE)
         network.train()
         network.apply(_without_dropout)
         for part in images.split(25):

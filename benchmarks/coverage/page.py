@@ -47,9 +47,9 @@ Made by `python -m benchmarks.coverage` (extra `bench`, torchvision, timm, and `
 
 {count} networks of torchvision and timm, exported to ONNX, quantized to INT8 by each tool with the same {calibration}
 photographs and compared with the fp32 file on the same {images} others, all of {size} pixels. The weights are random,
-with batch norms and a classifier fitted to the calibration images: this compares how faithfully a network is
-quantized, not how well it classifies. In deep random networks a small error grows, so figures of one network can be
-compared with each other, not those of different networks.
+with batch norms and a classifier fitted to the calibration images; the last batch norm of a residual branch has the
+scale 0.25. This compares how faithfully a network is quantized, not how well it classifies. In deep random networks a
+small error grows, so figures of one network can be compared with each other, not those of different networks.
 
 [*Agreement*](glossary.md#agreement) is the share of images with fp32's class, [*relative
 RMS*](glossary.md#relative-rms) the RMS of the error of the logits divided by the RMS of the logits, *adds* the

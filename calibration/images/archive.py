@@ -21,9 +21,12 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
+from calibration.images.files import bytes_allowed
 from calibration.images.labels_csv import MAX_CLASSES
 from calibration.preprocess import Preprocess, to_uint8
 
+_MOST_SMALL_IMAGES = 100_000
+"""Images that an archive may have beyond one for each of its bytes."""
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError),
     *(MemoryError, OverflowError, SyntaxError),  # false sizes in a header
@@ -83,6 +86,7 @@ def list_archive(path: Path) -> tuple[int, tuple[int, ...], NDArray[np.int64] | 
         )
     with _member(path, "images") as file:
         shape, fortran_order, dtype = _header(file)
+    _refuse_inflated(path, shape)
     if (
         dtype != np.uint8
         or len(shape) != 4
@@ -97,15 +101,24 @@ def list_archive(path: Path) -> tuple[int, tuple[int, ...], NDArray[np.int64] | 
     return shape[0], shape[1:], _labels(path, shape[0]) if "labels.npy" in members else None
 
 
+def _refuse_inflated(path: Path, shape: tuple[int, ...]) -> None:
+    """Refuse images that take far more memory than the file does, before any is read."""
+    size = path.stat().st_size
+    if prod(shape[1:]) > bytes_allowed(size) or not 0 <= shape[0] <= size + _MOST_SMALL_IMAGES:
+        raise ImageSetError(
+            f"{path} claims {list(shape)} values in {size:,} bytes, far more than it can hold: write the archive again"
+        )
+
+
 def _labels(path: Path, count: int) -> NDArray[np.int64]:
     with _member(path, "labels") as file:
-        labels = npy.read_array(file, allow_pickle=False)
-    if labels.shape == (count, 1):
-        labels = labels[:, 0]
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
-        raise ImageSetError(
-            f"{path}: labels are {labels.dtype} {list(labels.shape)}: save one integer for each of the {count} images"
-        )
+        shape, _, dtype = _header(file)
+        if dtype.kind not in "iu" or shape not in {(count,), (count, 1)}:
+            raise ImageSetError(
+                f"{path}: labels are {dtype} {list(shape)}: save one integer for each of the {count} images"
+            )
+        labels = np.frombuffer(_read(file, prod(shape) * dtype.itemsize), dtype).reshape(shape)
+    labels = labels.reshape(count)
     if count and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):
         raise ImageSetError(
             f"{path}: labels lie in {labels.min()}..{labels.max()}: save class indices counted from 0"

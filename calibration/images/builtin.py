@@ -143,6 +143,6 @@ def _photograph(name: str) -> Image:
 
     from PIL import Image
 
-    with Image.open(BytesIO(_stored(name))) as image:
+    with Image.open(BytesIO(_stored(name)), formats=["JPEG"]) as image:
         image.load()
         return to_rgb(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
-from calibration.preprocess import MAX_PIXELS, Color, Preprocess, to_color, to_uint8
+from calibration.preprocess import MAX_PIXELS, ORIENTATION, Color, Preprocess, to_color, to_uint8
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""Kinds of image files that are read. Pillow knows forty more, and starts other programs for some of them."""
 _LEAVE_OUT = "remove it, or pass --skip-unreadable to go on without it"
 _warning_filters = threading.Lock()  # Python's warning filters are global, and several threads decode
 
@@ -70,20 +73,36 @@ def _load(path: Path, color: Color) -> Image:
     with path.open("rb") as file:
         with _warning_filters, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(file)
-        if image.width * image.height > MAX_PIXELS:
+            image = Image.open(file, formats=FORMATS)
+        size = os.fstat(file.fileno()).st_size
+        if image.width * image.height > MAX_PIXELS or _memory(image) > bytes_allowed(size):
+            raise Image.DecompressionBombError
+        # asking for the orientation decodes some kinds of files
+        if image.getexif().get(ORIENTATION, 1) != 1 and _memory(image, turned=True) > bytes_allowed(size):
             raise Image.DecompressionBombError
         image.load()
         return to_color(image, color)
+
+
+def bytes_allowed(size: int) -> int:
+    """Bytes of memory that reading a file of ``size`` bytes may take."""
+    return 8 * size + 200_000_000
+
+
+def _memory(image: Image, *, turned: bool = False) -> int:
+    """Bytes that decoding ``image``, converting its colours and turning it upright take; it is not decoded for this."""
+    transparent = image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info
+    stored = 4 if image.mode in {"RGB", "CMYK", "YCbCr", "LAB", "HSV"} else 5
+    return image.width * image.height * ((20 if transparent else stored) + (4 if turned else 0))
 
 
 def _reason(error: Exception) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return "its contents are not an image"
+        return f"its contents are not an image of a kind that is read: {', '.join(FORMATS)}"
     if isinstance(error, Image.DecompressionBombError):
-        return "it has too many pixels to decode"
+        return "it has too many pixels to decode for a file of its size"
     strerror = error.strerror if isinstance(error, OSError) else None
     return strerror or str(error) or type(error).__name__
 

@@ -26,12 +26,12 @@ SUFFIXES = frozenset(
         ".tif",
         ".tiff",
         ".webp",
-        ".avif",
-        ".jp2",
     }
 )
-UNREAD = frozenset({".heic", ".heif", ".jxl", ".dng", ".nef", ".cr2", ".arw", ".dcm", ".svg"})
-"""Kinds of image files that Pillow does not read by itself."""
+UNREAD = frozenset(
+    {".avif", ".jp2", ".eps", ".heic", ".heif", ".jxl", ".dng", ".nef", ".cr2", ".arw", ".dcm", ".svg"}
+)
+"""Kinds of image files that are not read."""
 _SPLITS = frozenset(
     [
         "train",

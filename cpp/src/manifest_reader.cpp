@@ -21,6 +21,8 @@ constexpr std::uint64_t manifest_limit = std::uint64_t{64} << 20;
 /// More values than this in one image are a mistake: 8192 x 8192 x 3 are 201 million.
 constexpr std::int64_t image_limit = std::int64_t{1} << 30;
 /// The least batch must fit into memory, where it is filled up; 2^31 values are 8 GiB.
+/// An engine that answers 0 to everything has a relative RMS of 1.
+constexpr double most_relative_rms = 1.0;
 constexpr std::int64_t least_batch_limit = std::int64_t{1} << 31;
 
 const std::vector<std::string> dtypes = {"float32", "uint8"};
@@ -288,6 +290,9 @@ std::string misfit(const Manifest& manifest) {
   const auto size = static_cast<std::int64_t>(largest);
   if (manifest.batch.min > least_batch_limit / size)
     return "has a least batch of " + std::to_string(manifest.batch.min) + " images, which does not fit into any memory";
+  if (!(manifest.golden_relative_rms >= 0 && manifest.golden_relative_rms <= most_relative_rms))
+    return "allows golden answers to be wrong by " + std::to_string(manifest.golden_relative_rms) +
+           ", so its self-test would say nothing";
   if (!manifest.files.contains(golden_name))
     return "lists no " + std::string(golden_name) + ", so the engine cannot be tested";
   return {};

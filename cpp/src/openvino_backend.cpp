@@ -253,6 +253,10 @@ Result<std::unique_ptr<Backend>> load_openvino(const EngineFiles& files, const M
       if (auto stored = stored_model(core, *cache, manifest, settings))
         return {std::make_unique<OpenVinoBackend>(std::move(*stored), manifest, std::move(cache), true)};
     const std::shared_ptr<ov::Model> model = core.read_model(*xml, tensor_of(*bin));
+    for (const auto& operation : model->get_ops())
+      if (const std::string type = operation->get_type_name(); type == "Loop" || type == "TensorIterator")
+        return Error{ErrorCode::engine, path.string() + " has a " + type +
+                                            ", and nothing bounds how often it runs; build the engine again"};
     if (const std::string words = misfit(*model, manifest); !words.empty())
       return Error{ErrorCode::engine, path.string() + " does not fit the manifest (" + words + "); build the engine again"};
     return {std::make_unique<OpenVinoBackend>(compile(core, model, settings), manifest, std::move(cache), false)};

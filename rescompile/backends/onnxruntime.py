@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends import base
-from rescompile.engine_files import EngineSource, external_file, files_in
+from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import BackendError, UsageError
+from rescompile.graph.shared.hazards import hazard_of
 from rescompile.manifest import GRAPH, Manifest, Precision
+from rescompile.optional import how_to_install, installed, require
 
 
 class ReferenceSession:
@@ -65,7 +67,7 @@ def reference_session(
     Raises:
         BackendError: ONNX Runtime refuses the graph; its message is included.
     """
-    import onnxruntime as ort
+    ort = require("onnxruntime", "running an ONNX graph")
 
     options = ort.SessionOptions()
     level = ort.GraphOptimizationLevel
@@ -74,9 +76,9 @@ def reference_session(
     options.intra_op_num_threads = threads or 0
     # read here, because ONNX Runtime opens no file whose name is not UTF-8
     source = model.read_bytes() if isinstance(model, Path) else model
-    if name := external_file(source):
-        # ONNX Runtime would look for it in the working directory
-        raise BackendError(f"the graph has weights in another file, {name!r}; save it as one file")
+    if words := hazard_of(source):
+        # files would be looked for in the working directory
+        raise BackendError(f"the graph {words}; use another graph")
     if outputs is not None:
         source = with_outputs(source, outputs)
     with _translate_errors(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
@@ -93,7 +95,11 @@ class OnnxRuntime:
     int8 = base.Int8Support("costs", "never")
 
     def availability(self, target: str | None = None) -> base.Availability:
-        """Always available: ONNX Runtime is a dependency of the project."""
+        """Available wherever ONNX Runtime is installed."""
+        if not installed("onnxruntime"):
+            return base.Availability(
+                build=False, run=False, reason=f"ONNX Runtime is missing: run {how_to_install('onnxruntime')}"
+            )
         return base.Availability(
             build=True, run=True, reason="runs on every CPU; the reference, not built for speed"
         )

@@ -18,6 +18,24 @@ TOLERANCE = 1e-4
 """Largest relative RMS between the user's network and our graph; float32 rounding alone stays below 1e-5."""
 HALF_TOLERANCE = 2e-2
 """For a file that computes in FP16, where our graph computes in FP32."""
+MOST_TOLERANCE = 1e-3
+"""For a network in which rounding grows from layer to layer, as in deep random ones; a wrong layer gives far more."""
+NOISE_MARGIN = 3
+"""Times that the difference may be larger than that of two right executions."""
+
+
+def tolerance_beside(noise: float) -> float:
+    """Largest relative RMS between two forms of a network whose own executions differ by ``noise``."""
+    return max(TOLERANCE, min(NOISE_MARGIN * noise, MOST_TOLERANCE))
+
+
+def rounding_noise(graph: onnx.ModelProto, images: NDArray[np.float32]) -> float:
+    """Relative RMS between two executions of ``graph`` that sum in another order; of several outputs the largest."""
+    exact, fused = (
+        reference_session(graph.SerializeToString(), optimize=optimize).tensors(images)
+        for optimize in (False, True)
+    )
+    return max(relative_error(exact[name], fused[name]) for name in exact)
 
 
 def random_images(graph: onnx.ModelProto, limit: float | None, count: int = 2) -> NDArray[np.float32]:
@@ -61,18 +79,21 @@ def check_against_file(
             f"the network does not take two images at once ({refusal}): export it with a dynamic batch"
         ) from None
     tolerance = HALF_TOLERANCE if _computes_in_half(original) else TOLERANCE
-    for name, theirs, mine in zip(outputs, wanted, found.values(), strict=True):
+    for index, (name, theirs, mine) in enumerate(zip(outputs, wanted, found.values(), strict=True)):
         _check_finite(expected[theirs])
-        error = _error(expected[theirs], mine)
-        if not error <= tolerance:
+        error = relative_error(expected[theirs], mine)
+        apart = relative_error(np.concatenate([list(each.values())[index] for each in one]), mine)
+        allowed = TOLERANCE
+        if not (error <= tolerance and apart <= allowed):
+            fused = _values(original, [theirs], images, intake, optimize=True)[theirs]
+            allowed = tolerance_beside(relative_error(expected[theirs], fused))
+        if not error <= max(tolerance, allowed):
             place = _first_difference(graph, original, images, intake, origins, tolerance) or name
             raise GraphError(
                 f"our graph of this network differs from the file by {error:.2g} (relative RMS on random images, at "
                 f"most {tolerance:g}), first at {place}: please report this file, and export it another way meanwhile"
             )
-    for index, mine in enumerate(found.values()):
-        alone = np.concatenate([list(each.values())[index] for each in one])
-        if not _error(alone, mine) <= TOLERANCE:
+        if not apart <= allowed:
             raise GraphError(
                 "the network answers differently to two images at once than to each alone: export it in eval mode and "
                 "with a dynamic batch"
@@ -92,8 +113,8 @@ def check_against_function(
     expected = np.asarray(reference(images))
     found = reference_session(graph.SerializeToString(), optimize=True)(images)
     _check_finite(expected)
-    error = _error(expected, found)
-    if not error <= TOLERANCE:
+    error = relative_error(expected, found)
+    if not error <= TOLERANCE and not error <= tolerance_beside(rounding_noise(graph, images)):
         raise GraphError(
             f"the exported graph differs from the network itself by {error:.2g} (relative RMS of its outputs, at most "
             f"{TOLERANCE:g}): a batch norm with a vanishing variance is the usual cause"
@@ -107,11 +128,13 @@ def _check_finite(values: NDArray[Any]) -> None:
         )
 
 
-def _error(expected: NDArray[Any], found: NDArray[Any]) -> float:
+def relative_error(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    """Relative RMS of ``found`` [N, ...]; infinite where the sizes differ."""
     if expected.size != found.size:
         return float("inf")
     return relative_rms(
-        expected.reshape(len(expected), -1).astype(np.float32), found.reshape(len(expected), -1)
+        expected.reshape(len(expected), -1).astype(np.float32),
+        found.reshape(len(expected), -1).astype(np.float32),
     )
 
 
@@ -124,7 +147,12 @@ def _copied(graph: onnx.ModelProto, output: str) -> str:
 
 
 def _values(
-    original: onnx.ModelProto, names: list[str], images: NDArray[np.float32], intake: Intake
+    original: onnx.ModelProto,
+    names: list[str],
+    images: NDArray[np.float32],
+    intake: Intake,
+    *,
+    optimize: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Tensors of the user's file by name, for each image alone where its batch is fixed."""
     model = onnx.ModelProto()
@@ -136,7 +164,7 @@ def _values(
     )
     given = intake.of(images)
     try:
-        session = reference_session(model.SerializeToString(), optimize=False)
+        session = reference_session(model.SerializeToString(), optimize=optimize)
         constants = {tensor.name for tensor in model.graph.initializer}
         image = next(entry for entry in model.graph.input if entry.name not in constants)
         batch = image.type.tensor_type.shape.dim[0].dim_value
@@ -168,6 +196,6 @@ def _first_difference(
     theirs = _values(original, [origins[name] for name in mine], images, intake)
     found = reference_session(graph.SerializeToString(), optimize=False, outputs=mine).tensors(images)
     for name in mine:
-        if not _error(theirs[origins[name]], found[name]) <= tolerance:
+        if not relative_error(theirs[origins[name]], found[name]) <= tolerance:
             return f"'{origins[name]}' ({name} in our graph)"
     return None

@@ -25,14 +25,17 @@ from rescompile.building.mixed_precision import MixedPrecision
 from rescompile.building.source import Source
 from rescompile.building.validation import Validation
 from rescompile.config import INT8_THROUGHOUT, BuildConfig
+from rescompile.errors import GraphError
 from rescompile.files import atomic_write
 from rescompile.graph.shared.names import INPUT
 from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import REPORT_HTML, REPORT_JSON, Manifest
+from rescompile.measuring.work import work_of
 from rescompile.presenting.html.report_page import render
 from rescompile.report import (
     ActivationRange,
     BlockError,
+    BlockWork,
     BuildReport,
     Check,
     FusedAdds,
@@ -162,12 +165,21 @@ def make_report(
         frontier=mixed.frontier,
         damages=mixed.damages,
         members=members,
+        work=_work(deployable),
     )
     images = contents.config.validation_set
     path = images if isinstance(images, Path) else None  # no command takes images in memory
     return msgspec.structs.replace(
         report, advice=next_steps(report, images=path, pointless=_pointless(contents.config))
     )
+
+
+def _work(deployable: Deployable) -> tuple[BlockWork, ...]:
+    """The work of each block for one image, which ``profile`` shows; empty where ONNX cannot infer the shapes."""
+    try:
+        return work_of(deployable.graph, 1)
+    except GraphError:
+        return ()
 
 
 def _fused(deployable: Deployable, payload: Payload) -> FusedAdds | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -15,8 +14,11 @@ from rescompile.cli.engine import compare, inspect, run, verify
 from rescompile.cli.machine import doctor
 from rescompile.cli.measure import bench, profile, report
 from rescompile.cli.serving import export_server
+from rescompile.cli.signing import keygen, sign
+from rescompile.cli.terminal_output import harmless
 from rescompile.cli.train import experiment, train
 from rescompile.errors import USER_ERRORS
+from rescompile.optional import extras_for
 
 _STOPPED: dict[object, str] = {130: "interrupted", 143: "terminated"}
 """Exit codes after SIGINT and SIGTERM."""
@@ -35,6 +37,8 @@ app = typer.Typer(
 for command in (build, calibrate, sensitivity, verify, run, inspect, compare, bench, profile, report):
     app.command()(command)
 app.command("export-server")(export_server)
+app.command()(keygen)
+app.command()(sign)
 app.command()(doctor)
 app.command()(train)
 app.command()(experiment)
@@ -42,13 +46,11 @@ app.command()(experiment)
 
 def main() -> NoReturn:
     """Run the command line; errors that a user can mend become one sentence on stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        # a class or a file may have letters that the terminal's encoding lacks
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = harmless(sys.stdout), harmless(sys.stderr)
     try:
         try:
-            app()
+            with extras_for(_command()):
+                app()
         finally:
             sys.stdout.flush()
     except USER_ERRORS as error:
@@ -64,6 +66,11 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _fail(f"the output cannot be written ({error.strerror}); send it to another place", 1)
     raise SystemExit(0)
+
+
+def _command() -> str:
+    """The command that was typed, such as ``rescompile build``."""
+    return " ".join(["rescompile", *(word for word in sys.argv[1:2] if not word.startswith("-"))])
 
 
 def _fail(sentence: str, code: str | int | None) -> NoReturn:

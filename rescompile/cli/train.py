@@ -95,6 +95,20 @@ def train(
     new_head: Annotated[
         bool, _network("With --weights: begin with a new classifier, for other classes.", "--new-head")
     ] = False,
+    qat: Annotated[
+        bool, _network("With --weights: fine-tune for INT8, in the graph that a build makes.", "--qat")
+    ] = False,
+    qat_scales: Annotated[
+        Literal["fixed", "learned"],
+        _network("With --qat: scales of activations from calibration, or learned."),
+    ] = "fixed",
+    qat_labels: Annotated[
+        bool, _network("With --qat: learn from labels instead of the fp32 network's answers.", "--qat-labels")
+    ] = False,
+    backend: Annotated[
+        Literal["auto", "tensorrt", "tensorrt-rtx", "triton", "openvino", "onnxruntime"],
+        _network("With --qat: the backend of the engine."),
+    ] = "auto",
     data: Annotated[
         str | None,
         _images(
@@ -124,11 +138,13 @@ def train(
 
     - `rescompile train --recipe modern --show-recipe`
 
+    - `rescompile train --weights run/best.safetensors --qat --data cifar-10-batches-bin --output int8`
+
     - `torchrun --nproc-per-node 8 -m rescompile train --model resnet50 --data imagenet/ --sync-bn`
     """
     from rescompile.training.recipe import as_json, find_recipe
 
-    chosen = find_recipe(recipe.recipe or _usual(model, data), recipe.all_changes())
+    chosen = find_recipe(recipe.recipe or ("qat" if qat else _usual(model, data)), recipe.all_changes())
     if show_recipe:
         typer.echo(as_json(chosen))
         return
@@ -143,7 +159,8 @@ def train(
         data=data, output=output, model=model, shortcut=shortcut, weights=weights, new_head=new_head,
         validation_set=validation_set, classes=classes, recipe=chosen,
         precision=run.precision, fuse=run.fuse, compile=run.compile, resume=resume, seed=run.seed,
-        sync_bn=run.sync_bn, reproducible=not run.fastest, workers=run.workers,
+        sync_bn=run.sync_bn, reproducible=not run.fastest, workers=run.workers, qat=qat, backend=backend,
+        learned_scales=qat_scales == "learned", distill=not qat_labels,
     )  # fmt: skip
     with TerminalTraining() as progress:
         report = run_training(config, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,7 +27,9 @@ class Classified(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the output, where the engine has several."""
 
 
-def classify(directory: Path, photos: list[Path], *, top: int) -> tuple[Classified, ...]:
+def classify(
+    directory: Path, photos: list[Path], *, top: int, trusted_keys: Sequence[Path] = ()
+) -> tuple[Classified, ...]:
     """The ``top`` classes or labels of each photograph, or the values.
 
     Raises:
@@ -34,7 +37,7 @@ def classify(directory: Path, photos: list[Path], *, top: int) -> tuple[Classifi
         ImageSetError: a photograph cannot be read.
     """
     answers = []
-    with load(directory) as engine:
+    with load(directory, trusted_keys=trusted_keys) as engine:
         outputs = engine.manifest.outputs
         for photo in photos:
             found = in_order(engine(engine.preprocess(photo)), engine.manifest)

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     Given = NDArray[Any] | SupportsDLPack | SupportsCudaArray
     Answer = NDArray[np.float32] | dict[str, NDArray[np.float32]]
 
+MOST_WAITING = 4096
+"""Most requests that may wait in one engine; each keeps its images in memory."""
 _CLOSED = "this engine is closed; load it again"
 
 
@@ -52,6 +55,8 @@ class Engine:
             )
         self.parallel = runner.parallel if isinstance(runner, Concurrent) else 1
         """Calls that the engine works on at the same time."""
+        self._submitting = threading.Lock()
+        self._submitted: WeakSet[Future[Answer]] = WeakSet()
         # it starts threads when they are needed
         self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="rescompile")
 
@@ -81,15 +86,24 @@ class Engine:
 
         Raises:
             UsageError: see ``__call__``; later errors are raised by ``result``.
-            EngineError: the engine is closed.
+            EngineError: the engine is closed, or ``MOST_WAITING`` requests wait already.
         """
         checked = self._checked(images)
-        try:
-            return self._pool.submit(self._answer, checked)
-        except RuntimeError:
-            if not self._closed:
-                raise
-            raise EngineError(_CLOSED) from None
+        with self._submitting:
+            if len(self._submitted) >= MOST_WAITING:
+                self._submitted = WeakSet(each for each in self._submitted if not each.done())
+            if len(self._submitted) >= MOST_WAITING:
+                raise EngineError(
+                    f"{MOST_WAITING:,} requests wait already; wait for the results of some before you submit more"
+                )
+            try:
+                pending = self._pool.submit(self._answer, checked)
+            except RuntimeError:
+                if not self._closed:
+                    raise
+                raise EngineError(_CLOSED) from None
+            self._submitted.add(pending)
+            return pending
 
     def _answer(self, images: NDArray[Any] | DeviceImages) -> Answer:
         """Outputs for checked images."""

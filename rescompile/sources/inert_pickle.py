@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from rescompile.sources.payload_size import refuse_inflated, refuse_large_memo
+
 
 class StandIn:
     """An object that the file holds and that was not made."""
@@ -88,6 +90,11 @@ _KNOWN: dict[str, Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, **options: Any) -> None:
+        """Raise ValueError for a pickle that would fill the memory with a table of its objects."""
+        refuse_large_memo(file)
+        super().__init__(file, **options)
+
     def find_class(self, module: str, name: str) -> Any:
         """What a name of the file means: one of ``_KNOWN``, a tensor's storage, or a stand-in."""
         origin = f"{module}.{name}"
@@ -128,6 +135,7 @@ def load_inert(path: Path) -> object:
     payload = torch.load(
         path, map_location="cpu", weights_only=False, pickle_module=_InertPickle, encoding="latin1"
     )
+    refuse_inflated(payload, path.stat().st_size)
     return _plain(payload)
 
 

@@ -31,7 +31,7 @@ from rescompile.sources.network import SourceNetwork
 HDF5 = b"\x89HDF\r\n\x1a\n"
 _WAY = "save the whole model with model.save('model.keras') in the program that made it, and pass that file"
 _OTHER_WAY = "export the model to ONNX with Keras (model.export('model.onnx', format='onnx')) or tf2onnx, and pass that"
-_INFLATION = 16
+_INFLATION = 4
 """A file that unpacks to more than this many times its size is refused; trained weights hardly compress."""
 _MEBIBYTE = 1 << 20
 _DEEPEST = 8
@@ -87,6 +87,8 @@ class _File:
         self.layers: list[dict[str, Any]] = []
         self._dataset = h5py.Dataset
         self._limit = _INFLATION * path.stat().st_size + _MEBIBYTE
+        self._unpacked = 0
+        """Bytes of all weights that were read."""
         self.is_example = False
         """Whether the structure is that of Keras's example, and not of the file."""
         if zipfile.is_zipfile(path):
@@ -150,7 +152,8 @@ class _File:
                 raise ValueError(f"weights '{name}' are missing in the file")
             if data.is_virtual or data.external:
                 raise ValueError(f"weights '{name}' lie in another file")
-            if data.nbytes > self._limit or data.dtype.kind != "f":
+            self._unpacked += data.nbytes
+            if self._unpacked > self._limit or data.dtype.kind != "f":
                 raise ValueError(f"weights '{name}' are {data.dtype} {list(data.shape)}, which cannot be")
             values = np.asarray(data[()], np.float32)
             if not np.isfinite(values).all():

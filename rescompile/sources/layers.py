@@ -61,6 +61,29 @@ def layers_of(tensors: Mapping[str, Tensor]) -> tuple[list[Layer], list[str]]:
     return layers, strangers
 
 
+def in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` in the order of the network, as far as names tell, where the file sorts them as texts.
+
+    safetensors does, and so loses the order of definition: block 10 comes before block 2, ``classifier`` before
+    ``encoder``. Numbers are put in their order, and fully connected layers behind the convolutions.
+    """
+    if list(tensors) != sorted(tensors):
+        return dict(tensors)
+    names = sorted(tensors, key=_by_number)
+    last = max((at for at, name in enumerate(names) if tensors[name].ndim == 4), default=0)
+    early = {
+        name.rpartition(".")[0]
+        for name in names[:last]
+        if name.endswith(".weight") and tensors[name].ndim == 2 and not GATE.match(name)
+    }
+    names.sort(key=lambda name: name.rpartition(".")[0] in early)
+    return {name: tensors[name] for name in names}
+
+
+def _by_number(name: str) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+
+
 def linear_layers(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Fully connected layers, and 1x1 convolutions behind the blocks that serve as such, with their shapes."""
     found: dict[str, tuple[int, ...]] = {}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rescompile.errors import GraphError
 from rescompile.files import sha256_of
+from rescompile.graph.shared.hazards import endless_in, inflated_in
 
 if TYPE_CHECKING:
     import onnx
@@ -24,6 +25,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
+        words = endless_in(model) or inflated_in(model, model.ByteSize())
     except FileNotFoundError as error:
         missing = error.filename or path
         raise GraphError(f"{missing} does not exist; check the path given to --onnx") from None
@@ -32,6 +34,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise GraphError(f"{path} is not a valid ONNX model ({reason}); export it again") from None
+    if words:
+        raise GraphError(f"{path} {words}; export the network without that")
     return model
 
 

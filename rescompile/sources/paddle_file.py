@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rescompile.errors import CheckpointError, reason_of
+from rescompile.sources.payload_size import refuse_inflated, refuse_large_memo
 
 _RECONSTRUCT = np.ndarray((0,)).__reduce__()[0]
 _NAMES = {"._mean": ".running_mean", "._variance": ".running_var"}
@@ -44,7 +45,10 @@ def read_pdparams(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file cannot be read, or holds more than arrays.
     """
     try:
-        payload = _Arrays(io.BytesIO(path.read_bytes())).load()
+        content = io.BytesIO(path.read_bytes())
+        refuse_large_memo(content)
+        payload = _Arrays(content).load()
+        refuse_inflated(payload, path.stat().st_size)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({reason_of(error)}): check the path") from None
     except Exception as error:

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -24,19 +25,36 @@ Version = Literal["v1", "v2"]
 Progress = Callable[[int, int], None]
 """Called with (done, total) in bytes; total is 0 where the server does not say."""
 
-PUBLISHED: dict[tuple[str, str], str] = {
-    ("resnet18", "v1"): "resnet18-f37072fd.pth",
-    ("resnet34", "v1"): "resnet34-b627a593.pth",
-    ("resnet50", "v1"): "resnet50-0676ba61.pth",
-    ("resnet50", "v2"): "resnet50-11ad3fa6.pth",
-    ("resnet101", "v1"): "resnet101-63fe2227.pth",
-    ("resnet101", "v2"): "resnet101-cd907fc2.pth",
-    ("resnet152", "v1"): "resnet152-394f9c45.pth",
-    ("resnet152", "v2"): "resnet152-f82ba261.pth",
+
+@dataclass(frozen=True)
+class Published:
+    """One published file."""
+
+    sha256: str
+    """Of its contents; the publisher names the first eight digits, and one file is known by these alone."""
+    mebibytes: int
+    """Its size, rounded up: more is not fetched."""
+
+    def name(self, model: str) -> str:
+        """The publisher's name of the file."""
+        return f"{model}-{self.sha256[:8]}.pth"
+
+
+PUBLISHED: dict[tuple[str, str], Published] = {
+    ("resnet18", "v1"): Published("f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec", 45),
+    ("resnet34", "v1"): Published("b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f", 84),
+    ("resnet50", "v1"): Published("0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a", 98),
+    ("resnet50", "v2"): Published("11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca", 98),
+    ("resnet101", "v1"): Published("63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a", 171),
+    ("resnet101", "v2"): Published("cd907fc2a0de2292b2ba2b27d2216bc672d84632d1cf20058d01c0c03b5e020e", 171),
+    ("resnet152", "v1"): Published("394f9c45966e3651a89bbb78a48410a6755854ce4a5ab64927cf1c7247f85e58", 231),
+    ("resnet152", "v2"): Published("f82ba261", 231),
 }
-"""File by network and training recipe; the eight digits are the first of its SHA-256."""
+"""Files by network and training recipe."""
 
 PUBLISHER = "https://download.pytorch.org/models"
+SCHEMES = ("https://", "file:///")
+"""Beginnings of addresses from which weights are fetched."""
 _PIECE = 1 << 18
 _TIMEOUT_SECONDS = 30
 
@@ -44,23 +62,24 @@ _TIMEOUT_SECONDS = 30
 def fetch_pretrained(spec: ModelSpec, version: Version = "v1", *, progress: Progress | None = None) -> Path:
     """The file of published ImageNet weights of ``spec``, downloaded into the cache unless it is there already.
 
-    The environment variable RESCOMPILE_WEIGHTS_URL names a mirror (http, https or file) of torchvision's folder.
+    The environment variable RESCOMPILE_WEIGHTS_URL names a mirror (https or file) of torchvision's folder.
 
     Raises:
         UsageError: no such weights were published.
         DownloadError: the file cannot be fetched or stored, or has another hash.
     """
-    name = _published(spec, version)
+    published = _published(spec, version)
+    name = published.name(spec.name)
     url = f"{_mirror()}/{name}"
     target = cache_directory() / name
     try:
-        if target.is_file() and sha256_of(target).startswith(_expected(name)):
+        if target.is_file() and sha256_of(target).startswith(published.sha256):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_stream(target) as stream:
-            if not _download(url, stream, target, progress).startswith(_expected(name)):
+            if not _download(url, stream, target, published, progress).startswith(published.sha256):
                 raise DownloadError(
-                    f"{url} does not have its published SHA-256 ({_expected(name)}…) and was thrown away: "
+                    f"{url} does not have its published SHA-256 ({published.sha256[:8]}…) and was thrown away: "
                     "try again, or set RESCOMPILE_WEIGHTS_URL to another mirror"
                 )
     except OSError as error:
@@ -81,7 +100,7 @@ def pretrained_preprocess(spec: ModelSpec, version: Version = "v1") -> Preproces
     return IMAGENET if version == "v1" else msgspec.structs.replace(IMAGENET, resize=232)
 
 
-def _published(spec: ModelSpec, version: str) -> str:
+def _published(spec: ModelSpec, version: str) -> Published:
     versions = [known for model, known in PUBLISHED if model == spec.name]
     if not versions:
         raise UsageError(
@@ -100,16 +119,29 @@ def _published(spec: ModelSpec, version: str) -> str:
 
 def _mirror() -> str:
     base = os.environ.get("RESCOMPILE_WEIGHTS_URL") or PUBLISHER
-    if not base.startswith(("https://", "http://", "file:///")):
-        raise UsageError(f"RESCOMPILE_WEIGHTS_URL is '{base}', which is not an http, https or file address")
+    if not base.startswith(SCHEMES):
+        raise UsageError(
+            f"RESCOMPILE_WEIGHTS_URL is '{base}', which is not an https or file address: weights are fetched over an "
+            "encrypted connection or from a disk"
+        )
     return base.rstrip("/")
 
 
-def _expected(name: str) -> str:
-    return Path(name).stem.rpartition("-")[2]
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to another address, but not to an unencrypted one."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        """The request that follows; raises URLError where its address is of another kind."""
+        if not newurl.startswith(SCHEMES[:-1]):
+            raise urllib.error.URLError("it leads to an address that is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _download(url: str, stream: BinaryIO, target: Path, progress: Progress | None) -> str:
+def _download(
+    url: str, stream: BinaryIO, target: Path, published: Published, progress: Progress | None
+) -> str:
     """Write the body of ``url`` to ``stream``, and return its SHA-256.
 
     Raises:
@@ -118,6 +150,10 @@ def _download(url: str, stream: BinaryIO, target: Path, progress: Progress | Non
     """
     digest, done = hashlib.sha256(), 0
     for piece, total in _pieces(url, target):
+        if done + len(piece) > published.mebibytes << 20:
+            raise _not_fetched(
+                url, target, f"it is larger than the {published.mebibytes} MiB of the published file"
+            )
         stream.write(piece)
         digest.update(piece)
         done += len(piece)
@@ -130,7 +166,7 @@ def _pieces(url: str, target: Path) -> Iterator[tuple[bytes, int]]:
     """The body of ``url`` in pieces, each with the size of the whole in bytes (0 if unknown)."""
     request = urllib.request.Request(url, headers={"User-Agent": "rescompile"})
     try:
-        response: Any = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+        response: Any = urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT_SECONDS)
         with closing(response):
             total = int(response.headers.get("Content-Length") or 0)
             done = 0

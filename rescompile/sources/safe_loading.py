@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from rescompile.errors import CheckpointError, reason_of
 from rescompile.sources.inert_pickle import load_inert
 from rescompile.sources.paddle_file import read_pdparams
+from rescompile.sources.payload_size import bytes_allowed, refuse_inflated
 
 _HOW_TO_SAVE = (
     "in the program that made it, save the weights alone with torch.save(model.state_dict(), 'weights.pth'), "
@@ -97,8 +98,13 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {Path(name).name for name in archive.namelist()}
+            unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or incomplete ({reason_of(error)}): {_AGAIN}") from None
+    if unpacked > bytes_allowed(path.stat().st_size):
+        raise CheckpointError(
+            f"{path} unpacks to {unpacked:,} bytes, far more than its size: save it again with torch.save"
+        )
     if "constants.pkl" in members:
         raise CheckpointError(f"{path} is a TorchScript program, not a checkpoint: {_HOW_TO_SAVE}")
     if "data.pkl" not in members:
@@ -113,6 +119,7 @@ def _torch_payload(path: Path) -> object:
             # torch warns about unusual pickle protocols before it refuses or reads them
             warnings.simplefilter("ignore")
             payload: object = torch.load(path, map_location="cpu", weights_only=True)
+        refuse_inflated(payload, path.stat().st_size)
     except (pickle.UnpicklingError, UnicodeDecodeError):
         payload = _inert(path)
     except Exception as error:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rescompile.errors import CheckpointError
 from rescompile.sources.identification import identify
-from rescompile.sources.layers import TRUNK, linear_layers
+from rescompile.sources.layers import TRUNK, in_order, linear_layers
 from rescompile.sources.plans import torchvision_layers
 from rescompile.wording import listing
 
@@ -48,7 +48,7 @@ def canonical(tensors: Mapping[str, Tensor], path: Path, wanted: str | None = No
     Raises:
         CheckpointError: several networks or heads in one file, two tensors with one name, or another type than float.
     """
-    cleaned = _masked({name: tensor for name, tensor in tensors.items() if _is_weight(name)}, path)
+    cleaned = in_order(_masked({name: tensor for name, tensor in tensors.items() if _is_weight(name)}, path))
     prefix, others = _prefix(cleaned, path, wanted)
     cleaned = {name: tensor for name, tensor in cleaned.items() if not name.startswith(others)}
     inside = {

@@ -21,16 +21,16 @@ from rescompile.optional import installed, require
 from rescompile.presenting.html.training_page import render_training
 from rescompile.presenting.plots.training import curves
 from rescompile.progress import SilentTraining, TrainingProgress
-from rescompile.report import EpochRecord, TrainingReport
+from rescompile.report import TrainingReport
 from rescompile.sources.class_names import read_class_names
-from rescompile.sources.trained import Trained
 from rescompile.training.data import DIGITS, TrainingData, open_data
 from rescompile.training.feed import Feed, calibration_sample, open_feed
-from rescompile.training.loop import Loop, Precision
+from rescompile.training.keeping import Origin, WeightKeeper
+from rescompile.training.loop import Keeper, Loop, Loss, Precision
 from rescompile.training.networks import Start, network_with_weights, new_network, parameters_of
 from rescompile.training.processes import Process, joined, synchronized
 from rescompile.training.recipe import Recipe
-from rescompile.training.run_folder import BEST, LAST, RunFolder, Settings
+from rescompile.training.run_folder import RunFolder, Settings
 
 Fuse = Literal["auto", "on", "off"]
 CALIBRATION, TEST = "calibration.npz", "test.npz"
@@ -61,6 +61,13 @@ class TrainConfig:
     """Whether a GPU takes only kernels that give the same bits each time."""
     workers: int = 4
     epochs_per_checkpoint: int = 1
+    qat: bool = False
+    """Fine-tune for INT8."""
+    backend: str = "auto"
+    """The backend whose INT8 that is."""
+    learned_scales: bool = False
+    distill: bool = True
+    """Whether ``qat`` learns from the fp32 network, and not from the labels."""
 
     def __post_init__(self) -> None:
         if self.model is None and self.weights is None:
@@ -70,6 +77,10 @@ class TrainConfig:
         if self.new_head and self.weights is None:
             raise UsageError(
                 "--new-head replaces the classifier of --weights, which were not passed: leave it out"
+            )
+        if self.qat and (self.weights is None or self.new_head):
+            raise UsageError(
+                "--qat fine-tunes a network that is trained already: pass its --weights, no --new-head"
             )
 
 
@@ -92,14 +103,14 @@ def train(config: TrainConfig, progress: TrainingProgress | None = None) -> Trai
             workers=config.workers,
         )  # fmt: skip
         folder = RunFolder(config.output)
-        fused = _is_fused(config.fuse, process)
+        fused = not config.qat and _is_fused(config.fuse, process)
         if process.writes:
             folder.open(_settings(config, data, start, recipe, fused=fused), resume=config.resume)
-        network, notes = _prepared(start.network, process, fused=fused, sync_bn=config.sync_bn)
-        keeper = _Keeper(folder, start, feed, recipe, data)
+        network, notes, keeper, loss = _subject(config, start, feed, data, folder, process, fused=fused)
         loop = Loop(
             network=network, recipe=recipe, feed=feed, process=process, folder=folder, keeper=keeper,
             progress=(progress or SilentTraining()) if process.writes else SilentTraining(), name=start.spec.name,
+            loss=loss,
             precision=config.precision, compiled=config.compile,
             slow_start=bool(recipe.slow_start_depth) and start.spec.depth >= recipe.slow_start_depth,
             epochs_per_checkpoint=config.epochs_per_checkpoint,
@@ -151,7 +162,42 @@ def _settings(
         fused=fused,
         sync_bn=config.sync_bn,
         weights_sha256=start.weights_sha256,
+        kind=f"qat for {config.backend}" + " with learned scales" * config.learned_scales
+        if config.qat
+        else "train",
     )
+
+
+def _subject(
+    config: TrainConfig,
+    start: Start,
+    feed: Feed,
+    data: TrainingData,
+    folder: RunFolder,
+    process: Process,
+    *,
+    fused: bool,
+) -> tuple[nn.Module, tuple[str, ...], Keeper, Loss | None]:
+    """The module that is trained, notes on it, what writes its weights, and its loss where that is not the usual."""
+    if not config.qat:
+        network, notes = _prepared(start.network, process, fused=fused, sync_bn=config.sync_bn)
+        return (
+            network,
+            notes,
+            WeightKeeper(folder, Origin(start, feed, config.recipe, data, CALIBRATION)),
+            None,
+        )
+    from rescompile.training.quantization_aware import TABLE, QuantizedKeeper, distillation, prepare
+
+    assert config.weights is not None
+    origin = Origin(start, feed, config.recipe, data, TABLE)
+    prepared = prepare(
+        config.weights, start, origin, backend=config.backend, learned_scales=config.learned_scales,
+        images=CALIBRATION_IMAGES,
+    )  # fmt: skip
+    loss = distillation(prepared.teacher, process.device) if config.distill else None
+    keeper = QuantizedKeeper(folder, origin, prepared.table)
+    return prepared.network.to(process.device), (), keeper, loss
 
 
 def _is_fused(wish: Fuse, process: Process) -> bool:
@@ -197,29 +243,3 @@ def _write_npz(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64])
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=images, labels=labels)
     atomic_write(path, buffer.getbuffer())
-
-
-@dataclass(frozen=True, eq=False)
-class _Keeper:
-    """Writes ``last.safetensors`` and ``best.safetensors``."""
-
-    folder: RunFolder
-    start: Start
-    feed: Feed
-    recipe: Recipe
-    data: TrainingData
-
-    def keep(self, network: nn.Module, record: EpochRecord, *, best: bool) -> None:
-        """See ``loop.Keeper``."""
-        trained = Trained(
-            model=self.start.spec.name,
-            preprocess=self.feed.preprocess,
-            classes=self.data.class_names,
-            data=self.data.name,
-            recipe=msgspec.to_builtins(self.recipe),
-            step=record.step,
-            test_error=record.test_error,
-            calibration=CALIBRATION,
-        )
-        for name in (LAST, *([BEST] if best else [])):
-            self.folder.write_tensors(name, network.state_dict(), trained.metadata())

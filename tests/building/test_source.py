@@ -74,10 +74,17 @@ def test_imagenet_classes_have_their_names() -> None:
 def test_an_export_that_computes_something_else_is_refused(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(*given: object, **options: object) -> Any:
-        return lambda images: np.ones((len(images), 10), np.float32)
+    class Wrong:
+        def __init__(self, *given: object, **options: object) -> None:
+            pass
 
-    monkeypatch.setattr("rescompile.building.fidelity.reference_session", wrong)
+        def __call__(self, images: Any) -> Any:
+            return np.ones((len(images), 10), np.float32)
+
+        def tensors(self, images: Any) -> dict[str, Any]:
+            return {"logits": self(images)}
+
+    monkeypatch.setattr("rescompile.building.fidelity.reference_session", Wrong)
     with pytest.raises(
         GraphError, match=r"exported graph differs from the network itself by .*at most 0\.0001"
     ):

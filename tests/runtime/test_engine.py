@@ -332,3 +332,10 @@ def test_loading_needs_neither_torch_nor_onnx(tmp_path: Path, backend: str) -> N
         check=False,
     )
     assert (done.stderr, done.stdout) == ("", "[]\n")
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1.5, 1e9])
+def test_a_tolerance_at_which_the_self_test_says_nothing_is_refused(folder: Path, tolerance: float) -> None:
+    resealed(folder, golden_relative_rms=tolerance)
+    with pytest.raises(EngineError, match="its self-test would say nothing"):
+        load(folder)

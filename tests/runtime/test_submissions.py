@@ -233,3 +233,18 @@ def test_submitting_needs_neither_torch_nor_onnx_nor_triton(built: dict[str, Pat
         [sys.executable, "-c", LIGHT, str(built["openvino"])], capture_output=True, text=True, check=False
     )
     assert (done.stderr, done.stdout) == ("", "[]\n")
+
+
+def test_requests_that_may_wait_are_counted(built: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each keeps its images in memory, so a caller that never waits would fill it."""
+    monkeypatch.setattr("rescompile.runtime.engine.MOST_WAITING", 3)
+    with load(built["onnxruntime"]) as engine:
+        with engine._lock:  # nothing is answered meanwhile
+            pending = [engine.submit(sample_images(1)) for _ in range(3)]
+            with pytest.raises(EngineError, match="3 requests wait already"):
+                engine.submit(sample_images(1))
+        for each in pending:
+            each.result(timeout=60)
+        for _ in range(7):  # those that are answered do not count, though their results are kept
+            pending.append(engine.submit(sample_images(1)))
+            pending[-1].result(timeout=60)

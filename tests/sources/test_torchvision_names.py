@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from rescompile.errors import CheckpointError
-from rescompile.sources.layers import linear_layers
+from rescompile.models.random_weights import random_model
+from rescompile.models.registry import find, with_options
+from rescompile.sources.layers import in_order, linear_layers
 from rescompile.sources.torchvision_names import canonical
 from rescompile.wording import listing
 
@@ -224,3 +227,47 @@ def test_layers_of_the_blocks_are_not_called_linear(request, network):
     assert last.startswith("m")
     head = {"head.weight": torch.ones(7, 64, 1, 1), "attention.se.fc1.weight": torch.ones(7, 64, 1, 1)}
     assert set(linear_layers({name: state[name] for name in state if "fc" not in name} | head)) == {"head"}
+
+
+def hugging_faces(name):
+    """The name that transformers gives to a layer of a ResNet."""
+    name = re.sub(
+        r"layer(\d)\.(\d+)\.", lambda m: f"resnet.encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.", name
+    )
+    name = re.sub(
+        r"(conv|bn)(\d)\.(\w+)$",
+        lambda m: f"layer.{int(m[2]) - 1}.{m[1]}.{m[3]}" if "." in name[:8] else m[0],
+        name,
+    )
+    for ours, theirs in (
+        ("downsample.0", "shortcut.conv"), ("downsample.1", "shortcut.bn"),
+        ("conv1.", "resnet.embedder.embedder.conv."),
+        ("bn1.", "resnet.embedder.embedder.bn."), ("conv.", "convolution."), ("bn.", "normalization."),
+        ("fc.", "classifier.1."),
+    ):  # fmt: skip
+        name = name.replace(ours, theirs)
+    return name
+
+
+def test_names_that_safetensors_sorted_are_put_in_order():
+    """Block 10 comes before block 2 in the file, and the classifier before all others."""
+    spec = with_options(find(depth=None, name="resnet74-cifar"), shortcut="B")
+    state = random_model(spec, 10, seed=1)[0].state_dict()
+    theirs = dict(sorted((hugging_faces(name), tensor) for name, tensor in state.items()))
+    assert next(iter(theirs)) == "classifier.1.bias"
+    assert "resnet.encoder.stages.2.layers.11.layer.1.normalization.weight" in theirs
+    found = canonical(theirs, HERE)
+    assert found.foreign
+    assert set(found.state_dict) == {name for name in state if "num_batches" not in name}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict.items())
+
+
+def test_the_order_of_a_file_that_is_not_sorted_stays():
+    names = ["b.1.weight", "b.10.weight", "a.weight"]
+    assert list(in_order({name: torch.ones(1, 1, 1, 1) for name in names})) == names
+    gate = {
+        "a.se.0.weight": torch.ones(2, 2),
+        "b.weight": torch.ones(1, 1, 3, 3),
+        "c.weight": torch.ones(2, 2),
+    }
+    assert list(in_order(gate)) == list(gate)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rescompile.backends.base import RunOptions
+from rescompile.backends.openvino.compile import core
 from rescompile.cache import CompiledEngines, compiled_engines, key_of
 from rescompile.engine_files import EngineFiles
 
@@ -31,10 +32,8 @@ class CompiledModels:
         content = self._store.read(self._key)
         if content is None:
             return None
-        import openvino as ov
-
         try:
-            return ov.Core().import_model(content, "CPU", self._settings)
+            return core().import_model(content, "CPU", self._settings)
         except RuntimeError:
             self._store.forget(self._key)
             return None

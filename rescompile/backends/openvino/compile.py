@@ -9,17 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rescompile.backends.base import RUN_DEFAULTS, RunOptions
 from rescompile.engine_files import EngineSource, files_in
-from rescompile.errors import BackendError
+from rescompile.errors import BackendError, EngineError
 from rescompile.manifest import OPENVINO_MODEL, OPENVINO_WEIGHTS
 
 TUNING = {"SNIPPETS_MODE": "DISABLE"}
 """Not in OpenVINO's manual: with its fusion of elementwise chains on, an identity block's add is no longer fused
 into the convolution before it. The numbers are the same to the bit."""
+
+
+@cache
+def core() -> Any:
+    """OpenVINO itself, one for the process: the libraries that read a model must outlive it."""
+    import openvino as ov
+
+    return ov.Core()
 
 
 def settings_of(options: RunOptions, *, tuned: bool = True) -> dict[str, Any]:
@@ -56,17 +65,16 @@ def compile_noting(
     """``compile_model``, and notes on settings that this OpenVINO does not know."""
     import openvino as ov
 
-    core = ov.Core()
-    model = core.read_model(source) if isinstance(source, (Path, bytes)) else source
+    model = core().read_model(source) if isinstance(source, (Path, bytes)) else source
     settings = settings_of(options, tuned=False) | ({"PERF_COUNT": "YES"} if counters else {})
     if not tuned:
-        return core.compile_model(model, "CPU", settings), ()
+        return core().compile_model(model, "CPU", settings), ()
     try:
-        return core.compile_model(model, "CPU", settings | TUNING), ()
+        return core().compile_model(model, "CPU", settings | TUNING), ()
     except RuntimeError as error:
         if not any(key in str(error) for key in TUNING):
             raise
-    return core.compile_model(model, "CPU", settings), (
+    return core().compile_model(model, "CPU", settings), (
         f"OpenVINO {ov.__version__} does not know {', '.join(TUNING)}: fewer residual adds are fused",
     )
 
@@ -78,10 +86,19 @@ def read_payload(source: EngineSource) -> Any:
         RuntimeError: OpenVINO refuses the model.
         EngineError: a file is missing or cannot be read.
     """
-    import openvino as ov
-
     files = files_in(source)
-    return ov.Core().read_model(files.read(OPENVINO_MODEL), files.read(OPENVINO_WEIGHTS))
+    model = core().read_model(files.read(OPENVINO_MODEL), files.read(OPENVINO_WEIGHTS))
+    for operation in model.get_ops():
+        if operation.get_type_name() in _LOOPS:
+            raise EngineError(
+                f"{files.path(OPENVINO_MODEL)} has a {operation.get_type_name()}, and nothing bounds how often it "
+                "runs; build the engine again"
+            )
+    return model
+
+
+_LOOPS = {"Loop", "TensorIterator"}
+"""OpenVINO's operations that repeat a graph; no image network that is built here has one."""
 
 
 @contextmanager

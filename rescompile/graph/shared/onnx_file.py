@@ -6,8 +6,8 @@ from pathlib import Path
 
 import onnx
 
-from rescompile.engine_files import external_file
 from rescompile.errors import GraphError
+from rescompile.graph.shared.hazards import hazard_in
 
 REMEDY = "pass a graph that rescompile made"
 
@@ -27,10 +27,8 @@ def read_graph(path: Path, content: bytes | None = None) -> onnx.ModelProto:
     except (OSError, DecodeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise GraphError(f"{path} cannot be read as ONNX ({reason}); {REMEDY}") from None
-    if name := external_file(content):
-        raise GraphError(
-            f"{path} has weights in another file, {name!r}, which rescompile never writes; {REMEDY}"
-        )
+    if words := hazard_in(proto):
+        raise GraphError(f"{path} {words}; {REMEDY}")
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = [entry for entry in proto.graph.input if entry.name not in constants]
     if len(inputs) != 1 or not proto.graph.output:

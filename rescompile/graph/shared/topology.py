@@ -5,12 +5,12 @@ Nothing here changes the graph.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 
 import onnx
 import onnx_graphsurgeon as gs
 
+from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.constant_channels import can_read_constant_channels
 from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.links import (
@@ -24,11 +24,7 @@ from rescompile.graph.shared.links import (
     weight_of,
 )
 from rescompile.graph.shared.metadata import block_ends, float_reasons, float_reasons_in
-from rescompile.graph.shared.names import INPUT, OUTPUT, PIXELS
-
-_BLOCK = re.compile(r"(?:net\d+\.)?(?:layer\d+\.\d+|(?:stem|join|head|unit)\d*)(?=\.|$)")
-_STEM = (INPUT, "conv1", "relu1", "maxpool", PIXELS, "preprocess")
-_HEAD = ("avgpool", "flatten", "fc", OUTPUT)
+from rescompile.graph.shared.names import INPUT
 
 
 def skip_sources(graph: gs.Graph) -> dict[str, str]:
@@ -148,20 +144,6 @@ def block_outputs(model: onnx.ModelProto) -> dict[str, str]:
         **{block: f"{block}.relu" for block in blocks},
         "fc": model.graph.output[0].name,
     }
-
-
-def named_block(name: str) -> str | None:
-    """The block of the node that ``name`` is or begins with, as ``block_outputs`` calls it; None for other names."""
-    if found := _BLOCK.match(name):
-        return found[0]
-    if name.startswith(_HEAD):
-        return "fc"
-    return "stem" if name.startswith(_STEM) else None
-
-
-def block_of(node: str) -> str:
-    """The block of a node or tensor of one of our graphs; all in front of the residual blocks is the stem."""
-    return named_block(node) or "stem"
 
 
 def maker_block(tensor: gs.Tensor) -> str | None:

@@ -14,7 +14,7 @@ from rescompile.backends.openvino.compile import compile_model, settings_of
 from tests.backends.engines import build
 
 ROOT = Path(rescompile.__file__).parents[1]
-COMPILES = re.compile(r"\b(?:ov|core|Core\(\))\.compile_model\(")
+COMPILES = re.compile(r"\b(?:ov|core|[cC]ore\(\))\.compile_model\(")
 ALLOWED = {
     "rescompile/backends/openvino/compile.py",
     # these are the servers, which have their own settings

@@ -1,0 +1,180 @@
+"""The deployable graph in PyTorch, with weights that can be trained: rounding has the gradient of the identity.
+
+Structure, quantizers and zero points are those of the graph that the builder made, and weights are rounded as the
+builder rounds them, so what is trained is what will be deployed:
+
+    weights      scale by ``calibration.scales`` from the largest magnitude of each output channel, in every step anew
+    activations  scale of the calibration table, or learned from there (Esser et al., 2020)
+    pixels       the change of the first weights by ``graph.pixels``, in float64 as there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from calibration.network import Network, Node
+from calibration.operators import WEIGHTED_OPS
+from calibration.scales import LEVELS, scales_of
+
+_LOWEST, _HIGHEST = -128, 127
+Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Factor and offset of every channel."""
+
+
+class FakeQuantized(nn.Module):
+    """Normalized images [N, C, H, W] to logits, as the deployable graph computes them.
+
+    Args:
+        exact: folded fp32 graph, whose weights and biases are the first values of the parameters.
+        quantized: the same with Q/DQ.
+        pixels: how the first convolution's input was changed from ``exact`` to ``quantized``, if it was.
+        shared: tensors whose quantizer has the scale of another one.
+        levels: largest integer of a node's weights, where it is not 127.
+        learned_scales: whether scales of activations are parameters too.
+    """
+
+    def __init__(
+        self,
+        exact: onnx.ModelProto,
+        quantized: onnx.ModelProto,
+        *,
+        pixels: Affine | None,
+        shared: Mapping[str, str],
+        levels: Mapping[str, int],
+        learned_scales: bool,
+    ) -> None:
+        super().__init__()
+        self._graph = Network(quantized)
+        self._pixels, self._levels = pixels, dict(levels)
+        restored = {node.output[0] for node in quantized.graph.node if node.op_type == "DequantizeLinear"}
+        constants = {tensor.name: tensor for tensor in exact.graph.initializer}
+        before = {node.name: node for node in exact.graph.node}
+        self._weighted = [node for node in self._graph.nodes if node.op in WEIGHTED_OPS]
+        self._rounded = {node.name for node in self._weighted if node.inputs[1] in restored}
+        first = exact.graph.input[0].name
+        self._reads_image = {
+            name for name, node in before.items() if node.op_type == "Conv" and node.input[0] == first
+        }
+        self.weights, self.biases, self.scales = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        for node in self._weighted:
+            weight, bias = (
+                numpy_helper.to_array(constants[name]).copy() for name in before[node.name].input[1:3]
+            )
+            self.weights[_key(node.name)] = nn.Parameter(torch.from_numpy(weight))
+            self.biases[_key(node.name)] = nn.Parameter(torch.from_numpy(bias))
+        quantizers = [node for node in self._graph.nodes if node.op == "QuantizeLinear"]
+        self._scale_of = {node.inputs[1]: shared.get(node.inputs[0], node.inputs[0]) for node in quantizers}
+        for node in quantizers if learned_scales else []:
+            tensor = self._scale_of[node.inputs[1]]
+            if (
+                pixels is None or tensor != quantizers[0].inputs[0]
+            ):  # pixels have the scale that rounds nothing
+                value = torch.log(self._graph.constants[node.inputs[1]].double()).float()
+                self.scales[_key(tensor)] = nn.Parameter(value.reshape(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        return self.run(images)
+
+    def run(self, images: Tensor, observe: Callable[[Node, Tensor], None] | None = None) -> Tensor:
+        """The logits; ``observe`` is called with each node's output, which is integers for a QuantizeLinear."""
+        graph = self._graph
+        if next(iter(graph.constants.values())).device != images.device:
+            graph.constants = {name: tensor.to(images.device) for name, tensor in graph.constants.items()}
+        self._install()
+        values = {graph.input: images}
+        for index, node in enumerate(graph.nodes):
+            values[node.output] = self._step(node, values)
+            if observe:
+                observe(node, values[node.output])
+            for name in graph.finished(index):
+                del values[name]
+        return values[graph.output]
+
+    def integers(self, node: str) -> Tensor:
+        """The int8 weights of a node, as the builder rounds them."""
+        weight, _ = self._parameters_of(node)
+        return _rounded(weight, self._steps(node, weight))
+
+    def exact_parameters(self, node: str) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a node in the fp32 graph."""
+        return self.weights[_key(node)].detach(), self.biases[_key(node)].detach()
+
+    @property
+    def nodes(self) -> list[str]:
+        """Nodes with weights, in the order of execution."""
+        return [node.name for node in self._weighted]
+
+    def constant(self, name: str) -> Tensor:
+        """A constant of the quantized graph, as it is used now."""
+        return self._scale(name).detach() if name in self._scale_of else self._graph.constants[name].detach()
+
+    def activation_scales(self) -> dict[str, float]:
+        """Scale of every quantized activation by tensor."""
+        return {tensor: float(self._scale(name).detach()) for name, tensor in self._scale_of.items()}
+
+    def _install(self) -> None:
+        """Put the parameters into the graph, rounded."""
+        for node in self._weighted:
+            weight, bias = self._parameters_of(node.name)
+            if node.name in self._rounded:
+                steps = self._steps(node.name, weight)
+                # the value is rounded, the gradient passes
+                weight = weight + (_rounded(weight, steps) * steps - weight).detach()
+            self._graph.constants[node.inputs[1]] = weight
+            self._graph.constants[node.inputs[2]] = bias
+
+    def _parameters_of(self, node: str) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a node as the quantized graph has them before rounding."""
+        weight, bias = self.weights[_key(node)], self.biases[_key(node)]
+        if self._pixels is None or node not in self._reads_image:
+            return weight, bias
+        factor, offset = (torch.from_numpy(values).to(weight.device) for values in self._pixels)
+        changed = weight.double() / factor[:, None, None]
+        return changed.float(), (bias.double() - changed.sum((2, 3)) @ offset).float()
+
+    def _steps(self, node: str, weight: Tensor) -> Tensor:
+        amax = weight.detach().flatten(1).abs().amax(1)
+        steps = torch.from_numpy(scales_of(amax.cpu().numpy(), self._levels.get(node, LEVELS)))
+        return steps.to(weight.device).reshape(-1, *[1] * (weight.ndim - 1))
+
+    def _step(self, node: Node, values: dict[str, Tensor]) -> Tensor:
+        if node.op == "QuantizeLinear":
+            scale, zero = self._scale(node.inputs[1]), self._graph.constants[node.inputs[2]].float()
+            exact = values[node.inputs[0]] / scale
+            inside = (exact + zero).clamp(_LOWEST, _HIGHEST)
+            stored: Tensor = (
+                inside + ((exact.detach().round() + zero).clamp(_LOWEST, _HIGHEST) - inside).detach()
+            )
+            return stored
+        if node.op == "DequantizeLinear" and node.inputs[0] in values:
+            zero = self._graph.constants[node.inputs[2]].float()
+            restored: Tensor = (values[node.inputs[0]] - zero) * self._scale(node.inputs[1])
+            return restored
+        return self._graph.step(node, values)
+
+    def _scale(self, name: str) -> Tensor:
+        fixed = self._graph.constants[name]
+        tensor = self._scale_of[name]
+        if _key(tensor) not in self.scales:
+            return fixed
+        exact = self.scales[_key(tensor)].exp()
+        # one that FP16 holds, as in the table
+        held = scales_of(exact.detach().cpu().double().numpy().reshape(1) * LEVELS)
+        return exact + (torch.from_numpy(held).to(exact.device)[0] - exact).detach()
+
+
+def _rounded(weight: Tensor, steps: Tensor) -> Tensor:
+    return (weight.detach() / steps).round().clamp(_LOWEST, _HIGHEST)
+
+
+def _key(name: str) -> str:
+    """A node's name as that of a parameter, which has no dots."""
+    return name.replace(".", "/")

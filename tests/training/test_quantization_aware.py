@@ -1,0 +1,184 @@
+"""``--qat``: the trained network is the deployable graph, integer by integer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+import rescompile
+from calibration.network import Node
+from calibration.preprocess import normalize
+from rescompile.errors import UsageError
+from rescompile.sources.trained import read_trained
+from rescompile.training import quantization_aware
+from rescompile.training.fake_quantized import FakeQuantized
+from rescompile.training.recipe import find_recipe
+from rescompile.training.train import TrainConfig, train
+
+
+def trained(folder: Path, images: Path, model: str, *changes: str) -> Path:
+    recipe = find_recipe("digits", ["steps=24", "batch_size=16", "learning_rate=0.02", *changes])
+    train(TrainConfig(data=str(images), output=folder, recipe=recipe, model=model))
+    return folder / "best.safetensors"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    draw = np.random.default_rng(0)
+    labels = np.arange(96) % 4
+    pixels = draw.integers(0, 120, (96, 8, 8, 3)) + (40 * labels)[:, None, None, None]
+    path = tmp_path_factory.mktemp("images") / "train.npz"
+    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
+    return path
+
+
+def fine_tuned(
+    weights: Path, images: Path, output: Path, monkeypatch: pytest.MonkeyPatch, **options: object
+) -> FakeQuantized:
+    """The network in the state of ``best.safetensors``."""
+    kept: list[tuple[FakeQuantized, dict[str, torch.Tensor]]] = []
+    original = quantization_aware.QuantizedKeeper.keep
+
+    def keep(self: object, network: FakeQuantized, record: object, *, best: bool) -> None:
+        original(self, network, record, best=best)  # type: ignore[arg-type]
+        if best:
+            kept.append((network, {name: tensor.clone() for name, tensor in network.state_dict().items()}))
+
+    monkeypatch.setattr(quantization_aware.QuantizedKeeper, "keep", keep)
+    changes = ["steps=12", "batch_size=16", "learning_rate=0.003", "augmentation=none"]
+    recipe = find_recipe("qat", changes)
+    train(
+        TrainConfig(
+            data=str(images),
+            output=output,
+            recipe=recipe,
+            weights=weights,
+            qat=True,
+            **options,  # type: ignore[arg-type]
+        )
+    )
+    network, state = kept[-1]
+    network.load_state_dict(state)
+    return network
+
+
+def check_layers(network: FakeQuantized, x: np.ndarray, expected: dict[str, np.ndarray]) -> None:
+    """Every quantizer's integers, each layer on the graph's own integers; ours may differ next to a tie alone."""
+    exact = {"input": torch.from_numpy(x)}
+    seen = []
+
+    def observe(node: Node, value: torch.Tensor) -> None:
+        if node.op == "QuantizeLinear":
+            theirs = torch.from_numpy(expected[node.output].astype(np.float32))
+            # sums in another order can fall on the other side of a tie
+            apart = value != theirs
+            assert float(apart.float().mean()) < 1e-4, node.output
+            assert float((value - theirs).abs().max()) <= 1, node.output
+            zero = network.constant(node.inputs[2]).float()
+            steps = exact[node.inputs[0]] / network.constant(node.inputs[1]) + zero
+            distance = (steps - steps.floor() - 0.5).abs()[apart]
+            assert not len(distance) or float(distance.max()) < 1e-3, node.output
+            seen.append(node.output)
+            value.copy_(theirs)
+        else:
+            exact[node.output] = value
+
+    with torch.no_grad():
+        logits = network.run(torch.from_numpy(x), observe).numpy()
+    assert set(seen) == set(expected) - {"logits"}
+    np.testing.assert_allclose(logits, expected["logits"], atol=1e-4 * np.abs(expected["logits"]).max())
+
+
+def integers_in(path: Path, x: np.ndarray) -> dict[str, np.ndarray]:
+    model = onnx.load(path)
+    names = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    values = session.run(None, {model.graph.input[0].name: x})
+    return dict(zip([model.graph.output[0].name, *names], values, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "normalization", "backend", "learned"),
+    [
+        ("resnet8-cifar", "pixel-mean", "openvino", False),
+        ("resnet8-cifar", "imagenet", "openvino", True),
+        ("resnet11-cifar-bottleneck", "channel-mean", "openvino", False),
+        ("plain8-cifar", "imagenet", "openvino", True),
+    ],
+)
+def test_the_deployable_graph_is_what_was_trained(
+    model: str,
+    normalization: str,
+    backend: str,
+    learned: bool,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = trained(tmp_path / "fp32", images, model, f"normalization={normalization}")
+    network = fine_tuned(
+        weights, images, tmp_path / "int8", monkeypatch, backend=backend, learned_scales=learned
+    )
+    best = tmp_path / "int8/best.safetensors"
+    report = rescompile.build(best, output=tmp_path / "engine", validation=images, backend=backend)
+    assert report.calibration is not None
+    graph = onnx.load(tmp_path / "engine/model.onnx")
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    for node in network.nodes:
+        np.testing.assert_array_equal(
+            constants[f"{node}.weight.int8"], network.integers(node).numpy(), err_msg=node
+        )
+    for tensor, scale in network.activation_scales().items():
+        assert constants[f"{tensor}.scale"] == np.float32(scale)
+    known = read_trained(best)
+    assert known is not None
+    pixels = np.random.default_rng(1).integers(0, 256, (1000, 8, 8, 3)).astype(np.uint8)
+    x = normalize(pixels, known.preprocess)
+    check_layers(network, x, integers_in(tmp_path / "engine/model.onnx", x))
+
+
+@pytest.mark.slow
+def test_learned_scales_follow_the_loss(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = trained(tmp_path / "fp32", images, "resnet8-cifar")
+    network = fine_tuned(weights, images, tmp_path / "int8", monkeypatch, learned_scales=True)
+    lines = (tmp_path / "int8/history.jsonl").read_text().splitlines()
+    first, last = (json.loads(line)["train_loss"] for line in (lines[0], lines[-1]))
+    assert last < first
+    assert all(parameter.grad is not None for parameter in network.scales.values())
+
+
+def test_what_qat_refuses(images: Path, tmp_path: Path) -> None:
+    recipe = find_recipe("qat", ["steps=2", "batch_size=16"])
+    with pytest.raises(UsageError, match="pass its --weights"):
+        TrainConfig(data=str(images), output=tmp_path, recipe=recipe, model="resnet8-cifar", qat=True)
+    weights = trained(tmp_path / "fp32", images, "resnet8-cifar-preact", "steps=2")
+    with pytest.raises(UsageError, match="do not: build it with --effort best"):
+        train(TrainConfig(data=str(images), output=tmp_path / "x", recipe=recipe, weights=weights, qat=True))
+
+
+def test_gradients_pass_where_values_are_inside(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = trained(tmp_path / "fp32", images, "plain8-cifar", "steps=2")
+    network = fine_tuned(weights, images, tmp_path / "int8", monkeypatch)
+    network.zero_grad()
+    network.run(torch.zeros(2, 3, 8, 8)).square().sum().backward()
+    for name, parameter in network.weights.items():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all()
+    assert float(network.biases["fc"].grad.abs().max()) > 0
