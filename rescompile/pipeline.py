@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rescompile.building import engine_directory, members, mixed_precision, task, verdict
+from rescompile.building import engine_directory, mixed_precision, task, verdict
 from rescompile.building.calibrate import calibrate
 from rescompile.building.deployable import make_deployable
 from rescompile.building.early_checks import check_build
@@ -68,12 +68,11 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
             engine_directory.clear(folder)
         with clock.stage("report"):
             blocks = verdict.errors_by_block(source, deployable, validation, manifest)
-            parts = members.member_accuracies(source, deployable, validation, manifest, progress)
         if not passed:
             staging.divert(".failed")
         report = verdict.make_report(
             manifest=manifest, contents=contents, deployable=deployable, mixed=mixed, validation=validation,
-            measured=measured, blocks=blocks, members=parts, stages=clock.records, directory=staging.target,
+            measured=measured, blocks=blocks, stages=clock.records, directory=staging.target,
             wrong=wrong, notes=(*notes, *mixed.notes, *validation.notes, *payload.notes),
         )  # fmt: skip
         verdict.write_report(folder, report)

@@ -16,13 +16,12 @@ from rescompile.building.deployable import Deployable
 from rescompile.building.source import Source
 from rescompile.building.validation import Validation
 from rescompile.manifest import Batch, Manifest
-from rescompile.progress import Progress
 from rescompile.report import MemberAccuracy
 from rescompile.sources.ensemble import member_tensors
 
 
 def member_accuracies(
-    source: Source, deployable: Deployable, validation: Validation, manifest: Manifest, progress: Progress
+    source: Source, deployable: Deployable, validation: Validation, manifest: Manifest
 ) -> tuple[MemberAccuracy, ...]:
     """The members of an ensemble, with accuracies where the images have labels; none for a single network."""
     named = [MemberAccuracy(name=member.name, checkpoint=member.checkpoint) for member in source.members]
@@ -40,7 +39,6 @@ def member_accuracies(
             for place, tensor in enumerate(tensors):
                 right[side, place] += int((answers[tensor].argmax(1) == batch.labels).sum())
         count += len(batch.reference)
-        progress.advanced(count, len(validation.images))
     engine.close()
     shares = (right / count).tolist()
     return tuple(

@@ -21,6 +21,7 @@ from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.calibrate import Calibrated
 from rescompile.building.deployable import Deployable
 from rescompile.building.engine_directory import Contents
+from rescompile.building.members import member_accuracies
 from rescompile.building.mixed_precision import MixedPrecision
 from rescompile.building.source import Source
 from rescompile.building.validation import Validation
@@ -40,7 +41,6 @@ from rescompile.report import (
     Check,
     FusedAdds,
     Limits,
-    MemberAccuracy,
     StageRecord,
 )
 from rescompile.wording import counted, percent
@@ -131,7 +131,6 @@ def make_report(
     notes: tuple[str, ...],
     directory: Path,
     wrong: str | None,
-    members: tuple[MemberAccuracy, ...] = (),
 ) -> BuildReport:
     """The verdict, and everything that led to it; ``wrong`` is the reason why nothing can be judged."""
     limits, checks = check_limits(measured, contents)
@@ -164,7 +163,7 @@ def make_report(
         reformats=deployable.reformats,
         frontier=mixed.frontier,
         damages=mixed.damages,
-        members=members,
+        members=member_accuracies(contents.source, deployable, validation, manifest),
         work=_work(deployable),
     )
     images = contents.config.validation_set
