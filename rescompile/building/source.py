@@ -82,6 +82,8 @@ class Source:
     other_kinds: tuple[OutputKind, ...] = ()
     """Meaning of the other outputs."""
     kind_reason: str = ""
+    told_kind: tuple[OutputKind, str] | None = None
+    """Meaning of the first output by the network's own configuration, and where that is."""
     preprocess_assumed: bool = False
     """Whether neither the user nor the weights' origin says how pixels are normalized."""
     endings: tuple[str | None, ...] = (None,)
@@ -379,6 +381,7 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
         random=config.weights == "random",
         preprocess_assumed=origin is None and not options.states_normalization,
         endings=simplified.endings,
+        told_kind=None if network.kind is None else (network.kind, f"as {network.kind_from} says"),
         remarks=(
             *network.notes,
             *simplified.notes,

@@ -105,7 +105,9 @@ def calibrate(
     network: NetworkOptions,
     calibration_options: CalibrationOptions,
     preprocessing: PreprocessingOptions,
-    output: Annotated[Path, typer.Option(help="Calibration table to write.")] = Path("calibration.json"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Calibration table to write.")] = Path(
+        "calibration.json"
+    ),
     compare: Annotated[
         bool, typer.Option("--compare", help="Print the error of every method on every tensor.")
     ] = False,

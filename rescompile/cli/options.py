@@ -116,7 +116,11 @@ class PreprocessingOptions:
     ] = None
     crop: Annotated[
         str | None,
-        _preprocessing("Side N or size HxW of the centre crop in pixels, which is the network's input."),
+        _preprocessing(
+            "Side N or size HxW of the centre crop in pixels, which is the network's input.",
+            "--crop",
+            "--size",
+        ),
     ] = None
     crop_pct: Annotated[
         float | None,
@@ -318,9 +322,9 @@ class EngineOptions:
         Literal["float32-nchw", "uint8-nhwc"],
         _engine("uint8-nhwc builds normalization and layout into the engine.", "--input"),
     ] = "float32-nchw"
-    output: Annotated[Path | None, _engine("Engine directory to make. Default: MODEL-PRECISION-BACKEND.")] = (
-        None
-    )
+    output: Annotated[
+        Path | None, _engine("Engine directory to make. Default: MODEL-PRECISION-BACKEND.", "--output", "-o")
+    ] = None
     force: Annotated[bool, _engine("Replace an existing engine directory.", "--force")] = False
     no_reference: Annotated[
         bool, _engine("Do not keep the fp32 graph; verify then needs --reference.", "--no-reference")
