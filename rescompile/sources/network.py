@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from numpy.typing import NDArray
 
@@ -14,6 +14,9 @@ from rescompile.manifest import CheckpointRef, OutputKind
 if TYPE_CHECKING:
     import onnx
 
+EnsembleMean = Literal["probabilities", "logits"]
+"""What an ensemble averages of its networks' answers."""
+ENSEMBLE_MEANS: tuple[str, ...] = get_args(EnsembleMean)
 
 Reference = Callable[[NDArray[Any]], NDArray[Any]]
 """A framework's own answer to images [N, C, H, W]."""
