@@ -21,6 +21,7 @@ from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.calibrate import Calibrated
 from rescompile.building.deployable import Deployable
 from rescompile.building.engine_directory import Contents
+from rescompile.building.members import member_accuracies
 from rescompile.building.mixed_precision import MixedPrecision
 from rescompile.building.source import Source
 from rescompile.building.validation import Validation
@@ -29,8 +30,9 @@ from rescompile.errors import GraphError
 from rescompile.files import atomic_write
 from rescompile.graph.shared.names import INPUT
 from rescompile.graph.shared.topology import block_outputs
-from rescompile.manifest import REPORT_HTML, REPORT_JSON, Manifest
+from rescompile.manifest import README, REPORT_HTML, REPORT_JSON, Manifest, read_manifest
 from rescompile.measuring.work import work_of
+from rescompile.presenting.engine_readme import engine_readme
 from rescompile.presenting.html.report_page import render
 from rescompile.report import (
     ActivationRange,
@@ -162,6 +164,7 @@ def make_report(
         reformats=deployable.reformats,
         frontier=mixed.frontier,
         damages=mixed.damages,
+        members=member_accuracies(contents.source, deployable, validation, manifest),
         work=_work(deployable),
     )
     images = contents.config.validation_set
@@ -198,6 +201,7 @@ def _ranges(calibrated: Calibrated | None) -> tuple[ActivationRange, ...]:
 
 
 def write_report(folder: Path, report: BuildReport) -> None:
-    """Write ``report.json`` and ``report.html``."""
+    """Write ``report.json``, ``report.html`` and the ``README.md`` of the directory."""
     atomic_write(folder / REPORT_JSON, report.to_json())
     atomic_write(folder / REPORT_HTML, render(report).encode())
+    atomic_write(folder / README, engine_readme(read_manifest(folder), report).encode())
