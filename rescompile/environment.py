@@ -17,9 +17,9 @@ import msgspec
 from rescompile.backends import BACKENDS, choose_backend, get_backend
 from rescompile.backends.cuda.devices import gpus
 from rescompile.cache import cache_directory
-from rescompile.optional import how_to_install, installed
+from rescompile.optional import BUILD, how_to_install, installed
 from rescompile.version import VERSION
-from rescompile.wording import size
+from rescompile.wording import listing, size
 
 PACKAGES = (
     "numpy", "onnx", "onnx-graphsurgeon", "onnxruntime", "openvino", "torch", "pillow", "safetensors", "msgspec",
@@ -30,13 +30,14 @@ _X86 = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8",
 _ISA = {**{name: name for name in _X86}, "asimd": "neon", "asimddp": "dotprod", "i8mm": "i8mm"}
 """Flag in /proc/cpuinfo to the usual name, for instruction sets that affect the speed of an engine."""
 
-_OPTIONAL = {
-    "tensorrt": "engines for this machine's NVIDIA GPU, the fastest",
-    "tensorrt_rtx": "engines for GeForce and RTX GPUs, built without a GPU",
-    "pycuda": "running TensorRT and Triton engines without ctypes",
-    "triton": "building Triton engines without a GPU, and the fused kernels",
+_PURPOSE = {
+    "onnxruntime": ("onnxruntime", "the reference that builds are checked with"),
+    "openvino": ("openvino", "engines for CPUs"),
+    "tensorrt": ("tensorrt", "engines for this machine's NVIDIA GPU, the fastest"),
+    "tensorrt-rtx": ("tensorrt_rtx", "engines for GeForce and RTX GPUs, built without a GPU"),
+    "triton": ("triton", "engines for data centre GPUs, built without one, and the fused kernels"),
 }
-"""Optional module to its purpose."""
+"""Backend to the package that it needs, and its purpose."""
 
 _LOW_DISK = 2 * 10**9
 
@@ -68,13 +69,14 @@ def describe() -> dict[str, str]:
 
 
 def diagnose() -> list[Finding]:
-    """Findings about each backend, about missing extras and about free disk space."""
+    """Findings about each backend and its extra, once each, and about free disk space."""
     name, reason = choose_backend()
     return [
         _machine(),
+        _building(),
         *(_backend(backend) for backend in BACKENDS),
         Finding("--backend auto", "ok", f"takes {name}: {reason}"),
-        *(_optional(module, purpose) for module, purpose in _OPTIONAL.items()),
+        *([_pycuda()] if gpus() else []),
         _room("working directory", Path.cwd()),
         _room("cache", cache_directory()),
     ]
@@ -95,19 +97,36 @@ def _machine() -> Finding:
     return Finding("machine", "limited", text, "INT8 is slower here than on a CPU with VNNI or AMX")
 
 
+def _building() -> Finding:
+    absent = [module for module in BUILD if not installed(module)]
+    if not absent:
+        return Finding("building", "ok", "networks can be read, calibrated and built into engines")
+    text = f"engines run, are judged and measured here; building them needs {listing(absent, len(absent))}"
+    return Finding("building", "limited", text, how_to_install(absent[0]))
+
+
 def _backend(name: str) -> Finding:
-    found = get_backend(name).availability()
-    verbs = [verb for verb, can in (("build", found.build), ("run", found.run)) if can]
-    text = f"can {' and '.join(verbs) or 'neither build nor run'} here: {found.reason}"
-    status: dict[int, Literal["ok", "limited", "missing"]] = {2: "ok", 1: "limited", 0: "missing"}
-    return Finding(name, status[len(verbs)], text)
+    package, purpose = _PURPOSE[name]
+    found, version = get_backend(name).availability(), _version(package.replace("_", "-"))
+    building = found.build and all(map(installed, BUILD))
+    verbs = [verb for verb, can in (("build", building), ("run", found.run)) if can]
+    status: Literal["ok", "limited", "missing"] = "ok" if building and found.run else "limited"
+    if not verbs:
+        status = "missing"
+    if installed(package):
+        can = f"can {' and '.join(verbs) or 'neither build nor run'} here: {found.reason}"
+        return Finding(name, status, f"{purpose}; {version or 'it'} {can}")
+    if name == "tensorrt" and not gpus():
+        return Finding(name, "missing", f"{purpose}; there is none")
+    can = f", and engines can {' and '.join(verbs)} here" if verbs else ""
+    return Finding(name, status, f"{purpose}; not installed{can}", how_to_install(package))
 
 
-def _optional(module: str, purpose: str) -> Finding:
-    if installed(module):
-        version = _version(module.replace("_", "-"))
-        return Finding(f"package {module}", "ok", f"{version or 'installed'}: {purpose}")
-    return Finding(f"package {module}", "missing", f"not installed: {purpose}", how_to_install(module))
+def _pycuda() -> Finding:
+    if installed("pycuda"):
+        return Finding("pycuda", "ok", f"{_version('pycuda') or 'installed'}: moves images to the GPU")
+    text = "not installed: engines move their images to the GPU by ctypes, which is as fast"
+    return Finding("pycuda", "ok", text)
 
 
 def _room(what: str, path: Path) -> Finding:

@@ -39,6 +39,7 @@ _REFUSED = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "its symbolic links lead in a circle",
     errno.ENOENT: "its folder does not exist",
+    errno.EIO: "input/output error: the disk or its connection fails",
 }
 _KINDS = {MANIFEST: "an engine", "export.json": "an exported repository"}
 """File to the kind of directory that holds it; only such directories are ever replaced."""

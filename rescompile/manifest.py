@@ -29,6 +29,8 @@ MOST_BYTES = 64 << 20
 """Limit on the size of a manifest: the names of a million classes fit."""
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+"""Signature of the manifest, where somebody signed the engine; the manifest itself does not list it."""
 GRAPH = "model.onnx"
 """The deployable graph, from which the payload is built; the payload itself for ONNX Runtime."""
 REFERENCE = "reference.onnx"
@@ -38,6 +40,8 @@ CALIBRATION = "calibration.json"
 GOLDEN = "golden.npz"
 """Golden images and the logits that the engine must reproduce."""
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+README = "README.md"
+"""The directory in words; absent in engines of versions up to 0.1."""
 TENSORRT_ENGINE = "model.engine"
 OPENVINO_MODEL, OPENVINO_WEIGHTS = "model.xml", "model.bin"
 TRITON_PLAN, TRITON_WEIGHTS = "plan.json", "weights.safetensors"
@@ -161,13 +165,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
-def read_manifest(directory: Path, *, folder: int | None = None) -> Manifest:
+def read_manifest(directory: Path) -> Manifest:
     """Read and check ``manifest.json``: format version, field types, own digest and plain file names.
-
-    ``folder`` is the descriptor of ``directory`` where it is open already.
 
     Raises:
         EngineError: the directory or manifest is missing, of another format, or changed since the build.
+    """
+    return parse_manifest(manifest_text(directory), directory / MANIFEST)
+
+
+def manifest_text(directory: Path, *, folder: int | None = None) -> bytes:
+    """The contents of ``manifest.json``; ``folder`` is the descriptor of ``directory`` where it is open already.
+
+    Raises:
+        EngineError: the directory or manifest is missing or cannot be read.
     """
     path = directory / MANIFEST
     try:
@@ -184,6 +195,11 @@ def read_manifest(directory: Path, *, folder: int | None = None) -> Manifest:
         ) from error
     if len(text) > MOST_BYTES:
         raise EngineError(f"{path} has more than {MOST_BYTES:,} bytes; build the engine again")
+    return text
+
+
+def parse_manifest(text: bytes, path: Path) -> Manifest:
+    """The manifest with this ``text``, of the file ``path``; raises EngineError as ``read_manifest`` does."""
     try:
         found = msgspec.json.decode(text, type=_Version).format
         if not 1 <= found <= FORMAT:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,10 @@ from rescompile.report import EpochRecord, StageRecord
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
+
+
+SHOWN: ContextVar[bool] = ContextVar("SHOWN", default=True)
+"""Whether the terminal shows progress; ``--quiet`` sets it to False."""
 
 
 class Progress(Protocol):

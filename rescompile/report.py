@@ -91,6 +91,37 @@ class BlockError(msgspec.Struct, frozen=True):
     cosine: float
 
 
+class BlockWork(msgspec.Struct, frozen=True, kw_only=True):
+    """One block at one batch size; a multiplication and its addition are two operations."""
+
+    block: str
+    float_ops: int
+    int8_ops: int
+    weight_bytes: int
+    activation_bytes: int
+    layers: int
+    """Convolutions, classifier and pools."""
+
+    @property
+    def bytes(self) -> int:
+        """All bytes moved."""
+        return self.weight_bytes + self.activation_bytes
+
+    @property
+    def ops(self) -> int:
+        """All operations."""
+        return self.float_ops + self.int8_ops
+
+    def times(self, batch: int) -> BlockWork:
+        """The work on ``batch`` images of a block that is counted for one; weights are read once."""
+        return msgspec.structs.replace(
+            self,
+            float_ops=batch * self.float_ops,
+            int8_ops=batch * self.int8_ops,
+            activation_bytes=batch * self.activation_bytes,
+        )
+
+
 class ActivationRange(msgspec.Struct, frozen=True):
     """Largest magnitude seen at a quantized tensor and the threshold chosen for it."""
 
@@ -131,6 +162,16 @@ class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
     relative_rms: float
     passed: bool
     """Whether it meets every limit."""
+
+
+class MemberAccuracy(msgspec.Struct, frozen=True, kw_only=True):
+    """One network of an ensemble; accuracies are None where there were no labels."""
+
+    name: str
+    checkpoint: CheckpointRef
+    top1_reference: float | None = None
+    top1_engine: float | None = None
+    """In the engine's precision."""
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,8 +255,12 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
     """The reason why the figures say nothing: the network does not fit the labels, or it was fed wrongly."""
     flips: tuple[Flip, ...] = ()
     """Images that the engine answers in another way than the fp32 network; the first hundred."""
+    members: tuple[MemberAccuracy, ...] = ()
+    """The networks of an ensemble, whose joint figures the others are."""
     advice: tuple[str, ...] = ()
     """Next steps after a failed verdict."""
+    work: tuple[BlockWork, ...] = ()
+    """The work of each block for one image; empty for engines of versions that did not record it."""
 
     @property
     def random_weights(self) -> bool:

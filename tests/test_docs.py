@@ -30,8 +30,9 @@ NOT_MODULES = {"calibration.json", "calibration.npz", "rescompile.factors"}
 
 ELSEWHERE = {
     "make quickstart": (".ci/run", 'make -C "$copy/rescompile" quickstart'),
+    "pip install '.[build]'": ("Makefile", "--constraint constraints.txt '.[build]' scikit-learn"),
     "make test": (".ci/run", "make test"),
-    "pip install .": ("Makefile", "pip install --quiet --constraint constraints.txt . scikit-learn"),
+    "pip install .": ("Makefile", "pip install --quiet --constraint constraints.txt .\n"),
     "rescompile build --depth 101 --precision int8": (
         "tests/sources/test_published_weights.py",
         "build --depth 101 --precision int8",
@@ -194,6 +195,8 @@ def test_every_lint_rule_is_documented() -> None:
         "profile",
         "report",
         "export-server",
+        "keygen",
+        "sign",
     ],
 )
 def test_help_of_every_command_has_an_example(command: str) -> None:

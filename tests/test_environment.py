@@ -86,20 +86,40 @@ def test_the_doctor_speaks_of_every_backend_and_of_auto() -> None:
     assert found["--backend auto"].text.startswith("takes ")
 
 
+def only_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "installed", lambda module: module == "openvino")
+
+
 def test_a_missing_extra_comes_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "installed", lambda module: False)
-    found = findings()["package triton"]
-    assert (found.status, found.advice) == ("missing", "pip install 'rescompile[triton]'")
-    assert (
-        findings()["package pycuda"].text
-        == "not installed: running TensorRT and Triton engines without ctypes"
-    )
+    only_the_base(monkeypatch)
+    found = findings()
+    assert found["building"].status == "limited"
+    assert "torch" in found["building"].text
+    assert found["building"].advice.endswith("[build]'")
+    assert found["triton"].advice.endswith("[triton]'")
+    assert (found["openvino"].status, "can run here" in found["openvino"].text) == ("limited", True)
 
 
-def test_an_installed_extra_needs_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_said_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        advice = [finding.advice for finding in diagnose() if finding.advice]
+        subjects = [finding.subject for finding in diagnose()]
+        assert len(set(subjects)) == len(subjects)
+        assert not any("pip install" in finding.text for finding in diagnose())
+        assert len(set(advice)) >= len(advice) - 1  # ONNX Runtime comes with the extra build
+        only_the_base(monkeypatch)
+
+
+def test_tensorrt_is_not_advised_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_the_base(monkeypatch)
+    monkeypatch.setattr(environment, "gpus", lambda: ())
+    assert findings()["tensorrt"].advice == ""
+    assert "pycuda" not in findings()
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("NVIDIA L4", "sm_89", 24 * 10**9, "13.0"),))
+    assert findings()["tensorrt"].advice.endswith("[tensorrt]'")
+    assert "ctypes" in findings()["pycuda"].text
     monkeypatch.setattr(environment, "installed", lambda module: True)
-    assert findings()["package triton"].status == "ok"
-    assert findings()["package triton"].advice == ""
+    assert findings()["pycuda"].text.endswith("moves images to the GPU")
 
 
 @pytest.mark.parametrize(("features", "status"), [(("avx2",), "limited"), (("avx2", "avx512_vnni"), "ok")])

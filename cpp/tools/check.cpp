@@ -9,12 +9,16 @@ int main(int count, char** arguments) {
   rescompile::LoadOptions options;
   options.threads = 1;
   int first = 1;
-  if (count > 1 && std::strcmp(arguments[1], "--no-verify") == 0) {
-    options.verify = false;
-    first = 2;
+  for (; first < count && std::strncmp(arguments[first], "--", 2) == 0; ++first) {
+    if (std::strcmp(arguments[first], "--no-verify") == 0)
+      options.verify = false;
+    else if (std::strcmp(arguments[first], "--trusted-key") == 0 && first + 1 < count)
+      options.trusted_keys.emplace_back(arguments[++first]);
+    else
+      first = count;
   }
   if (first >= count) {
-    std::cerr << "usage: rescompile-check [--no-verify] DIR...\n";
+    std::cerr << "usage: rescompile-check [--no-verify] [--trusted-key FILE] DIR...\n";
     return 2;
   }
   int failures = 0;

@@ -31,9 +31,10 @@ from rescompile.accuracy.graph_description import (
 )
 from rescompile.backends.openvino.runner import OpenVinoTensors
 from rescompile.errors import EngineError, UsageError, did_you_mean
+from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.metadata import factors_of, in_original_unit, offsets_of
 from rescompile.graph.shared.onnx_file import read_graph
-from rescompile.graph.shared.topology import block_of, block_outputs
+from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import GRAPH, MANIFEST, REFERENCE, Manifest, OutputSpec, read_manifest
 from rescompile.runtime.integrity import CheckedEngine, read_engine
 from rescompile.runtime.loading import load_checked

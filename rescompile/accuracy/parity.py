@@ -14,7 +14,7 @@ from calibration.errors import ImageSetError
 from calibration.images import ImageSet, InMemoryImages, open_image_set
 from calibration.names import text_of
 from calibration.preprocess import Preprocess, normalize
-from rescompile.backends.onnxruntime import ReferenceSession
+from rescompile.backends.fp32 import Fp32Session
 from rescompile.manifest import OutputSpec, TensorSpec
 from rescompile.metrics import Answers, Change, Labels, Logits, ParityMeter
 from rescompile.progress import Progress
@@ -158,7 +158,7 @@ def compare_logits(
     )  # fmt: skip
 
 
-def all_outputs(session: ReferenceSession, outputs: Sequence[OutputSpec]) -> Network:
+def all_outputs(session: Fp32Session, outputs: Sequence[OutputSpec]) -> Network:
     """``session`` as a network that returns what an engine with these ``outputs`` does."""
     return session.tensors if len(outputs) > 1 else session
 

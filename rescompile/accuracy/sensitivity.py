@@ -1,8 +1,9 @@
 """Sensitivity: how far the quantization of each block moves the logits, measured on calibration images.
 
-Each block alone is INT8 and all others are fp32: its input, inner activations, weights and output are rounded. The
-relative RMS of the logits against the fp32 network is the block's damage. Up to the block the fp32 activations are
-taken from one run, so a network of n blocks costs about n / 2 runs an image.
+Each block alone is INT8 and all others are fp32, as ``graph.restore`` puts them back: its input, inner activations,
+weights and output are rounded. The relative RMS of the logits against the fp32 network is the block's damage; of
+several outputs, the root of the mean square. What a block does not reach is taken from one fp32 run, so a chain of n
+blocks costs about n / 2 runs an image.
 
 The opposite, each block alone in fp32 and all others INT8, ranks worse. A tensor between two blocks stays quantized
 until both are restored, so an outlier in the residual stream counts for neither block; and the small gain of one block
@@ -14,8 +15,8 @@ with the k highest blocks restored, its mean square over all k:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.network import Network, Node, Values
-from rescompile.graph.shared.names import DEQUANTIZE_SUFFIX
-from rescompile.graph.shared.topology import block_outputs, quantizing_blocks
+from calibration.operators import WEIGHTED_OPS
+from rescompile.graph.shared.topology import block_of, block_outputs, quantizing_blocks
 from rescompile.report import BlockDamage, JsonReport
 
 if TYPE_CHECKING:
@@ -104,99 +105,122 @@ def measure_damage(
     import torch
 
     exact, rounded = Network(original), Network(quantized)
-    blocks = block_outputs(original)
-    detours = _detours(exact, rounded, list(blocks.values()))
-    errors, energy, done = np.zeros(len(blocks) + 1), 0.0, 0
+    blocks, needing = list(block_outputs(original)), _needing(exact, rounded)
+    alone = [_alone(block, exact, rounded, needing) for block in blocks]
+    reads = set[str]().union(*(each.reads for each in alone))
+    together, errors, energy, done = np.zeros(1), np.zeros((len(blocks), len(exact.outputs))), np.zeros(1), 0
     with torch.inference_mode():
         for start in range(0, len(images), BATCH):
             batch = torch.from_numpy(np.stack(images[start : start + BATCH]))
-            entries, logits = _run(exact, batch, keep={detour.entry for detour in detours})
-            energy += _energy(logits)
-            errors[-1] += _energy(rounded.run(batch) - logits)
-            for index, detour in enumerate(detours):
-                errors[index] += _energy(detour.logits(entries[detour.entry]) - logits)
+            kept, outputs = _run(exact, batch, reads)
+            energy = energy + [_energy(output) for output in outputs]
+            found = rounded.run_all(batch)
+            together = together + [_energy(a - b) for a, b in zip(found, outputs, strict=True)]
+            for index, block in enumerate(alone):
+                changed = block(kept)
+                errors[index] += [
+                    _energy(changed[name] - output) if name in changed else 0.0
+                    for name, output in zip(exact.outputs, outputs, strict=True)
+                ]
                 done += len(batch)
                 if progress:
                     progress(done, len(images) * len(blocks))
-    found = np.sqrt(errors / max(energy, np.finfo(np.float64).tiny))
-    alone = tuple(BlockDamage(name, float(value)) for name, value in zip(blocks, found[:-1], strict=True))
-    return Damage(alone, float(found[-1]))
+    energy = np.maximum(energy, np.finfo(np.float64).tiny)
+    damages = np.sqrt((errors / energy).mean(axis=1))
+    return Damage(
+        tuple(BlockDamage(name, float(value)) for name, value in zip(blocks, damages, strict=True)),
+        float(np.sqrt((together / energy).mean())),
+    )
 
 
 def _energy(values: Tensor) -> float:
     return float(values.double().square().sum())
 
 
-def _run(network: Network, batch: Tensor, *, keep: set[str]) -> tuple[Values, Tensor]:
-    """Run the whole network; returns the tensors ``keep``, and the logits."""
+def _run(network: Network, batch: Tensor, keep: Collection[str]) -> tuple[Values, tuple[Tensor, ...]]:
+    """Run the whole network; returns the tensors ``keep``, and all outputs."""
     kept = {network.input: batch}
 
     def hold(node: Node, value: Tensor) -> None:
         if node.output in keep:
             kept[node.output] = value
 
-    logits = network.run(batch, hold)
-    return kept, logits
+    outputs = network.run_all(batch, hold)
+    return kept, outputs
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """The nodes of a network that depend on the tensor ``start`` alone, up to another tensor."""
+class _Alone:
+    """The nodes whose values change when one block alone is quantized."""
 
-    network: Network
-    start: str
-    nodes: tuple[tuple[int, Node], ...]
-    """The nodes with their positions in the network."""
+    steps: tuple[tuple[Network, Node], ...]
+    """Each with the network that holds its constants, the data under the names of this run."""
+    reads: frozenset[str]
+    """Tensors of the fp32 run."""
+    outputs: Mapping[str, str]
+    """Outputs of the network that change, and their names in this run."""
 
-    @classmethod
-    def between(cls, network: Network, start: str, stop: str) -> _Stretch:
-        known, nodes = {start}, []
-        for index, node in enumerate(network.nodes):
-            if all(name in known or name in network.constants for name in node.inputs):
-                known.add(node.output)
-                nodes.append((index, node))
-            if node.output == stop:
-                break
-        return cls(network, start, tuple(nodes))
-
-    def __call__(self, value: Tensor) -> Tensor:
-        """Compute the last tensor from ``value``, the first."""
-        values = {self.start: value}
-        for index, node in self.nodes:
-            value = values[node.output] = self.network.step(node, values)
-            for name in self.network.finished(index):
-                values.pop(name, None)
-        return value
+    def __call__(self, exact: Values) -> Values:
+        """The outputs that change, by name."""
+        values = {name: exact[name] for name in self.reads}
+        last = {
+            name: index for index, (_, node) in enumerate(self.steps) for name in (*node.inputs, node.output)
+        }
+        for index, (network, node) in enumerate(self.steps):
+            values[node.output] = network.step(node, values)
+            for name in {*node.inputs, node.output} - set(self.outputs.values()):
+                if last[name] == index:
+                    values.pop(name, None)
+        return {output: values[name] for output, name in self.outputs.items()}
 
 
-@dataclass(frozen=True)
-class _Detour:
-    """One block in the quantized graph, everything behind it in the original one."""
+def _needing(exact: Network, rounded: Network) -> dict[str, set[str]]:
+    """For each tensor with a quantizer the blocks that need it in INT8, as ``graph.restore`` decides."""
+    float_weights = {node.inputs[1] for node in exact.nodes if node.op in WEIGHTED_OPS}
+    makers = {node.output: node for node in rounded.nodes}
+    found: dict[str, set[str]] = {}
+    for node in rounded.nodes:
+        if node.op == "QuantizeLinear":
+            maker = makers.get(node.inputs[0])
+            found[node.inputs[0]] = set() if maker is None else {block_of(maker.name)}
+        elif node.op in WEIGHTED_OPS and node.inputs[1] not in float_weights:
+            dequantize = makers[node.inputs[0]]
+            found[makers[dequantize.inputs[0]].inputs[0]].add(block_of(node.name))
+    return found
 
-    entry: str
-    block: _Stretch
-    rest: _Stretch | None
-    """None behind the last block."""
 
-    def logits(self, value: Tensor) -> Tensor:
-        inside = self.block(value)
-        return inside if self.rest is None else self.rest(inside)
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
-def _detours(exact: Network, rounded: Network, outputs: Sequence[str]) -> list[_Detour]:
-    """One for each block; ``outputs`` are the tensors at their ends, the logits last."""
-    entries, ends = [exact.input, *outputs[:-1]], outputs[:-1]
-    return [
-        *(
-            _Detour(
-                entry,
-                _Stretch.between(rounded, entry, end + DEQUANTIZE_SUFFIX),
-                _Stretch.between(exact, end, exact.output),
-            )
-            for entry, end in zip(entries, ends, strict=False)
-        ),
-        # the pool in front of the classifier reads Q/DQ for the sake of the last residual block alone
-        _Detour(
-            entries[-1], _Stretch.between(rounded, entries[-1] + DEQUANTIZE_SUFFIX, rounded.output), None
-        ),
-    ]
+def _alone(block: str, exact: Network, rounded: Network, needing: Mapping[str, Collection[str]]) -> _Alone:
+    """``block`` in INT8: its weights and the quantizers that it needs, with everything that they reach."""
+    originals = {(node.name, node.output): node for node in exact.nodes}
+    steps: list[tuple[Network, Node]] = []
+    changed: set[str] = set()
+    renamed: dict[str, str] = {}
+    """Outputs of quantizers that are left out, and what is read in their place."""
+    for node in rounded.nodes:
+        inputs = tuple(renamed.get(name, name) for name in node.inputs)
+        left_out = (
+            block not in needing[node.inputs[0]]
+            if node.op == "QuantizeLinear"
+            else node.op == "DequantizeLinear" and node.inputs[0] in renamed
+        )
+        if left_out:
+            renamed[node.output] = inputs[0]
+        elif node.op in _QUANTIZERS or (node.op in WEIGHTED_OPS and block_of(node.name) == block):
+            steps.append((rounded, replace(node, inputs=inputs)))
+            changed.add(node.output)
+        elif not changed.isdisjoint(inputs):
+            # constants under the names of the fp32 network, data as it is here
+            names = zip(originals[node.name, node.output].inputs, inputs, strict=True)
+            inputs = tuple(name if name in exact.constants else mine for name, mine in names)
+            steps.append((exact, replace(node, inputs=inputs)))
+            changed.add(node.output)
+    needed = {
+        name for network, node in steps for name in node.inputs if name and name not in network.constants
+    }
+    ends = {name: renamed.get(name, name) for name in rounded.outputs}
+    return _Alone(
+        tuple(steps), frozenset(needed - changed), {name: end for name, end in ends.items() if end in changed}
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rescompile.accuracy.parity import (
 )
 from rescompile.backends import get_backend
 from rescompile.backends.base import SimulatingBackend
-from rescompile.backends.onnxruntime import reference_session
+from rescompile.backends.fp32 import fp32_session
 from rescompile.config import positive
 from rescompile.environment import describe
 from rescompile.errors import BackendError, BackendUnavailable, EngineError, UsageError
@@ -31,8 +32,8 @@ from rescompile.metrics import ONE_CLASS
 from rescompile.progress import Progress, StageClock
 from rescompile.report import BuildReport, Limits, read_report
 from rescompile.runtime.engine import Engine
-from rescompile.runtime.integrity import CheckedEngine, read_engine
-from rescompile.runtime.loading import load_checked, simulate
+from rescompile.runtime.integrity import CheckedEngine
+from rescompile.runtime.loading import load_checked, read_trusted, simulate
 
 
 def verify(
@@ -44,6 +45,7 @@ def verify(
     reference: Path | None,
     skip_unreadable: bool,
     progress: Progress,
+    trusted_keys: Sequence[Path] = (),
 ) -> BuildReport:
     """Measure an engine again and judge it by ``limits``, or by those of its build where None.
 
@@ -60,14 +62,14 @@ def verify(
     open_image_set(validation_set, limit=1)
     clock = StageClock(progress)
     with clock.stage("load"):
-        checked = read_engine(directory, also=(REFERENCE, REPORT_JSON))
+        checked = read_trusted(directory, trusted_keys, also=(REFERENCE, REPORT_JSON))
         graph = _reference_graph(checked, reference)
         engine, executed = _engine_or_simulation(checked)
     with engine, clock.stage("verify"):
         manifest = engine.manifest
         built = read_report(checked.files)
         asked, limits = limits, limits or built.limits
-        trusted = _reference_of(graph, reference or directory / REFERENCE, manifest)
+        trusted, by = _reference_of(graph, reference or directory / REFERENCE, manifest)
         kind = manifest.outputs[0].kind
         check_kind(limits, kind)
         images, remarks = _images(
@@ -97,6 +99,9 @@ def verify(
         misfit=wrong,
         flips=measured.flips(manifest.classes),
         advice=(),
+        members=tuple(
+            msgspec.structs.replace(member, top1_reference=None, top1_engine=None) for member in built.members
+        ),  # an engine returns their mean alone
         engine_executed=executed,
         measured_on=manifest.backend if executed else stand_in(manifest.backend),
         engine_directory=text_of(directory),
@@ -108,6 +113,7 @@ def verify(
         notes=(
             *images.notes,
             *remarks,
+            *by,
             *too_few_images(measured.parity, asked),
         ),
     )
@@ -157,8 +163,10 @@ def _reference_graph(checked: CheckedEngine, given: Path | None) -> bytes:
     return given.read_bytes()
 
 
-def _reference_of(graph: bytes, path: Path, manifest: Manifest) -> Network:
-    session = all_outputs(reference_session(graph, optimize=True), manifest.outputs)
+def _reference_of(graph: bytes, path: Path, manifest: Manifest) -> tuple[Network, tuple[str, ...]]:
+    """The fp32 network, and a note on what runs it."""
+    loaded, notes = fp32_session(graph)
+    session = all_outputs(loaded, manifest.outputs)
 
     def run(images: NDArray[Any]) -> Any:
         try:
@@ -168,4 +176,4 @@ def _reference_of(graph: bytes, path: Path, manifest: Manifest) -> Network:
                 f"{path} is not a reference of this engine ({error}); pass the {REFERENCE} of its build"
             ) from None
 
-    return run
+    return run, notes

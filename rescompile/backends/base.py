@@ -95,8 +95,9 @@ class RunOptions:
     """CPU threads; None leaves it to the library."""
     hint: Hint = "latency"
     streams: int | None = None
-    """Requests that an engine on a GPU works on at the same time, each with its own CUDA stream and memory; None takes
-    1 for latency and 2 for throughput, so that one is copied while the other is computed."""
+    """Requests that an engine works on at the same time. On a GPU each has its own CUDA stream and memory, and None
+    takes 1 for latency and 2 for throughput, so that one is copied while the other is computed; on a CPU the streams
+    share the threads, and None leaves the number to OpenVINO."""
     cache: Path | None = None
     """Directory that keeps what the library compiles at load time, so that the next load is faster; None takes the
     user's cache. RESCOMPILE_ENGINE_CACHE=off keeps nothing."""

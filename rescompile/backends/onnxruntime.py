@@ -20,6 +20,7 @@ from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import BackendError, UsageError
 from rescompile.graph.shared.hazards import hazard_of
 from rescompile.manifest import GRAPH, Manifest, Precision
+from rescompile.optional import how_to_install, installed, require
 
 
 class ReferenceSession:
@@ -66,7 +67,7 @@ def reference_session(
     Raises:
         BackendError: ONNX Runtime refuses the graph; its message is included.
     """
-    import onnxruntime as ort
+    ort = require("onnxruntime", "running an ONNX graph")
 
     options = ort.SessionOptions()
     level = ort.GraphOptimizationLevel
@@ -79,7 +80,7 @@ def reference_session(
         # files would be looked for in the working directory
         raise BackendError(f"the graph {words}; use another graph")
     if outputs is not None:
-        source = _with_outputs(source, outputs)
+        source = with_outputs(source, outputs)
     with _translate_errors(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = outputs if outputs is not None else [output.name for output in session.get_outputs()]
@@ -94,7 +95,11 @@ class OnnxRuntime:
     int8 = base.Int8Support("costs", "never")
 
     def availability(self, target: str | None = None) -> base.Availability:
-        """Always available: ONNX Runtime is a dependency of the project."""
+        """Available wherever ONNX Runtime is installed."""
+        if not installed("onnxruntime"):
+            return base.Availability(
+                build=False, run=False, reason=f"ONNX Runtime is missing: run {how_to_install('onnxruntime')}"
+            )
         return base.Availability(
             build=True, run=True, reason="runs on every CPU; the reference, not built for speed"
         )
@@ -130,8 +135,12 @@ def refuse_target(name: str, target: str | None) -> None:
         )
 
 
-def _with_outputs(model: bytes, outputs: Sequence[str]) -> bytes:
-    """The serialized graph with ``outputs`` in place of its own."""
+def with_outputs(model: bytes, outputs: Sequence[str]) -> bytes:
+    """The serialized graph with ``outputs`` in place of its own.
+
+    Raises:
+        BackendError: the graph has no such tensor.
+    """
     import onnx
 
     proto = onnx.load_from_string(model)

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from rescompile.backends.base import Backend, RunsParts
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.errors import EngineError
+from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.links import consumers, made_by
 from rescompile.graph.shared.metadata import offsets_of, without_offset
 from rescompile.graph.shared.names import SHAPES
-from rescompile.graph.shared.topology import block_of
 from rescompile.manifest import Batch
 
 IMAGES = 2

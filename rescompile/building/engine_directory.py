@@ -32,6 +32,7 @@ from rescompile.manifest import (
     GRAPH,
     MANIFEST,
     REFERENCE,
+    SIGNATURE,
     CalibrationRef,
     FileDigest,
     Manifest,
@@ -225,7 +226,7 @@ def write_hashed_manifest(directory: Path, manifest: Manifest) -> Manifest:
         ValueError: ``directory`` holds something else than plain files.
         OutputError: the disk is full.
     """
-    paths = sorted(path for path in directory.iterdir() if path.name != MANIFEST)
+    paths = sorted(path for path in directory.iterdir() if path.name not in {MANIFEST, SIGNATURE})
     strange = [path.name for path in paths if path.is_symlink() or not path.is_file()]
     if strange:
         raise ValueError(f"an engine directory holds plain files only, not '{strange[0]}'")

@@ -21,16 +21,29 @@ from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.calibrate import Calibrated
 from rescompile.building.deployable import Deployable
 from rescompile.building.engine_directory import Contents
+from rescompile.building.members import member_accuracies
 from rescompile.building.mixed_precision import MixedPrecision
 from rescompile.building.source import Source
 from rescompile.building.validation import Validation
 from rescompile.config import INT8_THROUGHOUT, BuildConfig
+from rescompile.errors import GraphError
 from rescompile.files import atomic_write
 from rescompile.graph.shared.names import INPUT
 from rescompile.graph.shared.topology import block_outputs
-from rescompile.manifest import REPORT_HTML, REPORT_JSON, Manifest
+from rescompile.manifest import README, REPORT_HTML, REPORT_JSON, Manifest, read_manifest
+from rescompile.measuring.work import work_of
+from rescompile.presenting.engine_readme import engine_readme
 from rescompile.presenting.html.report_page import render
-from rescompile.report import ActivationRange, BlockError, BuildReport, Check, FusedAdds, Limits, StageRecord
+from rescompile.report import (
+    ActivationRange,
+    BlockError,
+    BlockWork,
+    BuildReport,
+    Check,
+    FusedAdds,
+    Limits,
+    StageRecord,
+)
 from rescompile.wording import counted, percent
 
 BLOCK_IMAGES = 4
@@ -151,12 +164,22 @@ def make_report(
         reformats=deployable.reformats,
         frontier=mixed.frontier,
         damages=mixed.damages,
+        members=member_accuracies(contents.source, deployable, validation, manifest),
+        work=_work(deployable),
     )
     images = contents.config.validation_set
     path = images if isinstance(images, Path) else None  # no command takes images in memory
     return msgspec.structs.replace(
         report, advice=next_steps(report, images=path, pointless=_pointless(contents.config))
     )
+
+
+def _work(deployable: Deployable) -> tuple[BlockWork, ...]:
+    """The work of each block for one image, which ``profile`` shows; empty where ONNX cannot infer the shapes."""
+    try:
+        return work_of(deployable.graph, 1)
+    except GraphError:
+        return ()
 
 
 def _fused(deployable: Deployable, payload: Payload) -> FusedAdds | None:
@@ -178,6 +201,7 @@ def _ranges(calibrated: Calibrated | None) -> tuple[ActivationRange, ...]:
 
 
 def write_report(folder: Path, report: BuildReport) -> None:
-    """Write ``report.json`` and ``report.html``."""
+    """Write ``report.json``, ``report.html`` and the ``README.md`` of the directory."""
     atomic_write(folder / REPORT_JSON, report.to_json())
     atomic_write(folder / REPORT_HTML, render(report).encode())
+    atomic_write(folder / README, engine_readme(read_manifest(folder), report).encode())

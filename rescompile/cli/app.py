@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
+import traceback
 from typing import Annotated, NoReturn
 
 import typer
 
 from rescompile.cli.build import build, calibrate, sensitivity
+from rescompile.cli.common import Verbosity, with_common_options
 from rescompile.cli.engine import compare, inspect, run, verify
 from rescompile.cli.machine import doctor
 from rescompile.cli.measure import bench, profile, report
 from rescompile.cli.serving import export_server
+from rescompile.cli.signing import keygen, sign
 from rescompile.cli.terminal_output import harmless
 from rescompile.cli.train import experiment, train
 from rescompile.errors import USER_ERRORS
+from rescompile.optional import extras_for
+from rescompile.wording import write_json
 
 _STOPPED: dict[object, str] = {130: "interrupted", 143: "terminated"}
 """Exit codes after SIGINT and SIGTERM."""
@@ -26,18 +32,16 @@ app = typer.Typer(
     name="rescompile",
     help="Build the fastest engine of a ResNet checkpoint that still gives the right answers.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     epilog="Exit codes: 0 done and passed, 1 a mistake that you can mend, 2 wrong usage, 3 the engine missed a limit.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (build, calibrate, sensitivity, verify, run, inspect, compare, bench, profile, report):
-    app.command()(command)
-app.command("export-server")(export_server)
-app.command()(doctor)
-app.command()(train)
-app.command()(experiment)
+    app.command()(with_common_options(command))
+app.command("export-server")(with_common_options(export_server))
+for command in (keygen, sign, doctor, train, experiment):
+    app.command()(with_common_options(command))
 
 
 def main() -> NoReturn:
@@ -45,11 +49,14 @@ def main() -> NoReturn:
     sys.stdout, sys.stderr = harmless(sys.stdout), harmless(sys.stderr)
     try:
         try:
-            app()
+            with extras_for(_command()):
+                app()
         finally:
             sys.stdout.flush()
     except USER_ERRORS as error:
-        _fail(str(error), getattr(error, "exit_code", 1))
+        if Verbosity.verbose:
+            traceback.print_exc()
+        _fail(str(error), getattr(error, "exit_code", 1), kind=type(error).__name__)
     except SystemExit as stop:
         if stop.code in _STOPPED:
             _fail(f"{_STOPPED[stop.code]}; no unfinished result is left", stop.code)
@@ -63,7 +70,15 @@ def main() -> NoReturn:
     raise SystemExit(0)
 
 
-def _fail(sentence: str, code: str | int | None) -> NoReturn:
+def _command() -> str:
+    """The command that was typed, such as ``rescompile build``."""
+    return " ".join(["rescompile", *(word for word in sys.argv[1:2] if not word.startswith("-"))])
+
+
+def _fail(sentence: str, code: str | int | None, *, kind: str = "Stopped") -> NoReturn:
+    """End with ``sentence`` on stderr, and with ``--json`` also as an object on stdout."""
+    if "--json" in sys.argv:
+        write_json(json.dumps({"error": {"kind": kind, "message": sentence, "exit_code": code}}))
     print(f"error: {sentence}", file=sys.stderr)
     raise SystemExit(code) from None
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rescompile.cli.option_groups import takes_groups
-from rescompile.cli.options import Directory, Json, SkipUnreadable, VerdictOptions
+from rescompile.cli.options import Directory, Json, SkipUnreadable, TrustedKeys, VerdictOptions
 from rescompile.cli.output import end_with_verdict, show
 
 
@@ -20,6 +20,7 @@ def verify(
         Path | None, typer.Option(help="fp32 ONNX graph, for an engine that was built with --no-reference.")
     ] = None,
     skip_unreadable: SkipUnreadable = False,
+    trusted_key: TrustedKeys = None,
     json: Json = False,
 ) -> None:
     """Check an engine against accuracy limits again; exit 0 if it passes, 3 if not.
@@ -40,6 +41,7 @@ def verify(
             reference=reference,
             skip_unreadable=skip_unreadable,
             progress=progress,
+            trusted_keys=trusted_key or (),
         )
     end_with_verdict(report, json=json)
 
@@ -50,19 +52,34 @@ def run(
         list[Path], typer.Argument(help="Image files, or folders of them.", metavar="PHOTO...")
     ],
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each photo.")] = 5,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write into this .csv or .jsonl (one line of JSON a photo) instead."
+        ),
+    ] = None,
+    trusted_key: TrustedKeys = None,
     json: Json = False,
 ) -> None:
     """Classify photographs with an engine.
 
-    Example:
+    Examples:
 
     - `rescompile run resnet50-int8-openvino photo.jpg`
+
+    - `rescompile run resnet50-int8-openvino photos/ --top 1 -o classes.csv`
     """
     from calibration.images.listing import image_files
     from rescompile.presenting.terminal.views import print_classes
-    from rescompile.runtime.classify import classify
+    from rescompile.runtime.classify import check_predictions_file, classify, write_predictions
 
-    show(classify(directory, image_files(photos), top=top), print_classes, json=json)
+    if output is not None:
+        check_predictions_file(output)
+    answers = classify(directory, image_files(photos), top=top, trusted_keys=trusted_key or ())
+    if output is not None:
+        write_predictions(output, answers)
+    if json or output is None:
+        show(answers, print_classes, json=json)
 
 
 def inspect(directory: Directory, json: Json = False) -> None:

@@ -13,7 +13,9 @@ from rescompile.cli.output import show
 from rescompile.errors import UsageError
 
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; the library chooses unless told.")]
-ResultFile = Annotated[Path | None, typer.Option(help="Also write the result into this JSON file.")]
+ResultFile = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Also write the result into this JSON file.")
+]
 
 
 def bench(
@@ -36,7 +38,16 @@ def bench(
         typer.Option(help="throughput: measure several calls at the same time, as many as the engine takes."),
     ] = "latency",
     streams: Annotated[
-        int | None, typer.Option(min=1, help="Calls at the same time on a GPU; the hint chooses unless told.")
+        int | None,
+        typer.Option(
+            min=1, help="Calls that the engine computes at the same time; the hint chooses unless told."
+        ),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Calls that are made at the same time; as many as the engine takes unless told."
+        ),
     ] = None,
     output: ResultFile = None,
     json: Json = False,
@@ -72,7 +83,7 @@ def bench(
     with TerminalProgress() as progress:
         report = run(
             directory, batches=sizes, seconds=seconds, starts=starts, threads=threads, hint=hint,
-            streams=streams, progress=progress,
+            streams=streams, requests=requests, progress=progress,
         )  # fmt: skip
     if output is not None:
         atomic_write(output, report.to_json())
@@ -117,7 +128,9 @@ def report(
         list[Path],
         typer.Argument(help="JSON files of bench and profile, in any order.", metavar="RESULTS..."),
     ],
-    output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("measurements.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path(
+        "measurements.html"
+    ),
     plots: Annotated[Path | None, typer.Option(help="Also write the plots as PNG into this folder.")] = None,
 ) -> None:
     """Make one HTML page of measurements that can be read offline.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
 Directory = Annotated[Path, typer.Argument(help="Engine directory, the --output of a build.", metavar="DIR")]
 _SKIP = "Leave damaged images out instead of stopping."
+TrustedKeys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trusted-key",
+        metavar="FILE",
+        help="Load the engine only if the owner of this public key signed it; repeat it for several keys.",
+    ),
+]
 SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help=_SKIP)]
 
 
@@ -27,6 +36,8 @@ def _option(panel: str, text: str, *names: str, metavar: str | None = None) -> A
     return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
 
 
+_SUFFIXES = (".pth", ".th", ".pt", ".ckpt", ".bin", ".safetensors")
+"""Ends of file names, by which a file that does not exist is told from the name of a network."""
 _SIDE = re.compile(r"-?[0-9]{1,9}")
 _network = partial(_option, "Network")
 _preprocessing = partial(_option, "Preprocessing")
@@ -57,6 +68,17 @@ class NetworkOptions:
             "pretrained-v2, random."
         ),
     ] = "pretrained"
+    ensemble: Annotated[
+        list[str] | None,
+        _network(
+            "Several networks, each a file as for --weights or a name, whose answers one engine averages: "
+            "--ensemble A.safetensors B.th.",
+            metavar="FILE...",
+        ),
+    ] = None
+    ensemble_mean: Annotated[
+        Literal["probabilities", "logits"], _network("What of the networks of --ensemble is averaged.")
+    ] = "probabilities"
     entry: Annotated[
         str | None, _network("Network to take of a checkpoint that holds several, such as ema or encoder_q.")
     ] = None
@@ -94,7 +116,11 @@ class PreprocessingOptions:
     ] = None
     crop: Annotated[
         str | None,
-        _preprocessing("Side N or size HxW of the centre crop in pixels, which is the network's input."),
+        _preprocessing(
+            "Side N or size HxW of the centre crop in pixels, which is the network's input.",
+            "--crop",
+            "--size",
+        ),
     ] = None
     crop_pct: Annotated[
         float | None,
@@ -296,24 +322,34 @@ class EngineOptions:
         Literal["float32-nchw", "uint8-nhwc"],
         _engine("uint8-nhwc builds normalization and layout into the engine.", "--input"),
     ] = "float32-nchw"
-    output: Annotated[Path | None, _engine("Engine directory to make. Default: MODEL-PRECISION-BACKEND.")] = (
-        None
-    )
+    output: Annotated[
+        Path | None, _engine("Engine directory to make. Default: MODEL-PRECISION-BACKEND.", "--output", "-o")
+    ] = None
     force: Annotated[bool, _engine("Replace an existing engine directory.", "--force")] = False
     no_reference: Annotated[
         bool, _engine("Do not keep the fp32 graph; verify then needs --reference.", "--no-reference")
     ] = False
 
 
-def model_config(network: NetworkOptions, preprocessing: PreprocessingOptions) -> ModelConfig:
-    """The two groups as one configuration.
+def model_config(
+    network: NetworkOptions, preprocessing: PreprocessingOptions, more: Sequence[str] = ()
+) -> ModelConfig:
+    """The two groups as one configuration; ``more`` are further networks of the ensemble.
 
     Raises:
         UsageError: options that contradict each other.
     """
     from rescompile.config import ModelConfig
 
+    if more and not network.ensemble:
+        raise UsageError(f"{more[0]} belongs to no option; several networks are passed as --ensemble A B")
+    members = []
+    for name in (*(network.ensemble or ()), *more):
+        alone = replace(network, ensemble=None, depth=None, outputs=None, **_named(name))
+        members.append(model_config(alone, preprocessing))
     return ModelConfig(
+        members=tuple(members),
+        ensemble_mean=network.ensemble_mean,
         depth=network.depth,
         model=network.model,
         onnx=network.onnx,
@@ -326,6 +362,15 @@ def model_config(network: NetworkOptions, preprocessing: PreprocessingOptions) -
         outputs=tuple(name.strip() for name in network.outputs.split(",")) if network.outputs else (),
         seed=network.seed,
     )
+
+
+def _named(network: str) -> dict[str, Any]:
+    """The options for one network of an ensemble: an ONNX file, another file, or a name."""
+    fields: dict[str, Any] = {"model": None, "onnx": None, "weights": "pretrained"}
+    if network.endswith(".onnx"):
+        return fields | {"onnx": Path(network)}
+    is_file = Path(network).exists() or Path(network).suffix in _SUFFIXES
+    return fields | ({"weights": network} if is_file else {"model": network})
 
 
 def _size(text: str | None, option: str) -> int | tuple[int, int] | None:

@@ -17,7 +17,9 @@ def export_server(
         Literal["triton", "openvino"],
         typer.Option(help="triton: NVIDIA Triton Inference Server; openvino: OpenVINO Model Server."),
     ],
-    output: Annotated[Path, typer.Option(help="Model repository to write.", metavar="REPO")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Model repository to write.", metavar="REPO")
+    ],
     name: Annotated[
         str | None,
         typer.Option(help="The model's name on the server; unless told, from network and precision."),

@@ -25,7 +25,7 @@ class _Harmless(io.TextIOWrapper):
 
 def harmless(stream: TextIO) -> TextIO:
     """``stream`` without control characters, and with letters that its encoding lacks as numbers."""
-    if not isinstance(stream, io.TextIOWrapper) or isinstance(stream, _Harmless):
+    if type(stream) is not io.TextIOWrapper:  # what a program put in its place is its own matter
         return stream
     encoding, buffered = stream.encoding, stream.line_buffering
     return _Harmless(stream.detach(), encoding, "backslashreplace", line_buffering=buffered)

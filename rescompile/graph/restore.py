@@ -18,9 +18,10 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from rescompile.errors import GraphError
+from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.editing import read, reconnect, write
 from rescompile.graph.shared.links import WEIGHTED_OPS, consumers, is_quantized
-from rescompile.graph.shared.topology import block_of, block_outputs, maker_block
+from rescompile.graph.shared.topology import block_outputs, maker_block
 
 
 def restore(

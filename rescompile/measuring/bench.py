@@ -22,7 +22,16 @@ from calibration.names import text_of
 from rescompile.backends.base import Hint, RunOptions
 from rescompile.cache import SWITCH
 from rescompile.errors import UsageError
-from rescompile.manifest import CALIBRATION, GOLDEN, GRAPH, REFERENCE, REPORT_HTML, REPORT_JSON, Manifest
+from rescompile.manifest import (
+    CALIBRATION,
+    GOLDEN,
+    GRAPH,
+    README,
+    REFERENCE,
+    REPORT_HTML,
+    REPORT_JSON,
+    Manifest,
+)
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import Origin, origin
 from rescompile.measuring.race import Contender, race
@@ -82,7 +91,7 @@ class BenchReport(JsonReport, frozen=True, kw_only=True):
     warm: tuple[Start, ...]
     notes: tuple[str, ...]
     requests: int = 1
-    """Calls at the same time, with ``--hint throughput``; a time is that of all of them."""
+    """Calls at the same time; a time is that of all of them."""
 
     @property
     def latency(self) -> BatchResult:
@@ -104,6 +113,7 @@ def bench(
     threads: int | None = None,
     hint: Hint = "latency",
     streams: int | None = None,
+    requests: int | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Measure the engine in ``directory``.
@@ -114,8 +124,9 @@ def bench(
         seconds: length of the race of all batches.
         starts: number of cold and of warm starts, in turns; 0 leaves them out.
         threads: CPU threads of the engine; None leaves the choice to its library.
-        hint: ``throughput`` loads the engine for several calls at once, and measures as many.
-        streams: number of these calls on a GPU; None leaves it to the hint.
+        hint: ``throughput`` loads the engine for several calls at once.
+        streams: number of calls that the engine computes at the same time; None leaves it to the hint.
+        requests: number of calls made at the same time; None makes as many as the engine computes.
         progress: told what runs.
 
     Raises:
@@ -129,7 +140,7 @@ def bench(
     with clock.stage("load"):
         engine = load(directory, options=options)
     with engine:
-        manifest, requests = engine.manifest, engine.parallel if hint == "throughput" else 1
+        manifest, requests = engine.manifest, requests or engine.parallel
         sizes = _sizes(manifest, batches)
         with clock.stage("race"):
             timings = race(contenders(engine, directory, sizes, requests), seconds=seconds)
@@ -199,7 +210,7 @@ def _starts(directory: Path, threads: int | None) -> tuple[Start, Start]:
 def engine_facts(directory: Path, manifest: Manifest) -> EngineFacts:
     """Describe the engine from its manifest and build report."""
     built, fed = read_report(directory), manifest.inputs[0]
-    others = {GRAPH, REFERENCE, GOLDEN, CALIBRATION, REPORT_JSON, REPORT_HTML}
+    others = {GRAPH, REFERENCE, GOLDEN, CALIBRATION, REPORT_JSON, REPORT_HTML, README}
     if manifest.backend == "onnxruntime":
         others -= {GRAPH}
     return EngineFacts(

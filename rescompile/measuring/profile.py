@@ -8,7 +8,7 @@ need at this machine's measured rates.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,7 @@ from calibration.names import text_of
 from rescompile.backends.base import RunOptions
 from rescompile.backends.profiling import LayerTime, open_profiler
 from rescompile.errors import EngineError, UsageError
-from rescompile.graph.shared.onnx_file import read_graph
-from rescompile.graph.shared.topology import block_outputs, named_block
+from rescompile.graph.shared.block_names import named_block
 from rescompile.manifest import GRAPH, Manifest, read_manifest
 from rescompile.measuring.bench import engine_facts
 from rescompile.measuring.disturbance import Watch
@@ -28,8 +27,9 @@ from rescompile.measuring.profile_report import BlockProfile, EngineProfile, Lay
 from rescompile.measuring.race import Contender, race
 from rescompile.measuring.roofline import Roofline, measure_roofline
 from rescompile.measuring.timing import Timing
-from rescompile.measuring.work import BlockWork, work_of
+from rescompile.optional import extras_for
 from rescompile.progress import Progress, StageClock
+from rescompile.report import BlockWork, read_report
 from rescompile.runtime.golden import golden_batch
 from rescompile.runtime.loading import load
 
@@ -48,7 +48,6 @@ class _Subject:
     directory: Path
     manifest: Manifest
     work: dict[str, BlockWork]
-    blocks: Mapping[str, str]
     rounds: list[dict[str, LayerTime]] = field(default_factory=list)
     """Layers by name, in the order of execution."""
 
@@ -103,12 +102,22 @@ def _subject(directory: Path, batch: int) -> _Subject:
     low, high = manifest.batch.min, manifest.batch.max
     if not low <= batch <= high:
         raise UsageError(f"--batch {batch} is outside of what {directory} takes; choose from {low} to {high}")
+    work = {block.block: block.times(batch) for block in _work(directory)}
+    return _Subject(directory, manifest, work)
+
+
+def _work(directory: Path) -> tuple[BlockWork, ...]:
+    """The work of each block for one image, from the build report; older versions have it in their graph alone."""
+    if recorded := read_report(directory).work:
+        return recorded
     path = directory / GRAPH
     if not path.is_file():
         raise EngineError(f"{path} is not there, so its blocks are not known; build the engine again")
-    graph = read_graph(path)
-    work = {block.block: block for block in work_of(graph, batch)}
-    return _Subject(directory, manifest, work, block_outputs(graph))
+    with extras_for("profiling an engine of an older version"):
+        from rescompile.graph.shared.onnx_file import read_graph
+        from rescompile.measuring.work import work_of
+
+    return work_of(read_graph(path), 1)
 
 
 def _same_network(subjects: Sequence[_Subject]) -> None:
@@ -155,7 +164,7 @@ def _profiled(subject: _Subject, wall: Timing, rates: Roofline) -> EngineProfile
     # a layer about as short as the clock's tick is missing in some rounds
     every = {name: layer for found in reversed(subject.rounds) for name, layer in found.items()}
     seen = [layer for name, layer in every.items() if _median(subject, [name])]
-    blocks = blocks_of_layers(seen, subject.blocks)
+    blocks = blocks_of_layers(seen, subject.work)
     layers = tuple(
         LayerProfile(
             name=layer.name,
@@ -182,7 +191,7 @@ def _median(subject: _Subject, names: Sequence[str]) -> float:
     return statistics.median(sums)
 
 
-def blocks_of_layers(layers: Sequence[LayerTime], blocks: Mapping[str, str]) -> list[str]:
+def blocks_of_layers(layers: Sequence[LayerTime], blocks: Collection[str]) -> list[str]:
     """The block of each layer; a layer that names no node of the graph belongs to the block of the one before it."""
     found: list[str] = []
     for layer in layers:

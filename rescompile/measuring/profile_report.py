@@ -10,8 +10,7 @@ from rescompile.measuring.bench import EngineFacts
 from rescompile.measuring.origin import Origin
 from rescompile.measuring.roofline import Roofline
 from rescompile.measuring.timing import Timing
-from rescompile.measuring.work import BlockWork
-from rescompile.report import JsonReport
+from rescompile.report import BlockWork, JsonReport
 
 FORMAT: Literal["rescompile-profile-1"] = "rescompile-profile-1"
 

@@ -11,12 +11,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from rescompile.errors import GraphError
+from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.links import consumers, made_by
-from rescompile.graph.shared.topology import block_of, block_outputs, ends_branch
+from rescompile.graph.shared.topology import block_outputs, ends_branch
+from rescompile.report import BlockWork
 
 if TYPE_CHECKING:
     import onnx
@@ -24,28 +24,6 @@ if TYPE_CHECKING:
 _POOLS = ("MaxPool", "GlobalAveragePool")
 _BYTES = {1: 4, 10: 2, 2: 1, 3: 1}
 """Bytes by ONNX element type (float, float16, uint8, int8)."""
-
-
-class BlockWork(msgspec.Struct, frozen=True, kw_only=True):
-    """One block at one batch size; a multiplication and its addition are two operations."""
-
-    block: str
-    float_ops: int
-    int8_ops: int
-    weight_bytes: int
-    activation_bytes: int
-    layers: int
-    """Convolutions, classifier and pools."""
-
-    @property
-    def bytes(self) -> int:
-        """All bytes moved."""
-        return self.weight_bytes + self.activation_bytes
-
-    @property
-    def ops(self) -> int:
-        """All operations."""
-        return self.float_ops + self.int8_ops
 
 
 def work_of(model: onnx.ModelProto, batch: int) -> tuple[BlockWork, ...]:
@@ -58,8 +36,9 @@ def work_of(model: onnx.ModelProto, batch: int) -> tuple[BlockWork, ...]:
     fields = ("float_ops", "int8_ops", "weight_bytes", "activation_bytes", "layers")
     found = {block: dict.fromkeys(fields, 0) for block in block_outputs(model)}
     for node in model.graph.node:
+        block = found.setdefault(block_of(node.name), dict.fromkeys(fields, 0))
         for field, value in _node_work(node, graph).items():
-            found[block_of(node.name)][field] += value
+            block[field] += value
     return tuple(BlockWork(block=block, **sums) for block, sums in found.items())
 
 

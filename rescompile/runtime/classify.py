@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from calibration.names import text_of
+from rescompile.errors import UsageError
+from rescompile.files import atomic_write, check_output_file
 from rescompile.manifest import OutputKind
-from rescompile.runtime.answers import most_probable, named_values
+from rescompile.runtime.answers import Prediction, most_probable, named_values
 from rescompile.runtime.golden import in_order
 from rescompile.runtime.loading import load
 
@@ -17,16 +22,16 @@ class Classified(msgspec.Struct, frozen=True, kw_only=True):
     """One output for one photograph."""
 
     file: str
-    classes: tuple[tuple[str, float], ...] = ()
-    """Names and their probabilities, best first."""
+    predictions: tuple[Prediction, ...]
+    """Classes, best first; or all values and features, in their order."""
     kind: OutputKind = "classes"
-    values: tuple[tuple[str, float], ...] = ()
-    """Names and numbers of values and features, in their order."""
     output: str | None = None
     """Name of the output, where the engine has several."""
 
 
-def classify(directory: Path, photos: list[Path], *, top: int) -> tuple[Classified, ...]:
+def classify(
+    directory: Path, photos: list[Path], *, top: int, trusted_keys: Sequence[Path] = ()
+) -> tuple[Classified, ...]:
     """The ``top`` classes or labels of each photograph, or the values.
 
     Raises:
@@ -34,7 +39,7 @@ def classify(directory: Path, photos: list[Path], *, top: int) -> tuple[Classifi
         ImageSetError: a photograph cannot be read.
     """
     answers = []
-    with load(directory) as engine:
+    with load(directory, trusted_keys=trusted_keys) as engine:
         outputs = engine.manifest.outputs
         for photo in photos:
             found = in_order(engine(engine.preprocess(photo)), engine.manifest)
@@ -43,10 +48,38 @@ def classify(directory: Path, photos: list[Path], *, top: int) -> tuple[Classifi
                 answers.append(
                     Classified(
                         file=text_of(photo),
-                        classes=() if numbers else tuple(most_probable(values, output, top)),
+                        predictions=tuple(
+                            named_values(values, output) if numbers else most_probable(values, output, top)
+                        ),
                         kind=output.kind,
-                        values=tuple(named_values(values, output)) if numbers else (),
                         output=output.name if len(outputs) > 1 else None,
                     )
                 )
     return tuple(answers)
+
+
+def check_predictions_file(path: Path) -> None:
+    """Refuse a file whose form is not known, or that cannot be written, before anything runs.
+
+    Raises:
+        UsageError: its name ends neither with .csv nor with .jsonl.
+        OutputError: it cannot be written.
+    """
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        raise UsageError(f"--output {path} has no known form; end its name with .csv or .jsonl")
+    check_output_file(path)
+
+
+def write_predictions(path: Path, answers: Sequence[Classified]) -> None:
+    """Write one line for each prediction as CSV, or one line of JSON for each photograph."""
+    if path.suffix.lower() == ".jsonl":
+        atomic_write(path, b"".join(msgspec.json.encode(answer) + b"\n" for answer in answers))
+        return
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["file", "output", "rank", "class", "index", "probability", "value"])
+    for answer in answers:
+        for rank, each in enumerate(answer.predictions, 1):
+            numbers = (each.probability, each.value)
+            table.writerow([answer.file, answer.output, rank, each.name, each.index, *numbers])
+    atomic_write(path, text.getvalue().encode())

@@ -162,7 +162,8 @@ class Engine:
             raise UsageError(
                 f"this engine returns {kinds}, not classes; call it with engine.preprocess(image)"
             )
-        return most_probable(self(self.preprocess(image))[0], output, k)
+        found = most_probable(self(self.preprocess(image))[0], output, k)
+        return [(each.name, each.probability or 0.0) for each in found]
 
     def close(self) -> None:
         """Free memory and devices after all submitted requests are answered; calling it twice is harmless."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from rescompile.backends import BACKENDS, get_backend
 from rescompile.engine_files import ADVICE, EngineFiles, open_plain, readable
 from rescompile.errors import EngineError
-from rescompile.manifest import GOLDEN, MACHINE_CODE, MANIFEST, Manifest, read_manifest
+from rescompile.manifest import GOLDEN, MACHINE_CODE, MANIFEST, Manifest, manifest_text, parse_manifest
 
 _TRIES = 5
 _MOST_RELATIVE_RMS = 1.0
@@ -31,9 +31,16 @@ class CheckedEngine:
 
     manifest: Manifest
     files: EngineFiles
+    manifest_text: bytes
 
 
-def read_engine(directory: Path, *, hashes: bool = True, also: Sequence[str] = ()) -> CheckedEngine:
+def read_engine(
+    directory: Path,
+    *,
+    hashes: bool = True,
+    also: Sequence[str] = (),
+    check_text: Callable[[int | None, bytes], None] | None = None,
+) -> CheckedEngine:
     """Read an engine, and check all that can be checked without loading it.
 
     The directory is opened once. Where another engine takes its place meanwhile, and this one is removed, the new one
@@ -43,6 +50,7 @@ def read_engine(directory: Path, *, hashes: bool = True, also: Sequence[str] = (
         directory: of the engine.
         hashes: check them; without, sizes alone are.
         also: more files to keep.
+        check_text: called with the descriptor of the directory and the manifest's text before anything is believed.
 
     Raises:
         EngineError: the directory is damaged or incomplete.
@@ -50,15 +58,25 @@ def read_engine(directory: Path, *, hashes: bool = True, also: Sequence[str] = (
     for left in reversed(range(_TRIES)):
         with _opened(directory) as folder:
             try:
-                return _read(directory, folder, hashes=hashes, also=also)
+                return _read(directory, folder, hashes=hashes, also=also, check_text=check_text)
             except EngineError:
                 if not left or not _was_replaced(directory, folder):
                     raise
     raise AssertionError
 
 
-def _read(directory: Path, folder: int | None, *, hashes: bool, also: Sequence[str]) -> CheckedEngine:
-    manifest = read_manifest(directory, folder=folder)
+def _read(
+    directory: Path,
+    folder: int | None,
+    *,
+    hashes: bool,
+    also: Sequence[str],
+    check_text: Callable[[int | None, bytes], None] | None,
+) -> CheckedEngine:
+    text = manifest_text(directory, folder=folder)
+    if check_text is not None:
+        check_text(folder, text)
+    manifest = parse_manifest(text, directory / MANIFEST)
     check_manifest(directory, manifest)
     needed = get_backend(manifest.backend).payload_files
     require_files(directory / MANIFEST, manifest, needed, "the engine cannot be loaded")
@@ -70,7 +88,7 @@ def _read(directory: Path, folder: int | None, *, hashes: bool, also: Sequence[s
     ]
     contents = _contents(directory, folder, manifest, kept, hashes=hashes)
     digests = {name: manifest.files[name].sha256 for name in kept} if hashes else {}
-    return CheckedEngine(manifest, EngineFiles(directory, contents, digests))
+    return CheckedEngine(manifest, EngineFiles(directory, contents, digests), text)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from rescompile.backends import get_backend
 from rescompile.backends.base import RUN_DEFAULTS, CachesCompilation, Hint, RunOptions, SimulatingBackend
 from rescompile.engine_files import EngineFiles
-from rescompile.errors import EngineError
+from rescompile.errors import EngineError, UsageError
 from rescompile.metrics import relative_rms
 from rescompile.runtime.engine import Engine
 from rescompile.runtime.golden import in_order, read_golden
@@ -23,22 +24,47 @@ def load(
     verify: bool = True,
     hint: Hint | None = None,
     options: RunOptions = RUN_DEFAULTS,
+    trusted_keys: Sequence[Path | str] = (),
 ) -> Engine:
     """Load the engine in ``directory`` and test it on its golden inputs.
 
     ``verify=False`` skips the hashes and the golden self-test, for a faster start of directories that were loaded
     before. ``hint="throughput"`` runs several calls at once: on a CPU with fewer threads each, on a GPU with one stream
-    each (``options.streams``). ``"latency"`` gives one call the whole device; None uses ``options.hint``.
+    each (``options.streams``). ``"latency"`` gives one call the whole device; None uses ``options.hint``. With
+    ``trusted_keys``, files of public keys of ``rescompile keygen``, an engine is loaded only if one of them signed it.
 
     Raises:
-        UsageError: the hint is unknown.
-        EngineError: the directory is damaged or incomplete, or the engine does not reproduce its golden answers.
+        UsageError: the hint is unknown, a key is not one, or keys are given without ``verify``.
+        EngineError: the directory is damaged, incomplete or not signed by a trusted key, or the engine does not
+            reproduce its golden answers.
         BackendUnavailable: the engine cannot run on this machine.
         BackendError: the backend's library refused the payload.
     """
     if hint is not None:
         options = replace(options, hint=hint)
-    return load_checked(read_engine(Path(directory), hashes=verify), verify=verify, options=options)
+    if trusted_keys and not verify:
+        raise UsageError(
+            "trusted keys were given, but without verification a signature says nothing about the files; leave one of "
+            "the two out"
+        )
+    checked = read_trusted(Path(directory), trusted_keys, hashes=verify)
+    return load_checked(checked, verify=verify, options=options)
+
+
+def read_trusted(
+    directory: Path, trusted_keys: Sequence[Path | str], *, hashes: bool = True, also: Sequence[str] = ()
+) -> CheckedEngine:
+    """``read_engine``, and check the signature where there are ``trusted_keys``; raises EngineError or UsageError."""
+    if not trusted_keys:
+        return read_engine(directory, hashes=hashes, also=also)
+    from rescompile.runtime.signature import check_signature
+
+    return read_engine(
+        directory,
+        hashes=hashes,
+        also=also,
+        check_text=lambda folder, text: check_signature(directory, folder, text, trusted_keys),
+    )
 
 
 def load_checked(

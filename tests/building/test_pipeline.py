@@ -57,7 +57,7 @@ def test_a_build_writes_what_the_contract_says(built: tuple[Path, BuildReport]) 
         assert set(fields.split()) <= set(json.loads((folder / file).read_text()))
     assert report
     assert report.verdict == "verified"
-    texts = {"calibration.json", "manifest.json", "report.html", "report.json"}
+    texts = {"README.md", "calibration.json", "manifest.json", "report.html", "report.json"}
     payload = {"model.xml", "model.bin"}
     assert {path.name for path in folder.iterdir()} == texts | payload | {
         "golden.npz",

@@ -129,8 +129,10 @@ def test_values_are_judged_by_their_error_and_printed_as_numbers(
         expected = engine(engine.preprocess(photo))[0]
         with pytest.raises(UsageError, match="returns values, not classes"):
             engine.classify(photo)
-    assert answer.values == (("0", float(expected[0])), ("1", float(expected[1])))
-    assert answer.classes == ()
+    assert [(each.name, each.value) for each in answer.predictions] == [
+        ("0", float(expected[0])),
+        ("1", float(expected[1])),
+    ]
     print_classes((answer,))
     printed = capsys.readouterr().out
     assert f"{expected[0]:.6g}" in printed
@@ -226,6 +228,14 @@ def test_the_head_tells_the_task(
     source = replace(small_source, graph=helper.make_model(graph), class_count=8)
     asked = config(heads, 2, tmp_path / "e")
     assert with_task(source, asked).kind == kind
+
+
+def test_a_configuration_says_the_task_unless_the_user_does(small_source: Source) -> None:
+    told = replace(small_source, told_kind=("multilabel", "as config.json says"))
+    config = BuildConfig(model=ModelConfig(model="resnet20-cifar"), precision="fp16")
+    found = with_task(told, config)
+    assert (found.kind, found.kind_reason) == ("multilabel", "as config.json says")
+    assert with_task(told, replace(config, task="values")).kind == "values"
 
 
 def test_each_of_several_outputs_is_judged(small: Path, small_source: Source, tmp_path: Path) -> None:

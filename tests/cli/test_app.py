@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from calibration.errors import ImageSetError
 from rescompile.cli import app
 from rescompile.errors import EngineError, UsageError
+from rescompile.presenting.terminal.report import TerminalProgress
 
 Said = pytest.CaptureFixture[str]
 
@@ -99,6 +101,47 @@ def test_help_cuts_no_name_at_80_columns(command: str) -> None:
     ).stdout  # fmt: skip
     assert "\u2026" not in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_with_json_an_error_is_json_too(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    def diagnose() -> None:
+        raise EngineError("it is damaged")
+
+    monkeypatch.setattr("rescompile.environment.diagnose", diagnose)
+    for words, traced in ((["--json"], False), (["--json", "-v"], True)):
+        monkeypatch.setattr(sys, "argv", ["rescompile", "doctor", *words])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        said = capsys.readouterr()
+        assert stop.value.code == 1
+        assert json.loads(said.out) == {
+            "error": {"kind": "EngineError", "message": "it is damaged", "exit_code": 1}
+        }
+        assert said.err.endswith("error: it is damaged\n")
+        assert ("Traceback" in said.err) is traced
+
+
+def test_quiet_shows_no_progress(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    def diagnose() -> list[object]:
+        with TerminalProgress() as progress:
+            progress.stage_started("look")
+        return []
+
+    monkeypatch.setattr("rescompile.environment.diagnose", diagnose)
+    for words, shown in (([], "look: started\n"), (["-q"], "")):
+        monkeypatch.setattr(sys, "argv", ["rescompile", "doctor", *words])
+        with pytest.raises(SystemExit):
+            app.main()
+        assert capsys.readouterr().err == shown
+
+
+def test_shells_can_complete_words() -> None:
+    asked = {"_RESCOMPILE_COMPLETE": "complete_bash", "COMP_WORDS": "rescompile ver", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv[0] = 'rescompile'; from rescompile.cli.app import app; app(prog_name='rescompile')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **asked}
+    )
+    assert done.stdout.split() == ["verify"], done.stderr
 
 
 def test_help_lists_the_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -75,9 +76,32 @@ def test_run_prints_the_classes_of_each_photograph(
     assert capsys.readouterr().out.splitlines() == lines, "a folder is its images"
     assert call(monkeypatch, "run", engine, tmp_path / "a.png", "--json") == 0
     (answer,) = json.loads(capsys.readouterr().out)
-    assert len(answer["classes"]) == 5
-    shares = [share for _, share in answer["classes"]]
+    assert len(answer["predictions"]) == 5
+    assert all(each["class"] == f"class {each['index']}" for each in answer["predictions"])
+    shares = [each["probability"] for each in answer["predictions"]]
     assert shares == sorted(shares, reverse=True)
+
+
+def test_run_writes_a_table_or_lines_of_json(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (32, 32), "olive").save(tmp_path / name)
+    table, lines = tmp_path / "out.csv", tmp_path / "out.jsonl"
+    for path in (table, lines):
+        assert call(monkeypatch, "run", engine, tmp_path, "--top", 2, "-o", path) == 0
+    assert capsys.readouterr().out == ""
+    with table.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    answers = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [(row["file"], row["class"], float(row["probability"])) for row in rows] == [
+        (answer["file"], each["class"], each["probability"])
+        for answer in answers
+        for each in answer["predictions"]
+    ]
+    assert [row["rank"] for row in rows] == ["1", "2", "1", "2"]
+    assert call(monkeypatch, "run", engine, tmp_path, "-o", tmp_path / "out.txt") == 2
+    assert "end its name with .csv or .jsonl" in capsys.readouterr().err
 
 
 def test_inspect_shows_what_is_inside(engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say) -> None:
@@ -168,7 +192,7 @@ def test_every_encoding_of_the_terminal_will_do(
     assert "verified" in say(*built)
     assert "class 7" in say("run", engine, photo, "--top", 10)
     (answer,) = json.loads(say("run", engine, photo, "--top", 10, "--json"))
-    assert {name for name, _ in answer["classes"]} == set(names)
+    assert {each["class"] for each in answer["predictions"]} == set(names)
     (logits,) = json.loads(say("inspect", engine, "--json"))["manifest"]["outputs"]
     assert logits["labels"] == names
     assert "V" in say("inspect", engine)

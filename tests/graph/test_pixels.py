@@ -26,8 +26,9 @@ from rescompile.graph.preprocess import take_uint8
 from rescompile.graph.quantize import quantize
 from rescompile.graph.reformats import reformats
 from rescompile.graph.restore import restore
+from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.names import PIXEL_STEP, PIXELS
-from rescompile.graph.shared.topology import block_of, block_outputs, quantized_tensors, reading_all_of_int8
+from rescompile.graph.shared.topology import block_outputs, quantized_tensors, reading_all_of_int8
 from tests.graph.conftest import folded, images, network, run
 
 NETWORKS = {"resnet18": IMAGENET, "resnet20-cifar": CIFAR}

@@ -22,9 +22,10 @@ from rescompile.graph.half import half
 from rescompile.graph.lint import lint
 from rescompile.graph.placement import place
 from rescompile.graph.restore import restore
+from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.metadata import float_reasons
-from rescompile.graph.shared.topology import block_of, block_outputs
+from rescompile.graph.shared.topology import block_outputs
 from rescompile.graph.simplify import simplify
 from rescompile.graph.structure import structure
 from rescompile.manifest import Batch

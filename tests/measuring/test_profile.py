@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import msgspec
+import onnx
 import pytest
 
 from rescompile.backends.profiling import LayerTime
@@ -14,8 +16,9 @@ from rescompile.measuring.profile import blocks_of_layers, profile
 from rescompile.measuring.profile_findings import findings
 from rescompile.measuring.profile_report import BlockProfile, EngineProfile, LayerProfile, ProfileReport
 from rescompile.measuring.roofline import Roofline
-from rescompile.measuring.work import BlockWork
+from rescompile.measuring.work import work_of
 from rescompile.presenting.terminal.profile import lines
+from rescompile.report import BlockWork
 from tests.backends.engines import make_engine
 from tests.measuring.scripted import steady
 from tests.measuring.test_run_comparison import bench_report
@@ -140,8 +143,33 @@ def test_a_cpu_with_vnni_is_not_blamed_and_a_single_precision_not_compared() -> 
     assert not any("INT8" in found for found in findings(pair[1:], RATES))
 
 
+def older_version(directory: Path) -> None:
+    """Take out of the report what versions up to 0.1 did not record."""
+    report = json.loads((directory / "report.json").read_bytes())
+    del report["work"]
+    (directory / "report.json").write_text(json.dumps(report))
+
+
+def test_work_is_read_from_the_graph_where_it_was_not_recorded(
+    small_engines: dict[str, Path], tmp_path: Path, measured: ProfileReport
+) -> None:
+    copied = tmp_path / "copy"
+    shutil.copytree(small_engines["int8"], copied)
+    older_version(copied)
+    model = onnx.load(copied / "model.onnx")
+    recorded = [block.work for block in measured.engines[1].blocks]
+    assert recorded == list(work_of(model, 1))
+    assert [work.times(4) for work in recorded] == list(work_of(model, 4))
+    with pytest.raises(
+        EngineError, match=r"report\.json has"
+    ):  # read from the graph, then the hash of the report is checked
+        profile([copied], seconds=0.1, roofline=RATES)
+
+
 def test_engines_of_different_networks_are_refused(small_engines: dict[str, Path], tmp_path: Path) -> None:
     make_engine(tmp_path / "other")
+    shutil.copy(small_engines["int8"] / "report.json", tmp_path / "other")
+    older_version(tmp_path / "other")
     with pytest.raises(UsageError, match="one network together"):
         profile([small_engines["int8"], tmp_path / "other"], roofline=RATES)
 
@@ -153,6 +181,7 @@ def test_a_batch_or_a_graph_that_is_not_there_is_refused(
         profile([small_engines["int8"]], batch=5, roofline=RATES)
     copied = tmp_path / "copy"
     shutil.copytree(small_engines["int8"], copied)
+    older_version(copied)
     (copied / "model.onnx").unlink()
     with pytest.raises(EngineError, match=r"model\.onnx is not there"):
         profile([copied], roofline=RATES)

@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from rescompile.errors import GraphError
-from rescompile.measuring.work import BlockWork, work_of
+from rescompile.measuring.work import work_of
+from rescompile.report import BlockWork
 
 
 def work(directory: Path, batch: int = 1) -> dict[str, BlockWork]:

@@ -80,7 +80,11 @@ class OpenVino:
         _check_ports(path, compiled, manifest)
         # a setting that this OpenVINO does not know would be asked of the stored model, too
         return OpenVinoRunner(
-            compiled, manifest.batch, hint=options.hint, cache=None if notes else cache, from_cache=stored
+            compiled,
+            manifest.batch,
+            several=options.hint == "throughput" or options.streams is not None,
+            cache=None if notes else cache,
+            from_cache=stored,
         )
 
     def parts(self, directory: Path) -> OpenVinoParts:

@@ -39,6 +39,8 @@ def settings_of(options: RunOptions, *, tuned: bool = True) -> dict[str, Any]:
     }
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
+    if options.streams is not None:
+        settings["NUM_STREAMS"] = str(options.streams)
     return settings | TUNING if tuned else settings
 
 
@@ -49,7 +51,7 @@ def compile_model(
 
     Args:
         source: the path of a model, a serialized ONNX graph, or an OpenVINO model.
-        options: threads and hint.
+        options: threads, hint and streams.
         tuned: use the settings that our engines gain from; without them, as a user of OpenVINO has it.
         counters: measure the time of each layer.
 

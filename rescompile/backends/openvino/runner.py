@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.base import Hint, check_batch
+from rescompile.backends.base import check_batch
 from rescompile.backends.openvino.cache import CompiledModels
 from rescompile.backends.openvino.compile import compile_model, read_payload, translate_errors
 from rescompile.backends.resource_pool import ResourcePool
@@ -35,14 +35,14 @@ class OpenVinoRunner:
         compiled: Any,
         batch: Batch,
         *,
-        hint: Hint = "latency",
+        several: bool = False,
         cache: CompiledModels | None = None,
         from_cache: bool = False,
     ) -> None:
         import openvino as ov
 
         self._tensor = ov.Tensor
-        advised = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if hint == "throughput" else 1
+        advised = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if several else 1
         self.parallel = int(advised)
         self._compiled: Any = compiled
         self._requests = ResourcePool([compiled.create_infer_request() for _ in range(self.parallel)])

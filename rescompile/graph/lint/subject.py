@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from rescompile.graph.shared.topology import block_of
+from rescompile.graph.shared.block_names import block_of
 from rescompile.manifest import Precision
 
 Findings = Iterator[str]

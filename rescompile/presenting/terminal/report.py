@@ -17,6 +17,7 @@ from rescompile.manifest import REPORT_HTML
 from rescompile.presenting import report_lines
 from rescompile.presenting.report_lines import Line
 from rescompile.presenting.terminal.table import columns
+from rescompile.progress import SHOWN
 from rescompile.report import NOT_JUDGED, BuildReport, StageRecord
 from rescompile.wording import plain
 
@@ -93,7 +94,7 @@ class TerminalProgress:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or Console(stderr=True, highlight=False, quiet=not SHOWN.get())
         self._bar: RichBar | None = None
         self._task = TaskID(0)
 

@@ -11,6 +11,7 @@ from rescompile.wording import plain
 
 if TYPE_CHECKING:
     from rescompile.environment import Finding
+    from rescompile.runtime.answers import Prediction
     from rescompile.runtime.classify import Classified
     from rescompile.runtime.inspection import Inspection
 
@@ -22,12 +23,19 @@ MOST_VALUES = 16
 def print_classes(answers: Sequence[Classified]) -> None:
     """The classes of each photograph with their probabilities, or its values."""
     for answer in answers:
-        rows = [["", f"{100 * probability:.2f} %", name] for name, probability in answer.classes]
-        rows += [["", f"{value:.6g}", name] for name, value in answer.values[:MOST_VALUES]]
-        if (more := len(answer.values) - MOST_VALUES) > 0:
+        numbers = answer.kind in ("values", "features")
+        shown = answer.predictions[:MOST_VALUES] if numbers else answer.predictions
+        rows = [["", _number(each), each.name] for each in shown]
+        if (more := len(answer.predictions) - len(shown)) > 0:
             rows.append(["", "…", f"and {more} more, which --json prints"])
         title = answer.file if answer.output is None else f"{answer.file}, {answer.output}"
         _print([title, *columns(rows, right=(1,))])
+
+
+def _number(prediction: Prediction) -> str:
+    if prediction.probability is None:
+        return f"{prediction.value:.6g}"
+    return f"{100 * prediction.probability:.2f} %"
 
 
 def print_inspection(inspection: Inspection) -> None:

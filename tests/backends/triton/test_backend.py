@@ -110,7 +110,7 @@ def test_an_unknown_target_is_a_usage_error_with_a_suggestion() -> None:
 
 def test_without_triton_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.raises(BackendUnavailable, match=r"pip install 'rescompile\[triton\]'"):
+    with pytest.raises(BackendUnavailable, match=r"pip install '.*\[triton\]'"):
         get_backend("triton").check("sm_90")
 
 

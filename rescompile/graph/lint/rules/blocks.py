@@ -6,6 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from rescompile.graph.lint.subject import Findings, Subject, same_scale
+from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.links import (
     MOVEMENT_OPS,
     WEIGHTED_OPS,
@@ -16,7 +17,7 @@ from rescompile.graph.shared.links import (
     made_by,
     reads_image,
 )
-from rescompile.graph.shared.topology import block_of, ends_branch, maker_block
+from rescompile.graph.shared.topology import ends_branch, maker_block
 
 
 def batch_norm_folded(subject: Subject) -> Findings:

@@ -1,0 +1,42 @@
+"""The commands that sign engines: keygen, sign."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rescompile.cli.options import Directory
+
+
+def keygen(
+    output: Annotated[
+        Path, typer.Option("--output", help="File of the private key; the public one is FILE.pub.")
+    ],
+) -> None:
+    """Make a pair of keys: a private one that signs engines, and a public one that those who load them trust.
+
+    Example:
+
+    - `rescompile keygen --output release.key`
+    """
+    from rescompile.runtime.signature import make_keys
+
+    public = make_keys(output)
+    typer.echo(f"{output}: keep it secret; {public}: give it to those who load your engines")
+
+
+def sign(
+    directory: Directory,
+    key: Annotated[Path, typer.Option("--key", help="Private key of rescompile keygen.")],
+) -> None:
+    """Sign an engine, so that `--trusted-key` tells it from others.
+
+    Example:
+
+    - `rescompile sign resnet50-int8-openvino --key release.key`
+    """
+    from rescompile.runtime.signature import sign as run
+
+    typer.echo(f"{run(directory, key)} written")
