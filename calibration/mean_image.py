@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,16 @@ from calibration.images.files import bytes_allowed
 
 _LARGEST = 1 << 30
 _REMEDY = "pass a .npy, an .npz with one array, or Caffe's mean.binaryproto"
-_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError, OverflowError)
+_DAMAGE = (
+    *(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError, OverflowError),
+    *(
+        SyntaxError,
+        TokenError,
+        RecursionError,
+        NotImplementedError,
+        RuntimeError,
+    ),  # headers and records of NumPy
+)
 
 _DIMENSIONS, _DATA, _SHAPE, _DOUBLES = (1, 2, 3, 4), 5, 7, 8
 """Field numbers of ``BlobProto``: num, channels, height and width, or a shape; floats, or doubles."""

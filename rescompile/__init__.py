@@ -57,15 +57,15 @@ _HOME = {
 
 
 def build(
-    network: BuildConfig | nn.Module | Sequence[nn.Module] | str | Path,
+    network: BuildConfig | nn.Module | Sequence[nn.Module | str | Path] | str | Path,
     progress: Progress | None = None,
     **options: Unpack[BuildOptions],
 ) -> BuildReport:
     """Network to engine directory and verdict; ``bool(report)`` tells whether the engine may ship.
 
-    ``network`` is a live module, several of them whose answers are averaged (an ensemble), the path of a checkpoint or
-    ONNX file, a name such as ``resnet50`` or ``timm:resnet50d.ra2_in1k``, or a whole ``BuildConfig``, which takes no
-    ``options``.
+    ``network`` is a live module, the path of a checkpoint or ONNX file, a list of several whose answers are averaged
+    (an ensemble), a name such as ``resnet50`` or ``timm:resnet50d.ra2_in1k``, or a whole ``BuildConfig``, which
+    takes no ``options``.
 
     Raises:
         RescompileError, CalibrationError: what a user can mend; the output then does not exist.

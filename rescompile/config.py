@@ -21,7 +21,7 @@ from rescompile.effort import (
 from rescompile.errors import UsageError, did_you_mean
 from rescompile.manifest import Batch, OutputKind, Precision
 from rescompile.report import Limits
-from rescompile.sources.network import SourceNetwork
+from rescompile.sources.network import ENSEMBLE_MEANS, EnsembleMean, SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
 from rescompile.sources.schemes import SCHEMES, has_scheme
 
@@ -123,6 +123,10 @@ class ModelConfig:
     """Inner modules to return in place of the network's own answer: ``c2`` to ``c5``, or PyTorch's names."""
     network: SourceNetwork | None = field(default=None, repr=False, compare=False)
     """A network that a program holds, such as ``sources.modules.network_of(module)``."""
+    members: tuple[ModelConfig, ...] = ()
+    """The networks of an ensemble, in place of one."""
+    ensemble_mean: EnsembleMean = "probabilities"
+    """What of the members is averaged."""
 
     def __post_init__(self) -> None:
         if self.model is not None and ":" in self.model and not has_scheme(self.model):
@@ -133,7 +137,9 @@ class ModelConfig:
         named = [flag for flag, value in self._sources() if value is not None]
         if len(named) > 1:
             raise UsageError(f"{' and '.join(named)} both name the network; pass one of them")
-        if not named and self.network is None and self.weights in ("pretrained", "pretrained-v2", "random"):
+        if self.members:
+            self._check_members(named)
+        elif not named and self.network is None and self.weights in ("pretrained", "pretrained-v2", "random"):
             raise UsageError(
                 "no network was named; pass --depth 101, --model resnet56-cifar, --onnx FILE or --weights FILE"
             )
@@ -141,12 +147,22 @@ class ModelConfig:
             raise UsageError("--onnx brings its own weights; leave --weights out")
         if self.onnx is not None and (self.shortcut or self.stride_on):
             raise UsageError("--onnx brings its own structure; leave --shortcut and --stride-on out")
-        if self.outputs and not has_scheme(self.model):
+        if self.outputs and not has_scheme(self.model) and not self.members:
             raise UsageError(
                 "--outputs needs a network with modules to name; pass --model timm:NAME, torchvision:NAME, hf:FOLDER "
                 "or module:package.file:function"
             )
         check_seed(self.seed)
+
+    def _check_members(self, named: list[str]) -> None:
+        one_of(self.ensemble_mean, ENSEMBLE_MEANS, "--ensemble-mean")
+        others = [*named, *(["--weights"] if self.weights != "pretrained" else [])]
+        if others:
+            raise UsageError(f"--ensemble names its networks; leave {' and '.join(others)} out")
+        if self.outputs:
+            raise UsageError("an ensemble averages the answers of its networks; leave --outputs out")
+        if len(self.members) < 2:
+            raise UsageError("an ensemble needs two networks or more; pass a single one as --weights")
 
     def _sources(self) -> list[tuple[str, object]]:
         return [("--depth", self.depth), ("--model", self.model), ("--onnx", self.onnx)]

@@ -72,8 +72,8 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
             staging.divert(".failed")
         report = verdict.make_report(
             manifest=manifest, contents=contents, deployable=deployable, mixed=mixed, validation=validation,
-            measured=measured, blocks=blocks, stages=clock.records, directory=staging.target, wrong=wrong,
-            notes=(*notes, *mixed.notes, *validation.notes, *payload.notes),
+            measured=measured, blocks=blocks, stages=clock.records, directory=staging.target,
+            wrong=wrong, notes=(*notes, *mixed.notes, *validation.notes, *payload.notes),
         )  # fmt: skip
         verdict.write_report(folder, report)
         engine_directory.write_manifest(folder, contents)

@@ -164,6 +164,16 @@ class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it meets every limit."""
 
 
+class MemberAccuracy(msgspec.Struct, frozen=True, kw_only=True):
+    """One network of an ensemble; accuracies are None where there were no labels."""
+
+    name: str
+    checkpoint: CheckpointRef
+    top1_reference: float | None = None
+    top1_engine: float | None = None
+    """In the engine's precision."""
+
+
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """The comparison of an engine (or its deployable graph) with the fp32 reference on one image set.
 
@@ -245,6 +255,8 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
     """The reason why the figures say nothing: the network does not fit the labels, or it was fed wrongly."""
     flips: tuple[Flip, ...] = ()
     """Images that the engine answers in another way than the fp32 network; the first hundred."""
+    members: tuple[MemberAccuracy, ...] = ()
+    """The networks of an ensemble, whose joint figures the others are."""
     advice: tuple[str, ...] = ()
     """Next steps after a failed verdict."""
     work: tuple[BlockWork, ...] = ()

@@ -195,6 +195,8 @@ def test_every_lint_rule_is_documented() -> None:
         "profile",
         "report",
         "export-server",
+        "keygen",
+        "sign",
     ],
 )
 def test_help_of_every_command_has_an_example(command: str) -> None:

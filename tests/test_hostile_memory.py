@@ -42,7 +42,7 @@ from rescompile.sources.onnx_file import read_onnx
 READERS = {
     "checkpoint": lambda path: checkpoint_of(read_weights(path)),
     "image": lambda path: decode(path, CIFAR),
-    "archive": lambda path: [decoder(CIFAR) for decoder in open_image_set(path).source.decoders()],
+    "archive": lambda path: [decoder(CIFAR) for decoder in open_image_set(path).images.decoders()],
     "mean": read_mean,
     "onnx": read_onnx,
     "golden": lambda path: read_arrays(path.read_bytes(), ["images", "logits"]),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -29,7 +30,7 @@ _MOST_SMALL_IMAGES = 100_000
 """Images that an archive may have beyond one for each of its bytes."""
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError),
-    *(MemoryError, OverflowError, SyntaxError),  # false sizes in a header
+    *(MemoryError, OverflowError, SyntaxError, TokenError, RecursionError),  # false sizes in a header
 )
 
 

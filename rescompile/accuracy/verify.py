@@ -99,6 +99,9 @@ def verify(
         misfit=wrong,
         flips=measured.flips(manifest.classes),
         advice=(),
+        members=tuple(
+            msgspec.structs.replace(member, top1_reference=None, top1_engine=None) for member in built.members
+        ),  # an engine returns their mean alone
         engine_executed=executed,
         measured_on=manifest.backend if executed else stand_in(manifest.backend),
         engine_directory=text_of(directory),

@@ -80,7 +80,7 @@ def reference_session(
         # files would be looked for in the working directory
         raise BackendError(f"the graph {words}; use another graph")
     if outputs is not None:
-        source = _with_outputs(source, outputs)
+        source = with_outputs(source, outputs)
     with _translate_errors(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = outputs if outputs is not None else [output.name for output in session.get_outputs()]
@@ -135,8 +135,12 @@ def refuse_target(name: str, target: str | None) -> None:
         )
 
 
-def _with_outputs(model: bytes, outputs: Sequence[str]) -> bytes:
-    """The serialized graph with ``outputs`` in place of its own."""
+def with_outputs(model: bytes, outputs: Sequence[str]) -> bytes:
+    """The serialized graph with ``outputs`` in place of its own.
+
+    Raises:
+        BackendError: the graph has no such tensor.
+    """
     import onnx
 
     proto = onnx.load_from_string(model)

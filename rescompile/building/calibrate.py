@@ -16,14 +16,19 @@ from numpy.typing import NDArray
 from calibration.collect_statistics import StatisticsRequest, collect_statistics
 from calibration.images import ImageSet, open_image_set
 from calibration.images.builtin import COUNT, builtin_image_set
-from calibration.methods.channel_groups import channel_groups
 from calibration.methods.comparison import Comparison, compare_methods
-from calibration.methods.quantization_risks import Risk, weight_risks
+from calibration.methods.quantization_risks import weight_risks
 from calibration.methods.rounding import IMAGES as LEARNING_IMAGES
 from calibration.preprocess import normalize
 from calibration.scales import FULL_LEVELS
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.backends.base import PADDED_CHANNELS, FullRange, Int8Support
+from rescompile.building.method_notes import (
+    notes_on_full_range,
+    notes_on_pins,
+    notes_on_risks,
+    notes_on_rounding,
+)
 from rescompile.building.rewrites import executor_problem
 from rescompile.building.source import Source, open_source
 from rescompile.config import CalibrationConfig, ModelConfig
@@ -32,7 +37,7 @@ from rescompile.errors import UsageError
 from rescompile.files import check_output_file
 from rescompile.graph.pixels import reason_against
 from rescompile.graph.shared.names import INPUT
-from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors
+from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors, reasons_against_full_range
 from rescompile.progress import Progress, StageClock
 
 BATCH = 4
@@ -166,7 +171,9 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
     risks = weight_risks(source.graph)
     recipe, shortened = _that_can_run(_recipe_for(source, config, hard=bool(risks)), source.graph)
     widest = _widest(int8, asked=bool(config.full_range))
-    wide = full_range_tensors(source.graph, widest=widest) if int8.full_range in recipe.full_range else []
+    reasons = reasons_against_full_range(source.graph, widest=widest)
+    tries_full_range = int8.full_range in recipe.full_range
+    wide = [name for name, reason in reasons.items() if reason is None and tries_full_range]
     levels = dict.fromkeys(wide, FULL_LEVELS)
     found = collect_statistics(
         source.graph,
@@ -200,11 +207,12 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
         table,
         (
             *((BUILT_IN_ADVICE,) if config.images is None else ()),
-            *((note_on_full_range(len(wide), len(tensors)),) if config.full_range else ()),
+            *notes_on_full_range(reasons if tries_full_range else {}, asked=bool(config.full_range)),
             *images.notes,
             *((shortened,) if shortened else ()),
             *((f"the input is rounded to one scale: {inexact}",) if inexact and INPUT in tensors else ()),
             *(notes_on_pins(source.graph, tensors) if recipe.equalize else ()),
+            *notes_on_rounding(source.graph, recipe, has_moments=found.first is not None),
             *notes_on_risks((*risks, *found.risks), recipe),
         ),
         recipe,
@@ -273,34 +281,3 @@ def _that_can_run(recipe: Recipe, graph: onnx.ModelProto) -> tuple[Recipe, str |
         "to the nearest"
     )
     return replace(recipe, method=method, equalize=False, rounding="nearest"), note
-
-
-def notes_on_pins(graph: onnx.ModelProto, tensors: Collection[str]) -> tuple[str, ...]:
-    """A sentence about the quantized tensors, beside the input, none of whose channels can be scaled."""
-    groups = channel_groups(graph)
-    pinned = [name for name in tensors if name != INPUT and not groups.free(name)]
-    if not pinned:
-        return ()
-    because = f", because of {', '.join(groups.pinning)}" if groups.pinning else ""
-    return (f"channels of {len(pinned)} of {len(tensors)} tensors are not equalized{because}",)
-
-
-def note_on_full_range(wide: int, tensors: int) -> str:
-    """The sentence that says what ``--full-range`` changed."""
-    if not wide:
-        return "--full-range changes nothing: in no tensor of this network does the backend take all 256 values of int8"
-    return f"{wide} of {tensors} quantized tensors use all 256 values of int8"
-
-
-def notes_on_risks(risks: tuple[Risk, ...], recipe: Recipe) -> tuple[str, ...]:
-    """One sentence for each risk that was found, with what was done or can be done about it."""
-    remedies = {
-        "heavy-tailed weights": "they are rounded against each other (--rounding learned)"
-        if recipe.rounding == "learned"
-        else "--effort best rounds them against each other",
-        "outlier activations": "channels are equalized"
-        if recipe.equalize
-        else "--effort balanced equalizes channels",
-        "dead channels": "they cost time and no accuracy; pruning them would make the network faster",
-    }
-    return tuple(f"{entry.sentence}; {remedies[entry.kind]}" for entry in risks)

@@ -45,6 +45,8 @@ def check_calibrate(model: ModelConfig, calibration: CalibrationConfig, output: 
 def _check_network(model: ModelConfig) -> ModelSpec | None:
     """The network, where its name alone tells it."""
     spec = None
+    for member in model.members:
+        _check_network(member)
     if has_scheme(model.model):
         return None
     if model.depth is not None or model.model is not None:

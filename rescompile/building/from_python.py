@@ -28,7 +28,7 @@ from rescompile.errors import UsageError
 from rescompile.files import check_output_directory
 from rescompile.manifest import Precision
 from rescompile.report import Limits
-from rescompile.sources.network import SourceNetwork
+from rescompile.sources.network import EnsembleMean, SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
 from rescompile.sources.schemes import has_scheme
 
@@ -62,6 +62,8 @@ class BuildOptions(TypedDict, total=False):
     class_names: Iterable[str] | None
     outputs: Iterable[str]
     """Inner modules to return in place of the network's own answer: ``c2`` to ``c5``, or PyTorch's names."""
+    ensemble_mean: EnsembleMean
+    """What is averaged where several networks are passed: ``probabilities`` (default) or ``logits``."""
     limits: Limits | None
     effort: Effort | None
     fp16_blocks: Fp16Blocks | None
@@ -142,11 +144,13 @@ def _model(network: Any, options: BuildOptions, size: Size | None) -> ModelConfi
     seed, outputs = options.get("seed", 0), tuple(options.get("outputs", ()))
     names = options.get("class_names")
     classes = None if names is None else tuple(names)
-    members = network if isinstance(network, list | tuple) else [network]
-    if members and all(map(_is_module, members)):
-        live = [_live(member, options, size) for member in members]
-        whole = live[0] if members[0] is network else _ensemble(live)
-        return ModelConfig(network=whole, seed=seed, classes=classes)
+    if isinstance(network, list | tuple):
+        members = tuple(_model(member, options, size) for member in network)
+        return ModelConfig(
+            members=members, seed=seed, ensemble_mean=options.get("ensemble_mean", "probabilities")
+        )
+    if _is_module(network):
+        return ModelConfig(network=_live(network, options, size), seed=seed, classes=classes)
     if not isinstance(network, str | Path):
         raise TypeError(
             f"build() takes a torch.nn.Module, a path, a name or a BuildConfig, not a {type(network).__name__}"
@@ -187,12 +191,6 @@ def _live(module: Any, options: BuildOptions, size: Size | None) -> SourceNetwor
         size=(size, size) if isinstance(size, int) else size,
         outputs=tuple(options.get("outputs", ())),
     )
-
-
-def _ensemble(members: list[SourceNetwork]) -> SourceNetwork:
-    from rescompile.sources.ensemble import ensemble_of
-
-    return ensemble_of(members)
 
 
 def _is_module(network: object) -> bool:

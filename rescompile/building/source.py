@@ -31,6 +31,7 @@ from rescompile.manifest import CheckpointRef, OutputKind
 from rescompile.models.registry import IMAGENET_SPECS
 from rescompile.progress import Progress
 from rescompile.sources.class_names import imagenet_class_names, read_class_names
+from rescompile.sources.ensemble import ensemble_of
 from rescompile.sources.framework_files import read_framework_file
 from rescompile.sources.network import SourceNetwork
 from rescompile.sources.onnx_file import read_onnx, sha256_of_onnx
@@ -81,12 +82,16 @@ class Source:
     other_kinds: tuple[OutputKind, ...] = ()
     """Meaning of the other outputs."""
     kind_reason: str = ""
+    told_kind: tuple[OutputKind, str] | None = None
+    """Meaning of the first output by the network's own configuration, and where that is."""
     preprocess_assumed: bool = False
     """Whether neither the user nor the weights' origin says how pixels are normalized."""
     endings: tuple[str | None, ...] = (None,)
     """For every output the operator that was taken off its end: Softmax, LogSoftmax, Sigmoid."""
     remarks: tuple[str, ...] = ()
     """Sentences about the network's origin and form."""
+    members: tuple[Source, ...] = ()
+    """The networks of an ensemble."""
     calibration: Path | None = None
     """Images or a calibration table that came along with the weights, for want of the user's."""
 
@@ -110,6 +115,8 @@ def open_source(config: ModelConfig, progress: Progress, labelled: _Sets = ()) -
         UsageError: unknown model, or options that do not fit it.
         CheckpointError, DownloadError, GraphError: the weights or the graph cannot be used.
     """
+    if config.members:
+        return _ensemble([open_source(member, progress, labelled) for member in config.members], config)
     trained = read_trained(Path(config.weights)) if config.network is None else None
     if trained is not None:
         config = _as_trained(config, trained)
@@ -120,6 +127,38 @@ def open_source(config: ModelConfig, progress: Progress, labelled: _Sets = ()) -
         source = _from_weights(config, progress, None)
         return source if trained is None else _with_origin(source, trained, config)
     return _from_weights_alone(config, progress, labelled)
+
+
+def _ensemble(members: list[Source], config: ModelConfig) -> Source:
+    """One source of several, each of which was read and checked on its own."""
+    for member in members:
+        if len(member.graph.graph.output) > 1:
+            raise UsageError(
+                f"{member.checkpoint.source} has several outputs; an ensemble averages networks of one"
+            )
+    networks = [
+        SourceNetwork(
+            graph=member.graph,
+            name=member.name,
+            checkpoint=member.checkpoint,
+            preprocess=member.preprocess,
+            class_names=member.class_names,
+        )
+        for member in members
+    ]
+    first = members[0]
+    joined = source_of(ensemble_of(networks, config.ensemble_mean), ModelConfig(members=config.members))
+    remarks = (remark for member in members for remark in member.remarks)
+    return replace(
+        joined,
+        class_names=first.class_names,
+        is_imagenet=first.is_imagenet,
+        members=tuple(members),
+        random=any(member.random for member in members),
+        preprocess_assumed=any(member.preprocess_assumed for member in members),
+        calibration=next((member.calibration for member in members if member.calibration), None),
+        remarks=(f"the answers are the mean of the {config.ensemble_mean}", *dict.fromkeys(remarks)),
+    )
 
 
 def _as_trained(config: ModelConfig, trained: Trained) -> ModelConfig:
@@ -342,6 +381,7 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
         random=config.weights == "random",
         preprocess_assumed=origin is None and not options.states_normalization,
         endings=simplified.endings,
+        told_kind=None if network.kind is None else (network.kind, f"as {network.kind_from} says"),
         remarks=(
             *network.notes,
             *simplified.notes,

@@ -48,11 +48,13 @@ def with_task(source: Source, config: BuildConfig) -> Source:
 
 def is_guess(source: Source, config: BuildConfig, *, labelled: bool) -> bool:
     """Whether nothing but the number of outputs speaks for classes."""
-    named = source.class_names is not None or labelled
+    named = source.class_names is not None or labelled or source.told_kind is not None
     return config.task == "auto" and source.kind == "classes" and not named and not source.random
 
 
 def _found(source: Source, index: int) -> tuple[OutputKind, str]:
+    if index == 0 and source.told_kind is not None:
+        return source.told_kind
     shape = _shape(source.graph, index)
     count = shape[1] if len(shape) == 2 and shape[1] else source.class_count
     ending = source.endings[index] if index < len(source.endings) else None

@@ -33,6 +33,9 @@ def build(
             help="Use the scales of this calibration.json instead of images.", rich_help_panel="Calibration"
         ),
     ] = None,
+    more: Annotated[
+        list[str] | None, typer.Argument(help="Further networks of --ensemble.", metavar="[FILE]...")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Build an engine from a checkpoint and check it against your accuracy limits; exit 0 if it passes, 3 if not.
@@ -63,13 +66,15 @@ def build(
 
     - `rescompile build --weights my.pth --resize 256x256 --crop 224 --calibration-set photos/`
 
+    - `rescompile build --ensemble resnet20.th resnet56.th --calibration-set train.npz --validation-set test.npz`
+
     - `rescompile build --model torchvision:resnet50 --outputs c3,c4,c5 --calibration-set photos/`
     """
     from rescompile.building.early_checks import check_build
     from rescompile.config import BuildConfig, parse_batch, parse_fp16_blocks
 
     config = BuildConfig(
-        model=model_config(network, preprocessing),
+        model=model_config(network, preprocessing, more or ()),
         precision=engine.precision,
         fp16_blocks=parse_fp16_blocks(engine.fp16_blocks),
         task=engine.task,

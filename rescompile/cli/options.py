@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -35,6 +36,8 @@ def _option(panel: str, text: str, *names: str, metavar: str | None = None) -> A
     return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
 
 
+_SUFFIXES = (".pth", ".th", ".pt", ".ckpt", ".bin", ".safetensors")
+"""Ends of file names, by which a file that does not exist is told from the name of a network."""
 _SIDE = re.compile(r"-?[0-9]{1,9}")
 _network = partial(_option, "Network")
 _preprocessing = partial(_option, "Preprocessing")
@@ -65,6 +68,17 @@ class NetworkOptions:
             "pretrained-v2, random."
         ),
     ] = "pretrained"
+    ensemble: Annotated[
+        list[str] | None,
+        _network(
+            "Several networks, each a file as for --weights or a name, whose answers one engine averages: "
+            "--ensemble A.safetensors B.th.",
+            metavar="FILE...",
+        ),
+    ] = None
+    ensemble_mean: Annotated[
+        Literal["probabilities", "logits"], _network("What of the networks of --ensemble is averaged.")
+    ] = "probabilities"
     entry: Annotated[
         str | None, _network("Network to take of a checkpoint that holds several, such as ema or encoder_q.")
     ] = None
@@ -317,15 +331,25 @@ class EngineOptions:
     ] = False
 
 
-def model_config(network: NetworkOptions, preprocessing: PreprocessingOptions) -> ModelConfig:
-    """The two groups as one configuration.
+def model_config(
+    network: NetworkOptions, preprocessing: PreprocessingOptions, more: Sequence[str] = ()
+) -> ModelConfig:
+    """The two groups as one configuration; ``more`` are further networks of the ensemble.
 
     Raises:
         UsageError: options that contradict each other.
     """
     from rescompile.config import ModelConfig
 
+    if more and not network.ensemble:
+        raise UsageError(f"{more[0]} belongs to no option; several networks are passed as --ensemble A B")
+    members = []
+    for name in (*(network.ensemble or ()), *more):
+        alone = replace(network, ensemble=None, depth=None, outputs=None, **_named(name))
+        members.append(model_config(alone, preprocessing))
     return ModelConfig(
+        members=tuple(members),
+        ensemble_mean=network.ensemble_mean,
         depth=network.depth,
         model=network.model,
         onnx=network.onnx,
@@ -338,6 +362,15 @@ def model_config(network: NetworkOptions, preprocessing: PreprocessingOptions) -
         outputs=tuple(name.strip() for name in network.outputs.split(",")) if network.outputs else (),
         seed=network.seed,
     )
+
+
+def _named(network: str) -> dict[str, Any]:
+    """The options for one network of an ensemble: an ONNX file, another file, or a name."""
+    fields: dict[str, Any] = {"model": None, "onnx": None, "weights": "pretrained"}
+    if network.endswith(".onnx"):
+        return fields | {"onnx": Path(network)}
+    is_file = Path(network).exists() or Path(network).suffix in _SUFFIXES
+    return fields | ({"weights": network} if is_file else {"model": network})
 
 
 def _size(text: str | None, option: str) -> int | tuple[int, int] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rescompile.report import BuildReport, FloatOperations, StageRecord
+from rescompile.report import BuildReport, FloatOperations, MemberAccuracy, StageRecord
 from rescompile.wording import counted, duration, percent, points, size
 
 Line = tuple[str, str]
@@ -30,6 +30,7 @@ def identity(report: BuildReport) -> tuple[Line, ...]:
         ("backend", report.backend),
         ("target", report.target or "this machine"),
         ("task", f"{report.task} ({report.task_reason})" if report.task_reason else report.task),
+        *(("member", member_words(member, report)) for member in report.members),
     )
 
 
@@ -37,6 +38,15 @@ def precision(report: BuildReport) -> str:
     """The precision, and how many blocks of an INT8 engine have another one."""
     kept = len(report.fp16_blocks)
     return f"{report.precision} with {counted(kept, 'block')} in FP16" if kept else report.precision
+
+
+def member_words(member: MemberAccuracy, report: BuildReport) -> str:
+    """One network of an ensemble, and its own accuracy where that is known."""
+    words = f"{member.name} from {member.checkpoint.source}"
+    if member.top1_reference is None or member.top1_engine is None:
+        return words
+    own, engine = percent(member.top1_reference), percent(member.top1_engine)
+    return f"{words}: top-1 {own} in fp32, {engine} in {report.precision}"
 
 
 def subject(report: BuildReport) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from numpy.typing import NDArray
 
 from calibration.preprocess import Preprocess
-from rescompile.manifest import CheckpointRef
+from rescompile.manifest import CheckpointRef, OutputKind
 
 if TYPE_CHECKING:
     import onnx
 
+EnsembleMean = Literal["probabilities", "logits"]
+"""What an ensemble averages of its networks' answers."""
+ENSEMBLE_MEANS: tuple[str, ...] = get_args(EnsembleMean)
 
 Reference = Callable[[NDArray[Any]], NDArray[Any]]
 """A framework's own answer to images [N, C, H, W]."""
@@ -32,6 +35,9 @@ class SourceNetwork:
     preprocess_from: str | None = None
     """Where ``preprocess`` was read, for the report: "timm's pretrained_cfg"."""
     class_names: tuple[str, ...] | None = None
+    kind: OutputKind | None = None
+    """Meaning of the first output where the network's own configuration says it."""
+    kind_from: str = ""
     notes: tuple[str, ...] = ()
     """Sentences for the user: which entry of the file was taken, what was left out."""
     reference: Reference | None = None

@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from calibration.names import text_of
 from rescompile.errors import CheckpointError, UsageError, did_you_mean, reason_of
+from rescompile.manifest import OutputKind
 from rescompile.optional import require
 from rescompile.sources.entries import entry_of
 from rescompile.sources.modules import network_of
@@ -35,6 +36,12 @@ WORDS = ("pretrained", "random")
 """What ``--weights`` may say instead of a file."""
 _DETECTORS, _SEGMENTERS = "backbone.body.", "backbone."
 """Where torchvision's models keep their backbone; that of a segmenter is dilated instead of strided from stage 3 on."""
+_PROBLEMS: dict[str, OutputKind] = {
+    "single_label_classification": "classes",
+    "multi_label_classification": "multilabel",
+    "regression": "values",
+}
+"""Hugging Face's words for what a head means."""
 _LARGEST_JSON = 1 << 24
 
 
@@ -238,7 +245,7 @@ def _transformers_folder(folder: Path, config: dict[str, Any], weights: Path, as
     described = _json(folder / "preprocessor_config.json")
     preprocess = hf_preprocess(described) if described else None
     names = config.get("id2label")
-    return network_of(
+    found = network_of(
         module,
         name=str(config.get("model_type", "hf")),
         preprocess=preprocess,
@@ -248,6 +255,8 @@ def _transformers_folder(folder: Path, config: dict[str, Any], weights: Path, as
         outputs=asked.outputs,
         origin=text_of(weights.name),
     )
+    kind = None if asked.outputs else _PROBLEMS.get(str(config.get("problem_type")))
+    return replace(found, kind=kind, kind_from=f"{folder.name}/config.json")
 
 
 def _labels(names: dict[str, Any]) -> tuple[str, ...] | None:

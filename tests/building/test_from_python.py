@@ -196,9 +196,9 @@ def test_a_mean_image_of_the_program_is_kept(tmp_path: Path) -> None:
 def test_several_modules_become_an_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
     members = [random_model(find(depth=None, name="resnet20-cifar"), 10, seed)[0] for seed in (0, 1)]
-    network = build_config(members, {"preprocess": CIFAR}).model.network
-    assert network is not None
-    assert network.name == "ensemble-2-resnet"
+    model = build_config(members, {"preprocess": CIFAR, "ensemble_mean": "logits"}).model
+    assert [member.network is not None for member in model.members] == [True, True]
+    assert model.ensemble_mean == "logits"
 
 
 def test_stages_of_a_backbone_are_the_outputs_of_one_engine(

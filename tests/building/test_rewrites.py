@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,17 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from rescompile.building.calibrate import calibrate, notes_on_pins
+from rescompile.backends.base import Int8Support
+from rescompile.backends.onnxruntime import reference_session
+from rescompile.building.calibrate import calibrate
+from rescompile.building.method_notes import notes_on_pins, notes_on_rounding
+from rescompile.building.quantize import quantize
 from rescompile.building.rewrites import check_rewrite, executor_problem
 from rescompile.building.source import Source, open_source
 from rescompile.config import CalibrationConfig, ModelConfig, PreprocessOptions
 from rescompile.errors import GraphError
+from rescompile.graph.full_range import fold_zero_points
+from rescompile.metrics import relative_rms
 from rescompile.progress import Silent
 from tests.graph.random_graphs import FAMILIES, Writer
 
@@ -94,3 +101,40 @@ def test_an_input_that_a_grouped_convolution_reads_keeps_one_scale(tmp_path: Pat
     assert not calibrated.exact_pixels
     assert any("rounded to one scale" in note and "is grouped" in note for note in calibrated.notes)
     assert calibrated.table.moments() is None
+    fast = replace(calibrated.recipe, rounding="nearest")
+    (note,) = notes_on_rounding(source.graph, fast, has_moments=False)
+    assert "is not an ungrouped convolution" in note
+    assert not notes_on_rounding(source.graph, fast, has_moments=True)
+
+
+def one_sided() -> onnx.ModelProto:
+    """Blocks whose convolutions pad behind the image alone, as Keras's 'same' at stride 2, one of them grouped."""
+    writer = Writer((3, 16, 16))
+    x = writer.relu(writer.conv("x", 8, pads=[0, 0, 1, 1], stride=2))
+    for pads, group in (([0, 0, 2, 2], 1), ([2, 1, 0, 1], 4)):
+        inner = writer.relu(writer.conv(x, 8, pads=pads, group=group))
+        x = writer.relu(writer.sum(writer.conv(inner, 8, pads=[0, 2, 2, 0]), x))
+    return writer.done(writer.head(x))
+
+
+@pytest.mark.parametrize("channels", ["never", "free"])
+@pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
+def test_one_sided_padding_and_groups_in_all_methods(
+    tmp_path: Path, photographs: Path, channels: str, effort: str
+) -> None:
+    source = opened(one_sided(), tmp_path)
+    config = CalibrationConfig(images=photographs, effort=effort, full_range=True)  # type: ignore[arg-type]
+    calibrated = calibrate(source, config, Silent(), Int8Support("free", channels))  # type: ignore[arg-type]
+    wide = list(calibrated.table.levels().values()).count(255)
+    assert wide == {"never": 0, "free": 1}[channels]
+    others = "a convolution that takes no constant channels" if wide else "changes nothing"
+    assert any("256 values" in note and others in note for note in calibrated.notes)
+    quantized = quantize(source, calibrated, Silent())
+    pixels = np.random.default_rng(1).standard_normal((8, 3, 16, 16), dtype=np.float32)
+    exact = reference_session(source.graph.SerializeToString(), optimize=True)(pixels)
+    plain, folded = (
+        reference_session(graph.SerializeToString(), optimize=False)(pixels)
+        for graph in (quantized, fold_zero_points(quantized))
+    )
+    assert relative_rms(exact, plain) < 0.1
+    assert relative_rms(plain, folded) < 0.02

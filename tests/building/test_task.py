@@ -230,6 +230,14 @@ def test_the_head_tells_the_task(
     assert with_task(source, asked).kind == kind
 
 
+def test_a_configuration_says_the_task_unless_the_user_does(small_source: Source) -> None:
+    told = replace(small_source, told_kind=("multilabel", "as config.json says"))
+    config = BuildConfig(model=ModelConfig(model="resnet20-cifar"), precision="fp16")
+    found = with_task(told, config)
+    assert (found.kind, found.kind_reason) == ("multilabel", "as config.json says")
+    assert with_task(told, replace(config, task="values")).kind == "values"
+
+
 def test_each_of_several_outputs_is_judged(small: Path, small_source: Source, tmp_path: Path) -> None:
     graph = onnx.ModelProto()
     graph.CopyFrom(small_source.graph)

@@ -14,7 +14,8 @@ from onnx import numpy_helper
 
 from calibration.methods.comparison import Comparison, compare_methods
 from calibration.methods.quantization_risks import Risk
-from rescompile.building.calibrate import calibrate, notes_on_risks
+from rescompile.building.calibrate import calibrate
+from rescompile.building.method_notes import notes_on_risks
 from rescompile.building.source import Source
 from rescompile.cli.app import main
 from rescompile.config import CalibrationConfig

@@ -110,7 +110,12 @@ def test_folder_that_hugging_face_saved(tmp_path: Path) -> None:
     assert network.class_names == ("cat", "dog")
     assert network.preprocess is not None
     assert (network.preprocess.resize, network.preprocess.crop) == (73, 64)
+    assert network.kind is None
     check(network)
+    described = json.loads((tmp_path / "config.json").read_text())
+    described["problem_type"] = "multi_label_classification"
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert open_named(f"hf:{tmp_path}").kind == "multilabel"
 
 
 def test_folders_without_a_network_are_refused(tmp_path: Path) -> None:

@@ -85,40 +85,56 @@ def full_range_tensors(model: onnx.ModelProto, *, widest: int = 0) -> list[str]:
     they may pad, where constant channels can be added. An option A shortcut may stand between the tensor and the
     addition.
     """
+    reasons = reasons_against_full_range(model, widest=widest)
+    return [name for name, reason in reasons.items() if reason is None]
+
+
+def reasons_against_full_range(model: onnx.ModelProto, *, widest: int = 0) -> dict[str, str | None]:
+    """For each of the ``quantized_tensors`` why it is not one of ``full_range_tensors``; None where it is."""
     graph = read(model)
     tensors, floating = graph.tensors(), float_reasons(model)
     may_pad = can_read_constant_channels(graph) if widest else set()
-    return [
-        name
-        for name in quantized_tensors(model)
-        if _has_movable_zero(tensors[name], floating)
-        and all(_takes_offset(node, floating, widest, may_pad) for node in readers(tensors[name]))
-    ]
+
+    def reason(tensor: gs.Tensor) -> str | None:
+        against = [_reason_to_keep_zero(tensor, floating)]
+        against += [_reason_against_offset(node, floating, widest, may_pad) for node in readers(tensor)]
+        return next(filter(None, against), None)
+
+    return {name: reason(tensors[name]) for name in quantized_tensors(model)}
 
 
-def _has_movable_zero(tensor: gs.Tensor, floating: Collection[str]) -> bool:
-    """Whether a ReLU makes ``tensor`` from sums whose bias nothing else sees."""
+def _reason_to_keep_zero(tensor: gs.Tensor, floating: Collection[str]) -> str | None:
+    """Why no ReLU makes ``tensor`` from sums whose bias nothing else sees; None where one does."""
     activation = tensor.inputs[0].inputs[0] if made_by(tensor) == "MaxPool" else tensor
-    if made_by(activation) != "Relu" or (tensor is not activation and len(consumers(activation)) > 1):
-        return False
+    if made_by(activation) != "Relu":
+        return "not behind a ReLU"
     summed = activation.inputs[0].inputs[0]
     maker = summed.inputs[0] if summed.inputs else None
-    if maker is None or len(consumers(summed)) > 1:
-        return False
-    return maker.op in WEIGHTED_OPS or (
-        maker.op == "Add" and maker.name not in floating and branch_of(maker) is not None
-    )
+    read_again = tensor is not activation and len(consumers(activation)) > 1
+    if read_again or len(consumers(summed)) > 1:
+        return "read twice around a ReLU"
+    added = maker is not None and maker.op == "Add" and maker.name not in floating
+    if maker is None or not (maker.op in WEIGHTED_OPS or (added and branch_of(maker) is not None)):
+        return "made in floating point"
+    return None
 
 
-def _takes_offset(node: gs.Node, floating: Collection[str], widest: int, may_pad: Collection[str]) -> bool:
-    """Whether ``node`` can read a tensor whose zero is not stored as 0."""
+def _reason_against_offset(
+    node: gs.Node, floating: Collection[str], widest: int, may_pad: Collection[str]
+) -> str | None:
+    """Why ``node`` cannot read a tensor whose zero is not stored as 0; None where it can."""
     if node.name in floating:
-        return False
+        return "read in floating point"
     if node.op == "Conv" and pads_input(node):
-        return node.name in may_pad and weight_of(node).shape[1] <= widest
+        if not widest:
+            return "padded by a convolution"
+        if node.name not in may_pad:
+            return "padded by a convolution that takes no constant channels"
+        return None if weight_of(node).shape[1] <= widest else f"padded, of more than {widest} channels"
     if node.op == "Pad":
-        return len(node.inputs) == 2 and node.attrs.get("mode", "constant") == "constant"
-    return node.op in ("Conv", "Add", "Slice")
+        zeros = len(node.inputs) == 2 and node.attrs.get("mode", "constant") == "constant"
+        return None if zeros else "padded with other values than zeros"
+    return None if node.op in ("Conv", "Add", "Slice") else f"read by {node.op}"
 
 
 def reading_all_of_int8(model: onnx.ModelProto, full_range: Collection[str]) -> list[str]:
