@@ -350,7 +350,7 @@ def test_a_failed_last_rename_brings_the_old_engine_back(
         return rename(self, other)
 
     monkeypatch.setattr(Path, "rename", broken)
-    with pytest.raises(OSError, match="input/output"):
+    with pytest.raises(OutputError, match="input/output error"):
         engine_at(target, "new")
     assert (target / "manifest.json").read_text() == "old"
 
