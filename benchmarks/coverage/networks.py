@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 TORCHVISION = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
-    "wide_resnet50_2", "densenet121", "mobilenet_v2", "regnet_x_400mf", "regnet_y_400mf", "vgg11_bn",
+    "wide_resnet50_2", "densenet121", "mobilenet_v2", "regnet_x_400mf", "regnet_y_400mf", "shufflenet_v2_x1_0",
 )  # fmt: skip
 TIMM = (
     "resnet10t", "resnet14t", "resnet18d", "resnet26", "resnet26d", "resnet26t", "resnet34d", "resnet50c",

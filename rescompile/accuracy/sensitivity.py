@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from calibration.network import Network, Node, Values
 from calibration.operators import WEIGHTED_OPS
-from rescompile.graph.shared.topology import block_of, block_outputs, quantizing_blocks
+from rescompile.graph.shared.block_names import block_of
+from rescompile.graph.shared.topology import block_outputs, quantizing_blocks
 from rescompile.report import BlockDamage, JsonReport
 
 if TYPE_CHECKING:

@@ -251,7 +251,8 @@ class Parts(Protocol):
     def run(self, given: Mapping[str, NDArray[Any]], wanted: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The ``wanted`` tensors, made from the ``given`` ones by the engine's own layers.
 
-        ``given`` has the engine's input, and may have inner tensors [N, ...] to use in place of what makes them.
+        ``given`` has the engine's input, and may have inner tensors [N, ...] to use in place of what makes them; N may
+        be any number.
 
         Raises:
             BackendError: the library refuses the part.

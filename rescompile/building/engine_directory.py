@@ -167,7 +167,7 @@ def write_golden(folder: Path, contents: Contents, deployable: Deployable) -> Co
     inputs: NDArray[np.generic] = images if config.input_format == "uint8-nhwc" else normalized
     outputs = _answers(deployable.graph, inputs, optimize=False)
     atomic_write(folder / GOLDEN, golden_bytes(inputs, *outputs))
-    check_blocks(folder, contents.backend, deployable.graph, inputs, config.batch)
+    check_blocks(folder, contents.backend, deployable.graph, inputs)
     exact = _answers(source.graph, normalized, optimize=True)
     return replace(contents, quantization_error=max(map(relative_rms, exact, outputs)))
 

@@ -75,19 +75,19 @@ def test_a_wrong_constant_is_found_although_end_to_end_nothing_shows(
     answers = [reference_session(each.SerializeToString(), optimize=False)(x) for each in (graph, wrong)]
     assert relative_rms(*answers) < GOLDEN_TOLERANCE["int8"]
     with pytest.raises(EngineError, match=f"computes block '{block}' otherwise"):
-        check_blocks(engine(wrong, tmp_path), OPENVINO, graph, x, BATCH)
+        check_blocks(engine(wrong, tmp_path), OPENVINO, graph, x)
 
 
 @pytest.mark.parametrize("batch", [Batch(1, 2, 3), Batch(1, 1, 1), Batch(5, 5, 5)])
 def test_a_right_engine_of_any_batch_passes(batch: Batch, folder: Path, tmp_path: Path) -> None:
     graph = quantized("resnet-d", folder)
     made = engine(graph, tmp_path, batch)
-    assert check_blocks(made, OPENVINO, graph, images("resnet-d"), batch) == 4
+    assert check_blocks(made, OPENVINO, graph, images("resnet-d")) == 4
 
 
 def test_engines_that_are_their_graph_have_nothing_to_compare(folder: Path, tmp_path: Path) -> None:
     graph = quantized("resnet-d", folder)
-    assert check_blocks(tmp_path, get_backend("onnxruntime"), graph, images("resnet-d"), BATCH) == 0
+    assert check_blocks(tmp_path, get_backend("onnxruntime"), graph, images("resnet-d")) == 0
 
 
 def test_boundaries_lie_where_blocks_meet(folder: Path) -> None:

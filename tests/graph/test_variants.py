@@ -95,7 +95,7 @@ def test_openvino_computes_every_block_as_the_int8_graph_says(
 ) -> None:
     graph, x, backend = quantized(name, folder), images(name), get_backend("openvino")
     backend.build(asked(name, graph, tmp_path), tmp_path)
-    compared = check_blocks(tmp_path, backend, graph, x, BATCH)
+    compared = check_blocks(tmp_path, backend, graph, x)
     assert compared == len(boundaries(read(graph)))
     expected = run(graph, x)[graph.graph.output[0].name]
     exact = answers(variant(name)[0], x)[0]

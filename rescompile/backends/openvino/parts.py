@@ -31,14 +31,15 @@ class OpenVinoParts:
         from openvino import opset13 as ops
 
         model = self._model.clone()
-        ports, inputs = _ports(model), model.inputs
+        (image,) = model.inputs
+        images = next(given[name] for name in image.get_names() if name in given)
+        with translate_errors("OpenVINO cannot run a part of this engine"):
+            model.reshape([len(images), *images.shape[1:]])
+        ports = _ports(model)
         results = [ops.result(_behind_moved_pool(ports, name)) for name in wanted]
-        parameters, fed = list(model.get_parameters()), list[NDArray[Any]]()
-        entries = {name for port in inputs for name in port.get_names()}
-        for port in inputs:
-            fed.append(next(given[name] for name in port.get_names() if name in given))
+        parameters, fed = list(model.get_parameters()), [images]
         for name, values in given.items():
-            if name in entries:
+            if name in image.get_names():
                 continue
             shape = ports[name].get_partial_shape()
             parameter = ops.parameter(shape, ports[name].get_element_type())
