@@ -17,7 +17,7 @@ import msgspec
 from calibration.preprocess import Preprocess
 from rescompile.engine_files import open_plain
 from rescompile.errors import EngineError
-from rescompile.wording import plain
+from rescompile.wording import shown
 
 FORMAT = 2
 """Version of the engine directory; raised when a reader of the old version would misunderstand the new one.
@@ -230,11 +230,11 @@ def _without_control(manifest: Manifest) -> Manifest:
     """``manifest`` with names that no terminal obeys."""
     outputs = tuple(
         msgspec.structs.replace(
-            output, name=plain(output.name), labels=tuple(plain(label) for label in output.labels)
+            output, name=shown(output.name), labels=tuple(shown(label) for label in output.labels)
         )
         for output in manifest.outputs
     )
-    return msgspec.structs.replace(manifest, model=plain(manifest.model), outputs=outputs)
+    return msgspec.structs.replace(manifest, model=shown(manifest.model), outputs=outputs)
 
 
 def _is_sealed(text: bytes) -> bool:

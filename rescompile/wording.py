@@ -12,6 +12,11 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 them."""
 
 
+def shown(text: str) -> str:
+    """``text`` with the characters of ``CONTROL`` as numbers, such as ``\\x1b``; line breaks and tabs stay."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def plain(text: str) -> str:
     """``text`` with control characters (terminal escapes, line breaks) made visible instead of obeyed."""
     if text.isprintable():

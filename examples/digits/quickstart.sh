@@ -9,3 +9,11 @@ rescompile build --model resnet20-cifar-bottleneck --weights "$folder/digits.saf
     --output "$folder/engine" --force
 rescompile verify "$folder/engine" --validation-set "$folder/validation" --min-agreement 0.98
 rescompile run "$folder/engine" "$folder/digit.png"
+set +x
+cat <<SAID
+
+Done. Next:
+  open $folder/engine/report.html in a browser: how the engine was judged
+  . .venv-quickstart/bin/activate: then \`rescompile --help\` works in this terminal
+  rescompile build --weights my.pth --calibration-set my-photos/ --validation-set my-labelled-photos/: your own checkpoint
+SAID

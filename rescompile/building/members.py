@@ -33,9 +33,12 @@ def member_accuracies(
     engine = simulate(inner, Batch(1, BATCH, BATCH))
     right, count = np.zeros((2, len(named)), np.int64), 0
     for batch in image_batches(validation.images, source.preprocess, manifest.inputs[0]):
-        sides = ((reference, exact, batch.reference), (engine, quantized, batch.candidate))
+        sides = (
+            (reference.tensors, exact, batch.reference),
+            (engine.tensors, quantized, batch.candidate),
+        )
         for side, (network, tensors, images) in enumerate(sides):
-            answers = network.tensors(images)
+            answers = network(images)
             for place, tensor in enumerate(tensors):
                 right[side, place] += int((answers[tensor].argmax(1) == batch.labels).sum())
         count += len(batch.reference)

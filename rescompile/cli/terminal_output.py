@@ -10,7 +10,7 @@ import io
 import re
 from typing import TextIO
 
-from rescompile.wording import CONTROL
+from rescompile.wording import CONTROL, shown
 
 _ON_TERMINALS = re.compile(rf"(?:\x1b\[[0-9;?]*[A-Za-z]|\r)|{CONTROL.pattern}")
 
@@ -31,14 +31,5 @@ def harmless(stream: TextIO) -> TextIO:
     return _Harmless(stream.detach(), encoding, "backslashreplace", line_buffering=buffered)
 
 
-def shown(text: str) -> str:
-    """``text`` with control characters as numbers."""
-    return CONTROL.sub(_shown, text)
-
-
-def _shown(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode()
-
-
 def _kept_or_shown(match: re.Match[str]) -> str:
-    return _shown(match) if CONTROL.fullmatch(match[0]) and match[0] != "\r" else match[0]
+    return shown(match[0]) if CONTROL.fullmatch(match[0]) and match[0] != "\r" else match[0]

@@ -26,7 +26,7 @@ from rescompile.manifest import (
 from rescompile.presenting import report_lines
 from rescompile.presenting.report_lines import Line
 from rescompile.report import BuildReport
-from rescompile.wording import counted, plain
+from rescompile.wording import plain
 
 _PURPOSE = {
     MANIFEST: "the description that programs read, with the hash of every file",
@@ -50,7 +50,7 @@ _VERSIONS = ("rescompile", "openvino", "tensorrt", "tensorrt-rtx", "triton", "on
 def engine_readme(manifest: Manifest, report: BuildReport) -> str:
     """The page as Markdown; ``manifest`` may still lack files that are written after it."""
     sections = (
-        (f"{manifest.model}, {_precision(manifest)}, for {manifest.backend}", _opening(manifest)),
+        (f"{manifest.model}, {report_lines.precision(report)}, for {manifest.backend}", _opening(manifest)),
         ("How it was judged", _judged(report)),
         ("Run it", _running(manifest)),
         ("Input and output", _ports(manifest)),
@@ -66,11 +66,6 @@ _LICENCE = (
     "Weights keep the licence of the checkpoint that they come from, which this directory does not know; ask its "
     "publisher. rescompile, which runs the engine, is under the Apache License 2.0."
 )
-
-
-def _precision(manifest: Manifest) -> str:
-    kept = len(manifest.fp16_blocks)
-    return f"{manifest.precision} with {counted(kept, 'block')} in FP16" if kept else manifest.precision
 
 
 def _opening(manifest: Manifest) -> str:

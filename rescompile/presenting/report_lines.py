@@ -26,12 +26,18 @@ def identity(report: BuildReport) -> tuple[Line, ...]:
     """Network, precision, backend and target."""
     return (
         ("model", report.model),
-        ("precision", report.precision),
+        ("precision", precision(report)),
         ("backend", report.backend),
         ("target", report.target or "this machine"),
         ("task", f"{report.task} ({report.task_reason})" if report.task_reason else report.task),
         *(("member", member_words(member, report)) for member in report.members),
     )
+
+
+def precision(report: BuildReport) -> str:
+    """The precision, and how many blocks of an INT8 engine have another one."""
+    kept = len(report.fp16_blocks)
+    return f"{report.precision} with {counted(kept, 'block')} in FP16" if kept else report.precision
 
 
 def member_words(member: MemberAccuracy, report: BuildReport) -> str:

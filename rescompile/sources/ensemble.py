@@ -160,7 +160,9 @@ def _mean(answers: list[str], mean: EnsembleMean) -> list[onnx.NodeProto]:
         ("Add", ["largest", "shares.log"], _OUTPUT),
     ]
     return [
-        helper.make_node(op, inputs, [output], name=output, **({"axis": 1} if op == "LogSoftmax" else {}))
+        helper.make_node(op, inputs, [output], name=output, axis=1)
+        if op == "LogSoftmax"
+        else helper.make_node(op, inputs, [output], name=output)
         for op, inputs, output in steps
     ]
 

@@ -168,7 +168,8 @@ class FakeQuantized(nn.Module):
         exact = self.scales[_key(tensor)].exp()
         # one that FP16 holds, as in the table
         held = scales_of(exact.detach().cpu().double().numpy().reshape(1) * LEVELS)
-        return exact + (torch.from_numpy(held).to(exact.device)[0] - exact).detach()
+        scale: Tensor = exact + (torch.from_numpy(held).to(exact.device)[0] - exact).detach()
+        return scale
 
 
 def _rounded(weight: Tensor, steps: Tensor) -> Tensor:

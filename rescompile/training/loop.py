@@ -95,7 +95,9 @@ class Loop:
         self.progress.begun(self.name, self.total, step)
         forward = self._forward()
         while step < self.total:
-            end = min(step + self.feed.order.steps_per_epoch * self.epochs_per_checkpoint, self.total)
+            size = self.feed.order.steps_per_epoch * self.epochs_per_checkpoint
+            # a short rest belongs to the last epoch, so that the last errors are not those of a few batches
+            end = step + size if step + 1.5 * size <= self.total else self.total
             record = self._epoch(forward, range(step, end))
             step = end
             self._checkpoint(record)

@@ -104,8 +104,6 @@ def train(config: TrainConfig, progress: TrainingProgress | None = None) -> Trai
         )  # fmt: skip
         folder = RunFolder(config.output)
         fused = not config.qat and _is_fused(config.fuse, process)
-        if process.writes:
-            folder.open(_settings(config, data, start, recipe, fused=fused), resume=config.resume)
         network, notes, keeper, loss = _subject(config, start, feed, data, folder, process, fused=fused)
         loop = Loop(
             network=network, recipe=recipe, feed=feed, process=process, folder=folder, keeper=keeper,
@@ -116,8 +114,10 @@ def train(config: TrainConfig, progress: TrainingProgress | None = None) -> Trai
             epochs_per_checkpoint=config.epochs_per_checkpoint,
         )  # fmt: skip
         if process.writes:
-            _write_samples(folder, data, feed)
+            folder.open(_settings(config, data, start, recipe, fused=fused), resume=config.resume)
         try:
+            if process.writes:
+                _write_samples(folder, data, feed)
             loop.run()
             report = TrainingReport(
                 model=start.spec.name, data=data.name, recipe=recipe.about, directory=str(config.output),

@@ -53,7 +53,7 @@ def test_names_are_no_markdown_and_kept_blocks_are_told(small_engines: dict[str,
     manifest, report = read_manifest(folder), read_report(folder)
     checkpoint = msgspec.structs.replace(manifest.checkpoint, source="<b>|[x](y)\n# no.pth")
     changed = msgspec.structs.replace(manifest, checkpoint=checkpoint, fp16_blocks=("stem", "layer1.0"))
-    page = engine_readme(changed, report)
+    page = engine_readme(changed, msgspec.structs.replace(report, fp16_blocks=changed.fp16_blocks))
     assert r"\<b\>\|\[x\](y)\\x0a\# no.pth" in page
     assert "int8 with 2 blocks in FP16" in page
     outputs = (msgspec.structs.replace(manifest.outputs[0], kind="values", labels=()),)

@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 import rescompile
+from fused_kernels.launch import implementation
 from rescompile.errors import DataError, OutputError, TrainingError, UsageError
 from rescompile.report import TrainingReport
 from rescompile.sources.trained import read_trained
-from rescompile.training import run_folder
+from rescompile.training import loop, run_folder
 from rescompile.training.recipe import find_recipe
 from rescompile.training.train import TrainConfig, train
 
@@ -187,7 +188,7 @@ def test_two_processes_are_one(images: Path, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     double = [*torchrun, "-m", "rescompile", *arguments, "--output", tmp_path / "two"]
     for command in (single, double):
-        subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
     left, right = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     for name, tensor in left.items():
         torch.testing.assert_close(tensor.float(), right[name].float(), rtol=2e-3, atol=2e-4, msg=name)
@@ -201,16 +202,26 @@ def test_two_processes_are_one(images: Path, tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_fused_blocks_have_the_same_losses(images: Path, tmp_path: Path) -> None:
-    # on a CPU the fused modules compute in plain PyTorch; the kernels themselves are compared in tests/fused_kernels
-    reports = [
-        run(images, tmp_path / fuse, "steps=50", "learning_rate=0.02", fuse=fuse) for fuse in ("off", "on")
-    ]
+def compare_fused(images: Path, folder: Path, how: str, *changes: str) -> None:
+    """Losses of plain and of fused blocks, step by step, and the names of their weights."""
+    reports = []
+    for fuse in ("off", "on"):
+        with implementation(how):
+            reports.append(run(images, folder / fuse, *changes, fuse=fuse))
     losses = [[record.train_loss for record in report.history] for report in reports]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0][:3] == pytest.approx(losses[1][:3], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)  # rounding grows from step to step
     assert "3 of 3 residual blocks are fused" in reports[1].notes[-1]
-    left, right = (load_file(tmp_path / fuse / "last.safetensors") for fuse in ("off", "on"))
+    left, right = (load_file(folder / fuse / "last.safetensors") for fuse in ("off", "on"))
     assert left.keys() == right.keys()
+
+
+def test_fused_blocks_have_the_same_losses(images: Path, tmp_path: Path) -> None:
+    compare_fused(images, tmp_path, "reference", "steps=50", "learning_rate=0.02")
+
+
+def test_a_short_rest_belongs_to_the_last_epoch(images: Path, tmp_path: Path) -> None:
+    assert [record.step for record in run(images, tmp_path / "run", "steps=9").history] == [4, 9]
 
 
 def test_going_on_from_weights(images: Path, tmp_path: Path) -> None:
@@ -238,11 +249,17 @@ def test_a_new_head_for_other_classes(images: Path, tmp_path: Path) -> None:
     assert load_file(tmp_path / "second/last.safetensors")["fc.weight"].shape == (3, 64)
 
 
-def test_a_slow_start_ends_when_the_network_learns(images: Path, tmp_path: Path) -> None:
-    report = run(images, tmp_path / "run", "steps=40", "slow_start_depth=8", "milestones=[]")
+def test_a_slow_start_ends_when_the_network_learns(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_SLOW_UNTIL", 40.0)  # four classes are guessed with an error of 75 %
+    report = run(images, tmp_path / "run", "steps=60", "slow_start_depth=8", "milestones=[]")
     rates = [record.learning_rate for record in report.history]
     assert rates[0] == pytest.approx(0.01)
     assert rates[-1] == pytest.approx(0.1)
+    errors = [record.train_error for record in report.history]
+    ended = rates.index(pytest.approx(0.1))
+    assert errors[ended] < 40 <= min(errors[:ended])
 
 
 def test_a_loss_that_is_not_a_number(images: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def render(report: BuildReport) -> str:
     """The page as text, to be written as UTF-8; the same report gives the same page."""
     return page.render(
         "report.html",
-        title=f"{report.model} {report.precision} {report.backend}",
+        title=f"{report.model} {report_lines.precision(report)} {report.backend}",
         tone=_TONES.get(report.verdict, "open"),
         headline=report.verdict[:1].upper() + report.verdict[1:],
         explanation=report_lines.explanation(report),

@@ -104,9 +104,11 @@ def _draw_latency(reports: Sequence[BenchReport], axes: Axes) -> None:
         found = report.latency.timing
         shares = np.linspace(0, 100, len(found.samples)) if len(found.samples) > 1 else np.array([100.0])
         axes.plot(found.samples, shares, linewidth=1.6, color=colour(index), label=label)
-        axes.plot([found.p50, found.p90, found.p99], [50, 90, 99], "o", ms=6, color=colour(index))
+        axes.plot(
+            [found.p50, found.p90, found.p99], [50, 90, 99], "o", ms=6, color=colour(index), clip_on=False
+        )
     log_axis(axes, "x")
-    axes.set_ylim(0, 101)
+    axes.set_ylim(0, 100)
     axes.set(xlabel="milliseconds per call", ylabel="% of calls")
     legend(axes)
 
@@ -120,11 +122,12 @@ def _draw_accuracy(reports: Sequence[BenchReport], axes: Axes) -> None:
             found = report.latency.timing
             ends = spans([found.p50], [found.low], [found.high])
             axes.errorbar(
-                [found.p50], [value], xerr=ends, fmt="o", ms=8, capsize=3, color=colour(index), label=label
-            )
+                [found.p50], [value], xerr=ends, fmt="o", ms=8, capsize=3, color=colour(index), label=label,
+                clip_on=False,
+            )  # fmt: skip
     axes.margins(0.15)
     room = max(0.5, 0.3 * (max(values) - min(values)))
-    axes.set_ylim(max(0.0, min(values) - room), min(100.0, max(values)) + room)
+    axes.set_ylim(max(0.0, min(values) - room), min(100.0, max(values) + room))
     log_axis(axes, "x")
     axes.set(xlabel="milliseconds per call (p50)", ylabel=f"{_quality(reports)}, %".lower())
     legend(axes)

@@ -44,7 +44,7 @@ def _draw(points: Sequence[FrontierPoint], axes: Axes) -> None:
             textcoords="offset points",
             ha="center",
             color=INK,
-            fontsize=8,
+            fontsize=9,
         )
     axes.margins(0.08, 0.15)
     axes.set(xlabel="blocks in INT8", ylabel="agreement with fp32 in %")

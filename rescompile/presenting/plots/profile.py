@@ -110,7 +110,7 @@ def _draw_blocks(axes: Axes, row: int, engine: EngineProfile, *, room: float) ->
                 ha="center",
                 va="center",
                 color="white",
-                fontsize=8,
+                fontsize=9,
                 rotation=90 if block.ms < 2 * room else 0,
                 parse_math=False,
             )

@@ -33,7 +33,7 @@ def print_summary(report: BuildReport, console: Console | None = None) -> None:
 
 def summary(report: BuildReport) -> tuple[Text, ...]:
     """The report as lines: verdict, checks, figures, graph, stages, notes, files."""
-    headline = Text(plain(f"{report.model} {report.precision} {report.backend}: "))
+    headline = Text(plain(f"{report.model} {report_lines.precision(report)} {report.backend}: "))
     headline.append(report.verdict, style=_STYLES.get(report.verdict, "bold yellow"))
     explanation = Text(plain(report_lines.explanation(report)))
     facts = [Text(plain(line)) for line in columns(_facts(report))]
