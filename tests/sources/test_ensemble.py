@@ -106,6 +106,6 @@ def test_networks_that_differ_are_refused() -> None:
     with pytest.raises(UsageError, match="is there twice"):
         ensemble_of([first, network(1), network(0)])
     one = [network(seed, classes=1) for seed in range(2)]
-    with pytest.raises(UsageError, match=r"no row of classes .*--ensemble-mean logits"):
+    with pytest.raises(UsageError, match=r"not one row of classes; .*--ensemble-mean logits"):
         ensemble_of(one)
     assert ensemble_of(one, "logits").name == "ensemble-resnet-resnet"
