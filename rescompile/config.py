@@ -9,15 +9,7 @@ from typing import Any, Literal, get_args
 from calibration.errors import CalibrationError
 from calibration.images.arrays import InMemoryImages
 from calibration.methods.thresholds import check_method
-from rescompile.effort import (
-    DEFAULT_EFFORT,
-    EFFORTS,
-    RECIPES,
-    Effort,
-    Recipe,
-    Rounding,
-    WeightScales,
-)
+from rescompile.backends.base import FullRange
 from rescompile.errors import UsageError, did_you_mean
 from rescompile.manifest import Batch, OutputKind, Precision
 from rescompile.report import Limits
@@ -36,6 +28,54 @@ INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
 DEFAULT_CALIBRATION_IMAGES = 512
 INT8_THROUGHOUT = ("triton",)
 """Backends whose INT8 engines cannot have blocks in floating point."""
+
+Effort = Literal["fast", "balanced", "best"]
+Rounding = Literal["nearest", "learned"]
+WeightScales = Literal["max", "mse"]
+
+EFFORTS: tuple[str, ...] = get_args(Effort)
+DEFAULT_EFFORT: Effort = "balanced"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The methods of one calibration."""
+
+    method: str
+    """Chooses the thresholds of activations."""
+    equalize: bool
+    bias_correction: bool
+    rounding: Rounding
+    weight_scales: WeightScales = "max"
+    full_range: tuple[FullRange, ...] = ()
+    """On which backends zero is stored as -128 where ``topology.full_range_tensors`` allows it."""
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the logits' sensitivity must be measured."""
+        return self.equalize or self.method == "logit"
+
+    @property
+    def needs_channels(self) -> bool:
+        """Whether every channel needs a histogram and a mean of its own."""
+        return self.needs_gradients or self.bias_correction or self.rounding == "learned"
+
+
+RECIPES: dict[Effort, Recipe] = {
+    "fast": Recipe("mse", equalize=False, bias_correction=False, rounding="nearest"),
+    "balanced": Recipe(
+        "logit", equalize=True, bias_correction=True, rounding="nearest", full_range=("free",)
+    ),
+    "best": Recipe(
+        "logit", equalize=True, bias_correction=True, rounding="learned", full_range=("free", "costs")
+    ),
+}
+"""
+fast       thresholds from histograms; weights rounded to the nearest, the first convolution's against its pixels
+balanced   also: channels equalized, thresholds by what they do to the logits, biases corrected; all 256 values of
+           int8 for what is never negative, where that costs the backend nothing
+best       also: weights rounded against each other, layer by layer; all 256 values wherever the backend can
+"""
 
 
 def parse_batch(text: str) -> Batch:

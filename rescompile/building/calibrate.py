@@ -31,8 +31,7 @@ from rescompile.building.method_notes import (
 )
 from rescompile.building.rewrites import executor_problem
 from rescompile.building.source import Source, open_source
-from rescompile.config import CalibrationConfig, ModelConfig
-from rescompile.effort import RECIPES, Recipe
+from rescompile.config import RECIPES, CalibrationConfig, ModelConfig, Recipe
 from rescompile.errors import UsageError
 from rescompile.files import check_output_file
 from rescompile.graph.pixels import reason_against

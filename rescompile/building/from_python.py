@@ -18,12 +18,12 @@ from rescompile.config import (
     DEFAULT_CALIBRATION_IMAGES,
     BuildConfig,
     CalibrationConfig,
+    Effort,
     Fp16Blocks,
     InputFormat,
     ModelConfig,
     parse_batch,
 )
-from rescompile.effort import Effort
 from rescompile.errors import UsageError
 from rescompile.files import check_output_directory
 from rescompile.manifest import Precision

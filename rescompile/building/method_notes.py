@@ -9,7 +9,7 @@ import onnx
 
 from calibration.methods.channel_groups import channel_groups
 from calibration.methods.quantization_risks import Risk
-from rescompile.effort import Recipe
+from rescompile.config import Recipe
 from rescompile.graph.shared.metadata import float_reasons
 from rescompile.graph.shared.names import INPUT
 from rescompile.wording import counted

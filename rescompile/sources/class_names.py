@@ -62,9 +62,9 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 def _names_in(value: object, path: Path) -> tuple[str, ...]:
     if isinstance(value, dict):
-        by_number = {number: name for name, number in value.items() if type(number) is int}
-        if not by_number:
-            by_number = {_number(key): name for key, name in value.items()}
+        by_number: dict[int | None, object] = {
+            number: name for name, number in value.items() if type(number) is int
+        } or {_number(key): name for key, name in value.items()}
         value = [by_number.get(index) for index in range(len(value))]
     names = [_name(name) for name in value] if isinstance(value, list) else [None]
     if None in names:

@@ -26,8 +26,7 @@ from rescompile.backends import choose_backend, get_backend
 from rescompile.building.calibrate import Calibrated, calibrate
 from rescompile.building.quantize import grouped_nodes, quantize
 from rescompile.building.source import open_source
-from rescompile.config import CalibrationConfig, ModelConfig
-from rescompile.effort import RECIPES
+from rescompile.config import RECIPES, CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
 from rescompile.files import sha256_of
 from rescompile.graph.equalize import equalize

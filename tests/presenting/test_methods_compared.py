@@ -18,8 +18,7 @@ from rescompile.building.calibrate import calibrate
 from rescompile.building.method_notes import notes_on_risks
 from rescompile.building.source import Source
 from rescompile.cli.app import main
-from rescompile.config import CalibrationConfig
-from rescompile.effort import RECIPES, Effort
+from rescompile.config import RECIPES, CalibrationConfig, Effort
 from rescompile.presenting.plots.calibration_methods import methods_by_tensor
 from rescompile.presenting.terminal.calibrate import comparison_lines as lines
 from rescompile.progress import Silent
