@@ -72,7 +72,7 @@ class LintResult(msgspec.Struct, frozen=True):
     rules: tuple[str, ...]
     violations: tuple[str, ...]
     floating: tuple[FloatOperations, ...] = ()
-    """What the rules for INT8 do not apply to."""
+    """Operations to which no rule for INT8 applies."""
 
 
 class FusedAdds(msgspec.Struct, frozen=True):

@@ -38,7 +38,7 @@ def ensemble_of(networks: Sequence[SourceNetwork], mean: EnsembleMean = "probabi
             )
         if any(network.checkpoint.sha256 == other.checkpoint.sha256 for other in networks[: number - 1]):
             raise UsageError(
-                f"network {number} of the ensemble, {_called(network)}, is there twice; name each once"
+                f"network {number} of the ensemble, {_called(network)}, is listed twice; name each network once"
             )
     if mean == "probabilities" and (shape := _shapes(first.graph, "output")[0]) and _has_no_classes(shape):
         raise UsageError(

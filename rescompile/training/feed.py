@@ -39,7 +39,7 @@ class Pixels(Protocol):
     """Images as uint8 tensors [N, 3, H, W] on the CPU or the device."""
 
     def training(self, steps: range, order: Order, share: Share) -> Iterator[Tensor]:
-        """Images of this process for each of ``steps``, augmented except for the steps that work on a whole batch at
+        """Images of this process for each of ``steps``, without the augmentation that works on a whole batch at
         once."""
 
     def testing(self, batches: list[NDArray[np.int64]]) -> Iterator[Tensor]:

@@ -40,7 +40,8 @@ RIGHT = {
     "onnx/depthwise-relu6.onnx": 416,
     "paddle/resnet20-untrained.pdparams": 43,
 }
-"""Of the first 500 test images. On the first 2,000 the same networks reach the author's accuracy (docs/zoo.md)."""
+"""Counted on the first 500 test images. On the first 2,000 the same networks reach the author's accuracy
+(docs/zoo.md)."""
 TRIED = {
     "torch/plainnet20-bias.pth": "plain, ",
     "torch/plainnet56-bias.pth": "plain, ",
