@@ -116,7 +116,7 @@ def test_python_takes_modules_and_files(files: dict[str, Path], tmp_path: Path) 
         (("--ensemble", "resnet8-cifar", "five", "--depth", "50"), "leave --depth out"),
         (("--ensemble", "resnet8-cifar", "five", "--weights", "x.th"), "leave --weights out"),
         (("--ensemble", "resnet8-cifar", "five", "--outputs", "c2"), "leave --outputs out"),
-        (("--weights", "resnet8-cifar", "five"), "several networks are passed as --ensemble A B"),
+        (("--weights", "resnet8-cifar", "five"), "pass several networks as --ensemble A B"),
         (("--ensemble", "resnet8-cifar", "resnet9"), "no ResNet of depth 9"),
     ],
 )

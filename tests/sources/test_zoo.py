@@ -1,4 +1,4 @@
-"""Files as other tools and people saved them (``RESCOMPILE_DATA/zoo``) classify as their authors measured.
+"""Files saved by other tools and people (``RESCOMPILE_DATA/zoo``) classify as their authors measured.
 
 ``python -m benchmarks.zoo`` judges all of them on the whole test set, in INT8 too, and writes ``docs/zoo.md``.
 """
