@@ -59,7 +59,7 @@ def main() -> NoReturn:
         _fail(str(error), getattr(error, "exit_code", 1), kind=type(error).__name__)
     except SystemExit as stop:
         if stop.code in _STOPPED:
-            _fail(f"{_STOPPED[stop.code]}; no unfinished result is left", stop.code)
+            _fail(f"{_STOPPED[stop.code]}; {_left_behind()}", stop.code)
         raise
     except OSError as error:
         if error.errno not in _OUTPUT_REFUSED:
@@ -73,6 +73,12 @@ def main() -> NoReturn:
 def _command() -> str:
     """The command that was typed, such as ``rescompile build``."""
     return " ".join(["rescompile", *(word for word in sys.argv[1:2] if not word.startswith("-"))])
+
+
+def _left_behind() -> str:
+    if _command() in ("rescompile train", "rescompile experiment"):
+        return "the same command with --resume goes on from the last checkpoint"
+    return "no unfinished result is left"
 
 
 def _fail(sentence: str, code: str | int | None, *, kind: str = "Stopped") -> NoReturn:

@@ -26,6 +26,8 @@ from rescompile.training.photographs import PhotographLoader, scan
 from rescompile.training.recipe import Recipe
 
 SMALL = 64
+TINY = 16
+"""Images below this side are not shifted, unless the recipe says pad-crop: a few pixels are most of their content."""
 """Images of at most this side stay in memory and are cropped with padding, unless the recipe says otherwise."""
 TEST_BATCH = 256
 _MOST_BYTES = 16 << 30
@@ -113,6 +115,12 @@ class Feed:
         return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
+def _padding(recipe: Recipe, side: int) -> int | None:
+    if recipe.augmentation == "none":
+        return None
+    return 0 if recipe.augmentation == "auto" and side < TINY else recipe.padding
+
+
 def open_feed(
     data: TrainingData,
     recipe: Recipe,
@@ -167,7 +175,7 @@ def open_feed(
         order=Order(len(data.train), recipe.batch_size, seed),
         share=share,
         device=device,
-        padding=recipe.padding if in_memory and recipe.augmentation != "none" else None,
+        padding=_padding(recipe, preprocess.size[0]) if in_memory else None,
         flip=recipe.flip and data.mirrored,
         lit=recipe.color == "lighting",
     )

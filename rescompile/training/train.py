@@ -82,6 +82,10 @@ class TrainConfig:
             raise UsageError(
                 "--qat fine-tunes a network that is trained already: pass its --weights, no --new-head"
             )
+        if not self.qat and (self.learned_scales or not self.distill or self.backend != "auto"):
+            raise UsageError(
+                "--qat-labels, --qat-scales and --backend do nothing without --qat: pass that too"
+            )
 
 
 def train(config: TrainConfig, progress: TrainingProgress | None = None) -> TrainingReport:
@@ -123,7 +127,7 @@ def train(config: TrainConfig, progress: TrainingProgress | None = None) -> Trai
                 model=start.spec.name, data=data.name, recipe=recipe.about, directory=str(config.output),
                 parameters=parameters_of(network), train_images=len(data.train), test_images=len(data.test),
                 history=tuple(loop.history), best_step=loop.best_step,
-                notes=(*data.notes, *_flip_note(recipe, data), *notes),
+                notes=(*data.notes, *_augmentation_notes(recipe, data, feed), *notes),
             )  # fmt: skip
             if process.writes:
                 write_pages(report, config.output)
@@ -162,7 +166,9 @@ def _settings(
         fused=fused,
         sync_bn=config.sync_bn,
         weights_sha256=start.weights_sha256,
-        kind=f"qat for {config.backend}" + " with learned scales" * config.learned_scales
+        kind=f"qat for {config.backend}"
+        + " with learned scales" * config.learned_scales
+        + " from labels" * (not config.distill)
         if config.qat
         else "train",
     )
@@ -219,10 +225,18 @@ def _prepared(
     return network, (f"{len(report.replaced)} of {report.blocks} residual blocks are fused",)
 
 
-def _flip_note(recipe: Recipe, data: TrainingData) -> tuple[str, ...]:
-    if not recipe.flip or data.mirrored:
-        return ()
-    return (f"images of {data.name} are not mirrored, because their mirror images mean something else",)
+def _augmentation_notes(recipe: Recipe, data: TrainingData, feed: Feed) -> tuple[str, ...]:
+    notes = []
+    if recipe.flip and not data.mirrored:
+        notes.append(
+            f"images of {data.name} are not mirrored, because their mirror images mean something else"
+        )
+    if feed.padding == 0 < recipe.padding:
+        notes.append(
+            f"images of {data.name} are not shifted by {recipe.padding} pixels, because they have only "
+            f"{feed.preprocess.size[0]}; --set augmentation=pad-crop shifts them"
+        )
+    return tuple(notes)
 
 
 def _write_samples(folder: RunFolder, data: TrainingData, feed: Feed) -> None:

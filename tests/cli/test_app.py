@@ -55,6 +55,17 @@ def test_every_end_has_its_code_and_at_most_one_sentence(
     assert ends(error) == (code, said)
 
 
+def test_an_interrupted_training_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    def interrupted() -> None:
+        raise SystemExit(130)
+
+    monkeypatch.setattr(app, "app", interrupted)
+    monkeypatch.setattr(sys, "argv", ["rescompile", "train", "--data", "digits"])
+    with pytest.raises(SystemExit):
+        app.main()
+    assert "interrupted; the same command with --resume goes on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [ValueError("ours"), OSError(errno.EIO, "disk broken")])
 def test_our_own_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def diagnose() -> None:

@@ -90,6 +90,11 @@ def test_digits_are_not_mirrored() -> None:
     assert not feed_of("digits", "flip=true").flip
 
 
+def test_tiny_images_are_shifted_only_where_the_recipe_says_so() -> None:
+    assert feed_of("digits", "augmentation=auto").padding == 0
+    assert feed_of("digits", "augmentation=pad-crop").padding == 4
+
+
 def test_an_archive_alone_keeps_some_images_for_tests(tmp_path: Path) -> None:
     data = open_data(str(archive(tmp_path / "mine.npz")))
     assert (len(data.train), len(data.test), data.classes) == (36, 4, 4)

@@ -166,6 +166,8 @@ def test_what_qat_refuses(images: Path, tmp_path: Path) -> None:
     recipe = find_recipe("qat", ["steps=2", "batch_size=16"])
     with pytest.raises(UsageError, match="pass its --weights"):
         TrainConfig(data=str(images), output=tmp_path, recipe=recipe, model="resnet8-cifar", qat=True)
+    with pytest.raises(UsageError, match="do nothing without --qat"):
+        TrainConfig(data=str(images), output=tmp_path, recipe=recipe, model="resnet8-cifar", distill=False)
     weights = trained(tmp_path / "fp32", images, "resnet8-cifar-preact", "steps=2")
     with pytest.raises(UsageError, match="do not: build it with --effort best"):
         train(TrainConfig(data=str(images), output=tmp_path / "x", recipe=recipe, weights=weights, qat=True))

@@ -322,4 +322,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert (nothing.returncode, "pass --data PATH" in nothing.stderr) == (2, True)
     trained = said("--model", "resnet8-cifar", "--data", "digits", "--steps", "2", "--json")
     assert json.loads(trained.stdout)["model"] == "resnet8-cifar"
+    assert "step 2" in trained.stderr
     assert (tmp_path / "run/test.npz").is_file()
+    quiet = said("--model", "resnet8-cifar", "--data", "digits", "--steps", "2", "--output", "silent", "-q")
+    assert (quiet.returncode, quiet.stderr) == (0, "")

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from rescompile.presenting.html.experiment_page import headline
 from rescompile.presenting.terminal.table import columns
+from rescompile.progress import SHOWN
 from rescompile.report import EpochRecord, ExperimentReport, TrainingReport
 from rescompile.wording import duration, plain
 
@@ -37,7 +38,7 @@ class TerminalTraining:
     """Shows a training on stderr: a bar with loss, error, speed and time left; and one line for each checkpoint."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or Console(stderr=True, highlight=False, quiet=not SHOWN.get())
         self._bar: RichBar | None = None
         self._task = TaskID(0)
         self._name = ""
@@ -58,7 +59,7 @@ class TerminalTraining:
         self._name = name
         if done:
             self._say(f"{name}: goes on after step {done}")
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or self._console.quiet:
             return
         self._bar = RichBar(
             TextColumn("{task.description}", markup=False),
@@ -118,7 +119,7 @@ class TerminalExperiment:
     """Shows an experiment on stderr: one line for each training that has ended."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or Console(stderr=True, highlight=False, quiet=not SHOWN.get())
         self._started = time.perf_counter()
 
     def finished(self, name: str, seed: int, report: TrainingReport, done: int, total: int) -> None:
