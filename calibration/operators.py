@@ -1,4 +1,4 @@
-"""What is known of each ONNX operator: the one table that all rewrites and methods ask.
+"""Properties of each ONNX operator: the one table that all rewrites and methods read.
 
 An operator that is not listed is executed by ONNX Runtime alone, and nothing is assumed about it.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Channels = Literal["made", "kept", "tied", "scaled", "normalized", "moved", "mixed"]
-"""What becomes of the channels (axis 1) of the input:
+"""The effect of an operator on the channels (axis 1) of its input:
 
 made         weights make new ones out of all of them, or of those of one group
 kept         each output channel is made of the same input channel alone

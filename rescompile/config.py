@@ -166,7 +166,7 @@ class ModelConfig:
     members: tuple[ModelConfig, ...] = ()
     """The networks of an ensemble, in place of one."""
     ensemble_mean: EnsembleMean = "probabilities"
-    """What of the members is averaged."""
+    """Outputs of the members that are averaged."""
 
     def __post_init__(self) -> None:
         if self.model is not None and ":" in self.model and not has_scheme(self.model):

@@ -10,7 +10,7 @@
     │   └── BackendUnavailable a library or a device that this machine does not have
     ├── EngineError            an engine directory that is damaged, incomplete or of another format
     ├── DataError              images to train on that are missing, damaged or do not fit the network
-    ├── TrainingError          a training that cannot go on: its loss is not a number, or it is another one's
+    ├── TrainingError          a training that cannot go on: its loss is not a number, or the folder has another run
     └── OutputError            a result that could not be written (full disk, no permission, exists already)
 
     calibration.errors.CalibrationError   exit 1: image sets and calibration tables (their package stands alone)

@@ -294,14 +294,14 @@ def _new_directory(target: Path) -> tuple[Path, int]:
 
 
 def _lock(handle: int) -> None:
-    """Lock an open file; where the file system has no locks, nobody sweeps there either."""
+    """Lock an open file; on file systems without locks, leftovers are not removed either."""
     with suppress(OSError):
         fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 @contextmanager
 def _held(path: Path) -> Iterator[bool]:
-    """Whether no other process writes ``path``; no other one begins to while the body runs."""
+    """Whether no other process writes ``path``; none can begin while the body runs."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -333,9 +333,9 @@ def _sync(path: Path) -> None:
 
 
 def _put(partial: Path, target: Path, *, force: bool, known_by: str) -> None:
-    """Give ``partial`` the name ``target``; what had that name before is removed, and is there until the end.
+    """Give ``partial`` the name ``target``; what had that name before stays until then and is removed.
 
-    Another process may do the same at this moment: whatever it did, this one looks again and follows.
+    Another process may do the same at this moment; this one then looks again and retries.
     """
     for _ in range(_TRIES):
         _refuse_existing(target, force=force, known_by=known_by)
@@ -372,7 +372,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _refuse_what_came(partial: Path, target: Path, *, known_by: str) -> None:
-    """Undo an exchange that took away what must not be replaced: it was put there after the last look."""
+    """Undo an exchange that removed something that must not be replaced and appeared after the last check."""
     try:
         _refuse_existing(partial, force=True, known_by=known_by)
     except OutputError:

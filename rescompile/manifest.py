@@ -30,7 +30,7 @@ MOST_BYTES = 64 << 20
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-"""Signature of the manifest, where somebody signed the engine; the manifest itself does not list it."""
+"""Signature of the manifest, if the engine is signed; the manifest itself does not list it."""
 GRAPH = "model.onnx"
 """The deployable graph, from which the payload is built; the payload itself for ONNX Runtime."""
 REFERENCE = "reference.onnx"
@@ -227,7 +227,7 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
 
 
 def _without_control(manifest: Manifest) -> Manifest:
-    """``manifest`` with names that no terminal obeys."""
+    """``manifest`` with the control characters of its names written as text."""
     outputs = tuple(
         msgspec.structs.replace(
             output, name=shown(output.name), labels=tuple(shown(label) for label in output.labels)

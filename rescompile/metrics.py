@@ -54,7 +54,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Change:
-    """An image (counted from 0) for which both sides decide otherwise, and the classes that each of them gives it."""
+    """An image (counted from 0) whose classes differ between the two sides, and the classes that each gives it."""
 
     image: int
     reference: tuple[int, ...]
@@ -73,7 +73,7 @@ class ParityMeter:
         self._answers: list[tuple[Labels, Labels]] = []
         self._labels: list[Labels] = []
         self.changes: list[Change] = []
-        """The first ``MOST_CHANGES`` images that are answered otherwise."""
+        """The first ``MOST_CHANGES`` images whose classes differ."""
 
     def update(self, reference: Logits, engine: Logits, labels: Labels | None = None) -> None:
         """Add one batch: outputs [N, ...] of both sides and, where the set has them, class indices [N].
@@ -138,7 +138,7 @@ class ParityMeter:
         )
 
     def answers(self) -> Answers:
-        """What both sides answered so far."""
+        """The classes that both sides gave so far."""
         none = np.zeros(0, np.int64)
         reference, engine = (
             np.concatenate([none, *side]) for side in zip((none, none), *self._answers, strict=True)

@@ -72,7 +72,7 @@ class LintResult(msgspec.Struct, frozen=True):
     rules: tuple[str, ...]
     violations: tuple[str, ...]
     floating: tuple[FloatOperations, ...] = ()
-    """What the rules for INT8 do not apply to."""
+    """Operations to which no rule for INT8 applies."""
 
 
 class FusedAdds(msgspec.Struct, frozen=True):
@@ -187,15 +187,16 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     top1_reference: float | None
     top1_engine: float | None
     top1_agreement: float | None
-    """Of a multilabel output, the share of the labels that at least one side gives; None for values and features."""
+    """For multilabel outputs, the share of the labels that both sides give, of those that at least one gives; None for
+    values and features."""
     relative_rms: float
     cosine: float
     max_abs: float
     task: OutputKind = "classes"
     worst_cosine: float | None = None
-    """Of the image with the smallest cosine."""
+    """Cosine of the image with the smallest one."""
     top1_intervals: tuple[tuple[float, float], ...] = ()
-    """Of the reference and of the engine; empty without labels."""
+    """Intervals of the reference and of the engine; empty without labels."""
     agreement_interval: tuple[float, float] | None = None
     top1_drop_p: float | None = None
     """Probability that chance alone makes a difference of top-1 as large as this one (McNemar's exact test)."""
@@ -254,7 +255,7 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
     misfit: str | None = None
     """The reason why the figures say nothing: the network does not fit the labels, or it was fed wrongly."""
     flips: tuple[Flip, ...] = ()
-    """Images that the engine answers in another way than the fp32 network; the first hundred."""
+    """Images whose classes differ between the engine and the fp32 network; the first hundred."""
     members: tuple[MemberAccuracy, ...] = ()
     """The networks of an ensemble, whose joint figures the others are."""
     advice: tuple[str, ...] = ()
@@ -309,11 +310,11 @@ class EpochRecord(msgspec.Struct, frozen=True, kw_only=True):
     learning_rate: float
     train_loss: float
     train_error: float
-    """Of the batches since the line before, augmented, as they were trained on."""
+    """Error on the training images since the previous line, augmented as in training."""
     test_loss: float
     test_error: float
     seconds: float
-    """Of training since the line before."""
+    """Duration of the training since the previous line."""
     images_per_second: float
 
 

@@ -117,7 +117,7 @@ def count_calls(effect: str, below: Path, action: Callable[[], object]) -> int:
 
 
 def at_call(number: int, effect: str, below: Path, action: Callable[[], object]) -> tuple[int, str]:
-    """Exit code and output of ``action`` in a process, to whose call ``number`` below ``below`` ``effect`` happens."""
+    """Exit code and output of ``action`` in a process where ``effect`` happens to call ``number`` below ``below``."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

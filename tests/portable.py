@@ -1,4 +1,4 @@
-"""What must be the same on every machine, as one JSON object: run by the tests in processes of other settings.
+"""Results that must be the same on every machine, as one JSON object: run by the tests in processes of other settings.
 
 ``python -m tests.portable`` prints it. ``python -m tests.portable write`` makes the table and the facts in ``data/``
 anew, which is needed only when a field is added to calibration tables.

@@ -1,4 +1,4 @@
-"""What an error says of its reason."""
+"""The reason that an error gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shipped: the source archive's list, the image for servers, the metadata."""
+"""Shipped files: the source archive's list, the image for servers, the metadata."""
 
 from __future__ import annotations
 

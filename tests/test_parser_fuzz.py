@@ -1,4 +1,4 @@
-"""Whatever a file holds, reading it succeeds or ends in one sentence.
+"""Reading a file with any content succeeds or ends in one sentence.
 
 Good files of each kind are changed: bits, cuts, repetitions, numbers that claim more than there is. A short run is part
 of every test run. For ten minutes for each kind:

@@ -35,7 +35,7 @@ class Peer:
 
     @property
     def suffix(self) -> str:
-        """Of the model's file."""
+        """Suffix of the model's file."""
         return ".xml" if self.runtime == "openvino" else ".onnx"
 
 

@@ -38,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--calibration-images", type=int, default=100, help="others to calibrate on")
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
     parser.add_argument("--output", type=Path, default=PAGE)
-    parser.add_argument("--resume", type=Path, help="raw results that the run goes on with and adds to")
+    parser.add_argument("--resume", type=Path, help="raw results to continue from; the run adds to them")
     asked = parser.parse_args(words)
     data = os.environ.get("RESCOMPILE_DATA")
     if not data:

@@ -12,6 +12,7 @@ import msgspec
 from benchmarks.coverage.contenders import Result
 from benchmarks.result_files import write_result
 from rescompile.measuring.origin import Origin
+from rescompile.wording import counted
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 
@@ -51,13 +52,13 @@ Made by `python -m benchmarks.coverage` (extra `bench`, torchvision, timm, and `
 photographs and compared with the fp32 file on the same {images} others, all of {size} pixels. The weights are random,
 with batch norms and a classifier fitted to the calibration images; the last batch norm of a residual branch has the
 scale 0.25. This compares how faithfully a network is quantized, not how well it classifies. In deep random networks a
-small error grows, so figures of one network can be compared with each other, not those of different networks.
+small error grows, so compare tools on the same network, not networks with each other.
 
 [*Agreement*](glossary.md#agreement) is the share of images with fp32's class, [*relative
 RMS*](glossary.md#relative-rms) the RMS of the error of the logits divided by the RMS of the logits, *adds* the
-additions that run inside of a convolution, *INT8* the share of convolutions and fully connected layers that run as
-INT8. OpenVINO executes our engines and NNCF's, ONNX Runtime its own, without fusing; there *INT8* counts what its
-file quantizes.
+additions that are fused into a convolution, *INT8* the share of convolutions and fully connected layers that run as
+INT8. OpenVINO executes our engines and NNCF's. ONNX Runtime executes its own without fusing, so its
+*INT8* counts what its file quantizes.
 """
 
 
@@ -80,8 +81,8 @@ def page(found: Coverage, path: Path) -> str:
         "|---|---|---|---|---|---|",
         *(line for network in found.networks for line in _rows(network)),
         "",
-        f"Measured on {made.date[:10]} at commit `{made.commit}` on {made.device}, {made.threads} threads, with "
-        f"{versions}: `{found.command}` ([raw results]({link})).",
+        f"Measured on {made.date[:10]} at commit `{made.commit}` on {made.device}, "
+        f"{counted(made.threads, 'thread')}, with {versions}: `{found.command}` ([raw results]({link})).",
         "",
     ]
     return "\n".join(lines)

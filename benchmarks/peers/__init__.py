@@ -1,4 +1,5 @@
-"""Who races: our engines and their peers, each a function from a network to a call. Who cannot race says why."""
+"""Entrants of a race: our engines and their peers, each a function from a network to a call. One that cannot run gives
+the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an entrant of a race is."""
+"""The interface of an entrant of a race."""
 
 from __future__ import annotations
 

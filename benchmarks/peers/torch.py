@@ -15,7 +15,7 @@ from benchmarks.peers.base import FP32_ALLOWED, Call, Missing
 
 
 class Eager:
-    """As most people run it."""
+    """PyTorch as most people run it."""
 
     name, ours, allowed = "PyTorch eager", False, FP32_ALLOWED
 

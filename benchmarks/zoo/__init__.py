@@ -1,1 +1,1 @@
-"""Networks as other tools and people saved them, built and judged on the images of CIFAR-10: ``docs/zoo.md``."""
+"""Builds networks saved by other tools, and judges them on the images of CIFAR-10: ``docs/zoo.md``."""

@@ -9,12 +9,13 @@ import msgspec
 
 from benchmarks.result_files import write_result
 from rescompile.measuring.origin import Origin
+from rescompile.wording import counted
 
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One file; shares are of 1."""
+    """One file; accuracies are between 0 and 1."""
 
     name: str
     measured: float | None = None
@@ -50,14 +51,14 @@ class Zoo(msgspec.Struct, frozen=True, kw_only=True):
         write_result(self, path)
 
 
-_HEADER = """# Networks as other tools and people saved them
+_HEADER = """# Networks saved by other tools
 
 Made by `python -m benchmarks.zoo` (with `RESCOMPILE_DATA`); do not edit it.
 
-Each row is one file of somebody else's, built with the options of its training program and no other help: the form of
-the network comes from its weights or its graph. *Author* is the accuracy by the program that it was trained with, on
-the first 2,000 test images of CIFAR-10 (or all of them, where marked), *own tool* that of the tool that the file
-belongs to, on all of them. The other columns are ours, executed by OpenVINO: fp32 on the first 2,000 and on all
+Each row is one published file, built with the preprocessing of its training program as the only help: the form of
+the network comes from its weights or its graph. *Author* is the accuracy in the program that trained it, on the
+first 2,000 test images of CIFAR-10 (or all of them, where marked); *own tool* is the accuracy in the usual tool for
+such files, on all of them. The other columns are ours, executed by OpenVINO: fp32 on the first 2,000 and on all
 {validation:,} images, INT8 calibrated on {calibration} training images,
 [*agreement*](glossary.md#agreement) with fp32 and [*relative RMS*](glossary.md#relative-rms) of the logits.
 
@@ -78,8 +79,8 @@ def page(found: Zoo, path: Path) -> str:
             header + "\n".join(map(_line, found.rows)),
             "",
             *([*remarks, ""] if remarks else []),
-            f"Measured on {made.date[:10]} at commit `{made.commit}` on {made.device}, {made.threads} threads, with "
-            f"{versions}: `{found.command}` ([raw results]({link})).",
+            f"Measured on {made.date[:10]} at commit `{made.commit}` on {made.device}, "
+            f"{counted(made.threads, 'thread')}, with {versions}: `{found.command}` ([raw results]({link})).",
             "",
         ]
     )

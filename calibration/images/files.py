@@ -100,7 +100,7 @@ def _reason(error: Exception) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return f"its contents are not an image of a kind that is read: {', '.join(FORMATS)}"
+        return f"it is not an image in a format that is read: {', '.join(FORMATS)}"
     if isinstance(error, Image.DecompressionBombError):
         return "it has too many pixels to decode for a file of its size"
     strerror = error.strerror if isinstance(error, OSError) else None

@@ -47,8 +47,8 @@ class _Row:
 def read_labels(path: Path, images: Path, known: Sequence[str] | None) -> LabelTable:
     """The table at ``path`` for files in ``images``; ``known`` are the network's classes.
 
-    Labels that are numbers count the classes from 0. Names are found in ``known``; where none of them is, they are the
-    classes in the order of their names, as class folders are.
+    Labels that are numbers count the classes from 0. Names are looked up in ``known``; if none of them is there, the
+    classes are the sorted names, as with class folders.
 
     Raises:
         ImageSetError: the table cannot be read or contradicts itself, some of its names are not in ``known`` though
@@ -69,7 +69,7 @@ def read_labels(path: Path, images: Path, known: Sequence[str] | None) -> LabelT
 
 
 def has_labels(path: Path) -> bool:
-    """Whether the table has a column of classes, as not every ``metadata.csv`` has."""
+    """Whether the table has a column of classes; not every ``metadata.csv`` does."""
     return bool(set(_CLASS) & set(_reader(path).fieldnames or ()))
 
 
@@ -126,7 +126,7 @@ def _one_class_each(rows: Sequence[_Row], labels: Sequence[int]) -> dict[str, in
 
 
 def _number(label: str) -> int | None:
-    """The number that ``label`` writes, ``6.0`` included, as spreadsheets and data frames save it."""
+    """The integer in ``label``; ``6.0`` counts, because spreadsheets and data frames save integers so."""
     digits = label.removesuffix(".0")
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 12 else None
 

@@ -76,7 +76,7 @@ class _Walk:
         self.pinning: dict[str, None] = {}
 
     def visit(self, node: Node) -> None:
-        """Find the channels of the node's output, or its value where that is a matter of sizes."""
+        """Find the channels of the node's output, or its value if it depends on sizes alone."""
         reading = [name for name in node.inputs if name in self.ids]
         if reading and node.op != "Shape":
             found = self._follow(node, reading)

@@ -1,4 +1,4 @@
-"""Zero sums: a padded 3x3 convolution of an input that stores its zero as another integer than 0."""
+"""Zero sums: they make a padded 3x3 convolution exact when its input stores zero as an integer other than 0."""
 
 import triton
 import triton.language as tl

@@ -2,8 +2,8 @@
 
 The truth is computed in fp32 (fp64 for fp32) from the same operands. A 16-bit result may be twice as far from it, in
 relative L2 and in its worst element, as that of the same-dtype PyTorch computation (flash-attention's rule), plus an
-allowance for sums that PyTorch happens to get exactly. int8 may differ from the reference by one in few elements,
-where fused multiply-add moved a tie.
+allowance for sums that PyTorch rounds to the exact value by chance. int8 may differ from the reference by one in few
+elements, where fused multiply-add moved a tie.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What to do about a failed verdict: options to try, blocks to blame, images to look at."""
+"""Advice on a failed verdict: options to try, blocks to blame, images to look at."""
 
 from __future__ import annotations
 

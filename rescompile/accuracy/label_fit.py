@@ -39,7 +39,7 @@ ADVICE = (
 
 
 def misfit(answers: Answers, class_names: Sequence[str], *, least: float | None = None) -> str | None:
-    """What is wrong between the network and the labels, in one sentence; None where they fit or nothing can be said.
+    """The mismatch between the network and the labels, in one sentence; None if they fit, or too little is known.
 
     ``least`` is the top-1 that the user asked for, which then takes the place of the test for chance.
     """

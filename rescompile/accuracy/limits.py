@@ -61,7 +61,7 @@ def judge_all(measured: Measurement, limits: Limits) -> tuple[Check, ...]:
 
 
 NUMBERS: tuple[OutputKind, ...] = ("values", "features")
-"""Kinds of output that decide nothing: they are judged by their error."""
+"""Kinds of output that name no class: they are judged by their error."""
 
 
 def check_kind(limits: Limits, kind: OutputKind) -> None:
@@ -72,7 +72,7 @@ def check_kind(limits: Limits, kind: OutputKind) -> None:
     """
     if kind in NUMBERS and limits.min_agreement is not None:
         raise UsageError(
-            f"--min-agreement compares decisions, and this network's outputs are {kind}, which decide nothing; pass "
+            f"--min-agreement compares classes, and this network's outputs are {kind}, which name none; pass "
             "--max-relative-rms, --max-error or --min-cosine instead"
         )
     if kind not in ONE_CLASS and limits.need_labels:

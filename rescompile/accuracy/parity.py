@@ -53,7 +53,7 @@ class Measurement:
     """The comparison of each output but the first, by name."""
 
     def flips(self, classes: Sequence[str]) -> tuple[Flip, ...]:
-        """The first images that the engine answers in another way than the reference, by the names of ``classes``."""
+        """The first images whose answer differs between engine and reference, with the names of ``classes``."""
         labels = self.answers.labels
 
         def named(chosen: Sequence[int]) -> str:

@@ -24,7 +24,7 @@ class Slot(Generic[T]):
         self._resource: T | None = resource
 
     def resource(self) -> T:
-        """The object, for the holder of the lock; raises BackendError once the pool is closed."""
+        """Return the object; the caller must hold the lock. Raises BackendError once the pool is closed."""
         if self._resource is None:
             raise BackendError("this engine is closed; load it again")
         return self._resource

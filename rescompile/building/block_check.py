@@ -1,8 +1,8 @@
 """Check of an INT8 engine block by block: each, fed with the deployable graph's values, gives the graph's values.
 
 End to end an engine of a deep network may differ from its deployable graph by as much as quantization does, because a
-single value that is rounded the other way spreads. Within one block it cannot: there only sums that lie on the border
-between two integers differ. So a wrong layer is found here however wide the limit of the golden answers is.
+single value that is rounded the other way spreads. Within one block it cannot: only sums that lie on a rounding tie
+differ there. So this check finds a wrong layer, however wide the limit of the golden answers is.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Boundary:
 
     name: str
     restored: str
-    """What its readers see: the dequantized tensor, or itself where nothing quantizes it."""
+    """The tensor that its readers see: the dequantized one, or itself if nothing quantizes it."""
     cut: str
     """The tensor to cut at: in front of a max pool, because backends move the rounding in front of pools."""
     quantizer: tuple[NDArray[np.floating], NDArray[np.integer]] | None
@@ -95,8 +95,8 @@ def check_blocks(directory: Path, backend: Backend, model: onnx.ModelProto, imag
                 faults[each.name] = fault
     if first := next((each.name for each in found if each.name in faults), None):
         raise EngineError(
-            f"the {backend.name} engine computes block '{block_of(first)}' otherwise than the deployable graph "
-            f"({faults[first]}): please report this network, and pass --backend onnxruntime meanwhile"
+            f"block '{block_of(first)}' gives other values in the {backend.name} engine than in the deployable graph "
+            f"({faults[first]}): please report this network; until it is fixed, pass --backend onnxruntime"
         )
     return len(found)
 
@@ -119,7 +119,7 @@ def boundaries(graph: gs.Graph) -> list[Boundary]:
 
 
 def _meet(maker: gs.Node, reader: gs.Node) -> bool:
-    """Whether data leaves a block between them, or the network."""
+    """Whether a block, or the network, ends between ``maker`` and ``reader``."""
     if maker.name.startswith(SHAPES):
         return False
     return reader.op == "Identity" or block_of(maker.name) != block_of(reader.name)
@@ -160,7 +160,7 @@ def _held(each: Boundary, values: NDArray[np.float32], model: onnx.ModelProto) -
 
 
 def _apart(graph: gs.Graph, found: Sequence[Boundary]) -> list[list[Boundary]]:
-    """The boundaries in groups of which none is made from another of its group without a cut between."""
+    """The boundaries in groups; between two of one group that depend on each other there is always a cut."""
     tensors, names = graph.tensors(), {each.name for each in found}
     colors: dict[str, int] = {}
     for each in found:
@@ -180,7 +180,7 @@ def _apart(graph: gs.Graph, found: Sequence[Boundary]) -> list[list[Boundary]]:
 
 
 def _fault(each: Boundary, expected: NDArray[np.float32], found: NDArray[np.float32]) -> str | None:
-    """What is wrong with ``found``; None where it is right."""
+    """The fault of ``found``; None if it is right."""
     expected = expected[:, : found.shape[1]]  # constant channels come last
     if each.quantizer is None:
         unit, allowed, what = _rms(expected), MOST_RMS, "the RMS of its values"

@@ -105,7 +105,7 @@ def calibrate(
 
 
 def calibration_of(source: Source, config: CalibrationConfig) -> CalibrationConfig:
-    """``config`` with the images or the table that came along with the weights, for want of the user's."""
+    """``config`` with the images or the table that came with the weights, unless the user gave some."""
     if source.calibration is None or config.table is not None or config.images is not None:
         return config
     if source.calibration.suffix == ".json":

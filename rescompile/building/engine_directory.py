@@ -81,8 +81,8 @@ class Contents:
     def golden_tolerance(self) -> float:
         """Relative RMS that the engine may have on the golden images.
 
-        In deep networks steps of one multiply, until two right executions differ as much as each does from fp32; so
-        that difference is allowed. ``building.block_check`` finds wrong layers however large it is.
+        In deep networks errors of one integer step spread, until two correct executions differ as much from each other
+        as from fp32; so that difference is allowed. ``building.block_check`` finds wrong layers however large it is.
         """
         floor = GOLDEN_TOLERANCE[self.config.precision]
         return max(floor, min(self.quantization_error, MOST_GOLDEN_TOLERANCE))

@@ -63,7 +63,7 @@ class BuildOptions(TypedDict, total=False):
     outputs: Iterable[str]
     """Inner modules to return in place of the network's own answer: ``c2`` to ``c5``, or PyTorch's names."""
     ensemble_mean: EnsembleMean
-    """What is averaged where several networks are passed: ``probabilities`` (default) or ``logits``."""
+    """The quantity to average if several networks are passed: ``probabilities`` (default) or ``logits``."""
     limits: Limits | None
     effort: Effort | None
     fp16_blocks: Fp16Blocks | None

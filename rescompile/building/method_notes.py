@@ -16,7 +16,7 @@ from rescompile.wording import counted
 
 
 def notes_on_pins(graph: onnx.ModelProto, tensors: Collection[str]) -> tuple[str, ...]:
-    """A sentence about the quantized tensors, beside the input, none of whose channels can be scaled."""
+    """A sentence about the quantized tensors (without the input) none of whose channels can be scaled."""
     groups = channel_groups(graph)
     pinned = [name for name in tensors if name != INPUT and not groups.free(name)]
     if not pinned:

@@ -38,7 +38,7 @@ def check_rewrite(before: onnx.ModelProto, after: onnx.ModelProto, done: str) ->
         if not error <= allowed:
             raise GraphError(
                 f"{done}, and '{name}' changed by {error:.2g} (relative RMS on random images, at most {allowed:.2g}): "
-                "please report this network; --effort fast builds it meanwhile"
+                "please report this network; until it is fixed, build it with --effort fast"
             )
     return after
 
@@ -58,7 +58,7 @@ def executor_problem(graph: onnx.ModelProto) -> str | None:
     expected = reference_session(graph.SerializeToString(), optimize=True).tensors(image)
     for (name, values), ours in zip(expected.items(), found, strict=True):
         if not relative_error(values, ours) <= EXECUTOR_TOLERANCE:
-            return f"PyTorch computes '{name}' otherwise than ONNX Runtime"
+            return f"PyTorch and ONNX Runtime compute different values of '{name}'"
     return None
 
 

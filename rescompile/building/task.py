@@ -16,8 +16,8 @@ from rescompile.progress import Progress
 
 _CLASSIFIER = {"Gemm", "MatMul", "Conv", "Sigmoid"}
 _FEATURES = {"GlobalAveragePool", "AveragePool", "ReduceMean", "GlobalMaxPool", "MaxPool", "Relu"}
-"""Operations behind which an output is not a row of logits: a classifier ends in a weighted operation. What comes after
-both (biases, changes of shape, a division by a norm) does not matter."""
+"""Operations behind which an output is not a row of logits: a classifier ends in a weighted operation. Operations after
+both (biases, changes of shape, a division by a norm) do not matter."""
 
 
 def opened(config: BuildConfig, progress: Progress) -> tuple[Source, BuildConfig]:

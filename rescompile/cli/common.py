@@ -16,7 +16,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show where in th
 
 
 class Verbosity:
-    """What the command that runs was told about its own output."""
+    """Output options of the running command."""
 
     verbose = False
 

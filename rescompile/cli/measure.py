@@ -12,7 +12,7 @@ from rescompile.cli.options import Json
 from rescompile.cli.output import show
 from rescompile.errors import UsageError
 
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; the library chooses unless told.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default the library chooses.")]
 ResultFile = Annotated[
     Path | None, typer.Option("--output", "-o", help="Also write the result into this JSON file.")
 ]
@@ -28,7 +28,7 @@ def bench(
     ] = None,
     batch: Annotated[
         str | None,
-        typer.Option(help="Batch sizes, such as 1,8,32; unless told, powers of two that the engine takes."),
+        typer.Option(help="Batch sizes, such as 1,8,32; by default, powers of two that the engine takes."),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Time for all batch sizes together.")] = 15.0,
     starts: Annotated[int, typer.Option(min=0, help="Cold starts, and as many warm starts, to measure.")] = 3,
@@ -40,14 +40,12 @@ def bench(
     streams: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Calls that the engine computes at the same time; the hint chooses unless told."
+            min=1, help="Calls that the engine computes at the same time; by default the hint chooses."
         ),
     ] = None,
     requests: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Calls that are made at the same time; as many as the engine takes unless told."
-        ),
+        typer.Option(min=1, help="Calls made at the same time; by default, as many as the engine computes."),
     ] = None,
     output: ResultFile = None,
     json: Json = False,

@@ -77,7 +77,7 @@ class NetworkOptions:
         ),
     ] = None
     ensemble_mean: Annotated[
-        Literal["probabilities", "logits"], _network("What of the networks of --ensemble is averaged.")
+        Literal["probabilities", "logits"], _network("Outputs of the --ensemble networks that are averaged.")
     ] = "probabilities"
     entry: Annotated[
         str | None, _network("Network to take of a checkpoint that holds several, such as ema or encoder_q.")
@@ -265,10 +265,12 @@ class VerdictOptions:
     ] = None
     min_cosine: Annotated[
         float | None,
-        _verdict("Smallest cosine between the outputs of both for an image: 0.99. For features."),
+        _verdict(
+            "For features: smallest cosine between the engine's and fp32 outputs of one image, such as 0.99."
+        ),
     ] = None
     max_error: Annotated[
-        float | None, _verdict("Largest error of one output in its own unit: 0.02. For values.")
+        float | None, _verdict("For values: largest error of one output in its own unit, such as 0.02.")
     ] = None
 
     def limits(self) -> Limits | None:
@@ -342,7 +344,7 @@ def model_config(
     from rescompile.config import ModelConfig
 
     if more and not network.ensemble:
-        raise UsageError(f"{more[0]} belongs to no option; several networks are passed as --ensemble A B")
+        raise UsageError(f"{more[0]} does not belong to an option; pass several networks as --ensemble A B")
     members = []
     for name in (*(network.ensemble or ()), *more):
         alone = replace(network, ensemble=None, depth=None, outputs=None, **_named(name))

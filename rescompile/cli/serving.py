@@ -22,7 +22,7 @@ def export_server(
     ],
     name: Annotated[
         str | None,
-        typer.Option(help="The model's name on the server; unless told, from network and precision."),
+        typer.Option(help="The model's name on the server; by default, from network and precision."),
     ] = None,
     instances: Annotated[
         int, typer.Option(min=1, max=1024, help="Requests that run at the same time, for each GPU.")
@@ -31,7 +31,7 @@ def export_server(
         int | None,
         typer.Option(
             min=1,
-            help="Triton: largest batch; unless told, the engine's largest, or for OpenVINO the one it is tuned for.",
+            help="Triton: largest batch; by default, the engine's largest, or for OpenVINO the one it is tuned for.",
         ),
     ] = None,
     queue_delay: Annotated[

@@ -15,7 +15,7 @@ def keygen(
         Path, typer.Option("--output", help="File of the private key; the public one is FILE.pub.")
     ],
 ) -> None:
-    """Make a pair of keys: a private one that signs engines, and a public one that those who load them trust.
+    """Make a pair of keys: a private key that signs engines, and a public key that checks the signatures.
 
     Example:
 
@@ -31,7 +31,7 @@ def sign(
     directory: Directory,
     key: Annotated[Path, typer.Option("--key", help="Private key of rescompile keygen.")],
 ) -> None:
-    """Sign an engine, so that `--trusted-key` tells it from others.
+    """Sign an engine, so that `--trusted-key` accepts it.
 
     Example:
 

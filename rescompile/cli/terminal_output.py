@@ -1,4 +1,4 @@
-"""Output that commands nothing: names of classes, files and models may hold escape sequences of terminals.
+"""Output without escape sequences from outside, which names of classes, files and models may hold.
 
 On a terminal, colours and the movements of a progress bar remain, which only this program writes: names from an engine
 were cleaned when its manifest was read. Titles, the clipboard, links and every other sequence are shown, not sent.

@@ -37,7 +37,7 @@ class RecipeOptions:
         ),
     ] = None
     steps: Annotated[int | None, _recipe("Length in steps; the schedule keeps its proportions.")] = None
-    epochs: Annotated[float | None, _recipe("Length in rounds through all images.")] = None
+    epochs: Annotated[float | None, _recipe("Length in passes through all images.")] = None
     batch_size: Annotated[int | None, _recipe("Images of one step, in all processes together.")] = None
     learning_rate: Annotated[float | None, _recipe("Highest learning rate.")] = None
     changes: Annotated[
@@ -77,7 +77,7 @@ class RunOptions:
         False
     )
     fastest: Annotated[
-        bool, _run("Let a GPU take faster kernels whose last bits differ from run to run.", "--fastest")
+        bool, _run("Allow faster GPU kernels whose last bits differ from run to run.", "--fastest")
     ] = False
     workers: Annotated[int, _run("Processes that read photographs.")] = 4
     seed: Annotated[int, _run("Seed of the weights, the order and the augmentation.")] = 0
@@ -89,7 +89,7 @@ def train(
     run: RunOptions,
     model: Annotated[str | None, _network("Network by name: resnet20-cifar, resnet50.")] = None,
     shortcut: Annotated[
-        Literal["A", "B", "C"] | None, _network("Kind of shortcut; the network's own unless told.")
+        Literal["A", "B", "C"] | None, _network("Kind of shortcut; by default the network's own.")
     ] = None,
     weights: Annotated[Path | None, _network("Go on from this checkpoint.")] = None,
     new_head: Annotated[

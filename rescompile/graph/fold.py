@@ -23,7 +23,7 @@ Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` with what is affine by channel folded into the convolutions and linear layers that it follows directly.
+    """``model`` with affine operations per channel folded into the convolutions and linear layers directly before them.
 
     Other batch norms stay, as those in front of a pre-activation block. Every convolution has a bias.
 
@@ -54,7 +54,7 @@ def _sources(node: gs.Node) -> list[gs.Tensor]:
 
 
 def _owner(source: gs.Tensor, graph: gs.Graph) -> gs.Node | None:
-    """The convolution or linear layer that makes ``source`` for one reader alone; None where there is none."""
+    """The convolution or linear layer whose output ``source`` has one reader; None if there is none."""
     maker = source.inputs[0] if source.inputs else None
     if maker is None or maker.op not in WEIGHTED_OPS or len(source.outputs) != 1 or source in graph.outputs:
         return None
@@ -62,7 +62,7 @@ def _owner(source: gs.Tensor, graph: gs.Graph) -> gs.Node | None:
 
 
 def _affine(node: gs.Node, owner: gs.Node) -> Affine | None:
-    """What ``node`` makes of each channel of ``owner``; None where its constant differs within a channel."""
+    """Factor and offset of ``node`` for each channel of ``owner``; None if its constant differs within a channel."""
     if node.op == "BatchNormalization":
         return _norm(node)
     constant = next(tensor for tensor in node.inputs if isinstance(tensor, gs.Constant))

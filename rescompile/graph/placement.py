@@ -1,4 +1,4 @@
-"""What of a network is quantized, by rule, and why the rest is not.
+"""Placement of quantizers: the operations that are quantized, by rule, and why the others are not.
 
 Convolutions and linear layers with constant weights are, and the residual additions whose branch ends in one; their
 inputs get quantizers (``topology.quantized_tensors``). Everything that no rule knows stays in floating point. The

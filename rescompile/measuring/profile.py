@@ -107,7 +107,8 @@ def _subject(directory: Path, batch: int) -> _Subject:
 
 
 def _work(directory: Path) -> tuple[BlockWork, ...]:
-    """The work of each block for one image, from the build report; older versions have it in their graph alone."""
+    """The work of each block for one image, from the build report; engines of older versions have it in their graph
+    only."""
     if recorded := read_report(directory).work:
         return recorded
     path = directory / GRAPH

@@ -13,7 +13,7 @@ PLAIN_WIDTH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class BlockForm:
-    """What the blocks of one network have in common."""
+    """Properties that the blocks of one network share."""
 
     shortcut: ShortcutOption = "B"
     """A pads channels with zeros where a block changes shape; B is a 1x1 convolution and batch norm there, C in every

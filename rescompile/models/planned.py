@@ -103,7 +103,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the weights of a plan do not show."""
+    """Properties that the weights of a plan do not show."""
 
     residual: bool = True
     padding: Padding = "half"

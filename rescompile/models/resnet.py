@@ -181,7 +181,7 @@ class BasicBlock(Block):
 
     @staticmethod
     def layers(width: int, stride: int, form: BlockForm) -> list[Layer]:
-        """See ``Block.layers``; nothing of the form matters."""
+        """See ``Block.layers``; ``form`` does not matter here."""
         return [(width, 3, stride, 1), (width, 3, 1, 1)]
 
 

@@ -41,7 +41,7 @@ class ModelSpec(BlockForm):
 
     @property
     def visible(self) -> tuple[object, ...]:
-        """What weights show of a network, but for the shortcut option."""
+        """The properties of a network that its weights show, without the shortcut option."""
         return (
             self.family, self.block, self.stages, self.pre_activation, self.widen, self.groups, self.width_per_group
         )  # fmt: skip

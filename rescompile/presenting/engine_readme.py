@@ -44,7 +44,7 @@ _PURPOSE = {
 }
 _NUMBERS = ("values", "features")
 _VERSIONS = ("rescompile", "openvino", "tensorrt", "tensorrt-rtx", "triton", "onnx", "torch")
-"""Of the software that decides what is in the directory."""
+"""Software whose versions decide what is in the directory."""
 
 
 def engine_readme(manifest: Manifest, report: BuildReport) -> str:
@@ -159,5 +159,5 @@ def _table(rows: list[Line] | tuple[Line, ...]) -> str:
 
 
 def _text(words: str) -> str:
-    """``words`` in which nothing is Markdown but the quotes of code: names come from files of others."""
+    """``words`` with all Markdown escaped but quotes of code, because names come from untrusted files."""
     return "".join(f"\\{char}" if char in "\\*_[]<>|#!" else char for char in plain(words))

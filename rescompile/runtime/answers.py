@@ -1,4 +1,4 @@
-"""What the outputs for one image say, by their kind."""
+"""The answer for one image, from its outputs and their kind."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ class Inspection(JsonReport, frozen=True):
     calibration_method: str | None
     calibrated_tensors: int
     floating: tuple[FloatOperations, ...] = ()
-    """What stays in floating point in an INT8 engine; empty for engines of versions that did not record it."""
+    """Operations that stay in floating point in an INT8 engine; empty for engines of versions that did not record
+    them."""
     plan: PlanSummary | None = None
     """Launches and memory of a Triton engine by batch size."""
 

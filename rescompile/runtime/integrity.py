@@ -43,8 +43,8 @@ def read_engine(
 ) -> CheckedEngine:
     """Read an engine, and check all that can be checked without loading it.
 
-    The directory is opened once. Where another engine takes its place meanwhile, and this one is removed, the new one
-    is read. Kept in memory are the payload, the golden images, and the files ``also``, where the manifest lists them.
+    The directory is opened once. If another engine replaces it meanwhile, and this one is removed, the new one is read.
+    The payload, the golden images and those files of ``also`` that the manifest lists are kept in memory.
 
     Args:
         directory: of the engine.

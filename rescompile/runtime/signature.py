@@ -1,6 +1,6 @@
 """Signed engines: ``manifest.sig`` is an Ed25519 signature of the manifest, which names the hash of every file.
 
-Hashes show that a directory is whole. They do not show who made it: whoever changes a file can write its new hash. A
+Hashes show that a directory is whole. They do not show who made it: anyone who changes a file can write its new hash. A
 signature does. Keys are PEM files, as OpenSSL writes them.
 """
 
@@ -19,7 +19,7 @@ from rescompile.optional import require
 from rescompile.runtime.integrity import read_engine
 
 _PURPOSE = b"rescompile engine 1\0"
-"""What is signed begins with it, so that no signature of something else fits."""
+"""Prefix of the signed text, so that a signature of anything else does not fit."""
 _SIGNATURE_BYTES = 64
 _MOST_KEY_BYTES = 1 << 16
 

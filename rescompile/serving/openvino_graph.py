@@ -106,7 +106,7 @@ def _padding(node: Any) -> None:
 
 
 def _hide_batch_size(model: Any) -> None:
-    """Let the layers see a batch size that OpenVINO cannot know, and nothing else change.
+    """Hide the batch size from OpenVINO's layers, and change nothing else.
 
     The server sets the number of images to a constant before it compiles the graph. With a known number OpenVINO fuses
     residual adds into layers that lose the mark. So the first layer reads only the images from 0 to the batch size plus

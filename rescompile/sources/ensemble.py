@@ -25,7 +25,7 @@ def ensemble_of(networks: Sequence[SourceNetwork], mean: EnsembleMean = "probabi
     """The ``mean`` of the answers of ``networks``, which share one input, one preprocessing and their classes.
 
     Raises:
-        UsageError: fewer than two networks, one twice, or ones that differ in what they read or answer.
+        UsageError: fewer than two networks, one twice, or networks whose inputs or outputs differ.
     """
     if len(networks) < 2:
         raise UsageError("an ensemble needs two networks or more; build a single one by itself")
@@ -34,15 +34,15 @@ def ensemble_of(networks: Sequence[SourceNetwork], mean: EnsembleMean = "probabi
         if difference := _difference(first, network):
             raise UsageError(
                 f"network {number} of the ensemble, {_called(network)}, {difference} {_called(first)}; join networks "
-                "that read and answer alike"
+                "with the same input and outputs"
             )
         if any(network.checkpoint.sha256 == other.checkpoint.sha256 for other in networks[: number - 1]):
             raise UsageError(
-                f"network {number} of the ensemble, {_called(network)}, is there twice; name each once"
+                f"network {number} of the ensemble, {_called(network)}, is listed twice; name each network once"
             )
     if mean == "probabilities" and (shape := _shapes(first.graph, "output")[0]) and _has_no_classes(shape):
         raise UsageError(
-            f"the networks of the ensemble return {shape}, which is no row of classes with probabilities; pass "
+            f"the networks of the ensemble return {shape}, which is not one row of classes; pass "
             "--ensemble-mean logits to average what they return"
         )
     digest = hashlib.sha256("".join(network.checkpoint.sha256 for network in networks).encode()).hexdigest()
@@ -59,9 +59,9 @@ def ensemble_of(networks: Sequence[SourceNetwork], mean: EnsembleMean = "probabi
 
 
 def member_tensors(graph: onnx.GraphProto) -> tuple[str, ...]:
-    """The members' answers in an ensemble's graph, in whatever form that has since been given.
+    """The members' answers in an ensemble's graph, which may have been rewritten.
 
-    They are what the last mean reads or, where probabilities are averaged, what their LogSoftmax reads.
+    They are the inputs of the last mean or, where probabilities are averaged, of its LogSoftmax.
     """
     makers = {name: node for node in graph.node for name in node.output}
     softmaxes = [node for node in graph.node if node.op_type == "LogSoftmax"]
@@ -88,7 +88,7 @@ def _has_no_classes(shape: list[int]) -> bool:
 
 
 def _difference(first: SourceNetwork, other: SourceNetwork) -> str | None:
-    """What keeps two networks apart, as the middle of a sentence that ends with the name of the first."""
+    """Why two networks cannot be averaged, as the middle of a sentence that ends with the name of the first."""
     for side, values in (("input", "takes images of"), ("output", "gives")):
         shapes = [_shapes(network.graph, side) for network in (first, other)]
         if len(shapes[1]) != 1:

@@ -39,7 +39,7 @@ Images = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What can decide between readings."""
+    """Evidence that can decide between readings of the same weights."""
 
     images: Callable[[Plan, int], Images | None]
     """Labelled images, normalized, for a plan and a number of classes; None where there are none."""
@@ -48,7 +48,7 @@ class Trial:
 
 
 class UnknownFormError(CheckpointError):
-    """The layers make no network of a known form."""
+    """The layers do not form a network of a known kind."""
 
 
 def open_foreign(weights: Weights, trial: Trial, size: tuple[int, int] | None = None) -> SourceNetwork:
@@ -111,7 +111,7 @@ def readings_of(plan: Plan, *, known: bool, stride_on: str | None) -> Iterator[R
 
 
 def words(reading: Reading, readings: list[Reading]) -> str:
-    """What makes a reading different from the others."""
+    """The difference between a reading and the others."""
     parts = []
     if len({each.residual for each in readings}) > 1:
         parts.append("residual" if reading.residual else "plain")

@@ -18,7 +18,7 @@ _WAYS = {
     ".prototxt": "the structure of a Caffe network alone: pass its .caffemodel, which holds it too",
     ".pb": "a TensorFlow graph: convert it with tf2onnx, and pass the ONNX file",
 }
-"""What a file is and what to do with it, by suffix."""
+"""Kind of a file, and how to convert it, by suffix."""
 
 
 def read_framework_file(path: Path, size: tuple[int, int] | None = None) -> SourceNetwork | None:

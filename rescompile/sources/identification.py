@@ -145,4 +145,4 @@ OTHER_WAYS = (
     "export the network to ONNX in the program that made it and pass that file with --onnx, or pass the live module to "
     "rescompile.build"
 )
-"""What works for a network that its weights alone do not tell."""
+"""Ways to pass a network that its weights alone do not describe."""

@@ -96,7 +96,7 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file, **options)
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name of the file means: one of ``_KNOWN``, a tensor's storage, or a stand-in."""
+        """The meaning of a name in the file: one of ``_KNOWN``, a tensor's storage, or a stand-in."""
         origin = f"{module}.{name}"
         if origin in _KNOWN:
             return _KNOWN[origin]

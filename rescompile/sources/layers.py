@@ -62,7 +62,7 @@ def layers_of(tensors: Mapping[str, Tensor]) -> tuple[list[Layer], list[str]]:
 
 
 def in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``tensors`` in the order of the network, as far as names tell, where the file sorts them as texts.
+    """``tensors`` in the order of the network, as far as names tell, if the file sorted them by name.
 
     safetensors does, and so loses the order of definition: block 10 comes before block 2, ``classifier`` before
     ``encoder``. Numbers are put in their order, and fully connected layers behind the convolutions.

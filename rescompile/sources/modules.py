@@ -1,4 +1,4 @@
-"""A PyTorch module that a program holds, as the network to build: exported once, and kept to check the graph against.
+"""A live PyTorch module as the network to build: it is exported once, and the graph is checked against it.
 
 The module is copied first: the user's stays in its mode, on its device and in its type.
 """

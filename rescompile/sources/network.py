@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
 EnsembleMean = Literal["probabilities", "logits"]
-"""What an ensemble averages of its networks' answers."""
+"""The quantity that an ensemble averages."""
 ENSEMBLE_MEANS: tuple[str, ...] = get_args(EnsembleMean)
 
 Reference = Callable[[NDArray[Any]], NDArray[Any]]

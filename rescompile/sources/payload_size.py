@@ -1,8 +1,8 @@
 """Limits on what a checkpoint becomes in memory, by the size of its file.
 
 A small file can name large things: a tensor of stride 0 that repeats one value, a list that holds another a hundred
-times, a record packed a thousand to one. Whatever is larger than a checkpoint of its size can be is refused before it
-is copied.
+times, a record packed a thousand to one. A payload larger than a real checkpoint of that file size can be is refused
+before it is copied.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def refuse_large_memo(file: BinaryIO) -> None:
     start = file.tell()
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in {"PUT", "LONG_BINPUT"} and int(argument or 0) > _MOST_MEMOIZED:
-            raise ValueError(f"it numbers an object {argument}")
+            raise ValueError(f"it gives an object the number {argument}")
     file.seek(start)
 
 

@@ -22,7 +22,7 @@ _POOLED = re.compile(r"\.downsample\.1$")
 
 
 class UnreadableError(Exception):
-    """The layers do not make a network of a form that is known; the text says why."""
+    """The layers do not form a network of a known kind; the text says why."""
 
 
 class PlanFound(NamedTuple):
@@ -36,7 +36,7 @@ class PlanFound(NamedTuple):
 
 
 def read_plan(state_dict: Mapping[str, Tensor], dead: frozenset[str] = frozenset()) -> PlanFound:
-    """The plan of a network with torchvision's or anyone's names.
+    """The plan of a network with torchvision's or any other names.
 
     ``dead`` names the norms that no batch has passed in training: in networks of other names they and their
     convolutions are left out.

@@ -31,7 +31,7 @@ class Published:
     """One published file."""
 
     sha256: str
-    """Of its contents; the publisher names the first eight digits, and one file is known by these alone."""
+    """Hash of its contents; the publisher gives the first eight digits, and for one file only these are known."""
     mebibytes: int
     """Its size, rounded up: more is not fetched."""
 

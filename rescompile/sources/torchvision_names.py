@@ -187,7 +187,7 @@ def _fold_biases(found: dict[str, Tensor]) -> None:
 
 
 def _prefix(names: Iterable[str], path: Path, wanted: str | None) -> tuple[str, tuple[str, ...]]:
-    """What the names of the network begin with, and those of other networks that were not asked for."""
+    """The prefix of the network's names, and those of other networks that were not asked for."""
     every = set(names)
     ends = (name.removesuffix(stem) for name in every for stem in _STEMS if name.endswith(stem))
     prefixes = sorted(

@@ -1,4 +1,4 @@
-"""What ``rescompile train`` writes into its .safetensors files, so that a build needs nothing else."""
+"""The metadata that ``rescompile train`` writes into its .safetensors files, so that a build needs nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_trained(path: Path) -> Trained | None:
-    """What a .safetensors file of ``rescompile train`` says of its weights; None for other files.
+    """The record about its weights in a .safetensors file of ``rescompile train``; None for other files.
 
     Raises:
         CheckpointError: it says something that this version does not understand.

@@ -39,7 +39,8 @@ class Pixels(Protocol):
     """Images as uint8 tensors [N, 3, H, W] on the CPU or the device."""
 
     def training(self, steps: range, order: Order, share: Share) -> Iterator[Tensor]:
-        """Images of this process for each of ``steps``, augmented except for what a whole batch is done to at once."""
+        """Images of this process for each of ``steps``, without the augmentation that works on a whole batch at
+        once."""
 
     def testing(self, batches: list[NDArray[np.int64]]) -> Iterator[Tensor]:
         """Test images at the given places."""
@@ -137,7 +138,7 @@ def open_feed(
         )
         if in_memory and side is None:
             raise DataError(
-                f"the images of {data.name} are not squares of one size, so nothing says how large they shall be: pass "
+                f"the images of {data.name} are not squares of one size, so the network's input size is unknown: pass "
                 "--set image_size=32, or a recipe for photographs"
             )
         geometry = known or _geometry(side or _PHOTOGRAPH, whole=in_memory)

@@ -18,7 +18,7 @@ from rescompile.training.run_folder import BEST, LAST, RunFolder
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """What is the same for all weights of a run."""
+    """Metadata that all weights of a run share."""
 
     start: Start
     feed: Feed

@@ -25,7 +25,7 @@ class Start:
     spec: ModelSpec
     weights_sha256: str | None
     trained: Trained | None
-    """What its weights' file says."""
+    """Metadata of the file of its weights."""
 
     @property
     def preprocess(self) -> Preprocess | None:

@@ -1,4 +1,4 @@
-"""The order of the images and all that is drawn for them: functions of seed and step, so nothing has to be kept."""
+"""The order of the images and their random numbers, as functions of seed and step, so that no state has to be saved."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Process:
 
     @property
     def alone(self) -> bool:
-        """Whether there is no other."""
+        """Whether this is the only process."""
         return self.share.world == 1
 
     def summed(self, values: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def _narrow(exact: onnx.ModelProto, calibrated: Calibrated) -> dict[str, int]:
 
 
 def _scales_alone(table: CalibrationTable) -> CalibrationTable:
-    """``table`` without what a build would change weights by."""
+    """``table`` without the entries by which a build would change weights."""
     tensors = {
         name: msgspec.structs.replace(entry, channel_means=b"", channel_factors=b"")
         for name, entry in table.tensors.items()

@@ -1,4 +1,4 @@
-"""Recipes: how a network is trained, as data. The ones that come along are the files of ``recipes/``."""
+"""Recipes: how a network is trained, as data. The built-in ones are the files of ``recipes/``."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     color: Literal["none", "lighting", "jitter"] = "none"
     """lighting: along the principal axes of ImageNet's colours, as AlexNet."""
     normalization: Literal["pixel-mean", "channel-mean", "imagenet"]
-    """What is subtracted: the mean of each pixel, that of each channel (which is then divided), or ImageNet's."""
+    """The mean to subtract: that of each pixel, of each channel (with a division by the deviation), or ImageNet's."""
     image_size: Annotated[int, Meta(ge=4, le=1024)] | None = None
     """None: the size of small images, 224 for photographs."""
 
@@ -78,7 +78,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come along."""
+    """Names of the built-in recipes."""
     folder = resources.files("rescompile.training") / "recipes"
     return sorted(
         entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")

@@ -4,7 +4,7 @@ run.json                 what was asked, which --resume compares
 history.jsonl            one line for each checkpoint
 checkpoint.safetensors   all that the next step needs
 last.safetensors, best.safetensors   weights with their preprocessing, for rescompile build
-report.html, curves.png  what a person looks at
+report.html, curves.png  the curves
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RESTART = "repeat the options of that run, or choose another --output"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What decides the weights that a run ends with."""
+    """Settings that decide the final weights of a run."""
 
     model: str
     shortcut: str

@@ -178,7 +178,7 @@ def _subject(
     *,
     fused: bool,
 ) -> tuple[nn.Module, tuple[str, ...], Keeper, Loss | None]:
-    """The module that is trained, notes on it, what writes its weights, and its loss where that is not the usual."""
+    """The module to train, notes on it, the writer of its weights, and its loss if that is not the usual one."""
     if not config.qat:
         network, notes = _prepared(start.network, process, fused=fused, sync_bn=config.sync_bn)
         return (
@@ -226,7 +226,7 @@ def _flip_note(recipe: Recipe, data: TrainingData) -> tuple[str, ...]:
 
 
 def _write_samples(folder: RunFolder, data: TrainingData, feed: Feed) -> None:
-    """Images to choose INT8 scales with, and the test images where they are in no file of the user's."""
+    """Images to choose INT8 scales with, and the test images if the user did not pass a file of them."""
     height, width = feed.preprocess.size
     count = max(1, min(CALIBRATION_IMAGES, CALIBRATION_PIXELS // (height * width)))
     images, labels = calibration_sample(data, feed.preprocess, count)

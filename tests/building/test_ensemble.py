@@ -111,12 +111,12 @@ def test_python_takes_modules_and_files(files: dict[str, Path], tmp_path: Path) 
     [
         (("--ensemble", "resnet8-cifar"), "needs two networks or more"),
         (("--ensemble", "resnet8-cifar", "five"), "gives [5], not [4] as resnet8-cifar.safetensors"),
-        (("--ensemble", "resnet8-cifar", "resnet8-cifar"), "is there twice"),
+        (("--ensemble", "resnet8-cifar", "resnet8-cifar"), "is listed twice"),
         (("--ensemble", "resnet8-cifar", "gone.th"), "gone.th does not exist"),
         (("--ensemble", "resnet8-cifar", "five", "--depth", "50"), "leave --depth out"),
         (("--ensemble", "resnet8-cifar", "five", "--weights", "x.th"), "leave --weights out"),
         (("--ensemble", "resnet8-cifar", "five", "--outputs", "c2"), "leave --outputs out"),
-        (("--weights", "resnet8-cifar", "five"), "several networks are passed as --ensemble A B"),
+        (("--weights", "resnet8-cifar", "five"), "pass several networks as --ensemble A B"),
         (("--ensemble", "resnet8-cifar", "resnet9"), "no ResNet of depth 9"),
     ],
 )

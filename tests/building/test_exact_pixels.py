@@ -39,7 +39,7 @@ def made(source: Source, *, exact: bool = True, **fields: Any) -> Calibrated:
 
 
 def scales_of(graph: onnx.ModelProto) -> dict[str, float]:
-    """Of every activation."""
+    """Scale of every activation."""
     held = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.graph.initializer}
     return {
         node.input[0]: float(held[node.input[1]])

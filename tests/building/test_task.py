@@ -188,7 +188,7 @@ def test_two_outputs_without_names_or_labels_say_that_classes_were_guessed(
             2,
             "values",
             Limits(min_agreement=0.9),
-            "--min-agreement compares decisions.*pass --max-relative-rms",
+            "--min-agreement compares classes.*pass --max-relative-rms",
         ),
         (2, "values", Limits(min_top1=0.9), "--min-top1 needs outputs that name one class"),
         (2, "multilabel", Limits(max_top1_drop=0.9), "--max-top1-drop needs outputs.*pass --min-agreement"),

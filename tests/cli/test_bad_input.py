@@ -51,7 +51,7 @@ def refuses(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 
 
 def succeeds(*words: object) -> str:
-    """What a command prints that must end well."""
+    """The output of a command that must succeed."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["rescompile", *map(str, words)])

@@ -1,4 +1,4 @@
-"""No name makes a terminal do something: escape sequences in classes, models and files are shown and not sent."""
+"""Names cannot control a terminal: escape sequences in classes, models and files are printed as text."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def quantized(name: str, folder: Path) -> onnx.ModelProto:
 
 
 def described(name: str, folder: Path) -> str:
-    """What is found in the variant, as in the table."""
+    """The table's entry for the variant."""
     source, graph = opened(name, folder), quantized(name, folder)
     lines = [
         name,

@@ -20,7 +20,7 @@ class Writer:
     """Writes a graph node by node; tensors are named like the nodes that make them."""
 
     shape: tuple[int, int, int]
-    """Of the image: [C, H, W]."""
+    """Shape of the image: [C, H, W]."""
     seed: int = 0
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)

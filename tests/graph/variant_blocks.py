@@ -88,7 +88,7 @@ class Joined(nn.Module):
 
 
 class Context(nn.Module):
-    """What the whole image shows, beside every pixel, in the size of the input: as segmentation does it."""
+    """The mean over the image, resized to the input and concatenated with it, as in segmentation networks."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Whatever stands in an engine directory, loading it succeeds or is an error in one sentence.
+"""Loading an engine directory with any content succeeds or is an error in one sentence.
 
 A short run is part of every test run. For ten minutes (docs/how-to/embed-python.md):
 

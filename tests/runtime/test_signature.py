@@ -1,4 +1,4 @@
-"""Signed engines: whoever does not have the key can change nothing that is believed."""
+"""Signed engines: without the key, nothing that is trusted can be changed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_private_key_is_its_owners_alone(signed: tuple[Path, Path], tmp_path: 
 
 
 def changed_answers(folder: Path) -> None:
-    """A payload of somebody else, with right hashes: without a signature nothing is wrong with it."""
+    """A payload that was replaced together with its hashes; only a signature shows it."""
     make_engine(folder.parent / "theirs", "int8", backend="onnxruntime")
     signature = (folder / SIGNATURE).read_bytes()
     shutil.rmtree(folder)

@@ -103,9 +103,9 @@ def test_networks_that_differ_are_refused() -> None:
     names = [replace(network(n), class_names=tuple(f"{n}{m}" for m in range(10))) for n in range(2)]
     with pytest.raises(UsageError, match="other class names than"):
         ensemble_of(names)
-    with pytest.raises(UsageError, match="is there twice"):
+    with pytest.raises(UsageError, match="is listed twice"):
         ensemble_of([first, network(1), network(0)])
     one = [network(seed, classes=1) for seed in range(2)]
-    with pytest.raises(UsageError, match=r"no row of classes .*--ensemble-mean logits"):
+    with pytest.raises(UsageError, match=r"not one row of classes; .*--ensemble-mean logits"):
         ensemble_of(one)
     assert ensemble_of(one, "logits").name == "ensemble-resnet-resnet"

@@ -1,4 +1,4 @@
-"""Files as other tools and people saved them (``RESCOMPILE_DATA/zoo``) classify as their authors measured.
+"""Files saved by other tools and people (``RESCOMPILE_DATA/zoo``) classify as their authors measured.
 
 ``python -m benchmarks.zoo`` judges all of them on the whole test set, in INT8 too, and writes ``docs/zoo.md``.
 """
@@ -40,7 +40,8 @@ RIGHT = {
     "onnx/depthwise-relu6.onnx": 416,
     "paddle/resnet20-untrained.pdparams": 43,
 }
-"""Of the first 500 test images. On the first 2,000 the same networks reach the author's accuracy (docs/zoo.md)."""
+"""Counted on the first 500 test images. On the first 2,000 the same networks reach the author's accuracy
+(docs/zoo.md)."""
 TRIED = {
     "torch/plainnet20-bias.pth": "plain, ",
     "torch/plainnet56-bias.pth": "plain, ",

@@ -62,7 +62,8 @@ def _ports(model: Any) -> dict[str, Any]:
 
 
 def _behind_moved_pool(ports: Mapping[str, Any], name: str) -> Any:
-    """The port of ``name``; of a max pool's dequantized output the pool's, where the lowering made it the last."""
+    """The port of ``name``; for the dequantized output of a max pool, the pool's port if the lowering put the pool
+    last."""
     port = ports[name]
     for reader in port.get_target_inputs():
         pool = reader.get_node()

@@ -55,7 +55,7 @@ class Triton:
         _target(target)
 
     def reasons_against(self, model: onnx.ModelProto) -> tuple[str, ...]:
-        """What no fused kernel computes: see ``SelectiveBackend.reasons_against``."""
+        """Operations that no fused kernel computes: see ``SelectiveBackend.reasons_against``."""
         from rescompile.backends.triton.refusal import reasons_against
 
         return reasons_against(model)

@@ -1,4 +1,4 @@
-"""What the Triton backend cannot build, read from the fp32 graph before any calibration."""
+"""Operations that the Triton backend cannot build, found in the fp32 graph before any calibration."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the stages share: names, reading and writing graphs, their structure, and what a graph records about itself."""
+"""Code that the stages share: names, reading and writing graphs, their structure, and the metadata of a graph."""

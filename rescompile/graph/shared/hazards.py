@@ -1,4 +1,4 @@
-"""What no graph of an engine has, because it could read other files, never end or fill the memory."""
+"""Hazards for which graphs are refused: reading other files, never ending, filling the memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MOST_VALUES = 1 << 30
 
 
 def hazard_of(graph: bytes) -> str | None:
-    """What is wrong with a serialized ONNX graph, as the end of a sentence; None where nothing is.
+    """The hazard of a serialized ONNX graph, as the end of a sentence; None if it has none.
 
-    Parsed only where it may have such a thing, so that the runtime need not import onnx.
+    The graph is parsed only if it may have one, so that the runtime need not import onnx.
     """
     if _LOCATION not in graph and not any(name.encode() in graph for name in LOOPS):
         return None

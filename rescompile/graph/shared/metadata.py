@@ -1,4 +1,4 @@
-"""What a graph records about its tensors, so that their values can be compared with those of the fp32 network.
+"""Records of a graph about its tensors, so that their values can be compared with those of the fp32 network.
 
 Entries of ``ModelProto.metadata_props``, one for each tensor that a stage changed; ``shared.editing`` keeps them:
 

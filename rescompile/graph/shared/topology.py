@@ -104,7 +104,7 @@ def reasons_against_full_range(model: onnx.ModelProto, *, widest: int = 0) -> di
 
 
 def _reason_to_keep_zero(tensor: gs.Tensor, floating: Collection[str]) -> str | None:
-    """Why no ReLU makes ``tensor`` from sums whose bias nothing else sees; None where one does."""
+    """Why zero stays 0 in ``tensor``; None if a ReLU makes it from sums that nothing else reads."""
     activation = tensor.inputs[0].inputs[0] if made_by(tensor) == "MaxPool" else tensor
     if made_by(activation) != "Relu":
         return "not behind a ReLU"

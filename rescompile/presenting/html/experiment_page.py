@@ -42,7 +42,7 @@ def render_experiment(report: ExperimentReport) -> str:
 
 
 def headline(report: ExperimentReport) -> str:
-    """What depth does to the training error of each kind of network, or the lowest test error."""
+    """The effect of depth on the training error of each kind of network, or the lowest test error."""
     parts = [
         f"{word}: {_change([network for network in report.networks if network.plain == plain])}"
         for plain, word in ((True, "plain"), (False, "residual"))

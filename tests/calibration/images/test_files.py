@@ -49,7 +49,7 @@ def test_damaged_file_is_named_or_read_but_never_a_traceback(tmp_path: Path, suf
 def test_file_of_other_contents_is_said_to_be_no_image(tmp_path: Path, kind: str) -> None:
     with pytest.raises(
         ImageSetError,
-        match="its contents are not an image of a kind that is read: JPEG, PNG",
+        match="it is not an image in a format that is read: JPEG, PNG",
     ):
         open_image(damaged(tmp_path / "x.png", kind))
 
@@ -129,7 +129,7 @@ def test_other_decoders_of_the_library_are_not_asked(
         except (KeyError, OSError):
             pytest.skip(f"this Pillow writes no {kind}")
     monkeypatch.setattr("subprocess.Popen", None)
-    with pytest.raises(ImageSetError, match="its contents are not an image of a kind that is read"):
+    with pytest.raises(ImageSetError, match="it is not an image in a format that is read"):
         open_image(path)
 
 

@@ -18,7 +18,7 @@ _SPATIAL = (Conv(3, 3, 1, 1), Conv(3, 3, 2, 1))
 
 
 def with_chains(network: Network) -> Network:
-    """``network`` with every bottleneck that fits in one step, together with the next one's first convolution."""
+    """``network`` in which one step runs a bottleneck and the next one's first convolution, wherever they fit."""
     finder = _Finder(network)
     made: list[Step] = []
     chains: dict[str, Chain] = {}
