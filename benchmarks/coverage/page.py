@@ -26,10 +26,14 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     results: tuple[Result, ...] = ()
 
 
+FORMAT = "rescompile-coverage-1"
+
+
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     """One run."""
 
     command: str
+    format: str = FORMAT
     origin: Origin
     images: int
     size: int
