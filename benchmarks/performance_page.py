@@ -21,9 +21,11 @@ import msgspec
 
 from benchmarks.accuracy.results import FORMAT as ACCURACY
 from benchmarks.agreement_results import FORMAT as AGREEMENT
+from benchmarks.coverage.page import FORMAT as COVERAGE
 from benchmarks.profile_section import missing_lines, profile_lines
 from benchmarks.rows import RESULTS, Results, Row
 from benchmarks.suite_results import FORMAT as SUITES
+from benchmarks.zoo.page import FORMAT as ZOO
 from rescompile.files import atomic_write
 from rescompile.measuring.bench import FORMAT as BENCH
 from rescompile.measuring.bench import BenchReport
@@ -47,7 +49,7 @@ _COMMANDS = {
     "    --output benchmarks/results/DEVICE/profile-resnet50.json",
     "gpu": "python -m benchmarks.gpu_suite",
 }
-_ELSEWHERE = {ACCURACY, AGREEMENT}  # docs/accuracy.md and its notes show these
+_ELSEWHERE = {ACCURACY, AGREEMENT, COVERAGE, ZOO}  # pages of their own show these
 _NOT_YET = "not measured yet"
 
 

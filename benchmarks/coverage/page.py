@@ -26,16 +26,22 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     results: tuple[Result, ...] = ()
 
 
+FORMAT = "rescompile-coverage-1"
+
+
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     """One run."""
 
     command: str
+    format: str = FORMAT
     origin: Origin
     images: int
     size: int
     calibration_images: int
     versions: dict[str, str]
     networks: tuple[Network, ...]
+    notes: tuple[str, ...] = ()
+    """Sentences about this run that a reader must know, written by hand."""
 
     def write(self, path: Path) -> None:
         """Write the document whole or not at all."""
@@ -72,6 +78,7 @@ def page(found: Coverage, path: Path) -> str:
             calibration=found.calibration_images,
             size=found.size,
         ),
+        *(f"{note}\n" for note in found.notes),
         *_summary(found),
         "",
         "| network | tool | agreement | relative RMS | adds | INT8 |",

@@ -36,10 +36,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Our name for it."""
 
 
+FORMAT = "rescompile-zoo-1"
+
+
 class Zoo(msgspec.Struct, frozen=True, kw_only=True):
     """One run."""
 
     command: str
+    format: str = FORMAT
     origin: Origin
     calibration_images: int
     validation_images: int

@@ -9,10 +9,9 @@ if TYPE_CHECKING:
 
 
 def residual_adds(model: onnx.ModelProto) -> set[str]:
-    """Names of the Adds of two computed tensors."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    adds = (node for node in model.graph.node if node.op_type == "Add")
-    return {node.name for node in adds if not constants & set(node.input)}
+    """Names of the additions at the ends of residual blocks; those that join branches elsewhere do not count."""
+    adds = (node.name for node in model.graph.node if node.op_type == "Add")
+    return {name for name in adds if name.endswith(".add")}
 
 
 def quantized_layers(model: onnx.ModelProto) -> int:

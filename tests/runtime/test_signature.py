@@ -140,7 +140,7 @@ def test_without_the_package_the_extra_is_named(
     signed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.ed25519", None)
-    with pytest.raises(RescompileError, match=r"pip install 'rescompile\[sign\]'"):
+    with pytest.raises(RescompileError, match=r"pip install '.*\[sign\]'"):
         rescompile.load(signed[0], trusted_keys=[signed[1]])
 
 

@@ -233,7 +233,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(BackendUnavailable, match=r"rescompile\[keras\]"):
+    with pytest.raises(BackendUnavailable, match=r"pip install '.*\[keras\]'"):
         read_keras(tmp_path / "model.h5")
 
 

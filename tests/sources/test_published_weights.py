@@ -1,15 +1,11 @@
 """The shortest command: published weights, built-in photographs, the best backend of this machine.
 
-The publisher is a server on this machine, and its file a checkpoint of ours under a hash of its own.
+The publisher is a folder on this machine, and its file a checkpoint of ours under a hash of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,26 +20,15 @@ from rescompile.report import read_report
 from rescompile.sources import pretrained
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves files and prints nothing."""
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that is served as if it were torchvision's; the cache is empty."""
+def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is read as if it were torchvision's; the cache is empty."""
     folder = tmp_path / "published"
     folder.mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("RESCOMPILE_WEIGHTS_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("RESCOMPILE_WEIGHTS_URL", folder.as_uri())
     monkeypatch.setenv("RESCOMPILE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    yield folder
-    server.shutdown()
-    server.server_close()
+    return folder
 
 
 def publish(folder: Path, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,9 +37,9 @@ def publish(folder: Path, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = random_model(spec, 1000, seed=0)
     torch.save(model.state_dict(), folder / "new.pth")
     digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
-    name = f"resnet{depth}-{digest[:8]}.pth"
-    (folder / "new.pth").rename(folder / name)
-    monkeypatch.setitem(pretrained.PUBLISHED, (spec.name, "v1"), name)
+    published = pretrained.Published(digest, 200)
+    (folder / "new.pth").rename(folder / published.name(spec.name))
+    monkeypatch.setitem(pretrained.PUBLISHED, (spec.name, "v1"), published)
 
 
 @pytest.mark.slow
@@ -90,7 +75,7 @@ def test_weights_that_are_not_the_published_ones_are_refused(
 
 def test_offline_the_sentence_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESCOMPILE_CACHE", str(tmp_path))
-    monkeypatch.setenv("RESCOMPILE_WEIGHTS_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("RESCOMPILE_WEIGHTS_URL", "https://127.0.0.1:9")
     result = CliRunner().invoke(app, ["build", "--depth", "101"])
     assert "--weights FILE" in str(result.exception)
     assert "resnet101-63fe2227.pth" in str(result.exception)

@@ -210,5 +210,10 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path, limit: int) -> None:
     assert "bytes needed" in done.stdout
 
 
-def test_residual_adds_are_those_of_two_computed_tensors() -> None:
-    assert residual_adds(taking_pixels(residual_net("int8"))) == {"layer1.0.add", "layer2.0.add"}
+def test_residual_adds_are_those_at_the_ends_of_residual_blocks() -> None:
+    """``taking_pixels`` adds constants; a feature pyramid's sums are named otherwise."""
+    graph = taking_pixels(residual_net("int8"))
+    join = graph.graph.node.add()
+    join.CopyFrom(next(node for node in graph.graph.node if node.name == "layer2.0.add"))
+    join.name = "head2.sum1"
+    assert residual_adds(graph) == {"layer1.0.add", "layer2.0.add"}
