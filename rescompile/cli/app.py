@@ -60,6 +60,10 @@ def main() -> NoReturn:
     except SystemExit as stop:
         if stop.code in _STOPPED:
             _fail(f"{_STOPPED[stop.code]}; {_left_behind()}", stop.code)
+        # Typer has printed a mistake in the options itself, while it handled its own exception
+        message = getattr(stop.__context__, "format_message", None)
+        if message is not None and "--json" in sys.argv:
+            _write_error(message(), stop.code, kind="UsageError")
         raise
     except OSError as error:
         if error.errno not in _OUTPUT_REFUSED:
@@ -84,9 +88,13 @@ def _left_behind() -> str:
 def _fail(sentence: str, code: str | int | None, *, kind: str = "Stopped") -> NoReturn:
     """End with ``sentence`` on stderr, and with ``--json`` also as an object on stdout."""
     if "--json" in sys.argv:
-        write_json(json.dumps({"error": {"kind": kind, "message": sentence, "exit_code": code}}))
+        _write_error(sentence, code, kind=kind)
     print(f"error: {sentence}", file=sys.stderr)
     raise SystemExit(code) from None
+
+
+def _write_error(sentence: str, code: str | int | None, *, kind: str) -> None:
+    write_json(json.dumps({"error": {"kind": kind, "message": sentence, "exit_code": code}}))
 
 
 def _print_version(asked: bool) -> None:

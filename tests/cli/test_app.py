@@ -66,6 +66,21 @@ def test_an_interrupted_training_says_how_to_go_on(monkeypatch: pytest.MonkeyPat
     assert "interrupted; the same command with --resume goes on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--bogus"], "--bogus"), (["--precision", "int9"], "int9"), (["--depth"], "--depth")],
+)
+def test_wrong_options_are_json_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: Said, arguments: list[str], said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rescompile", "build", "--json", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (stop.value.code, error["exit_code"], error["kind"]) == (2, 2, "UsageError")
+    assert said in error["message"]
+
+
 @pytest.mark.parametrize("error", [ValueError("ours"), OSError(errno.EIO, "disk broken")])
 def test_our_own_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def diagnose() -> None:
