@@ -57,7 +57,9 @@ def points(difference: float) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units: ``1.25 GB``, ``640 MB``."""
+    """Bytes in decimal units: ``1.25 GB``, ``640 MB``, ``77 kB``."""
+    if 0 < count < 999_500:
+        return f"{count / 1e3:.3g} kB"
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 

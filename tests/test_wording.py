@@ -27,7 +27,15 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 MB"), (640_000_000, "640 MB"), (1_250_000_000, "1.25 GB")]
+    ("count", "text"),
+    [
+        (0, "0 MB"),
+        (77_331, "77.3 kB"),
+        (999_400, "999 kB"),
+        (999_600, "1 MB"),
+        (640_000_000, "640 MB"),
+        (1_250_000_000, "1.25 GB"),
+    ],
 )
 def test_size(count: int, text: str) -> None:
     assert size(count) == text

@@ -140,7 +140,8 @@ def bench(
     with clock.stage("load"):
         engine = load(directory, options=options)
     with engine:
-        manifest, requests = engine.manifest, requests or engine.parallel
+        manifest, parallel = engine.manifest, engine.parallel
+        requests = requests or parallel
         sizes = _sizes(manifest, batches)
         with clock.stage("race"):
             timings = race(contenders(engine, directory, sizes, requests), seconds=seconds)
@@ -162,9 +163,15 @@ def bench(
         batches=results,
         cold=tuple(cold),
         warm=tuple(warm),
-        notes=(*watch.notes(timings), *_notes_on_runs(results)),
+        notes=(*_note_on_streams(streams, parallel), *watch.notes(timings), *_notes_on_runs(results)),
         requests=requests,
     )
+
+
+def _note_on_streams(asked: int | None, given: int) -> tuple[str, ...]:
+    if asked is None or given >= asked:
+        return ()
+    return (f"this machine computes {given} calls at the same time, not the {asked} of --streams",)
 
 
 def contenders(

@@ -137,3 +137,17 @@ def test_golden_answers_that_do_not_fit_are_refused(directory: Path, tmp_path: P
     )
     with pytest.raises(EngineError, match="does not fit the manifest"):
         read_golden(tmp_path, read_manifest(directory))
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "notes"),
+    [
+        (None, 1, ()),
+        (2, 2, ()),
+        (9, 2, ("this machine computes 2 calls at the same time, not the 9 of --streams",)),
+    ],
+)
+def test_streams_that_the_machine_lacks_are_named(
+    asked: int | None, given: int, notes: tuple[str, ...]
+) -> None:
+    assert module._note_on_streams(asked, given) == notes
