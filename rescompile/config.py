@@ -192,6 +192,10 @@ class ModelConfig:
                 "--outputs needs a network with modules to name; pass --model timm:NAME, torchvision:NAME, hf:FOLDER "
                 "or module:package.file:function"
             )
+        twice = next((name for name in self.outputs if not name or self.outputs.count(name) > 1), None)
+        if twice is not None:
+            fault = f"names '{twice}' twice" if twice else "has an empty name"
+            raise UsageError(f"--outputs {fault}; pass different names, such as c3,c4")
         check_seed(self.seed)
 
     def _check_members(self, named: list[str]) -> None:

@@ -177,3 +177,12 @@ def test_a_name_with_an_unknown_scheme_is_told_the_known_ones() -> None:
         UsageError, match="--model keras:resnet begins with none of timm:, torchvision:, hf:, module:"
     ):
         ModelConfig(model="keras:resnet")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [(("c4", "c4"), "--outputs names 'c4' twice"), (("",), "--outputs has an empty name")],
+)
+def test_outputs_have_different_names(outputs: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        ModelConfig(model="torchvision:resnet18", outputs=outputs)

@@ -89,7 +89,8 @@ def _fail(sentence: str, code: str | int | None, *, kind: str = "Stopped") -> No
     """End with ``sentence`` on stderr, and with ``--json`` also as an object on stdout."""
     if "--json" in sys.argv:
         _write_error(sentence, code, kind=kind)
-    print(f"error: {sentence}", file=sys.stderr)
+    # a name with a line break in it must not begin a line of its own
+    print("error:", "\\n".join(sentence.splitlines()), file=sys.stderr)
     raise SystemExit(code) from None
 
 

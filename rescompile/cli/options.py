@@ -361,7 +361,9 @@ def model_config(
         stride_on=network.stride_on,
         classes=network.classes,
         preprocess=preprocessing.config(),
-        outputs=tuple(name.strip() for name in network.outputs.split(",")) if network.outputs else (),
+        outputs=tuple(name.strip() for name in network.outputs.split(","))
+        if network.outputs is not None
+        else (),
         seed=network.seed,
     )
 

@@ -42,6 +42,7 @@ def ends(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> Any:
     ("error", "code", "said"),
     [
         (UsageError("pass one"), 2, "error: pass one\n"),
+        (EngineError("a\nerror: b.png"), 1, "error: a\\nerror: b.png\n"),
         (EngineError("it is damaged"), 1, "error: it is damaged\n"),
         (ImageSetError("no image"), 1, "error: no image\n"),
         (KeyboardInterrupt(), 130, "error: interrupted; no unfinished result is left\n"),
