@@ -12,7 +12,7 @@ from rescompile.cli.options import Directory
 
 def keygen(
     output: Annotated[
-        Path, typer.Option("--output", help="File of the private key; the public one is FILE.pub.")
+        Path, typer.Option("--output", "-o", help="File of the private key; the public one is FILE.pub.")
     ],
 ) -> None:
     """Make a pair of keys: a private key that signs engines, and a public key that checks the signatures.

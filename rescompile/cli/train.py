@@ -119,7 +119,9 @@ def train(
     ] = None,
     validation_set: Annotated[Path | None, _images("Images to test on, where --data has none.")] = None,
     classes: Annotated[Path | None, _images("Text file with one class name per line.")] = None,
-    output: Annotated[Path, _run("Folder for checkpoints, weights and curves.")] = Path("run"),
+    output: Annotated[Path, _run("Folder for checkpoints, weights and curves.", "--output", "-o")] = Path(
+        "run"
+    ),
     resume: Annotated[bool, _run("Go on with the run in --output, or begin it.", "--resume")] = False,
     show_recipe: Annotated[bool, _recipe("Print the recipe and end.", "--show-recipe")] = False,
     json: Json = False,
@@ -175,7 +177,11 @@ def experiment(
         str, typer.Argument(help="degradation, depth, shortcut or preactivation.", metavar="NAME")
     ],
     data: Annotated[
-        str, _images("As for train; digits takes minutes on a CPU.", metavar="PATH|digits")
+        str,
+        _images(
+            "Training images, in the forms that train takes; digits takes minutes on a CPU.",
+            metavar="PATH|digits",
+        ),
     ] = "digits",
     validation_set: Annotated[Path | None, _images("Images to test on, where --data has none.")] = None,
     networks: Annotated[
@@ -186,7 +192,9 @@ def experiment(
     ] = None,
     seeds: Annotated[int | None, _run("Trainings of each network. Default: 3 on digits, else 1.")] = None,
     jobs: Annotated[int, _run("Trainings at the same time.")] = 1,
-    output: Annotated[Path, _run("Folder for the page and one run for each training.")] = Path("experiment"),
+    output: Annotated[
+        Path, _run("Folder for the page and one run for each training.", "--output", "-o")
+    ] = Path("experiment"),
     resume: Annotated[bool, _run("Go on with the experiment in --output, or begin it.", "--resume")] = False,
     json: Json = False,
 ) -> None:

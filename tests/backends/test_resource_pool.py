@@ -95,7 +95,7 @@ print(interrupted)
 
 
 def test_an_interrupt_at_any_moment_loses_nothing() -> None:
-    """As by Ctrl-C; in a process of its own, which a late signal may end."""
+    """Interrupts like Ctrl-C, in a process of its own, which a late signal may end."""
     for _ in range(3):
         done = subprocess.run(
             [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False

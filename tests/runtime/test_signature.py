@@ -100,7 +100,7 @@ def test_a_signature_that_is_a_link_or_a_pipe_is_refused(signed: tuple[Path, Pat
         rescompile.load(folder, trusted_keys=[public])
 
 
-def test_the_key_of_somebody_else_is_not_enough(signed: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_key_is_not_enough(signed: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="was not signed by a trusted key"):
         rescompile.load(signed[0], trusted_keys=[make_keys(tmp_path / "other.key")])
 

@@ -96,7 +96,7 @@ def test_a_wrong_compilation_is_compiled_anew_within_one_load(
 def test_a_wrong_compilation_that_cannot_be_removed_is_said(
     tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a cache on a read-only disk: the load must end, not begin again for ever."""
+    """The cache may lie on a read-only disk: the load must end, not begin again for ever."""
     make_engine(tmp_path / "e")
     answers(tmp_path / "e")
     (path,) = kept.glob("*.blob")

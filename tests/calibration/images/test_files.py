@@ -119,7 +119,7 @@ showpage
 def test_other_decoders_of_the_library_are_not_asked(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An EPS named x.png would start Ghostscript; the others are more code that nobody needs."""
+    """An EPS named x.png would start Ghostscript; the others are more code to attack."""
     path = tmp_path / "x.png"
     if kind == "eps":
         path.write_bytes(EPS)
