@@ -340,7 +340,7 @@ def _put(partial: Path, target: Path, *, force: bool, known_by: str) -> None:
     for _ in range(_TRIES):
         _refuse_existing(target, force=force, known_by=known_by)
         try:
-            if not target.exists():
+            if not force or not target.exists():  # a rename never takes the place of what is not empty
                 partial.rename(target)
             elif _exchange(partial, target):
                 _refuse_what_came(partial, target, known_by=known_by)

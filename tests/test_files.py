@@ -378,6 +378,24 @@ def test_a_directory_put_there_at_the_last_moment_is_not_lost(
     assert names(target) == ["precious"]
 
 
+def test_without_force_an_engine_put_there_at_the_last_moment_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, check = tmp_path / "engine", files._refuse_existing
+
+    def late(place: Path, *, force: bool, known_by: str = "manifest.json") -> None:
+        check(place, force=force, known_by=known_by)
+        if any("partial" in path.name for path in tmp_path.iterdir()):  # the new one is complete by now
+            target.mkdir(exist_ok=True)
+            (target / "manifest.json").write_text("of another process")
+
+    with pytest.raises(OutputError, match="exists already"), atomic_directory(target) as staging:
+        (staging.folder / "manifest.json").write_text("new")
+        monkeypatch.setattr(files, "_refuse_existing", late)
+    assert names(tmp_path) == ["engine"]
+    assert (target / "manifest.json").read_text() == "of another process"
+
+
 FINISHING = """
 import sys
 from pathlib import Path
