@@ -319,6 +319,12 @@ class EngineOptions:
     target: Annotated[
         str | None, _engine("GPU to build for, such as sm_89; triton needs it on machines without a GPU.")
     ] = None
+    cpu_form: Annotated[
+        Literal["avx2", "vnni", "amx"] | None,
+        _engine(
+            "Kind of CPU that an int8 engine of openvino is built for; avx2 runs on every x86 CPU. Default: this one's."
+        ),
+    ] = None
     batch: Annotated[str, _engine("One batch size, or MIN:OPT:MAX.")] = "1:1:32"
     input_format: Annotated[
         Literal["float32-nchw", "uint8-nhwc"],
