@@ -158,7 +158,7 @@ def trains_plainly(device: torch.device) -> bool:
     return device.type == "cpu" and not _chosen_on_cpus()
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _chosen_on_cpus() -> bool:
     """Whether an implementation is forced, or the interpreter runs; ``torch.compile`` cannot look into this."""
     return _forced.get() is not None or interpreted()

@@ -49,7 +49,7 @@ class Recipe:
     rounding: Rounding
     weight_scales: WeightScales = "max"
     full_range: tuple[FullRange, ...] = ()
-    """On which backends zero is stored as -128 where ``topology.full_range_tensors`` allows it."""
+    """Backends on which zero is stored as -128 where ``topology.full_range_tensors`` allows it."""
 
     @property
     def needs_gradients(self) -> bool:
@@ -228,7 +228,7 @@ class CalibrationConfig:
     rounding: Rounding | None = None
     weight_scales: WeightScales | None = None
     full_range: bool | None = None
-    """For these five, None is the choice of the effort."""
+    """None in these five is the choice of the effort."""
     limit: int = DEFAULT_CALIBRATION_IMAGES
     seed: int = 0
     skip_unreadable: bool = False

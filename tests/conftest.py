@@ -20,7 +20,8 @@ from hypothesis import settings
 import fused_kernels.kernels
 import rescompile.backends.openvino.cpu_form
 from calibration.preprocess import CIFAR, normalize
-from rescompile.building.source import Source, open_source
+from rescompile.building.opening import open_source
+from rescompile.building.source import Source
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.manifest import Batch
 from rescompile.models.random_weights import random_model

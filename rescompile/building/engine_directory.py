@@ -72,7 +72,7 @@ class Contents:
     payload: Payload
     table: CalibrationTable | None
     class_names: tuple[str, ...] | None
-    """From the image set."""
+    """Names from the image set."""
     fp16_blocks: tuple[str, ...] = ()
     quantization_error: float = 0.0
     """Relative RMS of the deployable graph against fp32 on the golden images; of several outputs the largest."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from calibration.network import Network
 from rescompile.accuracy.sensitivity import BATCH, SensitivityReport, expected_damage, measure_damage, ranked
-from rescompile.building.source import open_source
+from rescompile.building.opening import open_source
 from rescompile.cli import app
 from rescompile.config import ModelConfig
 from rescompile.graph.quantize import quantize
