@@ -11,7 +11,7 @@ from rescompile.backends.base import RestType
 from rescompile.building.source import Source
 from rescompile.config import BuildConfig
 from rescompile.errors import LintError
-from rescompile.graph.full_range import fold_zero_points
+from rescompile.graph.bias_range import fold_within_int32
 from rescompile.graph.half import half
 from rescompile.graph.lint import RULES, fusable_adds, lint
 from rescompile.graph.preprocess import take_uint8
@@ -46,7 +46,7 @@ def make_deployable(
         LintError: the graph breaks a rule; the message names the rule, the block and the fix.
         GraphError: a weight that FP16 cannot hold.
     """
-    graph = fold_zero_points(source.graph if quantized is None else quantized)
+    graph = source.graph if quantized is None else fold_within_int32(quantized)
     if config.input_format == "uint8-nhwc":
         graph = take_uint8(graph, source.preprocess)
     if rest_type == "float16":

@@ -172,8 +172,8 @@ def _resize_weighted(node: gs.Node, inputs: int | None, outputs: int | None) -> 
         if not isinstance(node.inputs[1], gs.Constant):
             dequantize = node.inputs[1].inputs[0]
             scale, zero = dequantize.inputs[1:3]
-            # any scale will do for zeros, but it has to be positive
-            steps = _resized(scale.values, 0, outputs, fill=scale.values[0])
+            # any scale will do for zeros, but it has to be positive, and large enough for the bias (``bias_range``)
+            steps = _resized(scale.values, 0, outputs, fill=scale.values.max())
             dequantize.inputs[1] = gs.Constant(scale.name, steps)
             dequantize.inputs[2] = gs.Constant(zero.name, _resized(zero.values, 0, outputs))
     _put_weight(node, values)
