@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import msgspec
 
@@ -27,6 +27,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FORMAT = "rescompile-coverage-1"
+OURS = "rescompile"
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,8 +94,11 @@ def page(found: Coverage, path: Path) -> str:
 
 
 def _summary(found: Coverage) -> Iterator[str]:
-    yield "| tool | built | median agreement | median relative RMS | networks on which its relative RMS is the lowest |"
-    yield "|---|---|---|---|---|"
+    yield (
+        "| tool | built | median agreement | mean agreement | rescompile's is higher, equal, lower | "
+        "median relative RMS | networks on which its relative RMS is the lowest |"
+    )
+    yield "|---|---|---|---|---|---|---|"
     complete = [network for network in found.networks if not any(result.failed for result in network.results)]
     best = [min(network.results, key=_error).contender for network in complete if network.results]
     for name in dict.fromkeys(result.contender for network in found.networks for result in network.results):
@@ -102,12 +106,24 @@ def _summary(found: Coverage) -> Iterator[str]:
             result for network in found.networks for result in network.results if result.contender == name
         ]
         built = [row for row in rows if row.failed is None]
-        agreement = median(row.agreement for row in built if row.agreement is not None) if built else 0.0
+        agreements = [row.agreement for row in built if row.agreement is not None] or [0.0]
         error = median(map(_error, built)) if built else 0.0
         yield (
-            f"| {name} | {len(built)} of {len(rows)} | {100 * agreement:.1f} % | {error:.4f} | "
+            f"| {name} | {len(built)} of {len(rows)} | {100 * median(agreements):.1f} % | "
+            f"{100 * mean(agreements):.1f} % | {_beside(found, name)} | {error:.4f} | "
             f"{best.count(name)} of {len(best)} |"
         )
+
+
+def _beside(found: Coverage, name: str) -> str:
+    """On how many networks our agreement is higher than that of ``name``, the same, and lower."""
+    count = [0, 0, 0]
+    for network in found.networks:
+        agreement = {result.contender: result.agreement for result in network.results}
+        ours, theirs = agreement.get(OURS), agreement.get(name)
+        if name != OURS and ours is not None and theirs is not None:
+            count[0 if ours > theirs else 1 if ours == theirs else 2] += 1
+    return ", ".join(map(str, count)) if any(count) else ""
 
 
 def _error(result: Result) -> float:
