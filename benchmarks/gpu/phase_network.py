@@ -23,7 +23,7 @@ from fused_kernels.launch import Launch
 from fused_kernels.tune.timing import first_line
 
 SECONDS = 8.0
-"""For the rounds of one workload."""
+"""Seconds for the rounds of one workload."""
 EACH = 3
 """Runs of one contender in a round."""
 RESERVE = {"cuda": 12.0, "cpu": 1.0}

@@ -21,6 +21,7 @@ from rescompile.accuracy.verify import stand_in
 from rescompile.backends.base import Backend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.deployable import Deployable
+from rescompile.building.members import members_of, unmeasured
 from rescompile.building.source import Source
 from rescompile.building.task import is_guess
 from rescompile.config import BuildConfig
@@ -131,22 +132,31 @@ def measure(
     Raises:
         EngineError: the engine does not reproduce its golden answers.
     """
-    reference = reference_session(source.graph.SerializeToString(), optimize=True)
+    members = members_of(source, deployable, validation.images)
+    reference = (
+        all_outputs(reference_session(source.graph.SerializeToString(), optimize=True), manifest.outputs)
+        if members is None
+        else members.reference
+    )
     engine = load(folder) if validation.executed else simulate(read_engine(folder))
     graph = None if engine else reference_session(deployable.graph.SerializeToString(), optimize=False)
     candidate: Network | None = engine if graph is None else all_outputs(graph, manifest.outputs)
     assert candidate is not None
     try:
-        return compare_logits(
-            all_outputs(reference, manifest.outputs),
+        found = compare_logits(
+            reference,
             candidate,
             images=validation.images,
             preprocess=source.preprocess,
             candidate_input=manifest.inputs[0],
             outputs=manifest.outputs,
             progress=progress,
+            compared=members.count if members else None,
         )
+        return replace(found, members=members.accuracies() if members else unmeasured(source))
     finally:
+        if members is not None:
+            members.close()
         if engine is not None:
             engine.close()
         if graph is not None:
