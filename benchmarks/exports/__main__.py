@@ -62,6 +62,7 @@ def _stored() -> dict[str, Row]:
 def _write(rows: dict[str, Row]) -> None:
     table = Table(
         versions={package: version(package) for package in PACKAGES},
+        of=len(EXPORTS),
         rows=tuple(rows[name] for name in EXPORTS if name in rows),
     )
     atomic_write(TABLE, msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n")

@@ -45,6 +45,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     """All networks, and the packages that they come from."""
 
     versions: dict[str, str]
+    of: int
+    """How many networks there are to measure."""
     rows: tuple[Row, ...]
 
 
@@ -60,9 +62,9 @@ _HEADER = """# Exported networks
 
 Made by `python -m benchmarks.exports --write` (torchvision, timm, and the extra `tensorrt-rtx`); do not edit it.
 
-{count} networks of torchvision and timm with random weights, exported by `torch.onnx.export` and built as INT8 for
-OpenVINO and for TensorRT for RTX (which builds for {target} without a GPU and is not executed here). Without `--write`
-the command compares blocks, fused additions and what stays in floating point with the stored
+{count} of {of} networks of torchvision and timm with random weights, exported by `torch.onnx.export` and built as INT8
+for OpenVINO and for TensorRT for RTX (which builds for {target} without a GPU and is not executed here). Without
+`--write` the command compares blocks, fused additions and what stays in floating point with the stored
 [table](../benchmarks/exports/table.json), and fails where they differ.
 
 *fp32* is the [relative RMS](glossary.md#relative-rms) of our graph against the module, on {images} images; at most
@@ -78,7 +80,9 @@ the OpenVINO engine, each block fed with the deployable graph's values.
 
 def page(found: Table, *, images: int, target: str) -> str:
     """The page's text."""
-    header = _HEADER.format(count=len(found.rows), images=images, target=target, tolerance=TOLERANCE)
+    header = _HEADER.format(
+        count=len(found.rows), of=found.of, images=images, target=target, tolerance=TOLERANCE
+    )
     versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     return header + "".join(f"{_line(row)}\n" for row in found.rows) + f"\nMade with {versions}.\n"
 

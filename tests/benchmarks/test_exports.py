@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-import torch
-from torch import Tensor, nn
 
-from benchmarks.exports.measure import COMPARED, TARGET, measured
+from benchmarks.exports.measure import COMPARED, TARGET
 from benchmarks.exports.page import PAGE, TABLE, Row, Table, differences, page
 
 DIFFERS = "its graph differs from the module by"
@@ -25,33 +23,13 @@ def test_every_stored_network_is_right() -> None:
     assert [fault for row in stored().rows if (fault := row.fault())] == []
 
 
-class Residual(nn.Module):
-    """A stem, a residual block, and two outputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.branch = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.head = nn.Linear(8, 8)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        stem = self.stem(images).relu()
-        features = (self.branch(stem) + stem).relu()
-        return self.head(features.mean((2, 3))), features.tanh()
-
-
-@pytest.fixture(scope="module")
-def row(tmp_path_factory: pytest.TempPathFactory) -> Row:
-    torch.manual_seed(0)
-    return measured("tiny", Residual().eval(), (3, 16, 16), tmp_path_factory.mktemp("exports"))
-
-
-def test_a_module_is_measured_whole(row: Row) -> None:
-    assert max(row.error, row.error_exact, row.module_error_exact) < 1e-5
-    assert (row.adds, row.adds_fused) == (1, 1)
-    assert "layer1.0" in row.blocks
-    assert row.floating["Tanh"] == 1
-    assert row.tensors >= 3
-    assert row.fault() is None or row.tensorrt.startswith("not built")
+@pytest.fixture
+def row() -> Row:
+    return Row(
+        name="tiny", shape=(3, 16, 16), error=1e-6, error_exact=1e-6, module_error_exact=1e-6,
+        blocks=("stem", "layer1.0", "fc"), adds=1, adds_fused=1, floating={"Tanh": 1}, tensors=3,
+        tensorrt="built, 1 of 1 fused",
+    )  # fmt: skip
 
 
 def test_only_structure_and_placement_are_compared_with_the_stored_row(row: Row) -> None:
@@ -73,4 +51,4 @@ def test_only_structure_and_placement_are_compared_with_the_stored_row(row: Row)
     ],
 )  # fmt: skip
 def test_a_row_is_right_or_says_why(row: Row, changes: dict[str, object], fault: str | None) -> None:
-    assert msgspec.structs.replace(row, **{"tensorrt": "built, 1 of 1 fused", **changes}).fault() == fault
+    assert msgspec.structs.replace(row, **changes).fault() == fault

@@ -41,7 +41,7 @@ def _expanded(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         GraphError: another operator that is not ONNX's own.
     """
-    copy, nodes = onnx.ModelProto(), []
+    copy, nodes = onnx.ModelProto(), list[onnx.NodeProto]()
     copy.CopyFrom(model)
     for node in model.graph.node:
         if node.domain in _OWN_DOMAINS:
