@@ -51,6 +51,8 @@ class Measurement:
     """The first images that the engine answers otherwise."""
     others: Mapping[str, Parity] = field(default_factory=dict)
     """The comparison of each output but the first, by name."""
+    at_sizes: Mapping[str, Measurement] = field(default_factory=dict)
+    """The comparison at other sizes of images, by size in words."""
 
     def flips(self, classes: Sequence[str]) -> tuple[Flip, ...]:
         """The first images whose answer differs between engine and reference, with the names of ``classes``."""

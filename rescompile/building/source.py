@@ -6,7 +6,7 @@ The later stages do not depend on where the network came from.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from calibration.images import InMemoryImages, open_image_set
 from calibration.names import text_of
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize, size_words
-from rescompile.building.fidelity import check_against_file, check_against_function
+from rescompile.building.fidelity import (
+    MOST_TOLERANCE,
+    Answers,
+    check_against_file,
+    check_against_function,
+    check_at_sizes,
+    file_answers,
+    size_tolerance,
+)
 from rescompile.config import ModelConfig
 from rescompile.errors import UsageError
 from rescompile.graph.fold import fold
@@ -147,7 +155,9 @@ def _ensemble(members: list[Source], config: ModelConfig) -> Source:
         for member in members
     ]
     first = members[0]
-    joined = source_of(ensemble_of(networks, config.ensemble_mean), ModelConfig(members=config.members))
+    joined = source_of(
+        ensemble_of(networks, config.ensemble_mean), ModelConfig(members=config.members, sizes=config.sizes)
+    )
     remarks = (remark for member in members for remark in member.remarks)
     return replace(
         joined,
@@ -247,6 +257,7 @@ def _from_weights(config: ModelConfig, progress: Progress, weights: Weights | No
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
     graph = place(fold(export(model, image_size=preprocess.size)))
     check_against_function(graph, partial(_answers, model), None)
+    _check_sizes(graph, config, preprocess, lambda: [lambda images: [_answers(model, images)]])
     classes = model.fc.out_features
     is_imagenet = spec.family == "imagenet" and classes == IMAGENET_CLASSES
     return Source(
@@ -361,6 +372,12 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
         )
     default, origin = _preprocess_of(network, simplified, found.form, channels, (height, width))
     size = height if height == width else (height, width)
+    preprocess = replace(options, crop=size).apply(default, channels=channels)
+    whole = partial(file_answers, network.graph, graph, simplified.intake, found.origins)
+    _check_sizes(
+        graph, config, preprocess, partial(_references, network, whole),
+        simplified.range, tolerance=size_tolerance(network.graph),
+    )  # fmt: skip
     classes = _class_count(graph)
     is_imagenet = (
         classes == IMAGENET_CLASSES and channels == 3 and (found.form is None or found.form.has_maxpool)
@@ -376,7 +393,7 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
         class_count=classes,
         class_names=given or _class_names(config.classes, classes, is_imagenet=is_imagenet),
         checkpoint=network.checkpoint,
-        preprocess=replace(options, crop=size).apply(default, channels=channels),
+        preprocess=preprocess,
         is_imagenet=is_imagenet,
         random=config.weights == "random",
         preprocess_assumed=origin is None and not options.states_normalization,
@@ -388,6 +405,40 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
             *((f"preprocessing comes from {origin}",) if origin and not options.states_normalization else ()),
         ),
     )
+
+
+def _check_sizes(
+    graph: onnx.ModelProto,
+    config: ModelConfig,
+    preprocess: Preprocess,
+    references: Callable[[], Sequence[Answers]],
+    limit: float | None = None,
+    *,
+    tolerance: float = MOST_TOLERANCE,
+) -> None:
+    """Refuse sizes that the network does not take, or that its own size is not among; nothing where there is one."""
+    sizes = config.sizes
+    if sizes is None:
+        return
+    if not sizes.holds(preprocess.size):
+        raise UsageError(
+            f"--dynamic-size {sizes} leaves out {size_words(preprocess.crop)}, the size that the engine is calibrated "
+            "and tuned for; widen it, or pass another --size"
+        )
+    if preprocess.mean_image:
+        raise UsageError(
+            "a mean image has one size; leave --dynamic-size out, or pass a mean of each channel (--mean)"
+        )
+    check_at_sizes(graph, sizes, references(), limit, tolerance)
+
+
+def _references(network: SourceNetwork, whole: Callable[[], Answers]) -> list[Answers]:
+    """What our graph is compared with: a program's own module, and its file where that alone has all outputs."""
+    module = network.reference
+    if module is None:
+        return [whole()]
+    own: list[Answers] = [lambda images: [np.asarray(module(images))]]
+    return [*own, whole()] if len(network.graph.graph.output) > 1 else own
 
 
 def _image_shape(graph: onnx.ModelProto) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
 from calibration.images.builtin import builtin_image_set
+from rescompile.accuracy.other_sizes import with_sizes
 from rescompile.accuracy.parity import (
     Measurement,
     Network,
@@ -25,6 +26,7 @@ from rescompile.building.source import Source
 from rescompile.building.task import is_guess
 from rescompile.config import BuildConfig
 from rescompile.errors import UsageError
+from rescompile.graph.image_sizes import for_sizes
 from rescompile.manifest import Manifest
 from rescompile.metrics import ONE_CLASS
 from rescompile.progress import Progress
@@ -131,20 +133,25 @@ def measure(
     Raises:
         EngineError: the engine does not reproduce its golden answers.
     """
-    reference = reference_session(source.graph.SerializeToString(), optimize=True)
+    opened = for_sizes(source.graph, manifest.sizes).SerializeToString()
+    reference = all_outputs(reference_session(opened, optimize=True), manifest.outputs)
     engine = load(folder) if validation.executed else simulate(read_engine(folder))
-    graph = None if engine else reference_session(deployable.graph.SerializeToString(), optimize=False)
+    written = for_sizes(deployable.graph, manifest.sizes).SerializeToString()
+    graph = None if engine else reference_session(written, optimize=False)
     candidate: Network | None = engine if graph is None else all_outputs(graph, manifest.outputs)
     assert candidate is not None
     try:
-        return compare_logits(
-            all_outputs(reference, manifest.outputs),
+        measured = compare_logits(
+            reference,
             candidate,
             images=validation.images,
             preprocess=source.preprocess,
             candidate_input=manifest.inputs[0],
             outputs=manifest.outputs,
             progress=progress,
+        )
+        return with_sizes(
+            measured, reference, candidate, images=validation.images, manifest=manifest, progress=progress
         )
     finally:
         if engine is not None:

@@ -153,8 +153,8 @@ class PreprocessingOptions:
         from rescompile.sources.preprocess_options import PreprocessOptions
 
         return PreprocessOptions(
-            resize=_size(self.resize, "--resize"),
-            crop=_size(self.crop, "--crop"),
+            resize=parse_size(self.resize, "--resize"),
+            crop=parse_size(self.crop, "--crop"),
             crop_pct=self.crop_pct,
             interpolation=self.interpolation,
             mean=_mean(self.mean),
@@ -320,6 +320,14 @@ class EngineOptions:
         str | None, _engine("GPU to build for, such as sm_89; triton needs it on machines without a GPU.")
     ] = None
     batch: Annotated[str, _engine("One batch size, or MIN:OPT:MAX.")] = "1:1:32"
+    dynamic_size: Annotated[
+        str | None,
+        _engine(
+            "Take images of any height and width from MIN to MAX, each a side or HxW: 160:320. There is no optimum to "
+            "name: the engine is calibrated, judged and tuned at --size, which lies between them.",
+            metavar="MIN:MAX",
+        ),
+    ] = None
     input_format: Annotated[
         Literal["float32-nchw", "uint8-nhwc"],
         _engine("uint8-nhwc builds normalization and layout into the engine.", "--input"),
@@ -377,7 +385,8 @@ def _named(network: str) -> dict[str, Any]:
     return fields | ({"weights": network} if is_file else {"model": network})
 
 
-def _size(text: str | None, option: str) -> int | tuple[int, int] | None:
+def parse_size(text: str | None, option: str) -> int | tuple[int, int] | None:
+    """The side, or height and width, that ``option`` names; raises UsageError where ``text`` is neither."""
     if text is None:
         return None
     sides = text.lower().split("x")
