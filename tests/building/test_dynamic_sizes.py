@@ -35,20 +35,17 @@ SIZES = ((12, 12), (24, 24), (12, 24), (17, 23))
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
 
 
-class Backbone(nn.Module):
-    """A classifier, or the maps of its stages."""
+class Network(nn.Module):
+    """A classifier of two residual blocks, of which the second halves the sides."""
 
-    def __init__(self, *, maps: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(conv(3, 8), nn.ReLU())
-        self.layer1, self.layer2 = Residual(8, 8), nn.Sequential(conv(8, 16, 3, 2), nn.ReLU())
+        self.layer1, self.layer2 = Residual(8, 8), Residual(8, 16, 2)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
-        self.maps = maps
 
-    def forward(self, x: torch.Tensor) -> Any:
-        first = self.layer1(self.stem(x))
-        second = self.layer2(first)
-        return {"c2": first, "c3": second} if self.maps else self.head(second)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer2(self.layer1(self.stem(x))))
 
 
 def built(folder: Path, module: nn.Module, **options: Any) -> Path:
@@ -67,12 +64,12 @@ _STEPS = msgspec.structs.replace(CIFAR, resize=16, crop=16)
 def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("dynamic")
     torch.manual_seed(0)
-    whole, maps = Backbone(maps=False), Backbone(maps=True)
+    whole = Network()
     return {
         "openvino": built(folder / "openvino", whole, backend="openvino"),
         "pixels": built(folder / "pixels", whole, backend="openvino", input_format="uint8-nhwc", batch="2"),
         "onnxruntime": built(folder / "onnxruntime", whole, backend="onnxruntime"),
-        "maps": built(folder / "maps", maps, backend="openvino"),
+        "maps": built(folder / "maps", whole, backend="openvino", outputs=("layer1", "layer2")),
     }
 
 
@@ -116,14 +113,14 @@ def test_manifest_has_the_range_and_outputs_that_follow(engines: dict[str, Path]
 
 def test_report_judges_the_ends_of_the_range(engines: dict[str, Path]) -> None:
     checks = json.loads((engines["openvino"] / "report.json").read_text())["checks"]
-    for size in ("12", "24", "12x24"):
+    for size in ("12x12", "24x24", "12x24"):
         assert any(check["name"] == f"relative RMS at {size}" for check in checks)
     assert "12x12:24x24" in (engines["openvino"] / "README.md").read_text()
 
 
 def test_limit_at_one_end_alone_fails_the_verdict(tmp_path: Path) -> None:
     report = rescompile.build(
-        Backbone(maps=False), calibration=PIXELS, effort="fast", preprocess=_STEPS, dynamic_size="12:24",
+        Network(), calibration=PIXELS, effort="fast", preprocess=_STEPS, dynamic_size="12:24",
         backend="openvino", output=tmp_path / "e", limits=rescompile.Limits(max_relative_rms=1e-6),
     )  # fmt: skip
     assert not report.passed
@@ -205,7 +202,7 @@ class ByParity(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.head = Backbone(maps=False), nn.ZeroPad2d((0, 1, 0, 1))
+        self.body, self.head = Network(), nn.ZeroPad2d((0, 1, 0, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.body(self.head(x) if x.shape[2] % 2 == 0 else x)
@@ -213,7 +210,7 @@ class ByParity(nn.Module):
 
 def test_networks_of_one_size_are_refused_with_the_node(tmp_path: Path) -> None:
     with pytest.raises(
-        GraphError, match=r"images of 12x12: node '\\S+' \((Gemm|MatMul)\) is made for one size"
+        GraphError, match=r"images of 12x12: node '\S+' \((Gemm|MatMul)\) is made for one size"
     ):
         built(tmp_path / "e", Fixed(), backend="onnxruntime")
 
@@ -247,13 +244,13 @@ def test_server_gets_open_sides_and_single_images(engines: dict[str, Path], tmp_
 
 def test_triton_refuses_a_range_before_calibration(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"images of more than one size \(--dynamic-size\)"):
-        built(tmp_path / "e", Backbone(maps=False), backend="triton", target="sm_90")
+        built(tmp_path / "e", Network(), backend="triton", target="sm_90")
 
 
 def test_crop_outside_of_the_range_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--dynamic-size 20x20:24x24 leaves out 16, the size that"):
         rescompile.build(
-            Backbone(maps=False),
+            Network(),
             calibration=PIXELS,
             preprocess=_STEPS,
             dynamic_size="20:24",
@@ -330,3 +327,5 @@ def test_commands_take_the_size(engines: dict[str, Path], tmp_path: Path) -> Non
         app, ["verify", engine, "--validation-set", str(tmp_path / "v.npz"), "--max-relative-rms", "0.9"]
     )
     assert "relative RMS at 12x24" in verified.output
+    compared = run(app, ["compare", engine, "--images", str(tmp_path / "v.npz")])
+    assert "measured on 8 images" in compared.output
