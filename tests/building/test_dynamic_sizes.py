@@ -26,6 +26,7 @@ from rescompile.manifest import SizeRange, read_manifest
 from rescompile.runtime.inputs import at_size
 from rescompile.serving.export import ExportConfig, export
 from rescompile.serving.triton_repository import Batching
+from tests.backends.graphs import residual_net, saved
 from tests.graph.variant_blocks import Residual, conv
 from tests.serving.model_config_proto import parse
 from tests.serving.triton_backend import as_triton_compiles
@@ -48,12 +49,11 @@ class Network(nn.Module):
         return self.head(self.layer2(self.layer1(self.stem(x))))
 
 
-def built(folder: Path, module: nn.Module, **options: Any) -> Path:
-    torch.manual_seed(0)
+def built(folder: Path, network: Any, **options: Any) -> Path:
     common: dict[str, Any] = {"calibration": PIXELS, "effort": "fast", "preprocess": _STEPS, "batch": "1:2:3"}
     # weights are random: classes say nothing
     common["limits"] = rescompile.Limits(max_relative_rms=0.5)
-    rescompile.build(module, output=folder, dynamic_size="12:24", **common | options)
+    rescompile.build(network, output=folder, dynamic_size="12:24", **common | options)
     return folder
 
 
@@ -61,15 +61,26 @@ _STEPS = msgspec.structs.replace(CIFAR, resize=16, crop=16)
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small residual network of 16 pixels as an ONNX file."""
+    return saved(residual_net("fp32"), tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def engines(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("dynamic")
     torch.manual_seed(0)
-    whole = Network()
+    floating: dict[str, Any] = {
+        "precision": "fp32",
+        "calibration": None,
+        "effort": None,
+        "validation": PIXELS,
+    }
     return {
-        "openvino": built(folder / "openvino", whole, backend="openvino"),
-        "pixels": built(folder / "pixels", whole, backend="openvino", input_format="uint8-nhwc", batch="2"),
-        "onnxruntime": built(folder / "onnxruntime", whole, backend="onnxruntime"),
-        "maps": built(folder / "maps", whole, backend="openvino", outputs=("layer1", "layer2")),
+        "openvino": built(folder / "openvino", plain, backend="openvino"),
+        "pixels": built(folder / "pixels", plain, backend="openvino", input_format="uint8-nhwc", batch="2"),
+        "onnxruntime": built(folder / "onnxruntime", plain, backend="onnxruntime", **floating),
+        "maps": built(folder / "maps", Network(), backend="openvino", outputs=("layer1", "layer2")),
     }
 
 
@@ -118,9 +129,9 @@ def test_report_judges_the_ends_of_the_range(engines: dict[str, Path]) -> None:
     assert "12x12:24x24" in (engines["openvino"] / "README.md").read_text()
 
 
-def test_limit_at_one_end_alone_fails_the_verdict(tmp_path: Path) -> None:
+def test_limit_at_one_end_alone_fails_the_verdict(plain: Path, tmp_path: Path) -> None:
     report = rescompile.build(
-        Network(), calibration=PIXELS, effort="fast", preprocess=_STEPS, dynamic_size="12:24",
+        plain, calibration=PIXELS, effort="fast", preprocess=_STEPS, dynamic_size="12:24",
         backend="openvino", output=tmp_path / "e", limits=rescompile.Limits(max_relative_rms=1e-6),
     )  # fmt: skip
     assert not report.passed
@@ -242,15 +253,15 @@ def test_server_gets_open_sides_and_single_images(engines: dict[str, Path], tmp_
         export(engines["pixels"], ExportConfig(server="triton", output=tmp_path / "s"))
 
 
-def test_triton_refuses_a_range_before_calibration(tmp_path: Path) -> None:
+def test_triton_refuses_a_range_before_calibration(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"images of more than one size \(--dynamic-size\)"):
-        built(tmp_path / "e", Network(), backend="triton", target="sm_90")
+        built(tmp_path / "e", plain, backend="triton", target="sm_90")
 
 
-def test_crop_outside_of_the_range_is_refused(tmp_path: Path) -> None:
+def test_crop_outside_of_the_range_is_refused(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--dynamic-size 20x20:24x24 leaves out 16, the size that"):
         rescompile.build(
-            Network(),
+            plain,
             calibration=PIXELS,
             preprocess=_STEPS,
             dynamic_size="20:24",
