@@ -356,7 +356,8 @@ class ExperimentNetwork(msgspec.Struct, frozen=True, kw_only=True):
     test_errors: tuple[float, ...]
     parameters: int
     paper_error: float | None
-    """Test error in percent that the paper gives for CIFAR-10, at 64,000 steps on 45,000 or 50,000 images."""
+    """Test error in percent that the paper gives for CIFAR-10, at 64,000 steps on 45,000 or 50,000 images; None on the
+    digits."""
     histories: tuple[tuple[EpochRecord, ...], ...]
     responses: tuple[float, ...]
     """Standard deviation of each 3x3 layer's output after its norm, in the order of execution (first seed)."""

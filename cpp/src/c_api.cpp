@@ -112,6 +112,11 @@ rescompile_status rescompile_load(const char* directory, const rescompile_option
         return Error{ErrorCode::usage, "the hint is neither RESCOMPILE_LATENCY nor RESCOMPILE_THROUGHPUT: pass one"};
       wanted.hint = options->hint == RESCOMPILE_THROUGHPUT ? rescompile::Hint::throughput : rescompile::Hint::latency;
       if (options->cache != nullptr) wanted.cache = options->cache;
+      if (options->trusted_keys == nullptr && options->trusted_keys_count != 0) return null_argument("trusted_keys");
+      for (std::size_t i = 0; i < options->trusted_keys_count; ++i) {
+        if (options->trusted_keys[i] == nullptr) return null_argument("trusted_keys");
+        wanted.trusted_keys.emplace_back(options->trusted_keys[i]);
+      }
     }
     auto loaded = rescompile::Engine::load(directory, wanted);
     if (!loaded) return loaded.error();

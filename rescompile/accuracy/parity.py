@@ -18,7 +18,7 @@ from rescompile.backends.fp32 import Fp32Session
 from rescompile.manifest import OutputSpec, TensorSpec
 from rescompile.metrics import Answers, Change, Labels, Logits, ParityMeter
 from rescompile.progress import Progress
-from rescompile.report import Flip, Parity
+from rescompile.report import Flip, MemberAccuracy, Parity
 
 Network = Callable[[NDArray[Any]], Any]
 """Images [N, ...] to logits [N, classes], or other outputs; a dict of several by name."""
@@ -53,6 +53,8 @@ class Measurement:
     """The comparison of each output but the first, by name."""
     at_sizes: Mapping[str, Measurement] = field(default_factory=dict)
     """The comparison at other sizes of images, by size in words."""
+    members: tuple[MemberAccuracy, ...] = ()
+    """The networks of an ensemble."""
 
     def flips(self, classes: Sequence[str]) -> tuple[Flip, ...]:
         """The first images whose answer differs between engine and reference, with the names of ``classes``."""
@@ -126,10 +128,12 @@ def compare_logits(
     candidate_input: TensorSpec,
     outputs: Sequence[OutputSpec] = (),
     progress: Progress,
+    compared: Callable[[ImageBatch], None] | None = None,
 ) -> Measurement:
     """Run both networks over ``images``, the candidate as ``candidate_input`` says, and compare their ``outputs``.
 
-    Without ``outputs`` there is one, of kind classes. Networks with several return them by name.
+    Without ``outputs`` there is one, of kind classes. Networks with several return them by name. ``compared`` is called
+    with each batch after both networks.
 
     Raises:
         BackendError: the candidate's outputs are not finite or of another shape than the reference's.
@@ -146,6 +150,8 @@ def compare_logits(
             expected, found = expected[outputs[0].name], found[outputs[0].name]
         meter.update(expected, found, batch.labels)
         sample.update(expected, found)
+        if compared is not None:
+            compared(batch)
         done += len(expected)
         progress.advanced(done, len(images))
     parity = meter.result(image_source=images.source, image_fingerprint=images.fingerprint)

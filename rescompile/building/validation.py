@@ -22,6 +22,7 @@ from rescompile.accuracy.verify import stand_in
 from rescompile.backends.base import Backend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.deployable import Deployable
+from rescompile.building.members import members_of, unmeasured
 from rescompile.building.source import Source
 from rescompile.building.task import is_guess
 from rescompile.config import BuildConfig
@@ -134,14 +135,16 @@ def measure(
         EngineError: the engine does not reproduce its golden answers.
     """
     opened = for_sizes(source.graph, manifest.sizes).SerializeToString()
-    reference = all_outputs(reference_session(opened, optimize=True), manifest.outputs)
+    members = members_of(source, deployable, validation.images)
+    plain = all_outputs(reference_session(opened, optimize=True), manifest.outputs)
+    reference = plain if members is None else members.reference
     engine = load(folder) if validation.executed else simulate(read_engine(folder))
     written = for_sizes(deployable.graph, manifest.sizes).SerializeToString()
     graph = None if engine else reference_session(written, optimize=False)
     candidate: Network | None = engine if graph is None else all_outputs(graph, manifest.outputs)
     assert candidate is not None
     try:
-        measured = compare_logits(
+        found = compare_logits(
             reference,
             candidate,
             images=validation.images,
@@ -149,11 +152,15 @@ def measure(
             candidate_input=manifest.inputs[0],
             outputs=manifest.outputs,
             progress=progress,
+            compared=members.count if members else None,
         )
-        return with_sizes(
-            measured, reference, candidate, images=validation.images, manifest=manifest, progress=progress
+        found = with_sizes(
+            found, plain, candidate, images=validation.images, manifest=manifest, progress=progress
         )
+        return replace(found, members=members.accuracies() if members else unmeasured(source))
     finally:
+        if members is not None:
+            members.close()
         if engine is not None:
             engine.close()
         if graph is not None:

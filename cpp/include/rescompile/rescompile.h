@@ -42,6 +42,9 @@ typedef struct rescompile_options {
   int threads;           /* CPU threads; 0 leaves the choice to the backend */
   rescompile_hint hint;
   const char* cache;     /* directory for what the backend compiles at load; NULL for none */
+  /* Paths of public keys in PEM, of which one must have signed the engine, and their number; 0 trusts every directory. */
+  const char* const* trusted_keys;
+  size_t trusted_keys_count;
 } rescompile_options;
 
 /* Meaning of an output: logits of which the largest wins; one logit whose sign decides; logits that each decide for
