@@ -106,7 +106,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def resizable(self) -> bool:
         """Whether height and width are open."""
-        return len(self.shape) == 4 and self.shape[self.sides] == (-1, -1)
+        return len(self.shape) == 4 and list(self.shape)[self.sides] == [-1, -1]
 
     def of_size(self, size: tuple[int, int]) -> tuple[int, ...]:
         """Shape of one image of this ``size``, height and width."""
