@@ -13,7 +13,7 @@ from calibration.methods.thresholds import check_method
 from calibration.preprocess import MAX_SIDE
 from rescompile.backends.base import FullRange
 from rescompile.errors import UsageError, did_you_mean
-from rescompile.manifest import Batch, OutputKind, Precision, SizeRange
+from rescompile.manifest import Batch, CpuForm, OutputKind, Precision, SizeRange
 from rescompile.report import Limits
 from rescompile.sources.network import ENSEMBLE_MEANS, EnsembleMean, SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
@@ -25,6 +25,7 @@ Fp16Blocks = Literal["auto", "none"] | tuple[str, ...]
 
 Task = Literal["auto"] | OutputKind
 TASKS: tuple[str, ...] = ("auto", *get_args(OutputKind))
+CPU_FORMS: tuple[str, ...] = get_args(CpuForm)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
 DEFAULT_CALIBRATION_IMAGES = 512
@@ -51,7 +52,7 @@ class Recipe:
     rounding: Rounding
     weight_scales: WeightScales = "max"
     full_range: tuple[FullRange, ...] = ()
-    """On which backends zero is stored as -128 where ``topology.full_range_tensors`` allows it."""
+    """Backends on which zero is stored as -128 where ``topology.full_range_tensors`` allows it."""
 
     @property
     def needs_gradients(self) -> bool:
@@ -256,7 +257,7 @@ class CalibrationConfig:
     rounding: Rounding | None = None
     weight_scales: WeightScales | None = None
     full_range: bool | None = None
-    """For these five, None is the choice of the effort."""
+    """None in these five is the choice of the effort."""
     limit: int = DEFAULT_CALIBRATION_IMAGES
     seed: int = 0
     skip_unreadable: bool = False
@@ -315,6 +316,8 @@ class BuildConfig:
     """Meaning of the network's output; ``auto`` finds it from the head."""
     backend: str = "auto"
     target: str | None = None
+    cpu_form: CpuForm | None = None
+    """Kind of CPU that an int8 engine of OpenVINO is built for; None is this machine's."""
     batch: Batch = field(default_factory=lambda: Batch(1, 1, 32))
     input_format: InputFormat = "float32-nchw"
     output: Path | None = None
@@ -326,6 +329,8 @@ class BuildConfig:
         one_of(self.precision, PRECISIONS, "--precision")
         one_of(self.input_format, INPUT_FORMATS, "--input")
         one_of(self.task, TASKS, "--task")
+        if self.cpu_form is not None:
+            one_of(self.cpu_form, CPU_FORMS, "--cpu-form")
         positive(self.validation_images, "--validation-images")
         self._check_arrays()
         if self.precision != "int8":
@@ -336,6 +341,7 @@ class BuildConfig:
             for value, option in (
                 (self.calibration.full_range, "--full-range"),
                 (self.fp16_blocks, "--fp16-blocks"),
+                (self.cpu_form, "--cpu-form"),
             ):
                 if value is not None:
                     raise UsageError(

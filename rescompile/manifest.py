@@ -52,6 +52,8 @@ _SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"\n\}\n\Z')
 """The end of every manifest. Inside a JSON string each quote has a backslash, so this always is the field."""
 
 Precision = Literal["fp32", "fp16", "int8"]
+CpuForm = Literal["avx2", "vnni", "amx"]
+"""Kinds of CPU that INT8 engines of OpenVINO are built for; avx2 engines run on all of them."""
 OutputKind = Literal["classes", "binary", "multilabel", "values", "features"]
 """Meaning of an output: logits of which the largest wins; one logit whose sign decides; logits that each decide for
 themselves; numbers; an embedding or a feature map."""
@@ -190,6 +192,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Blocks of an int8 engine that are not quantized."""
     sizes: SizeRange | None = None
     """Sizes of images that the engine takes; None where there is one, which its shapes say."""
+    cpu_form: CpuForm | None = None
+    """None for engines that are not for CPUs or not in INT8, and for those of older versions, which are avx2."""
     sha256: str = ""
 
     def takes(self, shape: tuple[int, ...]) -> bool:

@@ -187,8 +187,8 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     top1_reference: float | None
     top1_engine: float | None
     top1_agreement: float | None
-    """For multilabel outputs, the share of the labels that both sides give, of those that at least one gives; None for
-    values and features."""
+    """Share of images with the same class; of multilabel outputs, the labels that both sides give as a share of those
+    that at least one gives; None for values and features."""
     relative_rms: float
     cosine: float
     max_abs: float
@@ -247,7 +247,7 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
     top1_intervals: tuple[tuple[float, float], ...] = ()
     agreement_interval: tuple[float, float] | None = None
     top1_drop_p: float | None = None
-    """For these three, see ``Parity``."""
+    """These three are as in ``Parity``."""
     task: OutputKind = "classes"
     """Meaning of the output, by which it was judged."""
     task_reason: str = ""
@@ -352,7 +352,7 @@ class ExperimentNetwork(msgspec.Struct, frozen=True, kw_only=True):
     train_error: float
     test_error: float
     train_errors: tuple[float, ...]
-    """For each seed."""
+    """One for each seed."""
     test_errors: tuple[float, ...]
     parameters: int
     paper_error: float | None

@@ -110,6 +110,11 @@ std::optional<std::string> Fields::newer_text(const std::string& name) {
   return text(name);
 }
 
+std::optional<std::string> Fields::newer_optional_text(const std::string& name) {
+  if (object_ != nullptr && !object_->contains(name)) return std::nullopt;
+  return optional_text(name);
+}
+
 std::vector<std::string> Fields::newer_texts(const std::string& name) {
   if (object_ != nullptr && !object_->contains(name)) return {};
   return texts(name);

@@ -234,6 +234,9 @@ Manifest read_fields(const Json& document, Mistake& mistake) {
   manifest.environment = read_environment(fields.raw("environment"), mistake);
   fields.newer_texts("fp16_blocks");
   manifest.sizes = read_sizes(fields.newer("sizes"), mistake);
+  manifest.cpu_form = fields.newer_optional_text("cpu_form");
+  if (manifest.cpu_form && *manifest.cpu_form != "avx2" && *manifest.cpu_form != "vnni" && *manifest.cpu_form != "amx")
+    mistake.note("$.cpu_form", "avx2, vnni or amx");
   manifest.sha256 = fields.sha256("sha256");
   fields.finish();
   return manifest;

@@ -3,6 +3,7 @@
 #include "openvino_backend.hpp"
 
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <openvino/openvino.hpp>
 #include <ranges>
@@ -276,6 +277,15 @@ ov::Tensor tensor_of(const std::string& bytes) {
   return tensor;
 }
 
+/// Whether OpenVINO adds products of bytes in 32 bits here; this variable can keep it from using what the CPU has.
+bool adds_in_32_bits() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512vnni") != 0 && std::getenv("ONEDNN_MAX_CPU_ISA") == nullptr;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Backend>> load_openvino(const EngineFiles& files, const Manifest& manifest,
@@ -285,6 +295,10 @@ Result<std::unique_ptr<Backend>> load_openvino(const EngineFiles& files, const M
     if (!manifest.files.contains(name))
       return Error{ErrorCode::engine, files.path(manifest_name).string() + " lists no " + name +
                                           ", which an OpenVINO engine has; build the engine again"};
+  if (manifest.cpu_form.value_or("avx2") != "avx2" && !adds_in_32_bits())
+    return Error{ErrorCode::unavailable, path.string() + " has the form " + *manifest.cpu_form +
+                                             ", which this CPU does not compute exactly; build the engine with "
+                                             "`rescompile build --cpu-form avx2`"};
   return translate_errors("OpenVINO cannot load " + path.string(), [&]() -> Result<std::unique_ptr<Backend>> {
     const auto xml = files.read("model.xml", payload_limit), bin = files.read("model.bin", payload_limit);
     if (!xml) return xml.error();

@@ -187,7 +187,7 @@ def openvino_comparand(checked: CheckedEngine, *, title: str) -> Comparand:
     manifest, files = checked.manifest, checked.files
     proto = read_graph(files.path(GRAPH), files.read(GRAPH))
     blocks, factors = block_outputs(proto), factors_of(proto)
-    run = OpenVinoTensors(files, manifest.batch, tuple(blocks.values()))
+    run = OpenVinoTensors(files, manifest, tuple(blocks.values()))
     visible = {block: tensor for block, tensor in blocks.items() if tensor in run.names}
 
     def observe(image: NDArray[Any]) -> Observation:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rescompile.engine_files import EngineSource
 from rescompile.errors import BackendError, UsageError
-from rescompile.manifest import Batch, Manifest, Precision
+from rescompile.manifest import Batch, CpuForm, Manifest, Precision
 
 if TYPE_CHECKING:
     import onnx
@@ -92,6 +92,8 @@ class Payload:
     """Residual adds that are computed inside a convolution; None where the engine cannot be inspected."""
     notes: tuple[str, ...] = ()
     """Sentences for the report."""
+    cpu_form: CpuForm | None = None
+    """The kind of CPU whose form an INT8 engine has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +168,11 @@ class Backend(Protocol):
     name: str
     payload_files: tuple[str, ...]
     """Files that every engine of this kind has; there may be more."""
-    int8: Int8Support
-    """Features of its INT8 engines."""
+
+    @property
+    def int8(self) -> Int8Support:
+        """Features of its INT8 engines."""
+        ...
 
     def availability(self, target: str | None = None) -> Availability:
         """Whether it can build here, and run an engine for ``target``; found without building anything."""
@@ -246,6 +251,19 @@ class SelectiveBackend(Protocol):
 
     def reasons_against(self, model: onnx.ModelProto) -> tuple[str, ...]:
         """Everything in the folded fp32 graph ``model`` that it cannot build; asked before calibration."""
+        ...
+
+
+@runtime_checkable
+class HasCpuForms(Protocol):
+    """A backend whose INT8 engines have a form for each kind of CPU."""
+
+    def in_form(self, form: CpuForm) -> Backend:
+        """The backend that builds INT8 engines of this form, instead of this machine's."""
+        ...
+
+    def more_files(self, form: CpuForm | None) -> tuple[str, ...]:
+        """Files besides ``payload_files`` that an engine of this form needs on this CPU."""
         ...
 
 

@@ -15,7 +15,7 @@ from calibration.images.builtin import golden_images
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable
 from rescompile.backends import choose_backend, get_backend
-from rescompile.backends.base import Backend, BuildRequest, Payload, SelectiveBackend
+from rescompile.backends.base import Backend, BuildRequest, HasCpuForms, Payload, SelectiveBackend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.block_check import check_blocks
 from rescompile.building.deployable import Deployable
@@ -23,7 +23,7 @@ from rescompile.building.source import Source
 from rescompile.cache import cache_directory
 from rescompile.config import BuildConfig, InputFormat
 from rescompile.environment import describe
-from rescompile.errors import BackendError
+from rescompile.errors import BackendError, UsageError
 from rescompile.files import atomic_write, sha256_of, writing
 from rescompile.graph.image_sizes import for_sizes
 from rescompile.manifest import (
@@ -74,7 +74,7 @@ class Contents:
     payload: Payload
     table: CalibrationTable | None
     class_names: tuple[str, ...] | None
-    """From the image set."""
+    """Names from the image set."""
     fp16_blocks: tuple[str, ...] = ()
     quantization_error: float = 0.0
     """Relative RMS of the deployable graph against fp32 on the golden images; of several outputs the largest."""
@@ -103,6 +103,13 @@ def backend_for(config: BuildConfig) -> tuple[Backend, tuple[str, ...]]:
         notes = (f"--backend auto chose {name}: {reason}",)
     backend = get_backend(name)
     backend.check(config.target)
+    if config.cpu_form is not None:
+        if not isinstance(backend, HasCpuForms):
+            raise UsageError(
+                f"--cpu-form {config.cpu_form} belongs to engines of OpenVINO, and this one is built by {name}; leave "
+                "it out, or pass --backend openvino"
+            )
+        backend = backend.in_form(config.cpu_form)
     return backend, notes
 
 
@@ -236,6 +243,7 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
         environment=describe(),
         fp16_blocks=contents.fp16_blocks,
         sizes=config.model.sizes,
+        cpu_form=payload.cpu_form,
     )
     return write_hashed_manifest(folder, manifest)
 

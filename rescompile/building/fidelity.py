@@ -20,9 +20,9 @@ from rescompile.metrics import relative_rms
 TOLERANCE = 1e-4
 """Largest relative RMS between the user's network and our graph; float32 rounding alone stays below 1e-5."""
 HALF_TOLERANCE = 2e-2
-"""For a file that computes in FP16, where our graph computes in FP32."""
+"""The same for a file that computes in FP16, where our graph computes in FP32."""
 MOST_TOLERANCE = 1e-3
-"""For a network in which rounding grows from layer to layer, as in deep random ones; a wrong layer gives far more."""
+"""The same for a network in which rounding grows from layer to layer, as in deep random ones."""
 NOISE_MARGIN = 3
 """Times that the difference may be larger than that of two right executions."""
 

@@ -58,7 +58,7 @@ class Members:
         self._count += len(batch.reference)
 
     def accuracies(self) -> tuple[MemberAccuracy, ...]:
-        """What was counted."""
+        """The accuracy of each member, as it was counted."""
         shares = (self._right / self._count).tolist()
         return tuple(
             MemberAccuracy(

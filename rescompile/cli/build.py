@@ -91,6 +91,7 @@ def build(
         limits=verdict.limits(),
         backend=engine.backend,
         target=engine.target,
+        cpu_form=engine.cpu_form,
         batch=parse_batch(engine.batch),
         input_format=engine.input_format,
         output=engine.output,

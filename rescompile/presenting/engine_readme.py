@@ -70,10 +70,11 @@ _LICENCE = (
 
 def _opening(manifest: Manifest) -> str:
     target = f" for {manifest.target}" if manifest.target else ""
+    form = f"\n\nForm for CPUs: {manifest.cpu_form}." if manifest.cpu_form else ""
     kept = f"\n\nBlocks in FP16: {', '.join(manifest.fp16_blocks)}." if manifest.fp16_blocks else ""
     return (
         f"This folder is an engine{target}, built by rescompile {manifest.environment.get('rescompile', '')}. It takes "
-        f"batches of {manifest.batch} images (smallest, best and largest size where there are three).{kept}"
+        f"batches of {manifest.batch} images (smallest, best and largest size where there are three).{kept}{form}"
     )
 
 

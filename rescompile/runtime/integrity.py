@@ -12,6 +12,7 @@ from pathlib import Path
 
 from calibration.preprocess import size_words
 from rescompile.backends import BACKENDS, get_backend
+from rescompile.backends.base import HasCpuForms
 from rescompile.engine_files import ADVICE, EngineFiles, open_plain, readable
 from rescompile.errors import EngineError
 from rescompile.manifest import GOLDEN, MACHINE_CODE, MANIFEST, Manifest, manifest_text, parse_manifest
@@ -79,7 +80,10 @@ def _read(
         check_text(folder, text)
     manifest = parse_manifest(text, directory / MANIFEST)
     check_manifest(directory, manifest)
-    needed = get_backend(manifest.backend).payload_files
+    backend = get_backend(manifest.backend)
+    needed = backend.payload_files
+    if isinstance(backend, HasCpuForms):
+        also = (*also, *backend.more_files(manifest.cpu_form))
     require_files(directory / MANIFEST, manifest, needed, "the engine cannot be loaded")
     _check_file_sizes(directory, folder, manifest)
     kept = [

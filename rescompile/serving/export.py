@@ -166,6 +166,11 @@ def _notes(manifest: Manifest, payload: Payload) -> tuple[str, ...]:
         return (
             f"built by TensorRT {version} for {manifest.target}: the server needs the same TensorRT and such a GPU",
         )
+    if payload.backend == "openvino" and manifest.cpu_form not in (None, "avx2"):
+        return (
+            f"built in the CPU form {manifest.cpu_form}, and the server does not check its CPU: one without VNNI "
+            "gives wrong answers; build with --cpu-form avx2 for such servers",
+        )
     if payload.backend != manifest.backend:
         return (f"the deployable graph is served, not the {manifest.backend} engine that was judged",)
     return ()

@@ -23,8 +23,8 @@ from calibration.scales import FULL_LEVELS, NARROW_LEVELS
 from calibration.table import CalibrationTable
 from rescompile.backends import choose_backend, get_backend
 from rescompile.building.calibrate import Calibrated, calibrate
+from rescompile.building.opening import open_source
 from rescompile.building.quantize import grouped_nodes, quantize
-from rescompile.building.source import open_source
 from rescompile.config import RECIPES, CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
 from rescompile.files import sha256_of

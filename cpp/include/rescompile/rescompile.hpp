@@ -145,6 +145,7 @@ struct Manifest {
   double golden_relative_rms = 0;
   std::map<std::string, FileDigest> files;
   std::map<std::string, std::string> environment;
+  std::optional<std::string> cpu_form;  ///< avx2, vnni or amx for INT8 on CPUs; avx2 engines run on all of them
   std::string sha256;
 };
 

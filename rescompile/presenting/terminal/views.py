@@ -62,6 +62,8 @@ def inspection_rows(inspection: Inspection) -> list[tuple[str, str]]:
     ]
     if manifest.fp16_blocks:
         rows.append(("blocks in FP16", ", ".join(manifest.fp16_blocks)))
+    if manifest.cpu_form:
+        rows.append(("CPU form", manifest.cpu_form))
     rows += in_floating_point(inspection.floating)
     if calibration is not None:
         images = calibrated_on(calibration.images, calibration.source)
