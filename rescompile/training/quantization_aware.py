@@ -119,7 +119,8 @@ def distillation(teacher: nn.Module, device: torch.device) -> Loss:
     def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.inference_mode():
             wanted = exact(images).float()
-        return (logits - wanted.clone()).square().sum() / wanted.square().sum()
+        squared: Tensor = (logits - wanted.clone()).square().sum() / wanted.square().sum()
+        return squared
 
     return loss
 
