@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -9,9 +10,10 @@ from typing import Any, Literal, get_args
 from calibration.errors import CalibrationError
 from calibration.images.arrays import InMemoryImages
 from calibration.methods.thresholds import check_method
+from calibration.preprocess import MAX_SIDE
 from rescompile.backends.base import FullRange
 from rescompile.errors import UsageError, did_you_mean
-from rescompile.manifest import Batch, CpuForm, OutputKind, Precision
+from rescompile.manifest import Batch, CpuForm, OutputKind, Precision, SizeRange
 from rescompile.report import Limits
 from rescompile.sources.network import ENSEMBLE_MEANS, EnsembleMean, SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
@@ -27,6 +29,7 @@ CPU_FORMS: tuple[str, ...] = get_args(CpuForm)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
 DEFAULT_CALIBRATION_IMAGES = 512
+_SIZE = re.compile(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", re.ASCII)
 INT8_THROUGHOUT = ("triton",)
 """Backends whose INT8 engines cannot have blocks in floating point."""
 
@@ -95,6 +98,30 @@ def parse_batch(text: str) -> Batch:
     return Batch(low, best, high)
 
 
+def parse_sizes(text: str | None) -> SizeRange | None:
+    """Parse a range of image sizes, ``"160:320"`` or ``"128x160:512x640"``; None means one size.
+
+    Raises:
+        UsageError: not of this form, not in ascending order, or a single size.
+    """
+    if text is None:
+        return None
+    ends = [_SIZE.fullmatch(part) for part in text.lower().split(":")]
+    if len(ends) != 2 or not all(ends):
+        raise UsageError(
+            f"--dynamic-size {text} is not understood; write MIN:MAX, each a side or HxW (160:320, 128x160:512x640)"
+        )
+    low, high = ((int(end[1]), int(end[2] or end[1])) for end in ends if end)
+    found = SizeRange(low, high)
+    if not (min(low) >= 1 and max(high) <= MAX_SIDE and found.holds(high)):
+        raise UsageError(
+            f"--dynamic-size {text} must satisfy 1 <= MIN <= MAX <= {MAX_SIDE}, in height and in width"
+        )
+    if low == high:
+        raise UsageError(f"--dynamic-size {text} is one size; pass --size {text.split(':')[0]} instead")
+    return found
+
+
 def parse_fp16_blocks(text: str | None) -> Fp16Blocks | None:
     """Parse ``"auto"``, ``"none"``, or names of blocks: ``"layer1.0,layer4.2"``.
 
@@ -160,6 +187,8 @@ class ModelConfig:
     """Text file with one class name per line, or the names."""
     preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)
     seed: int = 0
+    sizes: SizeRange | None = None
+    """Heights and widths that the engine shall take; None is the one of the preprocessing."""
     outputs: tuple[str, ...] = ()
     """Inner modules to return in place of the network's own answer: ``c2`` to ``c5``, or PyTorch's names."""
     network: SourceNetwork | None = field(default=None, repr=False, compare=False)

@@ -160,6 +160,7 @@ def in_format_1(directory: Path) -> None:
     fields = json.loads((directory / MANIFEST).read_bytes())
     (output,) = fields["outputs"]
     assert output.pop("kind") == "classes"
+    assert fields.pop("sizes") is None
     before = {"format": 1, "classes": output.pop("labels")}
     del fields["sha256"], fields["cpu_form"]
     text = json.dumps({**fields, **before, "sha256": ""}, indent=2) + "\n"

@@ -101,6 +101,10 @@ std::vector<std::string> Fields::texts(const std::string& name) {
   return {};
 }
 
+const Json& Fields::newer(const std::string& name) {
+  return object_ == nullptr || object_->contains(name) ? raw(name) : nothing;
+}
+
 std::optional<std::string> Fields::newer_text(const std::string& name) {
   if (object_ != nullptr && !object_->contains(name)) return std::nullopt;
   return text(name);

@@ -155,7 +155,8 @@ def graph_comparand(path: Path, content: bytes | None, *, title: str, manifest: 
     """
     proto = read_graph(path, content)
     blocks, integers, full_range = block_outputs(proto), quantized(proto), offsets_of(proto)
-    classes, taken = classes_of(proto, path), InputSpec.of_graph(proto, path)
+    own_size = None if manifest is None else manifest.preprocess.size
+    classes, taken = classes_of(proto, path), InputSpec.of_graph(proto, path, own_size)
     wanted = [*blocks.values(), *integers.values()]
     run = Probe(proto.SerializeToString(), wanted, role=text_of(path), exactly=True)
 

@@ -51,6 +51,8 @@ class Measurement:
     """The first images that the engine answers otherwise."""
     others: Mapping[str, Parity] = field(default_factory=dict)
     """The comparison of each output but the first, by name."""
+    at_sizes: Mapping[str, Measurement] = field(default_factory=dict)
+    """The comparison at other sizes of images, by size in words."""
     members: tuple[MemberAccuracy, ...] = ()
     """The networks of an ensemble."""
 

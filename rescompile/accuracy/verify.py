@@ -14,6 +14,7 @@ from calibration.names import text_of
 from rescompile.accuracy.advice import next_steps
 from rescompile.accuracy.label_fit import misfit
 from rescompile.accuracy.limits import check_kind, judge_all, too_few_images
+from rescompile.accuracy.other_sizes import with_sizes
 from rescompile.accuracy.parity import (
     Network,
     all_outputs,
@@ -88,6 +89,7 @@ def verify(
             outputs=manifest.outputs,
             progress=progress,
         )
+        measured = with_sizes(measured, trusted, engine, images=images, manifest=manifest, progress=progress)
     checks = judge_all(measured, limits)
     wrong = None
     if not built.random_weights:

@@ -68,10 +68,17 @@ class BuildRequest:
     batch: Batch
     image_shape: tuple[int, int, int]
     """One image, without the batch dimension, in the graph's layout."""
+    bounds: tuple[tuple[int, int, int], tuple[int, int, int]] | None = None
+    """The smallest and the largest image, where height and width are open in the graph."""
     target: str | None = None
     """Compute capability such as ``sm_89``; None for this machine."""
     timing_cache: Path | None = None
     progress: Progress | None = None
+
+    @property
+    def image_range(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """The smallest and the largest image."""
+        return self.bounds or (self.image_shape, self.image_shape)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,9 @@ def _ensemble(members: list[Source], config: ModelConfig) -> Source:
         for member in members
     ]
     first = members[0]
-    joined = source_of(ensemble_of(networks, config.ensemble_mean), ModelConfig(members=config.members))
+    joined = source_of(
+        ensemble_of(networks, config.ensemble_mean), ModelConfig(members=config.members, sizes=config.sizes)
+    )
     remarks = (remark for member in members for remark in member.remarks)
     return replace(
         joined,

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import onnx
 
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, size_words
-from rescompile.building.fidelity import check_against_file, check_against_function
+from rescompile.building.fidelity import (
+    check_against_file,
+    check_against_function,
+    file_answers,
+    size_tolerance,
+)
+from rescompile.building.size_check import check_sizes, references_of
 from rescompile.building.source import IMAGENET_CLASSES, Source, class_names_of
 from rescompile.config import ModelConfig
 from rescompile.errors import UsageError
@@ -51,6 +58,12 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
         )
     default, origin = _preprocess_of(network, simplified, found.form, channels, (height, width))
     size = height if height == width else (height, width)
+    preprocess = replace(options, crop=size).apply(default, channels=channels)
+    whole = partial(file_answers, network.graph, graph, simplified.intake, found.origins)
+    check_sizes(
+        graph, config, preprocess, partial(references_of, network, whole),
+        simplified.range, tolerance=size_tolerance(network.graph),
+    )  # fmt: skip
     classes = _class_count(graph)
     is_imagenet = (
         classes == IMAGENET_CLASSES and channels == 3 and (found.form is None or found.form.has_maxpool)
@@ -66,7 +79,7 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
         class_count=classes,
         class_names=given or class_names_of(config.classes, classes, is_imagenet=is_imagenet),
         checkpoint=network.checkpoint,
-        preprocess=replace(options, crop=size).apply(default, channels=channels),
+        preprocess=preprocess,
         is_imagenet=is_imagenet,
         random=config.weights == "random",
         preprocess_assumed=origin is None and not options.states_normalization,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from calibration.preprocess import Preprocess
 from rescompile.building.fidelity import check_against_function
+from rescompile.building.size_check import check_sizes
 from rescompile.config import ModelConfig
 from rescompile.graph.fold import fold
 from rescompile.graph.placement import place
@@ -49,6 +50,7 @@ def from_weights(config: ModelConfig, progress: Progress, weights: Weights | Non
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
     graph = place(fold(export(model, image_size=preprocess.size)))
     check_against_function(graph, partial(_answers, model), None)
+    check_sizes(graph, config, preprocess, lambda: [lambda images: [_answers(model, images)]])
     classes = model.fc.out_features
     is_imagenet = spec.family == "imagenet" and classes == IMAGENET_CLASSES
     return Source(

@@ -122,6 +122,11 @@ rescompile verify ENGINE --validation-set IMAGES
 def _ports(manifest: Manifest) -> str:
     rows = [("input", _port(port)) for port in manifest.inputs]
     rows += [("output", f"{_port(port)}: {_meaning(port)}") for port in manifest.outputs]
+    if manifest.sizes is not None:
+        own = "x".join(map(str, manifest.preprocess.size))
+        rows.append(
+            ("height and width", f"{manifest.sizes} (smallest and largest); calibrated and tuned at {own}")
+        )
     return _table([*rows, ("preprocessing", str(manifest.preprocess))])
 
 

@@ -132,30 +132,32 @@ def _compile(
 
 def _check_ports(path: Path, compiled: Any, manifest: Manifest) -> None:
     """Raise an EngineError where input or output have another shape, type or range of batch sizes than the manifest."""
-    batch, images = manifest.batch, manifest.inputs[0]
-    sizes = [(batch.min, batch.max), *((size, size) for size in images.shape[1:])]
+    batch, images, sizes = manifest.batch, manifest.inputs[0], manifest.sizes
+    ends = [images.shape[1:]] * 2 if sizes is None else [images.of_size(sizes.min), images.of_size(sizes.max)]
+    bounds = [(batch.min, batch.max), *zip(*ends, strict=True)]
     if len(compiled.inputs) == 1 and len(compiled.outputs) == len(manifest.outputs):
         port = compiled.input(0)
-        answered = [tuple(output.get_partial_shape())[1:] for output in compiled.outputs]
+        answered = [
+            output.matches(tuple(port.get_partial_shape()))
+            for output, port in zip(manifest.outputs, compiled.outputs, strict=True)
+        ]
         found = [(size.get_min_length(), size.get_max_length()) for size in port.get_partial_shape()]
         element = port.get_element_type().get_type_name()
-        if (found, element) == (sizes, _ELEMENTS[images.dtype]) and answered == [
-            output.shape[1:] for output in manifest.outputs
-        ]:
+        if (found, element) == (bounds, _ELEMENTS[images.dtype]) and all(answered):
             return
     raise EngineError(f"{path} does not fit the manifest; build the engine again")
 
 
 def _save(graph: onnx.ModelProto, request: base.BuildRequest, directory: Path) -> None:
-    """Write the graph in OpenVINO's format, for the batch sizes of ``request``."""
+    """Write the graph in OpenVINO's format, for the batch and image sizes of ``request``."""
     import openvino as ov
 
     serialized = graph.SerializeToString()
     with translate_errors("OpenVINO cannot read the deployable graph"):
         model = ov.Core().read_model(serialized)
-        low, high = request.batch.min, request.batch.max
-        batch = ov.Dimension(low) if low == high else ov.Dimension(low, high)
-        model.reshape(ov.PartialShape([batch, *request.image_shape]))
+        smallest, largest = request.image_range
+        lows, highs = (request.batch.min, *smallest), (request.batch.max, *largest)
+        model.reshape(ov.PartialShape([ov.Dimension(*ends) for ends in zip(lows, highs, strict=True)]))
     try:
         # the constants keep their types: compressing them would round FP32 weights that the user asked for
         ov.save_model(model, directory / OPENVINO_MODEL, compress_to_fp16=False)

@@ -3,7 +3,7 @@
 from rescompile.cli.options.calibration import CalibrationOptions
 from rescompile.cli.options.engine import EngineOptions
 from rescompile.cli.options.network import NetworkOptions, model_config
-from rescompile.cli.options.preprocessing import PreprocessingOptions
+from rescompile.cli.options.preprocessing import PreprocessingOptions, parse_size
 from rescompile.cli.options.shared import Directory, Json, SkipUnreadable, TrustedKeys
 from rescompile.cli.options.verdict import VerdictOptions
 
@@ -18,4 +18,5 @@ __all__ = [
     "TrustedKeys",
     "VerdictOptions",
     "model_config",
+    "parse_size",
 ]

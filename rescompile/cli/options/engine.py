@@ -46,6 +46,14 @@ class EngineOptions:
         ),
     ] = None
     batch: Annotated[str, _engine("One batch size, or MIN:OPT:MAX.")] = "1:1:32"
+    dynamic_size: Annotated[
+        str | None,
+        _engine(
+            "Take images of any height and width from MIN to MAX, each a side or HxW: 160:320. There is no optimum to "
+            "name: the engine is calibrated, judged and tuned at --size, which lies between them.",
+            metavar="MIN:MAX",
+        ),
+    ] = None
     input_format: Annotated[
         Literal["float32-nchw", "uint8-nhwc"],
         _engine("uint8-nhwc builds normalization and layout into the engine.", "--input"),

@@ -67,8 +67,8 @@ class PreprocessingOptions:
         from rescompile.sources.preprocess_options import PreprocessOptions
 
         return PreprocessOptions(
-            resize=_size(self.resize, "--resize"),
-            crop=_size(self.crop, "--crop"),
+            resize=parse_size(self.resize, "--resize"),
+            crop=parse_size(self.crop, "--crop"),
             crop_pct=self.crop_pct,
             interpolation=self.interpolation,
             mean=_mean(self.mean),
@@ -77,7 +77,8 @@ class PreprocessingOptions:
         )
 
 
-def _size(text: str | None, option: str) -> int | tuple[int, int] | None:
+def parse_size(text: str | None, option: str) -> int | tuple[int, int] | None:
+    """The side, or height and width, that ``option`` names; raises UsageError where ``text`` is neither."""
     if text is None:
         return None
     sides = text.lower().split("x")

@@ -55,6 +55,7 @@ def inspection_rows(inspection: Inspection) -> list[tuple[str, str]]:
         ("batch", str(manifest.batch)),
         *(("input", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}") for t in manifest.inputs),
         *(("output", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}, {t.kind}") for t in manifest.outputs),
+        *((("sizes", str(manifest.sizes)),) if manifest.sizes else ()),
         ("preprocess", str(manifest.preprocess)),
         *_names(manifest.classes),
         ("weights", f"{manifest.checkpoint.source} ({manifest.checkpoint.sha256[:12]}…)"),
