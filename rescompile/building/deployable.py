@@ -11,7 +11,8 @@ from rescompile.backends.base import RestType
 from rescompile.building.source import Source
 from rescompile.config import BuildConfig
 from rescompile.errors import LintError
-from rescompile.graph.bias_range import fold_within_int32
+from rescompile.graph.bias_range import scales_for_int32, with_coarser_weights
+from rescompile.graph.full_range import fold_zero_points
 from rescompile.graph.half import half
 from rescompile.graph.lint import RULES, fusable_adds, lint
 from rescompile.graph.preprocess import take_uint8
@@ -67,6 +68,14 @@ def make_deployable(
     return Deployable(
         graph, LintResult(tuple(RULES), (), floating_operations(graph)), fused, reformats(graph)
     )
+
+
+def fold_within_int32(quantized: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with zero points folded into biases that fit into int32, which some backends store them as."""
+    folded = fold_zero_points(quantized)
+    # biases have their final values only now; those that do not fit need other weights, and the weights new biases
+    least = scales_for_int32(folded)
+    return fold_zero_points(with_coarser_weights(quantized, least)) if least else folded
 
 
 def floating_operations(graph: onnx.ModelProto) -> tuple[FloatOperations, ...]:
