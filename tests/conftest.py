@@ -22,6 +22,7 @@ from calibration.preprocess import CIFAR, normalize
 from rescompile.building.source import Source, open_source
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.manifest import Batch
+from rescompile.measuring import speedup
 from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
 from rescompile.optional import installed
@@ -36,6 +37,9 @@ if os.environ.get("CI"):
 
 # an engine that a test loads leaves nothing in the user's cache; tests of the cache switch it on
 os.environ["RESCOMPILE_ENGINE_CACHE"] = "off"
+
+# builds in tests need no exact times
+speedup.SECONDS, speedup.TURN_SECONDS, speedup.REST = 0.0, 0.0, lambda _: None
 
 if installed("triton"):
     os.environ["TRITON_INTERPRET"] = "1"

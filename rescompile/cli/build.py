@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -89,6 +91,8 @@ def build(
         output=engine.output,
         force=engine.force,
         keep_reference=not engine.no_reference,
+        thumbnails=not engine.no_thumbnails,
+        command=shlex.join(["rescompile", *sys.argv[1:]]),
     )
     check_build(config)  # here too, because the import of the pipeline takes seconds
 

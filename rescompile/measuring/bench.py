@@ -22,16 +22,7 @@ from calibration.names import text_of
 from rescompile.backends.base import Hint, RunOptions
 from rescompile.cache import SWITCH
 from rescompile.errors import UsageError
-from rescompile.manifest import (
-    CALIBRATION,
-    GOLDEN,
-    GRAPH,
-    README,
-    REFERENCE,
-    REPORT_HTML,
-    REPORT_JSON,
-    Manifest,
-)
+from rescompile.manifest import Manifest
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import Origin, origin
 from rescompile.measuring.race import Contender, race
@@ -217,9 +208,6 @@ def _starts(directory: Path, threads: int | None) -> tuple[Start, Start]:
 def engine_facts(directory: Path, manifest: Manifest) -> EngineFacts:
     """Describe the engine from its manifest and build report."""
     built, fed = read_report(directory), manifest.inputs[0]
-    others = {GRAPH, REFERENCE, GOLDEN, CALIBRATION, REPORT_JSON, REPORT_HTML, README}
-    if manifest.backend == "onnxruntime":
-        others -= {GRAPH}
     return EngineFacts(
         directory=text_of(directory),
         model=manifest.model,
@@ -230,7 +218,7 @@ def engine_facts(directory: Path, manifest: Manifest) -> EngineFacts:
         input=f"{fed.dtype} {fed.layout} {list(fed.shape)}",
         manifest_sha256=manifest.sha256,
         checkpoint_sha256=manifest.checkpoint.sha256,
-        bytes=sum(digest.bytes for name, digest in manifest.files.items() if name not in others),
+        bytes=manifest.payload_bytes,
         images=built.images,
         top1=built.top1_engine,
         top1_agreement=built.top1_agreement,

@@ -64,7 +64,8 @@ def test_every_plot_and_every_figure_is_on_the_page() -> None:
     ]  # fmt: skip
     for part in (
         *captions,
-        "5 ms with int8",
+        "2.4x faster than fp32",
+        "int8 takes 5 ms for a call at batch 1, fp32 12 ms (medians)",
         "F.",
         "N.",
         "abc",
@@ -75,6 +76,35 @@ def test_every_plot_and_every_figure_is_on_the_page() -> None:
 def test_a_page_of_one_kind_has_the_headline_of_its_kind() -> None:
     assert "0.5 ms with int8" not in render_measurements(Measurements(profiles=[profile_report()]))
     assert "3 ms with int8" in render_measurements(Measurements(profiles=[profile_report()]))
+
+
+def test_without_an_fp32_engine_of_the_same_network_the_headline_is_a_time() -> None:
+    int8, fp32 = benches()
+    for others in (
+        [],
+        [int8],
+        [msgspec.structs.replace(fp32, engine=msgspec.structs.replace(fp32.engine, model="x"))],
+    ):
+        assert "5 ms with int8" in render_measurements(Measurements(benches=[int8, *others]))
+
+
+def test_facts_that_all_results_share_stand_on_the_page_once() -> None:
+    text = render_measurements(everything())
+    device = benches()[0].origin.device
+    assert text.count(f"<td>{device}</td>") == 1
+    assert text.count("<h3>") == 3
+
+
+def test_blocks_above_the_machines_lines_have_a_note() -> None:
+    report = profile_report()
+    assert "lie above" not in render_measurements(Measurements(profiles=[report]))
+    first, *others = report.engines
+    fast = tuple(msgspec.structs.replace(one, arithmetic_ms=2 * one.ms) for one in first.blocks[:2])
+    quick = msgspec.structs.replace(first, blocks=fast + first.blocks[2:])
+    page = render_measurements(
+        Measurements(profiles=[msgspec.structs.replace(report, engines=(quick, *others))])
+    )
+    assert "2 blocks of fp32 lie above the lines (stem, layer1.0)" in page
 
 
 def test_many_notes_are_folded_and_few_are_open() -> None:
