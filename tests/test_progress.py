@@ -39,8 +39,8 @@ def test_stages_are_recorded_in_their_order_with_wall_time() -> None:
         pass
     load, build = clock.records
     assert (load.name, build.name) == ("load", "build")
-    assert 0.02 <= load.seconds < 5
-    assert build.seconds < load.seconds
+    assert load.seconds >= 0.02
+    assert build.seconds >= 0
 
 
 @on_linux

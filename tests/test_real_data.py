@@ -50,8 +50,8 @@ def imagenet(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Build
 
 @pytest.fixture(scope="module")
 def int8(imagenet: Build, real_data: Path) -> tuple[Path, BuildReport]:
-    calibration = CalibrationConfig(images=real_data / "imagenet/calibration", limit=64)
-    return imagenet(50, 200, calibration=calibration)
+    calibration = CalibrationConfig(images=real_data / "imagenet/calibration", limit=32)
+    return imagenet(50, 100, calibration=calibration)
 
 
 def test_a_cifar_network_keeps_its_published_accuracy(real_data: Path, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_block_with_an_outlier_channel_is_found(real_data: Path, tmp_path: Pat
 
 def test_resnet50_int8_agrees_with_fp32(int8: tuple[Path, BuildReport]) -> None:
     report = int8[1]
-    assert report.images == 200
+    assert report.images == 100
     assert report.top1_agreement is not None
     assert report.relative_rms is not None
     assert report.top1_agreement >= 0.96
@@ -103,7 +103,7 @@ def test_resnet50_int8_agrees_with_fp32(int8: tuple[Path, BuildReport]) -> None:
 
 
 def test_the_built_in_photographs_do_nearly_as_well(imagenet: Build) -> None:
-    _, report = imagenet(18, 100, calibration=CalibrationConfig(limit=64))
+    _, report = imagenet(18, 100, calibration=CalibrationConfig(limit=32))
     assert report.top1_agreement is not None
     assert report.relative_rms is not None
     assert report.top1_agreement >= 0.94
@@ -112,7 +112,7 @@ def test_the_built_in_photographs_do_nearly_as_well(imagenet: Build) -> None:
 
 
 def test_an_fp16_engine_agrees_with_fp32(imagenet: Build) -> None:
-    _, report = imagenet(18, 100, precision="fp16")
+    _, report = imagenet(18, 50, precision="fp16")
     assert report.top1_agreement is not None
     assert report.top1_agreement >= 0.995
 

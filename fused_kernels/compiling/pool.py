@@ -22,7 +22,7 @@ _START = (
     "import sys; sys.path = [*filter(None, sys.path)]; import runpy; "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
-"""Runs a module without the working directory on its path, where anybody may have put a ``queue.py``."""
+"""Runs a module without the working directory on its path, where someone may have put a ``queue.py``."""
 
 
 def default_jobs() -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from rescompile.backends.resource_pool import ResourcePool
 from rescompile.errors import BackendError
+from tests.waiting import until
 
 
 def use(pool: ResourcePool[str], seconds: float = 0.0) -> str:
@@ -21,10 +22,18 @@ def use(pool: ResourcePool[str], seconds: float = 0.0) -> str:
         return resource
 
 
+def is_closed(pool: ResourcePool[str]) -> bool:
+    try:
+        use(pool)
+    except BackendError:
+        return True
+    return False
+
+
 def test_threads_share_what_is_there() -> None:
     pool = ResourcePool(["one", "two"])
     with ThreadPoolExecutor(8) as threads:
-        found = [future.result(30) for future in [threads.submit(use, pool, 0.001) for _ in range(100)]]
+        found = [future.result(120) for future in [threads.submit(use, pool, 0.001) for _ in range(100)]]
     assert set(found) == {"one", "two"}
 
 
@@ -43,11 +52,12 @@ def test_draining_waits_for_what_is_in_use_and_hands_all_of_it_out_once() -> Non
         with slot.lock:
             taken = slot.resource()
             draining = [threads.submit(pool.drain) for _ in range(2)]
+            until(lambda: is_closed(pool))
             with pytest.raises(TimeoutError):
                 draining[0].result(timeout=0.05)
             waiting = threads.submit(use, pool)
-        drained = sorted(len(future.result(timeout=30)) for future in draining)
-        assert isinstance(waiting.exception(timeout=30), BackendError)
+        drained = sorted(len(future.result(timeout=120)) for future in draining)
+        assert isinstance(waiting.exception(timeout=120), BackendError)
     assert taken == "one"
     assert drained == [0, 2]
     assert pool.drain() == []
@@ -61,7 +71,7 @@ def test_closing_ends_the_waiting() -> None:
             waiting = [threads.submit(use, pool) for _ in range(2)]
             assert pool.close() == ["request"]
         for future in waiting:
-            assert isinstance(future.exception(timeout=30), BackendError)
+            assert isinstance(future.exception(timeout=120), BackendError)
     with pytest.raises(BackendError, match="closed"):
         use(pool)
 

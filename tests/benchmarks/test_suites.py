@@ -224,7 +224,7 @@ def test_time_that_deep_networks_do_not_need_is_no_part_of_what_they_cost(
 ) -> None:
     class Slow(Entrant):
         def prepare(self, net: Network, artifacts: Any, threads: int) -> Any:
-            time.sleep(1.0)
+            time.sleep(2.0)
             return super().prepare(net, artifacts, threads)
 
     spent: list[float] = []

@@ -1,17 +1,19 @@
 """No build ends "verified" while the user's own evaluation in PyTorch says something else.
 
-The network, its wrapper, its head, its preprocessing and its labels are drawn. The user's evaluation is this module's
-own code: it shares nothing with the product but the checkpoint and the images. Users who forget the preprocessing know
-at least the accuracy of their network, and ask for it with ``--min-top1``: without that, a wrong mean that costs only
-some accuracy, and is not beaten by a usual one, cannot be told from a network of that accuracy.
+The network, its wrapper, its head, the resizing, crop, colours and normalization of its images, and their labels are
+drawn. The user's evaluation is this module's own code: it shares nothing with the product but the checkpoint and the
+images. Users who forget the normalization know at least the accuracy of their network, and ask for it with
+``--min-top1``: without that, a wrong mean that costs only some accuracy, and is not beaten by a usual one, cannot be
+told from a network of that accuracy.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -76,27 +78,71 @@ class Net(nn.Module):
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """The user's own way from a photograph to the pixels of the network."""
+
+    crop: int | tuple[int, int]
+    resize: int | tuple[int, int]
+    interpolation: Literal["nearest", "bilinear", "bicubic"]
+    color: Literal["RGB", "BGR"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
+
+    def __call__(self, photograph: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(photograph)
+        resampling = Image.Resampling[self.interpolation.upper()]
+        if isinstance(self.resize, tuple):
+            image = image.resize(self.resize[::-1], resampling)
+        elif self.resize:
+            image = image.resize((int(self.resize * image.width / image.height), self.resize), resampling)
+        height, width = self.size
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        pixels = np.asarray(image.crop((left, top, left + width, top + height)))
+        return pixels[..., ::-1] if self.color == "BGR" else pixels
+
+
+@dataclass(frozen=True)
 class World:
     """A user's network, images, labels and own evaluation."""
 
     net: Net
     other: Net
     """The raw weights beside averaged ones."""
-    images: np.ndarray  # uint8 [N, 32, 32, 3]
+    geometry: Geometry
+    images: np.ndarray  # uint8 [N, 32, 40, 3]
     labels: np.ndarray  # [N]
     mean: Triple
     std: Triple
 
     def logits(self) -> np.ndarray:
-        return evaluate(self.net, self.images, self.mean, self.std)
+        return evaluate(self.net, pixels_of(self.images, self.geometry), self.mean, self.std)
 
 
-def evaluate(net: Net, images: np.ndarray, mean: Triple, std: Triple) -> np.ndarray:
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    x = (x - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+def pixels_of(images: np.ndarray, geometry: Geometry) -> np.ndarray:
+    return np.stack([geometry(image) for image in images])
+
+
+def normalized(pixels: np.ndarray, mean: Triple, std: Triple) -> Tensor:
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return (x - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+
+
+def evaluate(net: Net, pixels: np.ndarray, mean: Triple, std: Triple) -> np.ndarray:
     with torch.inference_mode():
-        logits: np.ndarray = net.eval()(x).numpy()
+        logits: np.ndarray = net.eval()(normalized(pixels, mean, std)).numpy()
     return logits
+
+
+def draw_geometry(random: np.random.Generator) -> Geometry:
+    height, width = (int(side) for side in random.integers(16, 25, 2))
+    return Geometry(
+        crop=(height, width) if random.random() < 0.5 else height,
+        resize=((26, 30), 27, 0)[int(random.integers(3))],
+        interpolation=("nearest", "bilinear", "bicubic")[int(random.integers(3))],  # type: ignore[arg-type]
+        color=("RGB", "BGR")[int(random.integers(2))],  # type: ignore[arg-type]
+    )
 
 
 def make_world(seed: int, head: str) -> World:
@@ -104,26 +150,26 @@ def make_world(seed: int, head: str) -> World:
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     # coloured images with blobs: what differs between images are colours and places, as in photographs
-    coarse = random.uniform(0, 255, (COUNT, 4, 4, 3)) * 0.6 + random.uniform(0, 255, (COUNT, 1, 1, 3)) * 0.4
+    coarse = random.uniform(0, 255, (COUNT, 4, 5, 3)) * 0.6 + random.uniform(0, 255, (COUNT, 1, 1, 3)) * 0.4
     images = np.stack(
-        [np.asarray(Image.fromarray(tile.astype(np.uint8)).resize((32, 32))) for tile in coarse]
+        [np.asarray(Image.fromarray(tile.astype(np.uint8)).resize((40, 32))) for tile in coarse]
     )
     mean: Triple = tuple(random.uniform(0.3, 0.6, 3).round(3).tolist())
     std: Triple = tuple(random.uniform(0.15, 0.35, 3).round(3).tolist())
+    geometry = draw_geometry(random)
+    pixels = pixels_of(images, geometry)
     nets = [Net(head), Net(head)]
     for net in nets:
-        _normalize_statistics(net, images, mean, std)
-    logits = evaluate(nets[0], images, mean, std)
+        _normalize_statistics(net, normalized(pixels, mean, std))
+    logits = evaluate(nets[0], pixels, mean, std)
     labels = logits.argmax(1)
     wrong = random.random(COUNT) < 0.05
     labels = np.where(wrong, random.integers(0, len(CLASSES), COUNT), labels)
-    return World(nets[0], nets[1], images, labels.astype(np.int64), mean, std)
+    return World(nets[0], nets[1], geometry, images, labels.astype(np.int64), mean, std)
 
 
-def _normalize_statistics(net: Net, images: np.ndarray, mean: Triple, std: Triple) -> None:
+def _normalize_statistics(net: Net, x: Tensor) -> None:
     """Running statistics of the images, and a classifier that uses all classes alike."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    x = (x - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -162,7 +208,7 @@ def save(world: World, wrapper: str, folder: Path) -> tuple[ModelConfig, dict[st
         path = folder / "net.onnx"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch prefers its other exporter
-            torch.onnx.export(net.eval(), (torch.zeros(1, 3, 32, 32),), path, dynamo=False, verbose=False,
+            torch.onnx.export(net.eval(), (torch.zeros(1, 3, *world.geometry.size),), path, dynamo=False, verbose=False,
                           input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "n"}})  # fmt: skip
         return ModelConfig(onnx=path), {}
     payload: object = {
@@ -276,13 +322,9 @@ def build_of(
 
 
 def disagreement(world: World, folder: Path, report: rescompile.BuildReport) -> float:
-    """Share of the images on which the engine and the user's evaluation differ, given pixels as the engine asks."""
-    engine = rescompile.load(folder / "engine")
-    pre = engine.manifest.preprocess
-    x = world.images.astype(np.float32) / 255
-    x = (x - np.array(pre.mean, np.float32)) / np.array(pre.std, np.float32)
-    with engine:
-        found = np.concatenate([engine(image[None]) for image in x.transpose(0, 3, 1, 2)])
+    """Share of the images on which the engine and the user's evaluation differ."""
+    with rescompile.load(folder / "engine") as engine:
+        found = np.concatenate([engine(engine.preprocess(image)) for image in world.images])
     return float((found.argmax(1) != world.logits().argmax(1)).mean())
 
 
@@ -295,7 +337,7 @@ def disagreement(world: World, folder: Path, report: rescompile.BuildReport) -> 
     head=st.sampled_from(("linear", "dropout")),
     wrapper=st.sampled_from(WRAPPERS),
     labels=st.sampled_from((*TOLD, *MISTAKEN)),
-    said=st.sampled_from(("right", "0..255", "BGR order", "forgotten")),
+    said=st.sampled_from(("right", "0..255", "other colours", "forgotten")),
 )
 def test_verified_means_that_the_users_own_evaluation_agrees(
     tmp_path_factory: pytest.TempPathFactory, seed: int, head: str, wrapper: str, labels: str, said: str
@@ -305,16 +347,23 @@ def test_verified_means_that_the_users_own_evaluation_agrees(
     own = float((world.logits().argmax(1) == world.labels).mean())
     assume(own > 0.85)
     asked = Limits(min_agreement=1 - MOST_DISAGREEMENT, max_relative_rms=1e-3, min_top1=own - 0.1)
-    preprocess = {
-        "right": PreprocessOptions(mean=mean, std=std),
-        "BGR order": PreprocessOptions(mean=mean[::-1], std=std[::-1], color="BGR"),
-        "forgotten": PreprocessOptions(),
-    }.get(said)
+    size = PreprocessOptions(
+        crop=world.geometry.crop, resize=world.geometry.resize, interpolation=world.geometry.interpolation
+    )
+    color = world.geometry.color
     report: rescompile.BuildReport | str
     try:
-        preprocess = preprocess or PreprocessOptions(
-            mean=(255 * mean[0], 255 * mean[1], 255 * mean[2]), std=(255 * std[0], 255 * std[1], 255 * std[2])
-        )
+        match said:
+            case "right":
+                preprocess = replace(size, mean=mean, std=std, color=color)
+            case "other colours":
+                other: Literal["RGB", "BGR"] = "RGB" if color == "BGR" else "BGR"
+                preprocess = replace(size, mean=mean[::-1], std=std[::-1], color=other)
+            case "0..255":
+                large = (tuple(255 * value for value in values) for values in (mean, std))
+                preprocess = replace(size, mean=next(large), std=next(large), color=color)
+            case _:
+                preprocess = size
         report = build_of(world, wrapper, labels, preprocess, folder, None if said == "right" else asked)
     except RescompileError as error:
         report = str(error)

@@ -78,7 +78,7 @@ class Slow:
             self.inside += 1
             self.most = max(self.most, self.inside)
         self.entered.release()
-        assert self.go.wait(30)
+        assert self.go.wait(120)
         with self._lock:
             self.inside -= 1
         return np.zeros((len(images), CLASSES), np.float32)
@@ -93,10 +93,10 @@ def test_only_concurrent_runners_are_called_at_once(parallel: int | None, most: 
     engine = Engine(manifest("fp32", "openvino"), runner)
     pending = [engine.submit(sample_images(1)) for _ in range(6)]
     for _ in range(most):
-        assert runner.entered.acquire(timeout=30)
+        assert runner.entered.acquire(timeout=120)
     assert not any(future.done() for future in pending)
     runner.go.set()
-    assert all(future.result(timeout=30).shape == (1, CLASSES) for future in pending)
+    assert all(future.result(timeout=120).shape == (1, CLASSES) for future in pending)
     assert runner.most == most
 
 

@@ -49,7 +49,7 @@ def test_submitted_requests_get_their_own_answers(parallel: int, through: Throug
     with load(gpu, parallel, through) as engine:
         pending = [engine.submit(images) for images in requests]
         for future, images in zip(pending, requests, strict=True):
-            assert agree(future.result(timeout=30), images)
+            assert agree(future.result(timeout=120), images)
     assert gpu.nothing_left()
 
 
@@ -59,7 +59,7 @@ def test_many_threads_may_call_and_submit(parallel: int) -> None:
     requests = [sample_images(2 + seed % 3, seed=seed) for seed in range(60)]
     with load(gpu, parallel) as engine, ThreadPoolExecutor(8) as pool:
         called = list(pool.map(engine, requests))
-        submitted = [future.result(timeout=30) for future in pool.map(engine.submit, requests)]
+        submitted = [future.result(timeout=120) for future in pool.map(engine.submit, requests)]
     for found in (called, submitted):
         assert all(agree(answer, images) for answer, images in zip(found, requests, strict=True))
     assert gpu.nothing_left()
@@ -73,16 +73,16 @@ def test_as_many_are_on_the_gpu_at_once_as_there_are_slots_and_the_caller_does_n
 
     def wait() -> None:
         there.release()
-        assert go.wait(30)
+        assert go.wait(120)
 
     gpu.at_synchronize = wait
     pending = [engine.submit(images) for images in requests]  # returns, although nothing is done
-    assert all(there.acquire(timeout=30) for _ in range(2))
+    assert all(there.acquire(timeout=120) for _ in range(2))
     assert len(list(gpu.pending())) == 2
     assert not there.acquire(timeout=0.05)  # the third waits for a slot
     assert not any(future.done() for future in pending)
     go.set()
-    assert all(agree(future.result(timeout=30), x) for future, x in zip(pending, requests, strict=True))
+    assert all(agree(future.result(timeout=120), x) for future, x in zip(pending, requests, strict=True))
     engine.close()
 
 
@@ -94,22 +94,22 @@ def test_closing_finishes_the_calls_that_run_and_refuses_those_that_wait() -> No
 
     def wait() -> None:
         there.set()
-        assert go.wait(30)
+        assert go.wait(120)
 
     gpu.at_synchronize = wait
     with ThreadPoolExecutor(4) as pool:
         running = pool.submit(run, images)
-        assert there.wait(30)
+        assert there.wait(120)
         waiting = pool.submit(run, images)
         closing = [pool.submit(run.close) for _ in range(2)]
         done, _ = wait_for((running, *closing), timeout=0.05)
         assert not done
         go.set()
-        assert agree(running.result(timeout=30), images)
+        assert agree(running.result(timeout=120), images)
         for future in closing:
-            future.result(timeout=30)
+            future.result(timeout=120)
         # it may have come before the end, as the closing threads start when they like
-        assert isinstance(waiting.exception(timeout=30), BackendError | None)
+        assert isinstance(waiting.exception(timeout=120), BackendError | None)
     assert gpu.nothing_left()
 
 
@@ -133,7 +133,7 @@ def test_memory_is_taken_once_for_every_slot() -> None:
         assert [len(locked.content) for locked in gpu.locked] == [8 * image, 8 * answer] * 3
         room = gpu.room
         for future in [engine.submit(sample_images(count)) for count in (1, 8, 20)]:
-            future.result(timeout=30)
+            future.result(timeout=120)
         assert gpu.room == room
 
 
@@ -178,7 +178,7 @@ def test_a_driver_that_fails_during_a_call_is_one_sentence(call: str, through: T
     gpu.failing[call] = 700
     future = engine.submit(images)
     with pytest.raises(BackendError, match=sentence(call, CALLS[call], 700, through)):
-        future.result(timeout=30)
+        future.result(timeout=120)
     del future  # its traceback holds what the fake function was called with
     gpu.failing.clear()
     assert agree(engine(images), images)

@@ -45,7 +45,7 @@ def config(small: Path, output: Path, precision: Precision = "int8", **fields: A
         validation_set=small / "images.npz",
         backend="triton",
         target=fields.pop("target", "sm_90"),
-        batch=Batch(1, 2, 4),
+        batch=fields.pop("batch", Batch(1, 2, 4)),
         output=output,
         **fields,
     )
@@ -213,7 +213,7 @@ def test_a_plan_that_was_changed_is_refused(built: tuple[Path, BuildReport], tmp
 @pytest.mark.slow
 def test_a_real_build_is_deterministic_and_complete(small: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):  # the second takes machine code from Triton's cache
-        assert build(config(small, tmp_path / name)).passed
+        assert build(config(small, tmp_path / name, batch=Batch(2, 2, 2))).passed
     files = [read_manifest(tmp_path / name).files for name in ("a", "b")]
     machine_code = [name for name in files[0] if name.endswith(".cubin")]
     assert {name: files[0][name] for name in machine_code} == {name: files[1][name] for name in machine_code}

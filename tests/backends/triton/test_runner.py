@@ -209,7 +209,7 @@ def test_requests_that_run_at_once_have_arenas_and_graphs_of_their_own(written: 
     gpu = FakeGpu(written[1])
     requests = [images("cifar", 1), -images("cifar", 1)]
     both_there = threading.Barrier(2)
-    gpu.at_synchronize = lambda: both_there.wait(30)
+    gpu.at_synchronize = lambda: both_there.wait(120)
     engine = Engine(manifest_of(written[1]), runner(written, gpu, 2))
     with engine:
         pending = [engine.submit(x) for x in requests]

@@ -22,5 +22,5 @@ def context_for(tmp_path: Path, sent: list[tuple[Any, ...]], **options: Any) -> 
     context = Context(
         settings, Setting(CPU, TINY), lambda *message: sent.append(message), GpuLock(tmp_path / "lock"), set()
     )
-    context.phase, context.deadline = "kernels", time.monotonic() + 60
+    context.phase, context.deadline = "kernels", time.monotonic() + 600
     return context

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import multiprocessing
-import time
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ from benchmarks.gpu.gpu_lock import GpuLock, hold_while_inductor_times
 from benchmarks.gpu.peers import PeerProcesses, priorities
 from benchmarks.gpu.workloads import Workload
 from tests.benchmarks.gpu import scripted
+from tests.waiting import until
 
 
 def test_the_workloads_of_the_bars_are_compiled_first() -> None:
@@ -27,26 +28,38 @@ def test_the_workloads_of_the_bars_are_compiled_first() -> None:
 
 def test_two_processes_never_hold_the_gpu_together(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=scripted.hold, args=(tmp_path / "lock", 1.0, ready))
+    ready, enough, mine = context.Event(), context.Event(), threading.Event()
+    process = context.Process(target=scripted.hold, args=(tmp_path / "lock", ready, enough))
     process.start()
-    assert ready.wait(60)
-    started = time.monotonic()
+    assert ready.wait(120)
     lock = GpuLock(tmp_path / "lock")
-    with lock.held(), lock.held():  # re-entrant
-        assert time.monotonic() - started > 0.5
+
+    def take() -> None:
+        with lock.held(), lock.held():  # re-entrant
+            mine.set()
+
+    taker = threading.Thread(target=take)
+    taker.start()
+    assert not mine.wait(0.3), "both hold it"
+    enough.set()
+    assert mine.wait(120)
+    taker.join()
     process.join()
 
 
 def test_a_lingering_lock_is_kept_between_uses_and_given_back_in_time(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    lock = GpuLock(path, linger=0.3, longest=60.0)
-    with lock.held():
+    lingering = GpuLock(path, linger=600.0, longest=600.0)
+    with lingering.held():
         pass
     assert is_locked(path)
-    time.sleep(1.0)
-    assert not is_locked(path)
-    brief = GpuLock(path, linger=60.0, longest=0.0)
+    other = tmp_path / "other"
+    lock = GpuLock(other, linger=0.3, longest=600.0)
+    with lock.held():
+        assert is_locked(other)
+    until(lambda: not is_locked(other))
+    path = tmp_path / "third"
+    brief = GpuLock(path, linger=600.0, longest=0.0)
     with brief.held():
         assert is_locked(path)
     assert not is_locked(path)
