@@ -42,7 +42,7 @@ GOLDEN = "golden.npz"
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 README = "README.md"
 """The directory in words; absent in engines of versions up to 0.1."""
-BESIDE_THE_PAYLOAD = {GRAPH, REFERENCE, GOLDEN, CALIBRATION, REPORT_JSON, REPORT_HTML, README}
+_BESIDE_THE_PAYLOAD = {GRAPH, REFERENCE, GOLDEN, CALIBRATION, REPORT_JSON, REPORT_HTML, README}
 """The files of an engine that its backend does not load, but for the graph of ONNX Runtime."""
 TENSORRT_ENGINE = "model.engine"
 OPENVINO_MODEL, OPENVINO_WEIGHTS = "model.xml", "model.bin"
@@ -157,7 +157,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @property
     def payload_bytes(self) -> int:
         """Size of the files that the backend loads."""
-        others = BESIDE_THE_PAYLOAD - ({GRAPH} if self.backend == "onnxruntime" else set())
+        others = _BESIDE_THE_PAYLOAD - ({GRAPH} if self.backend == "onnxruntime" else set())
         return sum(digest.bytes for name, digest in self.files.items() if name not in others)
 
     def digest(self) -> str:

@@ -19,7 +19,7 @@ from rescompile.backends.openvino.compile import read_payload
 from rescompile.engine_files import EngineFiles
 from rescompile.errors import EngineError, UsageError
 from rescompile.files import atomic_directory, sha256_of
-from rescompile.manifest import BESIDE_THE_PAYLOAD, MANIFEST, FileDigest, Manifest
+from rescompile.manifest import MANIFEST, FileDigest, Manifest, read_manifest
 from rescompile.manifest import OPENVINO_MODEL as MODEL
 from rescompile.report import JsonReport, read_report
 from rescompile.runtime.integrity import CheckedEngine, read_engine
@@ -91,7 +91,7 @@ def export(directory: Path, config: ExportConfig) -> Export:
         EngineError: the engine is damaged, failed its limits, or cannot run on the server.
         OutputError: the repository cannot be written.
     """
-    checked = read_engine(directory, also=tuple(BESIDE_THE_PAYLOAD))
+    checked = read_engine(directory, also=tuple(read_manifest(directory).files))
     manifest, files = checked.manifest, checked.files
     passed = _verdict(files, force=config.force)
     payload = payload_of(manifest, config.server, onnx=config.onnx, python=config.python)
