@@ -18,6 +18,7 @@ from rescompile.measuring.measurements import Measurements, read_measurements
 from rescompile.measuring.profile_report import ProfileReport
 from rescompile.presenting.html.measurements_page import plots_of, render_measurements
 from rescompile.presenting.plots.bench import accuracies, labels
+from rescompile.presenting.plots.profile import notes_above_the_line
 from tests.measuring.scripted import steady
 from tests.measuring.test_profile import RATES, block, engine
 from tests.measuring.test_run_comparison import bench_report
@@ -97,14 +98,20 @@ def test_facts_that_all_results_share_stand_on_the_page_once() -> None:
 
 def test_blocks_above_the_machines_lines_have_a_note() -> None:
     report = profile_report()
-    assert "lie above" not in render_measurements(Measurements(profiles=[report]))
-    first, *others = report.engines
-    fast = tuple(msgspec.structs.replace(one, arithmetic_ms=2 * one.ms) for one in first.blocks[:2])
-    quick = msgspec.structs.replace(first, blocks=fast + first.blocks[2:])
-    page = render_measurements(
-        Measurements(profiles=[msgspec.structs.replace(report, engines=(quick, *others))])
+    assert notes_above_the_line(report)[0].startswith(
+        "fp32: 1 block above the machine's lines (fc): the limits"
     )
-    assert "2 blocks of fp32 lie above the lines (stem, layer1.0)" in page
+    assert "int8: 1 block above" in render_measurements(Measurements(profiles=[report]))
+    slow = tuple(
+        msgspec.structs.replace(
+            one,
+            blocks=tuple(
+                msgspec.structs.replace(block, arithmetic_ms=block.ms, memory_ms=0.0) for block in one.blocks
+            ),
+        )
+        for one in report.engines
+    )
+    assert notes_above_the_line(msgspec.structs.replace(report, engines=slow)) == []
 
 
 def test_many_notes_are_folded_and_few_are_open() -> None:

@@ -60,7 +60,7 @@ def notes_above_the_line(report: ProfileReport) -> list[str]:
         above = [block.block for block in engine.blocks if block.ms and block.ms < _ABOVE * block.floor_ms]
         if above:
             found.append(
-                f"{counted(len(above), 'block')} of {name_of(engine, report)} lie above the lines ({listing(above)}): "
+                f"{name_of(engine, report)}: {counted(len(above), 'block')} above the machine's lines ({listing(above)}): "
                 "the limits were measured too low, perhaps under other load, or the data stayed in a cache; profile "
                 "again on an idle machine"
             )
