@@ -59,9 +59,9 @@ def notes_above_the_line(report: ProfileReport) -> list[str]:
     for engine in report.engines:
         above = [block.block for block in engine.blocks if block.ms and block.ms < _ABOVE * block.floor_ms]
         if above:
+            blocks = f"{counted(len(above), 'block')} above the machine's lines ({listing(above)})"
             found.append(
-                f"{name_of(engine, report)}: {counted(len(above), 'block')} above the machine's lines ({listing(above)}): "
-                "the limits were measured too low, perhaps under other load, or the data stayed in a cache; profile "
+                f"{name_of(engine, report)}: {blocks}: the limits were measured too low, perhaps under other load, or the data stayed in a cache; profile "
                 "again on an idle machine"
             )
     return found
