@@ -61,8 +61,8 @@ def notes_above_the_line(report: ProfileReport) -> list[str]:
         if above:
             blocks = f"{counted(len(above), 'block')} above the machine's lines ({listing(above)})"
             found.append(
-                f"{name_of(engine, report)}: {blocks}: the limits were measured too low, perhaps under other load, or the "
-                "data stayed in a cache; profile again on an idle machine"
+                f"{name_of(engine, report)}: {blocks}: the limits were measured too low, perhaps under other load, or "
+                "the data stayed in a cache; profile again on an idle machine"
             )
     return found
 
