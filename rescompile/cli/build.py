@@ -72,6 +72,7 @@ def build(
 
     - `rescompile build --model torchvision:resnet50 --outputs c3,c4,c5 --calibration-set photos/`
     """
+    from calibration.names import text_of
     from rescompile.building.early_checks import check_build
     from rescompile.config import BuildConfig, parse_batch, parse_fp16_blocks
 
@@ -92,7 +93,7 @@ def build(
         force=engine.force,
         keep_reference=not engine.no_reference,
         thumbnails=not engine.no_thumbnails,
-        command=shlex.join(["rescompile", *sys.argv[1:]]),
+        command=text_of(shlex.join(["rescompile", *sys.argv[1:]])),
     )
     check_build(config)  # here too, because the import of the pipeline takes seconds
 
