@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: quickstart runtime test docs lint
+.PHONY: quickstart runtime lowest smoke test docs lint sbom hashes
 
 # A fresh environment, a small network trained on real digits, and its INT8 engine with a verdict.
 quickstart:
@@ -12,11 +12,30 @@ quickstart:
 runtime:
 	$(PYTHON) -m venv --clear .venv-runtime
 	.venv-runtime/bin/python -m pip install --quiet --constraint constraints.txt .
-	.venv-runtime/bin/rescompile run quickstart/engine quickstart/digit.png
-	.venv-runtime/bin/rescompile verify quickstart/engine --validation-set quickstart/validation --min-agreement 0.98
-	.venv-runtime/bin/rescompile inspect quickstart/engine
-	.venv-runtime/bin/rescompile profile quickstart/engine --seconds 1
-	.venv-runtime/bin/rescompile bench quickstart/engine --seconds 1 --starts 1
+	$(MAKE) smoke BIN=.venv-runtime/bin/
+
+# The same with the lowest versions that pyproject.toml allows; PYTHON=python3.10 makes it the lowest Python, too.
+lowest:
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct .
+	$(MAKE) smoke BIN=.venv-lowest/bin/
+
+# What an installation of the base does, with the engine of the quickstart.
+smoke:
+	$(BIN)rescompile run quickstart/engine quickstart/digit.png
+	$(BIN)rescompile verify quickstart/engine --validation-set quickstart/validation --min-agreement 0.98
+	$(BIN)rescompile inspect quickstart/engine
+	$(BIN)rescompile profile quickstart/engine --seconds 1
+	$(BIN)rescompile bench quickstart/engine --seconds 1 --starts 1
+
+# All components that the extras build and sign install, with versions and licences, as CycloneDX (sbom.cdx.json).
+sbom:
+	$(PYTHON) -m venv --clear .venv-sbom
+	.venv-sbom/bin/python -m pip install --quiet --constraint constraints.txt '.[build,sign]'
+	$(PYTHON) -m venv --clear .venv-cyclonedx
+	.venv-cyclonedx/bin/python -m pip install --quiet cyclonedx-bom
+	.venv-cyclonedx/bin/cyclonedx-py environment .venv-sbom --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
 
 # Lint, types and all tests in a fresh environment, as in continuous integration. Each of the two workers uses one thread:
 # with more threads than cores, small convolutions take up to forty times as long. nvidia-pytriton carries a real
@@ -39,3 +58,12 @@ lint:
 	$(BIN)ruff check .
 	$(BIN)ruff format --check .
 	$(BIN)mypy
+
+# The digests of what the base installs.
+hashes:
+	$(PYTHON) -m venv --clear .venv-hashes
+	.venv-hashes/bin/python -m pip install --quiet uv
+	head -2 constraints-hashed.txt > build-hashes.txt
+	.venv-hashes/bin/uv pip compile --quiet pyproject.toml --constraint constraints.txt --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate >> build-hashes.txt
+	mv build-hashes.txt constraints-hashed.txt

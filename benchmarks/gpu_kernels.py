@@ -3,8 +3,9 @@
     python benchmarks/gpu_kernels.py [--output FILE] [--budget-seconds 540] [--batch 32 128 256]
 
 Correctness comes first; then tiles are tuned; then operations, blocks and whole networks are timed beside cuDNN, eager
-PyTorch and ``torch.compile``. benchmarks/README.md says what the figures mean. Exit code: 0 all right, 1 something gave
-a wrong result or failed, 2 wrong usage.
+PyTorch and ``torch.compile``. benchmarks/README.md says what the figures mean. The results are
+written anew after each one. Exit code: 0 all right, 1 something gave a wrong result or failed or nothing was measured,
+2 wrong usage.
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ class Supervisor:
             self.output = self.output or default_output(values[0])
         elif kind == "ceilings":
             report.ceilings = values[0]
+            self._save()
         elif kind == "begin":
             self.under_way = values[0]
             self.finished.add(values[0])
@@ -142,6 +144,7 @@ class Supervisor:
             self.under_way = None
         elif kind == "result":
             report.sections[values[0]].append(values[1])
+            self._save()
         elif kind == "skipped":
             report.skipped.append({"name": values[0], "reason": values[1]})
         elif kind == "failed":
@@ -150,7 +153,6 @@ class Supervisor:
             report.compile_failures = list(dict.fromkeys([*report.compile_failures, *values[0]]))
         elif kind == "phase":
             report.phases.append({"name": values[0], "seconds": values[1]})
-            self._save()
         elif kind == "lost":
             print(f"the GPU answers no more ({values[0]}): going on in a new process", flush=True)
             self.lost = True
@@ -186,7 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         shutil.rmtree(folder, ignore_errors=True)
     print(as_text(report))
     print(f"written to {output}")
-    raise SystemExit(1 if report.wrong() else 0)
+    if not report.measured():
+        print("nothing was measured")
+    raise SystemExit(0 if report.measured() and not report.wrong() else 1)
 
 
 def _run(

@@ -1,14 +1,17 @@
-"""Result files of benchmarks: one folder for each device, one file for each run."""
+"""Result files of benchmarks: one folder for each device, one file for each run; what their pages say of a run."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from rescompile.files import atomic_write, writing
 from rescompile.measuring.origin import Origin
+from rescompile.wording import counted
 
 
 def slug(name: str) -> str:
@@ -33,3 +36,28 @@ def write_result(document: msgspec.Struct, path: Path) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a benchmark that has a page of its own."""
+
+    command: str
+    origin: Origin
+
+    def write(self, path: Path) -> None:
+        """Write the document whole or not at all."""
+        write_result(self, path)
+
+    def measured_on(self, versions: Mapping[str, str] | None = None) -> str:
+        """Date, commit, device, versions of other tools, and the command; without a full stop."""
+        made = self.origin
+        tools = ", ".join(f"{name} {version}" for name, version in (versions or {}).items())
+        return (
+            f"Measured on {made.date[:10]} at commit `{made.commit}` on {made.device}, "
+            f"{counted(made.threads, 'thread')}{tools and f', with {tools}'}: `{self.command}`"
+        )
+
+
+def raw_results(path: Path, page: Path) -> str:
+    """A link from ``page`` to the document at ``path``."""
+    return f"[raw results]({os.path.relpath(path.absolute(), page.parent)})"

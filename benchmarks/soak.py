@@ -1,18 +1,22 @@
 """Runs one engine from many threads for a long time: outputs must stay the same to the bit, and memory must not grow.
 
-    python -m benchmarks.soak resnet20-cifar-int8-openvino
+    python -m benchmarks.soak resnet20-cifar-int8-openvino --threads 8 --reloads 9
 
-Half of the requests are calls, half are submitted. Prints one JSON object; the exit code is 0 if no output was wrong
-and resident memory grew by at most 4 MiB after the warm-up.
+Half of the requests are calls, half are submitted. A signal comes every 10 ms. With ``--reloads`` the engine
+is closed and loaded again so many times, and each time the process forks while the threads are at work. Prints one JSON
+object; the exit code is 0 if no output was wrong and resident memory grew by at most 4 MiB after the warm-up.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ IMAGES = 16
 ALLOWED_GROWTH_MIB = 4.0
 """Allowance for the allocator, through which hundreds of MiB pass."""
 WARM_UP = 1000
+SIGNAL_EVERY = 0.01
 
 
 class SoakResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +43,7 @@ class SoakResult(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     threads: int
     inferences: int
+    reloads: int
     wrong: int
     failed: int
     seconds: float
@@ -49,24 +55,51 @@ class SoakResult(msgspec.Struct, frozen=True, kw_only=True):
         return not self.wrong and not self.failed and self.growth_mib <= ALLOWED_GROWTH_MIB
 
 
-def soak(engine: Engine, *, threads: int, inferences: int) -> SoakResult:
-    """Run ``inferences`` single images from ``threads`` threads."""
-    images = random_images(engine, IMAGES)
-    expected = [engine(image[None]) for image in images]
-    _run(engine, images, expected, threads=threads, inferences=min(max(inferences // 10, 1), WARM_UP))
+def soak(load: Callable[[], Engine], *, threads: int, inferences: int, reloads: int = 0) -> SoakResult:
+    """Run ``inferences`` single images from ``threads`` threads, on engines that are loaded one after the other."""
+    with load() as engine:
+        images = random_images(engine, IMAGES)
+        expected = [engine(image[None]) for image in images]
+        _run(engine, images, expected, threads=threads, inferences=min(max(inferences // 10, 1), WARM_UP))
+    if reloads:
+        load().close()
     before, start = resident_bytes(), time.perf_counter()
-    found = _run(engine, images, expected, threads=threads, inferences=inferences)
+    found = _Counts()
+    for number in range(reloads + 1):
+        part = inferences * (number + 1) // (reloads + 1) - inferences * number // (reloads + 1)
+        with load() as engine, _signals():
+            found.add(_run(engine, images, expected, threads=threads, inferences=part, forks=reloads > 0))
     return SoakResult(
         model=engine.manifest.model,
         backend=engine.manifest.backend,
         threads=threads,
         inferences=len(found),
+        reloads=reloads,
         wrong=found.count("wrong"),
         failed=found.count("failed"),
         seconds=time.perf_counter() - start,
         resident_mib=before / 2**20,
         growth_mib=(resident_bytes() - before) / 2**20,
     )
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, SIGNAL_EVERY, SIGNAL_EVERY)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _fork() -> None:
+    """Fork a process that ends at once, without what a Python process does at its end."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
 
 
 def random_images(engine: Engine, count: int) -> NDArray[Any]:
@@ -85,8 +118,8 @@ class _Counts:
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
 
-    def add(self, counts: dict[str, int]) -> None:
-        for name, number in counts.items():
+    def add(self, counts: dict[str, int] | _Counts) -> None:
+        for name, number in (counts._counts if isinstance(counts, _Counts) else counts).items():
             self._counts[name] = self._counts.get(name, 0) + number
 
     def count(self, name: str) -> int:
@@ -103,6 +136,7 @@ def _run(
     *,
     threads: int,
     inferences: int,
+    forks: bool = False,
 ) -> _Counts:
     turns = itertools.count()  # next() is one step of the interpreter, so it needs no lock
 
@@ -121,7 +155,10 @@ def _run(
 
     findings = _Counts()
     with ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(work) for _ in range(threads)]:
+        working = [pool.submit(work) for _ in range(threads)]
+        if forks:
+            _fork()
+        for future in working:
             findings.add(future.result())
     return findings
 
@@ -134,16 +171,22 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("engine", type=Path, help="engine directory")
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--inferences", type=int, default=100_000)
+    parser.add_argument(
+        "--reloads", type=int, default=0, help="how often the engine is closed and loaded again"
+    )
     parser.add_argument("--hint", choices=("latency", "throughput"), default="throughput")
     asked = parser.parse_args(words)
-    if asked.threads < 1 or asked.inferences < 1:
-        parser.error("--threads and --inferences must be 1 or more")
+    if asked.threads < 1 or asked.inferences < 1 or asked.reloads < 0:
+        parser.error("--threads and --inferences must be 1 or more, --reloads 0 or more")
     try:
-        engine = rescompile.load(asked.engine, hint=asked.hint)
+        found = soak(
+            lambda: rescompile.load(asked.engine, hint=asked.hint),
+            threads=asked.threads,
+            inferences=asked.inferences,
+            reloads=asked.reloads,
+        )
     except rescompile.RescompileError as error:
         parser.exit(1, f"error: {error}\n")
-    with engine:
-        found = soak(engine, threads=asked.threads, inferences=asked.inferences)
     print(msgspec.json.encode(found).decode())
     return 0 if found.passed() else 1
 

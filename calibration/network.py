@@ -159,7 +159,8 @@ class Network:
 
     def step(self, node: Node, values: Values) -> Tensor:
         """Output of one node from the tensors that exist."""
-        from calibration.execution import OPERATIONS, Unsupported
+        from calibration.execution.attributes import Unsupported
+        from calibration.execution.operations import OPERATIONS
 
         arguments = [
             None if not name else self.constants[name] if name in self.constants else values[name]

@@ -109,6 +109,23 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             return np.frombuffer(self.mean_image, "<f4").reshape(self.channels, *self.size)
         return np.array(self.mean, np.float32)[:, None, None]
 
+    def at(self, size: tuple[int, int]) -> Preprocess:
+        """The same steps for an input of ``size``, height and width; raises ValueError with a mean image."""
+        crop: Size = size[0] if size[0] == size[1] else size
+        return msgspec.structs.replace(self, crop=crop, resize=self.resize_for(crop))
+
+    def resize_for(self, crop: Size) -> Size | None:
+        """``resize`` for another ``crop``, in the same proportion; where either is not square, to its whole size."""
+        if self.resize is None or crop == self.crop:
+            return self.resize
+        if isinstance(self.resize, tuple):
+            sides = zip(self.resize, _pair(crop), self.size, strict=True)
+            tall, wide = (min(round(side * now / then), MAX_SIDE) for side, now, then in sides)
+            return tall, wide
+        if isinstance(crop, tuple) or isinstance(self.crop, tuple):
+            return _pair(crop)
+        return min(round(self.resize * crop / self.crop), MAX_SIDE)
+
     def __str__(self) -> str:
         steps = [f"crop {size_words(self.crop)}", self.color]
         if self.resize is not None:

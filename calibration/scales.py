@@ -1,4 +1,4 @@
-"""From ranges to scales, and from numbers to 8-bit integers: symmetric, zero point 0.
+"""Scales from ranges, and 8-bit integers from numbers: symmetric, zero point 0.
 
     q = clamp(round_half_even(x / scale), -128, 127),   scale = amax / 127,   x ~ q * scale
 

@@ -5,6 +5,7 @@
     report = fused_kernels.fuse(model)                      blocks of torchvision's, timm's and our ResNets, in place
     network = fused_kernels.modules.FusedResNet.adopt(model)    the stem and head too
     network = fused_kernels.modules.resnet50()                  from scratch, torchvision's state_dict
+    step = fused_kernels.graphed(network, images, ...)          inference or a training step as one CUDA graph
 
 Kernels run on CUDA GPUs and, with ``TRITON_INTERPRET=1``, in Triton's interpreter. On other tensors the same modules
 compute in plain PyTorch, so that code moves between machines. The operations themselves are in ``fused_kernels.ops``.
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fused_kernels import modules, ops
     from fused_kernels.fusing import FuseReport, fuse
+    from fused_kernels.graphs import graphed
 
-__all__ = ["FuseReport", "fuse", "modules", "ops"]
+__all__ = ["FuseReport", "fuse", "graphed", "modules", "ops"]
 
-_HOME = {"fuse": "fusing", "FuseReport": "fusing"}
+_HOME = {"fuse": "fusing", "FuseReport": "fusing", "graphed": "graphs"}
 
 
 def __getattr__(name: str) -> Any:

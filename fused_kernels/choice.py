@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -44,10 +45,12 @@ def chosen_for(problem: Problem, tensor: Tensor) -> Chosen:
     return choose(problem, tensor.device) if uses_kernels(tensor) else REFERENCE
 
 
+@lru_cache(maxsize=4096)
 def default_tile(problem: Problem, *, shared: int = HOPPER) -> Tile:
     """The first of the ``candidates``: right on every GPU with ``shared`` bytes per program, and good on Hopper.
 
-    It is never a flat one: only a tuner may pick those, because it checks the result.
+    It is never a flat one: only a tuner may pick those, because it checks the result. It is remembered, because every
+    launch asks for it.
     """
     return candidates(problem, shared=shared)[0]
 

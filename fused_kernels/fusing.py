@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from fused_kernels.launch import trains_plainly
 from fused_kernels.modules.adoption import fused_form, fused_stage, looks_like_a_block
 from fused_kernels.modules.block import FusedBlock
 
 OUTSIDE = "a convolution outside of a residual block"
 STEM = "; fused_kernels.modules.FusedResNet.adopt(model) takes a whole ResNet, stem and classifier too"
+
+ON_CPU = "note   on a CPU the fused blocks train as plain PyTorch; .to('cuda') uses the kernels"
 
 
 @dataclass
@@ -23,12 +26,16 @@ class FuseReport:
     """Names of modules with convolutions that were left, with the reason."""
     blocks: int = 0
     """Number of residual blocks that were found, fused or left."""
+    on_cpu: bool = False
+    """Whether a fused block was on a CPU, where no kernel runs."""
 
     def __str__(self) -> str:
         if not self.blocks and not self.left:
             return "nothing to fuse: the model has no residual blocks"
         lines = [f"fused  {name}" for name in self.replaced]
         lines += [f"left   {name}: {reason}" for name, reason in self.left.items()]
+        if self.on_cpu:
+            lines.append(ON_CPU)
         return "\n".join([*lines, f"{len(self.replaced)} of {self.blocks} residual blocks fused"])
 
 
@@ -57,6 +64,7 @@ def _fuse_children(parent: nn.Module, prefix: str, report: FuseReport) -> None:
             else:
                 setattr(parent, name, fused)
                 report.replaced.append(path)
+                report.on_cpu |= trains_plainly(fused.main()[0][0].weight.device)
             continue
         _fuse_children(child, f"{path}.", report)
         blocks = list(child.children()) if type(child) is nn.Sequential else []

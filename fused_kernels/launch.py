@@ -150,6 +150,20 @@ def implementation(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+def trains_plainly(device: torch.device) -> bool:
+    """Whether modules under autograd compute as plain PyTorch on ``device``: a CPU, where no kernel could run.
+
+    The ``references`` keep what the kernels would, which makes them slower there.
+    """
+    return device.type == "cpu" and not _chosen_on_cpus()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _chosen_on_cpus() -> bool:
+    """Whether an implementation is forced, or the interpreter runs; ``torch.compile`` cannot look into this."""
+    return _forced.get() is not None or interpreted()
+
+
 def uses_kernels(tensor: Tensor) -> bool:
     """Whether kernels compute on ``tensor``; plain PyTorch does where they cannot run.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -9,9 +10,10 @@ from typing import Any, Literal, get_args
 from calibration.errors import CalibrationError
 from calibration.images.arrays import InMemoryImages
 from calibration.methods.thresholds import check_method
+from calibration.preprocess import MAX_SIDE
 from rescompile.backends.base import FullRange
 from rescompile.errors import UsageError, did_you_mean
-from rescompile.manifest import Batch, OutputKind, Precision
+from rescompile.manifest import Batch, CpuForm, OutputKind, Precision, SizeRange
 from rescompile.report import Limits
 from rescompile.sources.network import ENSEMBLE_MEANS, EnsembleMean, SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
@@ -23,9 +25,11 @@ Fp16Blocks = Literal["auto", "none"] | tuple[str, ...]
 
 Task = Literal["auto"] | OutputKind
 TASKS: tuple[str, ...] = ("auto", *get_args(OutputKind))
+CPU_FORMS: tuple[str, ...] = get_args(CpuForm)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 INPUT_FORMATS: tuple[str, ...] = get_args(InputFormat)
 DEFAULT_CALIBRATION_IMAGES = 512
+_SIZE = re.compile(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", re.ASCII)
 INT8_THROUGHOUT = ("triton",)
 """Backends whose INT8 engines cannot have blocks in floating point."""
 
@@ -48,7 +52,7 @@ class Recipe:
     rounding: Rounding
     weight_scales: WeightScales = "max"
     full_range: tuple[FullRange, ...] = ()
-    """On which backends zero is stored as -128 where ``topology.full_range_tensors`` allows it."""
+    """Backends on which zero is stored as -128 where ``topology.full_range_tensors`` allows it."""
 
     @property
     def needs_gradients(self) -> bool:
@@ -92,6 +96,30 @@ def parse_batch(text: str) -> Batch:
     if not 1 <= low <= best <= high <= 65536:
         raise UsageError(f"--batch {text} must satisfy 1 <= MIN <= OPT <= MAX <= 65536")
     return Batch(low, best, high)
+
+
+def parse_sizes(text: str | None) -> SizeRange | None:
+    """Parse a range of image sizes, ``"160:320"`` or ``"128x160:512x640"``; None means one size.
+
+    Raises:
+        UsageError: not of this form, not in ascending order, or a single size.
+    """
+    if text is None:
+        return None
+    ends = [_SIZE.fullmatch(part) for part in text.lower().split(":")]
+    if len(ends) != 2 or not all(ends):
+        raise UsageError(
+            f"--dynamic-size {text} is not understood; write MIN:MAX, each a side or HxW (160:320, 128x160:512x640)"
+        )
+    low, high = ((int(end[1]), int(end[2] or end[1])) for end in ends if end)
+    found = SizeRange(low, high)
+    if not (min(low) >= 1 and max(high) <= MAX_SIDE and found.holds(high)):
+        raise UsageError(
+            f"--dynamic-size {text} must satisfy 1 <= MIN <= MAX <= {MAX_SIDE}, in height and in width"
+        )
+    if low == high:
+        raise UsageError(f"--dynamic-size {text} is one size; pass --size {text.split(':')[0]} instead")
+    return found
 
 
 def parse_fp16_blocks(text: str | None) -> Fp16Blocks | None:
@@ -159,6 +187,8 @@ class ModelConfig:
     """Text file with one class name per line, or the names."""
     preprocess: PreprocessOptions = field(default_factory=PreprocessOptions)
     seed: int = 0
+    sizes: SizeRange | None = None
+    """Heights and widths that the engine shall take; None is the one of the preprocessing."""
     outputs: tuple[str, ...] = ()
     """Inner modules to return in place of the network's own answer: ``c2`` to ``c5``, or PyTorch's names."""
     network: SourceNetwork | None = field(default=None, repr=False, compare=False)
@@ -227,7 +257,7 @@ class CalibrationConfig:
     rounding: Rounding | None = None
     weight_scales: WeightScales | None = None
     full_range: bool | None = None
-    """For these five, None is the choice of the effort."""
+    """None in these five is the choice of the effort."""
     limit: int = DEFAULT_CALIBRATION_IMAGES
     seed: int = 0
     skip_unreadable: bool = False
@@ -286,6 +316,8 @@ class BuildConfig:
     """Meaning of the network's output; ``auto`` finds it from the head."""
     backend: str = "auto"
     target: str | None = None
+    cpu_form: CpuForm | None = None
+    """Kind of CPU that an int8 engine of OpenVINO is built for; None is this machine's."""
     batch: Batch = field(default_factory=lambda: Batch(1, 1, 32))
     input_format: InputFormat = "float32-nchw"
     output: Path | None = None
@@ -301,6 +333,8 @@ class BuildConfig:
         one_of(self.precision, PRECISIONS, "--precision")
         one_of(self.input_format, INPUT_FORMATS, "--input")
         one_of(self.task, TASKS, "--task")
+        if self.cpu_form is not None:
+            one_of(self.cpu_form, CPU_FORMS, "--cpu-form")
         positive(self.validation_images, "--validation-images")
         self._check_arrays()
         if self.precision != "int8":
@@ -311,6 +345,7 @@ class BuildConfig:
             for value, option in (
                 (self.calibration.full_range, "--full-range"),
                 (self.fp16_blocks, "--fp16-blocks"),
+                (self.cpu_form, "--cpu-form"),
             ):
                 if value is not None:
                     raise UsageError(

@@ -54,6 +54,8 @@ _SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"\n\}\n\Z')
 """The end of every manifest. Inside a JSON string each quote has a backslash, so this always is the field."""
 
 Precision = Literal["fp32", "fp16", "int8"]
+CpuForm = Literal["avx2", "vnni", "amx"]
+"""Kinds of CPU that INT8 engines of OpenVINO are built for; avx2 engines run on all of them."""
 OutputKind = Literal["classes", "binary", "multilabel", "values", "features"]
 """Meaning of an output: logits of which the largest wins; one logit whose sign decides; logits that each decide for
 themselves; numbers; an embedding or a feature map."""
@@ -72,13 +74,55 @@ class Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return str(self.opt) if self.min == self.max else f"{self.min}:{self.opt}:{self.max}"
 
 
+class SizeRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Heights and widths that the engine takes; it was calibrated and tuned for the preprocessing's crop."""
+
+    min: tuple[Count, Count]
+    """The smallest height and width."""
+    max: tuple[Count, Count]
+
+    def holds(self, size: tuple[int, ...]) -> bool:
+        """Whether ``size``, height and width, lies within the range."""
+        return all(low <= side <= high for low, side, high in zip(self.min, size, self.max, strict=True))
+
+    @property
+    def ends(self) -> tuple[tuple[int, int], ...]:
+        """The smallest and the largest size, and the lowest and widest one."""
+        return tuple(dict.fromkeys([self.min, self.max, (self.min[0], self.max[1])]))
+
+    def __str__(self) -> str:
+        return ":".join(f"{height}x{width}" for height, width in (self.min, self.max))
+
+
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One input or output; the batch dimension is -1 where the engine takes a range."""
+    """One input or output; the batch, height and width are -1 where the engine takes a range."""
 
     name: str
     shape: tuple[int, ...]
     dtype: Literal["float32", "uint8"]
     layout: Literal["NCHW", "NHWC", "NC"]
+
+    @property
+    def sides(self) -> slice:
+        """Place of height and width in a shape of four dimensions."""
+        return slice(1, 3) if self.layout == "NHWC" else slice(2, 4)
+
+    @property
+    def resizable(self) -> bool:
+        """Whether height and width are open."""
+        return len(self.shape) == 4 and list(self.shape)[self.sides] == [-1, -1]
+
+    def of_size(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of one image of this ``size``, height and width."""
+        sides = list(self.shape)
+        sides[self.sides] = size
+        return tuple(sides[1:])
+
+    def matches(self, shape: tuple[int, ...]) -> bool:
+        """Whether arrays of this ``shape`` are images or outputs of these dimensions, any open ones aside."""
+        return len(shape) == len(self.shape) and all(
+            wanted in (-1, found) for wanted, found in zip(self.shape[1:], shape[1:], strict=True)
+        )
 
 
 class OutputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
@@ -90,7 +134,8 @@ class OutputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
 
     def fault(self) -> str | None:
         """A contradiction between the fields, as the end of a sentence; None where there is none."""
-        if self.dtype != "float32" or len(self.shape) not in (2, 4) or min(self.shape[1:]) < 1:
+        fixed = self.shape[1:2] if self.resizable else self.shape[1:]
+        if self.dtype != "float32" or len(self.shape) not in (2, 4) or min(fixed) < 1:
             return f"of {self.dtype} {list(self.shape)}, which is not float32 [N, C] or [N, C, H, W]"
         channels = self.shape[1]
         counts = {
@@ -147,7 +192,16 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     environment: dict[str, str]
     fp16_blocks: tuple[str, ...] = ()
     """Blocks of an int8 engine that are not quantized."""
+    sizes: SizeRange | None = None
+    """Sizes of images that the engine takes; None where there is one, which its shapes say."""
+    cpu_form: CpuForm | None = None
+    """None for engines that are not for CPUs or not in INT8, and for those of older versions, which are avx2."""
     sha256: str = ""
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether the engine takes images [N, ...] of this ``shape``, whatever N is."""
+        fed = self.inputs[0]
+        return fed.matches(shape) and (self.sizes is None or self.sizes.holds(shape[fed.sides]))
 
     @property
     def classes(self) -> tuple[str, ...]:

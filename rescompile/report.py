@@ -243,8 +243,8 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     top1_reference: float | None
     top1_engine: float | None
     top1_agreement: float | None
-    """For multilabel outputs, the share of the labels that both sides give, of those that at least one gives; None for
-    values and features."""
+    """Share of images with the same class; of multilabel outputs, the labels that both sides give as a share of those
+    that at least one gives; None for values and features."""
     relative_rms: float
     cosine: float
     max_abs: float
@@ -311,7 +311,7 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
     top1_intervals: tuple[tuple[float, float], ...] = ()
     agreement_interval: tuple[float, float] | None = None
     top1_drop_p: float | None = None
-    """For these three, see ``Parity``."""
+    """These three are as in ``Parity``."""
     task: OutputKind = "classes"
     """Meaning of the output, by which it was judged."""
     task_reason: str = ""
@@ -420,11 +420,12 @@ class ExperimentNetwork(msgspec.Struct, frozen=True, kw_only=True):
     train_error: float
     test_error: float
     train_errors: tuple[float, ...]
-    """For each seed."""
+    """One for each seed."""
     test_errors: tuple[float, ...]
     parameters: int
     paper_error: float | None
-    """Test error in percent that the paper gives for CIFAR-10, at 64,000 steps on 45,000 or 50,000 images."""
+    """Test error in percent that the paper gives for CIFAR-10, at 64,000 steps on 45,000 or 50,000 images; None on the
+    digits."""
     histories: tuple[tuple[EpochRecord, ...], ...]
     responses: tuple[float, ...]
     """Standard deviation of each 3x3 layer's output after its norm, in the order of execution (first seed)."""

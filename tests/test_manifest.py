@@ -160,8 +160,9 @@ def in_format_1(directory: Path) -> None:
     fields = json.loads((directory / MANIFEST).read_bytes())
     (output,) = fields["outputs"]
     assert output.pop("kind") == "classes"
+    assert fields.pop("sizes") is None
     before = {"format": 1, "classes": output.pop("labels")}
-    digest = fields.pop("sha256")
+    del fields["sha256"], fields["cpu_form"]
     text = json.dumps({**fields, **before, "sha256": ""}, indent=2) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
     (directory / MANIFEST).write_text(text.replace('"sha256": ""\n}', f'"sha256": "{digest}"\n}}'))

@@ -41,3 +41,14 @@ def test_every_extra_but_those_of_gpus_can_build() -> None:
     )
     names = {word for need in extras["all"] for word in need.partition("[")[2].rstrip("]").split(",")}
     assert names <= set(extras)
+
+
+def test_every_package_of_the_base_has_digests_of_the_tested_version() -> None:
+    tested = set(re.findall(r"^([\w.-]+==\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE))
+    hashed = (ROOT / "constraints-hashed.txt").read_text("utf-8").replace("\\\n", " ").splitlines()
+    entries = [line.split() for line in hashed if not line.startswith("#")]
+    names = {re.sub(r"[-_.]+", "-", name).lower() for name in tested}
+    assert {re.sub(r"[-_.]+", "-", words[0]).lower() for words in entries} <= names
+    assert all(len(words) > 1 and all("--hash=sha256:" in word for word in words[1:]) for words in entries)
+    needed = {re.split(r"[>=<]", need)[0] for need in PROJECT["dependencies"]}
+    assert needed <= {words[0].partition("==")[0] for words in entries}

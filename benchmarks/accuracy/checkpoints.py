@@ -12,7 +12,7 @@ class Checkpoint:
     """One trained network."""
 
     model: str
-    """As ``--model`` takes it."""
+    """The name that ``--model`` takes."""
     file: Path
     calibration: Path
     validation: Path
@@ -29,7 +29,7 @@ class Checkpoint:
 
 
 def checkpoints(data: Path) -> list[Checkpoint]:
-    """Those whose files are there."""
+    """The checkpoints whose files are there."""
     weights, imagenet, cifar = data / "weights", data / "imagenet", data / "cifar10"
     photographs = (imagenet / "calibration", imagenet / "validation", 200)
     small = (cifar / "train_10k.npz", cifar / "test.npz", 512)

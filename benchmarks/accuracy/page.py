@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.accuracy.results import Accuracy, Row
+from benchmarks.result_files import raw_results
 from rescompile.wording import size
 
 PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
@@ -45,18 +45,15 @@ def _networks(found: Sequence[tuple[Path, Accuracy]]) -> Iterator[str]:
         for row in run.rows:
             network = row.network, row.weights
             rows.setdefault(network, {})[row.contender] = row
-            links.setdefault(network, {})[os.path.relpath(path.absolute(), PAGE.parent)] = None
+            links.setdefault(network, {})[raw_results(path, PAGE)] = None
     for network, entries in rows.items():
         yield from _table(network, sorted(entries.values(), key=lambda row: not row.ours))
-        yield ", ".join(f"[raw results]({link})" for link in links[network])
+        yield ", ".join(links[network])
         yield ""
 
 
 def _origin(run: Accuracy) -> Iterator[str]:
-    yield (
-        f"Measured on {run.origin.date[:10]} at commit `{run.origin.commit}` on {run.origin.device}, "
-        f"{run.origin.threads} threads: `{run.command}`."
-    )
+    yield f"{run.measured_on()}."
     yield from (f"Note: {note}" for note in run.notes)
     yield ""
 

@@ -7,8 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from benchmarks.result_files import write_result
-from rescompile.measuring.origin import Origin
+from benchmarks.result_files import Run
 
 FORMAT: Literal["rescompile-accuracy-1"] = "rescompile-accuracy-1"
 
@@ -30,22 +29,16 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float | None = None
     """Calibration and quantization, images read and the fp32 graph made before."""
     peak_rss_bytes: int | None = None
-    """Of the process that quantized."""
+    """Peak of the process that quantized."""
     skipped: str | None = None
 
 
-class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
+class Accuracy(Run, frozen=True, kw_only=True):
     """One run."""
 
     format: Literal["rescompile-accuracy-1"] = FORMAT
-    command: str
-    origin: Origin
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
-
-    def write(self, path: Path) -> None:
-        """Write the document whole or not at all."""
-        write_result(self, path)
 
 
 def read_accuracy(path: Path) -> Accuracy:

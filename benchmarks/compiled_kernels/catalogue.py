@@ -29,6 +29,7 @@ from fused_kernels.operands.image import Take
 from fused_kernels.operands.partials import Partials
 from fused_kernels.operands.zero_point import has_zero_sums
 from fused_kernels.ops import chain, convolution, head, inference, passes, shortcut, statistics, stem
+from fused_kernels.ops.splits import SplitSum
 
 WINDOWS = {
     "3x3": Conv(3, 3, padding=1),
@@ -288,8 +289,7 @@ def small_vectors() -> Iterator[Entry]:
                 "merge": partial(statistics.merge, partials),
             }
             yield from (Entry(f"{form} of {tiles} tiles{name}", fp32, call) for form, call in forms.items())
-        sums = Partials(torch.empty((2, tiles, c), device="meta"), 128, tiles * 128)
-        yield Entry(f"sums of {tiles} tiles", fp32, partial(statistics.sums, sums))
+        yield from _norm_gradients(tiles, c)
     counts = torch.empty(4, dtype=torch.float64, device="meta")
     gathered = Partials(torch.empty((2, 4, c), dtype=torch.float64, device="meta"), 0, 64, counts)
     shared = partial(statistics.finalize, gathered, *affine, running, 0.1)
@@ -297,11 +297,21 @@ def small_vectors() -> Iterator[Entry]:
     yield Entry(
         "frozen", fp32, partial(statistics.frozen, (vector(c), vector(c)), vector(c), vector(c), 1e-5)
     )
-    for is_frozen in (False, True):
-        call = partial(
-            statistics.coefficients, vector(c), vector(c), batch_norm(c), 4096, is_frozen=is_frozen
-        )
-        yield Entry(f"coefficients{', frozen' if is_frozen else ''}", fp32, call)
+
+
+def _norm_gradients(tiles: int, c: int) -> Iterator[Entry]:
+    """The small sums of a backward pass: alone, frozen, of two layers, and with those of split reductions."""
+    sums = Partials(torch.empty((3, tiles, c), device="meta"), 128, tiles * 128)
+    yield Entry(f"sums of {tiles} tiles", torch.float32, partial(statistics.sums, sums))
+    one, split = (batch_norm(c), False), SplitSum(torch.empty((8, c * c), device="meta"), vector(c * c))
+    call = partial(statistics.norm_gradients, sums)
+    for name, run in {
+        "": partial(call, [one]),
+        ", frozen": partial(call, [(batch_norm(c), True)]),
+        ", projection": partial(call, [one, one], [split]),
+        ", after a projection": partial(call, [one], [split, split]),
+    }.items():
+        yield Entry(f"norm_gradients of {tiles} tiles{name}", torch.float32, run)
 
 
 def _stem_passes(image: Tensor, w: Tensor, conv: Conv, *, pool: bool) -> None:

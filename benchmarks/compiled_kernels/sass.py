@@ -35,12 +35,20 @@ def disassemble(cubins: Sequence[bytes], capability: int) -> list[Machine]:
     if not cubins:
         return []
     codes = [machine_code(cubin) for cubin in cubins]
+    return read_listing(_listing(b"".join(codes), capability), [len(code) for code in codes])
+
+
+def listing_of(cubin: bytes, capability: int) -> str:
+    """nvdisasm's listing of one kernel."""
+    return _listing(machine_code(cubin), capability)
+
+
+def _listing(code: bytes, capability: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "code"
-        path.write_bytes(b"".join(codes))
+        path.write_bytes(code)
         architecture = f"SM{capability}a" if capability >= 90 else f"SM{capability}"
-        listing = _run(_tool("nvdisasm"), "--no-dataflow", "--binary", architecture, str(path))
-    return read_listing(listing, [len(code) for code in codes])
+        return _run(_tool("nvdisasm"), "--no-dataflow", "--binary", architecture, str(path))
 
 
 def read_listing(listing: str, sizes: Sequence[int]) -> list[Machine]:

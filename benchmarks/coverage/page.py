@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -10,9 +9,7 @@ from statistics import median
 import msgspec
 
 from benchmarks.coverage.contenders import Result
-from benchmarks.result_files import write_result
-from rescompile.measuring.origin import Origin
-from rescompile.wording import counted
+from benchmarks.result_files import Run, raw_results
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 
@@ -29,12 +26,10 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 FORMAT = "rescompile-coverage-1"
 
 
-class Coverage(msgspec.Struct, frozen=True, kw_only=True):
+class Coverage(Run, frozen=True, kw_only=True):
     """One run."""
 
-    command: str
     format: str = FORMAT
-    origin: Origin
     images: int
     size: int
     calibration_images: int
@@ -42,10 +37,6 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     networks: tuple[Network, ...]
     notes: tuple[str, ...] = ()
     """Sentences about this run that a reader must know, written by hand."""
-
-    def write(self, path: Path) -> None:
-        """Write the document whole or not at all."""
-        write_result(self, path)
 
 
 _HEADER = """# Coverage
@@ -68,9 +59,6 @@ INT8. OpenVINO executes our engines and NNCF's. ONNX Runtime executes its own wi
 
 def page(found: Coverage, path: Path) -> str:
     """The page, from one document and the file that it lies in."""
-    made = found.origin
-    link = os.path.relpath(path.absolute(), PAGE.parent)
-    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     lines = [
         _HEADER.format(
             count=len(found.networks),
@@ -85,8 +73,7 @@ def page(found: Coverage, path: Path) -> str:
         "|---|---|---|---|---|---|",
         *(line for network in found.networks for line in _rows(network)),
         "",
-        f"Measured on {made.date[:10]} at commit `{made.commit}` on {made.device}, "
-        f"{counted(made.threads, 'thread')}, with {versions}: `{found.command}` ([raw results]({link})).",
+        f"{found.measured_on(found.versions)} ({raw_results(path, PAGE)}).",
         "",
     ]
     return "\n".join(lines)

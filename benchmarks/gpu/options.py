@@ -16,7 +16,7 @@ class Options:
     deadlines: dict[str, float]
     """The end of each phase, by ``time.monotonic``, which all processes of a machine share; in order."""
     folder: Path
-    """For the lock, the peers' sockets and logs."""
+    """The folder of the lock, and of the peers' sockets and logs."""
     tables: Path
     """Folder where the tuning table is written and read."""
     commit: str | None = None

@@ -19,7 +19,7 @@ from fused_kernels.launch import Launch, recording
 from fused_kernels.tune.timing import first_line
 
 SECONDS = 0.4
-"""For the rounds of one operation."""
+"""Seconds for the rounds of one operation."""
 ROUNDS = 15
 OURS = "ours"
 

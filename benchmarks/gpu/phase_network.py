@@ -23,7 +23,7 @@ from fused_kernels.launch import Launch
 from fused_kernels.tune.timing import first_line
 
 SECONDS = 8.0
-"""For the rounds of one workload."""
+"""Seconds for the rounds of one workload."""
 EACH = 3
 """Runs of one contender in a round."""
 RESERVE = {"cuda": 12.0, "cpu": 1.0}
@@ -109,6 +109,8 @@ def _race(
             "result", "cases", {"name": workload.name, "correct": False, "worst": f"answers {answers}"}
         )
         return
+    notes = [f"{name} was dropped: it answers otherwise than eager: {answers}" for name in disagreeing]
+    found = {name: one for name, one in found.items() if name not in disagreeing}
     extra: dict[str, Any] = {
         "answers": answers,
         "peak_memory": {name: size for name, size in memory.items() if size is not None},
@@ -120,10 +122,9 @@ def _race(
     if workload.kind == "infer":
         graphs |= _other_inference(workload, context, steps[OURS])
     launched: dict[str, Contender] = {name: Call(step, context.device) for name, step in steps.items()}
-    if COMPILED in answers:
+    if COMPILED in answers and COMPILED not in disagreeing:
         graphs[COMPILED] = Remote(peer, "step")
         launched[COMPILED] = Remote(peer, "step, launched")
-    notes = [f"{name} answers otherwise than eager: {answers}" for name in disagreeing]
     _emit(
         workload, context, race(graphs, seconds=context.for_rounds(SECONDS), each=EACH), graphs, extra, notes
     )

@@ -54,6 +54,10 @@ class Report:
         ]
         return found + [entry["name"] for entry in self.failed]
 
+    def measured(self) -> bool:
+        """Whether there is any result at all."""
+        return any(self.sections.values())
+
     def judged_bars(self) -> list[dict[str, Any]]:
         """Each bar with what was measured; ``passed`` is None where nothing was."""
         cases = {case["name"]: case for case in self.sections["cases"]}

@@ -2,7 +2,7 @@
 
 It builds the engine; our TensorRT runner calls it, from images in the host's memory to logits there, so that its time
 is taken as everybody's is. Its own figures are not used: it enqueues the next inference before it waits for the last,
-and feeds noise, so that they answer another question and nobody could check what was computed.
+and feeds noise, so they answer another question, and what was computed cannot be checked.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Trtexec:
 
 
 def options(graph: Path, engine: Path, manifest: Manifest, *, typed: bool) -> list[str]:
-    """Of ``trtexec``, for the batch sizes and the input of ``manifest``.
+    """Arguments of ``trtexec`` for the batch sizes and the input of ``manifest``.
 
     Args:
         typed: keep the graph's own types; else ``--fp16``, which trtexec of TensorRT 11 does not know any more.

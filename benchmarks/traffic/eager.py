@@ -43,7 +43,7 @@ class ConvBn:
 
 
 def conv_bn(shape: ConvShape, *, training: bool, dtype: torch.dtype) -> ConvBn:
-    """With parameters on the meta device: fp32 for training, otherwise of ``dtype``."""
+    """A convolution and its batch norm on the meta device: fp32 parameters for training, otherwise of ``dtype``."""
     own = torch.float32 if training else dtype
     vectors = [meta(shape.k, dtype=own) for _ in range(4)]
     weight = meta(shape.k, shape.c, shape.conv.r, shape.conv.s, dtype=own)

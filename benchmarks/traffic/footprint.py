@@ -28,10 +28,13 @@ def bytes_of(launch: Launch) -> Bytes:
         return _convolution(launch)
     if launch.kernel == "wgrad.wgrad_kernel":
         return _wgrad(launch)
-    if launch.kernel == "wgrad.split_sum_kernel":
-        parts, dw = launch.arguments["parts_ptr"], launch.arguments["dw_ptr"].tensor
-        return Bytes({WORKSPACE: size(parts), "wgrad": size(dw)})
-    return _all(launch)
+    found = Bytes()
+    for name in ("split_sum", "other_split_sum"):
+        if (split_sum := launch.arguments.get(name)) is not None:
+            found += Bytes({WORKSPACE: size(split_sum[0]), "wgrad": size(split_sum[1].tensor)})
+    rest = _all(launch)
+    rest[kind(launch)] -= found.total()
+    return found + rest
 
 
 def kind(launch: Launch) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
-from benchmarks.result_files import write_result
-from rescompile.measuring.origin import Origin
-from rescompile.wording import counted
+from benchmarks.result_files import Run, raw_results
 
 PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
 
@@ -19,13 +16,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     measured: float | None = None
-    """By its author's program, on ``measured_on`` images."""
+    """Accuracy by its author's program, on ``measured_on`` images."""
     measured_on: int = 2000
     own_tool: str | None = None
     own_top1: float | None = None
-    """By its own tool, on all images."""
+    """Accuracy by its own tool, on all images."""
     fp32_first: float | None = None
-    """Ours, on the first 2,000 images."""
+    """Our accuracy on the first 2,000 images."""
     fp32: float | None = None
     int8: float | None = None
     agreement: float | None = None
@@ -39,20 +36,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 FORMAT = "rescompile-zoo-1"
 
 
-class Zoo(msgspec.Struct, frozen=True, kw_only=True):
+class Zoo(Run, frozen=True, kw_only=True):
     """One run."""
 
-    command: str
     format: str = FORMAT
-    origin: Origin
     calibration_images: int
     validation_images: int
     versions: dict[str, str]
     rows: tuple[Row, ...]
-
-    def write(self, path: Path) -> None:
-        """Write the document whole or not at all."""
-        write_result(self, path)
 
 
 _HEADER = """# Networks saved by other tools
@@ -73,9 +64,6 @@ such files, on all of them. The other columns are ours, executed by OpenVINO: fp
 
 def page(found: Zoo, path: Path) -> str:
     """The page, from one document and the file that it lies in."""
-    made = found.origin
-    link = os.path.relpath(path.absolute(), PAGE.parent)
-    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     header = _HEADER.format(validation=found.validation_images, calibration=found.calibration_images)
     remarks = [f"- `{row.name}`: {row.said}" for row in found.rows if row.said]
     return "\n".join(
@@ -83,8 +71,7 @@ def page(found: Zoo, path: Path) -> str:
             header + "\n".join(map(_line, found.rows)),
             "",
             *([*remarks, ""] if remarks else []),
-            f"Measured on {made.date[:10]} at commit `{made.commit}` on {made.device}, "
-            f"{counted(made.threads, 'thread')}, with {versions}: `{found.command}` ([raw results]({link})).",
+            f"{found.measured_on(found.versions)} ({raw_results(path, PAGE)}).",
             "",
         ]
     )

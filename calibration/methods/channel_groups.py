@@ -88,7 +88,7 @@ class _Walk:
         """Take what does not depend on the image's values into ``constants``, for one image."""
         import torch
 
-        from calibration.execution import OPERATIONS
+        from calibration.execution.operations import OPERATIONS
 
         shape = self._shapes.get(node.inputs[0]) if node.op == "Shape" else None
         if shape is not None and all(shape):
@@ -161,7 +161,8 @@ class _Walk:
         """Channels behind an operation that moves values: it is executed on the numbers of the channels."""
         import torch
 
-        from calibration.execution import OPERATIONS, Unsupported
+        from calibration.execution.attributes import Unsupported
+        from calibration.execution.operations import OPERATIONS
 
         arguments = [self._numbered(name) if name else None for name in node.inputs]
         if any(argument is None for name, argument in zip(node.inputs, arguments, strict=True) if name):

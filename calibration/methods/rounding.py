@@ -165,7 +165,7 @@ def _columns(layer: Node, x: Tensor) -> Tensor:
     """[K, positions]: what each position of the output multiplies with the weights of one output channel."""
     from torch.nn.functional import unfold
 
-    from calibration.execution import padded
+    from calibration.execution.attributes import padded
 
     if layer.op == "Gemm":
         return x.t()

@@ -8,14 +8,26 @@
 #include <vector>
 
 #include "engine_files.hpp"
+#include "manifest_reader.hpp"
 #include "rescompile/rescompile.hpp"
 
 namespace rescompile::internal {
+
+/// Shapes of all outputs for one image.
+using Shapes = std::vector<std::vector<std::int64_t>>;
 
 /// What can run one inference at a time; serves one thread at a time.
 class Session {
  public:
   virtual ~Session() = default;
+
+  /// Shape of each output for one image of `size`, in the manifest's order, of an engine that takes several sizes.
+  virtual Result<Shapes> output_shapes(Size size) {
+    return Error{ErrorCode::unavailable, "this backend runs images of one size, not of " + words_of(size)};
+  }
+
+  /// From now on images have `size`, and outputs `shapes`.
+  virtual void resize(Size /*size*/, const Shapes& /*shapes*/) {}
 
   /// Outputs of `count` images in the manifest's layout and type, each into its place in `outputs`, which are in the
   /// manifest's order; count is in the manifest's range.

@@ -54,7 +54,8 @@ rescompile_status infer(const rescompile_engine* engine, const Value* images, si
 
 template <typename Value>
 rescompile_status infer_all(const rescompile_engine* engine, const Value* images, std::size_t images_size, size_t count,
-                            float* const* outputs, const size_t* sizes, size_t outputs_count) noexcept {
+                            std::optional<rescompile::Size> size, float* const* outputs, const size_t* sizes,
+                            size_t outputs_count) noexcept {
   return reported([&]() -> std::optional<Error> {
     if (engine == nullptr) return null_argument("engine");
     if (outputs == nullptr || sizes == nullptr) return null_argument("outputs or sizes");
@@ -62,8 +63,10 @@ rescompile_status infer_all(const rescompile_engine* engine, const Value* images
       return Error{ErrorCode::usage, "no engine has " + std::to_string(outputs_count) + " outputs"};
     std::array<std::span<float>, rescompile::internal::most_outputs> places;
     for (size_t index = 0; index < outputs_count; ++index) places[index] = span_of(outputs[index], sizes[index]);
-    return engine->engine.infer_all_into(span_of(images, images_size), count,
-                                         std::span<const std::span<float>>(places.data(), outputs_count));
+    const std::span<const std::span<float>> filled(places.data(), outputs_count);
+    const auto given = span_of(images, images_size);
+    return size ? engine->engine.infer_all_into(given, count, *size, filled)
+                : engine->engine.infer_all_into(given, count, filled);
   });
 }
 
@@ -78,6 +81,17 @@ rescompile_status preprocess(const rescompile_engine* engine, const uint8_t* rgb
     const size_t size = width > most || height > most ? 0 : width * height * pixel;
     return engine->engine.preprocess_into(span_of(rgb, size), width, height, span_of(image, image_size));
   });
+}
+
+/// The size of the engine's images where a call names none.
+rescompile::Size own_size(const rescompile_engine* engine) {
+  return rescompile::internal::own_size(engine->engine.manifest());
+}
+
+/// A size from C; what no engine takes stays so.
+rescompile::Size size_of(size_t height, size_t width) {
+  constexpr size_t most = size_t{1} << 30;
+  return {static_cast<std::int64_t>(std::min(height, most)), static_cast<std::int64_t>(std::min(width, most))};
 }
 
 }  // namespace
@@ -98,6 +112,11 @@ rescompile_status rescompile_load(const char* directory, const rescompile_option
         return Error{ErrorCode::usage, "the hint is neither RESCOMPILE_LATENCY nor RESCOMPILE_THROUGHPUT: pass one"};
       wanted.hint = options->hint == RESCOMPILE_THROUGHPUT ? rescompile::Hint::throughput : rescompile::Hint::latency;
       if (options->cache != nullptr) wanted.cache = options->cache;
+      if (options->trusted_keys == nullptr && options->trusted_keys_count != 0) return null_argument("trusted_keys");
+      for (std::size_t i = 0; i < options->trusted_keys_count; ++i) {
+        if (options->trusted_keys[i] == nullptr) return null_argument("trusted_keys");
+        wanted.trusted_keys.emplace_back(options->trusted_keys[i]);
+      }
     }
     auto loaded = rescompile::Engine::load(directory, wanted);
     if (!loaded) return loaded.error();
@@ -121,20 +140,39 @@ rescompile_status rescompile_infer_bytes(const rescompile_engine* engine, const 
 rescompile_status rescompile_infer_all_float(const rescompile_engine* engine, const float* images, size_t images_size,
                                              size_t count, float* const* outputs, const size_t* sizes,
                                              size_t outputs_count) {
-  return infer_all(engine, images, images_size, count, outputs, sizes, outputs_count);
+  return infer_all(engine, images, images_size, count, std::nullopt, outputs, sizes, outputs_count);
 }
 
 rescompile_status rescompile_infer_all_bytes(const rescompile_engine* engine, const uint8_t* images, size_t images_size,
                                              size_t count, float* const* outputs, const size_t* sizes,
                                              size_t outputs_count) {
-  return infer_all(engine, images, images_size, count, outputs, sizes, outputs_count);
+  return infer_all(engine, images, images_size, count, std::nullopt, outputs, sizes, outputs_count);
 }
 
 size_t rescompile_output_count(const rescompile_engine* engine) {
   return engine == nullptr ? 0 : engine->engine.manifest().outputs.size();
 }
 
+rescompile_status rescompile_infer_at_float(const rescompile_engine* engine, const float* images, size_t images_size,
+                                            size_t count, size_t height, size_t width, float* const* outputs,
+                                            const size_t* sizes, size_t outputs_count) {
+  return infer_all(engine, images, images_size, count, size_of(height, width), outputs, sizes, outputs_count);
+}
+
+rescompile_status rescompile_infer_at_bytes(const rescompile_engine* engine, const uint8_t* images, size_t images_size,
+                                            size_t count, size_t height, size_t width, float* const* outputs,
+                                            const size_t* sizes, size_t outputs_count) {
+  return infer_all(engine, images, images_size, count, size_of(height, width), outputs, sizes, outputs_count);
+}
+
 rescompile_status rescompile_get_output(const rescompile_engine* engine, size_t index, rescompile_output* output) {
+  if (engine == nullptr) return reported([]() -> std::optional<Error> { return null_argument("engine"); });
+  const rescompile::Size own = own_size(engine);
+  return rescompile_get_output_at(engine, index, static_cast<size_t>(own.height), static_cast<size_t>(own.width), output);
+}
+
+rescompile_status rescompile_get_output_at(const rescompile_engine* engine, size_t index, size_t height, size_t width,
+                                           rescompile_output* output) {
   return reported([&]() -> std::optional<Error> {
     if (engine == nullptr) return null_argument("engine");
     if (output == nullptr) return null_argument("output");
@@ -142,13 +180,29 @@ rescompile_status rescompile_get_output(const rescompile_engine* engine, size_t 
     if (index >= outputs.size())
       return Error{ErrorCode::usage, "the engine has " + std::to_string(outputs.size()) + " outputs, so there is none at " +
                                          std::to_string(index)};
+    const auto shapes = engine->engine.output_shapes(size_of(height, width));
+    if (!shapes) return shapes.error();
     const rescompile::OutputSpec& spec = outputs[index];
+    const auto& shape = (*shapes)[index];
     *output = {};
     output->name = spec.name.c_str();
     output->kind = static_cast<rescompile_kind>(spec.kind);
-    output->rank = spec.shape.size() - 1;
-    for (size_t axis = 0; axis < output->rank; ++axis) output->shape[axis] = static_cast<size_t>(spec.shape[axis + 1]);
-    output->size = engine->engine.output_size(index);
+    output->rank = shape.size();
+    for (size_t axis = 0; axis < output->rank; ++axis) output->shape[axis] = static_cast<size_t>(shape[axis]);
+    output->size = rescompile::internal::values_of(shape);
+    return std::nullopt;
+  });
+}
+
+rescompile_status rescompile_get_sizes(const rescompile_engine* engine, rescompile_sizes* sizes) {
+  return reported([&]() -> std::optional<Error> {
+    if (engine == nullptr) return null_argument("engine");
+    if (sizes == nullptr) return null_argument("sizes");
+    const rescompile::Size own = own_size(engine);
+    const auto range = engine->engine.manifest().sizes.value_or(rescompile::SizeRange{own, own});
+    *sizes = {static_cast<size_t>(range.min.height), static_cast<size_t>(range.min.width),
+              static_cast<size_t>(range.max.height), static_cast<size_t>(range.max.width),
+              static_cast<size_t>(own.height), static_cast<size_t>(own.width)};
     return std::nullopt;
   });
 }
@@ -170,7 +224,8 @@ rescompile_status rescompile_get_facts(const rescompile_engine* engine, rescompi
     const rescompile::Manifest& manifest = engine->engine.manifest();
     facts->dtype = manifest.input.dtype == DType::uint8 ? RESCOMPILE_UINT8 : RESCOMPILE_FLOAT32;
     facts->layout = manifest.input.layout == rescompile::Layout::NHWC ? RESCOMPILE_NHWC : RESCOMPILE_NCHW;
-    for (size_t axis = 0; axis < 3; ++axis) facts->shape[axis] = static_cast<size_t>(manifest.input.shape[axis + 1]);
+    const auto shape = rescompile::internal::shape_at(manifest.input, own_size(engine));
+    for (size_t axis = 0; axis < 3; ++axis) facts->shape[axis] = static_cast<size_t>(shape[axis]);
     facts->image_size = engine->engine.image_size();
     facts->batch_min = static_cast<size_t>(manifest.batch.min);
     facts->batch_opt = static_cast<size_t>(manifest.batch.opt);

@@ -27,28 +27,33 @@ std::vector<Value> copied(const NpyArray& array) {
 bool fits(const NpyArray& array, const TensorSpec& spec, std::uint64_t count) {
   if (array.dtype != spec.dtype || array.shape.size() != spec.shape.size() || array.shape[0] != count) return false;
   for (std::size_t axis = 1; axis < array.shape.size(); ++axis)
-    if (array.shape[axis] != static_cast<std::uint64_t>(spec.shape[axis])) return false;
+    if (spec.shape[axis] != -1 && array.shape[axis] != static_cast<std::uint64_t>(spec.shape[axis])) return false;
   return true;
 }
 
-}  // namespace
+/// Height and width of images.
+Size size_of(const NpyArray& images, const TensorSpec& spec) {
+  const std::size_t height = spec.layout == Layout::NHWC ? 1 : 2;
+  return {static_cast<std::int64_t>(images.shape[height]), static_cast<std::int64_t>(images.shape[height + 1])};
+}
 
-Result<Golden> read_golden(const EngineFiles& files, const Manifest& manifest) {
-  const std::filesystem::path path = files.path(golden_name);
-  const auto bytes = files.read(golden_name, golden_limit);
-  if (!bytes) return bytes.error();
+/// The arrays in `bytes` whose names begin with `beginning`.
+Result<Golden> read_set(const std::string& bytes, const std::string& beginning, const std::filesystem::path& path,
+                        const Manifest& manifest) {
   const auto refused = [&](const std::string& words) {
     return Error{ErrorCode::engine, path.string() + " holds no golden images and logits (" + words +
                                         "); build the engine again"};
   };
-  const auto images = read_npz(*bytes, "images");
+  const auto images = read_npz(bytes, beginning + "images");
   if (!images) return refused(images.error().message);
   const std::uint64_t count = images->shape.empty() ? 0 : images->shape[0];
   Golden golden;
   golden.count = static_cast<std::size_t>(count);
   bool fit = count > 0 && fits(*images, manifest.input, count);
+  if (fit) golden.size = size_of(*images, manifest.input);
+  fit = fit && (!manifest.sizes || holds(*manifest.sizes, golden.size));
   for (std::size_t index = 0; index < manifest.outputs.size(); ++index) {
-    const auto output = read_npz(*bytes, index == 0 ? "logits" : "logits_" + std::to_string(index));
+    const auto output = read_npz(bytes, beginning + (index == 0 ? "logits" : "logits_" + std::to_string(index)));
     if (!output) return refused(output.error().message);
     fit = fit && fits(*output, manifest.outputs[index], count);
     if (!fit) break;
@@ -61,6 +66,21 @@ Result<Golden> read_golden(const EngineFiles& files, const Manifest& manifest) {
   else
     golden.images = copied<float>(*images);
   return golden;
+}
+
+}  // namespace
+
+Result<std::vector<Golden>> read_golden(const EngineFiles& files, const Manifest& manifest) {
+  const auto bytes = files.read(golden_name, golden_limit);
+  if (!bytes) return bytes.error();
+  std::vector<Golden> found;
+  for (const char* beginning : {"", "other_"}) {
+    if (*beginning != '\0' && !manifest.sizes) break;
+    auto golden = read_set(*bytes, beginning, files.path(golden_name), manifest);
+    if (!golden) return golden.error();
+    found.push_back(std::move(*golden));
+  }
+  return found;
 }
 
 double relative_rms(std::span<const float> reference, std::span<const float> other) {

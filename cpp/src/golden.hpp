@@ -12,10 +12,12 @@ struct Golden {
   Input images;                             ///< [count, ...] in the engine's layout and type
   std::vector<std::vector<float>> outputs;  ///< [count, ...] each, in the manifest's order
   std::size_t count = 0;
+  Size size;  ///< of the images
 };
 
-/// Read golden.npz and check that it fits `manifest`.
-Result<Golden> read_golden(const EngineFiles& files, const Manifest& manifest);
+/// Read golden.npz and check that it fits `manifest`: one set for images of the engine's own size, and another where it
+/// takes several.
+Result<std::vector<Golden>> read_golden(const EngineFiles& files, const Manifest& manifest);
 
 /// RMS of the difference over RMS of `reference`: 0 where both are equal, infinite where only `reference` is zero.
 double relative_rms(std::span<const float> reference, std::span<const float> other);

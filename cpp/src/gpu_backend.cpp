@@ -140,6 +140,10 @@ Place place_of(const std::filesystem::path& directory, const Manifest& manifest)
 
 Result<std::unique_ptr<Backend>> open_on_gpu(const std::filesystem::path& directory, const Manifest& manifest,
                                              const NetworkMaker& make) {
+  if (manifest.sizes)
+    return Error{ErrorCode::unavailable, "the engine in " + directory.string() +
+                                             " takes images of several sizes, which librescompile runs with OpenVINO "
+                                             "alone: run it in Python, or build it without --dynamic-size"};
   return without_failures([&]() -> Result<std::unique_ptr<Backend>> {
     const auto [driver, gpu] = place_of(directory, manifest);
     return {std::make_unique<GpuBackend>(driver, gpu, manifest, make)};

@@ -101,9 +101,18 @@ std::vector<std::string> Fields::texts(const std::string& name) {
   return {};
 }
 
+const Json& Fields::newer(const std::string& name) {
+  return object_ == nullptr || object_->contains(name) ? raw(name) : nothing;
+}
+
 std::optional<std::string> Fields::newer_text(const std::string& name) {
   if (object_ != nullptr && !object_->contains(name)) return std::nullopt;
   return text(name);
+}
+
+std::optional<std::string> Fields::newer_optional_text(const std::string& name) {
+  if (object_ != nullptr && !object_->contains(name)) return std::nullopt;
+  return optional_text(name);
 }
 
 std::vector<std::string> Fields::newer_texts(const std::string& name) {

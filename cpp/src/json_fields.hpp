@@ -52,8 +52,12 @@ class Fields {
   std::vector<std::string> texts(const std::string& name);
   /// A text that older documents lack: nothing there.
   std::optional<std::string> newer_text(const std::string& name);
+  /// A text or null that older documents lack: nothing there.
+  std::optional<std::string> newer_optional_text(const std::string& name);
   /// A list that older documents lack: empty there.
   std::vector<std::string> newer_texts(const std::string& name);
+  /// A field that older documents lack, or null: null in both cases.
+  const Json& newer(const std::string& name);
   std::vector<double> numbers(const std::string& name);
   std::vector<std::int64_t> integers(const std::string& name);
 

@@ -13,9 +13,11 @@ namespace rescompile {
 
 /// The one class that may make engines.
 struct EngineAccess {
-  static Engine make(Manifest manifest, std::unique_ptr<internal::Backend> backend,
-                     std::vector<std::unique_ptr<internal::Session>> sessions) {
-    return Engine(std::make_unique<Engine::Impl>(std::move(manifest), std::move(backend), std::move(sessions)));
+  static Result<Engine> make(Manifest manifest, std::unique_ptr<internal::Backend> backend,
+                             std::vector<std::unique_ptr<internal::Session>> sessions) {
+    auto impl = std::make_unique<Engine::Impl>(std::move(manifest), std::move(backend), std::move(sessions));
+    if (auto error = impl->open()) return std::move(*error);
+    return Engine(std::move(impl));
   }
 };
 
@@ -32,20 +34,28 @@ std::string rounded(double value) {
   return text.data();
 }
 
-std::optional<Error> self_test(const EngineFiles& files, const Engine& engine) {
-  const auto golden = read_golden(files, engine.manifest());
-  if (!golden) return golden.error();
-  const auto found = std::visit([&](const auto& images) { return engine.infer_all(std::span(images), golden->count); },
-                                golden->images);
+std::optional<Error> self_test(const EngineFiles& files, const Engine& engine, const Golden& golden) {
+  const auto infer = [&](const auto& images) {
+    return engine.infer_all(std::span(images), golden.count, golden.size);
+  };
+  const auto found = std::visit(infer, golden.images);
   if (!found) return found.error();
   const double allowed = engine.manifest().golden_relative_rms;
-  for (std::size_t index = 0; index < golden->outputs.size(); ++index) {
-    const double error = relative_rms(golden->outputs[index], found->at(engine.manifest().outputs[index].name).values);
+  for (std::size_t index = 0; index < golden.outputs.size(); ++index) {
+    const double error = relative_rms(golden.outputs[index], found->at(engine.manifest().outputs[index].name).values);
     if (error <= allowed) continue;  // not so for NaN
     return Error{ErrorCode::engine, "the engine in " + files.directory().string() +
                                         " does not reproduce its golden answers on this machine (relative RMS " +
                                         rounded(error) + ", allowed " + rounded(allowed) + "); build it again here"};
   }
+  return std::nullopt;
+}
+
+std::optional<Error> self_test(const EngineFiles& files, const Engine& engine) {
+  const auto sets = read_golden(files, engine.manifest());
+  if (!sets) return sets.error();
+  for (const Golden& golden : *sets)
+    if (auto error = self_test(files, engine, golden)) return error;
   return std::nullopt;
 }
 
@@ -70,9 +80,9 @@ Result<Engine> open_engine(const EngineFiles& files, const Manifest& manifest, B
     if (!session) return session.error();
     sessions.push_back(std::move(*session));
   }
-  Engine engine = EngineAccess::make(manifest, std::move(*loaded), std::move(sessions));
-  if (!options.verify) return engine;
-  if (auto error = self_test(files, engine)) {
+  auto engine = EngineAccess::make(manifest, std::move(*loaded), std::move(sessions));
+  if (!engine || !options.verify) return engine;
+  if (auto error = self_test(files, *engine)) {
     forgotten = backend.forget_compilation();
     return std::move(*error);
   }

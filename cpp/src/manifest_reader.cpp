@@ -154,6 +154,23 @@ Preprocess read_preprocess(const Json& value, Mistake& mistake) {
   return steps;
 }
 
+/// A pair of height and width.
+Size read_pair(Fields& fields, const std::string& name, Mistake& mistake) {
+  const std::vector<std::int64_t> sides = fields.integers(name);
+  if (sides.size() == 2 && std::ranges::all_of(sides, [](std::int64_t side) { return side >= 1 && side <= side_limit; }))
+    return {sides[0], sides[1]};
+  mistake.note(fields.path(name), "height and width, whole numbers from 1 to 8192");
+  return {1, 1};
+}
+
+std::optional<SizeRange> read_sizes(const Json& value, Mistake& mistake) {
+  if (value.is_null()) return std::nullopt;
+  Fields fields(value, "$.sizes", mistake);
+  const SizeRange range{read_pair(fields, "min", mistake), read_pair(fields, "max", mistake)};
+  fields.finish();
+  return range;
+}
+
 std::map<std::string, FileDigest> read_files(const Json& value, Mistake& mistake) {
   std::map<std::string, FileDigest> files;
   if (!value.is_object()) {
@@ -216,6 +233,10 @@ Manifest read_fields(const Json& document, Mistake& mistake) {
   manifest.files = read_files(fields.raw("files"), mistake);
   manifest.environment = read_environment(fields.raw("environment"), mistake);
   fields.newer_texts("fp16_blocks");
+  manifest.sizes = read_sizes(fields.newer("sizes"), mistake);
+  manifest.cpu_form = fields.newer_optional_text("cpu_form");
+  if (manifest.cpu_form && *manifest.cpu_form != "avx2" && *manifest.cpu_form != "vnni" && *manifest.cpu_form != "amx")
+    mistake.note("$.cpu_form", "avx2, vnni or amx");
   manifest.sha256 = fields.sha256("sha256");
   fields.finish();
   return manifest;
@@ -266,7 +287,8 @@ std::string misfit(const OutputSpec& output) {
   if (output.shape.size() != 2 && output.shape.size() != 4)
     return "describes an output that is neither [N, C] nor [N, C, H, W]";
   if (output.dtype != DType::float32) return "describes an output of another type than float32";
-  if (!sizes_are_sane(output.shape, image_limit)) return "has an output whose size is absurd";
+  const auto& shape = output.shape;
+  if (!sizes_are_sane(is_resizable(output) ? std::vector{shape[0], shape[1]} : shape, image_limit)) return "has an output whose size is absurd";
   if (!output_fits(output))
     return "names " + std::to_string(output.labels.size()) + " classes for an output of " +
            std::to_string(values_per_image(output)) + " values and kind " +
@@ -279,11 +301,19 @@ std::string misfit(const Manifest& manifest) {
   const TensorSpec& input = manifest.input;
   if (input.shape.size() != 4 || (input.layout != Layout::NCHW && input.layout != Layout::NHWC))
     return "does not describe a network with one image input";
-  if (!sizes_are_sane(input.shape, image_limit)) return "has an input whose size is absurd";
+  std::vector<std::int64_t> image = input.shape;
+  if (const auto& sizes = manifest.sizes) {
+    if (!is_resizable(input) || !holds(*sizes, sizes->max) || !holds(*sizes, manifest.preprocess.crop))
+      return "has sizes of images that do not fit its input and preprocessing";
+    image = shape_at(input, sizes->max);
+    image.insert(image.begin(), -1);
+  }
+  if (!sizes_are_sane(image, image_limit)) return "has an input whose size is absurd";
   std::set<std::string> names;
-  std::size_t largest = values_per_image(input);
+  std::size_t largest = values_of({image.begin() + 1, image.end()});
   for (const OutputSpec& output : manifest.outputs) {
     if (std::string words = misfit(output); !words.empty()) return words;
+    if (is_resizable(output) && !manifest.sizes) return "does not say which sizes of images the engine takes";
     if (!names.insert(output.name).second) return "has two outputs named '" + output.name + "'";
     largest = std::max(largest, values_per_image(output));
   }
@@ -300,10 +330,47 @@ std::string misfit(const Manifest& manifest) {
 
 }  // namespace
 
-std::size_t values_per_image(const TensorSpec& spec) {
+std::size_t values_of(const std::vector<std::int64_t>& shape) {
   std::size_t product = 1;
-  for (std::size_t axis = 1; axis < spec.shape.size(); ++axis) product *= static_cast<std::size_t>(spec.shape[axis]);
+  for (const std::int64_t side : shape) product *= static_cast<std::size_t>(std::max<std::int64_t>(side, 1));
   return product;
+}
+
+std::size_t values_per_image(const TensorSpec& spec) { return values_of({spec.shape.begin() + 1, spec.shape.end()}); }
+
+namespace {
+
+/// The axis of the height; that of the width follows.
+std::size_t height_axis(const TensorSpec& spec) { return spec.layout == Layout::NHWC ? 1 : 2; }
+
+}  // namespace
+
+bool is_resizable(const TensorSpec& spec) {
+  const std::size_t axis = height_axis(spec);
+  return spec.shape.size() == 4 && spec.shape[axis] == -1 && spec.shape[axis + 1] == -1;
+}
+
+std::vector<std::int64_t> shape_at(const TensorSpec& spec, Size size) {
+  std::vector<std::int64_t> shape(spec.shape.begin() + 1, spec.shape.end());
+  if (spec.shape.size() != 4) return shape;
+  const std::size_t axis = height_axis(spec) - 1;
+  shape[axis] = size.height;
+  shape[axis + 1] = size.width;
+  return shape;
+}
+
+Size own_size(const Manifest& manifest) {
+  if (manifest.sizes) return manifest.preprocess.crop;
+  const std::size_t axis = height_axis(manifest.input);
+  if (manifest.input.shape.size() != 4) return {};
+  return {manifest.input.shape[axis], manifest.input.shape[axis + 1]};
+}
+
+std::string words_of(Size size) { return std::to_string(size.height) + "x" + std::to_string(size.width); }
+
+bool holds(const SizeRange& range, Size size) {
+  return range.min.height <= size.height && size.height <= range.max.height && range.min.width <= size.width &&
+         size.width <= range.max.width;
 }
 
 Result<Manifest> read_manifest(const EngineFiles& files, const std::vector<std::filesystem::path>& trusted_keys) {

@@ -29,4 +29,22 @@ Result<Manifest> parse_manifest(const std::string& text, const std::filesystem::
 /// The values of one image or of one answer: the product of the shape without its first dimension.
 std::size_t values_per_image(const TensorSpec& spec);
 
+/// Whether height and width are open.
+bool is_resizable(const TensorSpec& spec);
+
+/// Shape of one image, or answer, of this height and width.
+std::vector<std::int64_t> shape_at(const TensorSpec& spec, Size size);
+
+/// Product of the sides.
+std::size_t values_of(const std::vector<std::int64_t>& shape);
+
+/// The size in words: 256x128.
+std::string words_of(Size size);
+
+/// Height and width of the images of calls that name no size.
+Size own_size(const Manifest& manifest);
+
+/// Whether `size` lies in `range`.
+bool holds(const SizeRange& range, Size size);
+
 }  // namespace rescompile::internal

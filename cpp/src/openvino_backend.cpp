@@ -3,8 +3,10 @@
 #include "openvino_backend.hpp"
 
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <openvino/openvino.hpp>
+#include <ranges>
 #include <sstream>
 #include <string_view>
 
@@ -67,12 +69,40 @@ class OpenVinoSession final : public Session {
   OpenVinoSession(ov::InferRequest request, const ov::CompiledModel& compiled, const Manifest& manifest)
       : request_(std::move(request)),
         type_(manifest.input.dtype == DType::uint8 ? ov::element::u8 : ov::element::f32),
+        input_(manifest.input),
+        least_(static_cast<std::size_t>(manifest.batch.min)),
         shape_(manifest.input.shape.size(), 0) {
     const auto ports = compiled.outputs();
     for (const OutputSpec& output : manifest.outputs)
       outputs_.push_back({place_of(ports, output.name, manifest.outputs.size()), values_per_image(output)});
-    for (std::size_t axis = 1; axis < shape_.size(); ++axis)
-      shape_[axis] = static_cast<std::size_t>(manifest.input.shape[axis]);
+    if (manifest.sizes)
+      fed_shape(manifest.preprocess.crop);
+    else
+      std::ranges::copy(manifest.input.shape | std::views::drop(1), shape_.begin() + 1);
+  }
+
+  Result<Shapes> output_shapes(Size size) override {
+    return translate_errors("OpenVINO cannot run this engine", [&]() -> Result<Shapes> {
+      fed_shape(size);
+      shape_[0] = least_;
+      ov::Tensor zeros(type_, shape_);
+      std::memset(zeros.data(), 0, zeros.get_byte_size());
+      request_.set_input_tensor(zeros);
+      request_.infer();
+      Shapes shapes;
+      for (const auto& output : outputs_) {
+        const ov::Shape found = request_.get_output_tensor(output.place).get_shape();
+        shapes.emplace_back(found.begin() + 1, found.end());
+      }
+      return shapes;
+    });
+  }
+
+  void resize(Size size, const Shapes& shapes) override {
+    if (size == size_) return;
+    fed_shape(size);
+    size_ = size;
+    for (std::size_t index = 0; index < outputs_.size(); ++index) outputs_[index].size = values_of(shapes[index]);
   }
 
   std::optional<Error> run(const void* images, std::size_t count, float* const* outputs) override {
@@ -100,13 +130,23 @@ class OpenVinoSession final : public Session {
   }
 
  private:
+  /// Takes images of `size` from now on; the next run gives the request its tensor anew.
+  void fed_shape(Size size) {
+    std::ranges::copy(shape_at(input_, size), shape_.begin() + 1);
+    fed_ = nullptr;
+    size_ = {};
+  }
+
   struct Output {
     std::size_t place, size;  ///< among the model's outputs; values of one image
   };
 
   ov::InferRequest request_;
   ov::element::Type type_;
+  TensorSpec input_;
+  std::size_t least_;  ///< the smallest batch
   ov::Shape shape_;
+  Size size_;  ///< of the images that `outputs_` are for; 0x0 where it is not known
   std::vector<Output> outputs_;
   const void* fed_ = nullptr;  ///< address of the request's input tensor
 };
@@ -156,8 +196,10 @@ std::string misfit(const Model& model, const Manifest& manifest) {
   if (model.inputs().size() != 1 || model.outputs().size() != manifest.outputs.size())
     return "it has not one input and " + std::to_string(manifest.outputs.size()) + " outputs";
   ov::PartialShape images{ov::Dimension(manifest.batch.min, manifest.batch.max)};
-  for (std::size_t axis = 1; axis < manifest.input.shape.size(); ++axis)
-    images.push_back(manifest.input.shape[axis]);
+  const auto fixed = [&] { return std::vector(manifest.input.shape.begin() + 1, manifest.input.shape.end()); };
+  const auto lows = manifest.sizes ? shape_at(manifest.input, manifest.sizes->min) : fixed();
+  const auto highs = manifest.sizes ? shape_at(manifest.input, manifest.sizes->max) : fixed();
+  for (std::size_t axis = 0; axis < lows.size(); ++axis) images.push_back(ov::Dimension(lows[axis], highs[axis]));
   const auto type = manifest.input.dtype == DType::uint8 ? ov::element::u8 : ov::element::f32;
   const ov::PartialShape found = model.input().get_partial_shape();
   if (model.input().get_element_type() != type || images != found) {
@@ -172,7 +214,9 @@ std::string misfit(const Model& model, const Manifest& manifest) {
     if (place == ports.size()) return "it has no output '" + output.name + "'";
     const ov::PartialShape values = ports[place].get_partial_shape();
     ov::PartialShape wanted(std::vector<ov::Dimension>(output.shape.begin(), output.shape.end()));
-    if (values.rank() == wanted.rank()) wanted[0] = values[0];
+    if (values.rank() == wanted.rank())
+      for (std::size_t axis = 0; axis < wanted.size(); ++axis)
+        if (axis == 0 || output.shape[axis] == -1) wanted[axis] = values[axis];
     if (ports[place].get_element_type() != ov::element::f32 || values != wanted) {
       std::ostringstream words;
       words << "it returns " << ports[place].get_element_type() << " " << values << ", the manifest says f32 with "
@@ -233,6 +277,15 @@ ov::Tensor tensor_of(const std::string& bytes) {
   return tensor;
 }
 
+/// Whether OpenVINO adds products of bytes in 32 bits here; this variable can keep it from using what the CPU has.
+bool adds_in_32_bits() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512vnni") != 0 && std::getenv("ONEDNN_MAX_CPU_ISA") == nullptr;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Backend>> load_openvino(const EngineFiles& files, const Manifest& manifest,
@@ -242,6 +295,10 @@ Result<std::unique_ptr<Backend>> load_openvino(const EngineFiles& files, const M
     if (!manifest.files.contains(name))
       return Error{ErrorCode::engine, files.path(manifest_name).string() + " lists no " + name +
                                           ", which an OpenVINO engine has; build the engine again"};
+  if (manifest.cpu_form.value_or("avx2") != "avx2" && !adds_in_32_bits())
+    return Error{ErrorCode::unavailable, path.string() + " has the form " + *manifest.cpu_form +
+                                             ", which this CPU does not compute exactly; build the engine with "
+                                             "`rescompile build --cpu-form avx2`"};
   return translate_errors("OpenVINO cannot load " + path.string(), [&]() -> Result<std::unique_ptr<Backend>> {
     const auto xml = files.read("model.xml", payload_limit), bin = files.read("model.bin", payload_limit);
     if (!xml) return xml.error();

@@ -1,4 +1,5 @@
-/* The C API from a C program: c_api_test DIR loads a float engine and asks it what a C user would. */
+/* The C API from a C program: c_api_test DIR loads a float engine and asks it what a C user would; c_api_test DIR KEY
+ * says whether the public KEY signed it. */
 #include <math.h>
 #include <rescompile/rescompile.h>
 #include <stdio.h>
@@ -14,6 +15,21 @@
     }                                                                                          \
   } while (0)
 
+/* Prints what loading says when only `key` is trusted. */
+static int check_signature(const char* directory, const char* key) {
+  rescompile_engine* engine = NULL;
+  rescompile_options options = {0};
+  const char* nothing = NULL;
+  options.trusted_keys_count = 1;
+  CHECK(rescompile_load(directory, &options, &engine) == RESCOMPILE_USAGE && engine == NULL);
+  options.trusted_keys = &nothing;
+  CHECK(rescompile_load(directory, &options, &engine) == RESCOMPILE_USAGE && engine == NULL);
+  options.trusted_keys = &key;
+  puts(rescompile_load(directory, &options, &engine) == RESCOMPILE_OK ? "trusted" : rescompile_last_error());
+  rescompile_free(engine);
+  return 0;
+}
+
 int main(int count, char** arguments) {
   rescompile_engine* engine = NULL;
   rescompile_options options = {0};
@@ -23,6 +39,7 @@ int main(int count, char** arguments) {
   size_t best[5], found = 0, index;
   double probabilities[5];
 
+  if (count == 3) return check_signature(arguments[1], arguments[2]);
   CHECK(count == 2);
   CHECK(rescompile_load("/nowhere", NULL, &engine) == RESCOMPILE_ENGINE && engine == NULL);
   CHECK(strstr(rescompile_last_error(), "/nowhere is not an engine directory") != NULL);

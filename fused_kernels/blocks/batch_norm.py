@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,6 +13,8 @@ from torch.distributed import distributed_c10d
 
 from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import statistics
+from fused_kernels.ops.splits import SplitSum
+from fused_kernels.ops.statistics import NormGradient
 from fused_kernels.specification import Layer
 
 
@@ -39,50 +42,73 @@ class Normalized:
     """fp32 [1]: rows on all processes, where several share the statistics."""
 
 
-def normalize(layer: Layer, partials: Partials | None, affine: Affine) -> Normalized:
-    """The vectors of one batch norm; ``partials`` of kinds (mean, M2) are only needed for batch statistics."""
-    if not layer.batch_statistics:
-        assert affine.running is not None  # the module that wrote the specification made sure
-        return Normalized(statistics.frozen(affine.running, affine.gamma, affine.beta, layer.eps), None, None)
+@dataclass(frozen=True)
+class Norm:
+    """One batch norm to compute; ``partials`` of kinds (mean, M2) are only needed for batch statistics."""
+
+    layer: Layer
+    partials: Partials | None
+    affine: Affine
+
+
+def normalize(norms: Sequence[Norm]) -> list[Normalized]:
+    """The vectors of one batch norm, or of two whose results are added, with as few launches as possible."""
+    batch = [_to_finalize(norm) for norm in norms if norm.layer.batch_statistics]
+    finalized = iter(statistics.finalize_all(batch) if batch else [])
+    counts = iter(layer.partials.counts for layer in batch)
+    made = []
+    for norm in norms:
+        affine = norm.affine
+        if norm.layer.batch_statistics:
+            (vectors, running), rows = next(finalized), next(counts)
+            total = None if rows is None else rows.sum().reshape(1).to(vectors.dtype)
+            made.append(Normalized(vectors, running, total))
+        else:
+            assert affine.running is not None  # the module that wrote the specification made sure
+            vectors = statistics.frozen(affine.running, affine.gamma, affine.beta, norm.layer.eps)
+            made.append(Normalized(vectors, None, None))
+    return made
+
+
+def _to_finalize(norm: Norm) -> statistics.Finalized:
+    layer, partials, affine = norm.layer, norm.partials, norm.affine
     assert partials is not None
     if layer.group is not None:
         partials = _gathered(partials, layer.group)
     running = affine.running if layer.updates else None
-    vectors, new = statistics.finalize(
-        partials, affine.gamma, affine.beta, layer.eps, running, affine.momentum
-    )
-    total = None if partials.counts is None else partials.counts.sum().reshape(1).to(vectors.dtype)
-    return Normalized(vectors, new, total)
+    return statistics.Finalized(partials, affine.gamma, affine.beta, layer.eps, running, affine.momentum)
 
 
-@dataclass(frozen=True)
-class NormGradient:
-    """Gradients of one batch norm."""
+def norm_gradients(
+    partials: Partials,
+    norms: Sequence[tuple[Layer, Tensor, Tensor | None]],
+    pending: Sequence[SplitSum] = (),
+) -> list[NormGradient]:
+    """The gradients of one batch norm, or of two with the same g, from this process's sums; see ``ops.statistics``.
 
-    coefficients: Tensor
-    """fp32 [3, C] for ``passes.bn_backward``."""
-    dgamma: Tensor
-    dbeta: Tensor
-
-
-def norm_gradient(
-    layer: Layer, y: Tensor, vectors: Tensor, total: Tensor | None, sum_g: Tensor, sum_gy: Tensor
-) -> NormGradient:
-    """The gradients of a batch norm on ``y``, from this process's sum(g) and sum(g * (y - mean)), each [C].
-
-    dgamma and dbeta stay local, as torch's SyncBatchNorm leaves them: the trainer averages gradients.
+    ``norms`` are layer, vectors and ``total`` of each. dgamma and dbeta stay local, as torch's SyncBatchNorm leaves
+    them: the trainer averages gradients.
     """
-    count = y.numel() // y.shape[1]
-    # a copy, because the sum is a row of a larger tensor and the results of an operator must not share memory
-    dgamma, dbeta = sum_gy * vectors[1], sum_g.clone()
-    if layer.group is not None and total is not None:
-        shared = torch.stack([sum_g, sum_gy])
-        dist.all_reduce(shared, group=_group(layer.group))
-        sum_g, sum_gy = shared / total
-        count = 1
-    frozen = not layer.batch_statistics
-    coefficients = statistics.coefficients(sum_g, sum_gy, vectors, count, is_frozen=frozen)
-    return NormGradient(coefficients, dgamma, dbeta)
+    local = statistics.norm_gradients(
+        partials, [(vectors, not layer.batch_statistics) for layer, vectors, _ in norms], pending
+    )
+    if all(total is None for _, _, total in norms):
+        return local
+    sums = statistics.sums(partials)
+    return [
+        own
+        if total is None
+        else own._replace(coefficients=_shared(layer, vectors, total, sums[[0, 1 + index]]))
+        for index, ((layer, vectors, total), own) in enumerate(zip(norms, local, strict=True))
+    ]
+
+
+def _shared(layer: Layer, vectors: Tensor, total: Tensor, sums: Tensor) -> Tensor:
+    """Coefficients of a batch norm over all processes, from this one's ``sums`` [2, C]."""
+    assert layer.group is not None
+    dist.all_reduce(sums, group=_group(layer.group))
+    means = Partials((sums / total)[:, None], 1, 1)
+    return statistics.norm_gradients(means, [(vectors, False)])[0].coefficients
 
 
 def _gathered(partials: Partials, group_name: str) -> Partials:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fused_kernels.blocks.batch_norm import norm_gradient, normalize
+from fused_kernels.blocks.batch_norm import Norm, norm_gradients, normalize
 from fused_kernels.blocks.training import GradientRequest, LayerGradients, LayerTensors
 from fused_kernels.operands.partials import Partials
-from fused_kernels.ops import convolution, statistics, stem
+from fused_kernels.ops import convolution, stem
 from fused_kernels.specification import Layer
 
 
@@ -61,7 +61,7 @@ def forward(
         y, partials, packed = stem.stem_conv_moments(image, tensors.weight, layer.conv)
     else:
         y, packed = stem.stem_conv(image, tensors.weight, layer.conv)
-    normalized = normalize(layer, partials, tensors.affine)
+    (normalized,) = normalize([Norm(layer, partials, tensors.affine)])
     vectors, total = normalized.vectors, normalized.total
     z, index = stem.stem_pool(y, vectors) if pool else (stem.stem_activate(y, vectors), None)
     return SavedStem(z, y, vectors, packed, index, total), normalized.running
@@ -83,8 +83,7 @@ def backward(
         if index is None
         else stem.stem_pool_sums(dz, index, y, vectors)
     )
-    sum_g, sum_gy = statistics.sums(partials)
-    norm = norm_gradient(layer, y, vectors, saved.total, sum_g, sum_gy)
+    (norm,) = norm_gradients(partials, [(layer, vectors, saved.total)])
     if index is None:
         dy = stem.stem_activate_backward(dz, y, vectors, norm.coefficients)
     else:

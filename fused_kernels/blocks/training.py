@@ -23,11 +23,13 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_kernels.blocks.batch_norm import Affine, Normalized, norm_gradient, normalize
+from fused_kernels.blocks.batch_norm import Affine, Norm, norm_gradients, normalize
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.operands.layout import nhwc
 from fused_kernels.operands.partials import Partials
-from fused_kernels.ops import convolution, passes, statistics
+from fused_kernels.ops import convolution, passes
+from fused_kernels.ops.splits import SplitSum, launch_sum
+from fused_kernels.ops.statistics import NormGradient
 from fused_kernels.specification import Block, Chain, Layer
 
 
@@ -92,30 +94,41 @@ def _forward_block(
     x: Tensor, block: Block, tensors: Iterator[LayerTensors], running: list[Tensor]
 ) -> SavedBlock:
     main: list[SavedLayer] = []
-    for layer in block.main:
+    for layer in block.main[:-1]:
         source, vectors = (main[-1].y, main[-1].vectors) if main else (x, None)
-        main.append(_forward_layer(source, vectors, layer, next(tensors), running))
-    last, projection = main[-1], None
+        main += _normalized([_convolve(source, vectors, layer, next(tensors))], running)
+    source, vectors = (main[-1].y, main[-1].vectors) if main else (x, None)
+    ends = [_convolve(source, vectors, block.main[-1], next(tensors))]
     if block.projection is not None:
-        projection = _forward_layer(x, None, block.projection, next(tensors), running)
+        ends.append(_convolve(x, None, block.projection, next(tensors)))
+    last, *rest = _normalized(ends, running)
+    main.append(last)
+    projection = rest[0] if rest else None
+    if projection is not None:
         z = passes.join(last.y, last.vectors, projection.y, projection.vectors)
     else:
         z = passes.join(last.y, last.vectors, x if block.shortcut == "identity" else padded(x, block))
     return SavedBlock(tuple(main), projection, z)
 
 
-def _forward_layer(
-    x: Tensor, vectors: Tensor | None, layer: Layer, tensors: LayerTensors, running: list[Tensor]
-) -> SavedLayer:
+def _convolve(x: Tensor, vectors: Tensor | None, layer: Layer, tensors: LayerTensors) -> tuple[Tensor, Norm]:
+    """y of one layer, and the batch norm to compute of it."""
     partials: Partials | None = None
     if layer.batch_statistics:
         y, partials = convolution.conv_moments(x, tensors.weight, layer.conv, vectors)
     else:
         y = convolution.conv_plain(x, tensors.weight, layer.conv, vectors)
-    normalized: Normalized = normalize(layer, partials, tensors.affine)
-    if normalized.running is not None:
-        running.append(normalized.running)
-    return SavedLayer(y, normalized.vectors, normalized.total)
+    return y, Norm(layer, partials, tensors.affine)
+
+
+def _normalized(convolved: Sequence[tuple[Tensor, Norm]], running: list[Tensor]) -> list[SavedLayer]:
+    """One layer, or two that end a block, with their batch norms' vectors; ``running`` gets what follows for each."""
+    made = normalize([norm for _, norm in convolved])
+    running += [normalized.running for normalized in made if normalized.running is not None]
+    return [
+        SavedLayer(y, normalized.vectors, normalized.total)
+        for (y, _), normalized in zip(convolved, made, strict=True)
+    ]
 
 
 def padded(x: Tensor, block: Block) -> Tensor:
@@ -148,6 +161,7 @@ def backward(
     last = saved[-1]
     g, partials = passes.entry(dz.to(last.z.dtype), last.z, *_join_operands(last))
     gradients: list[LayerGradients] = []
+    pending: list[SplitSum] = []
     dx: Tensor | None = None
     end = len(weights)
     for index in reversed(range(len(saved))):
@@ -155,7 +169,7 @@ def backward(
         own = slice(end - len(block.layers), end)
         source = saved[index - 1].z if index else nhwc(x)
         dy, shortcut, found = _block_backward(
-            block, source, weights[own], saved[index], request.dw[own], g, partials
+            block, source, weights[own], saved[index], request.dw[own], g, partials, pending
         )
         gradients[:0] = found
         first, conv = weights[own.start], block.main[0].conv
@@ -166,6 +180,8 @@ def backward(
         elif request.dx:
             dx = convolution.dgrad_shortcut(dy, first, conv, source.shape, shortcut, block.stride)
         end = own.start
+    for split_sum in pending:
+        launch_sum(split_sum)
     return dx, gradients
 
 
@@ -184,8 +200,12 @@ def _block_backward(
     wanted: Sequence[bool],
     g: Tensor,
     partials: Partials,
+    pending: list[SplitSum],
 ) -> tuple[Tensor, Tensor, list[LayerGradients]]:
     """One block's backward pass, from g of its last layer.
+
+    ``pending`` are split reductions of gradients returned before or here; each is added up in the next launch of small
+    sums, and those that are left by the caller.
 
     Returns:
         dy of its first layer; the gradient that the shortcut carries to every ``stride``-th pixel of x; and the
@@ -193,33 +213,41 @@ def _block_backward(
     """
     found: dict[int, LayerGradients] = {}
 
+    def norms_of(partials: Partials, *layers: tuple[Layer, SavedLayer]) -> list[NormGradient]:
+        norms = [(layer, own.vectors, own.total) for layer, own in layers]
+        made = norm_gradients(partials, norms, tuple(pending))
+        pending.clear()
+        return made
+
     def layer_backward(
-        index: int, own: SavedLayer, below: SavedLayer | None, g: Tensor, sum_g: Tensor, sum_gy: Tensor
+        index: int, own: SavedLayer, below: SavedLayer | None, g: Tensor, norm: NormGradient
     ) -> Tensor:
         """dy of one layer, which reads the activation of the layer ``below``, or x."""
         layer = block.layers[index]
-        norm = norm_gradient(layer, own.y, own.vectors, own.total, sum_g, sum_gy)
         dy = passes.bn_backward(g, own.y, own.vectors, norm.coefficients)
         source, vectors = (x, None) if below is None else (below.y, below.vectors)
-        dw = convolution.wgrad(source, dy, layer.conv, vectors) if wanted[index] else None
+        dw = convolution.wgrad(source, dy, layer.conv, vectors, pending) if wanted[index] else None
         found[index] = LayerGradients(dw, norm.dgamma, norm.dbeta)
         return dy
 
-    totals, shortcut = statistics.sums(partials), g
+    shortcut, ends = g, [(block.main[-1], saved.main[-1])]
+    if block.projection is not None and saved.projection is not None:
+        ends.append((block.projection, saved.projection))
+    norm, *rest = norms_of(partials, *ends)
     if block.shortcut == "pad":
         shortcut = nhwc(g[:, block.pad[0] : g.shape[1] - block.pad[1]])
     elif saved.projection is not None:
         index = len(block.main)
-        dy = layer_backward(index, saved.projection, None, g, totals[0], totals[2])
+        dy = layer_backward(index, saved.projection, None, g, rest[0])
         # a 1x1 projection of stride t touches every t-th pixel: its dgrad is dense on those alone
         n, _, p, q = dy.shape
         size = (n, x.shape[1], p, q)
         shortcut = convolution.dgrad_shortcut(dy, weights[index], Conv(1, 1), size, None)
     for index in reversed(range(1, len(block.main))):
         below = saved.main[index - 1]
-        dy = layer_backward(index, saved.main[index], below, g, totals[0], totals[1])
+        dy = layer_backward(index, saved.main[index], below, g, norm)
         conv = block.main[index].conv
         g, partials = convolution.dgrad_drelu(dy, weights[index], conv, below.y, below.vectors)
-        totals = statistics.sums(partials)
-    dy = layer_backward(0, saved.main[0], None, g, totals[0], totals[1])
+        (norm,) = norms_of(partials, (block.main[index - 1], below))
+    dy = layer_backward(0, saved.main[0], None, g, norm)
     return dy, shortcut, [found[index] for index in range(len(weights))]

@@ -7,6 +7,8 @@ their digits at mean/std = 1000. One program takes BLOCK_C channels; a [tiles, C
 import triton
 import triton.language as tl
 
+from fused_kernels.kernels.wgrad import add_one_up
+
 
 @triton.jit
 def as_fp64(count):
@@ -16,13 +18,13 @@ def as_fp64(count):
 
 @triton.jit
 def column_sum(ptr, tiles, c, ok_c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum of [tiles, C] over tiles, in fp64."""
-    total = tl.zeros((c.shape[0],), dtype=tl.float64)
+    """Sum of [tiles, C] over tiles, in fp64; each of BLOCK rows adds up its own, and these are added at the end."""
+    total = tl.zeros((BLOCK, c.shape[0]), dtype=tl.float64)
     for step in range(0, STEPS):
         t = step * BLOCK + tl.arange(0, BLOCK)
         ok = (t < tiles)[:, None] & ok_c[None, :]
-        total += tl.sum(tl.load(ptr + t[:, None] * C + c[None, :], mask=ok, other=0.0).to(tl.float64), axis=0)
-    return total
+        total += tl.load(ptr + t[:, None] * C + c[None, :], mask=ok, other=0.0).to(tl.float64)
+    return tl.sum(total, axis=0)
 
 
 @triton.jit
@@ -34,9 +36,9 @@ def merged_moments(
     A tile stands for ``rows`` rows, the last one for the rest of ``count``; or for ``counts[tile]``.
     """
     n = tl.zeros((1,), dtype=tl.float64)
-    total = tl.zeros((c.shape[0],), dtype=tl.float64)
-    squares = tl.zeros((c.shape[0],), dtype=tl.float64)
-    within = tl.zeros((c.shape[0],), dtype=tl.float64)
+    total = tl.zeros((BLOCK, c.shape[0]), dtype=tl.float64)
+    squares = tl.zeros((BLOCK, c.shape[0]), dtype=tl.float64)
+    within = tl.zeros((BLOCK, c.shape[0]), dtype=tl.float64)
     for step in range(0, STEPS):
         t = step * BLOCK + tl.arange(0, BLOCK)
         ok = (t < tiles)[:, None] & ok_c[None, :]
@@ -48,12 +50,13 @@ def merged_moments(
         else:
             size = tl.load(counts_ptr + t, mask=t < tiles, other=0.0)
         n += tl.sum(size, axis=0)
-        total += tl.sum(size[:, None] * mean, axis=0)
-        squares += tl.sum(size[:, None] * mean * mean, axis=0)
-        within += tl.sum(m2, axis=0)
-    mean = total / n
+        weighted = size[:, None] * mean
+        total += weighted
+        squares += weighted * mean
+        within += m2
+    mean = tl.sum(total, axis=0) / n
     # the sum of squares cancels at large means: fp64 has digits to spare, fp32 has not
-    return n, mean, tl.maximum(within + (squares - n * mean * mean), 0.0)
+    return n, mean, tl.maximum(tl.sum(within, axis=0) + (tl.sum(squares, axis=0) - n * mean * mean), 0.0)
 
 
 @triton.jit
@@ -81,12 +84,10 @@ def affine(vectors_ptr, mean, variance, eps, gamma_ptr, beta_ptr, c, C):
 
 
 @triton.jit
-def finalize_kernel(
-    partials_ptr, counts_ptr, gamma_ptr, beta_ptr, running_mean_ptr, running_var_ptr, vectors_ptr, new_running_ptr,
-    tiles, count, rows, momentum, eps, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+def finalize_layer(layer, c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     """Batch statistics to the vectors of ``affine``, and the running statistics' next values [2, C], as torch's."""
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    (partials_ptr, counts_ptr, gamma_ptr, beta_ptr, running_mean_ptr, running_var_ptr, vectors_ptr, new_running_ptr,
+     tiles, count, rows, momentum, eps) = layer  # fmt: skip
     n, mean, m2 = merged_moments(partials_ptr, counts_ptr, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
     affine(vectors_ptr, mean, m2 / n, eps, gamma_ptr, beta_ptr, c, C)
     if running_mean_ptr is not None:
@@ -97,6 +98,20 @@ def finalize_kernel(
         new_var = old_var + momentum * (unbiased - old_var)
         tl.store(new_running_ptr + c, new_mean.to(tl.float32), mask=c < C)
         tl.store(new_running_ptr + C + c, new_var.to(tl.float32), mask=c < C)
+
+
+@triton.jit
+def finalize_kernel(
+    layer, other_layer, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """``finalize_layer`` of one layer, or of two with C channels each; the second grid axis is the layer."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    if other_layer is None:  # noqa: SIM114 - known when the kernel is compiled, unlike the next condition
+        finalize_layer(layer, c, C, STEPS, BLOCK)
+    elif tl.program_id(1) == 0:
+        finalize_layer(layer, c, C, STEPS, BLOCK)
+    else:
+        finalize_layer(other_layer, c, C, STEPS, BLOCK)
 
 
 @triton.jit
@@ -122,24 +137,55 @@ def sums_kernel(
 
 
 @triton.jit
-def coefficients_kernel(
-    sum_g_ptr, sum_gy_ptr, vectors_ptr, out_ptr, count, C, FROZEN: tl.constexpr, BLOCK_C: tl.constexpr
+def layer_gradient(
+    layer, partials_ptr, KIND: tl.constexpr, tiles, count, c, C, FROZEN: tl.constexpr, STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out [3, C]: dy = a * g + b * (y - mean) + c, from sum(g) and sum(g * (y - mean)) over ``count`` rows.
+    """Gradients of one batch norm, from sum(g), kind 0, and sum(g * (y - mean)), ``KIND``, over ``count`` rows.
 
+    dgamma, dbeta [C], and coefficients [3, C] of dy = a * g + b * (y - mean) + c:
     a = scale; b = -scale * invstd**2 * sum(g * (y - mean)) / count; c = -scale * sum(g) / count. Frozen statistics do
     not depend on y: b = c = 0.
     """
-    k = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    ok = k < C
-    scale = tl.load(vectors_ptr + 2 * C + k, mask=ok, other=0.0).to(tl.float64)
-    b = tl.zeros((BLOCK_C,), dtype=tl.float64)
-    c = tl.zeros((BLOCK_C,), dtype=tl.float64)
+    vectors_ptr, coefficients_ptr, dgamma_ptr, dbeta_ptr = layer
+    ok = c < C
+    kind = (tl.program_id(0) * 0 + KIND).to(tl.int64)
+    sum_g = column_sum(partials_ptr, tiles, c, ok, C, STEPS, BLOCK).to(tl.float32)
+    sum_gy = column_sum(partials_ptr + kind * tiles * C, tiles, c, ok, C, STEPS, BLOCK).to(tl.float32)
+    invstd = tl.load(vectors_ptr + C + c, mask=ok, other=0.0)
+    tl.store(dgamma_ptr + c, sum_gy * invstd, mask=ok)
+    tl.store(dbeta_ptr + c, sum_g, mask=ok)
+    scale = tl.load(vectors_ptr + 2 * C + c, mask=ok, other=0.0).to(tl.float64)
+    b = tl.zeros((c.shape[0],), dtype=tl.float64)
+    shift = tl.zeros((c.shape[0],), dtype=tl.float64)
     if not FROZEN:
         n = as_fp64(count)
-        invstd = tl.load(vectors_ptr + C + k, mask=ok, other=0.0).to(tl.float64)
-        b = -scale * invstd * invstd * tl.load(sum_gy_ptr + k, mask=ok, other=0.0).to(tl.float64) / n
-        c = -scale * tl.load(sum_g_ptr + k, mask=ok, other=0.0).to(tl.float64) / n
-    tl.store(out_ptr + k, scale.to(tl.float32), mask=ok)
-    tl.store(out_ptr + C + k, b.to(tl.float32), mask=ok)
-    tl.store(out_ptr + 2 * C + k, c.to(tl.float32), mask=ok)
+        b = -scale * invstd.to(tl.float64) * invstd.to(tl.float64) * sum_gy.to(tl.float64) / n
+        shift = -scale * sum_g.to(tl.float64) / n
+    tl.store(coefficients_ptr + c, scale.to(tl.float32), mask=ok)
+    tl.store(coefficients_ptr + C + c, b.to(tl.float32), mask=ok)
+    tl.store(coefficients_ptr + 2 * C + c, shift.to(tl.float32), mask=ok)
+
+
+@triton.jit
+def norm_gradients_kernel(
+    layer, other_layer, split_sum, other_split_sum, partials_ptr, tiles, count, C,
+    FROZEN: tl.constexpr, OTHER_FROZEN: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_C: tl.constexpr, SPLITS: tl.constexpr, OTHER_SPLITS: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Every small sum that a block's backward pass needs at one point, in one launch.
+
+    The first programs compute ``layer_gradient`` of one batch norm, the next ones that of a projection's on the same g,
+    and the others add up the split reductions of one or two gradients of weights.
+    """
+    pid = tl.program_id(0)
+    programs = tl.cdiv(C, BLOCK_C)
+    c = pid % programs * BLOCK_C + tl.arange(0, BLOCK_C)
+    if pid < programs:
+        layer_gradient(layer, partials_ptr, 1, tiles, count, c, C, FROZEN, STEPS, BLOCK)
+    elif other_layer is None:
+        add_one_up(split_sum, other_split_sum, pid - programs, SPLITS, OTHER_SPLITS, SPLIT_BLOCK)
+    elif pid < 2 * programs:
+        layer_gradient(other_layer, partials_ptr, 2, tiles, count, c, C, OTHER_FROZEN, STEPS, BLOCK)
+    else:
+        add_one_up(split_sum, other_split_sum, pid - 2 * programs, SPLITS, OTHER_SPLITS, SPLIT_BLOCK)

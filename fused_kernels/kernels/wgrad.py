@@ -1,7 +1,7 @@
 """Gradient of a weight (wgrad): dw[k, r, s, c] = sum over output pixels m of dy[m, k] * PROLOGUE(x)[pixel(m, r, s), c].
 
-A program takes one tap, one [c, k] tile and one part of the pixels; ``split_sum_kernel`` adds the parts up
-in a fixed order. The prologue recomputes BN + ReLU, so the activated input is never stored.
+A program takes one tap, one [c, k] tile and one part of the pixels; ``add_up`` adds the parts up in a
+fixed order. The prologue recomputes BN + ReLU, so the activated input is never stored.
 """
 
 import triton
@@ -44,10 +44,33 @@ def wgrad_kernel(
 
 
 @triton.jit
-def split_sum_kernel(parts_ptr, dw_ptr, numel, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """dw = sum of parts [SPLITS, numel], in the order of the splits."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+def add_up(split_sum, block, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """One block of dw = the sum of parts [SPLITS, numel], in order; ``split_sum`` = (parts, dw, numel)."""
+    parts_ptr, dw_ptr, numel = split_sum
+    at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for split in range(0, SPLITS):
         total += tl.load(parts_ptr + split * numel + at, mask=at < numel, other=0.0)
     tl.store(dw_ptr + at, total, mask=at < numel)
+
+
+@triton.jit
+def add_one_up(
+    split_sum, other, block, SPLITS: tl.constexpr, OTHER_SPLITS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """``add_up`` of one or two sums, whose blocks follow one another; of none if ``split_sum`` is None."""
+    if split_sum is not None:
+        if other is None:
+            add_up(split_sum, block, SPLITS, BLOCK)
+        else:
+            first = tl.cdiv(split_sum[2], BLOCK)
+            if block < first:
+                add_up(split_sum, block, SPLITS, BLOCK)
+            else:
+                add_up(other, block - first, OTHER_SPLITS, BLOCK)
+
+
+@triton.jit
+def split_sum_kernel(split_sum, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """``add_up`` alone."""
+    add_up(split_sum, tl.program_id(0), SPLITS, BLOCK)

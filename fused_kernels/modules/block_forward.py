@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fused_kernels.blocks.torch_operators import residual_blocks, residual_blocks_inference
 from fused_kernels.errors import ShapeError
+from fused_kernels.launch import trains_plainly
 from fused_kernels.modules.folding import folded
 from fused_kernels.modules.norm import install, require_rows, state_of, text_of, uses_batch_statistics
 from fused_kernels.operands.geometry import Conv
@@ -27,12 +28,17 @@ class Layers(Protocol):
 
     def layers(self) -> list[Pair]: ...  # noqa: D102
 
+    downsample: nn.Module | None
+
     def shortcut_kind(self) -> tuple[str, int, tuple[int, int]]: ...  # noqa: D102
 
 
 def run(blocks: Sequence[Layers], x: Tensor) -> Tensor:
     """Run ``blocks`` in order on ``x`` [N, C, H, W], as one operator."""
     pairs = [pair for block in blocks for pair in block.layers()]
+    if trains_plainly(x.device) and not folds(x, pairs):
+        _check_shape(x, pairs[0][0])
+        return _run_plainly(blocks, x)
     x = prepared(x, pairs[0][0])
     text = ";".join(_text(block) for block in blocks)
     if folds(x, pairs):
@@ -53,9 +59,26 @@ def run(blocks: Sequence[Layers], x: Tensor) -> Tensor:
 
 def prepared(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """``x`` in autocast's dtype if autocast is on; otherwise it must be in the weights' dtype."""
+    _check_shape(x, conv)
+    return x.to(compute_dtype(x, conv.weight, what="input"))
+
+
+def _check_shape(x: Tensor, conv: nn.Conv2d) -> None:
     if x.ndim != 4 or x.shape[1] != conv.in_channels:
         raise ShapeError(f"expected an input [N, {conv.in_channels}, H, W], got {list(x.shape)}")
-    return x.to(compute_dtype(x, conv.weight, what="input"))
+
+
+def _run_plainly(blocks: Sequence[Layers], x: Tensor) -> Tensor:
+    """The blocks as their modules compute them one by one, with hooks and in the memory format of ``x``."""
+    for block in blocks:
+        out, main = x, block.main()
+        for conv, norm in main:
+            out = norm(conv(out))
+            if norm is not main[-1][1] and not any(isinstance(child, nn.ReLU) for child in norm.children()):
+                out = torch.relu_(out)
+        skip = x if block.downsample is None else block.downsample(x)
+        x = torch.relu_(out.add_(skip))
+    return x
 
 
 def folds(x: Tensor, pairs: Sequence[Pair]) -> bool:

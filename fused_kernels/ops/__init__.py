@@ -19,7 +19,7 @@ from fused_kernels.ops.image import take
 from fused_kernels.ops.inference import conv_bias, conv_int8, fold, requantization
 from fused_kernels.ops.passes import bn_backward, entry, join
 from fused_kernels.ops.shortcut import widen
-from fused_kernels.ops.statistics import coefficients, finalize, frozen, merge, sums
+from fused_kernels.ops.statistics import finalize, frozen, merge, norm_gradients, sums
 from fused_kernels.ops.stem import (
     stem_activate,
     stem_activate_backward,
@@ -37,7 +37,6 @@ __all__ = [
     "Partials",
     "Take",
     "bn_backward",
-    "coefficients",
     "conv_bias",
     "conv_int8",
     "conv_moments",
@@ -51,6 +50,7 @@ __all__ = [
     "frozen",
     "join",
     "merge",
+    "norm_gradients",
     "pool_fc",
     "pool_fc_int8",
     "requantization",

@@ -27,7 +27,7 @@ from fused_kernels.operands.numeric_types import precision, require_float
 from fused_kernels.operands.partials import Partials
 from fused_kernels.ops.checks import require_convolution, require_same_dtype
 from fused_kernels.ops.products import STORE, Fused, bn_relu, dgrad, dgrad_partials, fprop, moments
-from fused_kernels.ops.splits import add_up, parts_of, workspace
+from fused_kernels.ops.splits import SplitSum, add_up, parts_of, workspace
 from fused_kernels.problem import Problem
 from fused_kernels.references import convolution as references
 
@@ -131,8 +131,14 @@ def dgrad_shortcut(
     return dx
 
 
-def wgrad(x: Tensor, dy: Tensor, conv: Conv, vectors: Tensor | None = None) -> Tensor:
-    """Gradient of the weight, fp32 [K, C, R, S] in KRSC memory; ``vectors`` as in ``conv_moments``."""
+def wgrad(
+    x: Tensor, dy: Tensor, conv: Conv, vectors: Tensor | None = None, later: list[SplitSum] | None = None
+) -> Tensor:
+    """Gradient of the weight, fp32 [K, C, R, S] in KRSC memory; ``vectors`` as in ``conv_moments``.
+
+    Where ``later`` is given, a split reduction is noted there instead of being added up: the result is not written
+    before that is.
+    """
     n, c, h, w = x.shape
     k = dy.shape[1]
     prologue = bn_relu(vectors)
@@ -151,7 +157,7 @@ def wgrad(x: Tensor, dy: Tensor, conv: Conv, vectors: Tensor | None = None) -> T
         STEPS=steps, PROLOGUE=Functor(f"prologues.{prologue.name}"), PRECISION=precision(x.dtype),
         BLOCK_C=tile.m, BLOCK_K=tile.n, BLOCK_P=tile.k,
     )  # fmt: skip
-    add_up(parts, dw)
+    add_up(parts, dw, later)
     return dw
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +12,8 @@ from fused_kernels.launch import Out, launch
 from fused_kernels.operands.geometry import ceil_div
 from fused_kernels.tiles import Tile
 
-BLOCK = 1024
+BLOCK = 512
+"""Elements a program: few, because hundreds of parts are read one after another."""
 
 
 def parts_of(steps: int, splits: int) -> tuple[int, int]:
@@ -31,11 +35,43 @@ def workspace(dw: Tensor, parts: int) -> Tensor:
     return torch.empty((parts, dw.numel()), dtype=torch.float32, device=dw.device)
 
 
-def add_up(parts: Tensor, dw: Tensor) -> None:
-    """dw = the sum of a ``workspace``, in the order of its parts."""
+@dataclass(frozen=True)
+class SplitSum:
+    """A sum that is still to be computed: ``dw`` of a ``workspace`` of several parts, in their order."""
+
+    parts: Tensor
+    dw: Tensor
+
+    @property
+    def splits(self) -> int:
+        """Number of parts."""
+        return self.parts.shape[0]
+
+    @property
+    def programs(self) -> int:
+        """Programs that compute it."""
+        return ceil_div(self.dw.numel(), BLOCK)
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The kernel's tuple."""
+        return self.parts, Out(self.dw), self.dw.numel()
+
+
+def add_up(parts: Tensor, dw: Tensor, later: list[SplitSum] | None = None) -> None:
+    """dw = the sum of a ``workspace``; only noted in ``later`` where that is given."""
     if parts is dw:
         return
+    split_sum = SplitSum(parts, dw)
+    if later is None:
+        launch_sum(split_sum)
+    else:
+        later.append(split_sum)
+
+
+def launch_sum(split_sum: SplitSum) -> None:
+    """Compute it in a launch of its own."""
     launch(
-        "wgrad.split_sum_kernel", (ceil_div(dw.numel(), BLOCK),), Tile(BLOCK, 1),
-        parts_ptr=parts, dw_ptr=Out(dw), numel=dw.numel(), SPLITS=parts.shape[0], BLOCK=BLOCK,
+        "wgrad.split_sum_kernel", (split_sum.programs,), Tile(BLOCK, 1),
+        split_sum=split_sum.args, SPLITS=split_sum.splits, BLOCK=BLOCK,
     )  # fmt: skip

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from fused_kernels.launch import Out, kernels_run_on, launch, uses_kernels
 from fused_kernels.operands.geometry import ceil_div
 from fused_kernels.operands.partials import Partials
+from fused_kernels.ops.splits import BLOCK, SplitSum, launch_sum
 from fused_kernels.references import statistics as references
 from fused_kernels.tiles import Tile
 
 CHANNELS = 8
 """Channels a program: 32 bytes of fp32, one memory sector."""
-ROWS = 128
-"""Tiles a step."""
-TILE = Tile(ROWS, CHANNELS, warps=4)
+ROWS = 512
+"""Tiles a step: 16 KB of fp32, because only a few programs share the memory's bandwidth and each waits for its own."""
+
+
+@dataclass(frozen=True)
+class Finalized:
+    """What ``finalize`` takes."""
+
+    partials: Partials
+    """Of kinds (mean, M2), from ``conv_moments``, or gathered from several processes."""
+    gamma: Tensor
+    """Weight of the batch norm, [C]."""
+    beta: Tensor
+    """Its bias, [C]."""
+    eps: float
+    """Added to the variance."""
+    running: tuple[Tensor, Tensor] | None
+    """Running mean and variance [C], or None where they are not tracked."""
+    momentum: float
+    """Weight of the new value in the running statistics."""
 
 
 def finalize(
@@ -26,35 +48,37 @@ def finalize(
     running: tuple[Tensor, Tensor] | None,
     momentum: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Batch statistics from partials of kinds (mean, M2).
-
-    Args:
-        partials: from ``conv_moments``, or gathered from several processes.
-        gamma: weight of the batch norm, [C].
-        beta: its bias, [C].
-        eps: added to the variance.
-        running: running mean and variance [C], or None where they are not tracked.
-        momentum: weight of the new value in the running statistics.
+    """Batch statistics from partials of kinds (mean, M2); the arguments are the fields of ``Finalized``.
 
     Returns:
         vectors fp32 [4, C] (mean, invstd, scale, shift), and the running statistics' next values [2, C] or None; the
         variance that normalizes is the biased one, the one that is tracked the unbiased one.
     """
-    if not uses_kernels(gamma):
-        return references.finalize(partials, gamma, beta, eps, running, momentum)
-    channels = partials.channels
-    vectors = torch.empty((4, channels), dtype=torch.float32, device=gamma.device)
-    new = None if running is None else torch.empty((2, channels), dtype=torch.float32, device=gamma.device)
+    return finalize_all([Finalized(partials, gamma, beta, eps, running, momentum)])[0]
+
+
+def finalize_all(layers: Sequence[Finalized]) -> list[tuple[Tensor, Tensor | None]]:
+    """``finalize`` of one layer, or in one launch of two layers with equally many channels."""
+    if not uses_kernels(layers[0].gamma):
+        return [references.finalize(**vars(layer)) for layer in layers]
+    channels, tiles = layers[0].partials.channels, max(layer.partials.tiles for layer in layers)
+    made, args = [], []
+    for layer in layers:
+        partials, running = layer.partials, layer.running
+        vectors = torch.empty((4, channels), dtype=torch.float32, device=layer.gamma.device)
+        new = None if running is None else vectors.new_empty((2, channels))
+        made.append((vectors, new))
+        args.append(
+            (partials.rows, partials.counts, layer.gamma, layer.beta, *(running or (None, None)), Out(vectors),
+             None if new is None else Out(new), partials.tiles, partials.count, partials.per_tile,
+             float(layer.momentum), float(layer.eps))
+        )  # fmt: skip
+    tile = _tile(tiles)
     launch(
-        "statistics.finalize_kernel", (ceil_div(channels, CHANNELS),), TILE,
-        partials_ptr=partials.rows, counts_ptr=partials.counts, gamma_ptr=gamma, beta_ptr=beta,
-        running_mean_ptr=None if running is None else running[0],
-        running_var_ptr=None if running is None else running[1],
-        vectors_ptr=Out(vectors), new_running_ptr=None if new is None else Out(new),
-        tiles=partials.tiles, count=partials.count, rows=partials.per_tile, momentum=float(momentum), eps=float(eps),
-        C=channels, **_loop(partials.tiles),
+        "statistics.finalize_kernel", (ceil_div(channels, CHANNELS), len(layers)), tile,
+        layer=args[0], other_layer=args[1] if len(args) > 1 else None, C=channels, **_loop(tiles, tile),
     )  # fmt: skip
-    return vectors, new
+    return made
 
 
 def merge(partials: Partials) -> Tensor:
@@ -63,10 +87,11 @@ def merge(partials: Partials) -> Tensor:
     if not kernels_run_on(rows.device):
         return references.merge(partials)
     out = torch.empty((2, partials.channels), dtype=torch.float64, device=rows.device)
+    tile = _tile(partials.tiles)
     launch(
-        "statistics.merge_kernel", (ceil_div(partials.channels, CHANNELS),), TILE,
+        "statistics.merge_kernel", (ceil_div(partials.channels, CHANNELS),), tile,
         partials_ptr=rows, out_ptr=Out(out), tiles=partials.tiles, count=partials.count, rows=partials.per_tile,
-        C=partials.channels, **_loop(partials.tiles),
+        C=partials.channels, **_loop(partials.tiles, tile),
     )  # fmt: skip
     return out
 
@@ -92,35 +117,72 @@ def sums(partials: Partials) -> Tensor:
         return references.sums(partials)
     kinds, tiles, channels = rows.shape
     out = torch.empty((kinds, channels), dtype=torch.float32, device=rows.device)
+    tile = _tile(tiles)
     launch(
-        "statistics.sums_kernel", (ceil_div(channels, CHANNELS), kinds), TILE,
-        partials_ptr=rows, sums_ptr=Out(out), tiles=tiles, C=channels, **_loop(tiles),
+        "statistics.sums_kernel", (ceil_div(channels, CHANNELS), kinds), tile,
+        partials_ptr=rows, sums_ptr=Out(out), tiles=tiles, C=channels, **_loop(tiles, tile),
     )  # fmt: skip
     return out
 
 
-def coefficients(sum_g: Tensor, sum_gy: Tensor, vectors: Tensor, count: int, *, is_frozen: bool) -> Tensor:
-    """a, b, c of dy = a * g + b * (y - mean) + c, fp32 [3, C].
+class NormGradient(NamedTuple):
+    """Gradients of one batch norm."""
+
+    coefficients: Tensor
+    """a, b, c of dy = a * g + b * (y - mean) + c, fp32 [3, C], for ``passes.bn_backward``."""
+    dgamma: Tensor
+    dbeta: Tensor
+
+
+def norm_gradients(
+    partials: Partials, layers: Sequence[tuple[Tensor, bool]], pending: Sequence[SplitSum] = ()
+) -> list[NormGradient]:
+    """Gradients of the batch norms whose outputs a gradient g meets, in one launch.
 
     Args:
-        sum_g: sum of g over all ``count`` rows, [C].
-        sum_gy: sum of g * (y - mean), [C].
-        vectors: of the batch norm.
-        count: rows that the statistics were taken over, on all processes.
-        is_frozen: the statistics are constants, so that b = c = 0.
+        partials: of kinds (sum g, sum g * (y - mean)) and, for a second layer, sum g * (d - mean_d), over
+            ``partials.count`` rows, those of all processes.
+        layers: of one layer or two, the batch norm's vectors, and whether its statistics are constants, so that
+            b = c = 0.
+        pending: split reductions to add up in the same launch.
     """
-    if not uses_kernels(vectors):
-        return references.coefficients(sum_g, sum_gy, vectors, count, is_frozen=is_frozen)
-    channels = vectors.shape[1]
-    out = torch.empty((3, channels), dtype=torch.float32, device=vectors.device)
+    rows = partials.rows
+    if not uses_kernels(rows):
+        for split_sum in pending:
+            launch_sum(split_sum)
+        return [
+            NormGradient(*references.norm_gradient(partials, 1 + index, vectors, is_frozen=is_frozen))
+            for index, (vectors, is_frozen) in enumerate(layers)
+        ]
+    for split_sum in pending[2:]:
+        launch_sum(split_sum)
+    _, tiles, channels = rows.shape
+    made = [
+        NormGradient(*(rows.new_empty(shape) for shape in ((3, channels), channels, channels)))
+        for _ in layers
+    ]
+    args = [(vectors, *map(Out, own)) for (vectors, _), own in zip(layers, made, strict=True)]
+    tile, riding = _tile(tiles), pending[:2]
+    first, second = (*riding, None, None)[:2]
+    grid = len(layers) * ceil_div(channels, CHANNELS) + sum(split_sum.programs for split_sum in riding)
     launch(
-        "statistics.coefficients_kernel", (ceil_div(channels, 128),), Tile(1, 128),
-        sum_g_ptr=sum_g, sum_gy_ptr=sum_gy, vectors_ptr=vectors, out_ptr=Out(out),
-        count=count, C=channels, FROZEN=is_frozen, BLOCK_C=128,
+        "statistics.norm_gradients_kernel", (grid,), tile,
+        layer=args[0], other_layer=args[1] if len(args) > 1 else None,
+        split_sum=None if first is None else first.args, other_split_sum=None if second is None else second.args,
+        partials_ptr=rows, tiles=tiles, count=partials.count, C=channels,
+        FROZEN=layers[0][1], OTHER_FROZEN=layers[-1][1], **_loop(tiles, tile),
+        SPLITS=0 if first is None else first.splits, OTHER_SPLITS=0 if second is None else second.splits,
+        SPLIT_BLOCK=BLOCK,
     )  # fmt: skip
-    return out
+    return made
 
 
-def _loop(tiles: int) -> dict[str, int]:
+def _tile(tiles: int) -> Tile:
+    """ROWS tiles a step, or as few as there are."""
+    rows = min(ROWS, max(64, 1 << (tiles - 1).bit_length()))
+    return Tile(rows, CHANNELS, warps=8 if rows == ROWS else 4)
+
+
+def _loop(tiles: int, tile: Tile) -> dict[str, int]:
     # a power of two, because the loop's length is compiled in
-    return {"STEPS": 1 << (ceil_div(tiles, ROWS) - 1).bit_length(), "BLOCK": ROWS, "BLOCK_C": CHANNELS}
+    return {"STEPS": 1 << (ceil_div(tiles, tile.m) - 1).bit_length(), "BLOCK": tile.m, "BLOCK_C": CHANNELS}

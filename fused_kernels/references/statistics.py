@@ -46,13 +46,15 @@ def sums(partials: Partials) -> Tensor:
     return partials.rows.double().sum(1).to(partials.rows.dtype)
 
 
-def coefficients(sum_g: Tensor, sum_gy: Tensor, vectors: Tensor, count: int, *, is_frozen: bool) -> Tensor:
+def norm_gradient(
+    partials: Partials, kind: int, vectors: Tensor, *, is_frozen: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    sum_g, sum_gy = sums(partials)[[0, kind]]
     _, invstd, scale, _ = vectors.double()
-    if is_frozen:
-        zero = torch.zeros_like(scale)
-        return torch.stack([scale, zero, zero]).to(vectors.dtype)
-    b = -scale * invstd.square() * sum_gy.double() / count
-    return torch.stack([scale, b, -scale * sum_g.double() / count]).to(vectors.dtype)
+    b = torch.zeros_like(scale) if is_frozen else -scale * invstd.square() * sum_gy.double() / partials.count
+    c = torch.zeros_like(scale) if is_frozen else -scale * sum_g.double() / partials.count
+    # copies, because the results of an operator must not share memory
+    return torch.stack([scale, b, c]).to(vectors.dtype), sum_gy * vectors[1], sum_g.clone()
 
 
 def _affine(mean: Tensor, variance: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:

@@ -155,7 +155,8 @@ def graph_comparand(path: Path, content: bytes | None, *, title: str, manifest: 
     """
     proto = read_graph(path, content)
     blocks, integers, full_range = block_outputs(proto), quantized(proto), offsets_of(proto)
-    classes, taken = classes_of(proto, path), InputSpec.of_graph(proto, path)
+    own_size = None if manifest is None else manifest.preprocess.size
+    classes, taken = classes_of(proto, path), InputSpec.of_graph(proto, path, own_size)
     wanted = [*blocks.values(), *integers.values()]
     run = Probe(proto.SerializeToString(), wanted, role=text_of(path), exactly=True)
 
@@ -186,7 +187,7 @@ def openvino_comparand(checked: CheckedEngine, *, title: str) -> Comparand:
     manifest, files = checked.manifest, checked.files
     proto = read_graph(files.path(GRAPH), files.read(GRAPH))
     blocks, factors = block_outputs(proto), factors_of(proto)
-    run = OpenVinoTensors(files, manifest.batch, tuple(blocks.values()))
+    run = OpenVinoTensors(files, manifest, tuple(blocks.values()))
     visible = {block: tensor for block, tensor in blocks.items() if tensor in run.names}
 
     def observe(image: NDArray[Any]) -> Observation:

@@ -39,8 +39,10 @@ class InputSpec:
         )
 
     @classmethod
-    def of_graph(cls, proto: onnx.ModelProto, path: Path) -> InputSpec:
-        """The input of the graph in ``path``.
+    def of_graph(
+        cls, proto: onnx.ModelProto, path: Path, open_as: tuple[int, int] | None = None
+    ) -> InputSpec:
+        """The input of the graph in ``path``; ``open_as`` is the size to feed where height and width are open.
 
         Raises:
             GraphError: it is not an image of a fixed size.
@@ -49,6 +51,8 @@ class InputSpec:
         raw = entry.elem_type == onnx.TensorProto.UINT8
         shape = [dim.dim_value for dim in entry.shape.dim]
         planar = [shape[index] for index in ((3, 1, 2) if raw else (1, 2, 3))] if len(shape) == 4 else []
+        if open_as is not None and planar[1:] == [0, 0]:
+            planar[1:] = open_as
         if not planar or not 1 <= planar[0] <= 4 or min(planar[1:]) < 1:
             raise GraphError(f"{path} takes an input of shape {shape}, not images of one size; {REMEDY}")
         channels, height, width = planar

@@ -51,13 +51,22 @@ def judge(parity: Parity, limits: Limits) -> tuple[Check, ...]:
 
 
 def judge_all(measured: Measurement, limits: Limits) -> tuple[Check, ...]:
-    """``judge`` for the first output, and for the others those limits that do not need labels."""
+    """``judge`` for the first output, and for the others those limits that do not need labels.
+
+    At other sizes of images all limits count but the smallest top-1 accuracy: networks are less right there.
+    """
     checks = judge(measured.parity, limits)
     for name, parity in measured.others.items():
         agreement = None if parity.task in NUMBERS else limits.min_agreement
         own = msgspec.structs.replace(limits, min_agreement=agreement, max_top1_drop=None, min_top1=None)
         checks += tuple(
             msgspec.structs.replace(check, name=f"{check.name} of {name}") for check in judge(parity, own)
+        )
+    relative = msgspec.structs.replace(limits, min_top1=None)
+    for size, other in measured.at_sizes.items():
+        checks += tuple(
+            msgspec.structs.replace(check, name=f"{check.name} at {size}")
+            for check in judge_all(other, relative)
         )
     return checks
 

@@ -19,7 +19,7 @@ from rescompile.backends.fp32 import Fp32Session
 from rescompile.manifest import OutputSpec, TensorSpec
 from rescompile.metrics import MOST_CHANGES, Answers, Change, Labels, Logits, ParityMeter
 from rescompile.progress import Progress
-from rescompile.report import ClassChange, Flip, Parity
+from rescompile.report import ClassChange, Flip, MemberAccuracy, Parity
 
 Network = Callable[[NDArray[Any]], Any]
 """Images [N, ...] to logits [N, classes], or other outputs; a dict of several by name."""
@@ -56,6 +56,10 @@ class Measurement:
     """The comparison of each output but the first, by name."""
     thumbnails: tuple[bytes, ...] = ()
     """PNG of the first of ``changes``."""
+    at_sizes: Mapping[str, Measurement] = field(default_factory=dict)
+    """The comparison at other sizes of images, by size in words."""
+    members: tuple[MemberAccuracy, ...] = ()
+    """The networks of an ensemble."""
 
     def flips(self, classes: Sequence[str]) -> tuple[Flip, ...]:
         """The first images whose answer differs between engine and reference, with the names of ``classes``."""
@@ -154,11 +158,13 @@ def compare_logits(
     outputs: Sequence[OutputSpec] = (),
     thumbnails: bool = False,
     progress: Progress,
+    compared: Callable[[ImageBatch], None] | None = None,
 ) -> Measurement:
     """Run both networks over ``images``, the candidate as ``candidate_input`` says, and compare their ``outputs``.
 
     Without ``outputs`` there is one, of kind classes. Networks with several return them by name. With ``thumbnails``
-    small copies of the first images that the candidate answers otherwise are kept.
+    small copies of the first images that the candidate answers otherwise are kept. ``compared`` is called with each
+    batch after both networks.
 
     Raises:
         BackendError: the candidate's outputs are not finite or of another shape than the reference's.
@@ -179,6 +185,8 @@ def compare_logits(
             new = meter.changes[len(small) : MOST_THUMBNAILS]
             small += [thumbnail(batch.pixels[change.image - done], preprocess.color) for change in new]
         sample.update(expected, found)
+        if compared is not None:
+            compared(batch)
         done += len(expected)
         progress.advanced(done, len(images))
     parity = meter.result(image_source=images.source, image_fingerprint=images.fingerprint)

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from calibration.network import Network, Node, Values
 from calibration.operators import WEIGHTED_OPS
 from rescompile.graph.shared.block_names import block_of
-from rescompile.graph.shared.topology import block_outputs, quantizing_blocks
+from rescompile.graph.shared.editing import read
+from rescompile.graph.shared.topology import block_outputs, blocks_of_quantizers, quantizing_blocks
 from rescompile.report import BlockDamage, JsonReport
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def measure_damage(
     import torch
 
     exact, rounded = Network(original), Network(quantized)
-    blocks, needing = list(block_outputs(original)), _needing(exact, rounded)
+    blocks, needing = list(block_outputs(original)), blocks_of_quantizers(read(quantized))
     alone = [_alone(block, exact, rounded, needing) for block in blocks]
     reads = set[str]().union(*(each.reads for each in alone))
     together, errors, energy, done = np.zeros(1), np.zeros((len(blocks), len(exact.outputs))), np.zeros(1), 0
@@ -173,21 +174,6 @@ class _Alone:
                 if last[name] == index:
                     values.pop(name, None)
         return {output: values[name] for output, name in self.outputs.items()}
-
-
-def _needing(exact: Network, rounded: Network) -> dict[str, set[str]]:
-    """For each tensor with a quantizer the blocks that need it in INT8, as ``graph.restore`` decides."""
-    float_weights = {node.inputs[1] for node in exact.nodes if node.op in WEIGHTED_OPS}
-    makers = {node.output: node for node in rounded.nodes}
-    found: dict[str, set[str]] = {}
-    for node in rounded.nodes:
-        if node.op == "QuantizeLinear":
-            maker = makers.get(node.inputs[0])
-            found[node.inputs[0]] = set() if maker is None else {block_of(maker.name)}
-        elif node.op in WEIGHTED_OPS and node.inputs[1] not in float_weights:
-            dequantize = makers[node.inputs[0]]
-            found[makers[dequantize.inputs[0]].inputs[0]].add(block_of(node.name))
-    return found
 
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")

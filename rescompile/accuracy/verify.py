@@ -21,6 +21,7 @@ from rescompile.accuracy.limits import (
     speed_not_judged,
     too_few_images,
 )
+from rescompile.accuracy.other_sizes import with_sizes
 from rescompile.accuracy.parity import (
     Network,
     all_outputs,
@@ -97,6 +98,7 @@ def verify(
             outputs=manifest.outputs,
             progress=progress,
         )
+        measured = with_sizes(measured, trusted, engine, images=images, manifest=manifest, progress=progress)
         speed = measure_speed(engine, checked.files, graph) if executed else None
     checks = (*judge_all(measured, limits), *judge_speed(speed, limits))
     wrong = None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rescompile.engine_files import EngineSource
 from rescompile.errors import BackendError, UsageError
-from rescompile.manifest import Batch, Manifest, Precision
+from rescompile.manifest import Batch, CpuForm, Manifest, Precision
 
 if TYPE_CHECKING:
     import onnx
@@ -68,10 +68,17 @@ class BuildRequest:
     batch: Batch
     image_shape: tuple[int, int, int]
     """One image, without the batch dimension, in the graph's layout."""
+    bounds: tuple[tuple[int, int, int], tuple[int, int, int]] | None = None
+    """The smallest and the largest image, where height and width are open in the graph."""
     target: str | None = None
     """Compute capability such as ``sm_89``; None for this machine."""
     timing_cache: Path | None = None
     progress: Progress | None = None
+
+    @property
+    def image_range(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """The smallest and the largest image."""
+        return self.bounds or (self.image_shape, self.image_shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +92,8 @@ class Payload:
     """Residual adds that are computed inside a convolution; None where the engine cannot be inspected."""
     notes: tuple[str, ...] = ()
     """Sentences for the report."""
+    cpu_form: CpuForm | None = None
+    """The kind of CPU whose form an INT8 engine has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +168,11 @@ class Backend(Protocol):
     name: str
     payload_files: tuple[str, ...]
     """Files that every engine of this kind has; there may be more."""
-    int8: Int8Support
-    """Features of its INT8 engines."""
+
+    @property
+    def int8(self) -> Int8Support:
+        """Features of its INT8 engines."""
+        ...
 
     def availability(self, target: str | None = None) -> Availability:
         """Whether it can build here, and run an engine for ``target``; found without building anything."""
@@ -239,6 +251,19 @@ class SelectiveBackend(Protocol):
 
     def reasons_against(self, model: onnx.ModelProto) -> tuple[str, ...]:
         """Everything in the folded fp32 graph ``model`` that it cannot build; asked before calibration."""
+        ...
+
+
+@runtime_checkable
+class HasCpuForms(Protocol):
+    """A backend whose INT8 engines have a form for each kind of CPU."""
+
+    def in_form(self, form: CpuForm) -> Backend:
+        """The backend that builds INT8 engines of this form, instead of this machine's."""
+        ...
+
+    def more_files(self, form: CpuForm | None) -> tuple[str, ...]:
+        """Files besides ``payload_files`` that an engine of this form needs on this CPU."""
         ...
 
 

@@ -29,8 +29,9 @@ from rescompile.building.method_notes import (
     notes_on_risks,
     notes_on_rounding,
 )
+from rescompile.building.opening import open_source
 from rescompile.building.rewrites import executor_problem
-from rescompile.building.source import Source, open_source
+from rescompile.building.source import Source
 from rescompile.config import RECIPES, CalibrationConfig, ModelConfig, Recipe
 from rescompile.errors import UsageError
 from rescompile.files import check_output_file
@@ -48,7 +49,7 @@ BUILT_IN_ADVICE = (
 SMALL = 2_000_000
 """Weights of a network whose rounding is learned within seconds: CIFAR's ResNets up to 110 layers."""
 ANY_BACKEND = Int8Support()
-"""For a table that every backend takes."""
+"""Support that every backend has: a table that is made for it fits all."""
 
 
 @dataclass(frozen=True)

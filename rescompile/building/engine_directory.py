@@ -16,7 +16,7 @@ from calibration.preprocess import normalize
 from calibration.table import CalibrationTable
 from rescompile.accuracy.limits import check_speed_limit
 from rescompile.backends import choose_backend, get_backend
-from rescompile.backends.base import Backend, BuildRequest, Payload, SelectiveBackend
+from rescompile.backends.base import Backend, BuildRequest, HasCpuForms, Payload, SelectiveBackend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.block_check import check_blocks
 from rescompile.building.deployable import Deployable
@@ -24,8 +24,9 @@ from rescompile.building.source import Source
 from rescompile.cache import cache_directory
 from rescompile.config import BuildConfig, InputFormat
 from rescompile.environment import describe
-from rescompile.errors import BackendError
+from rescompile.errors import BackendError, UsageError
 from rescompile.files import atomic_write, sha256_of, writing
+from rescompile.graph.image_sizes import for_sizes
 from rescompile.manifest import (
     CALIBRATION,
     FORMAT,
@@ -45,6 +46,7 @@ from rescompile.manifest import (
 from rescompile.metrics import relative_rms
 from rescompile.progress import Progress
 from rescompile.runtime.golden import golden_bytes
+from rescompile.runtime.inputs import at_size
 
 TIMING_CACHE = "tensorrt.timing"
 """In the cache directory: TensorRT's timings of kernels, which make later builds for the same GPU quicker."""
@@ -73,7 +75,7 @@ class Contents:
     payload: Payload
     table: CalibrationTable | None
     class_names: tuple[str, ...] | None
-    """From the image set."""
+    """Names from the image set."""
     fp16_blocks: tuple[str, ...] = ()
     quantization_error: float = 0.0
     """Relative RMS of the deployable graph against fp32 on the golden images; of several outputs the largest."""
@@ -103,6 +105,13 @@ def backend_for(config: BuildConfig) -> tuple[Backend, tuple[str, ...]]:
     backend = get_backend(name)
     check_speed_limit(config.limits, backend.name)
     backend.check(config.target)
+    if config.cpu_form is not None:
+        if not isinstance(backend, HasCpuForms):
+            raise UsageError(
+                f"--cpu-form {config.cpu_form} belongs to engines of OpenVINO, and this one is built by {name}; leave "
+                "it out, or pass --backend openvino"
+            )
+        backend = backend.in_form(config.cpu_form)
     return backend, notes
 
 
@@ -114,26 +123,37 @@ def build_request(
     Raises:
         BackendError: the backend cannot build this network; the message gives all reasons.
     """
-    if isinstance(backend, SelectiveBackend) and (reasons := backend.reasons_against(source.graph)):
+    graph = for_sizes(source.graph, config.model.sizes)
+    if isinstance(backend, SelectiveBackend) and (reasons := backend.reasons_against(graph)):
         raise BackendError(
             f"the {backend.name} backend has no kernels for this {source.name}: {', '.join(reasons)}; pass --backend "
             "openvino or tensorrt-rtx"
         )
+    image, sizes = _input(source, config), config.model.sizes
     return BuildRequest(
         model=folder / GRAPH,
         precision=config.precision,
         batch=config.batch,
-        image_shape=image_shape(source, config),
+        image_shape=_of_size(image, source.preprocess.size),
+        bounds=None if sizes is None else (_of_size(image, sizes.min), _of_size(image, sizes.max)),
         target=config.target,
         timing_cache=cache_directory() / TIMING_CACHE,
         progress=progress.advanced,
     )
 
 
-def image_shape(source: Source, config: BuildConfig) -> tuple[int, int, int]:
-    """Shape of one input in the engine's layout."""
-    (height, width), channels = source.preprocess.size, source.preprocess.channels
-    return (height, width, channels) if config.input_format == "uint8-nhwc" else (channels, height, width)
+def _input(source: Source, config: BuildConfig) -> TensorSpec:
+    """The engine's input, with -1 where it takes a range."""
+    height, width = source.preprocess.size if config.model.sizes is None else (-1, -1)
+    channels, low, high = source.preprocess.channels, config.batch.min, config.batch.max
+    raw = config.input_format == "uint8-nhwc"
+    shape = (height, width, channels) if raw else (channels, height, width)
+    return TensorSpec("input", (low if low == high else -1, *shape), *INPUT_TYPES[config.input_format])
+
+
+def _of_size(image: TensorSpec, size: tuple[int, int]) -> tuple[int, int, int]:
+    first, second, third = image.of_size(size)
+    return first, second, third
 
 
 def write_graphs(
@@ -143,10 +163,13 @@ def write_graphs(
     table: CalibrationTable | None,
     config: BuildConfig,
 ) -> None:
-    """Write the deployable graph, the fp32 reference and the calibration table."""
-    atomic_write(folder / GRAPH, deployable.graph.SerializeToString())
+    """Write the deployable graph, the fp32 reference and the calibration table.
+
+    The stages work at one size of images; the graphs take all that the engine takes.
+    """
+    atomic_write(folder / GRAPH, for_sizes(deployable.graph, config.model.sizes).SerializeToString())
     if config.keep_reference:
-        atomic_write(folder / REFERENCE, source.graph.SerializeToString())
+        atomic_write(folder / REFERENCE, for_sizes(source.graph, config.model.sizes).SerializeToString())
     if table is not None:
         table.write(folder / CALIBRATION)
 
@@ -168,7 +191,15 @@ def write_golden(folder: Path, contents: Contents, deployable: Deployable) -> Co
     normalized = normalize(images, source.preprocess)
     inputs: NDArray[np.generic] = images if config.input_format == "uint8-nhwc" else normalized
     outputs = _answers(deployable.graph, inputs, optimize=False)
-    atomic_write(folder / GOLDEN, golden_bytes(inputs, *outputs))
+    other = None
+    if config.model.sizes is not None:
+        # one image of another shape, so that each load tries more than one
+        resampled = at_size(inputs[:1], _input(source, config), config.model.sizes.ends[-1])
+        other = (
+            resampled,
+            *_answers(for_sizes(deployable.graph, config.model.sizes), resampled, optimize=False),
+        )
+    atomic_write(folder / GOLDEN, golden_bytes(inputs, *outputs, other=other))
     check_blocks(folder, contents.backend, deployable.graph, inputs)
     exact = _answers(source.graph, normalized, optimize=True)
     return replace(contents, quantization_error=max(map(relative_rms, exact, outputs)))
@@ -195,11 +226,7 @@ def clear(folder: Path) -> None:
 def write_manifest(folder: Path, contents: Contents) -> Manifest:
     """Write ``manifest.json`` over all files that are in ``folder`` now."""
     source, config, payload = contents.source, contents.config, contents.payload
-    low, high = config.batch.min, config.batch.max
-    batch = low if low == high else -1
-    image_input = TensorSpec(
-        "input", (batch, *image_shape(source, config)), *INPUT_TYPES[config.input_format]
-    )
+    image_input = _input(source, config)
     manifest = Manifest(
         format=FORMAT,
         model=source.name,
@@ -209,7 +236,7 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
         target=payload.target,
         batch=config.batch,
         inputs=(image_input,),
-        outputs=_outputs(source, batch, contents.class_names),
+        outputs=_outputs(source, config, image_input.shape[0], contents.class_names),
         preprocess=source.preprocess,
         checkpoint=source.checkpoint,
         calibration=_calibration_ref(contents.table),
@@ -217,6 +244,8 @@ def write_manifest(folder: Path, contents: Contents) -> Manifest:
         files={},
         environment=describe(),
         fp16_blocks=contents.fp16_blocks,
+        sizes=config.model.sizes,
+        cpu_form=payload.cpu_form,
     )
     return write_hashed_manifest(folder, manifest)
 
@@ -244,8 +273,11 @@ def _calibration_ref(table: CalibrationTable | None) -> CalibrationRef | None:
     return CalibrationRef(table.sha256, table.images.source, table.images.count, table.method)
 
 
-def _outputs(source: Source, batch: int, folders: tuple[str, ...] | None) -> tuple[OutputSpec, ...]:
+def _outputs(
+    source: Source, config: BuildConfig, batch: int, folders: tuple[str, ...] | None
+) -> tuple[OutputSpec, ...]:
     """The outputs of the graph; names that the user or the images give are those of the first."""
+    follow = _following_outputs(source.graph, config)
     first, *others = source.graph.graph.output
     named = [(first, source.kind, _names(source, folders))]
     for other, kind in zip(others, source.other_kinds, strict=True):
@@ -257,8 +289,23 @@ def _outputs(source: Source, batch: int, folders: tuple[str, ...] | None) -> tup
         shape = tuple(dim.dim_value for dim in output.type.tensor_type.shape.dim[1:])
         layout: Literal["NC", "NCHW"] = "NCHW" if len(shape) == 3 else "NC"
         values = shape if len(shape) == 3 or output is not first else (source.class_count,)
+        if output.name in follow:
+            values = (values[0], -1, -1)
         specs.append(OutputSpec(output.name, (batch, *values), "float32", layout, kind, names))
     return tuple(specs)
+
+
+def _following_outputs(graph: onnx.ModelProto, config: BuildConfig) -> set[str]:
+    """Outputs [N, C, H, W] whose height and width follow from those of the images."""
+    sizes = config.model.sizes
+    if sizes is None or all(len(output.type.tensor_type.shape.dim) == 2 for output in graph.graph.output):
+        return set()
+    session = reference_session(for_sizes(graph, config.model.sizes).SerializeToString(), optimize=False)
+    channels = graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    small, large = (
+        session.tensors(np.zeros((1, channels, *size), np.float32)) for size in (sizes.min, sizes.max)
+    )
+    return {name for name in small if small[name].shape != large[name].shape}
 
 
 def _names(source: Source, folders: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,25 @@ from numpy.typing import NDArray
 
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.errors import BackendError, CheckpointError, GraphError
+from rescompile.graph.image_sizes import with_open_sizes
 from rescompile.graph.simplify.ends import Intake
+from rescompile.manifest import SizeRange
 from rescompile.metrics import relative_rms
 
 TOLERANCE = 1e-4
 """Largest relative RMS between the user's network and our graph; float32 rounding alone stays below 1e-5."""
 HALF_TOLERANCE = 2e-2
-"""For a file that computes in FP16, where our graph computes in FP32."""
+"""The same for a file that computes in FP16, where our graph computes in FP32."""
 MOST_TOLERANCE = 1e-3
-"""For a network in which rounding grows from layer to layer, as in deep random ones; a wrong layer gives far more."""
+"""The same for a network in which rounding grows from layer to layer, as in deep random ones."""
 NOISE_MARGIN = 3
 """Times that the difference may be larger than that of two right executions."""
+
+
+SAMPLED_SIZES = 5
+"""Sizes besides the ends of a range at which a network is tried; paddings depend on whether a side is even."""
+Answers = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
+"""The user's network: images [N, C, H, W] to its outputs."""
 
 
 def tolerance_beside(noise: float) -> float:
@@ -38,10 +47,15 @@ def rounding_noise(graph: onnx.ModelProto, images: NDArray[np.float32]) -> float
     return max(relative_error(exact[name], fused[name]) for name in exact)
 
 
-def random_images(graph: onnx.ModelProto, limit: float | None, count: int = 2) -> NDArray[np.float32]:
-    """Random images [N, C, H, W] for ``graph``: normal ones, or whole numbers from 0 to ``limit``."""
-    shape = [dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim]
-    rng, size = np.random.default_rng(0), (count, *shape[1:])
+def random_images(
+    graph: onnx.ModelProto, limit: float | None, count: int = 2, sides: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
+    """Random images [N, C, H, W] for ``graph``: normal ones, or whole numbers from 0 to ``limit``.
+
+    ``sides`` are another height and width than the graph's own.
+    """
+    _, channels, *own = (dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)
+    rng, size = np.random.default_rng(0), (count, channels, *(sides or own))
     if limit is None:
         return rng.standard_normal(size, dtype=np.float32)
     bytes_ = rng.integers(0, 256, size).astype(np.float32)
@@ -119,6 +133,93 @@ def check_against_function(
             f"the exported graph differs from the network itself by {error:.2g} (relative RMS of its outputs, at most "
             f"{TOLERANCE:g}): a batch norm with a vanishing variance is the usual cause"
         )
+
+
+def check_at_sizes(
+    graph: onnx.ModelProto,
+    sizes: SizeRange,
+    references: Sequence[Answers],
+    limit: float | None,
+    tolerance: float = MOST_TOLERANCE,
+) -> None:
+    """Refuse a ``graph`` that is made for one size, or computes something else than the user's network at another.
+
+    Args:
+        graph: folded fp32 graph of one size.
+        sizes: heights and widths to try: the ends, and a few between them.
+        references: the user's network in one form or more, each with the first outputs of ``graph``, or all.
+        limit: as in ``random_images``.
+        tolerance: largest relative RMS of the difference.
+
+    Raises:
+        GraphError: names the size and the node, or the difference.
+    """
+    opened = reference_session(with_open_sizes(graph).SerializeToString(), optimize=False)
+    rows = [len(output.type.tensor_type.shape.dim) == 2 for output in graph.graph.output]
+    widths: list[set[int]] = [set() for _ in rows]
+    for size in _sizes_to_try(sizes):
+        images, words = random_images(graph, limit, 1, size), f"{size[0]}x{size[1]}"
+        try:
+            found = list(opened.tensors(images).values())
+        except BackendError as refusal:
+            raise GraphError(_made_for_one_size(words, refusal)) from None
+        for row, seen, values in zip(rows, widths, found, strict=True):
+            seen.add(values.shape[1] if row else 0)
+        if any(len(seen) > 1 for seen in widths):
+            raise GraphError(
+                f"the network's outputs have other numbers of values for images of {words}; leave --dynamic-size out"
+            )
+        for reference in references:
+            try:
+                expected = reference(images)
+            except Exception as error:  # a framework may raise anything
+                first = (str(error).splitlines() or [type(error).__name__])[0]
+                raise GraphError(
+                    f"the network does not take images of {words} ({first}); {_NARROW}"
+                ) from None
+            apart = max(relative_error(*pair) for pair in zip(expected, found, strict=False))
+            if not apart <= tolerance:
+                raise GraphError(
+                    f"for images of {words} the network computes something else than at its own size ({apart:.2g} "
+                    f"relative RMS from our graph): something in it depends on the size, such as a padding; {_NARROW}"
+                )
+
+
+_NARROW = "leave --dynamic-size out, or narrow it"
+
+
+def _sizes_to_try(sizes: SizeRange) -> list[tuple[int, int]]:
+    rng = np.random.default_rng(0)
+    between = rng.integers(sizes.min, sizes.max, (SAMPLED_SIZES, 2), endpoint=True).tolist()
+    return list(dict.fromkeys([*sizes.ends, *((height, width) for height, width in between)]))
+
+
+def _made_for_one_size(words: str, refusal: BackendError) -> str:
+    """The sentence about a graph that ONNX Runtime refuses to run on images of another size."""
+    at = re.search(r"running (\w+) node\. Name:'([^']*)'", str(refusal))
+    where = f"node '{at[2]}' ({at[1]}) is made for one size" if at else str(refusal)
+    return f"the network does not take images of {words}: {where}; {_NARROW}"
+
+
+def size_tolerance(original: onnx.ModelProto) -> float:
+    """Largest relative RMS between the user's file and our graph at other sizes."""
+    return HALF_TOLERANCE if _computes_in_half(original) else MOST_TOLERANCE
+
+
+def file_answers(
+    original: onnx.ModelProto, graph: onnx.ModelProto, intake: Intake, origins: Mapping[str, str]
+) -> Answers:
+    """The user's file with open sizes, as ``check_at_sizes`` takes it; ``origins`` as in ``check_against_file``."""
+    opened, names = (
+        with_open_sizes(original),
+        [origins[_copied(graph, each.name)] for each in graph.graph.output],
+    )
+
+    def answers(images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        found = _values(opened, names, images, intake)
+        return [found[name] for name in names]
+
+    return answers
 
 
 def _check_finite(values: NDArray[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
@@ -23,6 +24,7 @@ from rescompile.config import (
     InputFormat,
     ModelConfig,
     parse_batch,
+    parse_sizes,
 )
 from rescompile.errors import UsageError
 from rescompile.files import check_output_directory
@@ -69,6 +71,8 @@ class BuildOptions(TypedDict, total=False):
     fp16_blocks: Fp16Blocks | None
     batch: int | str
     """One batch size, or MIN:OPT:MAX."""
+    dynamic_size: str | None
+    """Range of heights and widths that the engine takes: ``160:320`` or ``128x160:512x640``; None is ``size`` alone."""
     input_format: InputFormat
     calibration_images: int
     validation_images: int | None
@@ -109,7 +113,10 @@ def _config(network: Any, options: BuildOptions) -> BuildConfig:
     )
     kept = ("precision", "backend", "limits", "fp16_blocks", "input_format", "target", "force")
     return BuildConfig(
-        model=_model(network, options, _size_of(options, images, validation)),
+        model=replace(
+            _model(network, options, _size_of(options, images, validation)),
+            sizes=parse_sizes(fields.get("dynamic_size")),
+        ),
         calibration=CalibrationConfig(
             images=images,
             table=Path(calibration) if table else None,

@@ -1,4 +1,4 @@
-"""From fp32 graph and calibration table to the quantized graph."""
+"""The quantized graph, made of the fp32 graph and the calibration table."""
 
 from __future__ import annotations
 

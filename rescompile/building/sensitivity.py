@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rescompile.accuracy.sensitivity import SensitivityReport, expected_damage, measure_damage, ranked
 from rescompile.building.calibrate import Calibrated, calibrate, calibration_of, sample_images
+from rescompile.building.opening import open_source
 from rescompile.building.quantize import original_of, quantize
-from rescompile.building.source import Source, open_source
+from rescompile.building.source import Source
 from rescompile.config import CalibrationConfig, ModelConfig, positive
 from rescompile.progress import Progress, StageClock
 

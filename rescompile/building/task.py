@@ -8,7 +8,8 @@ import onnx
 
 from rescompile.accuracy.limits import check_kind, limits_for
 from rescompile.building.calibrate import calibration_of
-from rescompile.building.source import Source, open_source
+from rescompile.building.opening import open_source
+from rescompile.building.source import Source
 from rescompile.config import BuildConfig
 from rescompile.errors import UsageError
 from rescompile.manifest import OutputKind

@@ -9,6 +9,7 @@ from pathlib import Path
 from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
 from calibration.images.builtin import builtin_image_set
+from rescompile.accuracy.other_sizes import with_sizes
 from rescompile.accuracy.parity import (
     Measurement,
     Network,
@@ -21,10 +22,12 @@ from rescompile.accuracy.verify import stand_in
 from rescompile.backends.base import Backend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.deployable import Deployable
+from rescompile.building.members import members_of, unmeasured
 from rescompile.building.source import Source
 from rescompile.building.task import is_guess
 from rescompile.config import BuildConfig
 from rescompile.errors import UsageError
+from rescompile.graph.image_sizes import for_sizes
 from rescompile.manifest import Manifest
 from rescompile.metrics import ONE_CLASS
 from rescompile.progress import Progress
@@ -133,14 +136,18 @@ def measure(
     Raises:
         EngineError: the engine does not reproduce its golden answers.
     """
-    reference = reference_session(source.graph.SerializeToString(), optimize=True)
+    opened = for_sizes(source.graph, manifest.sizes).SerializeToString()
+    members = members_of(source, deployable, validation.images)
+    plain = all_outputs(reference_session(opened, optimize=True), manifest.outputs)
+    reference = plain if members is None else members.reference
     engine = load(folder) if validation.executed else simulate(read_engine(folder))
-    graph = None if engine else reference_session(deployable.graph.SerializeToString(), optimize=False)
+    written = for_sizes(deployable.graph, manifest.sizes).SerializeToString()
+    graph = None if engine else reference_session(written, optimize=False)
     candidate: Network | None = engine if graph is None else all_outputs(graph, manifest.outputs)
     assert candidate is not None
     try:
-        return compare_logits(
-            all_outputs(reference, manifest.outputs),
+        found = compare_logits(
+            reference,
             candidate,
             images=validation.images,
             preprocess=source.preprocess,
@@ -148,8 +155,15 @@ def measure(
             outputs=manifest.outputs,
             thumbnails=validation.thumbnails,
             progress=progress,
+            compared=members.count if members else None,
         )
+        found = with_sizes(
+            found, plain, candidate, images=validation.images, manifest=manifest, progress=progress
+        )
+        return replace(found, members=members.accuracies() if members else unmeasured(source))
     finally:
+        if members is not None:
+            members.close()
         if engine is not None:
             engine.close()
         if graph is not None:

@@ -29,7 +29,6 @@ from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.calibrate import Calibrated
 from rescompile.building.deployable import Deployable
 from rescompile.building.engine_directory import Contents
-from rescompile.building.members import member_accuracies
 from rescompile.building.mixed_precision import MixedPrecision
 from rescompile.building.resolved_options import resolved_options
 from rescompile.building.source import Source
@@ -202,7 +201,7 @@ def make_report(
         reformats=deployable.reformats,
         frontier=mixed.frontier,
         damages=mixed.damages,
-        members=member_accuracies(contents.source, deployable, validation, manifest),
+        members=measured.members,
         work=_work(deployable),
     )
     images = contents.config.validation_set

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -71,13 +72,19 @@ def build(
     - `rescompile build --ensemble resnet20.th resnet56.th --calibration-set train.npz --validation-set test.npz`
 
     - `rescompile build --model torchvision:resnet50 --outputs c3,c4,c5 --calibration-set photos/`
+
+    - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --size 256x128`
+
+    - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --size 224 --dynamic-size 160:320`
     """
     from calibration.names import text_of
     from rescompile.building.early_checks import check_build
-    from rescompile.config import BuildConfig, parse_batch, parse_fp16_blocks
+    from rescompile.config import BuildConfig, parse_batch, parse_fp16_blocks, parse_sizes
 
     config = BuildConfig(
-        model=model_config(network, preprocessing, more or ()),
+        model=replace(
+            model_config(network, preprocessing, more or ()), sizes=parse_sizes(engine.dynamic_size)
+        ),
         precision=engine.precision,
         fp16_blocks=parse_fp16_blocks(engine.fp16_blocks),
         task=engine.task,
@@ -87,6 +94,7 @@ def build(
         limits=verdict.limits(),
         backend=engine.backend,
         target=engine.target,
+        cpu_form=engine.cpu_form,
         batch=parse_batch(engine.batch),
         input_format=engine.input_format,
         output=engine.output,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rescompile.cli.option_groups import takes_groups
-from rescompile.cli.options import Directory, Json, SkipUnreadable, TrustedKeys, VerdictOptions
+from rescompile.cli.options import Directory, Json, SkipUnreadable, TrustedKeys, VerdictOptions, parse_size
 from rescompile.cli.output import end_with_verdict, show
 
 
@@ -52,6 +52,12 @@ def run(
         list[Path], typer.Argument(help="Image files, or folders of them.", metavar="PHOTO...")
     ],
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each photo.")] = 5,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Side N or size HxW at which to look at the photos, for an engine that was built with --dynamic-size."
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -68,6 +74,8 @@ def run(
     - `rescompile run resnet50-int8-openvino photo.jpg`
 
     - `rescompile run resnet50-int8-openvino photos/ --top 1 -o classes.csv`
+
+    - `rescompile run resnet50-int8-openvino photo.jpg --size 320x256`
     """
     from calibration.images.listing import image_files
     from rescompile.presenting.terminal.views import print_classes
@@ -75,7 +83,13 @@ def run(
 
     if output is not None:
         check_predictions_file(output)
-    answers = classify(directory, image_files(photos), top=top, trusted_keys=trusted_key or ())
+    answers = classify(
+        directory,
+        image_files(photos),
+        top=top,
+        size=parse_size(size, "--size"),
+        trusted_keys=trusted_key or (),
+    )
     if output is not None:
         write_predictions(output, answers)
     if json or output is None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rescompile.cli.options import Json
+from rescompile.cli.options import Json, parse_size
 from rescompile.cli.output import show
 from rescompile.errors import UsageError
 
@@ -47,6 +47,12 @@ def bench(
         int | None,
         typer.Option(min=1, help="Calls made at the same time; by default, as many as the engine computes."),
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Side N or size HxW of the images, for an engine that was built with --dynamic-size."
+        ),
+    ] = None,
     output: ResultFile = None,
     json: Json = False,
 ) -> None:
@@ -81,7 +87,7 @@ def bench(
     with TerminalProgress() as progress:
         report = run(
             directory, batches=sizes, seconds=seconds, starts=starts, threads=threads, hint=hint,
-            streams=streams, requests=requests, progress=progress,
+            streams=streams, requests=requests, size=parse_size(size, "--size"), progress=progress,
         )  # fmt: skip
     if output is not None:
         atomic_write(output, report.to_json())

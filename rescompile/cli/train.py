@@ -105,6 +105,13 @@ def train(
     qat_labels: Annotated[
         bool, _network("With --qat: learn from labels instead of the fp32 network's answers.", "--qat-labels")
     ] = False,
+    weight_bits: Annotated[
+        int,
+        _network(
+            "With --qat: bits of the weights of all layers but the first and the last, 2 to 8. The engine stores "
+            "them as int8; fewer bits are an experiment."
+        ),
+    ] = 8,
     backend: Annotated[
         Literal["auto", "tensorrt", "tensorrt-rtx", "triton", "openvino", "onnxruntime"],
         _network("With --qat: the backend of the engine."),
@@ -162,7 +169,7 @@ def train(
         validation_set=validation_set, classes=classes, recipe=chosen,
         precision=run.precision, fuse=run.fuse, compile=run.compile, resume=resume, seed=run.seed,
         sync_bn=run.sync_bn, reproducible=not run.fastest, workers=run.workers, qat=qat, backend=backend,
-        learned_scales=qat_scales == "learned", distill=not qat_labels,
+        learned_scales=qat_scales == "learned", distill=not qat_labels, weight_bits=weight_bits,
     )  # fmt: skip
     with TerminalTraining() as progress:
         report = run_training(config, progress)

@@ -21,7 +21,7 @@ from rescompile.errors import GraphError
 from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.editing import read, reconnect, write
 from rescompile.graph.shared.links import WEIGHTED_OPS, consumers, is_quantized
-from rescompile.graph.shared.topology import block_outputs, maker_block
+from rescompile.graph.shared.topology import block_outputs, blocks_of_quantizers
 
 
 def restore(
@@ -42,6 +42,7 @@ def restore(
     if unknown:
         raise GraphError(f"the network has no block '{unknown[0]}': its blocks are {', '.join(known)}")
     floating, graph = frozenset(blocks), read(quantized)
+    needing = blocks_of_quantizers(graph)
     exact = {node.name: node for node in read(original).nodes if node.op in WEIGHTED_OPS}
     for node in graph.nodes:
         if node.op in WEIGHTED_OPS and is_quantized(node) and block_of(node.name) in floating:
@@ -49,16 +50,13 @@ def restore(
                 constant = exact[node.name].inputs[position]
                 node.inputs[position] = gs.Constant(constant.name, constant.values)
     for node in [node for node in graph.nodes if node.op == "QuantizeLinear"]:
-        _bypass(node, floating)
+        if needing[node.inputs[0].name] <= floating:
+            _bypass(node)
     return write(graph)
 
 
-def _bypass(quantize: gs.Node, floating: frozenset[str]) -> None:
-    """Let the readers of an activation's Q/DQ pair read the activation itself, unless an INT8 block needs the pair."""
+def _bypass(quantize: gs.Node) -> None:
+    """Let the readers of an activation's Q/DQ pair read the activation itself."""
     tensor, (dequantize,) = quantize.inputs[0], consumers(quantize.outputs[0])
     (restored,) = dequantize.outputs
-    readers = consumers(restored)
-    int8_maker = maker_block(tensor) not in (None, *floating)
-    int8_reader = any(node.op in WEIGHTED_OPS and is_quantized(node) for node in readers)
-    if not int8_maker and not int8_reader:
-        reconnect(readers, restored, tensor)
+    reconnect(consumers(restored), restored, tensor)

@@ -19,19 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.names import text_of
+from calibration.preprocess import Size, size_words
 from rescompile.backends.base import Hint, RunOptions
 from rescompile.cache import SWITCH
-from rescompile.errors import UsageError
+from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import Origin, origin
 from rescompile.measuring.race import Contender, race
 from rescompile.measuring.start import Start, start_once
 from rescompile.measuring.timing import Timing
+from rescompile.metrics import relative_rms
 from rescompile.progress import Progress, StageClock
 from rescompile.report import JsonReport, read_report
 from rescompile.runtime.engine import Engine
-from rescompile.runtime.golden import golden_batch
+from rescompile.runtime.golden import Check, golden_batch, in_order
+from rescompile.runtime.inputs import at_size, preprocess_at
 from rescompile.runtime.loading import load
 
 FORMAT: Literal["rescompile-bench-1"] = "rescompile-bench-1"
@@ -105,6 +108,7 @@ def bench(
     hint: Hint = "latency",
     streams: int | None = None,
     requests: int | None = None,
+    size: Size | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Measure the engine in ``directory``.
@@ -118,10 +122,11 @@ def bench(
         hint: ``throughput`` loads the engine for several calls at once.
         streams: number of calls that the engine computes at the same time; None leaves it to the hint.
         requests: number of calls made at the same time; None makes as many as the engine computes.
+        size: side, or height and width, of the images, for an engine that takes a range; None is its own.
         progress: told what runs.
 
     Raises:
-        UsageError: the engine does not take one of the batches.
+        UsageError: the engine does not take one of the batches, or the size.
         EngineError: the engine is damaged, or gives a wrong answer at some batch.
         BackendUnavailable: the engine cannot run on this machine.
     """
@@ -135,7 +140,7 @@ def bench(
         requests = requests or parallel
         sizes = _sizes(manifest, batches)
         with clock.stage("race"):
-            timings = race(contenders(engine, directory, sizes, requests), seconds=seconds)
+            timings = race(contenders(engine, directory, sizes, requests, size=size), seconds=seconds)
     cold, warm = [], []
     with clock.stage("starts"):
         for done in range(starts):
@@ -149,7 +154,7 @@ def bench(
         for size, found in zip(sizes, timings.values(), strict=True)
     )
     return BenchReport(
-        engine=engine_facts(directory, manifest),
+        engine=engine_facts(directory, manifest, size),
         origin=origin(threads),
         batches=results,
         cold=tuple(cold),
@@ -166,15 +171,38 @@ def _note_on_streams(asked: int | None, given: int) -> tuple[str, ...]:
 
 
 def contenders(
-    engine: Engine, directory: Path, sizes: Sequence[int], requests: int = 1
+    engine: Engine, directory: Path, sizes: Sequence[int], requests: int = 1, *, size: Size | None = None
 ) -> dict[str, Contender]:
-    """One contender for each batch size, which gets the golden images repeated, in ``requests`` calls at once."""
-    found = {}
-    for size in sizes:
-        fed, check = golden_batch(directory, engine.manifest, size * requests)
+    """One contender for each batch size, which gets the golden images repeated, in ``requests`` calls at once.
+
+    At another ``size`` than the engine's own, there are no golden answers: each must be the one that the engine gives
+    first, after it has passed its self-test.
+    """
+    manifest, found = engine.manifest, {}
+    image = preprocess_at(manifest, size or manifest.preprocess.size).size
+    for count in sizes:
+        fed, check = golden_batch(directory, manifest, count * requests)
+        if image != manifest.preprocess.size:
+            fed = at_size(fed, manifest.inputs[0], image)
+            check = _same_as(engine(fed), engine)
         call = partial(engine, fed) if requests == 1 else partial(_together, engine, np.split(fed, requests))
-        found[f"batch {size}"] = Contender(call, check)
+        found[f"batch {count}"] = Contender(call, check)
     return found
+
+
+def _same_as(first: Any, engine: Engine) -> Check:
+    """A check that an answer is the ``first`` one, up to the tolerance of the golden answers."""
+
+    def check(answer: Any) -> None:
+        pairs = zip(in_order(first, engine.manifest), in_order(answer, engine.manifest), strict=True)
+        error = max(relative_rms(*pair) for pair in pairs)
+        if not error <= engine.manifest.golden_relative_rms:  # NaN, too
+            raise EngineError(
+                f"the engine answers the same images differently from call to call (relative RMS {error:.3g}), so its "
+                "time says nothing; build it again here"
+            )
+
+    return check
 
 
 def _together(engine: Engine, parts: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
@@ -205,9 +233,10 @@ def _starts(directory: Path, threads: int | None) -> tuple[Start, Start]:
         return cold, start_once(directory, environment, threads=threads)
 
 
-def engine_facts(directory: Path, manifest: Manifest) -> EngineFacts:
-    """Describe the engine from its manifest and build report."""
+def engine_facts(directory: Path, manifest: Manifest, size: Size | None = None) -> EngineFacts:
+    """Describe the engine from its manifest and build report, fed with images of ``size``."""
     built, fed = read_report(directory), manifest.inputs[0]
+    at = "" if manifest.sizes is None else f" at {size_words(size or manifest.preprocess.crop)}"
     return EngineFacts(
         directory=text_of(directory),
         model=manifest.model,
@@ -215,7 +244,7 @@ def engine_facts(directory: Path, manifest: Manifest) -> EngineFacts:
         backend=manifest.backend,
         target=manifest.target,
         batch=str(manifest.batch),
-        input=f"{fed.dtype} {fed.layout} {list(fed.shape)}",
+        input=f"{fed.dtype} {fed.layout} {list(fed.shape)}{at}",
         manifest_sha256=manifest.sha256,
         checkpoint_sha256=manifest.checkpoint.sha256,
         bytes=manifest.payload_bytes,

@@ -70,10 +70,11 @@ _LICENCE = (
 
 def _opening(manifest: Manifest) -> str:
     target = f" for {manifest.target}" if manifest.target else ""
+    form = f"\n\nForm for CPUs: {manifest.cpu_form}." if manifest.cpu_form else ""
     kept = f"\n\nBlocks in FP16: {', '.join(manifest.fp16_blocks)}." if manifest.fp16_blocks else ""
     return (
         f"This folder is an engine{target}, built by rescompile {manifest.environment.get('rescompile', '')}. It takes "
-        f"batches of {manifest.batch} images (smallest, best and largest size where there are three).{kept}"
+        f"batches of {manifest.batch} images (smallest, best and largest size where there are three).{kept}{form}"
     )
 
 
@@ -121,6 +122,11 @@ rescompile verify ENGINE --validation-set IMAGES
 def _ports(manifest: Manifest) -> str:
     rows = [("input", _port(port)) for port in manifest.inputs]
     rows += [("output", f"{_port(port)}: {_meaning(port)}") for port in manifest.outputs]
+    if manifest.sizes is not None:
+        own = "x".join(map(str, manifest.preprocess.size))
+        rows.append(
+            ("height and width", f"{manifest.sizes} (smallest and largest); calibrated and tuned at {own}")
+        )
     return _table([*rows, ("preprocessing", str(manifest.preprocess))])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from calibration.names import text_of
+from calibration.preprocess import Size
 from rescompile.errors import UsageError
 from rescompile.files import atomic_write, check_output_file
 from rescompile.manifest import OutputKind
@@ -30,11 +31,17 @@ class Classified(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def classify(
-    directory: Path, photos: list[Path], *, top: int, trusted_keys: Sequence[Path] = ()
+    directory: Path,
+    photos: list[Path],
+    *,
+    top: int,
+    size: Size | None = None,
+    trusted_keys: Sequence[Path] = (),
 ) -> tuple[Classified, ...]:
-    """The ``top`` classes or labels of each photograph, or the values.
+    """The ``top`` classes or labels of each photograph, or the values; ``size`` as in ``Engine.preprocess``.
 
     Raises:
+        UsageError: the engine does not take this ``size``.
         EngineError, BackendUnavailable: the engine cannot be loaded.
         ImageSetError: a photograph cannot be read.
     """
@@ -42,7 +49,7 @@ def classify(
     with load(directory, trusted_keys=trusted_keys) as engine:
         outputs = engine.manifest.outputs
         for photo in photos:
-            found = in_order(engine(engine.preprocess(photo)), engine.manifest)
+            found = in_order(engine(engine.preprocess(photo, size)), engine.manifest)
             for output, (values,) in zip(outputs, found, strict=True):
                 numbers = output.kind in ("values", "features")
                 answers.append(

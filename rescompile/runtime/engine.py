@@ -19,11 +19,12 @@ from rescompile.backends.zero_copy import DeviceImages, as_array, on_cuda
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest
 from rescompile.runtime.answers import most_probable
-from rescompile.runtime.inputs import IMAGES, part, refuse, refuse_not_finite
+from rescompile.runtime.inputs import IMAGES, part, preprocess_at, refuse, refuse_not_finite
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from calibration.preprocess import Size
     from rescompile.backends.zero_copy import SupportsCudaArray, SupportsDLPack
 
     Given = NDArray[Any] | SupportsDLPack | SupportsCudaArray
@@ -43,7 +44,7 @@ class Engine:
 
     def __init__(self, manifest: Manifest, runner: Runner, *, check_finite: bool = True) -> None:
         self.manifest, self._check_finite = manifest, check_finite
-        self._dtype, self._image = np.dtype(manifest.inputs[0].dtype), manifest.inputs[0].shape[1:]
+        self._dtype = np.dtype(manifest.inputs[0].dtype)
         self._runner: Runner | None = runner
         self._concurrent, self._zero_copy = isinstance(runner, Concurrent), isinstance(runner, ZeroCopyRunner)
         self._lock = threading.Lock()
@@ -63,6 +64,7 @@ class Engine:
     def __call__(self, images: Given) -> Any:
         """Logits [N, classes] of ``images`` [N, ...] in the manifest's input layout and dtype, N >= 1.
 
+        An engine with ``manifest.sizes`` takes images of any height and width in that range, one size in each call.
         ``manifest.outputs`` says what is returned: one float32 array [N, C] or [N, C, H, W] for one output, a dict of
         arrays by name for several. More images than the engine takes at once are run in several parts, fewer are
         padded; the logits are those of the given images alone. Objects with ``__dlpack__`` on the CPU, such as torch
@@ -122,36 +124,45 @@ class Engine:
             named = runner.tensors(images)
             return {output.name: named[output.name] for output in self.manifest.outputs}
         found = runner(images)
-        # runners on a GPU return each image's numbers in a row
-        return found.reshape(len(found), *self.manifest.outputs[0].shape[1:])
+        output = self.manifest.outputs[0]
+        # runners on a GPU return each image's numbers in a row, but for outputs whose size they alone know
+        return found if output.resizable else found.reshape(len(found), *output.shape[1:])
 
     def _fits(self, count: int) -> bool:
         return self.manifest.batch.min <= count <= self.manifest.batch.max
 
-    def preprocess(self, image: Path | str | Image | NDArray[np.uint8]) -> NDArray[Any]:
+    def preprocess(
+        self, image: Path | str | Image | NDArray[np.uint8], size: Size | None = None
+    ) -> NDArray[Any]:
         """Turn one photograph (path, PIL image or uint8 [H, W, 3] in RGB) into an input batch of one image.
 
+        ``size`` is a side, or height and width, for an engine that takes a range of sizes; None is the size that it
+        was calibrated for. The photograph is resized in the same proportion.
+
         Raises:
+            UsageError: the engine does not take this ``size``.
             ImageSetError: the image cannot be read or is too small.
         """
         from calibration.images.files import decode
         from calibration.preprocess import normalize, to_uint8
 
-        steps = self.manifest.preprocess
+        steps = self.manifest.preprocess if size is None else preprocess_at(self.manifest, size)
         if isinstance(image, (str, Path)):
             pixels = decode(Path(image), steps, remedy="pass an image file")
         else:
             pixels = to_uint8(image, steps)
         return pixels[None] if self.manifest.inputs[0].dtype == "uint8" else normalize(pixels[None], steps)
 
-    def classify(self, image: Path | str | Image | NDArray[np.uint8], k: int = 5) -> list[tuple[str, float]]:
+    def classify(
+        self, image: Path | str | Image | NDArray[np.uint8], k: int = 5, size: Size | None = None
+    ) -> list[tuple[str, float]]:
         """The ``k`` most probable classes of one photograph, best first, with their probability.
 
         If there are fewer than ``k`` classes, all are returned. A binary engine returns both of its decisions, a
-        multilabel engine its labels, each with its own probability.
+        multilabel engine its labels, each with its own probability. ``size`` as in ``preprocess``.
 
         Raises:
-            UsageError: ``k`` is less than 1, or the engine returns values or features.
+            UsageError: ``k`` is less than 1, the engine returns values or features, or does not take this ``size``.
             ImageSetError: the image cannot be read or is too small.
         """
         if k < 1:
@@ -162,7 +173,7 @@ class Engine:
             raise UsageError(
                 f"this engine returns {kinds}, not classes; call it with engine.preprocess(image)"
             )
-        found = most_probable(self(self.preprocess(image))[0], output, k)
+        found = most_probable(self(self.preprocess(image, size))[0], output, k)
         return [(each.name, each.probability or 0.0) for each in found]
 
     def close(self) -> None:
@@ -196,8 +207,8 @@ class Engine:
         """Check ``given``, and return it as images that this engine takes."""
         images = given if isinstance(given, np.ndarray) else self._shared(given)
         array = isinstance(images, IMAGES) and images.ndim > 0 and len(images) > 0
-        if not (array and images.dtype == self._dtype and images.shape[1:] == self._image):
-            refuse(images, self.manifest.inputs[0])
+        if not (array and images.dtype == self._dtype and self.manifest.takes(images.shape)):
+            refuse(images, self.manifest)
         if self._check_finite and isinstance(images, np.ndarray):
             refuse_not_finite(images)
         return images

@@ -20,22 +20,34 @@ Check = Callable[[Any], None]
 """Raises EngineError where an engine's answer is wrong."""
 
 
-def golden_bytes(images: NDArray[Any], *outputs: NDArray[np.float32]) -> bytes:
+def golden_bytes(
+    images: NDArray[Any],
+    *outputs: NDArray[np.float32],
+    other: tuple[NDArray[Any], ...] | None = None,
+) -> bytes:
     """The contents of ``golden.npz``; the same arrays give the same bytes.
 
     Args:
         images: [N, ...], in the engine's input layout and dtype.
         outputs: [N, ...] float32, in the manifest's order, from the deployable graph in its reference execution.
+        other: the same of images of another size, for an engine that takes several.
     """
     stream = io.BytesIO()
-    named: dict[str, Any] = dict(zip(_names(len(outputs)), outputs, strict=True))
-    np.savez(stream, images=images, **named)
+    named: dict[str, Any] = dict(zip(_names(len(outputs)), (images, *outputs), strict=True))
+    if other is not None:
+        named |= zip(_names(len(outputs), OTHER), other, strict=True)
+    np.savez(stream, **named)
     return stream.getvalue()
 
 
-def _names(outputs: int) -> tuple[str, ...]:
-    """Names of the arrays of as many outputs."""
-    return ("logits", *(f"logits_{index}" for index in range(1, outputs)))
+OTHER = "other_"
+"""Beginning of the names of arrays for another image size."""
+
+
+def _names(outputs: int, beginning: str = "") -> tuple[str, ...]:
+    """Names of the images and of as many outputs."""
+    names = ("images", "logits", *(f"logits_{index}" for index in range(1, outputs)))
+    return tuple(f"{beginning}{name}" for name in names)
 
 
 def in_order(answer: Any, manifest: Manifest) -> tuple[NDArray[np.float32], ...]:
@@ -45,10 +57,18 @@ def in_order(answer: Any, manifest: Manifest) -> tuple[NDArray[np.float32], ...]
     )
 
 
-def read_golden(
-    source: EngineSource, manifest: Manifest
-) -> tuple[NDArray[Any], tuple[NDArray[np.float32], ...]]:
-    """The golden images [N, ...] in the engine's layout and dtype, and the expected outputs [N, ...].
+Golden = tuple[NDArray[Any], tuple[NDArray[np.float32], ...]]
+"""Images [N, ...] in the engine's layout and dtype, and the expected outputs [N, ...]."""
+
+
+def read_all_golden(source: EngineSource, manifest: Manifest) -> list[Golden]:
+    """The golden images and answers of each size that the engine has them for; raises what ``read_golden`` does."""
+    found = [read_golden(source, manifest)]
+    return found if manifest.sizes is None else [*found, read_golden(source, manifest, OTHER)]
+
+
+def read_golden(source: EngineSource, manifest: Manifest, beginning: str = "") -> Golden:
+    """The golden images and answers whose names have this ``beginning``: those of the engine's own size.
 
     Raises:
         EngineError: the file cannot be read, or does not fit the manifest.
@@ -57,18 +77,19 @@ def read_golden(
     check_manifest(files.directory, manifest)
     path, content = files.path(GOLDEN), files.read(GOLDEN)
     try:
-        images, *outputs = read_arrays(content, ("images", *_names(len(manifest.outputs))))
+        images, *outputs = read_arrays(content, _names(len(manifest.outputs), beginning))
     except ValueError as error:
         raise EngineError(
             f"{path} does not hold golden images and logits ({reason_of(error)}); build the engine again"
         ) from error
     fed = manifest.inputs[0]
     fits = (
-        images.shape[1:] == fed.shape[1:]
+        manifest.takes(images.shape)
         and images.dtype == fed.dtype
         and len(images) > 0
         and all(
-            found.shape == (len(images), *output.shape[1:])
+            len(found) == len(images)
+            and output.matches(found.shape)
             and found.dtype == np.float32
             and np.isfinite(found).all()
             for found, output in zip(outputs, manifest.outputs, strict=True)

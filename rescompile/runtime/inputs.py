@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.preprocess import Preprocess, Size, size_words
 from rescompile.backends.zero_copy import DeviceImages
 from rescompile.errors import UsageError
-from rescompile.manifest import TensorSpec
+from rescompile.manifest import Manifest, TensorSpec
 
 IMAGES = (np.ndarray, DeviceImages)
 """Types of images on the host, and on a GPU."""
@@ -21,13 +22,38 @@ def part(images: NDArray[Any] | DeviceImages, start: int, stop: int) -> NDArray[
     return images[start:stop] if isinstance(images, np.ndarray) else images.part(start, stop)
 
 
-def refuse(images: Any, expected: TensorSpec) -> NoReturn:
-    """Explain why an engine that takes ``expected`` does not take ``images``.
+def preprocess_at(manifest: Manifest, size: Size) -> Preprocess:
+    """The engine's preprocessing for images of ``size``, a side or height and width.
+
+    Raises:
+        UsageError: the engine does not take it.
+    """
+    own, asked = manifest.preprocess, (size, size) if isinstance(size, int) else size
+    if asked == own.size:
+        return own
+    if manifest.sizes is None or not manifest.sizes.holds(asked):
+        takes = size_words(own.crop) if manifest.sizes is None else f"sizes from {manifest.sizes}"
+        raise UsageError(
+            f"the size {size_words(size)} was asked, but this engine takes {takes}; build with another --dynamic-size"
+        )
+    return own.at(asked)
+
+
+def at_size(images: NDArray[Any], port: TensorSpec, size: tuple[int, int]) -> NDArray[Any]:
+    """``images`` [N, ...] of the layout of ``port``, sampled to another height and width; nothing is interpolated."""
+    for axis, side in zip(range(4)[port.sides], size, strict=True):
+        images = images.take(np.arange(side) * images.shape[axis] // side, axis)
+    return np.ascontiguousarray(images)
+
+
+def refuse(images: Any, manifest: Manifest) -> NoReturn:
+    """Explain why the engine of ``manifest`` does not take ``images``.
 
     Raises:
         UsageError: always.
     """
-    wanted = f"{expected.dtype} [N, {', '.join(map(str, expected.shape[1:]))}] ({expected.layout})"
+    expected = manifest.inputs[0]
+    wanted = f"{expected.dtype} [N, {', '.join(_sides(manifest))}] ({expected.layout})"
     if not isinstance(images, IMAGES):
         kind = f"{type(images).__module__}.{type(images).__name__}"
         raise UsageError(f"the images are a {kind}; pass a NumPy array {wanted}")
@@ -37,10 +63,8 @@ def refuse(images: Any, expected: TensorSpec) -> NoReturn:
             f"the images are {found}, but this engine takes {wanted}; convert them with "
             f"images.astype(np.{expected.dtype}), or make them with engine.preprocess"
         )
-    if images.shape[1:] != expected.shape[1:]:
-        raise UsageError(
-            f"the images are {found}, but this engine takes {wanted}{_hint(images, expected.shape)}"
-        )
+    if not manifest.takes(images.shape):
+        raise UsageError(f"the images are {found}, but this engine takes {wanted}{_hint(images, manifest)}")
     raise UsageError(f"there are no images in {found}; pass one or more")
 
 
@@ -64,11 +88,22 @@ def refuse_not_finite(images: NDArray[Any]) -> None:
         )
 
 
-def _hint(images: NDArray[Any] | DeviceImages, expected: tuple[int, ...]) -> str:
+def _sides(manifest: Manifest) -> list[str]:
+    """Dimensions of one image in words, with the bounds of open ones."""
+    fed, sizes = manifest.inputs[0], manifest.sizes
+    if sizes is None:
+        return [str(side) for side in fed.shape[1:]]
+    bounds = zip(fed.of_size(sizes.min), fed.of_size(sizes.max), strict=True)
+    return [str(low) if low == high else f"{low} to {high}" for low, high in bounds]
+
+
+def _hint(images: NDArray[Any] | DeviceImages, manifest: Manifest) -> str:
     """The most likely mistake in a shape, as the end of a sentence."""
-    if images.shape == expected[1:]:
+    if manifest.takes((1, *images.shape)):
         return "; add the batch dimension with images[None]"
     for axes in ((0, 3, 1, 2), (0, 2, 3, 1)):
-        if images.ndim == 4 and tuple(images.shape[axis] for axis in axes)[1:] == expected[1:]:
+        if images.ndim == 4 and manifest.takes(tuple(images.shape[axis] for axis in axes)):
             return f"; change the layout with images.transpose{axes}"
+    if manifest.inputs[0].matches(images.shape):
+        return "; resize them, or build with another --dynamic-size"
     return "; make them with engine.preprocess"

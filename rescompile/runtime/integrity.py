@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration.preprocess import size_words
 from rescompile.backends import BACKENDS, get_backend
+from rescompile.backends.base import HasCpuForms
 from rescompile.engine_files import ADVICE, EngineFiles, open_plain, readable
 from rescompile.errors import EngineError
 from rescompile.manifest import GOLDEN, MACHINE_CODE, MANIFEST, Manifest, manifest_text, parse_manifest
@@ -78,7 +80,10 @@ def _read(
         check_text(folder, text)
     manifest = parse_manifest(text, directory / MANIFEST)
     check_manifest(directory, manifest)
-    needed = get_backend(manifest.backend).payload_files
+    backend = get_backend(manifest.backend)
+    needed = backend.payload_files
+    if isinstance(backend, HasCpuForms):
+        also = (*also, *backend.more_files(manifest.cpu_form))
     require_files(directory / MANIFEST, manifest, needed, "the engine cannot be loaded")
     _check_file_sizes(directory, folder, manifest)
     kept = [
@@ -228,6 +233,20 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
             f"{path} has batch sizes {batch.min}:{batch.opt}:{batch.max}, which are not min <= opt <= max; "
             "build the engine again"
         )
+    fed, sizes = manifest.inputs[0], manifest.sizes
+    open_ports = [port.resizable for port in (fed, *manifest.outputs)]
+    if sizes is None and any(open_ports):
+        raise EngineError(
+            f"{path} does not say which sizes of images the engine takes; build the engine again"
+        )
+    if sizes is not None:
+        own = manifest.preprocess.size
+        if not (fed.resizable and sizes.holds(own) and sizes.holds(sizes.max)):
+            raise EngineError(
+                f"{path} has image sizes {sizes}, which do not fit its input {list(fed.shape)} and the crop "
+                f"{size_words(own)}; build the engine again"
+            )
+        image = fed.of_size(sizes.max)
     if min(image) < 1 or math.prod(image) > _MOST_IMAGE_VALUES:
         raise EngineError(f"{path} has an impossible input size {list(image)}; build the engine again")
     answer = sum(math.prod(output.shape[1:]) for output in manifest.outputs)

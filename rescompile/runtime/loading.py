@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rescompile.backends import get_backend
 from rescompile.backends.base import RUN_DEFAULTS, CachesCompilation, Hint, RunOptions, SimulatingBackend
@@ -14,7 +16,7 @@ from rescompile.engine_files import EngineFiles
 from rescompile.errors import EngineError, UsageError
 from rescompile.metrics import relative_rms
 from rescompile.runtime.engine import Engine
-from rescompile.runtime.golden import in_order, read_golden
+from rescompile.runtime.golden import in_order, read_all_golden
 from rescompile.runtime.integrity import CheckedEngine, read_engine
 
 
@@ -115,12 +117,19 @@ def _self_test_or_close(files: EngineFiles, engine: Engine) -> None:
 
 
 def _self_test(files: EngineFiles, engine: Engine) -> None:
-    """Run the golden inputs.
+    """Run the golden inputs of each size.
 
     Raises:
         EngineError: the answers are not the golden answers.
     """
-    images, expected = read_golden(files, engine.manifest)
+    for images, expected in read_all_golden(files, engine.manifest):
+        _check_answers(files, engine, images, expected)
+
+
+def _check_answers(
+    files: EngineFiles, engine: Engine, images: NDArray[Any], expected: Sequence[NDArray[np.float32]]
+) -> None:
+    """Run ``images``; raises EngineError where the answers are not as ``expected``."""
     # in batches that the engine was tuned for: libraries prepare each size when they first see it
     size = engine.manifest.batch.opt
     parts = [

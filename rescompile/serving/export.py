@@ -189,6 +189,11 @@ def _notes(manifest: Manifest, payload: Payload) -> tuple[str, ...]:
             f"rescompile's own runtime serves this engine: install rescompile {version}, with what this engine needs "
             "to run, for the Python of the server",
         )
+    if payload.backend == "openvino" and manifest.cpu_form not in (None, "avx2"):
+        return (
+            f"built in the CPU form {manifest.cpu_form}, and the server does not check its CPU: one without VNNI "
+            "gives wrong answers; build with --cpu-form avx2 for such servers",
+        )
     if payload.backend != manifest.backend:
         return (f"the deployable graph is served, not the {manifest.backend} engine that was judged",)
     return ()

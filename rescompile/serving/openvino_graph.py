@@ -126,12 +126,11 @@ def _hide_batch_size(model: Any) -> None:
     for answer in model.outputs:
         result = answer.get_node().input(0)
         values = result.get_source_output()
-        sides, names = (
-            [side.get_length() for side in list(values.get_partial_shape())[1:]],
-            values.get_names(),
-        )
+        # 0 keeps a side that follows from the size of the images
+        sides = [side.get_length() if side.is_static else 0 for side in list(values.get_partial_shape())[1:]]
+        names = values.get_names()
         values.set_names(set())
-        fixed = ops.reshape(values, ops.concat([count, _integers(*sides)], 0), special_zero=False)
+        fixed = ops.reshape(values, ops.concat([count, _integers(*sides)], 0), special_zero=True)
         fixed.output(0).set_names(names)
         result.replace_source_output(fixed.output(0))
 

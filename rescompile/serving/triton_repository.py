@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rescompile.engine_files import EngineSource
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest, TensorSpec
@@ -54,13 +56,13 @@ def write_model(
     largest = _max_batch_size(manifest, payload, batching.max_batch)
     # a request of each batch size that libraries may prepare separately
     sizes = sorted({size for size in (1, manifest.batch.opt, largest) if size <= largest}) if largest else [1]
+    images, _ = read_golden(source, manifest)
     config = _config(
-        model.name, manifest, payload,
+        model.name, manifest, payload, image=images.shape[1:],
         largest=largest, warmup_sizes=sizes, instances=instances, queue_delay=batching.queue_delay,
     )  # fmt: skip
     (model / "config.pbtxt").write_text(to_text(config), "utf-8")
     (model / "warmup").mkdir()
-    images, _ = read_golden(source, manifest)
     count = 1 if largest else manifest.batch.max
     for index in range(len(sizes)):
         picked = [(index + offset) % len(images) for offset in range(count)]
@@ -73,12 +75,15 @@ def _config(
     manifest: Manifest,
     payload: Payload,
     *,
+    image: tuple[int, ...],
     largest: int,
     warmup_sizes: list[int],
     instances: int,
     queue_delay: int,
 ) -> dict[str, Any]:
     fed = manifest.inputs[0]
+    # requests of the server's own have one size
+    warm = msgspec.structs.replace(fed, shape=(fed.shape[0], *image))
 
     def tensor(spec: TensorSpec, layout: Name | None = None) -> dict[str, Any]:
         dims = (
@@ -93,7 +98,9 @@ def _config(
         {
             "name": f"golden images at batch {size}" if largest else "golden images",
             "batch_size": size,
-            "inputs": map_entries({fed.name: {**tensor(fed), "input_data_file": _WARMUP_FILE.format(index)}}),
+            "inputs": map_entries(
+                {fed.name: {**tensor(warm), "input_data_file": _WARMUP_FILE.format(index)}}
+            ),
         }
         for index, size in enumerate(warmup_sizes)
     ]
@@ -134,6 +141,8 @@ def _max_batch_size(manifest: Manifest, payload: Payload, asked: int | None) -> 
                 f"{max(batch.max, asked)}"
             )
         return 0
+    if payload.backend == "openvino" and manifest.sizes is not None:
+        return _single_images(manifest, asked)
     # the server's OpenVINO backend fills every batch up to the largest
     least, usual = (batch.min, batch.opt) if payload.backend == "openvino" else (1, batch.max)
     if asked is not None and not least <= asked <= batch.max:
@@ -142,6 +151,21 @@ def _max_batch_size(manifest: Manifest, payload: Payload, asked: int | None) -> 
             "or build with another --batch"
         )
     return asked or usual
+
+
+def _single_images(manifest: Manifest, asked: int | None) -> int:
+    """One image in each request: the server's OpenVINO backend fills batches up in memory of one image size."""
+    if manifest.batch.min > 1:
+        raise EngineError(
+            f"this engine takes {manifest.batch.min} images or more, and the server feeds images of several sizes one "
+            f"by one; build with --batch 1:{manifest.batch.opt}:{manifest.batch.max}"
+        )
+    if asked not in (None, 1):
+        raise UsageError(
+            f"--max-batch {asked}: the server feeds images of several sizes one by one; leave --max-batch out, or "
+            "build without --dynamic-size"
+        )
+    return 1
 
 
 def _openvino_parameters(instances: int, largest: int) -> list[dict[str, Any]]:

@@ -25,7 +25,8 @@ from rescompile.sources.checkpoint import Weights, check_values
 from rescompile.sources.identification import OTHER_WAYS
 from rescompile.sources.layers import linear_layers
 from rescompile.sources.network import SourceNetwork
-from rescompile.sources.plans import UnreadableError, read_plan
+from rescompile.sources.plan_layers import UnreadableError
+from rescompile.sources.plans import read_plan
 from rescompile.wording import listing
 
 if TYPE_CHECKING:

@@ -115,7 +115,7 @@ class _Defaults(dict[Any, Any]):
 
 
 class _InertPickle:
-    """What ``torch.load`` asks of a pickle module."""
+    """The attributes that ``torch.load`` uses of a pickle module."""
 
     Unpickler = _Unpickler
 

@@ -45,7 +45,7 @@ _EXAMPLE_NOTE = (
 )
 
 Weights = Callable[[str], list[NDArray[Any]]]
-"""From the name of a layer to its arrays, in Keras's order."""
+"""Gives the arrays of the layer with a name, in Keras's order."""
 
 
 def read_keras(path: Path, size: tuple[int, int] | None = None) -> SourceNetwork:

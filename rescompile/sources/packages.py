@@ -33,7 +33,7 @@ class _Asked:
 
 
 WORDS = ("pretrained", "random")
-"""What ``--weights`` may say instead of a file."""
+"""Words that ``--weights`` takes instead of a file."""
 _DETECTORS, _SEGMENTERS = "backbone.body.", "backbone."
 """Where torchvision's models keep their backbone; that of a segmenter is dilated instead of strided from stage 3 on."""
 _PROBLEMS: dict[str, OutputKind] = {

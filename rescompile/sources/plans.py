@@ -10,19 +10,16 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from rescompile.models.planned import BlockPlan, ConvWeights, HeadLayer, NormWeights, Plan
-from rescompile.sources.layers import GATE, TRUNK, Layer, layers_of
+from rescompile.models.planned import BlockPlan, ConvWeights, Plan
+from rescompile.sources.layers import Layer, layers_of
+from rescompile.sources.plan_head import head_layers, norm_weights
+from rescompile.sources.plan_layers import UnreadableError, gates, is_known, split, without_dead
 from rescompile.wording import listing
 
 _SHORTCUT = re.compile(r"down_?sample|short_?cut|skip|proj|identity|residual_conv|match", re.IGNORECASE)
 _POOLED = re.compile(r"\.downsample\.1$")
-
-
-class UnreadableError(Exception):
-    """The layers do not form a network of a known kind; the text says why."""
 
 
 class PlanFound(NamedTuple):
@@ -45,8 +42,8 @@ def read_plan(state_dict: Mapping[str, Tensor], dead: frozenset[str] = frozenset
         UnreadableError: no plan fits.
     """
     layers, strangers = layers_of(state_dict)
-    known = _is_known(layers)
-    layers, notes = (layers, []) if known else _without_dead(layers, dead)
+    known = is_known(layers)
+    layers, notes = (layers, []) if known else without_dead(layers, dead)
     if strangers:
         inside = {layer.name.partition(".")[0] for layer in layers}
         bad = [name for name in strangers if name.partition(".")[0] in inside]
@@ -71,81 +68,13 @@ def torchvision_layers(state_dict: Mapping[str, Tensor]) -> dict[str, str] | Non
         return None
 
 
-def _is_known(layers: Sequence[Layer]) -> bool:
-    """Whether names are torchvision's up to the head; a norm behind the last block may belong to either."""
-    trunk = [layer for layer in layers if TRUNK.match(layer.name)]
-    head = [layer for layer in layers if not TRUNK.match(layer.name)]
-    if all(layer.name != "layer1.0.conv1" for layer in trunk):
-        return False
-    widest = max(layer.width for layer in trunk)
-    return not head or head[0].kind == "linear" or (head[0].kind == "norm" and head[0].width == 2 * widest)
-
-
-def _torchvision_order(layer: Layer) -> tuple[object, ...]:
-    """conv1, bn1, layer1 …; in a block conv1, bn1, conv2 …, then the shortcut."""
-    parts = layer.name.split(".")
-    first = {"conv1": 0, "bn1": 1}.get(parts[0], 2)
-    key: list[object] = [first]
-    for part in parts if first != 2 else [parts[0][5:], *parts[1:]]:
-        number = re.search(r"\d+$", part)
-        word = part.rstrip("0123456789")
-        late = word in {"downsample", "se"}
-        key.append((late, int(number[0]) if number else 0, word != "conv", word))
-    return tuple(key)
-
-
-def _without_dead(layers: list[Layer], dead: frozenset[str]) -> tuple[list[Layer], list[str]]:
-    dropped: set[int] = set()
-    for index, layer in enumerate(layers):
-        if layer.kind == "norm" and layer.name in dead:
-            before = layers[index - 1] if index else None
-            mine = before is not None and before.kind == "conv" and before.width == layer.width
-            dropped |= {index, index - 1} if mine else {index}
-    if not dropped:
-        return layers, []
-    names = [layers[index].name for index in sorted(dropped)]
-    kept = [layer for index, layer in enumerate(layers) if index not in dropped]
-    return kept, [
-        f"{listing(names)} were never used in training (their norms have seen no batch) and are left out"
-    ]
-
-
-def _gates(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
-    """Squeeze-and-excitation layers by the name of their block."""
-    found: dict[str, list[Layer]] = {}
-    for layer in layers:
-        match = GATE.match(layer.name)
-        if match is not None:
-            found.setdefault(match[1], []).append(layer)
-    for block, pair in found.items():
-        if [layer.kind for layer in pair] not in (["conv", "conv"], ["linear", "linear"]):
-            raise UnreadableError(f"the attention of {block} is not squeeze-and-excitation of two layers")
-    return found
-
-
-def _split(layers: list[Layer], *, known: bool) -> tuple[list[Layer], list[Layer]]:
-    """The convolutional part and the head."""
-    if known:
-        head = [layer for layer in layers if not TRUNK.match(layer.name)]
-        places = [layer.name.rpartition(".") for layer in head]
-        if len({parent for parent, _, _ in places}) == 1 and all(place.isdigit() for _, _, place in places):
-            head.sort(
-                key=lambda layer: int(layer.name.rpartition(".")[2])
-            )  # safetensors sorts "10" before "2"
-        return sorted(set(layers) - set(head), key=_torchvision_order), head
-    at = next((index for index, layer in enumerate(layers) if layer.kind == "linear"), len(layers))
-    if any(layer.kind == "conv" for layer in layers[at:]):
-        raise UnreadableError("fully connected layers stand between the convolutions")
-    return layers[:at], layers[at:]
-
-
 class _Network:
     """Layers by their place: stem, blocks with their shortcuts and gates, norms by convolution, head."""
 
     def __init__(self, layers: list[Layer], *, known: bool) -> None:
-        self._known, self._gates = known, _gates(layers)
+        self._known, self._gates = known, gates(layers)
         taken = {id(layer) for pair in self._gates.values() for layer in pair}
-        body, self._head = _split([layer for layer in layers if id(layer) not in taken], known=known)
+        body, self._head = split([layer for layer in layers if id(layer) not in taken], known=known)
         convs = [layer for layer in body if layer.kind == "conv"]
         self._shortcuts = [conv for conv in convs if _SHORTCUT.search(conv.name)]
         self._main = [conv for conv in convs if conv not in self._shortcuts]
@@ -254,7 +183,7 @@ class _Network:
         if self._gates and sum(block.gate is not None for block in blocks) != len(self._gates):
             raise UnreadableError("an attention belongs to no block")
         large = stems[0].kernel == 7 or len(stem) == 3
-        head, concat = self._head_layers(channels)
+        head, concat = head_layers(self._head, channels)
         return Plan(
             stem=tuple(stems), stem_stride=2 if large else 1, maxpool=large, blocks=tuple(blocks), head=head,
             concat_pool=concat,
@@ -330,53 +259,6 @@ class _Network:
         norm = self._norms.get(id(layer))
         return ConvWeights(weight, layer.tensors.get("bias"), norm_weights(norm) if norm else None, groups)
 
-    def _head_layers(self, channels: int) -> tuple[tuple[HeadLayer, ...], bool]:
-        if not self._head:
-            return (), False
-        first = self._head[0]
-        inputs = first.width if first.kind == "norm" else int(first.weight.shape[1])
-        if inputs not in (channels, 2 * channels):
-            raise UnreadableError(
-                f"'{first.name}' reads {inputs} values, but the last block has {channels} channels"
-            )
-        concat = inputs == 2 * channels
-        layers: list[HeadLayer] = []
-        open_relu = False
-        for layer, following in pairwise([*self._head, None]):
-            assert layer is not None
-            open_relu = open_relu or layer.kind == "linear"
-            gap = following is not None and _gap(layer, following)
-            # a norm in front of the first linear layer is followed by dropout alone, as in fastai
-            free = open_relu and gap
-            if free:
-                open_relu = False
-            if layer.kind == "norm":
-                if layer.width != inputs:
-                    raise UnreadableError(
-                        f"'{layer.name}' does not read what the layer in front of it writes"
-                    )
-                layers.append(HeadLayer(None, norm_weights(layer), free))
-                continue
-            weight = layer.weight.flatten(1)
-            if inputs != weight.shape[1]:
-                raise UnreadableError(f"'{layer.name}' does not read what the layer in front of it writes")
-            bias = layer.tensors.get("bias")
-            layers.append(HeadLayer((weight, torch.zeros(len(weight)) if bias is None else bias), None, free))
-            inputs = len(weight)
-        return tuple(layers), concat
-
-
-def norm_weights(layer: Layer) -> NormWeights:
-    """The four vectors of a norm; without scale and shift they are one and zero."""
-    mean, var = layer.tensors["running_mean"], layer.tensors["running_var"]
-    weight, bias = layer.tensors.get("weight"), layer.tensors.get("bias")
-    return NormWeights(
-        torch.ones_like(mean) if weight is None else weight,
-        torch.zeros_like(mean) if bias is None else bias,
-        mean,
-        var,
-    )
-
 
 def _is_square_one(conv: Layer) -> bool:
     return conv.weight.shape[2:] == (1, 1)
@@ -387,13 +269,3 @@ def _common(one: str, other: str) -> int:
     return next(
         (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
-
-
-def _gap(layer: Layer, following: Layer) -> bool:
-    """Whether a module without weights may stand between two layers of the head."""
-    (parent, _, place), (other, _, next_place) = (each.name.rpartition(".") for each in (layer, following))
-    if parent == other and place.isdigit() and next_place.isdigit():
-        return int(next_place) - int(place) > 1
-    if layer.kind == "norm":
-        raise UnreadableError(f"nothing says what stands between '{layer.name}' and '{following.name}'")
-    return True

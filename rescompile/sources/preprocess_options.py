@@ -127,18 +127,7 @@ class PreprocessOptions:
             if isinstance(crop, tuple):
                 raise UsageError("--crop-pct needs a square crop; pass --resize instead")
             return min(math.floor(crop / self.crop_pct), MAX_SIDE)
-        if default.resize is None or crop == default.crop:
-            return default.resize
-        # keep the network's own proportion between resize and crop
-        height, width = (crop, crop) if isinstance(crop, int) else crop
-        before = default.size
-        if isinstance(default.resize, tuple):
-            sides = zip(default.resize, (height, width), before, strict=True)
-            tall, wide = (min(round(side * now / then), MAX_SIDE) for side, now, then in sides)
-            return tall, wide
-        if isinstance(crop, tuple) or isinstance(default.crop, tuple):
-            return height, width
-        return min(round(default.resize * crop / default.crop), MAX_SIDE)
+        return default.resize_for(crop)
 
     def _mean(
         self, default: Preprocess, color: Color, crop: Size, resize: Size | None

@@ -97,6 +97,8 @@ def run_experiment(config: ExperimentConfig, progress: ExperimentProgress) -> Ex
                 name,
                 [trained[name, seed] for seed in range(config.seeds)],
                 layer_responses(Path(trained[name, 0].directory) / LAST, data),
+                # the paper's networks saw other images
+                None if config.data == DIGITS else _data("paper_errors.json").get(name.removesuffix(":A")),
             )
             for name in names
         ),
@@ -191,7 +193,11 @@ def _depth(name: str) -> int:
 
 
 def _network(
-    spec: ModelSpec, name: str, reports: Sequence[TrainingReport], responses: tuple[float, ...]
+    spec: ModelSpec,
+    name: str,
+    reports: Sequence[TrainingReport],
+    responses: tuple[float, ...],
+    paper_error: float | None,
 ) -> ExperimentNetwork:
     train_errors = tuple(report.last.train_error for report in reports)
     test_errors = tuple(report.last.test_error for report in reports)
@@ -205,7 +211,7 @@ def _network(
         train_errors=train_errors,
         test_errors=test_errors,
         parameters=first.parameters,
-        paper_error=_data("paper_errors.json").get(name.removesuffix(":A")),
+        paper_error=paper_error,
         histories=tuple(report.history for report in reports),
         responses=responses,
     )

@@ -38,6 +38,8 @@ class FakeQuantized(nn.Module):
         shared: tensors whose quantizer has the scale of another one.
         levels: largest integer of a node's weights, where it is not 127.
         learned_scales: whether scales of activations are parameters too.
+        weight_bits: with fewer than 8, all layers but the first and the last have only so many different weights. They
+            are integers of the 8-bit grid, so every backend executes them.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class FakeQuantized(nn.Module):
         shared: Mapping[str, str],
         levels: Mapping[str, int],
         learned_scales: bool,
+        weight_bits: int = 8,
     ) -> None:
         super().__init__()
         self._graph = Network(quantized)
@@ -57,6 +60,8 @@ class FakeQuantized(nn.Module):
         constants = {tensor.name: tensor for tensor in exact.graph.initializer}
         before = {node.name: node for node in exact.graph.node}
         self._weighted = [node for node in self._graph.nodes if node.op in WEIGHTED_OPS]
+        coarse = 2 ** (weight_bits - 1) - 1
+        self._coarse = {} if coarse >= LEVELS else {node.name: coarse for node in self._weighted[1:-1]}
         self._rounded = {node.name for node in self._weighted if node.inputs[1] in restored}
         first = exact.graph.input[0].name
         self._reads_image = {
@@ -101,11 +106,14 @@ class FakeQuantized(nn.Module):
     def integers(self, node: str) -> Tensor:
         """The int8 weights of a node, as the builder rounds them."""
         weight, _ = self._parameters_of(node)
-        return _rounded(weight, self._steps(node, weight))
+        return self._integers(node, weight)
 
     def exact_parameters(self, node: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a node in the fp32 graph."""
-        return self.weights[_key(node)].detach(), self.biases[_key(node)].detach()
+        """Weight and bias of a node in the fp32 graph, from which the builder makes the node's integers."""
+        weight, bias = self.weights[_key(node)].detach(), self.biases[_key(node)].detach()
+        if node in self._coarse:
+            weight = self._integers(node, weight) * self._steps(node, weight)
+        return weight, bias
 
     @property
     def nodes(self) -> list[str]:
@@ -127,7 +135,7 @@ class FakeQuantized(nn.Module):
             if node.name in self._rounded:
                 steps = self._steps(node.name, weight)
                 # the value is rounded, the gradient passes
-                weight = weight + (_rounded(weight, steps) * steps - weight).detach()
+                weight = weight + (self._integers(node.name, weight) * steps - weight).detach()
             self._graph.constants[node.inputs[1]] = weight
             self._graph.constants[node.inputs[2]] = bias
 
@@ -139,6 +147,13 @@ class FakeQuantized(nn.Module):
         factor, offset = (torch.from_numpy(values).to(weight.device) for values in self._pixels)
         changed = weight.double() / factor[:, None, None]
         return changed.float(), (bias.double() - changed.sum((2, 3)) @ offset).float()
+
+    def _integers(self, node: str, weight: Tensor) -> Tensor:
+        exact = weight.detach() / self._steps(node, weight)
+        if node in self._coarse:
+            share = self._coarse[node] / LEVELS
+            exact = (exact * share).round() / share
+        return exact.round().clamp(_LOWEST, _HIGHEST)
 
     def _steps(self, node: str, weight: Tensor) -> Tensor:
         amax = weight.detach().flatten(1).abs().amax(1)
@@ -170,10 +185,6 @@ class FakeQuantized(nn.Module):
         held = scales_of(exact.detach().cpu().double().numpy().reshape(1) * LEVELS)
         scale: Tensor = exact + (torch.from_numpy(held).to(exact.device)[0] - exact).detach()
         return scale
-
-
-def _rounded(weight: Tensor, steps: Tensor) -> Tensor:
-    return (weight.detach() / steps).round().clamp(_LOWEST, _HIGHEST)
 
 
 def _key(name: str) -> str:

@@ -67,10 +67,10 @@ class Loop:
     stop_after: int | None = None
     """Step to stop at as if the process ended; for tests."""
     loss: Loss | None = None
-    """None: cross entropy with the recipe's smoothing."""
+    """None: cross entropy with the recipe's smoothing. Another loss is what tests and the best weights go by, too."""
     history: list[EpochRecord] = field(default_factory=list)
     best_step: int = 0
-    _best_error: float = math.inf
+    _best: float = math.inf
     _slow: bool = False
 
     def __post_init__(self) -> None:
@@ -159,11 +159,7 @@ class Loop:
         with self._autocast():
             logits = forward(images)
         logits = logits.float()
-        loss = (
-            F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-            if self.loss is None
-            else self.loss(logits, images, labels)
-        )
+        loss = self._loss(logits, images, labels, smoothing=self.recipe.label_smoothing)
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.step(self._optimizer)
@@ -172,6 +168,11 @@ class Loop:
             self._average.update_parameters(self.network)
         wrong = (logits.argmax(1) != labels).float().mean()
         return torch.stack([loss.detach(), wrong])
+
+    def _loss(self, logits: Tensor, images: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        if self.loss is not None:
+            return self.loss(logits, images, labels)
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
     def _rate(self, step: int) -> float:
         return self.recipe.rate(step, self.total) * (0.1 if self._slow else 1.0)
@@ -190,7 +191,7 @@ class Loop:
             for images, labels in self.feed.testing():
                 logits = network(images).float()
                 wrong = (logits.argmax(1) != labels).sum()
-                loss = F.cross_entropy(logits, labels, reduction="sum")
+                loss = self._loss(logits, images, labels) * len(labels)
                 sums += torch.stack(
                     [loss.double(), wrong.double(), torch.full_like(loss, len(labels)).double()]
                 )
@@ -210,9 +211,10 @@ class Loop:
         )
 
     def _checkpoint(self, record: EpochRecord) -> None:
-        best = record.test_error < self._best_error
+        score = record.test_error if self.loss is None else record.test_loss
+        best = score < self._best
         if best:
-            self._best_error, self.best_step = record.test_error, record.step
+            self._best, self.best_step = score, record.step
         self.history.append(record)
         if self.process.writes:
             # before the checkpoint: where the process ends in between, the same files are written once more
@@ -232,7 +234,7 @@ class Loop:
         return Progressed(
             step=step,
             best_step=self.best_step,
-            best_error=self._best_error,
+            best=self._best,
             slow=self._slow,
             scaler={name: float(value) for name, value in state.items()},
         )
@@ -251,11 +253,7 @@ class Loop:
             state = dict(progressed.scaler)
             whole = {name: int(state[name]) for name in ("growth_interval", "_growth_tracker")}
             self._scaler.load_state_dict({**state, **whole})
-        self._slow, self.best_step, self._best_error = (
-            progressed.slow,
-            progressed.best_step,
-            progressed.best_error,
-        )
+        self._slow, self.best_step, self._best = progressed.slow, progressed.best_step, progressed.best
         self.history = self.folder.history(progressed.step)
         return progressed.step
 

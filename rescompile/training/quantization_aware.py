@@ -16,7 +16,6 @@ from typing import cast
 import msgspec
 import onnx
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calibration.images.arrays import InMemoryImages
@@ -24,8 +23,8 @@ from calibration.scales import FULL_LEVELS, NARROW_LEVELS
 from calibration.table import CalibrationTable
 from rescompile.backends import choose_backend, get_backend
 from rescompile.building.calibrate import Calibrated, calibrate
+from rescompile.building.opening import open_source
 from rescompile.building.quantize import grouped_nodes, quantize
-from rescompile.building.source import open_source
 from rescompile.config import RECIPES, CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
 from rescompile.files import sha256_of
@@ -59,7 +58,14 @@ class Prepared:
 
 
 def prepare(
-    weights: Path, start: Start, origin: Origin, *, backend: str, learned_scales: bool, images: int
+    weights: Path,
+    start: Start,
+    origin: Origin,
+    *,
+    backend: str,
+    learned_scales: bool,
+    weight_bits: int,
+    images: int,
 ) -> Prepared:
     """Calibrate the network of ``weights`` for ``backend`` on ``images`` of the training images.
 
@@ -77,7 +83,7 @@ def prepare(
     config = CalibrationConfig(
         images=InMemoryImages(pixels, None, origin.data.name),
         limit=images,
-        effort="balanced",
+        effort="best",  # quantizers as they are where accuracy counts most: all 256 values where a backend takes them
         rounding="nearest",
     )
     name = choose_backend()[0] if backend == "auto" else backend
@@ -97,19 +103,24 @@ def prepare(
         shared=skip_sources(read(exact)),
         levels=_narrow(exact, fixed),
         learned_scales=learned_scales,
+        weight_bits=weight_bits,
     )
     teacher = start.network.eval().requires_grad_(requires_grad=False)
     return Prepared(network, fixed.table, teacher)
 
 
 def distillation(teacher: nn.Module, device: torch.device) -> Loss:
-    """The divergence of the network's answers from those of ``teacher``."""
+    """Squared relative RMS of the network's logits against those of ``teacher``: what a build's verdict measures.
+
+    Probabilities would say less: where one is close to 1, the logits may be far from the teacher's.
+    """
     exact = teacher.to(device)
 
     def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.inference_mode():
-            wanted = F.log_softmax(exact(images).float(), 1)
-        return F.kl_div(F.log_softmax(logits, 1), wanted.clone(), reduction="batchmean", log_target=True)
+            wanted = exact(images).float()
+        squared: Tensor = (logits - wanted.clone()).square().sum() / wanted.square().sum()
+        return squared
 
     return loss
 

@@ -54,7 +54,7 @@ class Progressed(msgspec.Struct, frozen=True, kw_only=True):
 
     step: int
     best_step: int
-    best_error: float
+    best: float
     slow: bool
     """Whether the learning rate still is that of a slow start."""
     scaler: dict[str, float] = {}

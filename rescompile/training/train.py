@@ -68,6 +68,8 @@ class TrainConfig:
     learned_scales: bool = False
     distill: bool = True
     """Whether ``qat`` learns from the fp32 network, and not from the labels."""
+    weight_bits: int = 8
+    """Bits of the weights that ``qat`` trains."""
 
     def __post_init__(self) -> None:
         if self.model is None and self.weights is None:
@@ -82,10 +84,13 @@ class TrainConfig:
             raise UsageError(
                 "--qat fine-tunes a network that is trained already: pass its --weights, no --new-head"
             )
-        if not self.qat and (self.learned_scales or not self.distill or self.backend != "auto"):
+        of_qat = self.learned_scales or not self.distill or self.backend != "auto" or self.weight_bits != 8
+        if not self.qat and of_qat:
             raise UsageError(
-                "--qat-labels, --qat-scales and --backend do nothing without --qat: pass that too"
+                "--qat-labels, --qat-scales, --weight-bits and --backend do nothing without --qat: pass that too"
             )
+        if not 2 <= self.weight_bits <= 8:
+            raise UsageError(f"--weight-bits {self.weight_bits} is not possible: pass 2 to 8")
 
 
 def train(config: TrainConfig, progress: TrainingProgress | None = None) -> TrainingReport:
@@ -168,6 +173,7 @@ def _settings(
         weights_sha256=start.weights_sha256,
         kind=f"qat for {config.backend}"
         + " with learned scales" * config.learned_scales
+        + f" with {config.weight_bits}-bit weights" * (config.weight_bits != 8)
         + " from labels" * (not config.distill)
         if config.qat
         else "train",
@@ -199,7 +205,7 @@ def _subject(
     origin = Origin(start, feed, config.recipe, data, TABLE)
     prepared = prepare(
         config.weights, start, origin, backend=config.backend, learned_scales=config.learned_scales,
-        images=CALIBRATION_IMAGES,
+        weight_bits=config.weight_bits, images=CALIBRATION_IMAGES,
     )  # fmt: skip
     loss = distillation(prepared.teacher, process.device) if config.distill else None
     keeper = QuantizedKeeper(folder, origin, prepared.table)

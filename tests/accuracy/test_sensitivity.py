@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from calibration.network import Network
 from rescompile.accuracy.sensitivity import BATCH, SensitivityReport, expected_damage, measure_damage, ranked
-from rescompile.building.source import open_source
+from rescompile.building.opening import open_source
 from rescompile.cli import app
 from rescompile.config import ModelConfig
 from rescompile.graph.quantize import quantize
@@ -34,7 +34,7 @@ Say = pytest.CaptureFixture[str]
 
 
 def logits(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What PyTorch makes of the graph as it is written; ONNX Runtime would round a few activations otherwise."""
+    """Outputs of the graph as it is written, by PyTorch; ONNX Runtime would round a few activations otherwise."""
     network, parts = Network(model), [torch.from_numpy(x[i : i + BATCH]) for i in range(0, len(x), BATCH)]
     with torch.inference_mode():
         return torch.cat([network.run(part) for part in parts]).numpy()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import runtime_overhead, soak
+from benchmarks import interrupts, runtime_overhead, soak
 from rescompile.errors import BackendError
 from rescompile.runtime.engine import Engine
 from tests.backends.engines import make_engine, manifest
@@ -28,9 +28,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_threads_get_the_same_answers_for_a_while(built: dict[str, Path], backend: str, capsys: Say) -> None:
-    soak.main([str(built[backend]), "--inferences", "600"])
+    soak.main([str(built[backend]), "--inferences", "600", "--reloads", "2"])
     found = json.loads(capsys.readouterr().out)
     assert (found["threads"], found["inferences"], found["wrong"], found["failed"]) == (4, 600, 0, 0)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_an_interrupted_engine_answers_as_before(built: dict[str, Path], backend: str, capsys: Say) -> None:
+    assert interrupts.main([str(built[backend]), "--interrupts", "300"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["interrupts"], found["wrong"]) == (300, 0)
 
 
 class Odd:
@@ -51,16 +58,16 @@ class Odd:
 
 @pytest.mark.parametrize(("fails", "wrong", "failed"), [(False, 50, 0), (True, 0, 5)])
 def test_wrong_and_failed_inferences_are_counted(fails: bool, wrong: int, failed: int) -> None:
-    with Engine(manifest("fp32", "openvino"), Odd(fails)) as engine:
-        found = soak.soak(engine, threads=3, inferences=50)
+    runner = Odd(fails)
+    found = soak.soak(lambda: Engine(manifest("fp32", "openvino"), runner), threads=3, inferences=50)
     assert (found.wrong, found.failed, found.inferences) == (wrong, failed, 50)
     assert not found.passed()
 
 
 def test_growing_memory_fails() -> None:
     flat: dict[str, Any] = {
-        "model": "m", "backend": "b", "threads": 1, "inferences": 1, "wrong": 0, "failed": 0, "seconds": 1.0,
-        "resident_mib": 100.0,
+        "model": "m", "backend": "b", "threads": 1, "inferences": 1, "reloads": 0, "wrong": 0, "failed": 0,
+        "seconds": 1.0, "resident_mib": 100.0,
     }  # fmt: skip
     assert soak.SoakResult(**flat, growth_mib=4.0).passed()
     assert not soak.SoakResult(**flat, growth_mib=4.1).passed()

@@ -24,8 +24,9 @@ from rescompile.building.calibrate import (
     calibrate,
     calibration_images,
 )
+from rescompile.building.opening import open_source
 from rescompile.building.quantize import original_of, quantize
-from rescompile.building.source import Source, open_source
+from rescompile.building.source import Source
 from rescompile.config import CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
 from rescompile.graph.full_range import fold_zero_points

@@ -15,7 +15,7 @@ from PIL import Image
 
 import rescompile
 from calibration.errors import CalibrationError
-from rescompile.building import source
+from rescompile.building import opening
 from rescompile.building.early_checks import check_build, check_calibrate
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import RescompileError
@@ -70,7 +70,7 @@ WRONG: dict[str, Change] = {
 def test_mistakes_are_found_before_anything_is_loaded(
     place: Path, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
-    monkeypatch.setattr(source, "open_source", None)
+    monkeypatch.setattr(opening, "open_source", None)
     config = BuildConfig(
         **{"model": MODEL, "backend": "openvino", "output": place / "new"} | WRONG[words](place)
     )

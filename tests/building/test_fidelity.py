@@ -10,7 +10,7 @@ import pytest
 
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.fidelity import MOST_TOLERANCE, TOLERANCE, relative_error, tolerance_beside
-from rescompile.building.source import open_source
+from rescompile.building.opening import open_source
 from rescompile.config import ModelConfig, PreprocessOptions
 from rescompile.progress import Silent
 from tests.graph.random_graphs import Writer

@@ -1,4 +1,4 @@
-"""As few blocks stay in FP16 as meet the limits, and the validation images do not influence their order."""
+"""The fewest blocks that meet the limits stay in FP16; the validation images do not influence their order."""
 
 from __future__ import annotations
 

@@ -14,9 +14,10 @@ from rescompile.backends.base import Int8Support
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.calibrate import calibrate
 from rescompile.building.method_notes import notes_on_pins, notes_on_rounding
+from rescompile.building.opening import open_source
 from rescompile.building.quantize import quantize
 from rescompile.building.rewrites import check_rewrite, executor_problem
-from rescompile.building.source import Source, open_source
+from rescompile.building.source import Source
 from rescompile.config import CalibrationConfig, ModelConfig, PreprocessOptions
 from rescompile.errors import GraphError
 from rescompile.graph.full_range import fold_zero_points

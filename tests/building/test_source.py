@@ -12,7 +12,8 @@ import torch
 
 from calibration.preprocess import CIFAR, IMAGENET
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.building.source import Source, open_source
+from rescompile.building.opening import open_source
+from rescompile.building.source import Source
 from rescompile.config import ModelConfig
 from rescompile.errors import CheckpointError, GraphError, UsageError
 from rescompile.graph.export import export

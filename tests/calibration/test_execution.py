@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from calibration.errors import UnknownOperation
-from calibration.execution import OPERATIONS
+from calibration.execution.operations import OPERATIONS
 from calibration.network import Network
 from calibration.operators import OPERATORS, operator
 from tests.calibration.single_operations import run_onnx, single

@@ -1,4 +1,4 @@
-"""Engine directories that somebody damaged or made to do harm; each must be refused in one sentence."""
+"""Engine directories that were damaged or made to do harm; each must be refused in one sentence."""
 
 from __future__ import annotations
 

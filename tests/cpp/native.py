@@ -33,6 +33,10 @@ class Facts(ctypes.Structure):
     ]
 
 
+class Sizes(ctypes.Structure):
+    _fields_ = [(f"{end}_{side}", SIZE) for end in ("min", "max", "own") for side in ("height", "width")]
+
+
 class Output(ctypes.Structure):
     _fields_ = [
         ("name", ctypes.c_char_p),
@@ -68,6 +72,10 @@ class Library:
             getattr(self.c, f"rescompile_infer_all_{kind}").argtypes = infer_all
             preprocess = [POINTER, POINTER, SIZE, SIZE, POINTER, SIZE]
             getattr(self.c, f"rescompile_preprocess_{kind}").argtypes = preprocess
+            infer_at = [POINTER, POINTER, SIZE, SIZE, SIZE, SIZE, POINTER, POINTER, SIZE]
+            getattr(self.c, f"rescompile_infer_at_{kind}").argtypes = infer_at
+        self.c.rescompile_get_sizes.argtypes = [POINTER, ctypes.POINTER(Sizes)]
+        self.c.rescompile_get_output_at.argtypes = [POINTER, SIZE, SIZE, SIZE, ctypes.POINTER(Output)]
         self.c.rescompile_get_facts.argtypes = [POINTER, ctypes.POINTER(Facts)]
         self.c.rescompile_output_count.argtypes = [POINTER]
         self.c.rescompile_output_count.restype = SIZE
@@ -136,6 +144,32 @@ class NativeEngine:
         infer_all = getattr(self.library.c, f"rescompile_infer_all_{kind}")
         self.library.check(
             infer_all(self.engine, images.ctypes.data, images.size, count, places, sizes, len(made))
+        )
+        return {spec.name.decode(): array for spec, array in zip(specs, made, strict=True)}
+
+    def sizes(self) -> Sizes:
+        found = Sizes()
+        self.library.check(self.library.c.rescompile_get_sizes(self.engine, ctypes.byref(found)))
+        return found
+
+    def outputs_at(self, size: tuple[int, int]) -> list[Output]:
+        found = []
+        for index in range(self.library.c.rescompile_output_count(self.engine)):
+            found.append(Output())
+            ask = self.library.c.rescompile_get_output_at
+            self.library.check(ask(self.engine, index, *size, ctypes.byref(found[-1])))
+        return found
+
+    def infer_at(self, images: NDArray[Any], size: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
+        """All outputs of images of this height and width."""
+        kind, images = "bytes" if images.dtype == np.uint8 else "float", np.ascontiguousarray(images)
+        specs, count = self.outputs_at(size), len(images)
+        made = [np.full((count, *spec.shape[: spec.rank]), np.nan, np.float32) for spec in specs]
+        places = (POINTER * len(made))(*(array.ctypes.data for array in made))
+        sizes = (SIZE * len(made))(*(array.size for array in made))
+        infer_at = getattr(self.library.c, f"rescompile_infer_at_{kind}")
+        self.library.check(
+            infer_at(self.engine, images.ctypes.data, images.size, count, *size, places, sizes, len(made))
         )
         return {spec.name.decode(): array for spec, array in zip(specs, made, strict=True)}
 

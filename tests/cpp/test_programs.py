@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from rescompile.building.engine_directory import write_hashed_manifest
+from rescompile.manifest import CpuForm, read_manifest
 from rescompile.version import VERSION
 from tests.cpp.building import Native, compiled, run
 from tests.cpp.conftest import Folders
@@ -45,3 +51,19 @@ def test_units_under_the_thread_sanitizer_and_without_backends(build_folder: Fol
     options = ("-DRESCOMPILE_SANITIZE=thread", "-DRESCOMPILE_TESTS=ON", "-DRESCOMPILE_OPENVINO=OFF")
     compiled(folder, *options, targets=("unit_tests",))
     assert run(folder / "tests/unit_tests", "threads") == "ok   many_threads_share_one_engine\n"
+
+
+@pytest.mark.parametrize("form", ["vnni", "amx"])
+def test_an_engine_that_this_cpu_may_not_compute_exactly_is_refused(
+    sanitized: Path, engines: dict[str, Path], tmp_path: Path, form: CpuForm
+) -> None:
+    folder = tmp_path / "engine"
+    shutil.copytree(engines["int8"], folder)
+    write_hashed_manifest(folder, msgspec.structs.replace(read_manifest(folder), cpu_form=form))
+    done = subprocess.run(
+        [sanitized / "tools/rescompile-check", folder], capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, **QUIET_TBB, "ASAN_OPTIONS": "detect_leaks=0", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"has the form {form}, which this CPU does not compute exactly" in done.stdout
+    assert "`rescompile build --cpu-form avx2`" in done.stdout

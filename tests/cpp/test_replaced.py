@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from rescompile import files
 from rescompile.building.engine_directory import write_hashed_manifest
+from rescompile.files import renaming
 from rescompile.runtime.loading import load
 from tests.backends.engines import make_engine
 from tests.backends.graphs import sample_images
@@ -39,7 +39,7 @@ def test_loads_while_directories_change_places(library: Library, tmp_path: Path,
     def swap() -> None:
         nonlocal swaps
         while not stop.wait(0.0005):
-            assert files._exchange(tmp_path / "a", tmp_path / "b")
+            assert renaming.exchange(tmp_path / "a", tmp_path / "b")
             swaps += 1
 
     def loaded() -> tuple[str | None, Any]:

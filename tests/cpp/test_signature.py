@@ -39,9 +39,19 @@ def test_signed_engines(sanitized: Path, engines: dict[str, Path], tmp_path: Pat
     assert said("--trusted-key", tmp_path / "a.key").startswith("bad 1 ")
     assert said("--trusted-key", tmp_path / "none.pub").startswith("bad 1 ")
     assert "signature says nothing" in said("--no-verify", "--trusted-key", public)
+    assert said_in_c(sanitized, folder, public) == "trusted"
+    assert "was not signed by a trusted key" in said_in_c(sanitized, folder, other)
     data = (folder / "manifest.json").read_bytes()
     (folder / "manifest.json").write_bytes(data.replace(b"fp32", b"fp16", 1))
     assert "was not signed by a trusted key" in said("--trusted-key", public)
     (folder / "manifest.json").write_bytes(data)
     (folder / SIGNATURE).write_bytes(b"short")
     assert "was not signed by a trusted key" in said("--trusted-key", public)
+
+
+def said_in_c(sanitized: Path, folder: Path, key: Path) -> str:
+    done = subprocess.run(
+        [sanitized / "tests/c_api_test", folder, key],
+        capture_output=True, text=True, check=True, env={**os.environ, **QUIET},
+    )  # fmt: skip
+    return done.stdout.strip()

@@ -217,10 +217,10 @@ def check_batch_norm_backward(case: Case, *, frozen: bool = False, eps: float = 
     invstd = (variance + eps).rsqrt()
     scale = gamma.double() * invstd
     vectors = torch.stack([mean, invstd, scale, beta.double() - mean * scale]).to(case.wide)
-    sum_g, sum_gy = ground_truth.gradient_sums(g, (y, mean))[0].to(case.wide)
-    count = case.n * case.h * case.w
-    coefficients = statistics.coefficients(sum_g, sum_gy, vectors, count, is_frozen=frozen)
-    dy = passes.bn_backward(g, y, vectors, coefficients)
+    sums = ground_truth.gradient_sums(g, (y, mean))[0].to(case.wide)
+    partials = Partials(sums[:, None], case.n * case.h * case.w, case.n * case.h * case.w)
+    (norm,) = statistics.norm_gradients(partials, [(vectors, frozen)])
+    dy = passes.bn_backward(g, y, vectors, norm.coefficients)
     running = (mean, variance) if frozen else None
     truth = ground_truth.gradients_of_batch_norm(g, y, gamma, beta, eps, running).y
     assert_activation("dy", dy, truth, truth.to(case.dtype), case)

@@ -90,13 +90,12 @@ def run(case: StemCase, image: Tensor, w: Tensor, affine: Tensor, dz: Tensor) ->
     else:
         z = stem.stem_activate(y, vectors)
         gradient_partials = stem.stem_activate_sums(dz, y, vectors)
-    sum_g, sum_gy = statistics.sums(gradient_partials)
-    coefficients = statistics.coefficients(sum_g, sum_gy, vectors, gradient_partials.count, is_frozen=False)
+    ((coefficients, dgamma, dbeta),) = statistics.norm_gradients(gradient_partials, [(vectors, False)])
     if case.pool:
         dy = stem.stem_pool_backward(dz, index, y, vectors, coefficients)
     else:
         dy = stem.stem_activate_backward(dz, y, vectors, coefficients)
-    return Results(z, stem.stem_wgrad(packed, dy, case.conv, case.c), sum_gy * vectors[1], sum_g)
+    return Results(z, stem.stem_wgrad(packed, dy, case.conv, case.c), dgamma, dbeta)
 
 
 def check_training(case: StemCase) -> None:

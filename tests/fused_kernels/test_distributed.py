@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fused_kernels import modules
-from fused_kernels.blocks.batch_norm import Affine, normalize
+from fused_kernels.blocks.batch_norm import Affine, Norm, normalize
 from fused_kernels.choice import choosing
 from fused_kernels.launch import implementation
 from fused_kernels.modules import FusedBottleneck, FusedResNet
@@ -64,7 +64,8 @@ def shared_variance(rank: int) -> Tensor:
     layer = Layer(Conv(1, 1), 1e-5, True, True, True, str(group.group_name))
     running = torch.zeros(16), torch.ones(16)
     _, partials = convolution.conv_moments(far_from_zero(rank), torch.eye(16)[:, :, None, None], layer.conv)
-    normalized = normalize(layer, partials, Affine(torch.ones(16), torch.zeros(16), running, 1.0))
+    affine = Affine(torch.ones(16), torch.zeros(16), running, 1.0)
+    (normalized,) = normalize([Norm(layer, partials, affine)])
     assert normalized.running is not None
     assert normalized.total is not None
     assert normalized.total.item() == 64 * sum(BATCHES)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fused_kernels.errors import ShapeError
 from fused_kernels.fusing import fuse
-from fused_kernels.launch import implementation
+from fused_kernels.launch import implementation, recording
 from fused_kernels.modules import FusedBasicBlock, FusedBlock, FusedBottleneck, FusedStage
 from rescompile.models.cifar import cifar_resnet
 from rescompile.models.resnet import BasicBlock as OurBasicBlock
@@ -199,3 +200,58 @@ def test_a_frozen_norm_as_torchvisions_is_fused() -> None:
     assert fuse(model).replaced == ["0", "1"]
     assert all(isinstance(block, FusedBlock) for block in model)
     assert isinstance(model[0], FusedBottleneck)
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck, TimmBottleneck])
+@pytest.mark.parametrize("training", [True, False])
+def test_on_a_cpu_fused_blocks_train_as_their_modules_do(
+    block: type[Bottleneck], training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    plain = small(block).train(training)
+    fused = copy.deepcopy(plain)
+    assert "on a CPU the fused blocks train as plain PyTorch" in str(fuse(fused))
+    fused.layer1[0].conv2.register_forward_hook(lambda *_: seen.append(1))
+    seen: list[int] = []
+    x = activation(2, 3, 19, 17)
+    for model in (plain, fused):
+        model(x).square().sum().backward()
+    assert seen == [1]
+    for (name, one), other in zip(plain.named_parameters(), fused.parameters(), strict=True):
+        assert one.grad is not None
+        assert torch.equal(one.grad, other.grad), name
+    for (name, one), other in zip(plain.named_buffers(), fused.buffers(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_padded_shortcuts_train_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    plain = cifar_resnet(OurBasicBlock, 1)
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    x = activation(2, 3, 8, 8)
+    for model in (plain, fused):
+        model(x).square().sum().backward()
+    for (name, one), other in zip(plain.named_parameters(), fused.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+
+
+def test_wrong_channels_are_refused_on_a_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    model = small()
+    fuse(model)
+    with pytest.raises(ShapeError, match=r"expected an input \[N, 8, H, W\], got \[1, 3, 8, 8\]"):
+        model.layer1(torch.zeros(1, 3, 8, 8))
+
+
+def test_kernels_run_once_the_model_is_where_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    assert "on a CPU" not in str(fuse(copy.deepcopy(model))), "the interpreter runs them"
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    fuse(model)
+    with recording() as on_cpu:
+        model(activation(2, 3, 16, 16))
+    with recording() as on_meta:
+        model.to("meta")(torch.zeros(2, 3, 16, 16, device="meta"))
+    assert on_meta
+    assert not on_cpu

@@ -294,8 +294,8 @@ MUTATIONS = [
     Mutation(
         "a factor of 1 / std is dropped",
         "kernels/statistics.py",
-        "-scale * invstd * invstd *",
-        "-scale * invstd *",
+        "-scale * invstd.to(tl.float64) * invstd.to(tl.float64) *",
+        "-scale * invstd.to(tl.float64) *",
         partial(checks.check_batch_norm_backward, POINT),
         "dy is off",
     ),

@@ -7,9 +7,12 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
+from torch import Tensor
 
 from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import statistics
+from fused_kernels.ops.splits import SplitSum
+from fused_kernels.ops.statistics import Finalized, NormGradient
 from tests.fused_kernels import checks, ground_truth
 from tests.fused_kernels.checks import partials_of
 from tests.fused_kernels.conftest import activation, kernels, normal, reference
@@ -35,7 +38,7 @@ def test_channels_around_the_end_of_a_program(channels: int) -> None:
     checks.check_sums(2, 3, channels)
 
 
-@pytest.mark.parametrize("tiles", [1, 127, 128, 129, 256, 257, 400])
+@pytest.mark.parametrize("tiles", [1, 64, 65, 511, 512, 513, 1100])
 def test_tiles_around_the_end_of_a_block(tiles: int) -> None:
     y = activation(1, 3, 1, 2 * tiles - 1)
     partials = partials_of(y, 2)
@@ -158,23 +161,69 @@ def test_sums_of_one_and_of_many_kinds() -> None:
         checks.check_sums(kinds, 5, 20)
 
 
+def gradient_of(kinds: int, tiles: int, count: int) -> Partials:
+    return Partials(normal(kinds, tiles, 130), 32, count)
+
+
 @both
 def test_frozen_coefficients_are_the_scale_alone(implementation: Implementation) -> None:
     vectors = checks.Case(c=130).vectors()
     with implementation():
-        made = statistics.coefficients(normal(130), normal(130), vectors, 7, is_frozen=True)
-    assert torch.equal(made[0], vectors[2])
-    assert made[1:].count_nonzero() == 0
+        (made,) = statistics.norm_gradients(gradient_of(2, 1, 7), [(vectors, True)])
+    assert torch.equal(made.coefficients[0], vectors[2])
+    assert made.coefficients[1:].count_nonzero() == 0
 
 
-@pytest.mark.parametrize("count", [1, 2, 50])
-def test_coefficients(count: int) -> None:
-    sum_g, sum_gy, vectors = normal(130), normal(130), checks.Case(c=130).vectors()
-    made = statistics.coefficients(sum_g, sum_gy, vectors, count, is_frozen=False)
+def assert_gradients(made: NormGradient, partials: Partials, kind: int, vectors: Tensor) -> None:
+    sum_g, sum_gy = partials.rows.double().sum(1)[[0, kind]]
     _, invstd, scale, _ = vectors.double()
-    truth = [scale, -scale * invstd**2 * sum_gy.double() / count, -scale * sum_g.double() / count]
-    for name, row, expected in zip("abc", made, truth, strict=True):
+    truth = [scale, -scale * invstd**2 * sum_gy / partials.count, -scale * sum_g / partials.count]
+    found = [*made.coefficients, made.dgamma, made.dbeta]
+    for name, row, expected in zip("abcgb", found, [*truth, sum_gy * invstd, sum_g], strict=True):
         assert_close(name, row, expected, SUM)
+
+
+@both
+@pytest.mark.parametrize(("tiles", "count"), [(1, 1), (1, 2), (600, 50)])
+def test_gradients_of_one_and_of_two_layers(implementation: Implementation, tiles: int, count: int) -> None:
+    first, second, partials = *(checks.Case(c=130).vectors() for _ in range(2)), gradient_of(3, tiles, count)
+    with implementation():
+        both = statistics.norm_gradients(partials, [(first, False), (second, False)])
+        (alone,) = statistics.norm_gradients(partials, [(first, False)])
+    assert_gradients(both[0], partials, 1, first)
+    assert_gradients(both[1], partials, 2, second)
+    assert all(torch.equal(a, b) for a, b in zip(alone, both[0], strict=True))
+
+
+@both
+@pytest.mark.parametrize("pending", [1, 2, 3])
+def test_split_sums_ride_along(implementation: Implementation, pending: int) -> None:
+    vectors, partials = checks.Case(c=130).vectors(), gradient_of(2, 3, 9)
+    parts = [normal(3, 700 + index) for index in range(pending)]
+    sums = [SplitSum(part, torch.full_like(part[0], float("nan"))) for part in parts]
+    with implementation():
+        (made,) = statistics.norm_gradients(partials, [(vectors, False)], sums)
+    assert_gradients(made, partials, 1, vectors)
+    for part, split_sum in zip(parts, sums, strict=True):
+        assert torch.equal(split_sum.dw, part[0] + part[1] + part[2])
+
+
+@both
+def test_two_layers_are_finalized_as_each_alone(implementation: Implementation) -> None:
+    layers = []
+    for per_tile in (2, 5):
+        y = activation(3, 20, 9, 9, mean=10.0)
+        running = None if per_tile == 5 else (normal(20), normal(20).abs())
+        layers.append(Finalized(partials_of(y, per_tile), normal(20), normal(20), 1e-5, running, 0.1))
+    with implementation():
+        both = statistics.finalize_all(layers)
+        alone = [statistics.finalize_all([layer])[0] for layer in layers]
+    for (vectors, new), (expected, expected_new) in zip(both, alone, strict=True):
+        torch.testing.assert_close(vectors, expected, rtol=1e-6, atol=0.0)
+        assert (new is None) == (expected_new is None)
+    assert both[0][1] is not None
+    assert alone[0][1] is not None
+    torch.testing.assert_close(both[0][1], alone[0][1], rtol=1e-6, atol=0.0)
 
 
 def test_the_same_input_gives_the_same_bits() -> None:

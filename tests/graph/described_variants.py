@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from calibration.preprocess import Color
 from rescompile.building.deployable import floating_operations
+from rescompile.building.opening import open_source
 from rescompile.building.quantize import grouped_nodes
-from rescompile.building.source import Source, open_source
+from rescompile.building.source import Source
 from rescompile.config import ModelConfig, PreprocessOptions
 from rescompile.graph.lint import fusable_adds
 from rescompile.graph.quantize import quantize

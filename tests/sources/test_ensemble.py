@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from calibration.preprocess import CIFAR, IMAGENET
-from rescompile.building.source import source_of
+from rescompile.building.source_from_graph import source_of
 from rescompile.config import ModelConfig
 from rescompile.errors import UsageError
 from rescompile.models.random_weights import random_model

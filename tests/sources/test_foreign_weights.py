@@ -17,7 +17,8 @@ from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
 from rescompile.sources.checkpoint import fits_registry, read_weights
 from rescompile.sources.foreign_weights import Trial, open_foreign
-from rescompile.sources.plans import UnreadableError, read_plan
+from rescompile.sources.plan_layers import UnreadableError
+from rescompile.sources.plans import read_plan
 
 CLASSES = 10
 NOTHING = Trial(images=lambda plan, classes: None)
@@ -34,7 +35,7 @@ def norm(width):
 
 
 class Block(nn.Module):
-    """A basic block in the spelling of somebody."""
+    """A basic block with names that are not torchvision's."""
 
     def __init__(self, inputs, outputs, *, shortcut, plain=False, pre=False):
         super().__init__()
@@ -63,7 +64,7 @@ class Block(nn.Module):
         return y if self.pre else y.relu()
 
 
-class Somebodys(nn.Module):
+class OwnNames(nn.Module):
     def __init__(self, *, pre=False, **options):
         super().__init__()
         self.begin = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), *([] if pre else [norm(8), nn.ReLU()]))
@@ -91,7 +92,7 @@ def images(count=200):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_reading_that_answers_right_is_taken_and_the_others_are_said(save, form):
     torch.manual_seed(0)
-    network = Somebodys(**FORMS[form]).eval()
+    network = OwnNames(**FORMS[form]).eval()
     with torch.no_grad():
         logits = network(torch.from_numpy(images()))
         network.out.bias -= logits.mean(0)
@@ -108,7 +109,7 @@ def test_the_reading_that_answers_right_is_taken_and_the_others_are_said(save, f
 
 
 def test_labels_that_fit_no_reading_decide_nothing(save):
-    weights = read_weights(save(Somebodys(shortcut="half").state_dict()))
+    weights = read_weights(save(OwnNames(shortcut="half").state_dict()))
     labels = np.random.default_rng(1).integers(0, CLASSES, 200)
     with pytest.raises(CheckpointError, match=r"200 labelled images do not decide .*check --mean and --std"):
         open_foreign(weights, Trial(images=lambda plan, classes: (images(), labels)), (16, 16))
@@ -275,7 +276,7 @@ def test_a_norm_in_the_head_that_nothing_places_is_refused(head):
 
 def test_images_in_memory_decide_as_a_folder_does(save, tmp_path):
     torch.manual_seed(0)
-    network = Somebodys(shortcut="end").eval()
+    network = OwnNames(shortcut="end").eval()
     pictures = images()
     with torch.no_grad():
         network.out.bias -= network(torch.from_numpy(pictures)).mean(0)
@@ -292,7 +293,7 @@ def test_images_in_memory_decide_as_a_folder_does(save, tmp_path):
 
 
 def test_what_no_batch_has_passed_is_left_out(save):
-    network = Somebodys(shortcut="half")
+    network = OwnNames(shortcut="half")
     tensors = network.state_dict()
     spare = nn.BatchNorm2d(5).state_dict()
     tensors = {**tensors, **{f"body.spare.{name}": t for name, t in spare.items()}}

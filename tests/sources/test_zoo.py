@@ -14,7 +14,8 @@ import pytest
 from benchmarks.zoo.files import FILES, MEAN_IMAGE, File
 from calibration.preprocess import normalize
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.building.source import Source, open_source
+from rescompile.building.opening import open_source
+from rescompile.building.source import Source
 from rescompile.config import ModelConfig
 from rescompile.errors import CheckpointError
 from rescompile.progress import Silent

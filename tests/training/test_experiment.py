@@ -49,8 +49,12 @@ def test_the_files_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str
     page = (tmp_path / "set/report.html").read_text()
     assert "plain8-cifar" in page
     assert page.count("<svg") == 3
+    assert "CIFAR-10" not in page
+    assert all(network.paper_error is None for network in report.networks)
     print_experiment(report, tmp_path / "set")
-    assert "lowest test error" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "lowest test error" in said
+    assert "paper" not in said
     with pytest.raises(TrainingError, match="pass --resume"):
         run(tmp_path / "set")
     # all is there, so nothing is trained again
@@ -93,3 +97,23 @@ def test_unknown_experiments() -> None:
         ExperimentConfig(name="degredation", data="digits", output=Path("x"), recipe=find_recipe("digits"))
     with pytest.raises(UsageError, match="--seeds 1"):
         ExperimentConfig(name="depth", data="digits", output=Path("x"), recipe=find_recipe("digits"), seeds=0)
+
+
+def test_the_papers_figures_stand_beside_other_images_than_the_digits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "train.npz",
+        images=draw.integers(0, 256, (40, 8, 8, 3), np.uint8),
+        labels=np.arange(40) % 10,
+    )
+    config = ExperimentConfig(
+        name="depth", data=str(tmp_path / "train.npz"), output=tmp_path / "set", networks=("resnet20-cifar",),
+        recipe=find_recipe("digits", ["steps=2", "batch_size=16"]),
+    )  # fmt: skip
+    report = run_experiment(config, TerminalExperiment())
+    assert report.networks[0].paper_error == 8.75
+    assert "paper, all of CIFAR-10" in (tmp_path / "set/report.html").read_text()
+    print_experiment(report, tmp_path / "set")
+    assert "8.75 %" in capsys.readouterr().out

@@ -70,13 +70,16 @@ def fine_tuned(
 
 
 def check_layers(network: FakeQuantized, x: np.ndarray, expected: dict[str, np.ndarray]) -> None:
-    """Every quantizer's integers, each layer on the graph's own integers; ours may differ next to a tie alone."""
+    """Every quantizer's integers, each layer on the graph's own integers; ours may differ next to a tie alone.
+
+    Behind our channels the graph may have constant ones, through which it stores zero as -128.
+    """
     exact = {"input": torch.from_numpy(x)}
     seen = []
 
     def observe(node: Node, value: torch.Tensor) -> None:
         if node.op == "QuantizeLinear":
-            theirs = torch.from_numpy(expected[node.output].astype(np.float32))
+            theirs = torch.from_numpy(expected[node.output].astype(np.float32))[:, : value.shape[1]]
             # sums in another order can fall on the other side of a tie
             apart = value != theirs
             assert float(apart.float().mean()) < 1e-4, node.output
@@ -111,43 +114,49 @@ def integers_in(path: Path, x: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "normalization", "backend", "learned"),
+    ("model", "normalization", "learned", "bits"),
     [
-        ("resnet8-cifar", "pixel-mean", "openvino", False),
-        ("resnet8-cifar", "imagenet", "openvino", True),
-        ("resnet11-cifar-bottleneck", "channel-mean", "openvino", False),
-        ("plain8-cifar", "imagenet", "openvino", True),
+        ("resnet8-cifar", "pixel-mean", False, 8),
+        ("resnet8-cifar", "imagenet", True, 4),
+        ("resnet11-cifar-bottleneck", "channel-mean", False, 8),
+        ("plain8-cifar", "imagenet", True, 8),
     ],
 )
 def test_the_deployable_graph_is_what_was_trained(
     model: str,
     normalization: str,
-    backend: str,
     learned: bool,
+    bits: int,
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weights = trained(tmp_path / "fp32", images, model, f"normalization={normalization}")
     network = fine_tuned(
-        weights, images, tmp_path / "int8", monkeypatch, backend=backend, learned_scales=learned
-    )
+        weights, images, tmp_path / "int8", monkeypatch, backend="openvino", learned_scales=learned,
+        weight_bits=bits,
+    )  # fmt: skip
     best = tmp_path / "int8/best.safetensors"
-    report = rescompile.build(best, output=tmp_path / "engine", validation=images, backend=backend)
+    report = rescompile.build(best, output=tmp_path / "engine", validation=images, backend="openvino")
     assert report.calibration is not None
-    graph = onnx.load(tmp_path / "engine/model.onnx")
+    # after so few steps the verdict may be either
+    path = Path(report.engine_directory) / "model.onnx"
+    graph = onnx.load(path)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     for node in network.nodes:
-        np.testing.assert_array_equal(
-            constants[f"{node}.weight.int8"], network.integers(node).numpy(), err_msg=node
-        )
+        ours = network.integers(node).numpy()
+        rows, columns = ours.shape[:2]
+        np.testing.assert_array_equal(constants[f"{node}.weight.int8"][:rows, :columns], ours, err_msg=node)
+    if bits < 8:
+        inner = [np.unique(network.integers(node).numpy()) for node in network.nodes[1:-1]]
+        assert set(np.concatenate(inner)) <= {round(step * 127 / 7) for step in range(-7, 8)}
     for tensor, scale in network.activation_scales().items():
         assert constants[f"{tensor}.scale"] == np.float32(scale)
     known = read_trained(best)
     assert known is not None
     pixels = np.random.default_rng(1).integers(0, 256, (1000, 8, 8, 3)).astype(np.uint8)
     x = normalize(pixels, known.preprocess)
-    check_layers(network, x, integers_in(tmp_path / "engine/model.onnx", x))
+    check_layers(network, x, integers_in(path, x))
 
 
 @pytest.mark.slow
@@ -157,8 +166,12 @@ def test_learned_scales_follow_the_loss(
     weights = trained(tmp_path / "fp32", images, "resnet8-cifar")
     network = fine_tuned(weights, images, tmp_path / "int8", monkeypatch, learned_scales=True)
     lines = (tmp_path / "int8/history.jsonl").read_text().splitlines()
-    first, last = (json.loads(line)["train_loss"] for line in (lines[0], lines[-1]))
-    assert last < first
+    records = [json.loads(line) for line in lines]
+    assert records[-1]["train_loss"] < records[0]["train_loss"]
+    kept = read_trained(tmp_path / "int8/best.safetensors")
+    assert kept is not None
+    # nearest to the fp32 network, and not the first with the fewest wrong answers
+    assert kept.step == min(records, key=lambda record: record["test_loss"])["step"]
     assert all(parameter.grad is not None for parameter in network.scales.values())
 
 
@@ -167,7 +180,11 @@ def test_what_qat_refuses(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="pass its --weights"):
         TrainConfig(data=str(images), output=tmp_path, recipe=recipe, model="resnet8-cifar", qat=True)
     with pytest.raises(UsageError, match="do nothing without --qat"):
-        TrainConfig(data=str(images), output=tmp_path, recipe=recipe, model="resnet8-cifar", distill=False)
+        TrainConfig(data=str(images), output=tmp_path, recipe=recipe, model="resnet8-cifar", weight_bits=4)
+    with pytest.raises(UsageError, match="--weight-bits 1 is not possible: pass 2 to 8"):
+        TrainConfig(
+            data=str(images), output=tmp_path, recipe=recipe, weights=tmp_path, qat=True, weight_bits=1
+        )
     weights = trained(tmp_path / "fp32", images, "resnet8-cifar-preact", "steps=2")
     with pytest.raises(UsageError, match="do not: build it with --effort best"):
         train(TrainConfig(data=str(images), output=tmp_path / "x", recipe=recipe, weights=weights, qat=True))

@@ -222,6 +222,20 @@ def test_fused_blocks_have_the_same_losses(images: Path, tmp_path: Path) -> None
     compare_fused(images, tmp_path, "reference", "steps=50", "learning_rate=0.02")
 
 
+@pytest.mark.slow
+def test_fused_kernels_have_the_same_losses(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    compare_fused(images, tmp_path, "kernels", "steps=6", "batch_size=4", "learning_rate=0.02")
+
+
+def test_a_cpu_trains_unfused(images: Path, tmp_path: Path) -> None:
+    assert (
+        run(images, tmp_path / "auto", "steps=2").notes
+        == run(images, tmp_path / "off", "steps=2", fuse="off").notes
+    )
+    assert json.loads((tmp_path / "auto/run.json").read_text())["fused"] is False
+
+
 def test_a_short_rest_belongs_to_the_last_epoch(images: Path, tmp_path: Path) -> None:
     assert [record.step for record in run(images, tmp_path / "run", "steps=9").history] == [4, 9]
 

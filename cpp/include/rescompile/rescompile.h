@@ -42,6 +42,9 @@ typedef struct rescompile_options {
   int threads;           /* CPU threads; 0 leaves the choice to the backend */
   rescompile_hint hint;
   const char* cache;     /* directory for what the backend compiles at load; NULL for none */
+  /* Paths of public keys in PEM, of which one must have signed the engine, and their number; 0 trusts every directory. */
+  const char* const* trusted_keys;
+  size_t trusted_keys_count;
 } rescompile_options;
 
 /* Meaning of an output: logits of which the largest wins; one logit whose sign decides; logits that each decide for
@@ -103,6 +106,28 @@ RESCOMPILE_API rescompile_status rescompile_infer_all_float(const rescompile_eng
 RESCOMPILE_API rescompile_status rescompile_infer_all_bytes(const rescompile_engine* engine, const uint8_t* images,
                                                             size_t images_size, size_t count, float* const* outputs,
                                                             const size_t* sizes, size_t outputs_count);
+
+/* Heights and widths that an engine takes; of an engine of one size, both ends are that size. Calls without a height and
+ * width are about images of `own_height` x `own_width`. */
+typedef struct rescompile_sizes {
+  size_t min_height, min_width, max_height, max_width, own_height, own_width;
+} rescompile_sizes;
+
+RESCOMPILE_API rescompile_status rescompile_get_sizes(const rescompile_engine* engine, rescompile_sizes* sizes);
+
+/* As rescompile_get_output, for images of another height and width. */
+RESCOMPILE_API rescompile_status rescompile_get_output_at(const rescompile_engine* engine, size_t index, size_t height,
+                                                          size_t width, rescompile_output* output);
+
+/* As rescompile_infer_all_float and rescompile_infer_all_bytes, for images of another height and width. */
+RESCOMPILE_API rescompile_status rescompile_infer_at_float(const rescompile_engine* engine, const float* images,
+                                                           size_t images_size, size_t count, size_t height, size_t width,
+                                                           float* const* outputs, const size_t* sizes,
+                                                           size_t outputs_count);
+RESCOMPILE_API rescompile_status rescompile_infer_at_bytes(const rescompile_engine* engine, const uint8_t* images,
+                                                           size_t images_size, size_t count, size_t height, size_t width,
+                                                           float* const* outputs, const size_t* sizes,
+                                                           size_t outputs_count);
 
 /* One decoded, upright RGB image (height rows of width pixels of 3 bytes; for networks with opacity, RGBA of 4) as input,
  * into `image` of `image_size` values; the function must be that of the input's dtype. */

@@ -15,6 +15,7 @@
 /// moving and destroying an Engine must not overlap with other calls on the same object.
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -81,7 +82,7 @@ struct Batch {
   std::int64_t min = 1, opt = 1, max = 1;
 };
 
-/// One input or output; shape[0], the batch, is -1 where the engine takes a range.
+/// One input or output; batch, height and width are -1 where the engine takes a range.
 struct TensorSpec {
   std::string name;
   std::vector<std::int64_t> shape;
@@ -92,6 +93,12 @@ struct TensorSpec {
 /// Height and width in pixels.
 struct Size {
   std::int64_t height = 0, width = 0;
+  friend auto operator<=>(const Size&, const Size&) = default;
+};
+
+/// Heights and widths that an engine takes.
+struct SizeRange {
+  Size min, max;
 };
 
 /// Meaning of an output: logits of which the largest wins; one logit whose sign decides; logits that each decide for
@@ -130,6 +137,7 @@ struct Manifest {
   std::string backend;    ///< openvino, tensorrt-rtx, ...
   std::optional<std::string> target;
   Batch batch;
+  std::optional<SizeRange> sizes;  ///< sizes of images; nothing where there is one, which `input` says
   TensorSpec input;
   std::vector<OutputSpec> outputs;  ///< one, or the feature maps of a backbone
   Preprocess preprocess;
@@ -137,6 +145,7 @@ struct Manifest {
   double golden_relative_rms = 0;
   std::map<std::string, FileDigest> files;
   std::map<std::string, std::string> environment;
+  std::optional<std::string> cpu_form;  ///< avx2, vnni or amx for INT8 on CPUs; avx2 engines run on all of them
   std::string sha256;
 };
 
@@ -208,6 +217,11 @@ class RESCOMPILE_API Engine {
   Result<Logits> infer(std::span<const std::uint8_t> images, std::size_t count) const noexcept;
   Result<Logits> infer(const Input& image) const noexcept;
 
+  /// `infer` for images of another height and width, of an engine with `manifest().sizes`. All calls without a size are
+  /// about images of `manifest().preprocess.crop`, for which the engine was calibrated.
+  Result<Logits> infer(std::span<const float> images, std::size_t count, Size size) const noexcept;
+  Result<Logits> infer(std::span<const std::uint8_t> images, std::size_t count, Size size) const noexcept;
+
   /// `infer` into `logits` of exactly `count` times the number of classes: no allocation by this library.
   [[nodiscard]] std::optional<Error> infer_into(std::span<const float> images, std::size_t count,
                                                 std::span<float> logits) const noexcept;
@@ -218,6 +232,8 @@ class RESCOMPILE_API Engine {
   Result<Outputs> infer_all(std::span<const float> images, std::size_t count) const noexcept;
   Result<Outputs> infer_all(std::span<const std::uint8_t> images, std::size_t count) const noexcept;
   Result<Outputs> infer_all(const Input& image) const noexcept;
+  Result<Outputs> infer_all(std::span<const float> images, std::size_t count, Size size) const noexcept;
+  Result<Outputs> infer_all(std::span<const std::uint8_t> images, std::size_t count, Size size) const noexcept;
 
   /// `infer_all` into one span for each output, in the manifest's order: each of exactly `count` times the values of one
   /// image, which `output_size` says. No allocation by this library.
@@ -225,6 +241,14 @@ class RESCOMPILE_API Engine {
                                                     std::span<const std::span<float>> outputs) const noexcept;
   [[nodiscard]] std::optional<Error> infer_all_into(std::span<const std::uint8_t> images, std::size_t count,
                                                     std::span<const std::span<float>> outputs) const noexcept;
+  [[nodiscard]] std::optional<Error> infer_all_into(std::span<const float> images, std::size_t count, Size size,
+                                                    std::span<const std::span<float>> outputs) const noexcept;
+  [[nodiscard]] std::optional<Error> infer_all_into(std::span<const std::uint8_t> images, std::size_t count, Size size,
+                                                    std::span<const std::span<float>> outputs) const noexcept;
+
+  /// Shape of each output for one image of `size`, in the manifest's order. The first question about a size runs the
+  /// engine once where an output's height and width follow from it.
+  Result<std::vector<std::vector<std::int64_t>>> output_shapes(Size size) const noexcept;
 
   /// One decoded, upright image, `rgb` = height rows of width pixels of 3 bytes (4 where the network's `color` is RGBA),
   /// as input: resized, cropped and normalized to the same bits as in the Python package.

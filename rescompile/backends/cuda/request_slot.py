@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -23,10 +23,10 @@ class RequestSizes(NamedTuple):
     most: int
     """Images."""
     image: tuple[int, ...]
-    """Shape of one image."""
+    """Shape of the largest image."""
     dtype: np.dtype[Any]
     outputs: tuple[int, ...]
-    """Values of each output for one image."""
+    """Most values of each output for one image."""
 
 
 class RequestSlot:
@@ -47,9 +47,9 @@ class RequestSlot:
         try:
             self.images = self.allocate(sizes.most * math.prod(sizes.image) * sizes.dtype.itemsize)
             self.outputs = [self.allocate(sizes.most * values * 4) for values in sizes.outputs]
-            self._sent = self._page_locked((sizes.most, *sizes.image), sizes.dtype)
+            self._sent = self._page_locked((sizes.most * math.prod(sizes.image),), sizes.dtype)
             self._answered = [
-                self._page_locked((sizes.most, values), np.dtype(np.float32)) for values in sizes.outputs
+                self._page_locked((sizes.most * values,), np.dtype(np.float32)) for values in sizes.outputs
             ]
         except BaseException:
             self.close()
@@ -63,25 +63,33 @@ class RequestSlot:
         return allocation
 
     def run(
-        self, images: NDArray[np.generic] | DeviceImages, rows: int, enqueue: Callable[[int], None]
+        self,
+        images: NDArray[np.generic] | DeviceImages,
+        rows: int,
+        enqueue: Callable[[int], Sequence[tuple[int, ...]]],
     ) -> tuple[NDArray[np.float32], ...]:
-        """Outputs [N, values] of ``images`` [N, ...], executed by ``enqueue`` as ``rows`` >= N images.
+        """Outputs [N, ...] of ``images`` [N, ...], executed by ``enqueue`` as ``rows`` >= N images.
 
         ``enqueue`` is called with the images' address and puts their inference into the stream; each output goes to its
-        place in ``outputs``. After an error of the driver or of ``enqueue`` no work of the request is pending.
+        place in ``outputs``, and its shape for one image is returned. After an error of the driver or of ``enqueue`` no
+        work of the request is pending.
         """
         count = len(images)
         try:
-            enqueue(self._address_of(images, rows))
-            for answered, output in zip(self._answered, self.outputs, strict=True):
-                self._cuda.memcpy_dtoh_async(answered[:count], output, self.stream)
+            shapes = enqueue(self._address_of(images, rows))
+            found = [
+                answered[: count * math.prod(shape)].reshape(count, *shape)
+                for answered, shape in zip(self._answered, shapes, strict=True)
+            ]
+            for answered, output in zip(found, self.outputs, strict=True):
+                self._cuda.memcpy_dtoh_async(answered, output, self.stream)
             self.stream.synchronize()
         except BaseException:
             # what is in the stream already reads the caller's memory, and ours
             with suppress(self._cuda.Error):
                 self.stream.synchronize()
             raise
-        return tuple(answered[:count].copy() for answered in self._answered)
+        return tuple(answered.copy() for answered in found)
 
     def close(self) -> None:
         """Free the memory; calling it twice is harmless."""
@@ -97,8 +105,9 @@ class RequestSlot:
                 return images.address
             self._cuda.memcpy_dtod_async(self.images, images.address, images.nbytes, self.stream)
         else:
-            np.copyto(self._sent[: len(images)], images)
-            self._cuda.memcpy_htod_async(self.images, self._sent[: len(images)], self.stream)
+            sent = self._sent[: images.size].reshape(images.shape)
+            np.copyto(sent, images)
+            self._cuda.memcpy_htod_async(self.images, sent, self.stream)
         return int(self.images)
 
     def _page_locked(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

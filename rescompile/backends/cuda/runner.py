@@ -9,7 +9,7 @@ later.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Generic, Protocol, TypeVar
 
@@ -34,8 +34,11 @@ class SlotExecutor(Protocol):
         """Number of images to execute for a request of ``count``."""
         ...
 
-    def enqueue(self, rows: int, address: int) -> None:
-        """Put the inference of ``rows`` images at ``address`` into the slot's stream; may raise BackendError."""
+    def enqueue(self, rows: int, address: int, image: tuple[int, ...]) -> Sequence[tuple[int, ...]]:
+        """Put the inference of ``rows`` images at ``address``, each of shape ``image``, into the slot's stream.
+
+        Returns the shape of each output for one image; may raise BackendError.
+        """
         ...
 
     def close(self) -> None:
@@ -49,6 +52,10 @@ ExecutorT_co = TypeVar("ExecutorT_co", bound=SlotExecutor, covariant=True)
 
 class LoadedNetwork(Protocol[ExecutorT_co]):
     """An engine's code and weights on the GPU. The context is current in every method; one thread at a time."""
+
+    def sizes(self) -> RequestSizes:
+        """The largest request; may raise BackendError."""
+        ...
 
     def executor(self, slot: RequestSlot) -> ExecutorT_co:
         """The executor of requests in ``slot``; may raise BackendError."""
@@ -65,7 +72,6 @@ class CudaRunner(Generic[ExecutorT]):
     Args:
         cuda: the CUDA driver.
         open_network: called once, with the context current.
-        sizes: of images and outputs; ``sizes.most`` is the largest batch.
         batch: numbers of images that the engine takes at once.
         parallel: number of slots.
 
@@ -78,7 +84,6 @@ class CudaRunner(Generic[ExecutorT]):
         cuda: Cuda,
         open_network: Callable[[], LoadedNetwork[ExecutorT]],
         *,
-        sizes: RequestSizes,
         batch: Batch,
         parallel: int,
     ) -> None:
@@ -93,6 +98,7 @@ class CudaRunner(Generic[ExecutorT]):
             with self._context.current(), ExitStack() as opened:
                 network = open_network()
                 opened.callback(network.close)
+                sizes = network.sizes()
                 self._importer = ImageImporter(cuda)
                 opened.callback(self._importer.close)
                 slots = []
@@ -110,11 +116,11 @@ class CudaRunner(Generic[ExecutorT]):
         self._slots = ResourcePool(list(zip(slots, self._executors, strict=True)))
 
     def __call__(self, images: NDArray[np.generic] | DeviceImages) -> NDArray[np.float32]:
-        """The first output [N, values] of ``images``: see ``all_outputs``."""
+        """The first output [N, ...] of ``images``: see ``all_outputs``."""
         return self.all_outputs(images)[0]
 
     def all_outputs(self, images: NDArray[np.generic] | DeviceImages) -> tuple[NDArray[np.float32], ...]:
-        """Outputs [N, values] of ``images`` [N, ...], an array in the manifest's layout and dtype or imported ones.
+        """Outputs [N, ...] of ``images`` [N, ...], an array in the manifest's layout and dtype or imported ones.
 
         Imported images may be fewer than the smallest batch.
 
@@ -128,7 +134,8 @@ class CudaRunner(Generic[ExecutorT]):
             slot, executor = lent.resource()
             with self._context.current():
                 rows = executor.rows(len(images))
-                return slot.run(images, rows, lambda address: executor.enqueue(rows, address))
+                image = images.shape[1:]
+                return slot.run(images, rows, lambda address: executor.enqueue(rows, address, image))
 
     def import_images(self, given: object) -> DeviceImages:
         """The images of ``given``, an array on a CUDA device: see ``base.ZeroCopyRunner``."""

@@ -7,26 +7,22 @@ fixed size, at batch 1 and at batch 8, and took the same 0.4 seconds to load.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescompile.backends import base
 from rescompile.backends.inspection import quantized_layers, residual_adds
 from rescompile.backends.onnxruntime import refuse_target
+from rescompile.backends.openvino import cpu_form
 from rescompile.backends.openvino.cache import compiled_models
-from rescompile.backends.openvino.compile import (
-    compile_noting,
-    error_reason,
-    read_payload,
-    settings_of,
-    translate_errors,
-)
+from rescompile.backends.openvino.compile import compile_noting, error_reason, settings_of, translate_errors
 from rescompile.backends.openvino.parts import OpenVinoParts
 from rescompile.backends.openvino.runner import OpenVinoRunner
 from rescompile.engine_files import EngineFiles, EngineSource, files_in
 from rescompile.errors import BackendError, EngineError
 from rescompile.files import check_room
-from rescompile.manifest import OPENVINO_MODEL, OPENVINO_WEIGHTS, Manifest, Precision
+from rescompile.manifest import GRAPH, OPENVINO_MODEL, OPENVINO_WEIGHTS, CpuForm, Manifest, Precision
 
 if TYPE_CHECKING:
     import onnx
@@ -41,7 +37,27 @@ class OpenVino:
 
     name = "openvino"
     payload_files = _FILES
-    int8 = base.Int8Support("costs", "free")
+
+    def __init__(self, form: CpuForm | None = None) -> None:
+        self._form = form
+
+    @property
+    def form(self) -> CpuForm:
+        """The form of INT8 engines: the one that was asked for, or this machine's."""
+        return self._form or cpu_form.machine_form()
+
+    def in_form(self, form: CpuForm) -> OpenVino:
+        """The backend that builds INT8 engines of this form."""
+        return OpenVino(form)
+
+    def more_files(self, form: CpuForm | None) -> tuple[str, ...]:
+        """The deployable graph, where it must be lowered anew."""
+        return () if cpu_form.computes_exactly(form) else (GRAPH,)
+
+    @property
+    def int8(self) -> base.Int8Support:
+        """Features of INT8 engines: all 256 values cost nothing where products are added in 32 bits."""
+        return base.Int8Support("costs" if self.form == "avx2" else "free", "free")
 
     def availability(self, target: str | None = None) -> base.Availability:
         """Always available: OpenVINO is a dependency of the project."""
@@ -61,10 +77,14 @@ class OpenVino:
 
         from rescompile.backends.openvino.lowering import lower
 
-        graph = lower(onnx.load(request.model))
+        form = self.form if request.precision == "int8" else None
+        graph = lower(onnx.load(request.model), form or "avx2")
         _save(graph, request, directory)
-        compiled, notes = _compile(files_in(directory), base.RUN_DEFAULTS)
-        return _inspect(graph, compiled, request.precision, notes=notes)
+        # as it is stored, although this CPU may saturate: only its layers are looked at
+        compiled, notes = _compile(files_in(directory), None, base.RUN_DEFAULTS)
+        if form:
+            notes += (_note_on(form, asked=self._form is not None),)
+        return replace(_inspect(graph, compiled, request.precision, notes=notes), cpu_form=form)
 
     def load(
         self, source: EngineSource, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS
@@ -72,11 +92,13 @@ class OpenVino:
         """Compile the payload for this CPU, or take what an earlier load stored."""
         files = files_in(source)
         path = files.path(OPENVINO_MODEL)
-        cache = compiled_models(files, _FILES, options, settings_of(options))
+        cache = compiled_models(
+            files, (*_FILES, *self.more_files(manifest.cpu_form)), options, settings_of(options)
+        )
         compiled = None if cache is None else cache.read()
         stored, notes = compiled is not None, tuple[str, ...]()
         if compiled is None:
-            compiled, notes = _compile(files, options)
+            compiled, notes = _compile(files, manifest.cpu_form, options)
         _check_ports(path, compiled, manifest)
         # a setting that this OpenVINO does not know would be asked of the stored model, too
         return OpenVinoRunner(
@@ -89,40 +111,53 @@ class OpenVino:
 
     def parts(self, directory: Path) -> OpenVinoParts:
         """The engine's layers between any of its tensors: see ``base.RunsParts``."""
-        return OpenVinoParts(directory)
+        return OpenVinoParts(directory, self.form)
 
 
-def _compile(files: EngineFiles, options: base.RunOptions) -> tuple[Any, tuple[str, ...]]:
+def _note_on(form: CpuForm, *, asked: bool) -> str:
+    reason = "as asked" if asked else "what this CPU computes fastest"
+    if form == "avx2":
+        return f"CPU form avx2 ({reason}): exact on every x86 CPU"
+    return (
+        f"CPU form {form} ({reason}): CPUs without VNNI run it more slowly; --cpu-form avx2 builds for them"
+    )
+
+
+def _compile(
+    files: EngineFiles, form: CpuForm | None, options: base.RunOptions
+) -> tuple[Any, tuple[str, ...]]:
     with translate_errors(f"OpenVINO cannot load {files.path(OPENVINO_MODEL)}"):
-        return compile_noting(read_payload(files), options)
+        return compile_noting(cpu_form.executable(files, form), options)
 
 
 def _check_ports(path: Path, compiled: Any, manifest: Manifest) -> None:
     """Raise an EngineError where input or output have another shape, type or range of batch sizes than the manifest."""
-    batch, images = manifest.batch, manifest.inputs[0]
-    sizes = [(batch.min, batch.max), *((size, size) for size in images.shape[1:])]
+    batch, images, sizes = manifest.batch, manifest.inputs[0], manifest.sizes
+    ends = [images.shape[1:]] * 2 if sizes is None else [images.of_size(sizes.min), images.of_size(sizes.max)]
+    bounds = [(batch.min, batch.max), *zip(*ends, strict=True)]
     if len(compiled.inputs) == 1 and len(compiled.outputs) == len(manifest.outputs):
         port = compiled.input(0)
-        answered = [tuple(output.get_partial_shape())[1:] for output in compiled.outputs]
+        answered = [
+            output.matches(tuple(port.get_partial_shape()))
+            for output, port in zip(manifest.outputs, compiled.outputs, strict=True)
+        ]
         found = [(size.get_min_length(), size.get_max_length()) for size in port.get_partial_shape()]
         element = port.get_element_type().get_type_name()
-        if (found, element) == (sizes, _ELEMENTS[images.dtype]) and answered == [
-            output.shape[1:] for output in manifest.outputs
-        ]:
+        if (found, element) == (bounds, _ELEMENTS[images.dtype]) and all(answered):
             return
     raise EngineError(f"{path} does not fit the manifest; build the engine again")
 
 
 def _save(graph: onnx.ModelProto, request: base.BuildRequest, directory: Path) -> None:
-    """Write the graph in OpenVINO's format, for the batch sizes of ``request``."""
+    """Write the graph in OpenVINO's format, for the batch and image sizes of ``request``."""
     import openvino as ov
 
     serialized = graph.SerializeToString()
     with translate_errors("OpenVINO cannot read the deployable graph"):
         model = ov.Core().read_model(serialized)
-        low, high = request.batch.min, request.batch.max
-        batch = ov.Dimension(low) if low == high else ov.Dimension(low, high)
-        model.reshape(ov.PartialShape([batch, *request.image_shape]))
+        smallest, largest = request.image_range
+        lows, highs = (request.batch.min, *smallest), (request.batch.max, *largest)
+        model.reshape(ov.PartialShape([ov.Dimension(*ends) for ends in zip(lows, highs, strict=True)]))
     try:
         # the constants keep their types: compressing them would round FP32 weights that the user asked for
         ov.save_model(model, directory / OPENVINO_MODEL, compress_to_fp16=False)

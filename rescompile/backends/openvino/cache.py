@@ -17,7 +17,7 @@ from rescompile.cache import CompiledEngines, compiled_engines, key_of
 from rescompile.engine_files import EngineFiles
 
 _FORMAT = "1"
-_CPUINFO = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")
 _IDENTITY = ("model name", "flags", "Features", "CPU part")
 
 
@@ -67,7 +67,7 @@ def compiled_models(
     return CompiledModels(store, key, settings)
 
 
-def processor(cpuinfo: Path = _CPUINFO) -> list[str]:
+def processor(cpuinfo: Path = CPUINFO) -> list[str]:
     """Lines that identify the kind of processor."""
     found = [platform.machine(), platform.system()]
     try:

@@ -1,4 +1,4 @@
-"""The INT8 graph lowered to a form that OpenVINO executes exactly on every x86 CPU.
+"""The INT8 graph lowered to a form that OpenVINO executes exactly on a kind of CPU.
 
 CPUs without VNNI multiply an unsigned by a signed byte and add two such products in 16 bits, where
 255 * 127 * 2 = 64770 saturates silently at 32767. OpenVINO makes a signed activation unsigned by adding 128, so a
@@ -12,6 +12,9 @@ The forms below compute the same integers as the deployable graph, without zero 
   that are made for OpenVINO (``Int8Support.full_range``), it stays as it is;
 * a tensor of full range (``graph.full_range``) gets its ReLU back and is quantized as uint8 up to 255 steps. Where a
   weight exceeds 64, its readers take the tensor twice, with half of each weight.
+
+CPUs with VNNI or AMX add products in 32 bits. There a signed tensor stays as it is, and so does a tensor of full range:
+uint8 itself saturates at 255 steps.
 """
 
 from __future__ import annotations
@@ -35,32 +38,34 @@ from rescompile.graph.shared.links import (
     weight_of,
 )
 from rescompile.graph.shared.metadata import ZERO_POINT
+from rescompile.manifest import CpuForm
 
 _HALF = 64
 """Largest weight of which two, times 255 each, add up within 16 bits."""
 
 
-def lower(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` with unsigned activations in front of all weighted layers; a float graph stays as it is.
+def lower(model: onnx.ModelProto, form: CpuForm = "avx2") -> onnx.ModelProto:
+    """``model`` in the ``form`` for a kind of CPU; a float graph stays as it is.
 
     Executed as it is written, the lowered graph gives the same logits up to the rounding of float sums.
 
     Raises:
-        BackendError: a signed tensor feeds a grouped convolution, whose channels cannot be doubled.
+        BackendError: a grouped convolution, whose channels cannot be doubled, needs that in the form avx2.
     """
     if all(node.op_type != "QuantizeLinear" for node in model.graph.node):
         return model
     graph = read(unfold_zero_points(model))
     quantize_before_pools(graph)
-    _Lowering(graph).run()
+    _Lowering(graph, wide=form != "avx2").run()
     return write(graph)
 
 
 class _Lowering:
     """One pass over ``graph``, which it changes."""
 
-    def __init__(self, graph: gs.Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: gs.Graph, *, wide: bool) -> None:
+        self.graph, self.wide = graph, wide
+        """``wide``: the CPU adds products in 32 bits."""
         self.constants: dict[str, gs.Constant] = {}
         """Constants that were added, by name."""
 
@@ -72,7 +77,7 @@ class _Lowering:
             if node.op == "QuantizeLinear":
                 if cannot_be_negative(node.inputs[0]):
                     self._make_unsigned(node)
-                else:
+                elif not self.wide:
                     self._split_signs(node)
 
     def _make_unsigned(self, quantize: gs.Node) -> None:
@@ -83,6 +88,8 @@ class _Lowering:
         for reader in consumers(quantize.outputs[0]):
             if reader.op == "DequantizeLinear":
                 reader.inputs[2] = zero
+        if full and self.wide:
+            return
         bottom = self._constant(f"{source.name}.bottom", np.zeros((), scale.dtype))
         top = self._steps(f"{source.name}.top", 255 if full else 127, scale)
         if full:
@@ -108,6 +115,7 @@ class _Lowering:
     def _read_twice(self, tensor: gs.Tensor, readers: list[gs.Node]) -> None:
         twice = self._node("Concat", f"{tensor.name}.twice", tensor, tensor, axis=1)
         for node in readers:
+            _require_one_group(node, "has weights of eight bits and reads all 256 values")
             weight = weight_of(node).values
             half = weight >> 1
             _replace_weight(node, np.concatenate([half, weight - half], axis=_input_axis(node)), "halves")
@@ -168,15 +176,19 @@ def _wide_readers(tensor: gs.Tensor) -> list[gs.Node]:
 
 
 def _mirror_weight(node: gs.Node, groups: int) -> None:
-    if node.attrs.get("group", 1) != 1:
-        raise BackendError(
-            f"'{node.name}' is a grouped INT8 convolution of a tensor that can be negative, which OpenVINO does "
-            "not compute exactly on every CPU; build with --precision fp16"
-        )
+    _require_one_group(node, "reads a tensor that can be negative")
     weight = weight_of(node).values.astype(np.int16)
     mirrored = np.minimum(-weight, 127)
     sides = [weight, mirrored, -weight - mirrored][:groups]
     _replace_weight(node, np.concatenate(sides, axis=_input_axis(node)).astype(np.int8), "mirrored")
+
+
+def _require_one_group(node: gs.Node, what: str) -> None:
+    if node.attrs.get("group", 1) != 1:
+        raise BackendError(
+            f"'{node.name}' is a grouped INT8 convolution that {what}, which OpenVINO does not compute exactly on "
+            "every CPU; build with --precision fp16"
+        )
 
 
 def _replace_weight(node: gs.Node, weight: NDArray[np.int8], what: str) -> None:

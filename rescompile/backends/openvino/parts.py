@@ -10,19 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends.openvino.compile import compile_model, translate_errors
+from rescompile.backends.openvino.cpu_form import executable
 from rescompile.graph.shared.names import DEQUANTIZE_SUFFIX
-from rescompile.manifest import OPENVINO_MODEL
+from rescompile.manifest import OPENVINO_MODEL, CpuForm
 
 
 class OpenVinoParts:
     """The engine in ``directory``, cut where the caller says, and compiled with the engine's own settings."""
 
-    def __init__(self, directory: Path) -> None:
-        import openvino as ov
-
-        self._path = directory / OPENVINO_MODEL
-        with translate_errors(f"OpenVINO cannot load {self._path}"):
-            self._model = ov.Core().read_model(self._path)
+    def __init__(self, directory: Path, form: CpuForm | None) -> None:
+        with translate_errors(f"OpenVINO cannot load {directory / OPENVINO_MODEL}"):
+            self._model = executable(directory, form)
         self.names = frozenset(_ports(self._model))
 
     def run(self, given: Mapping[str, NDArray[Any]], wanted: Sequence[str]) -> dict[str, NDArray[np.float32]]:

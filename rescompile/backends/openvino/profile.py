@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino.compile import compile_model, read_payload, translate_errors
+from rescompile.backends.openvino.compile import compile_model, translate_errors
+from rescompile.backends.openvino.cpu_form import executable
 from rescompile.backends.profiling import WARM_RUNS, Kind, LayerTime
 from rescompile.engine_files import EngineSource, files_in
 from rescompile.manifest import OPENVINO_MODEL, Manifest
@@ -41,7 +42,9 @@ class OpenVinoProfiler:
     def __init__(self, source: EngineSource, manifest: Manifest, *, threads: int | None = None) -> None:
         path = files_in(source).path(OPENVINO_MODEL)
         with translate_errors(f"OpenVINO cannot load {path}"):
-            compiled = compile_model(read_payload(source), RunOptions(threads=threads), counters=True)
+            compiled = compile_model(
+                executable(source, manifest.cpu_form), RunOptions(threads=threads), counters=True
+            )
         self._known = {
             op.get_friendly_name(): {key: str(value.value) for key, value in op.get_rt_info().items()}
             for op in compiled.get_runtime_model().get_ordered_ops()

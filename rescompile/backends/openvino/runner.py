@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends.base import check_batch
+from rescompile.backends.openvino import cpu_form
 from rescompile.backends.openvino.cache import CompiledModels
-from rescompile.backends.openvino.compile import compile_model, read_payload, translate_errors
+from rescompile.backends.openvino.compile import compile_model, translate_errors
 from rescompile.backends.resource_pool import ResourcePool
 from rescompile.backends.zero_copy import writable_view
 from rescompile.engine_files import EngineSource, files_in
-from rescompile.manifest import OPENVINO_MODEL, Batch
+from rescompile.manifest import OPENVINO_MODEL, Batch, Manifest
 
 if TYPE_CHECKING:
     import onnx
@@ -105,7 +106,7 @@ def simulate(model: onnx.ModelProto, batch: Batch) -> OpenVinoRunner:
     from rescompile.backends.openvino.lowering import lower
 
     with translate_errors("OpenVINO cannot read the deployable graph"):
-        return OpenVinoRunner(compile_model(lower(model).SerializeToString()), batch)
+        return OpenVinoRunner(compile_model(lower(model, cpu_form.machine_form()).SerializeToString()), batch)
 
 
 class OpenVinoTensors:
@@ -117,10 +118,10 @@ class OpenVinoTensors:
         BackendError: OpenVINO refuses the payload; its message is included.
     """
 
-    def __init__(self, source: EngineSource, batch: Batch, tensors: Sequence[str]) -> None:
+    def __init__(self, source: EngineSource, manifest: Manifest, tensors: Sequence[str]) -> None:
         path = files_in(source).path(OPENVINO_MODEL)
         with translate_errors(f"OpenVINO cannot load {path}"):
-            model = read_payload(source)
+            model = cpu_form.executable(source, manifest.cpu_form)
             ports = {
                 name: port for op in model.get_ops() for port in op.outputs() for name in port.get_names()
             }
@@ -131,7 +132,7 @@ class OpenVinoTensors:
             """The ``names`` that the lowering clips at the largest value of the quantizer behind them."""
             model.add_outputs([name for name in self.names if name not in present])
             self._request: Any = compile_model(model).create_infer_request()
-        self._count = batch.min
+        self._count = manifest.batch.min
 
     def __call__(self, image: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
         """Tensors [...] by name of one ``image`` [...] in the engine's layout and dtype.

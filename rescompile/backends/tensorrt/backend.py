@@ -259,13 +259,15 @@ def _use_timing_cache(config: Any, path: Path | None) -> tuple[str, ...]:
 
 
 def _set_batch(builder: Any, config: Any, network: Any, request: base.BuildRequest) -> None:
-    """Set one fixed shape, or an optimization profile over the batch range."""
-    images, batch = network.get_input(0), request.batch
-    if batch.min == batch.max:
+    """Set one fixed shape, or an optimization profile over the ranges of batch, height and width."""
+    images, batch, (smallest, largest) = network.get_input(0), request.batch, request.image_range
+    if batch.min == batch.max and smallest == largest:
         images.shape = (batch.min, *request.image_shape)
         return
     profile = builder.create_optimization_profile()
-    shapes = [(size, *request.image_shape) for size in (batch.min, batch.opt, batch.max)]
+    shapes = [(batch.min, *smallest), (batch.opt, *request.image_shape), (batch.max, *largest)]
     profile.set_shape(images.name, *shapes)
     if config.add_optimization_profile(profile) < 0:
-        raise BackendError(f"the batch range {batch} does not fit the graph's input {images.shape}")
+        raise BackendError(
+            f"images from {list(shapes[0])} to {list(shapes[2])} do not fit the graph's input {images.shape}"
+        )

@@ -20,6 +20,8 @@ def reasons_against(model: onnx.ModelProto) -> tuple[str, ...]:
     """Reasons why no fused kernels compute ``model``, a folded fp32 graph; each kind once, with its number."""
     graph = read(model)
     found: Counter[str] = Counter()
+    if not all(isinstance(side, int) for side in graph.inputs[0].shape[1:]):
+        found["images of more than one size (--dynamic-size)"] = 1
     if len(graph.outputs) > 1:
         found[f"{len(graph.outputs)} outputs"] = 1
     for node in graph.nodes:

@@ -59,7 +59,6 @@ class PlanRunner(CudaRunner["_PlanExecutor"]):
         super().__init__(
             cuda,
             lambda: _Network(cuda, files, plan, weights),
-            sizes=RequestSizes(most, plan.image.shape, np.dtype(plan.image.dtype), (plan.classes,)),
             batch=Batch(least, least, most),
             parallel=parallel,
         )
@@ -79,6 +78,10 @@ class _Network:
         except BaseException:
             self.close()
             raise
+
+    def sizes(self) -> RequestSizes:
+        image, most = self.plan.image, self.plan.programs[-1].batch
+        return RequestSizes(most, image.shape, np.dtype(image.dtype), (self.plan.classes,))
 
     def executor(self, slot: RequestSlot) -> _PlanExecutor:
         return _PlanExecutor(self, slot)
@@ -123,12 +126,13 @@ class _PlanExecutor:
     def rows(self, count: int) -> int:
         return self._plan.program_for(count).batch
 
-    def enqueue(self, rows: int, address: int) -> None:
+    def enqueue(self, rows: int, address: int, image: tuple[int, ...]) -> list[tuple[int, ...]]:
         program, own = self._plan.program_for(rows), address == int(self._slot.images)
         graph = self._graph_of(program, whole=own)
         if not own:
             self._launch_all(program.launches[: _launches_reading_images(program)], address)
         graph.launch(self._slot.stream.handle)
+        return [(self._plan.classes,)]
 
     def close(self) -> None:
         for graph in self._graphs.values():

@@ -5,7 +5,7 @@ Nothing here changes the graph.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -18,6 +18,7 @@ from rescompile.graph.shared.links import (
     before_movement,
     cannot_be_negative,
     consumers,
+    is_quantized,
     made_by,
     pads_input,
     readers,
@@ -168,18 +169,30 @@ def maker_block(tensor: gs.Tensor) -> str | None:
 
 
 def quantizing_blocks(model: onnx.ModelProto) -> dict[str, set[str]]:
-    """For each of ``quantized_tensors(model)`` the blocks that need it in INT8.
-
-    They are the block that makes it and those whose convolutions or classifier read it.
-    """
+    """The blocks that need each of ``quantized_tensors(model)`` in INT8, by tensor."""
     tensors, floating = read(model).tensors(), float_reasons(model)
+    return {
+        name: _needing(
+            tensors[name], [node for node in consumers(tensors[name]) if node.name not in floating]
+        )
+        for name in quantized_tensors(model)
+    }
+
+
+def blocks_of_quantizers(quantized: gs.Graph) -> dict[str, set[str]]:
+    """The blocks that need the quantizer of each activation that has one, by tensor."""
     found = {}
-    for name in quantized_tensors(model):
-        reading = {
-            block_of(node.name)
-            for node in consumers(tensors[name])
-            if node.op in WEIGHTED_OPS and node.name not in floating
-        }
-        maker = maker_block(tensors[name])
-        found[name] = reading if maker is None else reading | {maker}
+    for quantize in quantized.nodes:
+        if quantize.op == "QuantizeLinear":
+            tensor, (dequantize,) = quantize.inputs[0], consumers(quantize.outputs[0])
+            found[tensor.name] = _needing(tensor, consumers(dequantize.outputs[0]), is_quantized)
     return found
+
+
+def _needing(
+    tensor: gs.Tensor, reading: Iterable[gs.Node], in_int8: Callable[[gs.Node], bool] = lambda node: True
+) -> set[str]:
+    """The block that makes ``tensor``, and those whose convolutions or classifier read it ``in_int8``."""
+    maker = maker_block(tensor)
+    blocks = {block_of(node.name) for node in reading if node.op in WEIGHTED_OPS and in_int8(node)}
+    return blocks if maker is None else blocks | {maker}

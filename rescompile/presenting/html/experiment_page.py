@@ -33,12 +33,18 @@ def render_experiment(report: ExperimentReport) -> str:
         plots=experiment_plots(report),
         seeds=_seeds,
         networks=report.networks,
+        has_paper=has_paper(report),
         facts=[
             ("recipe", report.recipe or "the user's own"),
             ("time", duration(report.seconds)),
             *report.environment.items(),
         ],
     )
+
+
+def has_paper(report: ExperimentReport) -> bool:
+    """Whether the paper says anything about these networks and images."""
+    return any(network.paper_error is not None for network in report.networks)
 
 
 def headline(report: ExperimentReport) -> str:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichBar
 from rich.text import Text
 
-from rescompile.presenting.html.experiment_page import headline
+from rescompile.presenting.html.experiment_page import has_paper, headline
 from rescompile.presenting.terminal.table import columns
 from rescompile.progress import SHOWN
 from rescompile.report import EpochRecord, ExperimentReport, TrainingReport
@@ -97,14 +97,15 @@ class TerminalTraining:
 
 def print_experiment(report: ExperimentReport, directory: Path) -> None:
     """The errors of each network, and where the page is."""
-    rows = [("network", "training error", "test error", "paper")]
+    width = 4 if has_paper(report) else 3
+    rows = [("network", "training error", "test error", "paper, all of CIFAR-10")[:width]]
     rows += [
         (
             network.name,
             f"{network.train_error:.2f} %",
             f"{network.test_error:.2f} %",
             "" if network.paper_error is None else f"{network.paper_error:.2f} %",
-        )
+        )[:width]
         for network in report.networks
     ]
     print(

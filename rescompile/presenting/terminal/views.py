@@ -55,12 +55,15 @@ def inspection_rows(inspection: Inspection) -> list[tuple[str, str]]:
         ("batch", str(manifest.batch)),
         *(("input", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}") for t in manifest.inputs),
         *(("output", f"{t.name} {t.dtype} {list(t.shape)} {t.layout}, {t.kind}") for t in manifest.outputs),
+        *((("sizes", str(manifest.sizes)),) if manifest.sizes else ()),
         ("preprocess", str(manifest.preprocess)),
         *_names(manifest.classes),
         ("weights", f"{manifest.checkpoint.source} ({manifest.checkpoint.sha256[:12]}…)"),
     ]
     if manifest.fp16_blocks:
         rows.append(("blocks in FP16", ", ".join(manifest.fp16_blocks)))
+    if manifest.cpu_form:
+        rows.append(("CPU form", manifest.cpu_form))
     rows += in_floating_point(inspection.floating)
     if calibration is not None:
         images = calibrated_on(calibration.images, calibration.source)

@@ -49,7 +49,7 @@ def test_many_submitted_tensors_get_their_own_answers(kind: Any) -> None:
     with load(gpu, 3) as engine:
         pending = [engine.submit(kind(gpu, images)) for images in requests]
         for future, images in zip(pending, requests, strict=True):
-            assert agree(future.result(timeout=30), images)
+            assert agree(future.result(timeout=120), images)
     assert gpu.nothing_left()
 
 
@@ -95,7 +95,7 @@ def test_memory_is_held_until_the_answer_is_there_and_no_longer() -> None:
         future = engine.submit(given)
         del given
         go.set()
-        assert agree(future.result(timeout=30), images)
+        assert agree(future.result(timeout=120), images)
         assert alive == [True]
     assert watched() is None
 

@@ -18,7 +18,7 @@ from rescompile.backends.openvino.lowering import lower
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import fold_zero_points
 from rescompile.graph.shared.topology import full_range_tensors
-from rescompile.manifest import Precision
+from rescompile.manifest import CpuForm, Precision
 from tests.backends.graphs import Rest, residual_net, sample_images
 from tests.graph.conftest import folded, int8, with_zero_points
 from tests.graph.conftest import images as images_of
@@ -133,9 +133,10 @@ def test_no_two_products_can_leave_sixteen_bits(seed: int, relu: bool) -> None:
     assert (products[:, -1] + products[:, -2]).max() <= 2**15 - 1
 
 
-def test_a_tensor_of_full_range_is_unsigned_again_and_its_integers_stay() -> None:
+@pytest.mark.parametrize("form", ["avx2", "vnni"])
+def test_a_tensor_of_full_range_is_unsigned_again_and_its_integers_stay(form: CpuForm) -> None:
     graph = fold_zero_points(with_zero_points("resnet50"))
-    lowered = lower(graph)
+    lowered = lower(graph, form)
     onnx.checker.check_model(lowered, full_check=True)
     names = [
         "layer1.0.relu2.quantize",

@@ -12,6 +12,7 @@ from rescompile.backends.cuda.devices import gpus
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.tensorrt.backend import full, rtx
 from rescompile.errors import BackendError, UsageError
+from rescompile.graph.image_sizes import with_open_sizes
 from rescompile.manifest import Batch, Precision
 from rescompile.metrics import relative_rms
 from rescompile.optional import installed
@@ -42,6 +43,14 @@ def test_engines_build_for_every_target_without_a_gpu(
 def test_fixed_batches_and_ranges_build(tmp_path: Path, batch: Batch) -> None:
     path = saved(residual_net("int8", rest=np.float16), tmp_path)
     rtx().build(request(path, "int8", batch, target="sm_89"), tmp_path)
+    assert (tmp_path / "model.engine").exists()
+
+
+@needs_rtx
+def test_ranges_of_heights_and_widths_build(tmp_path: Path) -> None:
+    path = saved(with_open_sizes(residual_net("int8", rest=np.float16)), tmp_path)
+    bounds = ((3, 8, 8), (3, 24, 32))
+    rtx().build(replace(request(path, "int8", Batch(1, 2, 4), target="sm_89"), bounds=bounds), tmp_path)
     assert (tmp_path / "model.engine").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from rescompile.backends.tensorrt.runner import TensorRtRunner
 from rescompile.errors import BackendError
-from rescompile.manifest import Batch
+from rescompile.manifest import Batch, OutputSpec, SizeRange
 from rescompile.runtime.engine import Engine
 from tests.backends.cuda.fake_cuda import FakeCuda, cuda
 from tests.backends.engines import manifest
@@ -51,6 +51,26 @@ def test_several_outputs_come_back_by_name_and_in_shape(count: int) -> None:
     sums = images.reshape(count, -1).sum(axis=1)
     np.testing.assert_allclose(found["logits"][:, 1], sums + 1, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(found["c3"].reshape(count, -1)[:, 31], 2 * (sums + 31), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (24, 16), (16, 16)])
+def test_images_of_several_sizes_give_outputs_that_follow(size: tuple[int, int]) -> None:
+    trt = FakeNetwork(FakeCuda(), 0)
+    trt.outputs = {"c2": 0}
+    described = manifest("fp32", "tensorrt", Batch(1, 4, 8))
+    maps = OutputSpec("c2", (-1, 2, -1, -1), "float32", "NCHW", "features")
+    described = msgspec.structs.replace(
+        described,
+        inputs=(msgspec.structs.replace(described.inputs[0], shape=(-1, 3, -1, -1)),),
+        outputs=(maps,),
+        sizes=SizeRange((8, 8), (24, 16)),
+    )
+    images = np.random.default_rng(0).normal(size=(3, 3, *size)).astype(np.float32)
+    with Engine(described, TensorRtRunner(trt, cuda(trt.gpu), b"engine", described)) as engine:
+        found = engine(images)
+    assert found.shape == (3, 2, size[0] // 2, size[1] // 2)
+    expected = images.reshape(3, -1).sum(axis=1)[:, None] + np.arange(found[0].size)
+    np.testing.assert_allclose(found.reshape(3, -1), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_images_need_not_be_contiguous() -> None:

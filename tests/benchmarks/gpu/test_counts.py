@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -34,3 +36,16 @@ def test_the_floor_is_the_sum_of_what_binds_each_launch() -> None:
     arithmetic_bound = Ceilings(1e30, 1e12, 1e12, None, ())
     assert floor_ms(launches, arithmetic_bound) == pytest.approx(1e-9 * sum(map(flops_of, launches)))
     assert floor_ms(launches, memory_bound) > 1e-9 * 3 * 4 * 256 * 56 * 56 * 2
+
+
+def test_a_training_step_of_resnet50_has_few_launches() -> None:
+    launches = Counter(launch.kernel for launch in network_launches(FULL, 256, torch.bfloat16, training=True))
+    convolutions, blocks, projections = 52, 16, 4
+    joined = convolutions - projections  # a projection's batch norm goes with that of the block's last layer
+    assert launches.pop("conv.conv_kernel") == 2 * convolutions + 1 + 9  # the stem; three windows of stride 2
+    assert launches.pop("wgrad.wgrad_kernel") == launches.pop("passes.bn_backward_kernel") == convolutions
+    assert launches.pop("statistics.finalize_kernel") == joined + 1
+    assert launches.pop("statistics.norm_gradients_kernel") == joined + 1
+    assert launches.pop("passes.join_kernel") == blocks
+    assert launches.pop("wgrad.split_sum_kernel") == 2  # of the first block and of the stem
+    assert launches.total() == 6, "the stem's passes and the entry"

@@ -1,0 +1,61 @@
+"""``python -m benchmarks.gpu visit|model``: what a GPU is asked, and what is predicted of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from benchmarks.gpu import model, visit
+from benchmarks.gpu.launches import network_launches
+from benchmarks.gpu.networks import FULL
+from fused_kernels.compiling.pool import default_jobs
+
+EXTRA = ("--device", "cpu", "--tiny", "--batch", "2")
+"""Options of a trial without a GPU."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    visiting = commands.add_parser("visit", help="measure, in one of three slices", description=visit.__doc__)
+    visiting.formatter_class = argparse.RawDescriptionHelpFormatter
+    visiting.add_argument("--slice", type=int, choices=sorted(visit.SECONDS), required=True)
+    visiting.add_argument("--folder", type=Path, required=True, help="for all figures, of all slices")
+    visiting.add_argument(
+        "--engine", type=Path, help="a prebuilt engine directory of the backend triton (slice 1)"
+    )
+    visiting.add_argument("--seconds", type=float, help="for the whole slice, in place of the page's")
+    visiting.add_argument("--only", help="only cases of the kernels' script whose name matches this pattern")
+    visiting.add_argument("--tiny", action="store_true", help="a tiny network on the CPU, to try the code")
+    modelling = commands.add_parser("model", help="predict times without a GPU", description=model.__doc__)
+    modelling.formatter_class = argparse.RawDescriptionHelpFormatter
+    modelling.add_argument("--network", choices=["resnet50"], default="resnet50")
+    modelling.add_argument("--batch", type=int, default=256)
+    modelling.add_argument("--device", choices=sorted(model.DEVICES), default="h100")
+    modelling.add_argument(
+        "--inference", action="store_true", help="fp16 inference in place of a bf16 training step"
+    )
+    modelling.add_argument("--part", default="", help="a block or stage alone, such as layer1.1")
+    modelling.add_argument(
+        "--jobs", type=int, default=default_jobs(), help="compiling processes; default: one a core"
+    )
+    asked = parser.parse_args(arguments)
+    if asked.command == "model":
+        device, training = model.DEVICES[asked.device], not asked.inference
+        dtype = torch.bfloat16 if training else torch.float16
+        launches = network_launches(FULL, asked.batch, dtype, training=training, part=asked.part)
+        print(model.as_text(model.predict(launches, device, asked.jobs), device))
+        raise SystemExit(0)
+    extra = (*(EXTRA if asked.tiny else ()), *(() if asked.only is None else ("--only", asked.only)))
+    engine = None if asked.engine is None else asked.engine.resolve()
+    wanted = visit.Visit(asked.slice, asked.folder.resolve(), engine, asked.seconds, extra)
+    raise SystemExit(0 if visit.run(wanted) else 1)
+
+
+if __name__ == "__main__":
+    main()

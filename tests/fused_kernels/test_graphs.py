@@ -1,0 +1,201 @@
+"""Captured steps: buffers, restored state and refusals by a stand-in for torch's graphs; bits where a GPU is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from fused_kernels import graphed, graphs
+from fused_kernels.errors import Unsupported
+from fused_kernels.modules import FusedBasicBlock, FusedResNet
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="replays on a GPU")
+
+
+class Tape(TorchDispatchMode):
+    """What a CUDA graph does, on a CPU: notes every operation with its memory, and repeats them on the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            for func, args, kwargs, out in self.calls:
+                again = func(*args, **kwargs)
+                for old, new in zip(tree_flatten(out)[0], tree_flatten(again)[0], strict=True):
+                    if isinstance(old, Tensor) and old is not new and old.numel():
+                        old.copy_(new)
+
+
+@pytest.fixture
+def tape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda's graphs by ``Tape``; a capture runs its operations, so what they change is put back."""
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            pass
+
+    @contextmanager
+    def graph(tape: Tape) -> Iterator[None]:
+        with tape:
+            yield
+
+    monkeypatch.setattr(graphs, "DEVICE", "cpu")
+    for name, value in {
+        "Stream": Stream,
+        "current_stream": Stream,
+        "CUDAGraph": Tape,
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+
+
+def plain() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+
+
+def batch(seed: int, device: str = "cpu", n: int = 6) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(seed)
+    return torch.randn(n, 3, 8, 8).to(device), (torch.arange(n) % 4).to(device)
+
+
+def sgd(network: nn.Module, **settings: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(network.parameters(), **{"lr": 0.1, "momentum": 0.9} | settings)
+
+
+def by_hand(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    optimizer.zero_grad()
+    loss = F.cross_entropy(network(x), y)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def captured(network: nn.Module, optimizer: torch.optim.Optimizer, device: str = "cpu") -> graphs.Graphed:
+    x, y = batch(0, device)
+    return graphed(network, x, target=y, loss=F.cross_entropy, optimizer=optimizer)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.usefixtures("tape")
+def test_inference_reads_and_writes_its_own_buffers() -> None:
+    network = plain().eval()
+    infer = graphed(network, batch(0)[0])
+    first = infer(batch(1)[0])
+    kept = first.clone()
+    second = infer(batch(2)[0])
+    assert second is first
+    assert torch.equal(kept, network(batch(1)[0]))
+    assert torch.equal(second, network(batch(2)[0]))
+
+
+@pytest.mark.usefixtures("tape")
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_steps_are_those_without_a_graph(steps_before: int) -> None:
+    network = plain()
+    twin = copy.deepcopy(network)
+    ours, theirs = sgd(network), sgd(twin)
+    for seed in range(steps_before):
+        by_hand(network, ours, *batch(seed))
+        by_hand(twin, theirs, *batch(seed))
+    state = graphs._State(network, ours)
+    with state.kept():  # what a real capture does not run, the tape does
+        step = captured(network, ours)
+    assert same(network, twin), "a capture changes nothing"
+    for seed in range(3):
+        assert torch.equal(step(*batch(10 + seed)), by_hand(twin, theirs, *batch(10 + seed)))
+        assert same(network, twin)
+
+
+@pytest.mark.usefixtures("tape")
+def test_what_a_replay_cannot_know_is_refused() -> None:
+    network = plain()
+    optimizer = sgd(network)
+    step = captured(network, optimizer)
+    with pytest.raises(
+        Unsupported, match=r"captured for torch.float32 \(6, 3, 8, 8\) and got torch.float32 \(5"
+    ):
+        step(*batch(0, n=5))
+    with pytest.raises(Unsupported, match=r"torch\.float64"):
+        step(batch(0)[0].double(), batch(0)[1])
+    with pytest.raises(Unsupported, match="takes 2 tensors and got 1"):
+        step(batch(0)[0])
+    optimizer.param_groups[0]["lr"] = 0.01
+    with pytest.raises(Unsupported, match=r"lr was 0.1 when this graph was captured and is 0.01 now"):
+        step(*batch(0))
+    optimizer.param_groups[0]["lr"] = 0.1
+    network.eval()
+    with pytest.raises(Unsupported, match=r"call network.train\(\)"):
+        step(*batch(0))
+
+
+@pytest.mark.usefixtures("tape")
+def test_what_cannot_be_captured_is_refused() -> None:
+    network, (x, y) = plain(), batch(0)
+    with pytest.raises(Unsupported, match=r"inference needs network.eval\(\)"):
+        graphed(network, x)
+    with pytest.raises(Unsupported, match="all three or none"):
+        graphed(network, x, target=y)
+    with pytest.raises(Unsupported, match="capturable=True"):
+        captured(network, torch.optim.Adam(network.parameters()))
+    with pytest.raises(Unsupported, match="one step before the capture"):
+        captured(network, sgd(network, dampening=0.5))
+    with pytest.raises(Unsupported, match="the sample is on meta"):
+        graphed(network.eval(), x.to("meta"))
+    with pytest.raises(Unsupported, match="1 averages its statistics over all batches"):
+        captured(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None)), sgd(network))
+    with pytest.raises(Unsupported, match="1 talks to other processes"):
+        captured(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4)), sgd(network))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing")
+def test_without_a_gpu_there_is_no_graph() -> None:
+    with pytest.raises(Unsupported, match="torch sees none: call the network itself"):
+        graphed(plain().eval(), batch(0)[0])
+
+
+@gpu
+def test_a_replay_has_the_launches_bits() -> None:
+    torch.manual_seed(0)
+    network = FusedResNet(FusedBasicBlock, (1, 1), 4, widths=(16, 32), stem_kernel=3).cuda()
+    twin = copy.deepcopy(network)
+    ours, theirs = sgd(network), sgd(twin)
+    step = captured(network, ours, "cuda")
+    assert same(network, twin)
+    for seed in range(3):
+        assert torch.equal(step(*batch(seed, "cuda")), by_hand(twin, theirs, *batch(seed, "cuda")))
+        assert same(network, twin)
+    infer = graphed(network.eval(), batch(0, "cuda")[0])
+    with torch.no_grad():
+        assert torch.equal(infer(batch(5, "cuda")[0]), network(batch(5, "cuda")[0]))
