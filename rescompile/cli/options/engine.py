@@ -67,5 +67,7 @@ class EngineOptions:
     ] = False
     no_thumbnails: Annotated[
         bool,
-        _engine("Keep no small copies of your images in the report, for confidential ones.", "--no-thumbnails"),
+        _engine(
+            "Keep no small copies of your images in the report, for confidential ones.", "--no-thumbnails"
+        ),
     ] = False
