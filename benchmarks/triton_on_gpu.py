@@ -8,13 +8,13 @@ program: copies and one graph launch. Exit code: 0 right, 1 wrong.
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.gpu.engine import latency
 from rescompile.backends.cuda.driver import open_driver
 from rescompile.backends.triton.plan import Plan
 from rescompile.backends.triton.plan_file import read_plan
@@ -63,15 +63,7 @@ def check(runner: Any, reference: Any, plan: Plan, images: NDArray[Any]) -> bool
     return right
 
 
-def latency(runner: Any, batch: NDArray[Any], seconds: float) -> float:
-    """Median seconds of one call."""
-    taken: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken) < 10:
-        began = time.perf_counter()
-        runner(batch)
-        taken.append(time.perf_counter() - began)
-    return float(np.median(taken))
+__all__ = ["check", "latency", "main"]
 
 
 if __name__ == "__main__":

@@ -7,12 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
-from benchmarks.gpu import model, visit
-from benchmarks.gpu.launches import network_launches
-from benchmarks.gpu.networks import FULL
-from fused_kernels.compiling.pool import default_jobs
+from benchmarks.gpu import visit
 
 EXTRA = ("--device", "cpu", "--tiny", "--batch", "2")
 """Options of a trial without a GPU."""
@@ -32,29 +27,38 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     visiting.add_argument("--seconds", type=float, help="for the whole slice, in place of the page's")
     visiting.add_argument("--only", help="only cases of the kernels' script whose name matches this pattern")
     visiting.add_argument("--tiny", action="store_true", help="a tiny network on the CPU, to try the code")
-    modelling = commands.add_parser("model", help="predict times without a GPU", description=model.__doc__)
-    modelling.formatter_class = argparse.RawDescriptionHelpFormatter
-    modelling.add_argument("--network", choices=["resnet50"], default="resnet50")
+    modelling = commands.add_parser("model", help="predict times of ResNet-50 without a GPU")
+    modelling.add_argument("--network", choices=["resnet50"], default="resnet50", help="the only one so far")
     modelling.add_argument("--batch", type=int, default=256)
-    modelling.add_argument("--device", choices=sorted(model.DEVICES), default="h100")
+    modelling.add_argument("--device", choices=["h100", "h200"], default="h100")
     modelling.add_argument(
         "--inference", action="store_true", help="fp16 inference in place of a bf16 training step"
     )
     modelling.add_argument("--part", default="", help="a block or stage alone, such as layer1.1")
-    modelling.add_argument(
-        "--jobs", type=int, default=default_jobs(), help="compiling processes; default: one a core"
-    )
+    modelling.add_argument("--jobs", type=int, help="compiling processes; default: one a core")
     asked = parser.parse_args(arguments)
     if asked.command == "model":
-        device, training = model.DEVICES[asked.device], not asked.inference
-        dtype = torch.bfloat16 if training else torch.float16
-        launches = network_launches(FULL, asked.batch, dtype, training=training, part=asked.part)
-        print(model.as_text(model.predict(launches, device, asked.jobs), device))
+        _model(asked)
         raise SystemExit(0)
     extra = (*(EXTRA if asked.tiny else ()), *(() if asked.only is None else ("--only", asked.only)))
     engine = None if asked.engine is None else asked.engine.resolve()
     wanted = visit.Visit(asked.slice, asked.folder.resolve(), engine, asked.seconds, extra)
     raise SystemExit(0 if visit.run(wanted) else 1)
+
+
+def _model(asked: argparse.Namespace) -> None:
+    # imported late: a visit is counted in seconds, and torch takes several of them
+    import torch
+
+    from benchmarks.gpu import model
+    from benchmarks.gpu.launches import network_launches
+    from benchmarks.gpu.networks import FULL
+    from fused_kernels.compiling.pool import default_jobs
+
+    device, training = model.DEVICES[asked.device], not asked.inference
+    dtype = torch.bfloat16 if training else torch.float16
+    launches = network_launches(FULL, asked.batch, dtype, training=training, part=asked.part)
+    print(model.as_text(model.predict(launches, device, asked.jobs or default_jobs()), device))
 
 
 if __name__ == "__main__":

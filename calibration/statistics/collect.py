@@ -97,6 +97,10 @@ def _check_names(model: onnx.ModelProto, wanted: Iterable[str]) -> None:
         raise CalibrationError(f"the model has no tensor '{missing[0]}' to calibrate.{hint}")
 
 
+_WRONG_OPTIMIZERS = ("Pad_Fusion",)
+"""ONNX Runtime's rewrites that change values: zeros around an image become minus infinity in a max pool."""
+
+
 def _session(model: onnx.ModelProto, names: list[str]) -> Any:
     """ONNX Runtime session for the tensors ``names``; nodes that they do not need are not computed."""
     import onnx
@@ -113,7 +117,9 @@ def _session(model: onnx.ModelProto, names: list[str]) -> Any:
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:
-        return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=providers)
+        return onnxruntime.InferenceSession(
+            graph.SerializeToString(), options, providers=providers, disabled_optimizers=_WRONG_OPTIMIZERS
+        )
     except Exception as error:
         raise CalibrationError(f"ONNX Runtime refuses the fp32 graph: {error}") from error
 

@@ -179,6 +179,12 @@ def _torchvision(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     models = _import("torchvision.models", f"--model torchvision:{name}")
     name, _, version = name.partition(".")
     if name not in models.list_models(module=models):
+        if name in models.list_models():
+            raise UsageError(
+                f"torchvision's {name} is not a classifier: build the backbone of a detector or segmenter with --model "
+                "torchvision:resnet50 (or its own), --weights FILE and --outputs c2,c3,c4,c5, or another network from "
+                "its live module with rescompile.build"
+            )
         hint = did_you_mean(name, models.list_models(module=models))
         raise UsageError(f"torchvision has no classifier called {name}.{hint}")
     known = models.get_model_weights(name)

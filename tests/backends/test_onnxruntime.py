@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 from rescompile.backends.onnxruntime import OnnxRuntime, reference_session
 from rescompile.errors import BackendError
@@ -24,6 +25,23 @@ def test_deployable_graphs_run_on_the_cpu_close_to_fp32(precision: Precision, re
     assert found.dtype == np.float32
     assert found.shape == (4, CLASSES)
     np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+
+
+def test_zeros_around_an_image_are_the_largest_values_of_a_max_pool() -> None:
+    nodes = [
+        helper.make_node("Pad", ["x", "pads"], ["padded"]),
+        helper.make_node("MaxPool", ["padded"], ["y"], kernel_shape=[3, 3], strides=[2, 2]),
+    ]
+    images = helper.make_tensor_value_info("x", 1, ["N", 8, 6, 6])
+    graph = helper.make_graph(
+        nodes, "g", [images], [helper.make_tensor_value_info("y", 1, None)],
+        [numpy_helper.from_array(np.array([0, 0, 1, 1] * 2), "pads")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    values = np.full((1, 8, 6, 6), -1, np.float32)
+    for optimize in (False, True):
+        pooled = reference_session(model.SerializeToString(), optimize=optimize)(values)
+        assert pooled[0, 0].tolist() == [[0, 0, 0], [0, -1, -1], [0, -1, -1]]
 
 
 def test_a_path_and_its_bytes_give_the_same_logits(tmp_path: Path) -> None:

@@ -44,11 +44,31 @@ def test_what_failed_has_its_reason_and_does_not_count(tmp_path: Path) -> None:
         networks=(Network(name="a", results=(good, bad)), Network(name="b", failed="torch cannot export it")),
     )
     text = page(found, tmp_path / "raw.json")
-    assert "| rescompile | 1 of 1 | 90.0 % | 0.0500 | 0 of 0 |" in text
+    assert "| rescompile | 1 of 1 | 90.0 % | 90.0 % |  | 0.0500 | 0 of 0 |" in text
     assert "| NNCF | 0 of 1 |" in text
     assert "| a | rescompile | 90 % | 0.0500 | 7 of 8 | 100 % |" in text
     assert "not built: no / such operator" in text
     assert "not exported: torch cannot export it" in text
+
+
+def test_agreements_are_counted_network_by_network(tmp_path: Path) -> None:
+    def network(name: str, ours: float, theirs: float | None) -> Network:
+        one = Result(contender="rescompile", agreement=ours, relative_rms=0.1)
+        other = Result(contender="NNCF", agreement=theirs, relative_rms=0.2, failed=None if theirs else "no")
+        return Network(name=name, results=(one, other))
+
+    found = msgspec.structs.replace(
+        msgspec.json.decode(committed().read_bytes(), type=Coverage),
+        networks=(
+            network("a", 0.9, 0.8),
+            network("b", 0.7, 0.7),
+            network("c", 0.6, 0.7),
+            network("d", 0.6, None),
+        ),
+    )
+    assert "| NNCF | 3 of 4 | 70.0 % | 73.3 % | 1, 1, 1 | 0.2000 | 0 of 3 |" in page(
+        found, tmp_path / "raw.json"
+    )
 
 
 @pytest.mark.parametrize("package", ["torch", "openvino", "nncf", "onnxruntime"])

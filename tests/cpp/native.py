@@ -18,6 +18,8 @@ class Options(ctypes.Structure):
         ("threads", ctypes.c_int),
         ("hint", ctypes.c_int),
         ("cache", ctypes.c_char_p),
+        ("trusted_keys", POINTER),
+        ("trusted_keys_count", SIZE),
     ]
 
 

@@ -121,6 +121,24 @@ def test_an_average_pool_over_everything_is_the_global_pool() -> None:
     assert read(model)[2] == PLAIN
 
 
+@pytest.mark.parametrize("bounds", [{"start": 0, "end": 1}, {"end": -3}, {"start": -4, "end": 1}])
+def test_a_part_of_a_shape_is_that_part(bounds: dict[str, int]) -> None:
+    gate = [
+        helper.make_node("GlobalAveragePool", ["a"], ["mean"]),
+        helper.make_node("Shape", ["a"], ["batch"], **bounds),
+        helper.make_node("Concat", ["batch", "sizes"], ["shape"], axis=0),
+        helper.make_node("Expand", ["mean", "shape"], ["wide"]),
+        helper.make_node("Mul", ["a", "wide"], ["gated"]),
+    ]
+    model = small([], sizes=np.array([8, 8, 8]))
+    last = next(index for index, node in enumerate(model.graph.node) if "w2" in node.input)
+    model.graph.node[last].input[0] = "gated"
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:last], *gate, *nodes[last:]])
+    read(model)
+
+
 def test_a_convolution_that_onnx_runtime_fused_is_read() -> None:
     model = small([])
     conv, relu = model.graph.node[:2]

@@ -89,6 +89,8 @@ def test_torchvision_by_name(tmp_path: Path) -> None:
         open_named("torchvision:resnet18.V9")
     with pytest.raises(UsageError, match="no classifier called resnet17"):
         open_named("torchvision:resnet17")
+    with pytest.raises(UsageError, match="fcn_resnet50 is not a classifier: build the backbone"):
+        open_named("torchvision:fcn_resnet50")
 
 
 def test_folder_that_hugging_face_saved(tmp_path: Path) -> None:

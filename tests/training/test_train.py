@@ -222,12 +222,6 @@ def test_fused_blocks_have_the_same_losses(images: Path, tmp_path: Path) -> None
     compare_fused(images, tmp_path, "reference", "steps=50", "learning_rate=0.02")
 
 
-@pytest.mark.slow
-def test_fused_kernels_have_the_same_losses(images: Path, tmp_path: Path) -> None:
-    pytest.importorskip("triton")
-    compare_fused(images, tmp_path, "kernels", "steps=6", "batch_size=4", "learning_rate=0.02")
-
-
 def test_a_cpu_trains_unfused(images: Path, tmp_path: Path) -> None:
     assert (
         run(images, tmp_path / "auto", "steps=2").notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper, shape_inference, version_converter
@@ -35,16 +36,16 @@ def opened(model: onnx.ModelProto, size: tuple[int, int] | None) -> gs.Graph:
 
 
 def _expanded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of ``model`` with the convolutions that ONNX Runtime's optimizer fused written as ONNX's own.
+    """A copy of ``model`` with the convolutions that ONNX Runtime's optimizer fused, and parts of shapes, written out.
 
     Raises:
         GraphError: another operator that is not ONNX's own.
     """
-    copy, nodes = onnx.ModelProto(), []
+    copy, nodes = onnx.ModelProto(), list[onnx.NodeProto]()
     copy.CopyFrom(model)
     for node in model.graph.node:
         if node.domain in _OWN_DOMAINS:
-            nodes.append(node)
+            nodes += _sliced_shape(node) if node.op_type == "Shape" else [node]
         elif node.op_type == "FusedConv":
             nodes += _fused_conv(node)
         else:
@@ -59,6 +60,24 @@ def _expanded(model: onnx.ModelProto) -> onnx.ModelProto:
     del copy.opset_import[:]
     copy.opset_import.extend(own)
     return copy
+
+
+def _sliced_shape(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Shape of some dimensions as Slice of all, because graphsurgeon folds Shape without its ``start`` and ``end``."""
+    bounds = {field.name: field.i for field in node.attribute}
+    if not bounds:
+        return [node]
+    whole, (part,) = f"{node.output[0]}.whole", node.output
+    starts = helper.make_node("Constant", [], [f"{part}.starts"], value_ints=[bounds.get("start", 0)])
+    ends = helper.make_node(
+        "Constant", [], [f"{part}.ends"], value_ints=[bounds.get("end", np.iinfo(np.int64).max)]
+    )
+    return [
+        helper.make_node("Shape", [node.input[0]], [whole]),
+        starts,
+        ends,
+        helper.make_node("Slice", [whole, starts.output[0], ends.output[0]], [part], name=node.name),
+    ]
 
 
 def _fused_conv(node: onnx.NodeProto) -> list[onnx.NodeProto]:
