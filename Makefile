@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: quickstart runtime lowest smoke test lint sbom hashes
+.PHONY: quickstart runtime lowest smoke test docs lint sbom hashes
 
 # A fresh environment, a small network trained on real digits, and its INT8 engine with a verdict.
 quickstart:
@@ -38,12 +38,20 @@ sbom:
 	.venv-cyclonedx/bin/cyclonedx-py environment .venv-sbom --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
 
 # Lint, types and all tests in a fresh environment, as in continuous integration. Each of the two workers uses one thread:
-# with more threads than cores, small convolutions take up to forty times as long.
+# with more threads than cores, small convolutions take up to forty times as long. nvidia-pytriton carries a real
+# inference server, for Linux alone; without it one test is skipped.
 test:
 	$(PYTHON) -m venv --clear .venv-test
 	.venv-test/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tensorrt-rtx,triton]'
+	-.venv-test/bin/python -m pip install --quiet --no-deps --constraint constraints.txt nvidia-pytriton
 	$(MAKE) lint BIN=.venv-test/bin/
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2
+
+# The documentation as a site in build/site, with all links checked.
+docs:
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet '.[docs]'
+	.venv-docs/bin/mkdocs build --quiet
 
 # Needs an environment in which the project is installed with its extra dev.
 lint:

@@ -1,6 +1,6 @@
 """``docs/performance.md`` from the raw results in ``benchmarks/results/``: ``python -m benchmarks.performance_page``
 
-Every figure comes from a committed JSON file, which its table links to, and has the command that measures it. Missing
+Every figure comes from a committed JSON file, which its section links to, and has the command that measures it. Missing
 measurements are shown as "not measured yet".
 """
 
@@ -51,6 +51,14 @@ _COMMANDS = {
 }
 _ELSEWHERE = {ACCURACY, AGREEMENT, COVERAGE, ZOO}  # pages of their own show these
 _NOT_YET = "not measured yet"
+_REPLACED = {
+    "rescompile fp32": "our fp32",
+    "ONNX Runtime fp32": "ONNX Runtime fp32",
+    "PyTorch eager": "PyTorch fp32",
+    "ONNX Runtime int8": "ONNX Runtime INT8",
+    "OpenVINO + NNCF int8": "OpenVINO and NNCF INT8",
+}
+"""Contenders that an INT8 engine replaces, and their names in the first table."""
 
 
 @dataclass
@@ -95,6 +103,7 @@ def page(folder: Path, home: Path) -> str:
     on_cpu = [one for one in found.suites if one not in on_gpu]
     parts = [
         _HEADER,
+        *_gains(found.suites),
         "## On a CPU\n",
         *_suites(on_cpu, home, "suites"),
         "## Starts and memory\n",
@@ -107,6 +116,28 @@ def page(folder: Path, home: Path) -> str:
         *_kernels(found.kernels, home),
     ]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _gains(runs: Sequence[tuple[Path, Results]]) -> Iterator[str]:
+    """What a user gains: the INT8 engine's call at batch 1 beside those that it replaces, on each device."""
+    rows = []
+    for _, group in groupby(runs, key=lambda run: run[0].parent.name):
+        newest = next(iter(group))[1]
+        times: dict[str, dict[str, float]] = {}
+        for row in newest.rows:
+            if row.suite == "engines" and row.timing is not None and row.case.endswith(" latency"):
+                times.setdefault(row.case.removesuffix(" latency"), {})[row.contender] = row.timing.p50
+        for network, found in times.items():
+            if (ours := found.get("rescompile int8")) is not None:
+                ratios = [f"{found[peer] / ours:.1f}x" if peer in found else "" for peer in _REPLACED]
+                rows.append(f"| {newest.origin.device} | {network} | {_time(ours)} | {' | '.join(ratios)} |")
+    if rows:
+        yield "## What INT8 gains\n"
+        yield "One image at a time: the median time of our INT8 engine, and how many times as long the others take.\n"
+        yield f"| device | network | INT8 | {' | '.join(_REPLACED.values())} |"
+        yield "|---|---|---|" + "---|" * len(_REPLACED)
+        yield from rows
+        yield ""
 
 
 def _command(kind: str) -> str:
@@ -135,7 +166,7 @@ def _suites(runs: Sequence[tuple[Path, Results]], home: Path, kind: str) -> Iter
         )
         yield from _bars(newest)
         for case, rows in groupby(newest.rows, key=lambda row: f"{row.suite}: {row.case}"):
-            yield from _case(case, list(rows), _link(path, home))
+            yield from _case(case, list(rows))
         yield from (f"- {note}" for note in newest.notes)
         yield ""
 
@@ -150,7 +181,7 @@ def _bars(results: Results) -> Iterator[str]:
         yield ""
 
 
-def _case(case: str, rows: Sequence[Row], link: str) -> Iterator[str]:
+def _case(case: str, rows: Sequence[Row]) -> Iterator[str]:
     yield f"#### {case}\n"
     timed = [row for row in rows if row.timing is not None]
     if timed:
@@ -161,7 +192,7 @@ def _case(case: str, rows: Sequence[Row], link: str) -> Iterator[str]:
         cells = [
             f"**{row.contender}**" if row.ours else row.contender,
             str(row.batch),
-            f"[{_time(row.timing.p50)}]({link}){_interval(row.timing)}",
+            f"{_time(row.timing.p50)}{_interval(row.timing)}",
             "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
             "" if row.ratio_to_best_peer is None else f"{row.ratio_to_best_peer:.2f}x {row.best_peer}",
             "" if row.share_of_roofline is None else f"{100 * row.share_of_roofline:.0f} %",

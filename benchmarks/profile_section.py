@@ -20,7 +20,7 @@ def profile_lines(report: ProfileReport, link: str) -> Iterator[str]:
     yield f"| {' | '.join(cells)} |"
     yield "|---" * len(cells) + "|"
     for row in zip(*(engine.blocks for engine in engines), strict=True):
-        yield f"| {row[0].block} | {' | '.join(_block(block, link) for block in row)} |"
+        yield f"| {row[0].block} | {' | '.join(_block(block) for block in row)} |"
     yield ""
     yield from (f"- {finding}" for finding in (*report.findings, *report.notes))
     yield ""
@@ -39,7 +39,7 @@ def _call(engine: EngineProfile) -> str:
     return f"{engine.wall.p50:.3g} ms in {engine.engine.precision}"
 
 
-def _block(block: BlockProfile, link: str) -> str:
+def _block(block: BlockProfile) -> str:
     """Cells of one block; one without work in this precision has no floor."""
     times = f"{block.ms / block.floor_ms:.1f}" if block.floor_ms else ""
-    return f"[{block.ms:.3f}]({link}) | {block.floor_ms:.3f} | {times}"
+    return f"{block.ms:.3f} | {block.floor_ms:.3f} | {times}"

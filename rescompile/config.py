@@ -324,6 +324,10 @@ class BuildConfig:
     force: bool = False
     keep_reference: bool = True
     """Keep the fp32 graph in the engine directory, so that ``verify`` needs nothing else."""
+    thumbnails: bool = True
+    """Keep small copies of validation images whose class changed in the report."""
+    command: str | None = None
+    """The command line that the configuration comes from, for the report."""
 
     def __post_init__(self) -> None:
         one_of(self.precision, PRECISIONS, "--precision")
@@ -365,7 +369,7 @@ class BuildConfig:
             )
 
     def _check_automatic_blocks(self) -> None:
-        if self.limits is None or self.validation_set is None:
+        if self.limits is None or not self.limits.judge_answers or self.validation_set is None:
             raise UsageError(
                 "--fp16-blocks auto needs limits to meet on a validation set; pass --validation-set with "
                 "--min-agreement, --max-top1-drop or --max-relative-rms"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -49,6 +50,11 @@ class Finding(msgspec.Struct, frozen=True):
     status: Literal["ok", "limited", "missing"]
     text: str
     advice: str = ""
+
+
+def now() -> str:
+    """The time in UTC, to the second, as ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def describe() -> dict[str, str]:

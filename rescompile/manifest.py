@@ -42,6 +42,8 @@ GOLDEN = "golden.npz"
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 README = "README.md"
 """The directory in words; absent in engines of versions up to 0.1."""
+_BESIDE_THE_PAYLOAD = {GRAPH, REFERENCE, GOLDEN, CALIBRATION, REPORT_JSON, REPORT_HTML, README}
+"""The files of an engine that its backend does not load, but for the graph of ONNX Runtime."""
 TENSORRT_ENGINE = "model.engine"
 OPENVINO_MODEL, OPENVINO_WEIGHTS = "model.xml", "model.bin"
 TRITON_PLAN, TRITON_WEIGHTS = "plan.json", "weights.safetensors"
@@ -205,6 +207,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def classes(self) -> tuple[str, ...]:
         """Names of the first output's classes, labels or values; empty if it has none."""
         return self.outputs[0].labels
+
+    @property
+    def payload_bytes(self) -> int:
+        """Size of the files that the backend loads."""
+        others = _BESIDE_THE_PAYLOAD - ({GRAPH} if self.backend == "onnxruntime" else set())
+        return sum(digest.bytes for name, digest in self.files.items() if name not in others)
 
     def digest(self) -> str:
         """SHA-256 of the file that ``write`` writes, without the digest in it."""

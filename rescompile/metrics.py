@@ -40,6 +40,23 @@ def class_of(outputs: Logits, kind: OutputKind) -> Labels:
     return (outputs[:, 0] > 0).astype(np.int64) if kind == "binary" else outputs.argmax(axis=1)
 
 
+def margins(
+    reference: Logits, engine: Logits, chosen: Labels, others: Labels
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """How much each side prefers its own class to that of the other side, for each image [N]; 0 where they agree.
+
+    A binary output has one logit, whose distance from 0 decides.
+    """
+    if reference.shape[1] == 1:
+        differ = chosen != others
+        return np.abs(reference[:, 0]) * differ, np.abs(engine[:, 0]) * differ
+    rows = np.arange(len(reference))
+    return (
+        reference[rows, chosen] - reference[rows, others],
+        engine[rows, others] - engine[rows, chosen],
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Answers:
     """The classes that both sides name for each image [N], and its label, if the images have labels.
@@ -59,6 +76,9 @@ class Change:
     image: int
     reference: tuple[int, ...]
     engine: tuple[int, ...]
+    reference_margin: float | None = None
+    """By how much the reference prefers its class to the engine's, in logits; None for several labels."""
+    engine_margin: float | None = None
 
 
 class ParityMeter:
@@ -186,12 +206,20 @@ class ParityMeter:
             self._answers.append(chosen)
             self._decisions += len(reference)
             self._agreeing += int((chosen[0] == chosen[1]).sum())
-            self._keep_changes([[(index,) for index in side.tolist()] for side in chosen])
+            self._keep_changes(
+                [[(index,) for index in side.tolist()] for side in chosen],
+                margins(reference, engine, *chosen),
+            )
 
-    def _keep_changes(self, given: Sequence[Sequence[tuple[int, ...]]]) -> None:
+    def _keep_changes(
+        self,
+        given: Sequence[Sequence[tuple[int, ...]]],
+        margins: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None,
+    ) -> None:
         for row, (reference, engine) in enumerate(zip(*given, strict=True)):
             if reference != engine and len(self.changes) < MOST_CHANGES:
-                self.changes.append(Change(self._images + row, reference, engine))
+                both = (None, None) if margins is None else (float(margins[0][row]), float(margins[1][row]))
+                self.changes.append(Change(self._images + row, reference, engine, *both))
 
     def _keep_labels(self, labels: Labels | None, count: int, classes: int) -> None:
         labelled = labels is not None

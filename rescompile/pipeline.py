@@ -23,8 +23,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
         RescompileError, CalibrationError: what a user can mend; the output then does not exist.
     """
     check_build(config)
-    progress = progress or Silent()
-    clock = StageClock(progress)
+    clock = StageClock(progress := progress or Silent())
     backend, notes = engine_directory.backend_for(config)
     rest_type = backend.rest_type(config.precision)
     with clock.stage("load"):
@@ -67,13 +66,14 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
                 break
             engine_directory.clear(folder)
         with clock.stage("report"):
+            speed = verdict.speed_of(folder, source, validation)
             blocks = verdict.errors_by_block(source, deployable, validation, manifest)
-        if not passed:
+        if not (passed and verdict.fast_enough(speed, config.limits)):
             staging.divert(".failed")
         report = verdict.make_report(
             manifest=manifest, contents=contents, deployable=deployable, mixed=mixed, validation=validation,
             measured=measured, blocks=blocks, stages=clock.records, directory=staging.target,
-            wrong=wrong, notes=(*notes, *mixed.notes, *validation.notes, *payload.notes),
+            wrong=wrong, speed=speed, notes=(*notes, *mixed.notes, *validation.notes, *payload.notes),
         )  # fmt: skip
         verdict.write_report(folder, report)
         engine_directory.write_manifest(folder, contents)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from rescompile.engine_files import EngineSource, files_in
@@ -34,6 +36,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Smallest cosine between the outputs of both networks for one image."""
     max_error: float | None = None
     """Largest difference of one output, in its own unit."""
+    min_speedup: float | None = None
+    """Smallest ratio of the fp32 network's time to the engine's, both on the machine that judges."""
+
+    @property
+    def judge_answers(self) -> bool:
+        """Whether a limit concerns the answers, and not the speed alone."""
+        return msgspec.structs.replace(self, min_speedup=None) != Limits()
 
     @property
     def need_labels(self) -> bool:
@@ -128,6 +137,12 @@ class ActivationRange(msgspec.Struct, frozen=True):
     tensor: str
     amax: float
     threshold: float
+    scale: float | None = None
+    """Step of the INT8 grid; this and the next two are None in reports of versions that did not record them."""
+    saturated: float | None = None
+    """Share of the calibration images' values beyond the threshold; None for a table that was read from a file."""
+    sqnr_db: float | None = None
+    """Signal over the expected error of the tensor alone; None as above, and for a tensor without any error."""
 
 
 class BlockDamage(msgspec.Struct, frozen=True):
@@ -145,6 +160,47 @@ class Flip(msgspec.Struct, frozen=True, kw_only=True):
     reference: str
     engine: str
     label: str | None
+    reference_margin: float | None = None
+    """By how much the fp32 logit of its class exceeds that of the engine's class; None for several labels."""
+    engine_margin: float | None = None
+    """The same of the engine's logits, for its own class."""
+    thumbnail: bytes = b""
+    """Small PNG of the pixels that the network saw; empty for most images of a long list, and where not wanted."""
+
+
+class ClassChange(msgspec.Struct, frozen=True, kw_only=True):
+    """The images of one class: by their label, or by what the fp32 network says where there are no labels."""
+
+    name: str
+    images: int
+    changed: int
+    """Images that the engine answers otherwise than the fp32 network."""
+    right_reference: int | None
+    """Right answers of the fp32 network; None without labels."""
+    right_engine: int | None
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine and the fp32 network of one library on one machine, timed in turns. Times are medians of a call."""
+
+    batch: int
+    library: str
+    """What ran both."""
+    engine_ms: float
+    engine_interval: tuple[float, float]
+    """95 % interval of the median."""
+    fp32_ms: float
+    fp32_interval: tuple[float, float]
+    engine_bytes: int
+    """Size of the files that the library loads."""
+    fp32_bytes: int
+    disturbances: tuple[str, ...] = ()
+    """Reasons why the times may be unstable."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as fp32 the engine is."""
+        return self.fp32_ms / self.engine_ms
 
 
 class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,6 +261,14 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
 class BuildReport(JsonReport, frozen=True, kw_only=True):
     """The verdict on one engine. ``bool(report)`` is ``report.passed``."""
 
+    format: Literal[1] = 1
+    """Version of this form; a reader refuses a newer one."""
+    date: str | None = None
+    """When the engine was judged, in UTC (ISO 8601)."""
+    command: str | None = None
+    """The command line of the build; None where a Python program built the engine."""
+    options: dict[str, str] = {}
+    """The options of the build with every default and effort resolved, by name."""
     passed: bool
     engine_executed: bool
     measured_on: str
@@ -256,6 +320,10 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
     """The reason why the figures say nothing: the network does not fit the labels, or it was fed wrongly."""
     flips: tuple[Flip, ...] = ()
     """Images whose classes differ between the engine and the fp32 network; the first hundred."""
+    class_changes: tuple[ClassChange, ...] = ()
+    """The classes with changed images, those with the most first; at most a hundred."""
+    speed: Speed | None = None
+    """Comparison with fp32 on the machine that judged; None where it could not be made."""
     members: tuple[MemberAccuracy, ...] = ()
     """The networks of an ensemble, whose joint figures the others are."""
     advice: tuple[str, ...] = ()
@@ -271,7 +339,7 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
     @property
     def judged(self) -> bool:
         """Whether the engine was measured against at least one limit."""
-        return self.images > 0 and self.limits != Limits()
+        return self.images > 0 and self.limits.judge_answers
 
     @property
     def verdict(self) -> str:

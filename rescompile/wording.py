@@ -57,9 +57,11 @@ def points(difference: float) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units: ``1.25 GB``, ``640 MB``, ``77 kB``."""
+    """Bytes in decimal units: ``1.25 GB``, ``640 MB``, ``1.1 MB``, ``77 kB``."""
     if 0 < count < 999_500:
         return f"{count / 1e3:.3g} kB"
+    if 0 < count < 9_950_000:
+        return f"{count / 1e6:.1f} MB"
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 

@@ -24,6 +24,7 @@ from rescompile.building.opening import open_source
 from rescompile.building.source import Source
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.manifest import Batch
+from rescompile.measuring import speedup
 from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
 from rescompile.optional import installed
@@ -38,6 +39,9 @@ if os.environ.get("CI"):
 
 # an engine that a test loads leaves nothing in the user's cache; tests of the cache switch it on
 os.environ["RESCOMPILE_ENGINE_CACHE"] = "off"
+
+# builds in tests need no exact times
+speedup.SECONDS, speedup.TURN_SECONDS, speedup.REST = 0.0, 0.0, lambda _: None
 
 # engines have the same form on every machine, the one that all of them compute exactly; tests of others simulate them
 rescompile.backends.openvino.cpu_form.machine_form = lambda: "avx2"

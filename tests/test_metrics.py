@@ -241,10 +241,20 @@ def test_changed_images_are_counted_over_batches_and_only_the_first_are_kept() -
     reference = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     meter.update(reference, reference)
     meter.update(reference, reference[:, ::-1])
-    assert meter.changes == [Change(3, (0,), (1,)), Change(4, (1,), (0,)), Change(5, (0,), (1,))]
+    expected = [(3, (0,), (1,)), (4, (1,), (0,)), (5, (0,), (1,))]
+    assert meter.changes == [Change(*change, reference_margin=1.0, engine_margin=1.0) for change in expected]
     for _ in range(MOST_CHANGES):
         meter.update(reference, reference[:, ::-1])
     assert len(meter.changes) == MOST_CHANGES
+
+
+def test_the_margin_is_what_each_side_prefers_its_class_by_to_the_other_sides() -> None:
+    meter = ParityMeter()
+    meter.update(np.array([[3.0, 1.0, 2.5]]), np.array([[3.0, 9.0, 3.75]]))
+    assert meter.changes == [Change(0, (0,), (1,), 2.0, 6.0)]
+    one_logit = ParityMeter("binary")
+    one_logit.update(np.array([[0.5], [1.0]]), np.array([[-2.0], [1.0]]))
+    assert one_logit.changes == [Change(0, (1,), (0,), 0.5, 2.0)]
 
 
 def test_feature_maps_have_an_error_and_cosines_alone() -> None:

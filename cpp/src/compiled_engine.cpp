@@ -118,7 +118,9 @@ void CompiledEngine::write(const std::string& content) const {
   if (folder_.has_parent_path()) fs::create_directories(folder_.parent_path(), ignored);
   mkdir(folder_.c_str(), S_IRWXU);
   if (!own_folder(folder_)) return;
-  const fs::path partial = folder_ / ("." + path_.filename().string() + "." + std::to_string(std::random_device()()));
+  std::string name = path_.filename().string();  // GCC 12 warns about a text + std::string that is about to vanish
+  name.insert(name.begin(), '.');
+  const fs::path partial = folder_ / (name + "." + std::to_string(std::random_device()()));
   const int handle = ::open(partial.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, S_IRUSR | S_IWUSR);
   if (handle < 0) return;
   const bool written = write_all(handle, sha256_of(content)) && write_all(handle, content);

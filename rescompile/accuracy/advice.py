@@ -12,6 +12,10 @@ WORST_BLOCKS = 3
 """Blocks that are named."""
 
 
+SPEED = "speed"
+"""Name of the check of the speed-up."""
+
+
 def next_steps(
     report: BuildReport, *, images: Path | None, pointless: Collection[str] = ()
 ) -> tuple[str, ...]:
@@ -24,6 +28,9 @@ def next_steps(
     """
     if report.passed or report.misfit is not None:
         return ()
+    failed = {check.name for check in report.checks if not check.passed}
+    if failed == {SPEED}:
+        return _faster(report)
     worst = sorted(report.blocks, key=lambda block: block.sqnr_db)[:WORST_BLOCKS]
     steps = []
     if report.precision == "int8":
@@ -49,5 +56,29 @@ def next_steps(
     where = text_of(images) if images is not None else "PATH"
     steps.append(
         f"run `rescompile compare {report.engine_directory} --images {where}` to see where the error begins"
+    )
+    return tuple(steps)
+
+
+def _faster(report: BuildReport) -> tuple[str, ...]:
+    """Next steps for an engine that is right and not fast enough."""
+    steps = []
+    if report.speed is not None and report.speed.disturbances:
+        steps.append(
+            "measure again on an idle machine (`rescompile verify`): these times may be unstable, and the report says "
+            "why"
+        )
+    if report.fp16_blocks:
+        steps.append(
+            f"build with --effort best: {len(report.fp16_blocks)} blocks stay in FP16 to meet the other limits, and "
+            "fewer may have to"
+        )
+    if report.precision == "int8":
+        steps.append(
+            "build with a larger --batch: at one image, time between layers can outweigh the arithmetic"
+        )
+    steps.append(
+        "build a second engine with --precision fp32 and run `rescompile profile` on both to see which blocks gain "
+        "nothing"
     )
     return tuple(steps)

@@ -6,11 +6,13 @@ import math
 
 import msgspec
 
+from rescompile.accuracy.advice import SPEED
 from rescompile.accuracy.parity import Measurement
 from rescompile.errors import UsageError
 from rescompile.manifest import OutputKind, Precision
+from rescompile.measuring.speedup import LIBRARIES
 from rescompile.metrics import ONE_CLASS
-from rescompile.report import Check, Limits, Parity
+from rescompile.report import Check, Limits, Parity, Speed
 from rescompile.wording import counted, percent, points
 
 _SLACK = 1e-9
@@ -93,6 +95,19 @@ def check_kind(limits: Limits, kind: OutputKind) -> None:
         )
 
 
+def check_speed_limit(limits: Limits | None, backend: str) -> None:
+    """Refuse a limit on the speed-up of an engine whose library does not run fp32 graphs.
+
+    Raises:
+        UsageError: names the backend and what to do instead.
+    """
+    if limits is not None and limits.min_speedup is not None and backend not in LIBRARIES:
+        raise UsageError(
+            f"--min-speedup times engines of {' and '.join(LIBRARIES)} beside their fp32 network, not those of "
+            f"{backend}; build a second engine with --precision fp32 and compare both with `rescompile profile`"
+        )
+
+
 def default_limits(precision: Precision, *, random_weights: bool, kind: OutputKind = "classes") -> Limits:
     """The limits of a user who set none.
 
@@ -103,6 +118,38 @@ def default_limits(precision: Precision, *, random_weights: bool, kind: OutputKi
         return Limits()
     agreement, relative_rms = {"fp32": (0.995, 1e-3), "fp16": (0.99, 0.02), "int8": (0.90, 0.15)}[precision]
     return Limits(min_agreement=None if kind in NUMBERS else agreement, max_relative_rms=relative_rms)
+
+
+def limits_for(
+    asked: Limits | None, precision: Precision, *, random_weights: bool, kind: OutputKind = "classes"
+) -> Limits:
+    """The limits that were ``asked``, or the defaults where nothing was asked about the answers.
+
+    A limit on the speed alone says nothing about the answers, so the defaults stay beside it.
+    """
+    if asked is not None and (asked.judge_answers or asked.min_speedup is None):
+        return asked
+    defaults = default_limits(precision, random_weights=random_weights, kind=kind)
+    return msgspec.structs.replace(defaults, min_speedup=asked.min_speedup if asked else None)
+
+
+def judge_speed(speed: Speed | None, limits: Limits) -> tuple[Check, ...]:
+    """The limit on the speed-up beside the measured one; nothing where none was asked or nothing was measured."""
+    if limits.min_speedup is None or speed is None:
+        return ()
+    asked = f"at least {limits.min_speedup:.3g} times fp32"
+    measured = f"{speed.ratio:.2f} times fp32"
+    return (Check(SPEED, asked, measured, speed.ratio >= limits.min_speedup),)
+
+
+def speed_not_judged(speed: Speed | None, limits: Limits) -> tuple[str, ...]:
+    """A note where a speed-up was asked for and could not be measured."""
+    if limits.min_speedup is None or speed is not None:
+        return ()
+    return (
+        "--min-speedup was not judged, because this engine and the fp32 network could not be timed here; run "
+        "`rescompile verify` where the engine runs",
+    )
 
 
 def _top1_drop(parity: Parity) -> float:

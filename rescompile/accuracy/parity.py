@@ -14,11 +14,12 @@ from calibration.errors import ImageSetError
 from calibration.images import ImageSet, InMemoryImages, open_image_set
 from calibration.names import text_of
 from calibration.preprocess import Preprocess, normalize
+from rescompile.accuracy.thumbnails import MOST_THUMBNAILS, thumbnail
 from rescompile.backends.fp32 import Fp32Session
 from rescompile.manifest import OutputSpec, TensorSpec
-from rescompile.metrics import Answers, Change, Labels, Logits, ParityMeter
+from rescompile.metrics import MOST_CHANGES, Answers, Change, Labels, Logits, ParityMeter
 from rescompile.progress import Progress
-from rescompile.report import Flip, MemberAccuracy, Parity
+from rescompile.report import ClassChange, Flip, MemberAccuracy, Parity
 
 Network = Callable[[NDArray[Any]], Any]
 """Images [N, ...] to logits [N, classes], or other outputs; a dict of several by name."""
@@ -36,6 +37,8 @@ class ImageBatch(NamedTuple):
     """[N, ...] in the engine's own layout and dtype."""
     labels: Labels | None
     """Class indices [N], for every batch or for none."""
+    pixels: NDArray[np.uint8] | None
+    """[N, H, W, C]; None for images that a program normalized."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Measurement:
     """The first images that the engine answers otherwise."""
     others: Mapping[str, Parity] = field(default_factory=dict)
     """The comparison of each output but the first, by name."""
+    thumbnails: tuple[bytes, ...] = ()
+    """PNG of the first of ``changes``."""
     at_sizes: Mapping[str, Measurement] = field(default_factory=dict)
     """The comparison at other sizes of images, by size in words."""
     members: tuple[MemberAccuracy, ...] = ()
@@ -69,9 +74,33 @@ class Measurement:
                 reference=named(change.reference),
                 engine=named(change.engine),
                 label=None if labels is None else classes[labels[change.image]],
+                reference_margin=change.reference_margin,
+                engine_margin=change.engine_margin,
+                thumbnail=self.thumbnails[place] if place < len(self.thumbnails) else b"",
             )
-            for change in self.changes
+            for place, change in enumerate(self.changes)
         )
+
+    def class_changes(self, classes: Sequence[str]) -> tuple[ClassChange, ...]:
+        """The classes in which answers differ, called by ``classes``, those with the most such images first."""
+        answers = self.answers
+        labels, differ = answers.labels, answers.reference != answers.engine
+        true = answers.reference if labels is None else labels
+
+        def count(chosen: NDArray[np.bool_], index: int) -> int:
+            return int((chosen & (true == index)).sum())
+
+        changes = [
+            ClassChange(
+                name=classes[index],
+                images=int((true == index).sum()),
+                changed=count(differ, index),
+                right_reference=None if labels is None else count(answers.reference == labels, index),
+                right_engine=None if labels is None else count(answers.engine == labels, index),
+            )
+            for index in np.unique(true[differ]).tolist()
+        ]
+        return tuple(sorted(changes, key=lambda change: -change.changed)[:MOST_CHANGES])
 
 
 def open_unlabelled(
@@ -127,13 +156,15 @@ def compare_logits(
     preprocess: Preprocess,
     candidate_input: TensorSpec,
     outputs: Sequence[OutputSpec] = (),
+    thumbnails: bool = False,
     progress: Progress,
     compared: Callable[[ImageBatch], None] | None = None,
 ) -> Measurement:
     """Run both networks over ``images``, the candidate as ``candidate_input`` says, and compare their ``outputs``.
 
-    Without ``outputs`` there is one, of kind classes. Networks with several return them by name. ``compared`` is called
-    with each batch after both networks.
+    Without ``outputs`` there is one, of kind classes. Networks with several return them by name. With ``thumbnails``
+    small copies of the first images that the candidate answers otherwise are kept. ``compared`` is called with each
+    batch after both networks.
 
     Raises:
         BackendError: the candidate's outputs are not finite or of another shape than the reference's.
@@ -142,6 +173,7 @@ def compare_logits(
     """
     meter, sample, done = ParityMeter(outputs[0].kind if outputs else "classes"), _PairSample(SAMPLE_SIZE), 0
     others = {output.name: ParityMeter(output.kind) for output in outputs[1:]}
+    small: list[bytes] = []
     for batch in image_batches(images, preprocess, candidate_input):
         expected, found = reference(batch.reference), candidate(batch.candidate)
         if isinstance(expected, dict) and isinstance(found, dict):
@@ -149,6 +181,9 @@ def compare_logits(
                 other.update(expected[name], found[name])
             expected, found = expected[outputs[0].name], found[outputs[0].name]
         meter.update(expected, found, batch.labels)
+        if thumbnails and batch.pixels is not None:
+            new = meter.changes[len(small) : MOST_THUMBNAILS]
+            small += [thumbnail(batch.pixels[change.image - done], preprocess.color) for change in new]
         sample.update(expected, found)
         if compared is not None:
             compared(batch)
@@ -163,6 +198,7 @@ def compare_logits(
         tuple(meter.changes),
         {name: other.result(image_source=images.source, image_fingerprint=images.fingerprint)
          for name, other in others.items()},
+        tuple(small),
     )  # fmt: skip
 
 
@@ -178,7 +214,8 @@ def image_batches(
     for batch in images.batches(preprocess, BATCH):
         normalized = normalize(batch.images, preprocess)
         engine_input: Any = batch.images if candidate_input.dtype == "uint8" else normalized
-        yield ImageBatch(normalized, engine_input, batch.labels)
+        pixels: Any = batch.images if batch.images.dtype == np.uint8 else None
+        yield ImageBatch(normalized, engine_input, batch.labels, pixels)
 
 
 class _PairSample:

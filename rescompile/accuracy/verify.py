@@ -13,7 +13,14 @@ from calibration.images import ImageSet, open_image_set
 from calibration.names import text_of
 from rescompile.accuracy.advice import next_steps
 from rescompile.accuracy.label_fit import misfit
-from rescompile.accuracy.limits import check_kind, judge_all, too_few_images
+from rescompile.accuracy.limits import (
+    check_kind,
+    check_speed_limit,
+    judge_all,
+    judge_speed,
+    speed_not_judged,
+    too_few_images,
+)
 from rescompile.accuracy.other_sizes import with_sizes
 from rescompile.accuracy.parity import (
     Network,
@@ -26,9 +33,10 @@ from rescompile.backends import get_backend
 from rescompile.backends.base import SimulatingBackend
 from rescompile.backends.fp32 import fp32_session
 from rescompile.config import positive
-from rescompile.environment import describe
+from rescompile.environment import describe, now
 from rescompile.errors import BackendError, BackendUnavailable, EngineError, UsageError
 from rescompile.manifest import REFERENCE, REPORT_JSON, Manifest, read_manifest
+from rescompile.measuring.speedup import measure_speed
 from rescompile.metrics import ONE_CLASS
 from rescompile.progress import Progress, StageClock
 from rescompile.report import BuildReport, Limits, read_report
@@ -69,10 +77,11 @@ def verify(
     with engine, clock.stage("verify"):
         manifest = engine.manifest
         built = read_report(checked.files)
-        asked, limits = limits, limits or built.limits
+        asked, limits = limits, _with_those_of_the_build(limits, built.limits)
         trusted, by = _reference_of(graph, reference or directory / REFERENCE, manifest)
         kind = manifest.outputs[0].kind
         check_kind(limits, kind)
+        check_speed_limit(limits, manifest.backend)
         images, remarks = _images(
             validation_set,
             manifest,
@@ -90,7 +99,8 @@ def verify(
             progress=progress,
         )
         measured = with_sizes(measured, trusted, engine, images=images, manifest=manifest, progress=progress)
-    checks = judge_all(measured, limits)
+        speed = measure_speed(engine, checked.files, graph) if executed else None
+    checks = (*judge_all(measured, limits), *judge_speed(speed, limits))
     wrong = None
     if not built.random_weights:
         wrong = misfit(measured.answers, manifest.classes, least=limits.min_top1)
@@ -99,7 +109,10 @@ def verify(
         **msgspec.structs.asdict(measured.parity),
         passed=wrong is None and all(check.passed for check in checks),
         misfit=wrong,
+        date=now(),
         flips=measured.flips(manifest.classes),
+        class_changes=measured.class_changes(manifest.classes),
+        speed=speed,
         advice=(),
         members=tuple(
             msgspec.structs.replace(member, top1_reference=None, top1_engine=None) for member in built.members
@@ -117,9 +130,19 @@ def verify(
             *remarks,
             *by,
             *too_few_images(measured.parity, asked),
+            *speed_not_judged(speed, limits),
         ),
     )
     return msgspec.structs.replace(report, advice=next_steps(report, images=validation_set))
+
+
+def _with_those_of_the_build(asked: Limits | None, built: Limits) -> Limits:
+    """``asked``; the limits of the build where nothing was asked about the answers."""
+    if asked is None:
+        return built
+    if asked.judge_answers or asked.min_speedup is None:
+        return asked
+    return msgspec.structs.replace(built, min_speedup=asked.min_speedup)
 
 
 def _images(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from calibration.images.builtin import golden_images
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable
+from rescompile.accuracy.limits import check_speed_limit
 from rescompile.backends import choose_backend, get_backend
 from rescompile.backends.base import Backend, BuildRequest, HasCpuForms, Payload, SelectiveBackend
 from rescompile.backends.onnxruntime import reference_session
@@ -102,6 +103,7 @@ def backend_for(config: BuildConfig) -> tuple[Backend, tuple[str, ...]]:
         name, reason = choose_backend()
         notes = (f"--backend auto chose {name}: {reason}",)
     backend = get_backend(name)
+    check_speed_limit(config.limits, backend.name)
     backend.check(config.target)
     if config.cpu_form is not None:
         if not isinstance(backend, HasCpuForms):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import onnx
 
-from rescompile.accuracy.limits import check_kind, default_limits
+from rescompile.accuracy.limits import check_kind, limits_for
 from rescompile.building.calibrate import calibration_of
 from rescompile.building.opening import open_source
 from rescompile.building.source import Source
@@ -42,7 +42,7 @@ def with_task(source: Source, config: BuildConfig) -> Source:
     found = [_found(source, index) for index in range(len(source.graph.graph.output))]
     kind, reason = found[0] if config.task == "auto" else (config.task, "as --task says")
     _check(source, kind)
-    limits = config.limits or default_limits(config.precision, random_weights=source.random, kind=kind)
+    limits = limits_for(config.limits, config.precision, random_weights=source.random, kind=kind)
     check_kind(limits, kind)
     return replace(source, kind=kind, kind_reason=reason, other_kinds=tuple(other for other, _ in found[1:]))
 

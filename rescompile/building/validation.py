@@ -48,6 +48,8 @@ class Validation:
     executed: bool
     """Whether the engine itself can run on this machine."""
     notes: tuple[str, ...]
+    thumbnails: bool = False
+    """Whether the report may have small copies of the images."""
 
 
 def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> Validation:
@@ -100,7 +102,7 @@ def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> 
             f"this engine cannot run on this machine: the figures are those of its {stand_in(backend.name)} on "
             f"{len(images)} images; run `rescompile verify` where the engine runs"
         )
-    return Validation(images, executed, tuple(notes))
+    return Validation(images, executed, tuple(notes), config.thumbnails)
 
 
 def _other_images(config: BuildConfig, source: Source, classes: int, count: int) -> ImageSet:
@@ -151,6 +153,7 @@ def measure(
             preprocess=source.preprocess,
             candidate_input=manifest.inputs[0],
             outputs=manifest.outputs,
+            thumbnails=validation.thumbnails,
             progress=progress,
             compared=members.count if members else None,
         )

@@ -7,12 +7,20 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from calibration.methods.comparison import MethodResult
 from calibration.names import text_of
 from calibration.preprocess import normalize
+from calibration.table import TensorRange
 from rescompile.accuracy.advice import next_steps
 from rescompile.accuracy.error_by_block import block_errors
 from rescompile.accuracy.label_fit import misfit, share_in_another_order
-from rescompile.accuracy.limits import default_limits, judge_all, too_few_images
+from rescompile.accuracy.limits import (
+    judge_all,
+    judge_speed,
+    limits_for,
+    speed_not_judged,
+    too_few_images,
+)
 from rescompile.accuracy.other_preprocessing import better_preprocessing
 from rescompile.accuracy.parity import Measurement
 from rescompile.accuracy.verify import stand_in
@@ -22,14 +30,18 @@ from rescompile.building.calibrate import Calibrated
 from rescompile.building.deployable import Deployable
 from rescompile.building.engine_directory import Contents
 from rescompile.building.mixed_precision import MixedPrecision
+from rescompile.building.resolved_options import resolved_options
 from rescompile.building.source import Source
 from rescompile.building.validation import Validation
 from rescompile.config import INT8_THROUGHOUT, BuildConfig
+from rescompile.engine_files import EngineFiles
+from rescompile.environment import now
 from rescompile.errors import GraphError
 from rescompile.files import atomic_write
 from rescompile.graph.shared.names import INPUT
 from rescompile.graph.shared.topology import block_outputs
 from rescompile.manifest import README, REPORT_HTML, REPORT_JSON, Manifest, read_manifest
+from rescompile.measuring.speedup import measure_speed
 from rescompile.measuring.work import work_of
 from rescompile.presenting.engine_readme import engine_readme
 from rescompile.presenting.html.report_page import render
@@ -41,8 +53,10 @@ from rescompile.report import (
     Check,
     FusedAdds,
     Limits,
+    Speed,
     StageRecord,
 )
+from rescompile.runtime.loading import load
 from rescompile.wording import counted, percent
 
 BLOCK_IMAGES = 4
@@ -54,10 +68,19 @@ MOST_BLOCKS = 128
 def check_limits(measured: Measurement, contents: Contents) -> tuple[Limits, tuple[Check, ...]]:
     """The limits (the precision's defaults where nothing was asked), and each beside its measurement."""
     config = contents.config
-    limits = config.limits or default_limits(
-        config.precision, random_weights=contents.source.random, kind=contents.source.kind
+    limits = limits_for(
+        config.limits, config.precision, random_weights=contents.source.random, kind=contents.source.kind
     )
     return limits, judge_all(measured, limits)
+
+
+def speed_of(folder: Path, source: Source, validation: Validation) -> Speed | None:
+    """The engine in ``folder`` against the fp32 network; None where it or its library's fp32 does not run here."""
+    if not validation.executed:
+        return None
+    files = EngineFiles(folder)
+    with load(folder, verify=False) as engine:
+        return measure_speed(engine, files, source.graph.SerializeToString())
 
 
 def passes(measured: Measurement, contents: Contents, wrong: str | None) -> bool:
@@ -86,6 +109,11 @@ def misfit_of(
         f"{better.options}, and for {percent(better.top1_assumed)} as it was fed; pass these options, or "
         "those that you know to be right"
     )
+
+
+def fast_enough(speed: Speed | None, limits: Limits | None) -> bool:
+    """Whether the limit on the speed is met, where one was asked and the speed is known."""
+    return all(check.passed for check in judge_speed(speed, limits or Limits()))
 
 
 def _pointless(config: BuildConfig) -> set[str]:
@@ -131,13 +159,19 @@ def make_report(
     notes: tuple[str, ...],
     directory: Path,
     wrong: str | None,
+    speed: Speed | None,
 ) -> BuildReport:
     """The verdict, and everything that led to it; ``wrong`` is the reason why nothing can be judged."""
     limits, checks = check_limits(measured, contents)
     report = BuildReport(
-        passed=passes(measured, contents, wrong),
+        date=now(),
+        command=contents.config.command,
+        options=resolved_options(contents, mixed.calibrated),
+        passed=passes(measured, contents, wrong) and fast_enough(speed, limits),
         misfit=wrong,
         flips=measured.flips(manifest.classes),
+        class_changes=measured.class_changes(manifest.classes),
+        speed=speed,
         task_reason=contents.source.kind_reason,
         engine_executed=validation.executed,
         measured_on=manifest.backend if validation.executed else stand_in(manifest.backend),
@@ -148,12 +182,16 @@ def make_report(
         engine_directory=text_of(directory),
         **msgspec.structs.asdict(measured.parity),
         limits=limits,
-        checks=checks,
+        checks=(*checks, *judge_speed(speed, limits)),
         lint=deployable.lint,
         fused=_fused(deployable, contents.payload),
         stages=stages,
         environment=manifest.environment,
-        notes=(*notes, *too_few_images(measured.parity, contents.config.limits)),
+        notes=(
+            *notes,
+            *too_few_images(measured.parity, contents.config.limits),
+            *speed_not_judged(speed, limits),
+        ),
         blocks=blocks,
         ranges=_ranges(mixed.calibrated),
         logits=measured.logits,
@@ -192,11 +230,18 @@ def _ranges(calibrated: Calibrated | None) -> tuple[ActivationRange, ...]:
     """Ranges of the tensors that the table's thresholds quantize; not the input, where its pixels are exact."""
     if calibrated is None:
         return ()
+    table, compared = calibrated.table, calibrated.comparison
+    results = compared.tensors if compared is not None else {}
     return tuple(
-        ActivationRange(name, entry.amax, entry.threshold)
-        for name, entry in calibrated.table.tensors.items()
+        _range(name, entry, results.get(name, {}).get(table.method))
+        for name, entry in table.tensors.items()
         if name != INPUT or not calibrated.exact_pixels
     )
+
+
+def _range(name: str, entry: TensorRange, result: MethodResult | None) -> ActivationRange:
+    known = (None, None) if result is None else (result.clipped, result.sqnr_db)
+    return ActivationRange(name, entry.amax, entry.threshold, entry.scale, *known)
 
 
 def write_report(folder: Path, report: BuildReport) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -75,6 +77,7 @@ def build(
 
     - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --size 224 --dynamic-size 160:320`
     """
+    from calibration.names import text_of
     from rescompile.building.early_checks import check_build
     from rescompile.config import BuildConfig, parse_batch, parse_fp16_blocks, parse_sizes
 
@@ -97,6 +100,8 @@ def build(
         output=engine.output,
         force=engine.force,
         keep_reference=not engine.no_reference,
+        thumbnails=not engine.no_thumbnails,
+        command=text_of(shlex.join(["rescompile", *sys.argv[1:]])),
     )
     check_build(config)  # here too, because the import of the pipeline takes seconds
 

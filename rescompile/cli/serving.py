@@ -41,6 +41,14 @@ def export_server(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Serve the deployable graph model.onnx instead of the engine.")
     ] = False,
+    python: Annotated[
+        bool,
+        typer.Option(
+            "--python",
+            help="Triton: serve by rescompile's own runtime in the server's Python backend; triton and tensorrt-rtx "
+            "engines always are.",
+        ),
+    ] = False,
     force: Annotated[
         bool,
         typer.Option(
@@ -68,6 +76,7 @@ def export_server(
             output=output,
             name=name,
             onnx=onnx,
+            python=python,
             instances=instances,
             batching=Batching(max_batch=max_batch, queue_delay=queue_delay),
             force=force,

@@ -23,16 +23,7 @@ from calibration.preprocess import Size, size_words
 from rescompile.backends.base import Hint, RunOptions
 from rescompile.cache import SWITCH
 from rescompile.errors import EngineError, UsageError
-from rescompile.manifest import (
-    CALIBRATION,
-    GOLDEN,
-    GRAPH,
-    README,
-    REFERENCE,
-    REPORT_HTML,
-    REPORT_JSON,
-    Manifest,
-)
+from rescompile.manifest import Manifest
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import Origin, origin
 from rescompile.measuring.race import Contender, race
@@ -246,9 +237,6 @@ def engine_facts(directory: Path, manifest: Manifest, size: Size | None = None) 
     """Describe the engine from its manifest and build report, fed with images of ``size``."""
     built, fed = read_report(directory), manifest.inputs[0]
     at = "" if manifest.sizes is None else f" at {size_words(size or manifest.preprocess.crop)}"
-    others = {GRAPH, REFERENCE, GOLDEN, CALIBRATION, REPORT_JSON, REPORT_HTML, README}
-    if manifest.backend == "onnxruntime":
-        others -= {GRAPH}
     return EngineFacts(
         directory=text_of(directory),
         model=manifest.model,
@@ -259,7 +247,7 @@ def engine_facts(directory: Path, manifest: Manifest, size: Size | None = None) 
         input=f"{fed.dtype} {fed.layout} {list(fed.shape)}{at}",
         manifest_sha256=manifest.sha256,
         checkpoint_sha256=manifest.checkpoint.sha256,
-        bytes=sum(digest.bytes for name, digest in manifest.files.items() if name not in others),
+        bytes=manifest.payload_bytes,
         images=built.images,
         top1=built.top1_engine,
         top1_agreement=built.top1_agreement,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime, timezone
 
 import msgspec
 
-from rescompile.environment import describe
+from rescompile.environment import describe, now
 from rescompile.measuring.checkout import commit_of
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -32,7 +31,7 @@ def origin(threads: int | None = None) -> Origin:
     """This machine and the time now; ``threads`` is the setting of the measured engine."""
     machine = describe()
     return Origin(
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        date=now(),
         commit=commit_of(),
         device=machine["cpu"],
         threads=threads or int(machine["cores"]),

@@ -20,7 +20,8 @@ TURN_SECONDS = 0.1
 """Least length of a contender's turn, so that the switch between contenders is a small part of it."""
 REST_SECONDS = 0.02
 """Pause before each turn, in which the spinning threads of the contender before fall asleep."""
-_WARM_CALLS, _WARM_SECONDS = 2, 0.2
+_WARM_CALLS = 2
+"""Least calls before the race; they take two turns at least."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def race(
     contenders: Mapping[str, Contender],
     *,
     seconds: float,
+    turn: float = TURN_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
     rest: Callable[[float], None] = time.sleep,
 ) -> dict[str, Timing]:
@@ -43,13 +45,14 @@ def race(
     Args:
         contenders: the calls by name; one or more.
         seconds: length of the timed rounds, of which there are at least five.
+        turn: least seconds that a contender runs before the next one does.
         clock: returns seconds.
         rest: waits for a number of seconds.
 
     Raises:
         Exception: raised by a contender's ``check`` for a wrong answer.
     """
-    each = {name: _warm_up(one, clock) for name, one in contenders.items()}
+    each = {name: _warm_up(one, clock, turn) for name, one in contenders.items()}
     times: dict[str, list[list[float]]] = {name: [] for name in contenders}
     answers: dict[str, Any] = {}
     started = clock()
@@ -57,8 +60,8 @@ def race(
         for done in range(1, MOST_ROUNDS + 1):
             for name, one in contenders.items():
                 rest(REST_SECONDS)
-                turn, answers[name] = _turn(one.call, each[name], clock)
-                times[name].append(turn)
+                runs, answers[name] = _turn(one.call, each[name], clock)
+                times[name].append(runs)
             if done >= FEWEST_ROUNDS and clock() - started > seconds:
                 break
             gc.collect(0)
@@ -67,15 +70,15 @@ def race(
     return {name: timing(found) for name, found in times.items()}
 
 
-def _warm_up(one: Contender, clock: Callable[[], float]) -> int:
+def _warm_up(one: Contender, clock: Callable[[], float], turn: float) -> int:
     """Check the answer and let caches and clocks settle; returns the number of runs in a turn."""
     one.check(one.call())
     calls, began = 0, clock()
-    while calls < _WARM_CALLS or clock() - began < _WARM_SECONDS:
+    while calls < _WARM_CALLS or clock() - began < 2 * turn:
         one.call()
         calls += 1
     typical = (clock() - began) / calls
-    return max(1, round(TURN_SECONDS / max(typical, 1e-9)))
+    return max(1, round(turn / max(typical, 1e-9)))
 
 
 def _turn(call: Callable[[], Any], count: int, clock: Callable[[], float]) -> tuple[list[float], Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
-from rescompile.report import BuildReport, FloatOperations, MemberAccuracy, StageRecord
+from rescompile.report import BuildReport, Flip, FloatOperations, MemberAccuracy, Speed, StageRecord
 from rescompile.wording import counted, duration, percent, points, size
 
 Line = tuple[str, str]
@@ -36,8 +37,12 @@ def identity(report: BuildReport) -> tuple[Line, ...]:
 
 def precision(report: BuildReport) -> str:
     """The precision, and how many blocks of an INT8 engine have another one."""
-    kept = len(report.fp16_blocks)
-    return f"{report.precision} with {counted(kept, 'block')} in FP16" if kept else report.precision
+    kept, every = len(report.fp16_blocks), len(report.work)
+    if not kept:
+        return report.precision
+    return (
+        f"{report.precision} with {f'{kept} of {every} blocks' if every else counted(kept, 'block')} in FP16"
+    )
 
 
 def member_words(member: MemberAccuracy, report: BuildReport) -> str:
@@ -100,8 +105,141 @@ def share(found: float, interval: tuple[float, float] | None) -> str:
     return f"{percent(found)} (95 % interval: {low} to {high} %)"
 
 
+def speed(report: BuildReport) -> tuple[Line, ...]:
+    """Times of the engine and of fp32, and their sizes; nothing where they were not measured."""
+    found = report.speed
+    if found is None:
+        return ()
+    unstable = " (may be unstable)" if found.disturbances else ""
+    return (
+        ("speed", f"{speed_words(found)}, {found.library}, batch {found.batch}{unstable}"),
+        ("time of a call", f"{_ms(found.engine_ms, found.engine_interval)}"),
+        ("time in fp32", f"{_ms(found.fp32_ms, found.fp32_interval)}"),
+        ("size", f"{size(found.engine_bytes)}, fp32 {size(found.fp32_bytes)}"),
+    )
+
+
+def speed_words(found: Speed) -> str:
+    """The ratio of times in words that also fit an engine that is not faster."""
+    if found.ratio < 1:
+        return f"{1 / found.ratio:.2f}x slower than fp32"
+    return f"{found.ratio:.2f}x faster than fp32" if found.ratio >= 1.005 else "as fast as fp32"
+
+
+def _ms(median: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{median:.3g} ms (95 % interval: {low:.3g} to {high:.3g} ms)"
+
+
+def tiles(report: BuildReport) -> tuple[tuple[str, str, str], ...]:
+    """The figures that a reader looks for first, as (label, figure, remark)."""
+    found = []
+    if report.top1_agreement is not None and report.images:
+        found.append(("agreement with fp32", _short(report.top1_agreement), counted(report.images, "image")))
+    if report.top1_engine is not None and report.top1_reference is not None:
+        word = "top-1" if report.task == "classes" else "accuracy"
+        found.append((word, _short(report.top1_engine), f"fp32 {_short(report.top1_reference)}"))
+    elif report.relative_rms is not None and report.images:
+        found.append(("relative RMS", f"{report.relative_rms:.3g}", "error of the outputs"))
+    if report.speed is not None:
+        times = f"{report.speed.engine_ms:.3g} ms, fp32 {report.speed.fp32_ms:.3g} ms"
+        if report.speed.disturbances:
+            times += ", may be unstable"
+        found.append(("speed", speed_words(report.speed).removesuffix(" than fp32"), times))
+        found.append(("size", size(report.speed.engine_bytes), f"fp32 {size(report.speed.fp32_bytes)}"))
+    return tuple(found)
+
+
+def _short(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
 MOST_FLIPS = 10
 FLIPS_HEADER = ("image", "label", "fp32", "engine")
+
+
+def flips_explained(report: BuildReport) -> str:
+    """What the margins of the changed images say: how many are smaller than the usual error of a logit."""
+    margins = [flip.reference_margin for flip in report.flips if flip.reference_margin is not None]
+    if not margins or not report.logits:
+        return ""
+    usual = math.sqrt(sum((engine - fp32) ** 2 for fp32, engine in report.logits) / len(report.logits))
+    close = sum(margin < 2 * usual for margin in margins)
+    return (
+        "The margin is how much a network prefers its class to the other one, in logits. The usual error of one logit "
+        f"is {usual:.3g} (RMS), and for {close} of these {counted(len(margins), 'image')} the fp32 margin is less than "
+        "twice that: the fp32 network itself was nearly undecided there."
+    )
+
+
+def flip_margins(flip: Flip) -> tuple[str, str]:
+    """Margins of both networks as words; empty for answers of several labels."""
+    return tuple(  # type: ignore[return-value]
+        "" if margin is None else f"by {margin:.3g}" for margin in (flip.reference_margin, flip.engine_margin)
+    )
+
+
+CLASSES_HEADER = ("class", "images", "changed", "right in fp32", "right in the engine")
+
+
+def class_changes(report: BuildReport) -> tuple[tuple[str, ...], ...]:
+    """One row for each class with changed images; ``CLASSES_HEADER`` names the cells."""
+    return tuple(
+        (
+            entry.name,
+            f"{entry.images}",
+            f"{entry.changed}",
+            "" if entry.right_reference is None else f"{entry.right_reference}",
+            "" if entry.right_engine is None else f"{entry.right_engine}",
+        )
+        for entry in report.class_changes
+    )
+
+
+TENSORS_HEADER = ("tensor", "scale", "amax", "threshold", "saturated %", "error, SQNR dB")
+
+
+def tensors(report: BuildReport) -> tuple[tuple[str, ...], ...]:
+    """One row for each quantized tensor; ``TENSORS_HEADER`` names the cells."""
+    return tuple(
+        (
+            entry.tensor,
+            "" if entry.scale is None else f"{entry.scale:.4g}",
+            f"{entry.amax:.4g}",
+            f"{entry.threshold:.4g}",
+            "" if entry.saturated is None else f"{100 * entry.saturated:.3g}",
+            "" if entry.sqnr_db is None else f"{entry.sqnr_db:.1f}",
+        )
+        for entry in report.ranges
+    )
+
+
+BLOCKS_HEADER = ("block", "precision", "SQNR dB", "cosine", "Mop", "share of the work %", "sensitivity")
+
+
+def blocks(report: BuildReport) -> tuple[tuple[str, ...], ...]:
+    """One row for each block in the order of execution; ``BLOCKS_HEADER`` names the cells."""
+    errors = {entry.block: entry for entry in report.blocks}
+    work = {entry.block: entry for entry in report.work}
+    damages = {entry.block: entry.relative_rms for entry in report.damages}
+    total = sum(entry.ops for entry in work.values()) or 1
+    rows = []
+    for name in dict.fromkeys([*errors, *work] if not work else [*work, *errors]):
+        error, own = errors.get(name), work.get(name)
+        kept = name in report.fp16_blocks or (own is not None and own.float_ops > own.int8_ops)
+        float_word = "FP16" if name in report.fp16_blocks else "float"
+        rows.append(
+            (
+                name,
+                report.precision if report.precision != "int8" else float_word if kept else "int8",
+                "" if error is None else f"{error.sqnr_db:.1f}",
+                "" if error is None else f"{error.cosine:.6f}",
+                "" if own is None else f"{own.ops / 1e6:.3g}",
+                "" if own is None else f"{100 * own.ops / total:.1f}",
+                f"{damages[name]:.4g}" if name in damages else "",
+            )
+        )
+    return tuple(rows)
 
 
 def flips(report: BuildReport) -> tuple[tuple[str, ...], ...]:
@@ -176,6 +314,12 @@ def frontier(report: BuildReport) -> tuple[tuple[str, ...], ...]:
     )
 
 
+def how_built(report: BuildReport) -> tuple[Line, ...]:
+    """The date, and every option as it took effect."""
+    lines = [] if report.date is None else [("date", report.date)]
+    return (*lines, *report.options.items())
+
+
 def provenance(report: BuildReport) -> tuple[Line, ...]:
     """Origin of weights, calibration table and images, each with its hash."""
     lines: list[Line] = []
@@ -215,4 +359,5 @@ def _reason(report: BuildReport) -> str:
         return "The engine could not be executed on this machine, so it is not verified."
     if not report.judged:
         return "No limit was set, so nothing is claimed about the accuracy of this engine."
-    return f"The engine meets every limit, measured on {images}."
+    kept = f" It is {precision(report)}." if report.fp16_blocks else ""
+    return f"The engine meets every limit, measured on {images}.{kept}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,7 +100,7 @@ def read_golden(source: EngineSource, manifest: Manifest, beginning: str = "") -
     return images, tuple(outputs)
 
 
-def golden_batch(directory: Path, manifest: Manifest, size: int) -> tuple[NDArray[Any], Check]:
+def golden_batch(source: EngineSource, manifest: Manifest, size: int) -> tuple[NDArray[Any], Check]:
     """The golden images repeated to a batch [size, ...], and a check of the engine's answer for it.
 
     The check allows the error energy of the golden self-test once for each repetition of the golden images.
@@ -109,7 +108,7 @@ def golden_batch(directory: Path, manifest: Manifest, size: int) -> tuple[NDArra
     Raises:
         EngineError: ``golden.npz`` cannot be read, or does not fit the manifest.
     """
-    images, outputs = read_golden(directory, manifest)
+    images, outputs = read_golden(source, manifest)
     picked = np.arange(size) % len(images)
     allowed, rounds = manifest.golden_relative_rms, math.ceil(size / len(images))
 
@@ -120,7 +119,7 @@ def golden_batch(directory: Path, manifest: Manifest, size: int) -> tuple[NDArra
             error = np.square(found.astype(np.float64) - expected[picked]).sum()
             if not error <= allowed**2 * energy:  # NaN, too
                 raise EngineError(
-                    f"the engine in {directory} gives wrong answers at batch {size} (relative RMS "
+                    f"the engine in {files_in(source).directory} gives wrong answers at batch {size} (relative RMS "
                     f"{math.sqrt(error / energy):.3g}, allowed {allowed:g}), so its time says nothing; build it again "
                     "here"
                 )

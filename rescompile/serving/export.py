@@ -2,6 +2,7 @@
 
 REPO/export.json                     names the engine, and the hash of every file
 REPO/NAME/1/                         the payload: version 1 of the model
+REPO/NAME/1/model.py, engine/        instead, where rescompile's own runtime serves the engine
 REPO/NAME/config.pbtxt, labels.txt   Triton Inference Server; warm-up requests are in REPO/NAME/warmup/
 REPO/config.json, labels.txt         OpenVINO Model Server
 """
@@ -18,11 +19,11 @@ from rescompile.backends.openvino.compile import read_payload
 from rescompile.engine_files import EngineFiles
 from rescompile.errors import EngineError, UsageError
 from rescompile.files import atomic_directory, sha256_of
-from rescompile.manifest import GRAPH, REPORT_JSON, FileDigest, Manifest
+from rescompile.manifest import MANIFEST, FileDigest, Manifest, read_manifest
 from rescompile.manifest import OPENVINO_MODEL as MODEL
 from rescompile.report import JsonReport, read_report
-from rescompile.runtime.integrity import read_engine
-from rescompile.serving import model_server, triton_repository
+from rescompile.runtime.integrity import CheckedEngine, read_engine
+from rescompile.serving import model_server, python_backend, triton_repository
 from rescompile.serving.openvino_graph import write_precise
 from rescompile.serving.payload import LABELS, SERVER_NAMES, Payload, Server, payload_of
 from rescompile.serving.triton_repository import Batching
@@ -42,13 +43,20 @@ class ExportConfig:
     """The model's name for clients; None makes it from network and precision."""
     onnx: bool = False
     """Serve the deployable graph instead of the engine."""
+    python: bool = False
+    """Serve the engine by our own runtime in the server's Python backend."""
     instances: int = 1
     batching: Batching = field(default_factory=Batching)
     force: bool = False
     """Replace an export at ``output``, and export an engine that failed its limits."""
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a number that no server takes."""
+        """Raises UsageError for options that no server takes."""
+        if self.python and (self.onnx or self.server != "triton"):
+            raise UsageError(
+                "--python serves an engine by our runtime, with --server triton and without --onnx; leave one of the "
+                "options out"
+            )
         if self.instances < 1:
             raise UsageError(f"--instances {self.instances} leaves no instance; pass 1 or more")
         if self.batching.queue_delay < 0:
@@ -83,14 +91,14 @@ def export(directory: Path, config: ExportConfig) -> Export:
         EngineError: the engine is damaged, failed its limits, or cannot run on the server.
         OutputError: the repository cannot be written.
     """
-    checked = read_engine(directory, also=(GRAPH, REPORT_JSON))
+    checked = read_engine(directory, also=tuple(read_manifest(directory).files))
     manifest, files = checked.manifest, checked.files
     passed = _verdict(files, force=config.force)
-    payload = payload_of(manifest, config.server, onnx=config.onnx)
+    payload = payload_of(manifest, config.server, onnx=config.onnx, python=config.python)
     name = _name(config.name or f"{manifest.model}-{manifest.precision}")
     with atomic_directory(config.output, force=config.force, known_by=RECORD) as staging:
         folder = staging.folder
-        _write_payload(files, payload, folder / name / VERSION, config.server)
+        _write_payload(checked, payload, folder / name / VERSION, config.server)
         largest = _write_configuration(folder, name, files, manifest, payload, config)
         record = Export(
             server=config.server,
@@ -122,8 +130,17 @@ def _name(name: str) -> str:
     return name
 
 
-def _write_payload(files: EngineFiles, payload: Payload, version: Path, server: Server) -> None:
+def _write_payload(checked: CheckedEngine, payload: Payload, version: Path, server: Server) -> None:
     version.mkdir(parents=True)
+    files = checked.files
+    if payload.backend == "python":
+        (version / python_backend.MODEL).write_text(python_backend.MODEL_TEXT, "utf-8")
+        engine = version / python_backend.ENGINE
+        engine.mkdir()
+        for name in checked.manifest.files:
+            (engine / name).write_bytes(files.read(name))
+        (engine / MANIFEST).write_bytes(checked.manifest_text)
+        return
     if server == "triton" and payload.backend == "openvino":
         # this server cannot tell OpenVINO to infer in f32; the other has the setting in its configuration
         write_precise(read_payload(files), version / MODEL)
@@ -165,6 +182,12 @@ def _notes(manifest: Manifest, payload: Payload) -> tuple[str, ...]:
         version = manifest.environment.get("tensorrt", "unknown")
         return (
             f"built by TensorRT {version} for {manifest.target}: the server needs the same TensorRT and such a GPU",
+        )
+    if payload.backend == "python":
+        version = manifest.environment.get("rescompile", "unknown")
+        return (
+            f"rescompile's own runtime serves this engine: install rescompile {version}, with what this engine needs "
+            "to run, for the Python of the server",
         )
     if payload.backend == "openvino" and manifest.cpu_form not in (None, "avx2"):
         return (

@@ -22,10 +22,11 @@ LABELS = "labels.txt"
 class Payload:
     """The files that a server runs."""
 
-    backend: Literal["openvino", "tensorrt", "onnxruntime"]
+    backend: Literal["openvino", "tensorrt", "onnxruntime", "python"]
     """Triton Inference Server's name for the library."""
     files: dict[str, str]
-    """Name in the version folder to name in the engine directory; the server opens the first."""
+    """Name in the version folder to name in the engine directory; the server opens the first. Empty for python, which
+    takes the whole directory."""
 
 
 _ENGINES = {
@@ -35,27 +36,26 @@ _ENGINES = {
     "tensorrt": Payload(backend="tensorrt", files={"model.plan": TENSORRT_ENGINE}),
 }
 _ONNX = Payload(backend="onnxruntime", files={GRAPH: GRAPH})
-_NO_SERVER = {
-    "tensorrt-rtx": "no inference server has a backend for TensorRT-RTX engines",
-    "triton": "no inference server has a backend for Triton-kernel engines (Triton Server only shares the name)",
-}
+_PYTHON = Payload(backend="python", files={})
 
 
-def payload_of(manifest: Manifest, server: Server, *, onnx: bool) -> Payload:
+def payload_of(manifest: Manifest, server: Server, *, onnx: bool, python: bool = False) -> Payload:
     """The files that ``server`` runs: those of the engine, or with ``onnx`` its deployable graph.
+
+    Engines for which Triton Inference Server has no library run in our own runtime, and with ``python`` all do.
 
     Raises:
         EngineError: the server has no backend for such engines, or a file is not in the directory.
     """
-    payload = _ONNX if onnx or manifest.backend == "onnxruntime" else _ENGINES.get(manifest.backend)
-    if payload is None:
+    if python:
+        payload = _PYTHON
+    elif onnx or manifest.backend == "onnxruntime":
+        payload = _ONNX
+    else:
+        payload = _ENGINES.get(manifest.backend, _PYTHON)
+    if server == "openvino" and payload.backend in ("tensorrt", "python"):
         raise EngineError(
-            f"{_NO_SERVER[manifest.backend]}; pass --onnx to serve the deployable graph, or build with "
-            "--backend openvino or --backend tensorrt"
-        )
-    if server == "openvino" and payload.backend == "tensorrt":
-        raise EngineError(
-            "OpenVINO Model Server does not run TensorRT engines; pass --server triton, or --onnx to serve "
+            f"OpenVINO Model Server does not run {manifest.backend} engines; pass --server triton, or --onnx to serve "
             "the deployable graph"
         )
     missing = [name for name in payload.files.values() if name not in manifest.files]

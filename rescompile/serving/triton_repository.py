@@ -15,11 +15,15 @@ from rescompile.engine_files import EngineSource
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest, TensorSpec
 from rescompile.runtime.golden import read_golden
+from rescompile.serving import python_backend
 from rescompile.serving.payload import LABELS, Payload
 from rescompile.serving.pbtxt import Name, map_entries, to_text
 
 _TYPES = {"float32": Name("TYPE_FP32"), "uint8": Name("TYPE_UINT8")}
-_KINDS = {"openvino": Name("KIND_CPU"), "tensorrt": Name("KIND_GPU"), "onnxruntime": Name("KIND_AUTO")}
+_KINDS = {
+    "openvino": Name("KIND_CPU"), "tensorrt": Name("KIND_GPU"), "onnxruntime": Name("KIND_AUTO"),
+    "python": Name("KIND_AUTO"),
+}  # fmt: skip
 _WARMUP_FILE = "golden-{}"
 """In the folder ``warmup``: the raw numbers of one request's images."""
 
@@ -103,7 +107,7 @@ def _config(
     return {
         "name": name,
         "backend": payload.backend,
-        "default_model_filename": next(iter(payload.files)),
+        "default_model_filename": next(iter(payload.files), python_backend.MODEL),
         "max_batch_size": largest,
         "input": [{"name": fed.name, **tensor(fed, layout)}],
         "output": [

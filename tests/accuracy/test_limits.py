@@ -6,9 +6,16 @@ import math
 
 import pytest
 
-from rescompile.accuracy.limits import default_limits, judge
+from rescompile.accuracy.limits import (
+    check_speed_limit,
+    default_limits,
+    judge,
+    judge_speed,
+    limits_for,
+    speed_not_judged,
+)
 from rescompile.errors import UsageError
-from rescompile.report import Limits, Parity
+from rescompile.report import Limits, Parity, Speed
 
 
 def parity(**changes) -> Parity:
@@ -99,3 +106,44 @@ def test_default_limits_follow_the_precision() -> None:
 
 def test_nothing_is_asked_of_random_weights() -> None:
     assert default_limits("int8", random_weights=True) == Limits()
+
+
+def speed(engine_ms: float) -> Speed:
+    return Speed(
+        batch=1, library="OpenVINO", engine_ms=engine_ms, engine_interval=(engine_ms, engine_ms), fp32_ms=3.0,
+        fp32_interval=(3.0, 3.0), engine_bytes=1, fp32_bytes=4,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("engine_ms", "passed"), [(1.0, True), (2.0, True), (2.001, False), (6.0, False)])
+def test_a_speed_up_passes_from_its_limit_on(engine_ms: float, passed: bool) -> None:
+    (check,) = judge_speed(speed(engine_ms), Limits(min_speedup=1.5))
+    assert (check.name, check.asked, check.passed) == ("speed", "at least 1.5 times fp32", passed)
+
+
+def test_a_speed_that_was_not_asked_or_not_measured_is_not_judged() -> None:
+    assert judge_speed(speed(9.0), Limits()) == ()
+    assert judge_speed(None, Limits(min_speedup=2.0)) == ()
+    assert speed_not_judged(speed(9.0), Limits(min_speedup=2.0)) == speed_not_judged(None, Limits()) == ()
+    (note,) = speed_not_judged(None, Limits(min_speedup=2.0))
+    assert "was not judged" in note
+
+
+def test_a_limit_on_the_speed_alone_leaves_the_default_limits_beside_it() -> None:
+    default = default_limits("int8", random_weights=False)
+    assert limits_for(None, "int8", random_weights=False) == default
+    found = limits_for(Limits(min_speedup=2.0), "int8", random_weights=False)
+    assert (found.min_speedup, found.min_agreement, found.max_relative_rms) == (
+        2.0, default.min_agreement, default.max_relative_rms,
+    )  # fmt: skip
+    for asked in (Limits(), Limits(max_error=1.0), Limits(max_error=1.0, min_speedup=2.0)):
+        assert limits_for(asked, "int8", random_weights=False) == asked
+
+
+def test_a_speed_up_of_an_engine_that_has_no_fp32_beside_it_is_refused() -> None:
+    for backend in ("openvino", "onnxruntime"):
+        check_speed_limit(Limits(min_speedup=2.0), backend)
+    check_speed_limit(None, "triton")
+    check_speed_limit(Limits(min_agreement=0.9), "triton")
+    with pytest.raises(UsageError, match="not those of triton; build a second engine"):
+        check_speed_limit(Limits(min_speedup=2.0), "triton")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +159,48 @@ def test_an_engine_that_returns_nan_is_refused() -> None:
 def test_an_empty_set_is_refused() -> None:
     with pytest.raises(ImageSetError, match="photos has no images"):
         measure(0)
+
+
+def turned(pixels):
+    """The network with the classes of the image in its first row exchanged."""
+    logits = network(normalize(pixels, STEPS))
+    first, second = logits[0].argsort()[-2:]
+    logits[0, [first, second]] = logits[0, [second, first]]
+    return logits
+
+
+def test_changed_images_come_with_margins_and_pictures_and_are_counted_by_class() -> None:
+    found = compare_logits(
+        network,
+        turned,
+        images=photos(10),
+        preprocess=STEPS,
+        candidate_input=PIXELS,
+        thumbnails=True,
+        progress=Silent(),
+    )
+    classes = [f"class {index}" for index in range(6)]
+    flips = found.flips(classes)
+    assert [flip.image for flip in flips] == ["0", "8"], "the first of each batch of eight"
+    pictures = [np.asarray(Image.open(io.BytesIO(flip.thumbnail)).convert("RGB")) for flip in flips]
+    assert np.array_equal(pictures[1], photos(10).images.pixels[8])
+    logits = network(normalize(photos(10).images.pixels, STEPS))[8]
+    assert flips[1].reference_margin == pytest.approx(
+        logits[logits.argsort()[-1]] - logits[logits.argsort()[-2]]
+    )
+    assert flips[1].engine_margin == pytest.approx(flips[1].reference_margin)
+    changes = found.class_changes(classes)
+    assert sum(change.changed for change in changes) == 2
+    for change in changes:
+        assert change.right_reference == change.images
+        assert change.right_engine == change.images - change.changed
+
+
+def test_without_labels_the_reference_says_which_class_an_image_has() -> None:
+    unlabelled = replace(photos(3), labels=None)
+    found = compare_logits(
+        network, turned, images=unlabelled, preprocess=STEPS, candidate_input=PIXELS, progress=Silent()
+    )
+    (change,) = found.class_changes([str(index) for index in range(6)])
+    assert (change.changed, change.right_reference, change.right_engine) == (1, None, None)
+    assert found.flips([str(index) for index in range(6)])[0].thumbnail == b""

@@ -109,6 +109,7 @@ def test_no_limit_asked_is_none() -> None:
         "min_top1",
         "min_cosine",
         "max_error",
+        "min_speedup",
     ):
         assert VerdictOptions(**{limit: 0.3}).limits() == Limits(**{limit: 0.3})
 
@@ -123,7 +124,9 @@ def test_no_limit_asked_is_none() -> None:
         ({"max_top1_drop": 101}, "percentage points"),
         ({"max_relative_rms": -0.1}, "--max-relative-rms -0.1.*it is a ratio"),
         ({"min_cosine": 1.1}, "--min-cosine 1.1 is not between -1 and 1"),
-        ({"max_error": -1}, "--max-error -1.*in the outputs' own unit"),
+        ({"max_error": -1}, "--max-error -1 is not a number of 0 or more; it is in the outputs' own unit"),
+        ({"max_error": float("inf")}, "--max-error inf is not a number of 0 or more"),
+        ({"min_speedup": float("nan")}, "--min-speedup nan is not a number of 0 or more; it is a ratio, 1.5"),
     ],
 )
 def test_limits_that_nothing_or_everything_keeps_are_refused(limits: dict[str, float], words: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,18 @@ def test_the_loader_survives_a_short_fuzzing(build_folder: Folders) -> None:
         "bash", "-e", "-c", f"cd {folder}\n{fuzz.replace('-max_total_time=600', '-runs=3000 -seed=1')}"
     )
     assert "Done 3000 runs" in shown
+
+
+@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
+def test_pkg_config_finds_the_library_after_its_folder_moved(native: Native, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(native.prefix, moved, symlinks=True)
+    asked = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "--modversion", "rescompile"], check=True, capture_output=True, text=True,
+        env={**os.environ, "PKG_CONFIG_PATH": str(moved / "lib/pkgconfig")},
+    ).stdout.split()  # fmt: skip
+    folders = [Path(word[2:]).resolve() for word in asked if word[:2] in ("-I", "-L")]
+    assert set(folders) == {(moved / "include").resolve(), (moved / "lib").resolve()}
+    assert "-lrescompile" in asked
+    assert (moved / "include/rescompile/rescompile.hpp").is_file()
+    assert next((moved / "lib").glob("librescompile.*")).is_file()

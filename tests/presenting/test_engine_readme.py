@@ -55,7 +55,7 @@ def test_names_are_no_markdown_and_kept_blocks_are_told(small_engines: dict[str,
     changed = msgspec.structs.replace(manifest, checkpoint=checkpoint, fp16_blocks=("stem", "layer1.0"))
     page = engine_readme(changed, msgspec.structs.replace(report, fp16_blocks=changed.fp16_blocks))
     assert r"\<b\>\|\[x\](y)\\x0a\# no.pth" in page
-    assert "int8 with 2 blocks in FP16" in page
+    assert "int8 with 2 of 11 blocks in FP16" in page
     outputs = (msgspec.structs.replace(manifest.outputs[0], kind="values", labels=()),)
     assert "engine(engine.preprocess(photo))" in engine_readme(
         msgspec.structs.replace(manifest, outputs=outputs), report

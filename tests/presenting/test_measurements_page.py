@@ -18,6 +18,7 @@ from rescompile.measuring.measurements import Measurements, read_measurements
 from rescompile.measuring.profile_report import ProfileReport
 from rescompile.presenting.html.measurements_page import plots_of, render_measurements
 from rescompile.presenting.plots.bench import accuracies, labels
+from rescompile.presenting.plots.profile import notes_above_the_line
 from tests.measuring.scripted import steady
 from tests.measuring.test_profile import RATES, block, engine
 from tests.measuring.test_run_comparison import bench_report
@@ -64,7 +65,8 @@ def test_every_plot_and_every_figure_is_on_the_page() -> None:
     ]  # fmt: skip
     for part in (
         *captions,
-        "5 ms with int8",
+        "2.4x faster than fp32",
+        "int8 takes 5 ms for a call at batch 1, fp32 12 ms (medians)",
         "F.",
         "N.",
         "abc",
@@ -75,6 +77,41 @@ def test_every_plot_and_every_figure_is_on_the_page() -> None:
 def test_a_page_of_one_kind_has_the_headline_of_its_kind() -> None:
     assert "0.5 ms with int8" not in render_measurements(Measurements(profiles=[profile_report()]))
     assert "3 ms with int8" in render_measurements(Measurements(profiles=[profile_report()]))
+
+
+def test_without_an_fp32_engine_of_the_same_network_the_headline_is_a_time() -> None:
+    int8, fp32 = benches()
+    for others in (
+        [],
+        [int8],
+        [msgspec.structs.replace(fp32, engine=msgspec.structs.replace(fp32.engine, model="x"))],
+    ):
+        assert "5 ms with int8" in render_measurements(Measurements(benches=[int8, *others]))
+
+
+def test_facts_that_all_results_share_stand_on_the_page_once() -> None:
+    text = render_measurements(everything())
+    device = benches()[0].origin.device
+    assert text.count(f"<td>{device}</td>") == 1
+    assert text.count("<h3>") == 3
+
+
+def test_blocks_above_the_machines_lines_have_a_note() -> None:
+    report = profile_report()
+    assert notes_above_the_line(report)[0].startswith(
+        "fp32: 1 block above the machine's lines (fc): the limits"
+    )
+    assert "int8: 1 block above" in render_measurements(Measurements(profiles=[report]))
+    slow = tuple(
+        msgspec.structs.replace(
+            one,
+            blocks=tuple(
+                msgspec.structs.replace(block, arithmetic_ms=block.ms, memory_ms=0.0) for block in one.blocks
+            ),
+        )
+        for one in report.engines
+    )
+    assert notes_above_the_line(msgspec.structs.replace(report, engines=slow)) == []
 
 
 def test_many_notes_are_folded_and_few_are_open() -> None:

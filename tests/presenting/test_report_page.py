@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rescompile.presenting.html.report_page import render
+from rescompile.accuracy.thumbnails import thumbnail
+from rescompile.presenting.html.report_page import MOST_SHOWN, render
 from rescompile.presenting.terms import TERMS
 from rescompile.report import (
     ActivationRange,
     BlockDamage,
     BlockError,
+    BlockWork,
     Check,
+    ClassChange,
+    Flip,
     FloatOperations,
     Limits,
     LintResult,
+    Speed,
     StageRecord,
 )
 from tests.reports import blocks, frontier, pairs, ranges, report
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "img"}
 
 
 class Page(HTMLParser):
@@ -51,7 +62,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data) -> None:
-        if self._open[-1:] != ["style"]:
+        if self._open[-1:] not in (["style"], ["script"]):
             self.text += data
 
 
@@ -81,7 +92,7 @@ def test_the_page_names_nothing_outside_of_itself() -> None:
         value for name, value in page.attributes if name in {"src", "href", "xlink:href", "srcset", "action"}
     ]
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
-    assert not {"script", "link", "iframe", "img", "object", "base"} & set(page.tags)
+    assert not {"link", "iframe", "img", "object", "base"} & set(page.tags)
     assert "default-src 'none'" in text
     assert not re.search(r"@import|url\((?!#)", text)
     assert set(re.findall(r"https?://[\w.]+", text)) == {"http://www.w3.org"}, "only the names of XML spaces"
@@ -183,7 +194,7 @@ def test_text_from_outside_stays_text(evil: str) -> None:
         )
     )
     page = Page(text)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1, "our own, which the page names by its hash"
     assert "onload" not in {name for name, _ in page.attributes}
     assert page.text.count(evil) >= 11
 
@@ -234,3 +245,124 @@ def test_a_report_without_measurements_is_a_page_too() -> None:
 
 def test_stages_of_no_time_are_drawn() -> None:
     assert "width:0.0%" in render(bare(stages=(StageRecord("load", 0.0, 0),)))
+
+
+def test_the_one_script_is_the_one_that_the_page_allows() -> None:
+    text = render(report())
+    (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
+    assert "<script" not in render(bare()), "nothing to sort"
+
+
+def flip(index: int, **changes) -> Flip:
+    fields = {
+        "reference": "cat",
+        "engine": "dog",
+        "label": "cat",
+        "reference_margin": 0.125,
+        "engine_margin": 1.5,
+    }
+    return Flip(**({"image": f"images[{index}]"} | fields | changes))
+
+
+def test_changed_images_are_shown_with_both_classes_and_margins() -> None:
+    picture = thumbnail(np.zeros((8, 8, 3), np.uint8), "RGB")
+    flips = (flip(0, thumbnail=picture), flip(1, reference_margin=None, engine_margin=None, label=None))
+    text = render(bare(flips=flips, logits=((0.0, 0.2), (1.0, 0.8))))
+    page = Page(text)
+    assert page.tags.count("img") == 1
+    assert ("alt", "the image images[0]") in page.attributes
+    (address,) = [value for name, value in page.attributes if name == "src"]
+    assert base64.b64decode(address.removeprefix("data:image/png;base64,")) == picture
+    assert "fp32: cat by 0.125" in page.text
+    assert "engine: dog by 1.5" in page.text
+    assert "usual error of one logit is 0.2 (RMS), and for 1 of these 1 image " in page.text
+    assert "--no-thumbnails" in page.text
+    assert "--no-thumbnails" not in render(bare(flips=(flip(1),)))
+
+
+def test_a_long_list_of_changed_images_says_where_the_rest_is() -> None:
+    page = Page(render(bare(flips=tuple(flip(index) for index in range(MOST_SHOWN + 3)))))
+    assert page.text.count("engine: dog") == MOST_SHOWN
+    assert "3 more are in report.json" in page.text
+
+
+def test_changes_by_class_blocks_and_tensors_are_tables_that_sort() -> None:
+    changes = (ClassChange(name="cat", images=30, changed=4, right_reference=27, right_engine=None),)
+    work = tuple(
+        BlockWork(block=name, float_ops=floats, int8_ops=ints, weight_bytes=1, activation_bytes=1, layers=1)
+        for name, floats, ints in (("layer1.0", 0, 3_000_000), ("fc", 1_000_000, 0))
+    )
+    tensors = (ActivationRange("relu1", 2.0, 1.5, 0.0118, 0.001, 33.3), ActivationRange("relu2", 1.0, 1.0))
+    errors = (BlockError("layer1.0", 31.0, 0.9999),)
+    text = render(
+        bare(
+            class_changes=changes, work=work, ranges=tensors, blocks=errors, fp16_blocks=("fc",), reformats=1
+        )
+    )
+    assert text.count('<table class="sortable">') == 3
+    assert (
+        '<th scope="row">cat</th><td class="number">30</td><td class="number">4</td><td class="number">27</td>'
+        in text
+    )
+    assert '<th scope="row">layer1.0</th><td class="short">int8</td><td class="number">31.0</td>' in text
+    assert '<th scope="row">fc</th><td class="short">FP16</td><td class="number"></td>' in text
+    assert '<td class="number">75.0</td>' in text
+    assert (
+        '<td class="number">0.0118</td><td class="number">2</td><td class="number">1.5</td><td class="number">0.1</td>'
+        in text
+    )
+    assert "int8 with 1 of 2 blocks in FP16" in text
+
+
+def speed(engine_ms: float, *disturbances: str) -> Speed:
+    return Speed(
+        batch=8, library="OpenVINO", engine_ms=engine_ms, engine_interval=(0.9, 1.1), fp32_ms=3.0,
+        fp32_interval=(2.9, 3.1), engine_bytes=700_000, fp32_bytes=1_400_000, disturbances=disturbances,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("engine_ms", "words"),
+    [(1.0, "3.00x faster"), (3.0, "as fast as fp32"), (6.0, "2.00x slower")],
+)
+def test_the_speed_stands_at_the_top_beside_the_accuracy(engine_ms: float, words: str) -> None:
+    page = Page(render(bare(speed=speed(engine_ms))))
+    top = page.text[: page.text.index("Asked and measured")]
+    assert words in top
+    assert "1.4 MB" in top
+    assert "97.33 %" in top
+    assert "may be unstable" not in page.text
+    assert (
+        "may be unstable because of x"
+        in Page(render(bare(speed=speed(1.0, "may be unstable because of x")))).text
+    )
+
+
+def test_the_page_says_how_to_build_the_engine_again() -> None:
+    page = Page(
+        render(
+            bare(
+                command="rescompile build --depth 50",
+                date="2026-01-02T03:04:05+00:00",
+                options={"effort": "best"},
+            )
+        )
+    )
+    assert "rescompile build --depth 50" in page.text
+    assert "2026-01-02T03:04:05+00:00" in page.text
+    assert "best" in page.text
+    assert "builds it again" not in Page(render(bare())).text
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
+def test_a_browser_runs_the_page_without_complaints(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(render(report()), "utf-8")
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
+         "--enable-logging=stderr", "--dump-dom", (tmp_path / "report.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count('aria-label="sort by ') > 5, "the script ran"

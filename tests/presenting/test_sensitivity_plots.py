@@ -6,7 +6,9 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from rescompile.presenting.plots.figure import new_axes
 from rescompile.presenting.plots.precision_search import precision_search
 from rescompile.presenting.plots.sensitivity import sensitivity_by_block
 from rescompile.report import BlockDamage
@@ -43,7 +45,23 @@ def test_the_suffix_chooses_svg_or_png(tmp_path: Path) -> None:
 
 def test_every_point_of_a_frontier_names_its_reformats_while_there_is_room() -> None:
     shown = words(precision_search(frontier(3)).svg())
-    assert {"0 reformats", "3 reformats", "1 reformat", "blocks in INT8", "misses a limit"} <= set(shown)
-    assert not any(
-        " reformat" in word or "reformats" in word for word in words(precision_search(frontier(13)).svg())
+    assert {"0", "3", "1", "blocks in INT8", "misses a limit"} <= set(shown)
+    unlabelled, labelled = (
+        precision_search([replace(point, reformats=7777) for point in frontier(count)]).svg()
+        for count in (13, 12)
     )
+    assert "7777" in words(labelled)
+    assert "7777" not in words(unlabelled)
+
+
+def test_labels_of_points_that_lie_close_together_are_not_printed_over_each_other() -> None:
+    first, *_ = frontier(3)
+    twins = [replace(first, reformats=number) for number in (7777, 8888)]
+    shown = words(precision_search(twins).svg())
+    assert ("7777" in shown, "8888" in shown) == (True, False)
+
+
+def test_the_axis_of_a_share_ends_at_100_percent() -> None:
+    axes = new_axes(320, 720)[1]
+    precision_search(frontier(3)).draw(axes)
+    assert axes.get_ylim()[1] == 100.0

@@ -16,6 +16,7 @@ from rescompile.errors import EngineError, OutputError, UsageError
 from rescompile.files import sha256_of
 from rescompile.manifest import Batch, read_manifest
 from rescompile.runtime.golden import read_golden
+from rescompile.runtime.integrity import read_engine
 from rescompile.serving.export import ExportConfig, export
 from rescompile.serving.triton_repository import Batching
 from tests.serving.conftest import Exportable
@@ -111,6 +112,23 @@ def test_the_graph_can_be_served_instead_of_any_engine(
     assert f"not the {backend} engine" in made.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("backend", "python"), [("tensorrt-rtx", False), ("triton", False), ("openvino", True)]
+)
+def test_engines_without_a_library_on_the_server_run_in_our_runtime(
+    backend: str, python: bool, exportable: Exportable, repository: Path
+) -> None:
+    folder = exportable(backend=backend, batch=Batch(2, 4, 8))
+    made = export(folder, asked(repository, python=python))
+    config = config_in(repository)
+    assert (config.backend, config.default_model_filename, config.max_batch_size) == ("python", "model.py", 8)
+    assert "install rescompile" in made.notes[0]
+    served = repository / "net/1/engine"
+    assert read_engine(served).manifest == read_manifest(folder), "complete, by its hashes"
+    assert {path.name for path in served.iterdir()} == {path.name for path in folder.iterdir()}
+    compile((repository / "net/1/model.py").read_text(), "model.py", "exec")
+
+
 @pytest.mark.parametrize("instances", [1, 3])
 def test_model_server_repository_runs_with_its_settings(
     instances: int, exportable: Exportable, repository: Path
@@ -160,9 +178,9 @@ def test_the_record_names_engine_and_files(exportable: Exportable, repository: P
 @pytest.mark.parametrize(
     ("backend", "server", "said"),
     [
-        ("tensorrt-rtx", "triton", "no inference server has a backend for TensorRT-RTX engines; pass --onnx"),
-        ("triton", "openvino", "for Triton-kernel engines .*; pass --onnx"),
-        ("tensorrt", "openvino", "does not run TensorRT engines; pass --server triton"),
+        ("tensorrt-rtx", "openvino", "does not run tensorrt-rtx engines; pass --server triton, or --onnx"),
+        ("triton", "openvino", "does not run triton engines; pass --server triton, or --onnx"),
+        ("tensorrt", "openvino", "does not run tensorrt engines; pass --server triton, or --onnx"),
     ],
 )
 def test_engines_that_no_server_runs_are_refused(
@@ -254,6 +272,7 @@ def test_only_an_earlier_export_is_replaced(exportable: Exportable, repository: 
     [
         ({"instances": 0}, "--instances 0 leaves no instance"),
         ({"batching": Batching(queue_delay=-1)}, "--queue-delay -1 is negative"),
+        ({"python": True, "onnx": True}, "--python serves an engine by our runtime, .* without --onnx"),
     ],
 )
 def test_numbers_that_no_server_takes_are_refused(

@@ -65,3 +65,9 @@ class EngineOptions:
     no_reference: Annotated[
         bool, _engine("Do not keep the fp32 graph; verify then needs --reference.", "--no-reference")
     ] = False
+    no_thumbnails: Annotated[
+        bool,
+        _engine(
+            "Keep no small copies of your images in the report, for confidential ones.", "--no-thumbnails"
+        ),
+    ] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,13 @@ class VerdictOptions:
     max_error: Annotated[
         float | None, _verdict("For values: largest error of one output in its own unit, such as 0.02.")
     ] = None
+    min_speedup: Annotated[
+        float | None,
+        _verdict(
+            "Smallest ratio of the fp32 network's time to the engine's on this machine (CPU engines): 1.5. The limits "
+            "above replace the default ones together; this one does not."
+        ),
+    ] = None
 
     def limits(self) -> Limits | None:
         """The limits that were asked for, or None without any.
@@ -69,10 +77,12 @@ class VerdictOptions:
         _between(self.min_top1, "--min-top1", 0.0, 1.0, "it is a share, 0.76 for 76 %")
         _between(self.max_relative_rms, "--max-relative-rms", 0.0, 1e6, "it is a ratio, 0.05")
         _between(self.min_cosine, "--min-cosine", -1.0, 1.0, "it is a cosine, 0.99")
-        _between(self.max_error, "--max-error", 0.0, 1e30, "it is in the outputs' own unit, 0.02")
+        _between(self.max_error, "--max-error", 0.0, math.inf, "it is in the outputs' own unit, 0.02")
+        _between(self.min_speedup, "--min-speedup", 0.0, math.inf, "it is a ratio, 1.5")
         return Limits(**asked)
 
 
 def _between(value: float | None, option: str, low: float, high: float, meaning: str) -> None:
-    if value is not None and not low <= value <= high:
-        raise UsageError(f"{option} {value:g} is not between {low:g} and {high:g}; {meaning}")
+    if value is not None and not (low <= value <= high and math.isfinite(value)):
+        within = f"between {low:g} and {high:g}" if math.isfinite(high) else f"a number of {low:g} or more"
+        raise UsageError(f"{option} {value:g} is not {within}; {meaning}")

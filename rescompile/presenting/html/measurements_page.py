@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from rescompile.measuring.bench import BenchReport
 from rescompile.measuring.measurements import Measurements
 from rescompile.measuring.origin import Origin
 from rescompile.measuring.profile_report import ProfileReport
@@ -12,7 +13,7 @@ from rescompile.measuring.start import Start
 from rescompile.presenting.html import page
 from rescompile.presenting.plots.bench import bench_plots, labels
 from rescompile.presenting.plots.plot import Plot
-from rescompile.presenting.plots.profile import name_of, profile_plots
+from rescompile.presenting.plots.profile import name_of, notes_above_the_line, profile_plots
 from rescompile.wording import duration
 
 
@@ -38,12 +39,13 @@ def render_measurements(found: Measurements) -> str:
         notes=[
             *(f"{report.engine.directory}: {note}" for report in found.benches for note in report.notes),
             *(f"profile: {note}" for report in found.profiles for note in report.notes),
+            *(note for report in found.profiles for note in notes_above_the_line(report)),
         ],
         benches=list(zip(labels(found.benches), found.benches, strict=True)),
         profiles=found.profiles,
         plots={plot.name: plot for plot in plots_of(found)},
         profile_header=_profile_header,
-        origin_lines=origin_lines,
+        origins=origins(found),
         start_time=_start_time,
     )
 
@@ -67,6 +69,13 @@ def _headline(found: Measurements) -> tuple[str, str]:
     checked = "Answers were checked before they were timed."
     if found.benches:
         best = min(found.benches, key=lambda report: report.latency.timing.p50)
+        if (slow := _fp32_beside(best, found.benches)) is not None:
+            ours, fp32 = best.latency.timing.p50, slow.latency.timing.p50
+            return (
+                f"{fp32 / ours:.1f}x faster than fp32",
+                f"{best.engine.precision} takes {ours:.3g} ms for a call at batch {best.latency.batch}, fp32 "
+                f"{fp32:.3g} ms (medians), on {devices}. {checked}",
+            )
         return (
             f"{best.latency.timing.p50:.3g} ms with {best.engine.precision}",
             f"Median time of a call at batch {best.latency.batch} of the fastest of {len(found.benches)} engines, "
@@ -75,6 +84,28 @@ def _headline(found: Measurements) -> tuple[str, str]:
     profiled = [engine for report in found.profiles for engine in report.engines]
     fastest = min(profiled, key=lambda engine: engine.wall.p50)
     return f"{fastest.wall.p50:.3g} ms with {fastest.engine.precision}", f"On {devices}. {checked}"
+
+
+def _fp32_beside(best: BenchReport, benches: Sequence[BenchReport]) -> BenchReport | None:
+    """The fastest fp32 engine of the same network, batch and device that ``best`` is faster than."""
+    peers = [
+        report
+        for report in benches
+        if report.engine.precision == "fp32" != best.engine.precision
+        and (report.engine.model, report.latency.batch, report.origin.device)
+        == (best.engine.model, best.latency.batch, best.origin.device)
+    ]
+    return min(peers, key=lambda report: report.latency.timing.p50, default=None)
+
+
+def origins(found: Measurements) -> tuple[list[tuple[str, str]], list[tuple[str, list[tuple[str, str]]]]]:
+    """Facts that all results share, and for each result what it is of and the facts that are its own."""
+    every = [(f"engine {report.engine.directory}", origin_lines(report.origin)) for report in found.benches]
+    for report in found.profiles:
+        names = ", ".join(engine.engine.directory for engine in report.engines)
+        every.append((f"profile of {names}", origin_lines(report.origin)))
+    shared = [line for line in every[0][1] if all(line in lines for _, lines in every)]
+    return shared, [(name, [line for line in lines if line not in shared]) for name, lines in every]
 
 
 def _profile_header(report: ProfileReport) -> list[str]:

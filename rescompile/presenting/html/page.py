@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,9 @@ from rescompile.wording import duration, plain, size
 
 _TERM = re.compile(rf"\b({'|'.join(TERMS).replace(' ', '[ -]')})s?\b", re.IGNORECASE)
 _KNOWN = {term.lower(): term for term in TERMS}
+_SCRIPT = Markup((Path(__file__).parent / "templates" / "sort.js").read_text("utf-8"))
+_SCRIPT_HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+"""A page allows this script alone, by its hash."""
 
 
 def render(template: str, *, folder: Path | None = None, **values: object) -> str:
@@ -40,8 +45,8 @@ def _environment(folder: Path | None) -> Environment:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    made.filters |= {"duration": duration, "size": size, "svg": _svg, "term": _link_terms}
-    made.globals["linked_terms"] = _linked_terms
+    made.filters |= {"duration": duration, "size": size, "svg": _svg, "term": _link_terms, "png": _png}
+    made.globals |= {"linked_terms": _linked_terms, "script": _SCRIPT, "script_hash": _SCRIPT_HASH}
     return made
 
 
@@ -54,6 +59,11 @@ def _svg(plot: Plot) -> Markup:
     """The plot as markup whose caption also serves screen readers."""
     opening = Markup('<svg role="img" aria-label="{}"').format(plain(plot.caption))
     return Markup(plot.svg().replace("<svg", opening, 1))
+
+
+def _png(content: bytes) -> str:
+    """A PNG as the address of an image."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def _link_terms(text: str) -> Markup:

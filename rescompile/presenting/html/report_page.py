@@ -9,6 +9,8 @@ from rescompile.presenting.plots.precision_search import precision_search
 from rescompile.presenting.plots.sensitivity import sensitivity_by_block
 from rescompile.report import NOT_JUDGED, BuildReport
 
+MOST_SHOWN = 24
+"""Images whose class changed that the page shows; report.json has more."""
 _TONES = {"verified": "good", "failed": "bad", NOT_JUDGED: "bad"}
 
 
@@ -23,6 +25,7 @@ def render(report: BuildReport) -> str:
         report=report,
         lines=report_lines,
         plots=build_report,
+        shown=MOST_SHOWN,
         sensitivity_by_block=sensitivity_by_block,
         precision_search=precision_search,
     )

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _BITMAP_MAIN, _BITMAP_ALERT = "#4c8fd0", "#e0703f"
 """Clouds of points are bitmaps, so that thousands stay small; CSS does not reach them, so these are mid-tones."""
 
+GOOD_DB = 20
+"""SQNR below which a block deserves a look: the error exceeds a tenth of the tensor's RMS."""
+
 Pairs = Sequence[tuple[float, float]]
 
 
@@ -37,7 +40,8 @@ def error_by_block(blocks: Sequence[BlockError]) -> Plot:
     return Plot(
         "error-by-block",
         "Signal-to-noise ratio (SQNR) at the end of each block, in the order of execution: the deployable graph "
-        "against fp32. Higher is better; the worst block is marked.",
+        "against fp32. Higher is better; the worst block is marked. The dashed line is 20 dB, where the error is a "
+        "tenth of the signal.",
         partial(_draw_errors, blocks),
     )
 
@@ -77,7 +81,8 @@ def _draw_errors(blocks: Sequence[BlockError], axes: Axes) -> None:
     worst = int(values.argmin())
     label = f"worst: {blocks[worst].block}, {values[worst]:.1f} dB"
     named_bars(axes, values, [block.block for block in blocks], worst, label)
-    axes.set_ylim(min(0.0, float(values.min())) * 1.08, max(1.0, float(values.max())) * 1.08)
+    axes.set_ylim(min(0.0, float(values.min())) * 1.08, max(GOOD_DB + 2, float(values.max())) * 1.08)
+    axes.axhline(GOOD_DB, color=INK, alpha=0.7, linewidth=1.2, linestyle="--")
     axes.set_ylabel("SQNR in dB")
 
 

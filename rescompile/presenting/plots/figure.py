@@ -31,10 +31,13 @@ _CSS = {
 }
 """Colours that ``to_svg`` replaces by CSS; the ink is not exactly black, so that nothing else has its colour."""
 
-MOST_NAMES = 60
+MOST_NAMES = 48
 """Above this many blocks or tensors, single names would overlap; stage names stand instead."""
 _INCH = 1 / 72
 PAGE_WIDTH = 720
+_FONT = 12.5
+"""Points; a page shows a figure a little smaller than it was drawn."""
+SMALL_FONT = 11.5
 
 
 @contextmanager
@@ -42,7 +45,8 @@ def style(salt: str) -> Iterator[None]:
     """matplotlib's defaults whatever the user's settings say; ``salt`` keeps the ids of one page's plots apart."""
     from matplotlib import style as matplotlib_style
 
-    with matplotlib_style.context(["default", {"svg.fonttype": "none", "svg.hashsalt": salt}]):
+    own = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": _FONT}
+    with matplotlib_style.context(["default", own]):
         yield
 
 
@@ -108,7 +112,7 @@ def label_positions(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xlim(-0.5, len(names) - 0.5)
     if len(names) <= MOST_NAMES:
         axes.set_xticks(range(len(names)))
-        labels = axes.set_xticklabels([ascii_only(name) for name in names], rotation=90, fontsize=9)
+        labels = axes.set_xticklabels([ascii_only(name) for name in names], rotation=90, fontsize=SMALL_FONT)
     else:
         middles, stages, start = [], [], 0
         for stage, members in itertools.groupby(names, key=lambda name: name.split(".")[0]):

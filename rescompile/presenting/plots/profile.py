@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rescompile.measuring.profile_report import EngineProfile, ProfileReport
-from rescompile.presenting.plots.figure import INK, ascii_only, colour, legend, log_axis
+from rescompile.presenting.plots.figure import INK, SMALL_FONT, ascii_only, colour, legend, log_axis
 from rescompile.presenting.plots.plot import Plot
-from rescompile.wording import plain
+from rescompile.wording import counted, listing, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_ABOVE = 0.95
+"""A block in less than this share of its least time lies visibly above the machine's lines."""
 _ROOM_FOR_NAME = 0.045
 """Share of the longest bar that a block must have to carry its name."""
 
@@ -51,6 +53,20 @@ def name_of(engine: EngineProfile, report: ProfileReport) -> str:
     )
 
 
+def notes_above_the_line(report: ProfileReport) -> list[str]:
+    """A note on each engine with blocks that are faster than the limits allow: then the limits are not right."""
+    found = []
+    for engine in report.engines:
+        above = [block.block for block in engine.blocks if block.ms and block.ms < _ABOVE * block.floor_ms]
+        if above:
+            blocks = f"{counted(len(above), 'block')} above the machine's lines ({listing(above)})"
+            found.append(
+                f"{name_of(engine, report)}: {blocks}: the limits were measured too low, perhaps under other load, or "
+                "the data stayed in a cache; profile again on an idle machine"
+            )
+    return found
+
+
 def _draw_roofline(report: ProfileReport, axes: Axes) -> None:
     intensities = []
     for index, engine in enumerate(report.engines):
@@ -75,10 +91,14 @@ def _draw_limits(axes: Axes, report: ProfileReport, intensities: list[float]) ->
     precisions = {engine.engine.precision for engine in report.engines}
     tops = [("fp32", rates.float_ops_per_second)] * bool(precisions & {"fp32", "fp16"})
     tops += [("int8", rates.int8_ops_per_second)] * ("int8" in precisions)
+    if len(tops) == 2 and max(tops[0][1], tops[1][1]) < 1.25 * min(tops[0][1], tops[1][1]):
+        tops = [("fp32 and int8", max(tops[0][1], tops[1][1]))]  # two names would be printed over each other
     for name, top in tops:
         for memory, style in ((rates.memory_bytes_per_second, "-"), (rates.cache_bytes_per_second, "--")):
             axes.plot(x, np.minimum(top, memory * x) / 1e9, style, color=INK, alpha=0.5, linewidth=1)
-        axes.text(high, top / 1e9, f"{name} arithmetic", ha="right", va="bottom", color=INK, fontsize=9)
+        axes.text(
+            high, top / 1e9, f"{name} arithmetic", ha="right", va="bottom", color=INK, fontsize=SMALL_FONT
+        )
     axes.plot([], [], "-", color=INK, alpha=0.5, label="from memory")
     axes.plot([], [], "--", color=INK, alpha=0.5, label="from cache")
 
@@ -110,7 +130,7 @@ def _draw_blocks(axes: Axes, row: int, engine: EngineProfile, *, room: float) ->
                 ha="center",
                 va="center",
                 color="white",
-                fontsize=9,
+                fontsize=SMALL_FONT,
                 rotation=90 if block.ms < 2 * room else 0,
                 parse_math=False,
             )

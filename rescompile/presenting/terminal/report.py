@@ -56,6 +56,7 @@ def _facts(report: BuildReport) -> list[Line]:
     return [
         *report_lines.identity(report),
         *report_lines.measurements(report),
+        *report_lines.speed(report),
         ("fusion contract", report_lines.lint(report)),
         *(("broken rule", sentence) for sentence in report.lint.violations),
         ("fused adds", report_lines.fused(report)),
