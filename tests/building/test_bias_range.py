@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -21,11 +19,10 @@ NAME = "resnet20-cifar"
 
 
 @pytest.fixture(params=["symmetric", "full range"])
-def nearly_dead(
-    request: pytest.FixtureRequest, edit: Callable[[onnx.ModelProto], onnx.ModelProto]
-) -> onnx.ModelProto:
+def nearly_dead(request: pytest.FixtureRequest) -> onnx.ModelProto:
     """Quantized, with six channels in three convolutions whose weights are tiny and whose biases are not."""
-    model = edit(folded(NAME))
+    model = onnx.ModelProto()
+    model.CopyFrom(folded(NAME))
     values = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.name in ("conv1", "layer1.0.conv1", "layer2.0.conv1"):
