@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 import rescompile
-from benchmarks.soak import random_images
+from benchmarks.soak import random_images, stop_alarms
 from rescompile.runtime.engine import Engine
 
 WEDGED = 60
@@ -66,7 +66,7 @@ def interrupt(engine: Engine, interrupts: int) -> InterruptsResult:
             wrong += not np.array_equal(engine(image), expected)
     finally:
         faulthandler.cancel_dump_traceback_later()
-        signal.signal(signal.SIGALRM, before)
+        stop_alarms(before)
     return InterruptsResult(
         model=engine.manifest.model,
         backend=engine.manifest.backend,
@@ -87,6 +87,10 @@ def _interrupted(engine: Engine, image: Any, microseconds: int) -> int:
         signal.setitimer(signal.ITIMER_REAL, microseconds * 1e-6)
         for _ in range(CALLS):
             engine(image)
+        # calls were quicker than expected: the interrupt must not come after this function
+        while signal.getitimer(signal.ITIMER_REAL)[0] > 0:
+            time.sleep(1e-4)
+        time.sleep(1e-3)
     except _Interrupt:
         return 1
     return 0

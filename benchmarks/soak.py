@@ -90,8 +90,18 @@ def _signals() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        stop_alarms(before)
+
+
+def stop_alarms(handler: Any) -> None:
+    """Stop the timer and restore what SIGALRM did before.
+
+    A signal may still be on its way to a thread that is not running, and would end the process where the default
+    action is restored; ignoring SIGALRM for a moment discards it.
+    """
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, handler)
 
 
 def _fork() -> None:

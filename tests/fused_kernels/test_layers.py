@@ -29,6 +29,7 @@ LAYERS = [
     "blocks",
     "modules",
     "fusing",
+    "graphs",
     "compiling",
     "tune",
 ]

@@ -77,7 +77,7 @@ def test_the_profile_uses_the_graphs_own_layout(trt: FakeTrt, asked: BuildReques
 
 def test_a_profile_that_does_not_fit_is_refused(trt: FakeTrt, asked: BuildRequest) -> None:
     trt.profile_index = -1
-    with pytest.raises(BackendError, match="batch range 1:4:8 does not fit"):
+    with pytest.raises(BackendError, match=r"images from \[1, 3, 16, 16\] to \[8, 3, 16, 16\] do not fit"):
         full().build(asked, asked.model.parent)
 
 
