@@ -52,6 +52,7 @@ def built(checkpoint: Checkpoint, kind: str, folder: Path, comparison: Callable[
     if effort:
         words += ["--effort", effort, "--calibration-set", str(checkpoint.calibration)]
         words += ["--calibration-images", str(checkpoint.calibration_images)]
+        words += [] if whom else ["--cpu-form", "avx2"]  # the same figures on every machine
     done = subprocess.run(
         [sys.executable, "-m", "rescompile", *words], capture_output=True, check=False, text=True
     )

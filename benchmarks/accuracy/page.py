@@ -18,7 +18,9 @@ Made by `python -m benchmarks.accuracy` (extra `bench`, with `RESCOMPILE_DATA`);
 
 Every row compares one engine with the fp32 network, on images that were not used for calibration. OpenVINO executes
 our engines, from a graph that follows TensorRT's rules: symmetric, one scale for an activation tensor, Q/DQ on the
-skip only. Graphs for CPUs have some weights of seven bits ([ADR 12](adr/0012-relu-by-saturation.md)). Graphs *for
+skip only. Engines for CPUs have the form of every CPU, with some weights of seven bits
+([ADR 12](adr/0012-relu-by-saturation.md)); where the CPU has VNNI, builds choose another one, which is nearer to fp32
+([ADR 18](adr/0018-forms-for-cpus.md)). Graphs *for
 TensorRT* are those that TensorRT engines are built from; their activations may use int8's full range. Engines *for
 Triton* are executed by plain PyTorch, with the integers that their kernels compute. Engines of other tools are
 executed by the runtime that they are made for. ONNX Runtime runs without fusing, so that its INT8 products cannot
