@@ -15,13 +15,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from fused_kernels.errors import Unsupported
 
 DEVICE = "cuda"
 WARM_UPS = 3
 """Runs before the capture, which compile kernels and make the optimizer's state."""
+
+FROM_ZERO = (optim.SGD, optim.Adam, optim.AdamW, optim.Adamax, optim.RAdam, optim.RMSprop, optim.Adadelta)
+"""Optimizers whose whole state is zero before their first step."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -130,18 +133,20 @@ class _State:
     def kept(self) -> Iterator[None]:
         """Undo what happens in this context: weights, statistics and the optimizer's state get their values back.
 
-        State that the optimizer makes here is zeroed, which is how it begins.
+        State that the optimizer makes here is zeroed, which is how those in ``FROM_ZERO`` begin.
         """
         tensors = [*self.network.parameters(), *self.network.buffers(), *self._optimizer_tensors()]
         before = [tensor.detach().clone() for tensor in tensors]
-        yield
-        with torch.no_grad():
-            known = {id(tensor) for tensor in tensors}
-            for tensor in self._optimizer_tensors():
-                if id(tensor) not in known:
-                    tensor.zero_()
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                known = {id(tensor) for tensor in tensors}
+                for tensor in self._optimizer_tensors():
+                    if id(tensor) not in known:
+                        tensor.zero_()
+                for tensor, value in zip(tensors, before, strict=True):
+                    tensor.copy_(value)
 
     def drop_gradients(self) -> None:
         """Let go of the gradients, if this is a training step."""
@@ -210,6 +215,10 @@ def _require_mode(network: nn.Module, *, training: bool) -> None:
 
 
 def _require_capturable(optimizer: torch.optim.Optimizer) -> None:
+    if type(optimizer) not in FROM_ZERO and not optimizer.state:
+        raise Unsupported(
+            f"{type(optimizer).__name__} may begin with other numbers than zero: take one step before the capture"
+        )
     for group in optimizer.param_groups:
         if group.get("capturable") is False and not group.get("fused"):
             raise Unsupported(

@@ -169,7 +169,7 @@ class Flip(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClassChange(msgspec.Struct, frozen=True, kw_only=True):
-    """The images of one class: by their label, or by what the fp32 network says where there are no labels."""
+    """The images of one class, which is their label, or without labels the fp32 network's answer."""
 
     name: str
     images: int

@@ -34,7 +34,7 @@ _TARGET = re.compile(r"0x([0-9a-f]+)")
 
 @dataclass(frozen=True)
 class Device:
-    """One kind of GPU: its rates, of which the model takes those that were measured where there are any."""
+    """One kind of GPU: its limits and rates."""
 
     capability: int
     processors: int
@@ -46,7 +46,7 @@ class Device:
     schedulers: int = 4
 
 
-# rates: shared/reference, published copy and product rates; replaced by those of a visit
+# bandwidths and dense product rates that large copies and products are known to reach; not measured by this project
 DEVICES = {
     "h100": Device(90, 132, 1.755e9, Ceilings(3.0e12, 798e12, 1_596e12, None, ())),
     "h200": Device(90, 132, 1.755e9, Ceilings(4.3e12, 798e12, 1_596e12, None, ())),
@@ -63,7 +63,7 @@ class Compiled:
     once: int
     """Instructions outside of loops."""
     loop: int
-    """Instructions of the innermost loop that holds most of them; 0 where there is no loop."""
+    """Instructions of the longest innermost loop; 0 where there is no loop."""
 
     def resident(self, device: Device) -> int:
         """Programs that fit on a processor together."""

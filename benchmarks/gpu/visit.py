@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ class Visit:
     """More options for the kernels' script."""
 
     def parts(self) -> list[Part]:
-        """In order; a part that ends early leaves its time to nobody, for the next one's is enough."""
+        """The processes in order; each has its own seconds, whether the one before used all of its own or not."""
         total = (self.seconds or SECONDS[self.slice]) - GRACE
         if self.slice == 3:
             return [self._kernels("network", total)]
@@ -179,6 +178,3 @@ def _code(part: Part, output: Any) -> int | None:
 
 def _measured(path: Path) -> str:
     return f"see {path.name}" if path.is_file() and path.stat().st_size else NOTHING
-
-
-__all__: Sequence[str] = ["Part", "Visit", "run"]

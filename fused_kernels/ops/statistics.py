@@ -27,7 +27,7 @@ class Finalized:
     """What ``finalize`` takes."""
 
     partials: Partials
-    """Of kinds (mean, M2), from ``conv_moments``, or gathered from several processes."""
+    """Means and sums of squares (M2) by tile, from ``conv_moments``, or gathered from several processes."""
     gamma: Tensor
     """Weight of the batch norm, [C]."""
     beta: Tensor

@@ -180,8 +180,8 @@ def write_golden(folder: Path, contents: Contents, deployable: Deployable) -> Co
     The blocks of the engine in ``folder`` are checked on the same images. Returns ``contents`` with the quantization
     error, which the engine's tolerance depends on.
 
-    The images are crops of the built-in photographs, whatever the network is for: no user's image leaves the machine
-    inside an engine. The answers are ONNX Runtime's with optimizations off, which executes the graph as it is written.
+    The images are crops of the built-in photographs, whatever the network is for, so that an engine does not need a
+    user's image. The answers are ONNX Runtime's with optimizations off, which executes the graph as it is written.
 
     Raises:
         EngineError: a block computes something else than the deployable graph.

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from calibration.images import InMemoryImages, open_image_set
 from calibration.names import text_of
 from calibration.preprocess import CIFAR, IMAGENET, normalize
+from rescompile.building.source import Source
+from rescompile.building.source_from_graph import source_of
+from rescompile.building.source_from_registry import NO_TRACE, PRETRAINED, from_weights
 from rescompile.config import ModelConfig
 from rescompile.errors import UsageError
 from rescompile.manifest import CheckpointRef
@@ -28,9 +31,6 @@ from rescompile.sources.trained import Trained, read_trained
 
 if TYPE_CHECKING:
     from rescompile.models.planned import Plan
-from rescompile.building.source import Source
-from rescompile.building.source_from_graph import source_of
-from rescompile.building.source_from_registry import NO_TRACE, PRETRAINED, from_weights
 
 _Sets = Sequence[Path | InMemoryImages | None]
 TRIAL_IMAGES = 200

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from calibration.preprocess import Preprocess
 from rescompile.building.fidelity import check_against_function
 from rescompile.building.size_check import check_sizes
+from rescompile.building.source import IMAGENET_CLASSES, Source, class_names_of
+from rescompile.building.source_from_graph import source_of
 from rescompile.config import ModelConfig
 from rescompile.graph.fold import fold
 from rescompile.graph.placement import place
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from rescompile.models.resnet import ResNet
     from rescompile.models.specification import ModelSpec
     from rescompile.sources.checkpoint import Weights
-from rescompile.building.source import IMAGENET_CLASSES, Source, class_names_of
-from rescompile.building.source_from_graph import source_of
 
 PRETRAINED: dict[str, Literal["v1", "v2"]] = {"pretrained": "v1", "pretrained-v2": "v2"}
 """torchvision's two training recipes; other tools publish INT8 figures for the first."""

@@ -175,8 +175,8 @@ def contenders(
 ) -> dict[str, Contender]:
     """One contender for each batch size, which gets the golden images repeated, in ``requests`` calls at once.
 
-    At another ``size`` than the engine's own, there are no golden answers: each must be the one that the engine gives
-    first, after it has passed its self-test.
+    At another ``size`` than the engine's own there are no golden answers. There the first answer of the engine, which
+    has passed its self-test, is what all others must repeat.
     """
     manifest, found = engine.manifest, {}
     image = preprocess_at(manifest, size or manifest.preprocess.size).size

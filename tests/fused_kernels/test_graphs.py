@@ -138,6 +138,15 @@ def test_steps_are_those_without_a_graph(steps_before: int) -> None:
         assert same(network, twin)
 
 
+def test_a_step_that_fails_before_the_capture_leaves_weights_as_they_were() -> None:
+    network = plain()
+    twin, optimizer = copy.deepcopy(network), sgd(network)
+    with pytest.raises(RuntimeError, match="out of memory"), graphs._State(network, optimizer).kept():
+        by_hand(network, optimizer, *batch(0))
+        raise RuntimeError("out of memory")
+    assert same(network, twin)
+
+
 @pytest.mark.usefixtures("tape")
 def test_what_a_replay_cannot_know_is_refused() -> None:
     network = plain()
@@ -171,6 +180,8 @@ def test_what_cannot_be_captured_is_refused() -> None:
         captured(network, torch.optim.Adam(network.parameters()))
     with pytest.raises(Unsupported, match="one step before the capture"):
         captured(network, sgd(network, dampening=0.5))
+    with pytest.raises(Unsupported, match="NAdam may begin with other numbers than zero: take one step"):
+        captured(network, torch.optim.NAdam(network.parameters(), capturable=True))
     with pytest.raises(Unsupported, match="the sample is on meta"):
         graphed(network.eval(), x.to("meta"))
     with pytest.raises(Unsupported, match="1 averages its statistics over all batches"):

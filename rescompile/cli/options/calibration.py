@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from rescompile.cli.options.shared import SKIP, option
+
 if TYPE_CHECKING:
     from rescompile.config import CalibrationConfig
-from rescompile.cli.options.shared import SKIP, option
 
 _calibration = partial(option, "Calibration")
 _method = partial(option, "Calibration methods")

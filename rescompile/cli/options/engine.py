@@ -49,8 +49,8 @@ class EngineOptions:
     dynamic_size: Annotated[
         str | None,
         _engine(
-            "Take images of any height and width from MIN to MAX, each a side or HxW: 160:320. There is no optimum to "
-            "name: the engine is calibrated, judged and tuned at --size, which lies between them.",
+            "Take images of any height and width from MIN to MAX, each a side or HxW: 160:320. The engine is "
+            "calibrated, judged and tuned at --size, which must lie between them.",
             metavar="MIN:MAX",
         ),
     ] = None

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from rescompile.cli.options.preprocessing import PreprocessingOptions
+from rescompile.cli.options.shared import option
 from rescompile.errors import UsageError
 
 if TYPE_CHECKING:
     from rescompile.config import ModelConfig
-from rescompile.cli.options.preprocessing import PreprocessingOptions
-from rescompile.cli.options.shared import option
 
 _SUFFIXES = (".pth", ".th", ".pt", ".ckpt", ".bin", ".safetensors")
 """Ends of file names, by which a file that does not exist is told from the name of a network."""

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from rescompile.cli.options.shared import option
 from rescompile.errors import UsageError
 
 if TYPE_CHECKING:
     from rescompile.sources.preprocess_options import PreprocessOptions
-from rescompile.cli.options.shared import option
 
 _SIDE = re.compile(r"-?[0-9]{1,9}")
 _preprocessing = partial(option, "Preprocessing")

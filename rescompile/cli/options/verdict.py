@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rescompile.cli.options.shared import option
 from rescompile.errors import UsageError
 
 if TYPE_CHECKING:
     from rescompile.report import Limits
-from rescompile.cli.options.shared import option
 
 _verdict = partial(option, "Verdict")
 
