@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from benchmarks.gpu import visit
+from rescompile.errors import OutputError
 
 EXTRA = ("--device", "cpu", "--tiny", "--batch", "2")
 """Options of a trial without a GPU."""
@@ -29,32 +30,45 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     visiting.add_argument("--tiny", action="store_true", help="a tiny network on the CPU, to try the code")
     modelling = commands.add_parser("model", help="predict times of ResNet-50 without a GPU")
     modelling.add_argument("--network", choices=["resnet50"], default="resnet50", help="the only one so far")
-    modelling.add_argument("--batch", type=int, default=256)
+    modelling.add_argument("--batch", type=_count, default=256)
     modelling.add_argument("--device", choices=["h100", "h200"], default="h100")
     modelling.add_argument(
         "--inference", action="store_true", help="fp16 inference in place of a bf16 training step"
     )
     modelling.add_argument("--part", default="", help="a block or stage alone, such as layer1.1")
-    modelling.add_argument("--jobs", type=int, help="compiling processes; default: one a core")
+    modelling.add_argument("--jobs", type=_count, help="compiling processes; default: one a core")
     asked = parser.parse_args(arguments)
     if asked.command == "model":
-        _model(asked)
+        _model(asked, modelling)
         raise SystemExit(0)
     extra = (*(EXTRA if asked.tiny else ()), *(() if asked.only is None else ("--only", asked.only)))
     engine = None if asked.engine is None else asked.engine.resolve()
     wanted = visit.Visit(asked.slice, asked.folder.resolve(), engine, asked.seconds, extra)
-    raise SystemExit(0 if visit.run(wanted) else 1)
+    try:
+        right = visit.run(wanted)
+    except OutputError as error:
+        visiting.exit(1, f"error: {error}\n")
+    raise SystemExit(0 if right else 1)
 
 
-def _model(asked: argparse.Namespace) -> None:
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of 1 or more")
+    return int(text)
+
+
+def _model(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     # imported late: a visit is counted in seconds, and torch takes several of them
     import torch
 
     from benchmarks.gpu import model
     from benchmarks.gpu.launches import network_launches
     from benchmarks.gpu.networks import FULL
+    from benchmarks.gpu.workloads import parts_of
     from fused_kernels.compiling.pool import default_jobs
 
+    if asked.part and asked.part not in parts_of(FULL):
+        parser.error(f"--part {asked.part} is none of {', '.join(parts_of(FULL))}")
     device, training = model.DEVICES[asked.device], not asked.inference
     dtype = torch.bfloat16 if training else torch.float16
     launches = network_launches(FULL, asked.batch, dtype, training=training, part=asked.part)

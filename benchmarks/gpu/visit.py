@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rescompile.files import atomic_write
+from rescompile.files import atomic_write, writing
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = {1: 590.0, 2: 400.0, 3: 480.0}
@@ -123,7 +123,8 @@ def _sanitizer() -> Part:
 
 def run(visit: Visit) -> bool:
     """Run every part; whether all were right and measured something."""
-    visit.folder.mkdir(parents=True, exist_ok=True)
+    with writing(visit.folder):
+        visit.folder.mkdir(parents=True, exist_ok=True)
     began, done = time.monotonic(), list[dict[str, Any]]()
 
     def write() -> None:

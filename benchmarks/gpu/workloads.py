@@ -188,6 +188,11 @@ def block_input(setting: Setting, part: str, batch: int, dtype: torch.dtype) -> 
     return x.to(dtype).permute(0, 3, 1, 2)
 
 
+def parts_of(scale: Scale) -> list[str]:
+    """Names of the stages and blocks; single layers are not fused alone."""
+    return [name for name in _inputs(scale) if name.count(".") < 2]
+
+
 def input_of(scale: Scale, part: str) -> tuple[int, int]:
     """Channels and height of what a block or stage takes."""
     return _inputs(scale)[part]

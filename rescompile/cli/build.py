@@ -76,6 +76,10 @@ def build(
     - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --size 256x128`
 
     - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --size 224 --dynamic-size 160:320`
+
+    - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --validation-set val/ --min-speedup 1.5`
+
+    - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --cpu-form avx2 --no-thumbnails`
     """
     from calibration.names import text_of
     from rescompile.building.early_checks import check_build

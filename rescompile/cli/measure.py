@@ -66,6 +66,8 @@ def bench(
 
     - `rescompile bench resnet50-int8-openvino --batch 1,8 --seconds 30 --output before.json`
 
+    - `rescompile bench resnet50-int8-openvino --size 320x256`
+
     - `rescompile bench --compare before.json after.json`
     """
     if (directory is None) == (compare is None):

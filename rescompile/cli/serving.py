@@ -63,6 +63,8 @@ def export_server(
 
     - `rescompile export-server resnet50-int8-openvino --server openvino --output repository`
 
+    - `rescompile export-server resnet50-int8-openvino --server triton --python --output models`
+
     - `rescompile export-server resnet50-int8-tensorrt --server triton --instances 2 --queue-delay 500 --output models`
     """
     from rescompile.presenting.terminal.serving import print_export

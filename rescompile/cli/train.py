@@ -149,6 +149,8 @@ def train(
 
     - `rescompile train --weights run/best.safetensors --qat --data cifar-10-batches-bin --output int8`
 
+    - `rescompile train --weights run/best.safetensors --qat --weight-bits 4 --data cifar-10-batches-bin --output int4`
+
     - `torchrun --nproc-per-node 8 -m rescompile train --model resnet50 --data imagenet/ --sync-bn`
     """
     from rescompile.training.recipe import as_json, find_recipe

@@ -141,9 +141,14 @@ def test_steps_are_those_without_a_graph(steps_before: int) -> None:
 def test_a_step_that_fails_before_the_capture_leaves_weights_as_they_were() -> None:
     network = plain()
     twin, optimizer = copy.deepcopy(network), sgd(network)
-    with pytest.raises(RuntimeError, match="out of memory"), graphs._State(network, optimizer).kept():
-        by_hand(network, optimizer, *batch(0))
-        raise RuntimeError("out of memory")
+
+    def failing_step() -> None:
+        with graphs._State(network, optimizer).kept():
+            by_hand(network, optimizer, *batch(0))
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        failing_step()
     assert same(network, twin)
 
 
