@@ -119,7 +119,7 @@ def page(folder: Path, home: Path) -> str:
 
 
 def _gains(runs: Sequence[tuple[Path, Results]]) -> Iterator[str]:
-    """What a user gains: the INT8 engine's call at batch 1 beside those that it replaces, on each device."""
+    """The gain on each device: a call of the INT8 engine at batch 1 beside the calls that it replaces."""
     rows = []
     for _, group in groupby(runs, key=lambda run: run[0].parent.name):
         newest = next(iter(group))[1]
@@ -209,7 +209,7 @@ def _time(ms: float) -> str:
 
 
 def _interval(found: Timing) -> str:
-    """Nothing for a single run, which has none."""
+    """The interval of the median in words; empty for a single run."""
     return f" ({_time(found.low)} to {_time(found.high)})" if len(found.rounds) > 1 else ""
 
 

@@ -251,7 +251,7 @@ class CalibrationConfig:
     method: str | None = None
     """None is the method that the table was made with, or for images that of the effort."""
     effort: Effort | None = None
-    """None is ``DEFAULT_EFFORT`` for images; a table knows what it was made with."""
+    """None is ``DEFAULT_EFFORT`` for images, and for a table the effort that it was made with."""
     equalize: bool | None = None
     bias_correction: bool | None = None
     rounding: Rounding | None = None

@@ -35,7 +35,7 @@ def obey(page: str, folder: Path) -> list[subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def folder(small_engines: dict[str, Path], tmp_path: Path) -> Path:
-    """Where the reader is: an engine by the name that the pages use."""
+    """The reader's folder, with an engine by the name that the pages use."""
     (tmp_path / "digits-int8").symlink_to(small_engines["int8"])
     return tmp_path
 

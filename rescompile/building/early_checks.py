@@ -35,7 +35,7 @@ def check_build(config: BuildConfig) -> None:
 
 
 def check_calibrate(model: ModelConfig, calibration: CalibrationConfig, output: Path | None = None) -> None:
-    """The same for a command that ends with calibration and perhaps writes the file ``output``."""
+    """Refuse a calibration whose network, images or ``output`` file cannot be used."""
     if output is not None:
         check_output_file(output)
     _check_network(model)
@@ -43,7 +43,7 @@ def check_calibrate(model: ModelConfig, calibration: CalibrationConfig, output: 
 
 
 def _check_network(model: ModelConfig) -> ModelSpec | None:
-    """The network, where its name alone tells it."""
+    """The network, if its name alone identifies it."""
     spec = None
     for member in model.members:
         _check_network(member)

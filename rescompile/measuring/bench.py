@@ -175,8 +175,8 @@ def contenders(
 ) -> dict[str, Contender]:
     """One contender for each batch size, which gets the golden images repeated, in ``requests`` calls at once.
 
-    At another ``size`` than the engine's own there are no golden answers. There the first answer of the engine, which
-    has passed its self-test, is what all others must repeat.
+    There are golden answers only for the engine's own size. At another ``size``, all answers must repeat the first
+    one of the engine, which has passed its self-test.
     """
     manifest, found = engine.manifest, {}
     image = preprocess_at(manifest, size or manifest.preprocess.size).size

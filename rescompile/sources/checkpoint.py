@@ -100,7 +100,7 @@ def _has_task_head(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _unused_norms(tensors: Mapping[str, Tensor]) -> frozenset[str]:
-    """Norms in their first state, where others have counted batches."""
+    """Norms that have counted no batches although others have: training never ran them."""
     end = f".{_COUNTER}"
     counts = {name.removesuffix(end): int(t) for name, t in tensors.items() if name.endswith(end)}
     if not any(counts.values()):
