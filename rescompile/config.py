@@ -15,9 +15,9 @@ from rescompile.backends.base import FullRange
 from rescompile.errors import UsageError, did_you_mean
 from rescompile.manifest import Batch, CpuForm, OutputKind, Precision, SizeRange
 from rescompile.report import Limits
+from rescompile.sources.name_prefixes import SCHEMES, has_scheme
 from rescompile.sources.network import ENSEMBLE_MEANS, EnsembleMean, SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
-from rescompile.sources.schemes import SCHEMES, has_scheme
 
 InputFormat = Literal["float32-nchw", "uint8-nhwc"]
 Fp16Blocks = Literal["auto", "none"] | tuple[str, ...]

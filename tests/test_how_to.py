@@ -67,7 +67,7 @@ def test_commands_for_a_checkout_are_tested_by_their_own_tests() -> None:
 
 
 def test_the_page_says_what_an_engine_for_another_gpu_says() -> None:
-    gpu = Gpu("NVIDIA H100", "sm_90", 80 << 30, "13.0")
+    gpu = Gpu("NVIDIA H100", "sm_90", "13.0")
     page = " ".join((ROOT / "docs/how-to/another-gpu.md").read_text("utf-8").split())
     assert f"`{target_obstacle(gpu, 'sm_89')}`" in page
 

@@ -14,7 +14,7 @@ from rescompile.files import check_output_directory, check_output_file
 from rescompile.models.registry import find, with_options
 from rescompile.models.specification import ModelSpec
 from rescompile.sources.class_names import read_names
-from rescompile.sources.schemes import has_scheme
+from rescompile.sources.name_prefixes import has_scheme
 
 
 def check_build(config: BuildConfig) -> None:

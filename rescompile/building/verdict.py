@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from calibration.file_names import text_of
 from calibration.methods.comparison import MethodResult
-from calibration.names import text_of
 from calibration.preprocess import normalize
 from calibration.table import TensorRange
 from rescompile.accuracy.advice import next_steps

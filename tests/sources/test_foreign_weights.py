@@ -17,8 +17,8 @@ from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
 from rescompile.sources.checkpoint import fits_registry, read_weights
 from rescompile.sources.foreign_weights import Trial, open_foreign
-from rescompile.sources.plan_layers import UnreadableError
-from rescompile.sources.plans import read_plan
+from rescompile.sources.layouts import read_plan
+from rescompile.sources.ordered_layers import UnreadableError
 
 CLASSES = 10
 NOTHING = Trial(images=lambda plan, classes: None)
