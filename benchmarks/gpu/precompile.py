@@ -45,7 +45,7 @@ class Precompiler:
     def failures(self) -> list[str]:
         """The variants that did not compile, with the reason; they fail again where they are launched."""
         return [
-            f"{variant.kernel} {variant.warps} warps {variant.stages} stages: {future.result().error}"
+            f"{variant.kernel} {dict(variant.options)}: {future.result().error}"
             for variant, future in self.known.items()
             if future.done() and not future.cancelled() and future.result().error
         ]
