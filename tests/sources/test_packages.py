@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rescompile.errors import CheckpointError, UsageError
-from rescompile.sources import modules
+from rescompile.sources import modules, packages
 from rescompile.sources.name_prefixes import has_scheme
 from rescompile.sources.packages import open_folder, open_named
 from tests.sources.zoo import run
@@ -41,6 +41,17 @@ def test_schemes_are_told_from_names() -> None:
     assert not has_scheme(None)
     with pytest.raises(UsageError, match="no name behind the colon"):
         open_named("timm:")
+
+
+def test_torchvision_of_another_torch_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(packages, "require", broken)
+    with pytest.raises(
+        UsageError, match=r"built for another torch than .*nms.*--torch-backend cpu torch torchvision"
+    ):
+        open_named("timm:resnet18")
 
 
 def test_timm_by_name(tmp_path: Path) -> None:
