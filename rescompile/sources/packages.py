@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from rescompile.errors import CheckpointError, UsageError, did_you_mean, reason_of
 from rescompile.manifest import OutputKind
 from rescompile.optional import require
-from rescompile.sources.entries import entry_of
+from rescompile.sources.checkpoint_entries import entry_of
 from rescompile.sources.frozen_norms import USUAL, norm_epsilon
 from rescompile.sources.modules import network_of
 from rescompile.sources.network import SourceNetwork
-from rescompile.sources.safe_loading import read_payload
+from rescompile.sources.torch_file import read_payload
 from rescompile.sources.transforms import hf_preprocess, timm_notes, timm_preprocess, transform_preprocess
 
 
@@ -109,7 +109,8 @@ def _timm(name: str, weights: str, asked: _Asked) -> SourceNetwork:
         module = timm.create_model(name, pretrained=weights == "pretrained", **options)
     except (RuntimeError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"timm cannot make {name} ({_first_line(error)}): check the name and the weights"
+            f"timm cannot make {name} ({_first_line(error)}): check the name, and pass --weights FILE if the weights "
+            "cannot be downloaded"
         ) from None
     if loaded:
         _load(module, loaded, weights, f"timm's {name}")
@@ -325,14 +326,17 @@ _SCHEMES: dict[str, Callable[[str, str, _Asked], SourceNetwork]] = {
 }
 
 
+_TORCH_LINE = "such as `uv pip install --reinstall --torch-backend cpu torch torchvision`"
+
+
 def _import(module: str, purpose: str) -> Any:
     """Import an optional package; torchvision fails oddly where it was built for another torch."""
     try:
         return require(module, purpose)
     except (RuntimeError, AttributeError) as error:
         raise UsageError(
-            f"{purpose} needs '{module.partition('.')[0]}', whose torchvision does not match torch {torch.__version__} "
-            f"({_first_line(error)}): install the version of torchvision that belongs to this torch"
+            f"{purpose} needs torchvision, and the installed one was built for another torch than {torch.__version__} "
+            f"({_first_line(error)}): install both from one index, {_TORCH_LINE}"
         ) from None
 
 

@@ -53,7 +53,7 @@ def test_every_fact_is_one_aligned_line() -> None:
     assert facts["stage verify"] == "2 min 05 s, peak 1.25 GB"
     assert facts["note"] == "the built-in photographs were used"
     assert facts["engine directory"] == "out/resnet50-int8-openvino"
-    assert facts["build report"] == "out/resnet50-int8-openvino/report.html"
+    assert facts["report of the build"] == "out/resnet50-int8-openvino/report.html"
     assert len({line.index(value) for line, value in zip(lines[4:], facts.values(), strict=True)}) == 1
 
 

@@ -15,11 +15,11 @@ from torch import nn
 from rescompile.errors import CheckpointError, UsageError
 from rescompile.files import sha256_of
 from rescompile.metrics import relative_rms
-from rescompile.sources import frozen_norms, modules
+from rescompile.sources import frozen_norms, modules, packages
 from rescompile.sources.modules import network_of
+from rescompile.sources.name_prefixes import has_scheme
 from rescompile.sources.network import SourceNetwork
 from rescompile.sources.packages import open_folder, open_named
-from rescompile.sources.schemes import has_scheme
 from tests.sources.zoo import run
 
 
@@ -47,6 +47,17 @@ def test_schemes_are_told_from_names() -> None:
     assert not has_scheme(None)
     with pytest.raises(UsageError, match="no name behind the colon"):
         open_named("timm:")
+
+
+def test_torchvision_of_another_torch_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(packages, "require", broken)
+    with pytest.raises(
+        UsageError, match=r"built for another torch than .*nms.*--torch-backend cpu torch torchvision"
+    ):
+        open_named("timm:resnet18")
 
 
 def test_timm_by_name(tmp_path: Path) -> None:

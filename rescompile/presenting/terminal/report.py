@@ -68,7 +68,7 @@ def _facts(report: BuildReport) -> list[Line]:
         *(("changed", _changed(row)) for row in report_lines.flips(report) if not report.passed),
         *(("next", step) for step in report.advice),
         ("engine directory", report.engine_directory),
-        ("build report", str(Path(report.engine_directory) / REPORT_HTML)),
+        ("report of the build", str(Path(report.engine_directory) / REPORT_HTML)),
     ]
 
 
