@@ -26,6 +26,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from rescompile.backends.openvino.gathers import count_axes_from_the_back
 from rescompile.backends.openvino.pools import quantize_before_pools
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import unfold_zero_points
@@ -45,13 +46,14 @@ _HALF = 64
 
 
 def lower(model: onnx.ModelProto, form: CpuForm = "avx2") -> onnx.ModelProto:
-    """``model`` in the ``form`` for a kind of CPU; a float graph stays as it is.
+    """``model`` in the ``form`` for a kind of CPU; of a float graph only the axes of Gathers change.
 
     Executed as it is written, the lowered graph gives the same logits up to the rounding of float sums.
 
     Raises:
         BackendError: a grouped convolution, whose channels cannot be doubled, needs that in the form avx2.
     """
+    model = count_axes_from_the_back(model)
     if all(node.op_type != "QuantizeLinear" for node in model.graph.node):
         return model
     graph = read(unfold_zero_points(model))
