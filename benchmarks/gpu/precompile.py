@@ -22,7 +22,7 @@ class Precompiler:
     """Compiles groups of launches in the order in which they are given, each variant once."""
 
     def __init__(self, capability: int | None, jobs: int | None = None) -> None:
-        """For GPUs of ``capability`` (90 is 9.0); with None nothing is compiled."""
+        """Compile for GPUs of ``capability`` (90 is 9.0); with None compile nothing."""
         self.known: dict[Variant, Future[Code]] = {}
         self.capability = capability
         self.pool = CompilePool(jobs, niceness=NICENESS)

@@ -59,7 +59,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
 
 @pytest.fixture
 def forgotten() -> Iterator[None]:
-    """No kernel is remembered, before and after."""
+    """Clear the cache of kernels before and after the test."""
     kernel_function.cache_clear()
     yield
     kernel_function.cache_clear()
