@@ -156,3 +156,19 @@ def test_openvino_moves_values_as_the_graph_does(name: str) -> None:
         engine = simulate(each, Batch(1, 1, 1))
         for expected, answer in zip(run_onnx(each, x), engine.tensors(x).values(), strict=True):
             assert relative_rms(expected, answer) < 0.02
+
+
+@pytest.mark.parametrize("pool", [None, "MaxPool", "AveragePool"])
+def test_a_flat_activation_of_a_convolution_without_biases_keeps_its_scales(pool: str | None) -> None:
+    """Clipped behind the Flatten, OpenVINO would give channels the scales of others."""
+    writer = Writer((3, 8, 8), seed=1)
+    x = writer.conv(writer.relu(writer.conv("x", 32)), 32)
+    writer.constants[writer.nodes[-1].input[2]][:] = 0
+    x = writer.relu(x)
+    if pool:
+        x = writer.pool(x, pool, 1, 1, [0, 0, 0, 0])
+    flat = writer.add("Flatten", [x], (32 * 64,), axis=1)
+    made = deployable(prepared(writer.done(writer.linear(flat, 16))))
+    pixels = np.random.default_rng(1).standard_normal((1, 3, 8, 8), dtype=np.float32)
+    (answer,) = simulate(made, Batch(1, 1, 1)).tensors(pixels).values()
+    assert relative_rms(run_onnx(made, pixels)[0], answer) < 0.01

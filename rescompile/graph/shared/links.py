@@ -33,7 +33,8 @@ def moved_by(node: gs.Node) -> list[gs.Tensor]:
     if node.op == "Pad" and node.attrs.get("mode", "constant") == "constant" and not _is_zero(fills):
         return []
     nearest = node.op == "Resize" and node.attrs.get("mode", "nearest") == "nearest"
-    if not (operators.operator(node.op).moves or nearest):
+    single = node.op == "AveragePool" and set(node.attrs["kernel_shape"]) == {1}
+    if not (operators.operator(node.op).moves or nearest or single):
         return []
     sources = [each for each in node.inputs if not _is_zero(each)] if node.op == "Concat" else node.inputs[:1]
     return [] if any(isinstance(each, gs.Constant) for each in sources) else list(sources)
