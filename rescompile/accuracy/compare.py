@@ -161,11 +161,11 @@ def _images(
 ) -> tuple[ImageSet, tuple[str, ...]]:
     """The images, with labels where the output names classes, and remarks on them."""
     if output is not None and output.kind not in ONE_CLASS:
-        return open_unlabelled(path, limit=limit, skip_unreadable=skip)
+        return open_unlabelled(path, limit=limit, skip_unreadable=skip, single=True)
     count = classes if output is None else len(output.labels)
     found = open_validation_set(
         path, classes=count, limit=limit, need_labels=False, skip_unreadable=skip,
-        names=output.labels if output else None,
+        names=output.labels if output else None, single=True,
     )  # fmt: skip
     return found, ()
 

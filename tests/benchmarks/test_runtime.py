@@ -70,8 +70,8 @@ def test_growing_memory_fails() -> None:
         "model": "m", "backend": "b", "threads": 1, "inferences": 1, "reloads": 0, "wrong": 0, "failed": 0,
         "seconds": 1.0, "resident_mib": 100.0,
     }  # fmt: skip
-    assert soak.SoakResult(**flat, growth_mib=4.0).passed()
-    assert not soak.SoakResult(**flat, growth_mib=4.1).passed()
+    assert soak.SoakResult(**flat, growth_mib=1.0).passed()
+    assert not soak.SoakResult(**flat, growth_mib=1.1).passed()
 
 
 @pytest.mark.parametrize("program", [soak.main, runtime_overhead.main])
