@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rescompile
-from rescompile.measuring.start import resident_bytes
+from rescompile.measuring.cold_start import resident_bytes
 from rescompile.runtime.engine import Engine
 
 IMAGES = 16

@@ -133,7 +133,7 @@ def _chain_registers(tile: Tile, problem: Problem) -> float:
 
 
 def has_flat_form(problem: Problem) -> bool:
-    """Whether ``Tile.flat`` makes another kernel that is worth trying; a stem's, one tap wide, is flat anyhow."""
+    """Whether ``Tile.flat`` makes another kernel that is worth trying; a stem's, one tap wide, is always flat."""
     tensor_cores = problem.dtype != torch.float32
     return problem.kind != "wgrad" and _windowed(problem) and tensor_cores and not _is_stem(problem)
 
@@ -185,9 +185,9 @@ def _busy(tiles: list[Tile], problem: Problem) -> list[Tile]:
 
 
 def _splits(tile: Tile, problem: Problem) -> list[Tile]:
-    """``tile`` with its reduction in an even number of parts, in twice and in half as many.
+    """``tile`` with its reduction in the usual number of parts, in twice and in half as many.
 
-    Even are parts that give a program to each processor; or two, which hide one another's waiting, where writing and
+    The usual number gives each processor one program, or up to two, which hide each other's latency, where writing and
     reading the workspace costs little beside reading the operands.
     """
     steps, each = -(-problem.depth // tile.k), programs(tile, problem)

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
+from calibration.file_names import text_of
 from calibration.images.archive import ArchiveImages, list_archive
 from calibration.images.arrays import ArrayImages, InMemoryImages
 from calibration.images.files import ImageFiles, open_image
 from calibration.images.listing import SUFFIXES, Listing, list_folder
-from calibration.names import text_of
 from calibration.preprocess import Preprocess
 
 _THREADS = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from rescompile.report import BuildReport
 
 WORST_BLOCKS = 3

@@ -19,7 +19,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from calibration.preprocess import Preprocess
 from rescompile.accuracy.error_by_block import Probe
 from rescompile.accuracy.graph_description import (

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
+from calibration.file_names import text_of
 from calibration.images import ImageSet, InMemoryImages, open_image_set
-from calibration.names import text_of
 from calibration.preprocess import Preprocess, normalize
 from rescompile.accuracy.thumbnails import MOST_THUMBNAILS, thumbnail
 from rescompile.backends.fp32 import Fp32Session

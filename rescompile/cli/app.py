@@ -12,14 +12,14 @@ from typing import Annotated, NoReturn
 import typer
 
 from rescompile.cli.build import build, calibrate, sensitivity
-from rescompile.cli.common import Verbosity, with_common_options
 from rescompile.cli.engine import compare, inspect, run, verify
+from rescompile.cli.escaping import harmless
 from rescompile.cli.machine import doctor
 from rescompile.cli.measure import bench, profile, report
 from rescompile.cli.serving import export_server
 from rescompile.cli.signing import keygen, sign
-from rescompile.cli.terminal_output import harmless
 from rescompile.cli.train import experiment, train
+from rescompile.cli.verbosity import Verbosity, with_common_options
 from rescompile.errors import USER_ERRORS
 from rescompile.optional import extras_for
 from rescompile.wording import write_json

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from calibration.preprocess import Size
 from rescompile.errors import UsageError
 from rescompile.files import atomic_write, check_output_file

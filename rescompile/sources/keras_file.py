@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from calibration.preprocess import CHANNELS, Color, Preprocess
 from rescompile.errors import CheckpointError, reason_of
 from rescompile.files import sha256_of
@@ -28,7 +28,6 @@ from rescompile.sources.keras_example import example_layers
 from rescompile.sources.keras_layers import LAYERS, Layer
 from rescompile.sources.network import SourceNetwork
 
-HDF5 = b"\x89HDF\r\n\x1a\n"
 _WAY = "save the whole model with model.save('model.keras') in the program that made it, and pass that file"
 _OTHER_WAY = "export the model to ONNX with Keras (model.export('model.onnx', format='onnx')) or tf2onnx, and pass that"
 _INFLATION = 4

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from rescompile.errors import CheckpointError, reason_of
 from rescompile.files import sha256_of
 from rescompile.manifest import CheckpointRef

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from rescompile.errors import CheckpointError, UsageError, did_you_mean, reason_of
 from rescompile.manifest import OutputKind
 from rescompile.optional import require
-from rescompile.sources.entries import entry_of
+from rescompile.sources.checkpoint_entries import entry_of
 from rescompile.sources.modules import network_of
 from rescompile.sources.network import SourceNetwork
-from rescompile.sources.safe_loading import read_payload
+from rescompile.sources.torch_file import read_payload
 from rescompile.sources.transforms import hf_preprocess, timm_notes, timm_preprocess, transform_preprocess
 
 

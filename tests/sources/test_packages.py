@@ -12,8 +12,8 @@ import torch
 
 from rescompile.errors import CheckpointError, UsageError
 from rescompile.sources import modules
+from rescompile.sources.name_prefixes import has_scheme
 from rescompile.sources.packages import open_folder, open_named
-from rescompile.sources.schemes import has_scheme
 from tests.sources.zoo import run
 
 

@@ -51,7 +51,7 @@ class OpenVino:
         return OpenVino(form)
 
     def more_files(self, form: CpuForm | None) -> tuple[str, ...]:
-        """The deployable graph, where it must be lowered anew."""
+        """The deployable graph, where it must be lowered again."""
         return () if cpu_form.computes_exactly(form) else (GRAPH,)
 
     @property

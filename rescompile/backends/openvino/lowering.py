@@ -155,7 +155,7 @@ class _Lowering:
         return output
 
     def _steps(self, name: str, steps: int, scale: NDArray[Any]) -> gs.Constant:
-        """So many steps of a quantizer, as a number."""
+        """The value of ``steps`` steps of ``scale``, as a constant."""
         return self._constant(name, np.asarray(steps * scale.astype(np.float64), scale.dtype))
 
     def _constant(self, name: str, value: Any) -> gs.Constant:

@@ -21,7 +21,7 @@ from rescompile.graph.shared.topology import ends_branch, maker_block
 
 
 def batch_norm_folded(subject: Subject) -> Findings:
-    """No batch norm is left behind a convolution; one in front of a pre-activation block has none to go into."""
+    """No batch norm is left behind a convolution; those in front of pre-activation blocks cannot be folded."""
     for node in subject.nodes("BatchNormalization"):
         if made_by(node.inputs[0]) in WEIGHTED_OPS and len(consumers(node.inputs[0])) == 1:
             yield (

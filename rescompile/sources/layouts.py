@@ -13,9 +13,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from rescompile.models.planned import BlockPlan, ConvWeights, Plan
+from rescompile.sources.head_layers import head_layers, norm_weights
 from rescompile.sources.layers import Layer, layers_of
-from rescompile.sources.plan_head import head_layers, norm_weights
-from rescompile.sources.plan_layers import UnreadableError, gates, is_known, split, without_dead
+from rescompile.sources.ordered_layers import UnreadableError, gates, is_known, split, without_dead
 from rescompile.wording import listing
 
 _SHORTCUT = re.compile(r"down_?sample|short_?cut|skip|proj|identity|residual_conv|match", re.IGNORECASE)

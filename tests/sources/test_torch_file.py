@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from rescompile.errors import CheckpointError
 from rescompile.sources.inert_pickle import stand_ins
-from rescompile.sources.safe_loading import read_payload
+from rescompile.sources.torch_file import read_payload
 
 TENSORS = {"a": torch.arange(60.0).reshape(3, 20), "b": torch.ones(2, dtype=torch.float16)}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rescompile.errors import CheckpointError
-from rescompile.sources.entries import AVERAGES, entry_of
+from rescompile.sources.checkpoint_entries import AVERAGES, entry_of
 from rescompile.sources.inert_pickle import StandIn
 
 HERE = Path("weights.pth")

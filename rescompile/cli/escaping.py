@@ -1,4 +1,4 @@
-"""Output without escape sequences from outside, which names of classes, files and models may hold.
+"""Shows escape sequences in names of classes, files and models as text, instead of sending them to the terminal.
 
 On a terminal, colours and the movements of a progress bar remain, which only this program writes: names from an engine
 were cleaned when its manifest was read. Titles, the clipboard, links and every other sequence are shown, not sent.

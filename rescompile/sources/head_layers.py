@@ -9,7 +9,7 @@ import torch
 
 from rescompile.models.planned import HeadLayer, NormWeights
 from rescompile.sources.layers import Layer
-from rescompile.sources.plan_layers import UnreadableError
+from rescompile.sources.ordered_layers import UnreadableError
 
 
 def norm_weights(layer: Layer) -> NormWeights:

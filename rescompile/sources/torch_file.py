@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rescompile.errors import CheckpointError, reason_of
+from rescompile.sources.checkpoint_size import bytes_allowed, refuse_inflated
 from rescompile.sources.inert_pickle import load_inert
 from rescompile.sources.paddle_file import read_pdparams
-from rescompile.sources.payload_size import bytes_allowed, refuse_inflated
 
 _HOW_TO_SAVE = (
     "in the program that made it, save the weights alone with torch.save(model.state_dict(), 'weights.pth'), "

@@ -73,7 +73,7 @@ class Members:
 
 
 def members_of(source: Source, deployable: Deployable, images: ImageSet) -> Members | None:
-    """The networks of an ensemble; None where there are none, or none can be right or wrong about ``images``."""
+    """The networks of an ensemble; None for a single network, or where ``images`` have no labels of classes."""
     decided = source.kind == "classes" and images.labels is not None
     return Members(source, deployable) if source.members and decided else None
 

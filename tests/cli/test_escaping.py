@@ -14,7 +14,7 @@ from PIL import Image
 
 import rescompile
 from rescompile.building.engine_directory import write_hashed_manifest
-from rescompile.cli.terminal_output import harmless
+from rescompile.cli.escaping import harmless
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.manifest import read_manifest
 from rescompile.wording import CONTROL
