@@ -11,6 +11,23 @@ from fused_kernels.kernels.numerics import mma
 
 
 @triton.jit
+def next_block(h, w, pixel, end_h, end_w, H, W, P, Q, STRIDE: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Places in the input, and pixels there, of the output pixels that are BLOCK_P further on."""
+    step_h = BLOCK_P // Q % P * STRIDE
+    step_w = BLOCK_P % Q * STRIDE
+    step_pixel = (BLOCK_P // (P * Q) * H + step_h) * W + step_w
+    w += step_w
+    next_row = w >= end_w
+    w = tl.where(next_row, w - Q * STRIDE, w)
+    h += tl.where(next_row, step_h + STRIDE, step_h)
+    next_image = h >= end_h
+    h = tl.where(next_image, h - P * STRIDE, h)
+    pixel += tl.where(next_row, step_pixel + STRIDE * (W - Q), step_pixel)
+    pixel += tl.where(next_image, (H - P * STRIDE) * W, 0)
+    return h, w, pixel
+
+
+@triton.jit
 def wgrad_kernel(
     x_ptr, dy_ptr, dw_ptr, prologue_args,
     M, H, W, P, Q, C, K, PITCH,
@@ -47,9 +64,6 @@ def wgrad_kernel(
         pixel = (m // (P * Q) * H + h) * W + w
         end_h = P * STRIDE - PADDING_H + tap // S
         end_w = Q * STRIDE - PADDING_W + tap % S
-        step_h = BLOCK_P // Q % P * STRIDE
-        step_w = BLOCK_P % Q * STRIDE
-        step_pixel = (BLOCK_P // (P * Q) * H + step_h) * W + step_w
     left = M - first
     acc = tl.zeros((BLOCK_C, BLOCK_K), dtype=tl.float32)
     for _ in range(0, STEPS):
@@ -59,20 +73,13 @@ def wgrad_kernel(
             x_ptr += BLOCK_P * PITCH
         else:
             if PADDING_H > 0:
-                ok_x = ok_x & (h >= 0) & (h < H)
+                ok_x &= h.to(tl.uint32, bitcast=True) < H  # not negative either
             if PADDING_W > 0:
-                ok_x = ok_x & (w >= 0) & (w < W)
+                ok_x &= w.to(tl.uint32, bitcast=True) < W
             x_at = pixel.to(tl.int64)[:, None] * PITCH + c[None, :]
             x = tl.load(x_ptr + x_at, mask=ok_x[:, None] & ok_c, other=0.0)
-            w += step_w
-            next_row = w >= end_w
-            w = tl.where(next_row, w - Q * STRIDE, w)
-            h += tl.where(next_row, step_h + STRIDE, step_h)
-            next_image = h >= end_h
-            h = tl.where(next_image, h - P * STRIDE, h)
-            pixel += tl.where(next_row, step_pixel + STRIDE * (W - Q), step_pixel)
-            pixel += tl.where(next_image, (H - P * STRIDE) * W, 0)
-        # where x is padding dy counts as zero, which the load does for nothing; masking PROLOGUE(x) costs 64 instructions
+            h, w, pixel = next_block(h, w, pixel, end_h, end_w, H, W, P, Q, STRIDE, BLOCK_P)
+        # where x is padding dy is loaded as zero, which costs nothing; to mask PROLOGUE(x) costs 64 instructions
         x = PROLOGUE(x, None, prologue_args, c, c < C, C)
         dy = tl.load(dy_ptr + dy_at, mask=ok_x[:, None] & ok_k, other=0.0)
         dy_ptr += BLOCK_P * K
