@@ -286,6 +286,9 @@ def small_vectors() -> Iterator[Entry]:
             forms: dict[str, Callable[[], object]] = {
                 "finalize": partial(statistics.finalize, partials, *affine, running, 0.1),
                 "finalize, untracked,": partial(statistics.finalize, partials, *affine, None, 0.1),
+                "finalize, with a projection's,": partial(
+                    statistics.finalize_all, [statistics.Finalized(partials, *affine, running, 0.1)] * 2
+                ),
                 "merge": partial(statistics.merge, partials),
             }
             yield from (Entry(f"{form} of {tiles} tiles{name}", fp32, call) for form, call in forms.items())

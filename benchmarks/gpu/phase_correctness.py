@@ -82,7 +82,8 @@ def flat(warps: int, context: Context) -> Any:
     """A function for ``choosing`` that gives the default tile with one loop over taps and channel blocks."""
 
     def choose(problem: Problem) -> Tile:
-        return replace(default_tile(problem, shared=limit_on(context.device)), flat=True, warps=warps)
+        tile = default_tile(problem, shared=limit_on(context.device))
+        return replace(tile, flat=True, warps=warps, registers=0)  # its limit belongs to its own warps
 
     return choose
 

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from typing import Annotated, NoReturn
 
 import typer
@@ -47,6 +48,7 @@ for command in (keygen, sign, doctor, train, experiment):
 def main() -> NoReturn:
     """Run the command line; errors that a user can mend become one sentence on stderr."""
     sys.stdout, sys.stderr = harmless(sys.stdout), harmless(sys.stderr)
+    warnings.showwarning = _show_warning
     try:
         try:
             with extras_for(_command()):
@@ -72,6 +74,12 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _fail(f"the output cannot be written ({error.strerror}); send it to another place", 1)
     raise SystemExit(0)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Our own warnings as a sentence without the line of code; those of libraries only with ``--verbose``."""
+    if issubclass(category, UserWarning) or Verbosity.verbose:
+        print("note:", " ".join(str(message).split()), file=sys.stderr)
 
 
 def _command() -> str:

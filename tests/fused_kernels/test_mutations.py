@@ -180,8 +180,8 @@ MUTATIONS = [
     Mutation(
         "statistics are not those of the stored values",
         "kernels/epilogues.py",
-        "v = rounded(acc, out_ptr.dtype.element_ty)",
-        "v = acc",
+        "return get(out_ptr, pixels, ok_m, cols, ok_n, COLS).to(tl.float32)",
+        "return v",
         partial(checks.check_conv_moments, Case(1, 1, padding=0, dtype=torch.float16)),
         "tile means is off",
     ),
@@ -204,10 +204,10 @@ MUTATIONS = [
     Mutation(
         "a parity's sums overwrite those of another",
         "kernels/epilogues.py",
-        "put_sum(gy, ok_m, partials_ptr, 1, tiles, row_tile + first_tile,",
-        "put_sum(gy, ok_m, partials_ptr, 1, tiles, row_tile,",
+        "put_sums(g, gy, partials_ptr, tiles, row_tile + first_tile,",
+        "put_sums(g, gy, partials_ptr, tiles, row_tile,",
         partial(checks.check_dgrad_drelu, HALVED),
-        "sum 1 is off",
+        "sum 0 is off",
     ),
     Mutation(
         "a strided shortcut reaches every column",
@@ -216,6 +216,14 @@ MUTATIONS = [
         "ok_m & (h % stride == 0)",
         partial(checks.check_dgrad_shortcut, POINT, stride=2),
         "dx is off",
+    ),
+    Mutation(
+        "a part of a plane is taken for the whole",
+        "ops/products.py",
+        "gather.pointwise and pixels.dense",
+        "gather.pointwise",
+        partial(checks.check_dgrad_shortcut, Case(3, 3, stride=2, padding=0, h=6, w=6)),
+        "dx is off|reads .* outside",
     ),
     Mutation(
         "parities are swapped",
