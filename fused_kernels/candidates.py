@@ -45,6 +45,7 @@ _TENSOR_CORES = (
     Tile(64, 64, warps=4, stages=4),
     Tile(128, 64, warps=8, stages=4),
     Tile(64, 32, warps=4, stages=4),
+)
 # beside the sums of a batch norm; limits found by compiling for sm_90, where none of these spills: with 8 warps a
 # processor holds two programs of at most 128 registers, with 4 warps three of 168
 _WITH_SUMS = (
