@@ -155,7 +155,7 @@ class OnnxRuntime:
             raise ValueError(f"the onnxruntime engine is {GRAPH} of its own directory, not {request.model}")
         if request.precision != "int8":
             return base.Payload(files=(GRAPH,))
-        notes = (cpu_form.note_on(self.form, asked=self._form is not None),)
+        notes: tuple[str, ...] = (cpu_form.note_on(self.form, asked=self._form is not None),)
         if self.form == "avx2":
             return base.Payload(files=(GRAPH,), notes=notes, cpu_form=self.form)
         import onnx
