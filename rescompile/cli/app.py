@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 import warnings
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -76,7 +76,14 @@ def main() -> NoReturn:
     raise SystemExit(0)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Our own warnings as a sentence without the line of code; those of libraries only with ``--verbose``."""
     if issubclass(category, UserWarning) or Verbosity.verbose:
         print("note:", " ".join(str(message).split()), file=sys.stderr)

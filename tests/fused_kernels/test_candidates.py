@@ -78,7 +78,8 @@ def test_the_first_candidate_is_not_flat(problem: Problem) -> None:
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({}, "64x128x64 4w 3s 168r"),
+        ({}, "64x128x64 4w 3s"),
+        ({"conv": Conv(1, 1)}, "64x128x64 4w 3s 168r"),
         ({"kind": "dgrad", "prologue": "identity", "epilogue": "drelu"}, "64x128x64 4w 3s 168r"),
         ({"prologue": "identity"}, "128x128x64 8w 3s 128r"),
         ({"k": 64}, "128x64x64 8w 3s 128r"),
