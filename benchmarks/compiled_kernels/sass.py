@@ -66,6 +66,12 @@ def read_listing(listing: str, sizes: Sequence[int]) -> list[Machine]:
     return [_machine(counts) for counts in found]
 
 
+def opcodes(listing: str) -> list[str]:
+    """The instructions of nvdisasm's listing of one kernel in order, without modifiers and without NOPs."""
+    names = [line[2].split(".")[0] for line in _LINE.finditer(listing)]
+    return [name for name in names if name != "NOP"]
+
+
 def registers_of(cubin: bytes) -> int:
     """32-bit registers a thread."""
     with tempfile.TemporaryDirectory() as folder:

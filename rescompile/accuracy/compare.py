@@ -126,7 +126,7 @@ def compare(
             f"--part-db {part_db:g} is not a number of decibels; 20 means an error of a tenth of the signal's RMS"
         )
     names, notes = ([parse_comparand(a), parse_comparand(b)], ()) if b is not None else _parts(a)
-    open_image_set(images, limit=1)  # a mistake is found before anything is loaded
+    open_image_set(images, limit=1, single=True)  # a mistake is found before anything is loaded
     clock = StageClock(progress)
     with ExitStack() as held:
         with clock.stage("load"):

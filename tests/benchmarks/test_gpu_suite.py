@@ -91,7 +91,7 @@ def test_rates_of_a_device_become_a_roofline() -> None:
 
 
 def test_a_gpu_is_the_device_of_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_engines, "gpus", lambda: (Gpu("A GPU", "sm_90", 1, "13.0"),))
+    monkeypatch.setattr(gpu_engines, "gpus", lambda: (Gpu("A GPU", "sm_90", "13.0"),))
     found = gpu_engines._origin()
     assert found.device == "A GPU"
     assert "cores" not in found.machine

@@ -72,7 +72,7 @@ def machine(tmp_path: Path, small_engines: dict[str, Path], monkeypatch: pytest.
     trt = FakeNetwork(FakeCuda(), 10)
     monkeypatch.setattr(backend, "require", lambda module, purpose: trt)
     monkeypatch.setattr(backend, "open_driver", lambda: cuda(trt.gpu))
-    monkeypatch.setattr(devices, "gpus", lambda: (Gpu("NVIDIA L4", "sm_89", 24 * 10**9, "13.0"),))
+    monkeypatch.setattr(devices, "gpus", lambda: (Gpu("NVIDIA L4", "sm_89", "13.0"),))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(trtexec, "DEBIAN", tmp_path / "usr")
     return Machine(tmp_path, small_engines, trt)

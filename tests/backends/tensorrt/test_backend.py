@@ -29,8 +29,8 @@ from tests.backends.tensorrt.fake_trt import (
     Severity,
 )
 
-L4 = Gpu("NVIDIA L4", "sm_89", 24 * 10**9, "13.0")
-H100 = Gpu("NVIDIA H100", "sm_90", 80 * 10**9, "13.0")
+L4 = Gpu("NVIDIA L4", "sm_89", "13.0")
+H100 = Gpu("NVIDIA H100", "sm_90", "13.0")
 
 
 @pytest.fixture

@@ -32,10 +32,14 @@ def variant() -> Variant:
     return variant_of(launches[0])
 
 
+def with_warps(variant: Variant, warps: int) -> Variant:
+    return replace(variant, options=tuple({**dict(variant.options), "num_warps": warps}.items()))
+
+
 @pytest.mark.slow
 def test_machine_code_comes_back_in_order_with_progress(variant: Variant) -> None:
     seen: list[tuple[int, int]] = []
-    wider = replace(variant, warps=8)
+    wider = with_warps(variant, 8)
     codes = compile_variants([variant, wider], HOPPER, lambda done, total: seen.append((done, total)))
     assert [code.threads for code in codes] == [128, 256]
     assert all(code.cubin[:4] == b"\x7fELF" and code.entry == "widen_kernel" for code in codes)
@@ -58,7 +62,7 @@ def test_machine_code_is_the_same_from_every_compilation(
 
 @pytest.mark.slow
 def test_a_kernel_that_does_not_compile_is_named(variant: Variant) -> None:
-    wrong = replace(variant, warps=3)
+    wrong = with_warps(variant, 3)
     with pytest.raises(BackendError, match=r"Triton cannot compile shortcut\.widen_kernel for sm_90: \w+"):
         compile_variants([wrong], HOPPER)
 
