@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: quickstart runtime lowest smoke test docs lint sbom hashes
+.PHONY: quickstart runtime lowest newest smoke test parsers docs lint sbom hashes
 
 # A fresh environment, a small network trained on real digits, and its INT8 engine with a verdict.
 quickstart:
@@ -14,12 +14,17 @@ runtime:
 	.venv-runtime/bin/python -m pip install --quiet --constraint constraints.txt .
 	$(MAKE) smoke BIN=.venv-runtime/bin/
 
-# The same with the lowest versions that pyproject.toml allows; PYTHON=python3.10 makes it the lowest Python, too.
-lowest:
-	$(PYTHON) -m venv --clear .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet uv
-	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct .
-	$(MAKE) smoke BIN=.venv-lowest/bin/
+# The same with the lowest versions that pyproject.toml allows, or the newest that there are, whatever constraints.txt says;
+# PYTHON=python3.10 makes it the lowest Python, too. EXTRA=[build] also builds the engine with them.
+lowest newest:
+	$(PYTHON) -m venv --clear .venv-$@
+	.venv-$@/bin/python -m pip install --quiet uv
+	.venv-$@/bin/uv pip install --quiet --python .venv-$@/bin/python \
+		--resolution $(if $(filter lowest,$@),lowest-direct,highest) '.$(EXTRA)'
+	$(if $(EXTRA),.venv-$@/bin/rescompile build --model resnet20-cifar-bottleneck --weights quickstart/digits.safetensors \
+		--crop 16 --precision int8 --calibration-set quickstart/calibration.npz --validation-set quickstart/validation \
+		--max-top1-drop 1.0 --output quickstart/engine --force)
+	$(MAKE) smoke BIN=.venv-$@/bin/
 
 # What an installation of the base does, with the engine of the quickstart.
 smoke:
@@ -46,6 +51,15 @@ test:
 	-.venv-test/bin/python -m pip install --quiet --no-deps --constraint constraints.txt nvidia-pytriton
 	$(MAKE) lint BIN=.venv-test/bin/
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv-test/bin/python -m pytest -n 2
+
+# The share of the parsers' lines and branches that their tests reach, with a list of the others. Needs an environment
+# with the extra dev, such as that of make test; RESCOMPILE_DATA adds real checkpoints.
+PARSER_TESTS = tests/sources tests/calibration/images tests/calibration/test_table.py tests/calibration/test_mean_image.py \
+	tests/graph/test_simplify.py tests/graph/test_variants.py tests/graph/test_metadata.py tests/graph/test_lint.py \
+	tests/runtime tests/building/test_source.py tests/test_manifest.py tests/test_parser_fuzz.py
+parsers:
+	OMP_NUM_THREADS=1 $(BIN)python -m coverage run -m pytest -q -n 0 $(PARSER_TESTS)
+	$(BIN)python -m coverage report
 
 # The documentation as a site in build/site, with all links checked.
 docs:

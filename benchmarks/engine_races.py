@@ -74,7 +74,7 @@ class EngineRaces:
     _prepared: dict[str, PreparedNetwork] = field(default_factory=dict)
 
     def rows_of(self, net: Network, mode: Mode) -> list[Row]:
-        """The rows of one race, one for each entrant."""
+        """The rows of one race, one for each contender."""
         key = (net.name, mode)
         if key not in self.rows:
             began = time.monotonic()

@@ -179,7 +179,7 @@ def _race(asked: argparse.Namespace, folder: Path) -> bool:
 
 
 def _origin() -> Origin:
-    """With the GPU as the device, where there is one."""
+    """The origin of the figures, with the GPU as the device if there is one."""
     found = origin(1)
     there = gpus()
     if not there:

@@ -49,7 +49,7 @@ OUT_OF_TIME = "the whole time was used up"
 
 
 class Supervisor:
-    """Starts workers, collects what they say, and survives them."""
+    """Starts workers, collects their results, and goes on when one crashes."""
 
     def __init__(
         self, report: Report, options: Options, peers: PeerProcesses, output: Path | None, end: float

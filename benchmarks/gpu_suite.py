@@ -1,4 +1,4 @@
-"""Everything that a GPU can say, in one call of at most nine minutes: ``python -m benchmarks.gpu_suite``
+"""All GPU measurements in one call of at most nine minutes: ``python -m benchmarks.gpu_suite``
 
 Runs the kernels' script (``benchmarks/gpu_kernels.py``), then the engines' (``benchmarks.gpu_engines``), each in a
 process of its own with its share of the time, and writes the raw results of both. Exit code: 0 right, 1 a part found

@@ -1,5 +1,7 @@
 """``docs/performance.md`` from the raw results in ``benchmarks/results/``: ``python -m benchmarks.performance_page``
 
+The picture of the README lies beside it, in ``docs/images/``.
+
 Every figure comes from a committed JSON file, which its section links to, and has the command that measures it. Missing
 measurements are shown as "not measured yet".
 """
@@ -24,6 +26,7 @@ from benchmarks.agreement_results import FORMAT as AGREEMENT
 from benchmarks.coverage.page import FORMAT as COVERAGE
 from benchmarks.profile_section import missing_lines, profile_lines
 from benchmarks.rows import RESULTS, Results, Row
+from benchmarks.suite_plots import suite_plots
 from benchmarks.suite_results import FORMAT as SUITES
 from benchmarks.zoo.page import FORMAT as ZOO
 from rescompile.files import atomic_write
@@ -32,9 +35,12 @@ from rescompile.measuring.bench import BenchReport
 from rescompile.measuring.profile_report import FORMAT as PROFILE
 from rescompile.measuring.profile_report import ProfileReport
 from rescompile.measuring.timing import Timing
+from rescompile.presenting.plots.plot import Plot
 from rescompile.wording import duration, size
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PICTURE = Path("images") / "resnet50-latency.png"
+"""Where the picture lies, seen from the folder of the page."""
 _HEADER = """# Performance
 
 Made by `python -m benchmarks.performance_page` from the files in `benchmarks/results/`; do not edit it. Outputs were
@@ -119,7 +125,7 @@ def page(folder: Path, home: Path) -> str:
 
 
 def _gains(runs: Sequence[tuple[Path, Results]]) -> Iterator[str]:
-    """What a user gains: the INT8 engine's call at batch 1 beside those that it replaces, on each device."""
+    """The gain on each device: a call of the INT8 engine at batch 1 beside the calls that it replaces."""
     rows = []
     for _, group in groupby(runs, key=lambda run: run[0].parent.name):
         newest = next(iter(group))[1]
@@ -134,10 +140,20 @@ def _gains(runs: Sequence[tuple[Path, Results]]) -> Iterator[str]:
     if rows:
         yield "## What INT8 gains\n"
         yield "One image at a time: the median time of our INT8 engine, and how many times as long the others take.\n"
+        if any("| resnet50 |" in row for row in rows):
+            yield f"![ResNet-50: milliseconds per image of each contender]({PICTURE.as_posix()})\n"
         yield f"| device | network | INT8 | {' | '.join(_REPLACED.values())} |"
         yield "|---|---|---|" + "---|" * len(_REPLACED)
         yield from rows
         yield ""
+
+
+def picture(folder: Path) -> Plot | None:
+    """ResNet-50, one image at a time, on the first device in ``folder``; None where it was not timed."""
+    for _, results in read_folder(folder).suites:
+        if plot := suite_plots(results).get("resnet50 latency"):
+            return plot
+    return None
 
 
 def _command(kind: str) -> str:
@@ -209,7 +225,7 @@ def _time(ms: float) -> str:
 
 
 def _interval(found: Timing) -> str:
-    """Nothing for a single run, which has none."""
+    """The interval of the median in words; empty for a single run."""
     return f" ({_time(found.low)} to {_time(found.high)})" if len(found.rounds) > 1 else ""
 
 
@@ -291,6 +307,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     atomic_write(asked.output, text.encode())
     print(asked.output)
+    if plot := picture(asked.results):
+        drawn = asked.output.parent / PICTURE
+        drawn.parent.mkdir(exist_ok=True)
+        plot.write(drawn)
+        print(drawn)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class Samples:
         self._images: list[Images] = []
 
     def watch(self, batches: Iterable[Images]) -> Iterator[Images]:
-        """The same batches; the chosen images are copied as they pass."""
+        """Yield ``batches`` unchanged, and copy the chosen images as they pass."""
         passed = 0
         for batch in batches:
             # a copy: a view would keep the whole batch alive

@@ -46,6 +46,13 @@ _TENSOR_CORES = (
     Tile(128, 64, warps=8, stages=4),
     Tile(64, 32, warps=4, stages=4),
 )
+# beside the sums of a batch norm; limits found by compiling for sm_90, where none of these spills: with 8 warps a
+# processor holds two programs of at most 128 registers, with 4 warps three of 168
+_WITH_SUMS = (
+    Tile(64, 128, warps=4, stages=3, registers=168),
+    Tile(128, 128, warps=8, stages=3, registers=128),
+    Tile(128, 64, warps=8, stages=3, registers=128),
+)
 # without tensor cores the operands pass through registers too, and ptxas spills at most other sizes
 _FLOAT32 = (Tile(64, 64, warps=8, stages=3), Tile(32, 32, 16, warps=4, stages=3))
 # 64 columns at most, and few taps deep: memory decides
@@ -76,6 +83,8 @@ _MENUS = {
 }
 """Menus by kind of problem: with tensor cores, and for fp32."""
 
+_SUMS = {"moments", "drelu", "block_gradient"}
+"""Epilogues with sums of a batch norm."""
 _PLAIN_EPILOGUES = {"store", "bias", "bias_relu", "logits", "requantize", "requantize_relu"}
 """Epilogues that need no second tensor and no sums."""
 
@@ -133,7 +142,7 @@ def _chain_registers(tile: Tile, problem: Problem) -> float:
 
 
 def has_flat_form(problem: Problem) -> bool:
-    """Whether ``Tile.flat`` makes another kernel that is worth trying; a stem's, one tap wide, is flat anyhow."""
+    """Whether ``Tile.flat`` makes another kernel that is worth trying; a stem's, one tap wide, is always flat."""
     tensor_cores = problem.dtype != torch.float32
     return problem.kind != "wgrad" and _windowed(problem) and tensor_cores and not _is_stem(problem)
 
@@ -155,6 +164,8 @@ def fit(size: int, largest: int, *, low: int = 16) -> int:
 def _menu(problem: Problem) -> list[Tile]:
     family = problem.kind if problem.kind in _MENUS else "stem" if _is_stem(problem) else "product"
     menu = _MENUS[family][problem.dtype == torch.float32]
+    if family == "product" and problem.epilogue in _SUMS and problem.dtype != torch.float32:
+        menu = (_with_sums(problem), *menu)
     size = problem.dtype.itemsize
     menu = tuple(
         replace(tile, n=tile.n or CHAIN_BYTES // size, k=tile.k or STEP_BYTES // size) for tile in menu
@@ -162,6 +173,17 @@ def _menu(problem: Problem) -> list[Tile]:
     # a tile of more than twice the columns would be cut to what a smaller one on the menu is already
     widest = max(2 * fit(problem.cols, 256), min(tile.n for tile in menu))
     return [tile for tile in menu if tile.n <= widest]
+
+
+def _with_sums(problem: Problem) -> Tile:
+    """The first tile beside sums: as large as its registers allow with several programs on a processor."""
+    narrow, square, slim = _WITH_SUMS
+    if problem.cols <= slim.n:
+        return slim
+    second_operand = problem.epilogue != "moments" or problem.prologue != "identity"
+    if problem.prologue != "identity" and _windowed(problem):
+        return replace(narrow, registers=0)  # 188 to 230: two programs; a limit of 168 spills up to four
+    return narrow if second_operand else square
 
 
 def _cut(tile: Tile, problem: Problem) -> Tile:
@@ -185,9 +207,9 @@ def _busy(tiles: list[Tile], problem: Problem) -> list[Tile]:
 
 
 def _splits(tile: Tile, problem: Problem) -> list[Tile]:
-    """``tile`` with its reduction in an even number of parts, in twice and in half as many.
+    """``tile`` with its reduction in the usual number of parts, in twice and in half as many.
 
-    Even are parts that give a program to each processor; or two, which hide one another's waiting, where writing and
+    The usual number gives each processor one program, or up to two, which hide each other's latency, where writing and
     reading the workspace costs little beside reading the operands.
     """
     steps, each = -(-problem.depth // tile.k), programs(tile, problem)

@@ -169,7 +169,7 @@ class _State:
                 )
 
     def _settings(self) -> dict[tuple[int, str], Any]:
-        """Numbers of the optimizer that a graph holds as constants; it reads tensors anew at each replay."""
+        """Numbers of the optimizer that a graph holds as constants; tensors are read again at each replay."""
         groups = [] if self.optimizer is None else self.optimizer.param_groups
         return {
             (index, name): value
@@ -226,5 +226,5 @@ def _require_capturable(optimizer: torch.optim.Optimizer) -> None:
             )
         if group.get("dampening") and not optimizer.state:
             raise Unsupported(
-                "SGD's first step knows no dampening and later ones do: take one step before the capture"
+                "SGD applies dampening in every step except its first: take one step before the capture"
             )

@@ -98,8 +98,7 @@ def launch(kernel: str, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> 
     if any(is_abstract(tensor) for tensor, _ in described.tensors()) or 0 in grid:
         return
     resolved = {name: _resolve(value) for name, value in arguments.items()}
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": described.fp_fusion}
-    kernel_function(kernel)[grid](**resolved, **options)
+    kernel_function(kernel)[grid](**resolved, **tile.options, enable_fp_fusion=described.fp_fusion)
 
 
 def is_abstract(tensor: Tensor) -> bool:

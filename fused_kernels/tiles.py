@@ -27,12 +27,21 @@ class Tile:
     """Row tiles that share the column tiles in the L2 cache before moving on."""
     splits: int = 1
     """Parts of a wgrad reduction, each with its own rows of the workspace."""
+    registers: int = 0
+    """Most 32-bit registers of a thread, so that a processor holds more programs; 0 lets the compiler choose."""
 
     @property
     def name(self) -> str:
-        """``128x64x64 4w 3s``: m x n x k, warps and stages; ``flat`` follows if it is."""
+        """``128x64x64 4w 3s``: m x n x k, warps and stages; then ``128r`` for most registers, and ``flat``."""
         sizes = "x".join(str(size) for size in (self.m, self.n, self.k) if size)
-        return f"{sizes} {self.warps}w {self.stages}s{' flat' if self.flat else ''}"
+        limit = f" {self.registers}r" if self.registers else ""
+        return f"{sizes} {self.warps}w {self.stages}s{limit}{' flat' if self.flat else ''}"
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's options for a launch or a compilation; only NVIDIA's targets know a limit of registers."""
+        limit = {"maxnreg": self.registers} if self.registers else {}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
 
     def to_json(self) -> dict[str, int | bool]:
         """A plain dictionary with every field."""

@@ -86,7 +86,7 @@ class CompiledEngines:
             self._prune()
 
     def forget(self, key: str) -> bool:
-        """Remove the content stored for ``key``; whether it is gone."""
+        """Remove the content stored for ``key``; returns whether it is gone."""
         with suppress(OSError):
             self._path(key).unlink(missing_ok=True)
         return not self._path(key).exists()

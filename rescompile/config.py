@@ -15,9 +15,9 @@ from rescompile.backends.base import FullRange
 from rescompile.errors import UsageError, did_you_mean
 from rescompile.manifest import Batch, CpuForm, OutputKind, Precision, SizeRange
 from rescompile.report import Limits
+from rescompile.sources.name_prefixes import SCHEMES, has_scheme
 from rescompile.sources.network import ENSEMBLE_MEANS, EnsembleMean, SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
-from rescompile.sources.schemes import SCHEMES, has_scheme
 
 InputFormat = Literal["float32-nchw", "uint8-nhwc"]
 Fp16Blocks = Literal["auto", "none"] | tuple[str, ...]
@@ -251,7 +251,7 @@ class CalibrationConfig:
     method: str | None = None
     """None is the method that the table was made with, or for images that of the effort."""
     effort: Effort | None = None
-    """None is ``DEFAULT_EFFORT`` for images; a table knows what it was made with."""
+    """None is ``DEFAULT_EFFORT`` for images, and for a table the effort that it was made with."""
     equalize: bool | None = None
     bias_correction: bool | None = None
     rounding: Rounding | None = None

@@ -32,7 +32,7 @@ MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 """Signature of the manifest, if the engine is signed; the manifest itself does not list it."""
 GRAPH = "model.onnx"
-"""The deployable graph, from which the payload is built; the payload itself for ONNX Runtime."""
+"""The deployable graph, from which the payload is built; often the payload itself for ONNX Runtime."""
 REFERENCE = "reference.onnx"
 """The fp32 graph; absent after ``--no-reference``."""
 CALIBRATION = "calibration.json"
@@ -46,6 +46,7 @@ _BESIDE_THE_PAYLOAD = {GRAPH, REFERENCE, GOLDEN, CALIBRATION, REPORT_JSON, REPOR
 """The files of an engine that its backend does not load, but for the graph of ONNX Runtime."""
 TENSORRT_ENGINE = "model.engine"
 OPENVINO_MODEL, OPENVINO_WEIGHTS = "model.xml", "model.bin"
+ONNXRUNTIME_MODEL = "onnxruntime.onnx"
 TRITON_PLAN, TRITON_WEIGHTS = "plan.json", "weights.safetensors"
 MACHINE_CODE = ".cubin"
 """The payload by backend. Compiled Triton kernels (``*.cubin``) are named in the plan."""
@@ -55,7 +56,7 @@ _SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"\n\}\n\Z')
 
 Precision = Literal["fp32", "fp16", "int8"]
 CpuForm = Literal["avx2", "vnni", "amx"]
-"""Kinds of CPU that INT8 engines of OpenVINO are built for; avx2 engines run on all of them."""
+"""Kinds of CPU that INT8 engines for CPUs are built for; avx2 engines run on all of them."""
 OutputKind = Literal["classes", "binary", "multilabel", "values", "features"]
 """Meaning of an output: logits of which the largest wins; one logit whose sign decides; logits that each decide for
 themselves; numbers; an embedding or a feature map."""
@@ -211,7 +212,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @property
     def payload_bytes(self) -> int:
         """Size of the files that the backend loads."""
-        others = _BESIDE_THE_PAYLOAD - ({GRAPH} if self.backend == "onnxruntime" else set())
+        graph_runs = self.backend == "onnxruntime" and ONNXRUNTIME_MODEL not in self.files
+        others = _BESIDE_THE_PAYLOAD - ({GRAPH} if graph_runs else set())
         return sum(digest.bytes for name, digest in self.files.items() if name not in others)
 
     def digest(self) -> str:

@@ -89,7 +89,7 @@ def extras_for(purpose: str) -> Iterator[None]:
 
 
 def _source() -> str:
-    """The argument with which pip installs this project once more: the folder that it came from, else its name."""
+    """The argument for pip that installs this project again: the folder that it came from, else its name."""
     checkout = Path(__file__).parent.parent
     if (checkout / "pyproject.toml").is_file():
         return _quotable(checkout)

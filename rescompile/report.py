@@ -85,7 +85,7 @@ class LintResult(msgspec.Struct, frozen=True):
 
 
 class FusedAdds(msgspec.Struct, frozen=True):
-    """Residual adds that fuse into a convolution, ``of`` how many; ``seen_in`` is "graph" or "engine"."""
+    """How many of the ``of`` residual adds fuse into a convolution; ``seen_in`` is "graph" or "engine"."""
 
     fused: int
     of: int

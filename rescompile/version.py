@@ -1,3 +1,3 @@
 """The version. Packaging and manifests read it from here, because this module imports nothing."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

@@ -24,6 +24,12 @@ def plain(text: str) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
+def brief(value: object, limit: int = 200) -> str:
+    """The first line of a text, cut at ``limit`` characters; for what a file says, which may be anything."""
+    text = str(value).encode("utf-8", "replace").decode("utf-8").strip()
+    return (text.splitlines() or [""])[0][:limit]
+
+
 def write_json(text: str) -> None:
     """Write ``text`` and a line break to stdout; characters that its encoding lacks become JSON's own escapes."""
     try:

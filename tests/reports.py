@@ -41,7 +41,7 @@ def pairs(count: int) -> tuple[tuple[float, float], ...]:
 
 
 def frontier(count: int) -> tuple[FrontierPoint, ...]:
-    """From all of eight blocks in FP16 to none: ``count`` choices, of which the last misses a limit."""
+    """``count`` choices, from all eight blocks in FP16 to none; the last one misses a limit."""
     return tuple(
         FrontierPoint(
             fp16_blocks=("layer3.0",) * (index < count - 1),

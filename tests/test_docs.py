@@ -118,7 +118,7 @@ def text_about_today(page: Path) -> str:
     text = page.read_text("utf-8")
     if page.name != "CHANGELOG.md":
         return text
-    unreleased = text.partition("## Unreleased")[2].partition("\n## ")[0]
+    unreleased = text.partition("## 0.2.0, unreleased")[2].partition("\n## ")[0]
     return "\n".join(line.split("|")[2] for line in unreleased.splitlines() if line.startswith("  |"))
 
 

@@ -38,7 +38,7 @@ def test_packages_that_are_missing_have_no_entry(monkeypatch: pytest.MonkeyPatch
 
 
 def test_gpus_are_named_with_their_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("NVIDIA L4", "sm_89", 24 * 10**9, "13.0"),))
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("NVIDIA L4", "sm_89", "13.0"),))
     assert describe()["gpu"] == "NVIDIA L4 (sm_89, CUDA 13.0)"
 
 
@@ -115,7 +115,7 @@ def test_tensorrt_is_not_advised_without_a_gpu(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(environment, "gpus", lambda: ())
     assert findings()["tensorrt"].advice == ""
     assert "pycuda" not in findings()
-    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("NVIDIA L4", "sm_89", 24 * 10**9, "13.0"),))
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("NVIDIA L4", "sm_89", "13.0"),))
     assert findings()["tensorrt"].advice.endswith("[tensorrt]'")
     assert "ctypes" in findings()["pycuda"].text
     monkeypatch.setattr(environment, "installed", lambda module: True)

@@ -6,6 +6,7 @@ Every case is a process of its own. It may take 8 times the file and 200 MB more
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import struct
@@ -23,6 +24,8 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
+from tests.sources import test_keras_file
+
 ALLOWED_TIMES, ALLOWED_MORE = 8, 200_000_000
 
 READ = """
@@ -37,10 +40,12 @@ from calibration.preprocess import CIFAR
 from rescompile.errors import USER_ERRORS
 from rescompile.runtime.npz import read_arrays
 from rescompile.sources.checkpoint import checkpoint_of, read_weights
+from rescompile.sources.framework_files import read_framework_file
 from rescompile.sources.onnx_file import read_onnx
 
 READERS = {
     "checkpoint": lambda path: checkpoint_of(read_weights(path)),
+    "framework": lambda path: read_framework_file(path, (8, 8)),
     "image": lambda path: decode(path, CIFAR),
     "archive": lambda path: [decoder(CIFAR) for decoder in open_image_set(path).images.decoders()],
     "mean": read_mean,
@@ -211,6 +216,34 @@ def claimed_constant(path: Path) -> None:
     path.write_bytes(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
 
 
+def many_parts(path: Path, key: bytes, part: bytes) -> None:
+    """A protobuf file of 1.5 million parts without contents."""
+    body = part * 1_500_000
+    length, rest = b"", len(body)
+    while key and rest:
+        length, rest = length + bytes([rest & 127 | 128 * (rest > 127)]), rest >> 7
+    path.write_bytes(key + length + body)
+
+
+def packed_keras(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("config.json", "[" + " " * (300 << 20))
+
+
+def packed_keras_weights(path: Path) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps(test_keras_file.MODEL)
+        own = file.create_group("model_weights/conv")
+        own.attrs["weight_names"] = ["w"]
+        own.create_dataset(
+            "w", shape=(75 << 20,), dtype="f4", chunks=(25 << 20,), compression="gzip", fillvalue=1
+        )
+        for part in range(3):
+            own["w"][part * (25 << 20) : (part + 1) * (25 << 20)] = 0
+
+
 def long_header(path: Path) -> None:
     path.write_bytes(struct.pack("<Q", 1 << 40) + b"{" + b" " * 1000)
 
@@ -232,6 +265,14 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "packed golden images": (packed_golden, "golden", ".npz"),
     "a constant made by the graph": (large_constant, "onnx", ".onnx"),
     "a loop without end": (endless_loop, "onnx", ".onnx"),
+    "a graph of empty nodes": (lambda path: many_parts(path, b"\x3a", b"\x0a\x00"), "onnx", ".onnx"),
+    "a Caffe file of empty layers": (
+        lambda path: many_parts(path, b"", b"\xa2\x06\x00"),
+        "framework",
+        ".caffemodel",
+    ),
+    "a packed Keras archive": (packed_keras, "framework", ".keras"),
+    "packed weights of Keras": (packed_keras_weights, "framework", ".h5"),
     "a sparse constant": (claimed_constant, "onnx", ".onnx"),
 }
 

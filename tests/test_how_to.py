@@ -35,7 +35,7 @@ def obey(page: str, folder: Path) -> list[subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def folder(small_engines: dict[str, Path], tmp_path: Path) -> Path:
-    """Where the reader is: an engine by the name that the pages use."""
+    """The reader's folder, with an engine by the name that the pages use."""
     (tmp_path / "digits-int8").symlink_to(small_engines["int8"])
     return tmp_path
 
@@ -67,7 +67,7 @@ def test_commands_for_a_checkout_are_tested_by_their_own_tests() -> None:
 
 
 def test_the_page_says_what_an_engine_for_another_gpu_says() -> None:
-    gpu = Gpu("NVIDIA H100", "sm_90", 80 << 30, "13.0")
+    gpu = Gpu("NVIDIA H100", "sm_90", "13.0")
     page = " ".join((ROOT / "docs/how-to/another-gpu.md").read_text("utf-8").split())
     assert f"`{target_obstacle(gpu, 'sm_89')}`" in page
 

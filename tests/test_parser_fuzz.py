@@ -37,7 +37,7 @@ from calibration.table import read_table
 from rescompile.errors import USER_ERRORS
 from rescompile.runtime.npz import read_arrays
 from rescompile.sources.onnx_file import read_onnx
-from rescompile.sources.safe_loading import read_payload
+from rescompile.sources.torch_file import read_payload
 
 SECONDS = float(os.environ.get("RESCOMPILE_FUZZ_SECONDS", "0"))
 EXAMPLES = 10**7 if SECONDS else 60

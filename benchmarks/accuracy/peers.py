@@ -102,7 +102,7 @@ def _calibration_images(checkpoint: Checkpoint, steps: Preprocess, folder: Path)
 def _runner(model: Path, runtime: str) -> Run:
     """OpenVINO with FP32 where it is not quantized; ONNX Runtime as the file says, nothing fused.
 
-    Fused, ONNX Runtime's INT8 products saturate on CPUs without VNNI, which is no fault of the quantizer's.
+    Fused, ONNX Runtime's INT8 products saturate on CPUs without VNNI, which is not the quantizer's fault.
     """
     if runtime == "onnxruntime":
         return reference_session(model, optimize=False)

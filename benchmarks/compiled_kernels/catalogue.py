@@ -141,7 +141,7 @@ def int8_inference(plane: Plane) -> Iterator[Entry]:
 
 
 def full_range_inference(plane: Plane, window: str, call: Callable[..., object]) -> Iterator[Entry]:
-    """The same where zero is stored as -128: saturation in place of a ReLU, but for the network's last one."""
+    """int8 inference with zero stored as -128: saturation replaces every ReLU except the network's last one."""
     form, moved = f"{window}, full range{plane.label}", partial(call, zero_sums=table(plane.c))
     yield Entry(f"conv_int8 {form}", torch.int8, partial(moved, relu=False))
     if WINDOWS[window].stride == 1:
@@ -205,7 +205,7 @@ def stems(dtype: torch.dtype) -> Iterator[Entry]:
 
 
 def int8_stems() -> Iterator[Entry]:
-    """The same for int8 inference, with a ReLU and with saturation in its place."""
+    """Stems of int8 inference, with a ReLU and with saturation in its place."""
     for name, (image, w, conv) in _stems(torch.int8).items():
         c, pool = w.shape[0], conv.stride == 2
         call = partial(stem.stem_inference, image, w, vector(c), conv, pool=pool, scale=vector(c))
@@ -286,6 +286,9 @@ def small_vectors() -> Iterator[Entry]:
             forms: dict[str, Callable[[], object]] = {
                 "finalize": partial(statistics.finalize, partials, *affine, running, 0.1),
                 "finalize, untracked,": partial(statistics.finalize, partials, *affine, None, 0.1),
+                "finalize, with a projection's,": partial(
+                    statistics.finalize_all, [statistics.Finalized(partials, *affine, running, 0.1)] * 2
+                ),
                 "merge": partial(statistics.merge, partials),
             }
             yield from (Entry(f"{form} of {tiles} tiles{name}", fp32, call) for form, call in forms.items())

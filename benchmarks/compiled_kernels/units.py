@@ -110,8 +110,8 @@ def _always(tile: Tile, _: Problem) -> Tile:
 def _identity(unit: Unit, configs: Configs) -> object:
     """The key of a compilation: the variant; or kernel, functors, types, tile and which arguments are None.
 
-    The sizes of tensors do not tell kernels apart then, nor how a tile is grouped and split: no instruction depends on
-    them but for its numbers.
+    In the second form, tensor sizes and a tile's grouping and splits are left out: they change numbers in the
+    instructions, not the instructions.
     """
     variant = unit.variant
     if configs == "all":

@@ -110,7 +110,7 @@ def _summary(found: Coverage) -> Iterator[str]:
 
 
 def _beside(found: Coverage, name: str) -> str:
-    """On how many networks our agreement is higher than that of ``name``, the same, and lower."""
+    """The number of networks on which our agreement is higher than that of ``name``, the same, and lower."""
     count = [0, 0, 0]
     for network in found.networks:
         agreement = {result.contender: result.agreement for result in network.results}

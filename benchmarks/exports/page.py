@@ -51,7 +51,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def differences(stored: Row, found: Row) -> Iterator[str]:
-    """What the structure and the placement of ``found`` have that the ``stored`` row does not, in words."""
+    """Sentences on where the structure and placement of ``found`` differ from the ``stored`` row."""
     for field in ("blocks", "adds", "adds_fused", "floating"):
         before, after = getattr(stored, field), getattr(found, field)
         if before != after:

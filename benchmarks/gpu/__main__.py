@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu visit|model``: what a GPU is asked, and what is predicted of it."""
+"""``python -m benchmarks.gpu visit|model``: measure on a GPU, or predict the times of one."""
 
 from __future__ import annotations
 

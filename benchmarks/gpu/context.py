@@ -23,7 +23,7 @@ from fused_kernels.tune.timing import first_line
 
 
 class DeviceLost(RuntimeError):
-    """The GPU answers this process no more: an illegal access, say. A new process may go on."""
+    """This process cannot use the GPU any more, for instance after an illegal access; a new process can."""
 
 
 @dataclass
@@ -117,7 +117,7 @@ class Context:
         self.emit("ended", full)
 
     def _tidy(self, error: BaseException) -> None:
-        """Let go of what the frames of ``error`` hold."""
+        """Free the tensors that the frames of ``error`` hold."""
         error.__traceback__ = None
         gc.collect()
         if self.on_gpu:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rescompile.measuring.checkout import commit_of
+from rescompile.measuring.git_commit import commit_of
 
 ROOT = Path(__file__).parents[2]
 _QUERIES = {

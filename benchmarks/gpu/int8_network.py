@@ -131,7 +131,7 @@ class Int8Network:
         return chain_fits(block.width, torch.int8, None if following is None else following.width)
 
     def _following(self, index: int) -> Block | None:
-        """The next block, if this one's chain may run its first convolution."""
+        """The next block if its first convolution can run in this block's chain, else None."""
         if index + 1 == len(self.blocks):
             return None
         following = self.blocks[index + 1]

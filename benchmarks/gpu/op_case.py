@@ -1,4 +1,4 @@
-"""One fused operation on given operands, and everything that it is held against."""
+"""One fused operation on given operands, and the results that it is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""First of all: is every operation right, and the whole network?"""
+"""Checks every operation and the whole network, before anything is timed."""
 
 from __future__ import annotations
 
@@ -79,10 +79,11 @@ def flat_specs(context: Context) -> list[OpSpec]:
 
 
 def flat(warps: int, context: Context) -> Any:
-    """For ``choosing``: the default tile with one loop over taps and channel blocks."""
+    """A function for ``choosing`` that gives the default tile with one loop over taps and channel blocks."""
 
     def choose(problem: Problem) -> Tile:
-        return replace(default_tile(problem, shared=limit_on(context.device)), flat=True, warps=warps)
+        tile = default_tile(problem, shared=limit_on(context.device))
+        return replace(tile, flat=True, warps=warps, registers=0)  # its limit belongs to its own warps
 
     return choose
 

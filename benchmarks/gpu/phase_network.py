@@ -1,4 +1,4 @@
-"""Whole networks: the training step and inference, beside eager and ``torch.compile``; what the bars are about."""
+"""Whole networks: the training step and inference, beside eager and ``torch.compile``; the bars limit these ratios."""
 
 from __future__ import annotations
 

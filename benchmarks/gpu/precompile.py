@@ -22,7 +22,7 @@ class Precompiler:
     """Compiles groups of launches in the order in which they are given, each variant once."""
 
     def __init__(self, capability: int | None, jobs: int | None = None) -> None:
-        """For GPUs of ``capability`` (90 is 9.0); with None nothing is compiled."""
+        """Compile for GPUs of ``capability`` (90 is 9.0); with None compile nothing."""
         self.known: dict[Variant, Future[Code]] = {}
         self.capability = capability
         self.pool = CompilePool(jobs, niceness=NICENESS)
@@ -45,7 +45,7 @@ class Precompiler:
     def failures(self) -> list[str]:
         """The variants that did not compile, with the reason; they fail again where they are launched."""
         return [
-            f"{variant.kernel} {variant.warps} warps {variant.stages} stages: {future.result().error}"
+            f"{variant.kernel} {dict(variant.options)}: {future.result().error}"
             for variant, future in self.known.items()
             if future.done() and not future.cancelled() and future.result().error
         ]

@@ -19,7 +19,7 @@ INFORMATION = {"flattened_loop", "tuning"}
 
 @dataclass(frozen=True)
 class Bar:
-    """A ratio that the project has promised."""
+    """A ratio that the project aims at."""
 
     name: str
     case: str
@@ -55,7 +55,7 @@ class Report:
         return found + [entry["name"] for entry in self.failed]
 
     def measured(self) -> bool:
-        """Whether there is any result at all."""
+        """Whether there is any result."""
         return any(self.sections.values())
 
     def judged_bars(self) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
-"""Entrants of a race: our engines and their peers, each a function from a network to a call. One that cannot run gives
-the reason."""
+"""Contenders of a race: our engines and their peers, each a function from a network to a call, or the reason why it
+cannot run."""
 
 from __future__ import annotations
 

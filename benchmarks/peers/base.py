@@ -1,4 +1,4 @@
-"""The interface of an entrant of a race."""
+"""The interface of a contender in a race."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Accuracy is not judged here: networks with random weights amplify each rounding.
 
 
 class Missing(Exception):
-    """An entrant that cannot race on this machine; the message is the reason."""
+    """A contender that cannot race on this machine; the message is the reason."""
 
 
 class Entrant(Protocol):

@@ -1,7 +1,7 @@
 """NVIDIA's own command for ONNX graphs, ``trtexec``, as a peer on a GPU.
 
-It builds the engine; our TensorRT runner calls it, from images in the host's memory to logits there, so that its time
-is taken as everybody's is. Its own figures are not used: it enqueues the next inference before it waits for the last,
+It builds the engine; our TensorRT runner calls it, from images in the host's memory to logits there, so that it
+is timed as the others are. Its own figures are not used: it enqueues the next inference before it waits for the last,
 and feeds noise, so they answer another question, and what was computed cannot be checked.
 """
 

@@ -72,7 +72,7 @@ class Recorder:
 
 
 def never(_: Launch) -> bool:
-    """No launch closes a part."""
+    """Return False: no launch closes a part."""
     return False
 
 

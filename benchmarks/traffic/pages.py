@@ -115,7 +115,7 @@ L2 cache; a second launch shares nothing. The columns are counted as follows:
   own schedule for a row of bottlenecks moves a little more: 20 passes over the widest tensor, the model has 16.
 - **ours**: the launches of the fused operators, recorded on meta tensors and counted from the kernels' own arguments,
   plus the operations of PyTorch around them (`ours.py`, `footprint.py`).
-- **floor**: the formula fusedA for training, the formula pool for inference (`floors.py`)."""
+- **floor**: the least that must move, by the formula `fusedA` for training and `pool` for inference (`floors.py`)."""
 
 
 def _capital(text: str) -> str:

@@ -38,12 +38,12 @@ def windows(at: Attributes, size: Sequence[int], kernel: Sequence[int]) -> tuple
     return before, after
 
 
-def padded(at: Attributes, x: Tensor, kernel: Sequence[int], value: float = 0.0) -> tuple[Tensor, list[int]]:
+def padded(at: Attributes, x: Tensor, kernel: Sequence[int]) -> tuple[Tensor, list[int]]:
     """``x`` with what PyTorch cannot pad by itself already padded, and the padding that is left to PyTorch."""
     before, after = windows(at, x.shape[2:], kernel)
     if before == after:
         return x, before
-    return F.pad(x, last_first(before, after), value=value), [0] * len(kernel)
+    return F.pad(x, last_first(before, after)), [0] * len(kernel)
 
 
 def text_of(value: bytes | str) -> str:

@@ -90,7 +90,7 @@ def bytes_allowed(size: int) -> int:
 
 
 def _memory(image: Image, *, turned: bool = False) -> int:
-    """Bytes that decoding ``image``, converting its colours and turning it upright take; it is not decoded for this."""
+    """Bytes of memory to decode ``image``, convert its colours and turn it upright; found without decoding it."""
     transparent = image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info
     stored = 4 if image.mode in {"RGB", "CMYK", "YCbCr", "LAB", "HSV"} else 5
     return image.width * image.height * ((20 if transparent else stored) + (4 if turned else 0))

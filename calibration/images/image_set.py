@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
+from calibration.file_names import text_of
 from calibration.images.archive import ArchiveImages, list_archive
 from calibration.images.arrays import ArrayImages, InMemoryImages
 from calibration.images.files import ImageFiles, open_image
 from calibration.images.listing import SUFFIXES, Listing, list_folder
-from calibration.names import text_of
 from calibration.preprocess import Preprocess
 
 _THREADS = 2
@@ -172,8 +172,11 @@ def open_image_set(
     need_labels: bool = False,
     skip_unreadable: bool = False,
     known: Sequence[str] | None = None,
+    single: bool = False,
 ) -> ImageSet:
     """Open the image set at ``path``, in any of the four forms, or one in memory.
+
+    ``single`` allows a single image file, too: enough to look at, too few to calibrate or judge with.
 
     ``known`` are the names of the network's classes, by which ``list_folder`` finds class folders.
 
@@ -190,6 +193,10 @@ def open_image_set(
         found = _open_folder(path, limit, seed, skip_unreadable=skip_unreadable, known=known)
     elif path.suffix.lower() == ".npz" and path.is_file():
         found = _open_archive(path, limit, seed)
+    elif single and path.suffix.lower() in SUFFIXES and path.is_file():
+        found = ImageSet(
+            source=text_of(path.name), images=ImageFiles(path.parent, (path.name,)), labels=None, seed=seed
+        )
     else:
         raise ImageSetError(_what_it_is(path))
     if need_labels and found.labels is None:

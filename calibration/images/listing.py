@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.errors import ImageSetError
+from calibration.file_names import text_of
 from calibration.images.labels_csv import has_labels, read_labels
-from calibration.names import text_of
 
 SUFFIXES = frozenset(
     {

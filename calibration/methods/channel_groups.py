@@ -211,7 +211,7 @@ class _Walk:
         return value is None or bool(np.any(value))
 
     def _crosses_channels(self, node: Node) -> bool:
-        """Whether a reduction or a cast mixes what an operator of its kind keeps apart."""
+        """Whether this reduction mixes channels, or this cast rounds: then channels cannot be scaled separately."""
         if node.op == "Cast":
             return node.attributes["to"] not in FLOAT_TYPES
         if not node.op.startswith("Reduce"):

@@ -84,6 +84,7 @@ def measure_sensitivity(
     generator = torch.Generator().manual_seed(seed)
     wanted, result, count = set(tensors), Sensitivity(), 0
     observers = {name: MagnitudeObserver(channels[name].amax) for name in tensors}
+    read = {node.name: _means_read(network, node, channels[node.inputs[0]].means) for node in weighted}
     for image in images:
         x = torch.from_numpy(image[None]).requires_grad_(network.input in wanted)
         held = {network.input: x} if network.input in wanted else {}
@@ -98,16 +99,17 @@ def measure_sensitivity(
             (logits * direction).sum(), [*held.values(), *parameters], materialize_grads=True
         )
         for name, gradient in zip(held, gradients, strict=False):
-            by_channel = gradient[0].double().square().reshape(gradient.shape[1], -1).sum(1).numpy()
+            norms = torch.linalg.vector_norm(gradient[0].reshape(gradient.shape[1], -1), dim=1)
+            by_channel = norms.double().square().numpy()
             result.activations[name] = result.activations.get(name, 0.0) + by_channel
             observers[name].update(held[name], gradient)
         for index, node in enumerate(weighted):
             weight, bias = gradients[len(held) + 2 * index : len(held) + 2 * index + 2]
-            mean = torch.from_numpy(channels[node.inputs[0]].means).float()
-            by_tap = output_first(node, weight).reshape(len(bias), len(mean) // groups_of(node), -1)
-            read = mean[torch.from_numpy(input_channels(by_tap.shape[0], by_tap.shape[1], groups_of(node)))]
-            squares = (by_tap - bias[:, None, None] * read[:, :, None]).square().sum(2).double().numpy()
-            result.weights[node.name] = result.weights.get(node.name, 0.0) + squares
+            means = read[node.name]
+            by_tap = output_first(node, weight).reshape(*means.shape, -1)
+            squares = torch.addcmul(by_tap, bias[:, None, None], means[:, :, None], value=-1).square_()
+            squares = squares.sum(2) if squares.shape[2] > 1 else squares[:, :, 0]
+            result.weights[node.name] = result.weights.get(node.name, 0.0) + squares.numpy()
         result.logits += float(logits.detach().double().square().sum())
         count += 1
         if progress:
@@ -119,6 +121,17 @@ def measure_sensitivity(
     result.logits /= count
     result.magnitudes = {name: observer.factors() for name, observer in observers.items()}
     return result
+
+
+def _means_read(network: Network, node: Node, means: NDArray[np.float64]) -> Tensor:
+    """The mean [O, I] of the channel that each weight of ``node`` multiplies."""
+    import torch
+
+    groups = groups_of(node)
+    rows = len(network.constants[node.inputs[2]])
+    return torch.from_numpy(means).float()[
+        torch.from_numpy(input_channels(rows, len(means) // groups, groups))
+    ]
 
 
 def undecided(model: onnx.ModelProto) -> onnx.ModelProto:

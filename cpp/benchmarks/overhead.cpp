@@ -8,6 +8,7 @@
 #include <openvino/openvino.hpp>
 #include <random>
 
+#include "output.hpp"
 #include "rescompile/rescompile.hpp"
 
 namespace {
@@ -106,5 +107,5 @@ int main(int count, char** arguments) {
   print("rescompile_us", ours);
   print("openvino_us", raw);
   std::cout << "\"overhead_percent\": " << 100 * (quantile(ratios, 0.5) - 1) << "}\n";
-  return 0;
+  return exit_code(0);
 }

@@ -73,10 +73,15 @@ Result<Golden> read_set(const std::string& bytes, const std::string& beginning, 
 Result<std::vector<Golden>> read_golden(const EngineFiles& files, const Manifest& manifest) {
   const auto bytes = files.read(golden_name, golden_limit);
   if (!bytes) return bytes.error();
+  return parse_golden(*bytes, files.path(golden_name), manifest);
+}
+
+Result<std::vector<Golden>> parse_golden(const std::string& bytes, const std::filesystem::path& path,
+                                         const Manifest& manifest) {
   std::vector<Golden> found;
   for (const char* beginning : {"", "other_"}) {
     if (*beginning != '\0' && !manifest.sizes) break;
-    auto golden = read_set(*bytes, beginning, files.path(golden_name), manifest);
+    auto golden = read_set(bytes, beginning, path, manifest);
     if (!golden) return golden.error();
     found.push_back(std::move(*golden));
   }

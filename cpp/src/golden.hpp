@@ -19,6 +19,10 @@ struct Golden {
 /// takes several.
 Result<std::vector<Golden>> read_golden(const EngineFiles& files, const Manifest& manifest);
 
+/// `read_golden` for the contents of the file `path`.
+Result<std::vector<Golden>> parse_golden(const std::string& bytes, const std::filesystem::path& path,
+                                         const Manifest& manifest);
+
 /// RMS of the difference over RMS of `reference`: 0 where both are equal, infinite where only `reference` is zero.
 double relative_rms(std::span<const float> reference, std::span<const float> other);
 

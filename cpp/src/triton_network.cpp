@@ -3,7 +3,6 @@
 #include <cstring>
 #include <span>
 
-
 namespace rescompile::internal {
 
 namespace {
@@ -15,13 +14,10 @@ constexpr unsigned plain_shared = 48 << 10;
 constexpr std::size_t elf_header = 64;
 constexpr std::string_view elf_mark("\x7f" "ELF", 4);
 
-std::string machine_code(const EngineFiles& files, const std::string& name) {
-  auto code = files.read(name, code_limit);
-  if (!code) throw Failure(code.error().code, code.error().message);
-  if (code->size() < elf_header || !code->starts_with(elf_mark))
+void check_machine_code(const std::string& code, const std::filesystem::path& file) {
+  if (code.size() < elf_header || !code.starts_with(elf_mark))
     throw Failure(ErrorCode::engine,
-                  files.path(name).string() + " holds no machine code for a GPU; copy or build the engine again");
-  return std::move(*code);
+                  file.string() + " holds no machine code for a GPU; copy or build the engine again");
 }
 
 /// The arguments of a launch as a C structure: one after the other, each on a multiple of its size. It is passed with
@@ -58,8 +54,12 @@ TritonNetwork::TritonNetwork(const CudaDriver& driver, const GpuBuffers& buffers
 
 void TritonNetwork::load(const EngineFiles& files, const PlanKernel& kernel) {
   auto found = modules_.find(kernel.file);
-  if (found == modules_.end())
-    found = modules_.try_emplace(kernel.file, driver_, machine_code(files, kernel.file)).first;
+  if (found == modules_.end()) {
+    const auto code = files.read(kernel.file, code_limit);
+    if (!code) throw Failure(code.error().code, code.error().message);
+    check_machine_code(*code, files.path(kernel.file));
+    found = modules_.try_emplace(kernel.file, driver_, *code).first;
+  }
   const cuda::Function function = found->second.function(kernel.entry);
   if (kernel.shared_bytes > plain_shared)
     driver_.set_function_attribute(function, cuda::max_dynamic_shared_bytes, static_cast<int>(kernel.shared_bytes));

@@ -1,9 +1,11 @@
 // What is kept between loads and what may change during one: the cache of compiled engines, and a directory that is
 // replaced by another engine meanwhile.
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <fstream>
 
 #include "checks.hpp"
@@ -150,6 +152,20 @@ TEST(leftovers_of_killed_writers_are_removed) {
   made.cache.write("compiled");
   CHECK(!fs::exists(old));
   CHECK(fs::exists(fresh));
+}
+
+TEST(a_full_disk_leaves_what_was_stored_and_nothing_else) {
+  const Filled made;
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  const rlimit small{128, before.rlim_max};
+  CHECK(setrlimit(RLIMIT_FSIZE, &small) == 0);
+  made.cache.write(std::string(1000, 'x'));
+  setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, handler);
+  CHECK(made.cache.read() == "compiled");
+  CHECK(std::distance(fs::directory_iterator(made.root.path() / "cache"), fs::directory_iterator()) == 1);
 }
 
 TEST(a_cache_that_cannot_be_written_is_no_error) {

@@ -57,7 +57,7 @@ bool inside(std::uintptr_t address, std::size_t size) {
 std::string place_of(std::uintptr_t address) {
   for (const auto& [start, made] : state.memory)
     if (address >= start && address < start + made.bytes)
-      return "<" + std::to_string(made.number) + "+" + std::to_string(address - start) + ">";
+      return '<' + std::to_string(made.number) + '+' + std::to_string(address - start) + '>';
   return {};
 }
 
@@ -74,7 +74,7 @@ std::string words_of(const std::vector<char>& bytes) {
     }
     std::uint32_t number = 0;
     std::memcpy(&number, &bytes[offset], 4);
-    words += "[" + std::to_string(number) + "]";
+    words += '[' + std::to_string(number) + ']';
   }
   return words;
 }

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <iostream>
 
+#include "output.hpp"
 #include "rescompile/rescompile.hpp"
 
 int main(int count, char** arguments) {
@@ -32,5 +33,5 @@ int main(int count, char** arguments) {
       std::cout << "bad " << static_cast<int>(engine.error().code) << ' ' << engine.error().message << '\n';
     }
   }
-  return failures == 0 ? 0 : 1;
+  return exit_code(failures == 0 ? 0 : 1);
 }

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <thread>
 
+#include "output.hpp"
 #include "rescompile/rescompile.hpp"
 
 namespace {
@@ -84,7 +85,7 @@ int soak(const rescompile::Engine& engine, std::size_t thread_count, std::size_t
   std::cout << "{\"threads\": " << thread_count << ", \"inferences\": " << inferences << ", \"wrong\": " << wrong
             << ", \"failed\": " << failed << ", \"seconds\": " << seconds.count() << ", \"resident_mib\": " << before
             << ", \"growth_mib\": " << growth << "}\n";
-  return wrong == 0 && failed == 0 && growth <= allowed_growth ? 0 : 1;
+  return exit_code(wrong == 0 && failed == 0 && growth <= allowed_growth ? 0 : 1);
 }
 
 }  // namespace

@@ -64,10 +64,10 @@ def triton_kernel(variant: Variant, capability: int) -> Any:
     )
 
 
-def options_of(variant: Variant) -> dict[str, int | bool]:
+def options_of(variant: Variant) -> dict[str, int]:
     """The compiler's options, with the same names as a launch's."""
     # fused multiply-add is always set: it is on by default, and is to be off from Triton 3.10 on
-    return {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": variant.fp_fusion}
+    return {**dict(variant.options), "enable_fp_fusion": variant.fp_fusion}
 
 
 def source_of(variant: Variant) -> Any:

@@ -46,8 +46,8 @@ class Variant:
     constants: tuple[tuple[Path, Any], ...]
     divisible: tuple[Path, ...]
     """Addresses and numbers that are multiples of 16."""
-    warps: int
-    stages: int
+    options: tuple[tuple[str, int], ...]
+    """``Tile.options``."""
     fp_fusion: bool
 
     def constant(self, name: str) -> Any:
@@ -64,9 +64,9 @@ def variant_of(launch: Launch) -> Variant:
     for index, parameter in enumerate(parameters):
         derive = found.constant if "constexpr" in str(parameter.annotation) else found.specialize
         types.append((parameter.name, derive((index,), launch.arguments[parameter.name])))
-    constants, divisible, tile = tuple(found.constants), tuple(found.divisible), launch.tile
+    constants, divisible, options = found.constants, found.divisible, launch.tile.options.items()
     return Variant(
-        launch.kernel, tuple(types), constants, divisible, tile.warps, tile.stages, launch.fp_fusion
+        launch.kernel, tuple(types), tuple(constants), tuple(divisible), tuple(options), launch.fp_fusion
     )
 
 

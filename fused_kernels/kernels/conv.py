@@ -22,11 +22,12 @@ def conv_kernel(
     IN_STRIDE: tl.constexpr, STEP: tl.constexpr, EVERY: tl.constexpr, OUT_STRIDE: tl.constexpr,
     PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr, FLAT: tl.constexpr,
+    GROUP: tl.constexpr, FLAT: tl.constexpr, LINEAR: tl.constexpr,
 ):  # fmt: skip
     """x [N, H, W, PITCH], out [N, OUT_H, OUT_W, COLS]; the rows are the M = N*P*Q points of a grid over ``out``.
 
-    ``zero_sums`` is None unless x is int8 and stores its zero as another integer.
+    ``LINEAR`` says that row i reads pixel i of x alone. ``zero_sums`` is None unless x is int8 and stores its zero as
+    another integer.
     """
     row_tile, col_tile = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(COLS, BLOCK_N), GROUP)
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -38,6 +39,9 @@ def conv_kernel(
     q = rows % Q
     h = p * IN_STRIDE + BASE_H
     w = q * IN_STRIDE + BASE_W
+    if LINEAR:  # one long row of pixels: nothing is divided, and nothing lies outside
+        n, h, w = rows * 0, rows * 0, rows
+        H, W = 1, M
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
     if zero_sums_ptr is not None:
         acc = add_zero_sums(acc, zero_sums_ptr, h, w, H, W, ok_m, cols, ok_n, COLS)
@@ -46,6 +50,9 @@ def conv_kernel(
         n, h, w, ok_m, ok_n, H, W, TAP_STRIDE, DEPTH_STRIDE,
         DEPTH, PITCH, WINDOW, TAPS_H, TAPS_W, FIRST_H, FIRST_W, STEP, EVERY, PROLOGUE, PRECISION, BLOCK_K, FLAT,
     )  # fmt: skip
-    out_h = p * OUT_STRIDE + OUT_BASE_H
-    pixels = (n * OUT_H + out_h).to(tl.int64) * OUT_W + q * OUT_STRIDE + OUT_BASE_W
+    if OUT_STRIDE == 1:
+        pixels = rows.to(tl.int64)
+    else:
+        out_h = p * OUT_STRIDE + OUT_BASE_H
+        pixels = (n * OUT_H + out_h).to(tl.int64) * OUT_W + q * OUT_STRIDE + OUT_BASE_W
     EPILOGUE(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, epilogue_args)

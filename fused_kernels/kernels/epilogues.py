@@ -5,13 +5,15 @@ An epilogue is called as ``EPILOGUE(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS
 and columns.
 
 Partial sums go to ``partials`` [kinds, tiles, COLS], one row for each row tile and no atomics, so the same input gives
-the same bits. They are sums of the stored values, because the backward pass reads the stored values too.
+the same bits. They are sums of the stored values, because the backward pass reads the stored values too. An epilogue
+therefore stores its tile and reads it back before it adds up. What is loaded lies so that a warp holds a few whole
+rows, and a sum over rows crosses few threads; the tensor cores' accumulator spreads eight rows over every warp.
 """
 
 import triton
 import triton.language as tl
 
-from fused_kernels.kernels.numerics import batch_norm, centred, relu, rounded, to_int8
+from fused_kernels.kernels.numerics import batch_norm, centred, relu, to_int8
 
 
 @triton.jit
@@ -29,11 +31,31 @@ def get(ptr, pixels, ok_m, cols, ok_n, COLS):
 
 
 @triton.jit
+def put_and_get(v, out_ptr, pixels, ok_m, cols, ok_n, COLS):
+    """Store ``v`` as the output's type, and return it as stored, in fp32 and zero where nothing is stored."""
+    put(v, out_ptr, pixels, ok_m, cols, ok_n, COLS)
+    tl.debug_barrier()  # the other threads' elements are in memory now
+    return get(out_ptr, pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
+
+
+@triton.jit
 def put_sum(v, ok_m, partials_ptr, kind, tiles, row_tile, cols, ok_n, COLS):
     """Store the column sums of ``v`` over existing rows in row ``row_tile`` of ``partials[kind]``."""
     total = tl.sum(tl.where(ok_m[:, None], v, 0.0), axis=0)
     row = (kind * tiles + row_tile).to(tl.int64)
     tl.store(partials_ptr + row * COLS + cols, total, mask=ok_n)
+
+
+@triton.jit
+def put_sums(g, gy, partials_ptr, tiles, row_tile, cols, ok_n, COLS):
+    """Store the column sums of ``g`` and ``gy``, which are zero where no row is, as kinds 0 and 1.
+
+    They add up in one pass: no element of a tile waits in a register for the other sum.
+    """
+    total, total_y = tl.split(tl.sum(tl.join(g, gy), axis=0))
+    at = row_tile.to(tl.int64) * COLS + cols
+    tl.store(partials_ptr + at, total, mask=ok_n)
+    tl.store(partials_ptr + tiles * COLS + at, total_y, mask=ok_n)
 
 
 @triton.jit
@@ -49,10 +71,9 @@ def moments(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
     ``partials`` are fp32 or fp64; the sums over rows are fp32.
     """
     partials_ptr, tiles = args
-    v = rounded(acc, out_ptr.dtype.element_ty)
-    put(v, out_ptr, pixels, ok_m, cols, ok_n, COLS)
+    v = put_and_get(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS)
     count = tl.sum(ok_m.to(tl.float32), axis=0)
-    mean = tl.sum(tl.where(ok_m[:, None], v, 0.0), axis=0) / count
+    mean = tl.sum(v, axis=0) / count
     deviation = tl.where(ok_m[:, None], v - mean[None, :], 0.0)
     # at mean/std = 1000 the first sum leaves the mean off by 1e-4 of std, and the spread of tile means would show it
     exact = mean.to(tl.float64) + (tl.sum(deviation, axis=0) / count).to(tl.float64)
@@ -93,13 +114,12 @@ def drelu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
     ``args`` = (y, vectors, partials, tiles, first_tile).
     """
     y_ptr, vectors_ptr, partials_ptr, tiles, first_tile = args
+    v = put_and_get(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS)
     y = get(y_ptr, pixels, ok_m, cols, ok_n, COLS)
-    open_ = batch_norm(y, vectors_ptr, cols, ok_n, COLS) > 0
-    g = rounded(tl.where(open_, acc, 0.0), out_ptr.dtype.element_ty)
+    g = tl.where(batch_norm(y, vectors_ptr, cols, ok_n, COLS) > 0, v, 0.0)
     put(g, out_ptr, pixels, ok_m, cols, ok_n, COLS)
-    put_sum(g, ok_m, partials_ptr, 0, tiles, row_tile + first_tile, cols, ok_n, COLS)
     gy = g * centred(y, vectors_ptr, cols, ok_n)
-    put_sum(gy, ok_m, partials_ptr, 1, tiles, row_tile + first_tile, cols, ok_n, COLS)
+    put_sums(g, gy, partials_ptr, tiles, row_tile + first_tile, cols, ok_n, COLS)
 
 
 @triton.jit
@@ -113,13 +133,13 @@ def block_gradient(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args)
     (shortcut_ptr, height, width, stride, z_ptr, y_ptr, vectors_ptr, d_ptr, d_vectors_ptr,
      partials_ptr, tiles, first_tile) = args  # fmt: skip
     v = add_shortcut(acc, pixels, ok_m, cols, ok_n, COLS, shortcut_ptr, height, width, stride)
+    v = put_and_get(v, out_ptr, pixels, ok_m, cols, ok_n, COLS)
     z = get(z_ptr, pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
-    g = rounded(tl.where(z > 0, v, 0.0), out_ptr.dtype.element_ty)
+    g = tl.where(z > 0, v, 0.0)
     put(g, out_ptr, pixels, ok_m, cols, ok_n, COLS)
     row = row_tile + first_tile
-    put_sum(g, ok_m, partials_ptr, 0, tiles, row, cols, ok_n, COLS)
     y = get(y_ptr, pixels, ok_m, cols, ok_n, COLS)
-    put_sum(g * centred(y, vectors_ptr, cols, ok_n), ok_m, partials_ptr, 1, tiles, row, cols, ok_n, COLS)
+    put_sums(g, g * centred(y, vectors_ptr, cols, ok_n), partials_ptr, tiles, row, cols, ok_n, COLS)
     if d_ptr is not None:
         d = get(d_ptr, pixels, ok_m, cols, ok_n, COLS)
         put_sum(

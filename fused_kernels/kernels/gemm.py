@@ -26,16 +26,18 @@ def step(
     acc, x_rows, w_cols, prologue_args, h, w, ok_m, ok_n, H, W, TAP_STRIDE, DEPTH_STRIDE, i, j, d,
     DEPTH: tl.constexpr, PITCH: tl.constexpr, WINDOW: tl.constexpr,
     FIRST_H: tl.constexpr, FIRST_W: tl.constexpr, STEP: tl.constexpr, EVERY: tl.constexpr,
-    PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
+    PROLOGUE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """acc plus one tap (i, j) and one block of depths ``d``."""
     row = h + i * STEP
     col = w + j * STEP
-    ok_x = (ok_m & (row >= 0) & (row < H) & (col >= 0) & (col < W))[:, None] & (d < DEPTH)[None, :]
+    # where blocks divide the depth, a constant: the compiler does not see that by itself, and tests every element
+    ok_d = tl.full((BLOCK_K,), True, tl.int1) if DEPTH % BLOCK_K == 0 else d < DEPTH
+    ok_x = (ok_m & (row >= 0) & (row < H) & (col >= 0) & (col < W))[:, None] & ok_d[None, :]
     x = tl.load(x_rows + ((i * W + j) * STEP * PITCH + d)[None, :], mask=ok_x, other=0.0)
-    x = PROLOGUE(x, ok_x, prologue_args, d, d < DEPTH, DEPTH)
+    x = PROLOGUE(x, ok_x, prologue_args, d, ok_d, DEPTH)
     tap = (FIRST_H + i * EVERY) * WINDOW + FIRST_W + j * EVERY
-    ok_w = (d < DEPTH)[:, None] & ok_n[None, :]
+    ok_w = ok_d[:, None] & ok_n[None, :]
     wt = tl.load(w_cols + tap * TAP_STRIDE + d[:, None] * DEPTH_STRIDE, mask=ok_w, other=0.0)
     return mma(x, wt, acc, PRECISION)
 
@@ -59,7 +61,7 @@ def accumulate(
             acc = step(
                 acc, x_rows, w_cols, prologue_args, h, w, ok_m, ok_n, H, W, TAP_STRIDE, DEPTH_STRIDE,
                 tap // TAPS_W, tap % TAPS_W, index % BLOCKS * BLOCK_K + depth,
-                DEPTH, PITCH, WINDOW, FIRST_H, FIRST_W, STEP, EVERY, PROLOGUE, PRECISION,
+                DEPTH, PITCH, WINDOW, FIRST_H, FIRST_W, STEP, EVERY, PROLOGUE, PRECISION, BLOCK_K,
             )  # fmt: skip
     else:
         # not unrolled: nine copies of the pipelined loop spill registers and compile five times slower
@@ -69,6 +71,6 @@ def accumulate(
                     acc = step(
                         acc, x_rows, w_cols, prologue_args, h, w, ok_m, ok_n, H, W, TAP_STRIDE, DEPTH_STRIDE,
                         i, j, start + depth,
-                        DEPTH, PITCH, WINDOW, FIRST_H, FIRST_W, STEP, EVERY, PROLOGUE, PRECISION,
+                        DEPTH, PITCH, WINDOW, FIRST_H, FIRST_W, STEP, EVERY, PROLOGUE, PRECISION, BLOCK_K,
                     )  # fmt: skip
     return acc

@@ -1,7 +1,8 @@
 """Prologues: steps from a loaded input tile to the matrix product.
 
 A prologue is called as ``PROLOGUE(tile, ok, args, channels, channel_ok, C)``: ``tile`` is [pixels, channels], ``ok``
-(broadcast to it) is false where the convolution reads padding or past the last channel.
+(broadcast to it) is false where the convolution reads padding or past the last channel, or None where the other operand
+is zero there.
 """
 
 import triton
@@ -20,4 +21,6 @@ def identity(tile, ok, args, channels, channel_ok, C):
 def bn_relu(tile, ok, args, channels, channel_ok, C):
     """relu(x * scale + shift); ``args`` = (vectors,). Padding is zeroed afterwards, for relu(0 + shift) is not 0."""
     v = relu(batch_norm(tile, args[0], channels, channel_ok, C))
-    return tl.where(ok, v, 0.0).to(tile.dtype)
+    if ok is not None:
+        v = tl.where(ok, v, 0.0)
+    return v.to(tile.dtype)

@@ -102,11 +102,12 @@ def finalize_layer(layer, c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def finalize_kernel(
-    layer, other_layer, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr
+    layer, other_layer, C, LAYERS: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
     """``finalize_layer`` of one layer, or of two with C channels each; the second grid axis is the layer."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    if other_layer is None:  # noqa: SIM114 - known when the kernel is compiled, unlike the next condition
+    # not ``other_layer is None``: Triton cannot compare a tuple that has a None in it
+    if LAYERS == 1:  # noqa: SIM114 - known when the kernel is compiled, unlike the next condition
         finalize_layer(layer, c, C, STEPS, BLOCK)
     elif tl.program_id(1) == 0:
         finalize_layer(layer, c, C, STEPS, BLOCK)

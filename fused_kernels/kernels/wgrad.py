@@ -11,36 +11,83 @@ from fused_kernels.kernels.numerics import mma
 
 
 @triton.jit
+def next_block(h, w, pixel, end_h, end_w, H, W, P, Q, STRIDE: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Places in the input, and pixels there, of the output pixels that are BLOCK_P further on."""
+    step_h = BLOCK_P // Q % P * STRIDE
+    step_w = BLOCK_P % Q * STRIDE
+    step_pixel = (BLOCK_P // (P * Q) * H + step_h) * W + step_w
+    w += step_w
+    next_row = w >= end_w
+    w = tl.where(next_row, w - Q * STRIDE, w)
+    h += tl.where(next_row, step_h + STRIDE, step_h)
+    next_image = h >= end_h
+    h = tl.where(next_image, h - P * STRIDE, h)
+    pixel += tl.where(next_row, step_pixel + STRIDE * (W - Q), step_pixel)
+    pixel += tl.where(next_image, (H - P * STRIDE) * W, 0)
+    return h, w, pixel
+
+
+@triton.jit
 def wgrad_kernel(
     x_ptr, dy_ptr, dw_ptr, prologue_args,
     M, H, W, P, Q, C, K, PITCH,
     R: tl.constexpr, S: tl.constexpr, STRIDE: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
-    STEPS: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
+    LINEAR: tl.constexpr, STEPS: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """x [N, H, W, PITCH], dy [M, K], dw [splits, K, R, S, C] fp32; STEPS blocks of pixels for each split."""
+    """x [N, H, W, PITCH], dy [M, K], dw [splits, K, R, S, C] fp32; STEPS blocks of pixels for each split.
+
+    With LINEAR, output pixel m reads input pixel m. Otherwise a pixel's place is carried from block to block: to divide
+    its number by Q and P in every block would cost more instructions than everything else.
+    """
     k_tiles = tl.cdiv(K, BLOCK_K)
     c = tl.program_id(0) // k_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
     k = tl.program_id(0) % k_tiles * BLOCK_K + tl.arange(0, BLOCK_K)
+    ok_c = (c < C)[None, :]
+    ok_k = (k < K)[None, :]
     tap = tl.program_id(1)
     split = tl.program_id(2)
-    r = tap // S
-    s = tap % S
+    first = split * STEPS * BLOCK_P
+    row = tl.arange(0, BLOCK_P)
+    dy_ptr += first.to(tl.int64) * K
+    dy_at = row[:, None] * K + k[None, :]
+    if LINEAR:
+        x_ptr += first.to(tl.int64) * PITCH
+        x_at = row[:, None] * PITCH + c[None, :]
+    else:
+        n = first // (P * Q)  # int32 counts pixels from this image on
+        x_ptr += (n.to(tl.int64) * H * W) * PITCH
+        m = first - n * (P * Q) + row
+        p = m // Q % P
+        h = p * STRIDE - PADDING_H + tap // S
+        w = m % Q * STRIDE - PADDING_W + tap % S
+        pixel = (m // (P * Q) * H + h) * W + w
+        end_h = P * STRIDE - PADDING_H + tap // S
+        end_w = Q * STRIDE - PADDING_W + tap % S
+    left = M - first
     acc = tl.zeros((BLOCK_C, BLOCK_K), dtype=tl.float32)
-    for step in range(0, STEPS):
-        m = (split * STEPS + step) * BLOCK_P + tl.arange(0, BLOCK_P)
-        h = m // Q % P * STRIDE - PADDING_H + r
-        w = m % Q * STRIDE - PADDING_W + s
-        pixel = (m // (P * Q) * H + h).to(tl.int64) * W + w
-        ok_x = ((m < M) & (h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None] & (c < C)[None, :]
-        x = tl.load(x_ptr + pixel[:, None] * PITCH + c[None, :], mask=ok_x, other=0.0)
-        x = PROLOGUE(x, ok_x, prologue_args, c, c < C, C)
-        ok_dy = (m < M)[:, None] & (k < K)[None, :]
-        dy = tl.load(dy_ptr + m.to(tl.int64)[:, None] * K + k[None, :], mask=ok_dy, other=0.0)
+    for _ in range(0, STEPS):
+        ok_x = row < left
+        if LINEAR:
+            x = tl.load(x_ptr + x_at, mask=ok_x[:, None] & ok_c, other=0.0)
+            x_ptr += BLOCK_P * PITCH
+        else:
+            if PADDING_H > 0:
+                ok_x &= h.to(tl.uint32, bitcast=True) < H  # not negative either
+            if PADDING_W > 0:
+                ok_x &= w.to(tl.uint32, bitcast=True) < W
+            x_at = pixel.to(tl.int64)[:, None] * PITCH + c[None, :]
+            x = tl.load(x_ptr + x_at, mask=ok_x[:, None] & ok_c, other=0.0)
+            h, w, pixel = next_block(h, w, pixel, end_h, end_w, H, W, P, Q, STRIDE, BLOCK_P)
+        # where x is padding dy is loaded as zero, which costs nothing; to mask PROLOGUE(x) costs 64 instructions
+        x = PROLOGUE(x, None, prologue_args, c, c < C, C)
+        dy = tl.load(dy_ptr + dy_at, mask=ok_x[:, None] & ok_k, other=0.0)
+        dy_ptr += BLOCK_P * K
+        left -= BLOCK_P
         acc = mma(tl.trans(x), dy, acc, PRECISION)
-    row = split.to(tl.int64) * K + k
-    at = (row * (R * S) + tap)[None, :] * C + c[:, None]
-    tl.store(dw_ptr + at, acc, mask=(c < C)[:, None] & (k < K)[None, :])
+    dw_row = split.to(tl.int64) * K + k
+    at = (dw_row * (R * S) + tap)[None, :] * C + c[:, None]
+    tl.store(dw_ptr + at, acc, mask=(c < C)[:, None] & ok_k)
 
 
 @triton.jit

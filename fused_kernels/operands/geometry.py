@@ -41,6 +41,11 @@ class Gather:
     every: int
     out_stride: int
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether row (p, q) meets one tap, at pixel (p, q)."""
+        return self.h.taps == self.w.taps == self.in_stride == 1 and self.h.base == self.w.base == 0
+
     def named(self) -> dict[str, int]:
         """The kernel's compile-time arguments by name, as ``operands.arguments`` passes them."""
         return {

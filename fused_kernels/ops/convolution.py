@@ -154,7 +154,8 @@ def wgrad(
         x_ptr=nhwc(x), dy_ptr=nhwc(dy), dw_ptr=Out(parts), prologue_args=prologue.args,
         **pixels.named(), C=c, K=k, PITCH=c,
         R=conv.r, S=conv.s, STRIDE=conv.stride, PADDING_H=conv.padding, PADDING_W=conv.padding,
-        STEPS=steps, PROLOGUE=Functor(f"prologues.{prologue.name}"), PRECISION=precision(x.dtype),
+        LINEAR=conv.pointwise, STEPS=steps,
+        PROLOGUE=Functor(f"prologues.{prologue.name}"), PRECISION=precision(x.dtype),
         BLOCK_C=tile.m, BLOCK_K=tile.n, BLOCK_P=tile.k,
     )  # fmt: skip
     add_up(parts, dw, later)

@@ -76,7 +76,8 @@ def finalize_all(layers: Sequence[Finalized]) -> list[tuple[Tensor, Tensor | Non
     tile = _tile(tiles)
     launch(
         "statistics.finalize_kernel", (ceil_div(channels, CHANNELS), len(layers)), tile,
-        layer=args[0], other_layer=args[1] if len(args) > 1 else None, C=channels, **_loop(tiles, tile),
+        layer=args[0], other_layer=args[1] if len(args) > 1 else None, C=channels, LAYERS=len(layers),
+        **_loop(tiles, tile),
     )  # fmt: skip
     return made
 

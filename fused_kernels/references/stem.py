@@ -81,7 +81,7 @@ def stem_inference(image: Tensor, layer: Folded, conv: Conv, *, pool: bool) -> T
 
 
 def _from_windows(dz: Tensor, index: Tensor, y: Tensor) -> Tensor:
-    """For each pixel of ``y`` the sum of dz over the windows that have their maximum there, wide."""
+    """The sum of dz over the windows whose maximum is at each pixel of ``y``, in the wide dtype."""
     n, c, h, w = y.shape
     p, q = dz.shape[2:]
     padded = torch.zeros((n, c, 2 * p + 1, 2 * q + 1), dtype=wide(dz).dtype, device=y.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from rescompile.report import BuildReport
 
 WORST_BLOCKS = 3
@@ -31,22 +31,19 @@ def next_steps(
     failed = {check.name for check in report.checks if not check.passed}
     if failed == {SPEED}:
         return _faster(report)
-    worst = sorted(report.blocks, key=lambda block: block.sqnr_db)[:WORST_BLOCKS]
     steps = []
     if report.precision == "int8":
         if "--effort best" not in pointless:
             steps.append("build with --effort best, which calibrates longer and loses less")
         if "--fp16-blocks" not in pointless and not report.frontier:
-            named = ",".join(block.block for block in worst)
             steps.append(
                 "build with --fp16-blocks auto, --validation-set and a limit, which leaves as few blocks in FP16 as "
-                f"meet the limit{f'; or name them: --fp16-blocks {named}' if named else ''}"
+                "meet the limit; `rescompile sensitivity` shows what each block costs, if you would rather name them"
             )
     elif report.precision == "fp16":
         steps.append("build with --precision fp32, which rounds nothing")
-    if worst:
-        named = ", ".join(f"{block.block} ({block.sqnr_db:.1f} dB)" for block in worst)
-        steps.append(f"look at the blocks with the largest error: {named}")
+    if costly := costly_blocks(report):
+        steps.append(f"look at the blocks that add the most error: {', '.join(costly)}")
     if report.flips:
         flip = report.flips[0]
         steps.append(
@@ -58,6 +55,22 @@ def next_steps(
         f"run `rescompile compare {report.engine_directory} --images {where}` to see where the error begins"
     )
     return tuple(steps)
+
+
+def costly_blocks(report: BuildReport) -> tuple[str, ...]:
+    """The quantized blocks that add the most error, the worst one first, at most ``WORST_BLOCKS``.
+
+    A build with ``--fp16-blocks auto`` has measured each block's damage. Otherwise a block's own error is estimated by
+    the growth of the relative error's square over the block before it: errors accumulate along a network, so the last
+    blocks have the lowest SQNR whatever they add.
+    """
+    added = {entry.block: entry.relative_rms for entry in report.damages}
+    if not added:
+        noise = [10 ** (-block.sqnr_db / 10) for block in report.blocks]
+        growth = [own - before for own, before in zip(noise, [0.0, *noise], strict=False)]
+        added = {block.block: grown for block, grown in zip(report.blocks, growth, strict=True) if grown > 0}
+    quantized = (block for block in added if block not in report.fp16_blocks)
+    return tuple(sorted(quantized, key=lambda block: -added[block])[:WORST_BLOCKS])
 
 
 def _faster(report: BuildReport) -> tuple[str, ...]:

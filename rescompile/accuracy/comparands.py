@@ -19,7 +19,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from calibration.preprocess import Preprocess
 from rescompile.accuracy.error_by_block import Probe
 from rescompile.accuracy.graph_description import (
@@ -35,7 +35,15 @@ from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.metadata import factors_of, in_original_unit, offsets_of
 from rescompile.graph.shared.onnx_file import read_graph
 from rescompile.graph.shared.topology import block_outputs
-from rescompile.manifest import GRAPH, MANIFEST, REFERENCE, Manifest, OutputSpec, read_manifest
+from rescompile.manifest import (
+    GRAPH,
+    MANIFEST,
+    ONNXRUNTIME_MODEL,
+    REFERENCE,
+    Manifest,
+    OutputSpec,
+    read_manifest,
+)
 from rescompile.runtime.integrity import CheckedEngine, read_engine
 from rescompile.runtime.loading import load_checked
 
@@ -141,7 +149,8 @@ def open_comparand(name: ComparandName) -> Comparand:
         "engine": f"{manifest.precision} engine, {manifest.backend}",
     }[name.part]
     title = f"{name} ({kind})"
-    if name.part != "engine" or manifest.backend == "onnxruntime":
+    is_graph = manifest.backend == "onnxruntime" and ONNXRUNTIME_MODEL not in manifest.files
+    if name.part != "engine" or is_graph:
         return graph_comparand(path, checked.files.read(part), title=title, manifest=manifest)
     opened = openvino_comparand if manifest.backend == "openvino" else logits_comparand
     return opened(checked, title=title)

@@ -35,7 +35,7 @@ from rescompile.accuracy.error_by_block import Sums
 from rescompile.accuracy.label_fit import misfit
 from rescompile.accuracy.parity import open_unlabelled, open_validation_set
 from rescompile.errors import BackendUnavailable, GraphError, UsageError
-from rescompile.manifest import MANIFEST, REFERENCE, OutputKind, OutputSpec, read_manifest
+from rescompile.manifest import MANIFEST, ONNXRUNTIME_MODEL, REFERENCE, OutputKind, OutputSpec, read_manifest
 from rescompile.metrics import ONE_CLASS, Answers, class_of
 from rescompile.progress import Progress, StageClock
 from rescompile.report import JsonReport
@@ -161,11 +161,11 @@ def _images(
 ) -> tuple[ImageSet, tuple[str, ...]]:
     """The images, with labels where the output names classes, and remarks on them."""
     if output is not None and output.kind not in ONE_CLASS:
-        return open_unlabelled(path, limit=limit, skip_unreadable=skip)
+        return open_unlabelled(path, limit=limit, skip_unreadable=skip, single=True)
     count = classes if output is None else len(output.labels)
     found = open_validation_set(
         path, classes=count, limit=limit, need_labels=False, skip_unreadable=skip,
-        names=output.labels if output else None,
+        names=output.labels if output else None, single=True,
     )  # fmt: skip
     return found, ()
 
@@ -236,7 +236,7 @@ def _parts(directory: str) -> tuple[list[ComparandName], tuple[str, ...]]:
         return [graph, engine], (
             f"{name.path} was built with --no-reference: only its graph and its engine are compared",
         )
-    if manifest.backend == "onnxruntime":
+    if manifest.backend == "onnxruntime" and ONNXRUNTIME_MODEL not in manifest.files:
         return [fp32, graph], ("an onnxruntime engine is its deployable graph",)
     return [fp32, graph, engine], ()
 

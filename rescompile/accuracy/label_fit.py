@@ -58,7 +58,7 @@ def misfit(answers: Answers, class_names: Sequence[str], *, least: float | None 
 
 
 def share_in_another_order(answers: Answers, class_names: Sequence[str]) -> float:
-    """Share of the images that would be right if the labels counted or stood otherwise; 0 where no order is better."""
+    """Share of the images that would be right with labels in another order; 0 where no order is better."""
     labels, found = answers.labels, answers.reference
     if labels is None or len(labels) < FEWEST:
         return 0.0
@@ -90,7 +90,7 @@ Better = tuple[int, str]
 
 
 def _better(found: Labels, labels: Labels, class_names: Sequence[str]) -> list[Better]:
-    """Orders in which far more would be right; one with a name explains more than one that was learned."""
+    """Orders in which far more images would be right; a named order is preferred to a learned one."""
     known, learned = _in_known_orders(found, labels, class_names), _reordered(found, labels, class_names)
     if known and learned and max(known)[0] >= KNOWN_SHARE * max(learned)[0]:
         return known
@@ -156,7 +156,7 @@ def _mapping(found: Labels, labels: Labels, classes: int) -> NDArray[np.int64]:
 
 
 def _exchanged(found: Labels, labels: Labels, class_names: Sequence[str]) -> str | None:
-    """Classes of which nearly all images are answered as another class, whose answers are nearly all theirs."""
+    """Classes whose images nearly all get one other class, which hardly any other image gets."""
     pairs, counts = np.unique(np.stack([labels, found]), axis=1, return_counts=True)
     of_label, of_answer = np.bincount(labels), np.bincount(found)
     examples = [

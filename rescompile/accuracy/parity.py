@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
+from calibration.file_names import text_of
 from calibration.images import ImageSet, InMemoryImages, open_image_set
-from calibration.names import text_of
 from calibration.preprocess import Preprocess, normalize
 from rescompile.accuracy.thumbnails import MOST_THUMBNAILS, thumbnail
 from rescompile.backends.fp32 import Fp32Session
@@ -104,10 +104,10 @@ class Measurement:
 
 
 def open_unlabelled(
-    path: Path | InMemoryImages, *, limit: int | None, skip_unreadable: bool
+    path: Path | InMemoryImages, *, limit: int | None, skip_unreadable: bool, single: bool = False
 ) -> tuple[ImageSet, tuple[str, ...]]:
     """The images of ``path`` for outputs that are not classes, and a note where they have labels that say nothing."""
-    images = open_image_set(path, limit=limit, skip_unreadable=skip_unreadable)
+    images = open_image_set(path, limit=limit, skip_unreadable=skip_unreadable, single=single)
     if images.labels is None:
         return images, ()
     note = f"the labels of {images.source} are not used, because the network's outputs are not classes"
@@ -122,15 +122,23 @@ def open_validation_set(
     need_labels: bool,
     skip_unreadable: bool,
     names: Sequence[str] | None = None,
+    single: bool = False,
 ) -> ImageSet:
     """The user's validation set for a network with ``classes`` classes, called ``names`` where that is known.
+
+    ``single`` allows a single image file, too.
 
     Raises:
         ImageSetError: it cannot be used, lacks labels that are needed, or has labels or class folders that do not
             match the network's classes.
     """
     images = open_image_set(
-        path, limit=limit, need_labels=need_labels, skip_unreadable=skip_unreadable, known=names
+        path,
+        limit=limit,
+        need_labels=need_labels,
+        skip_unreadable=skip_unreadable,
+        known=names,
+        single=single,
     )
     if images.labels is None or images.labels_fit(classes):
         return images

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
+from calibration.file_names import text_of
 from calibration.images import ImageSet, open_image_set
-from calibration.names import text_of
 from rescompile.accuracy.advice import next_steps
 from rescompile.accuracy.label_fit import misfit
 from rescompile.accuracy.limits import (

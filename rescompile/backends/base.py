@@ -241,7 +241,7 @@ class CachesCompilation(Protocol):
         ...
 
     def forget_compilation(self) -> bool:
-        """Remove the compilation from the cache if it came from there; whether the next load compiles."""
+        """Remove the compilation from the cache if it came from there; returns whether the next load compiles."""
         ...
 
 

@@ -1,12 +1,13 @@
-"""ONNX Runtime on the CPU, the reference for all other backends.
+"""ONNX Runtime on the CPU: the reference for all other backends, and a backend of its own.
 
 With optimizations off it executes a deployable graph node by node, Q/DQ in floating point, as the graph is written.
 FP16 tensors are computed in FP32 and rounded to FP16 after each node, because the CPU has no FP16 kernels. FP32 graphs
-run optimized.
+run optimized, and so do INT8 engines, in a form of their own (``onnxruntime_form``).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends import base
+from rescompile.backends.openvino import cpu_form
 from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import BackendError, UsageError
+from rescompile.files import atomic_write
 from rescompile.graph.shared.hazards import hazard_of
-from rescompile.manifest import GRAPH, Manifest, Precision
+from rescompile.manifest import GRAPH, ONNXRUNTIME_MODEL, CpuForm, Manifest, Precision
 from rescompile.optional import how_to_install, installed, require
+from rescompile.wording import counted
 
 WRONG_OPTIMIZERS = ("Pad_Fusion",)
 """ONNX Runtime's rewrites that change answers: zeros around an image become minus infinity in a max pool."""
@@ -93,11 +97,38 @@ def reference_session(
 
 
 class OnnxRuntime:
-    """The reference as a backend, whose engine is the deployable graph itself. Several threads may call a runner."""
+    """Engines of ONNX Runtime. Several threads may call a runner.
+
+    The engine is the deployable graph itself, but in INT8 on a CPU with VNNI: there it is ``onnxruntime.onnx``, which
+    runs with integer kernels.
+    """
 
     name = "onnxruntime"
     payload_files = (GRAPH,)
-    int8 = base.Int8Support("costs", "never")
+
+    def __init__(self, form: CpuForm | None = None) -> None:
+        self._form = form
+
+    @property
+    def form(self) -> CpuForm:
+        """The form of INT8 engines: the one that was asked for, or this machine's."""
+        return self._form or cpu_form.machine_form()
+
+    def in_form(self, form: CpuForm) -> OnnxRuntime:
+        """The backend that builds INT8 engines of this form."""
+        return OnnxRuntime(form)
+
+    def more_files(self, form: CpuForm | None) -> tuple[str, ...]:
+        """The graph for integer kernels, where they are exact on this CPU."""
+        fused = form not in (None, "avx2") and cpu_form.computes_exactly(form)
+        return (ONNXRUNTIME_MODEL,) if fused else ()
+
+    @property
+    def int8(self) -> base.Int8Support:
+        """Features of INT8 engines: integer kernels take zero points as they are."""
+        if self.form == "avx2":
+            return base.Int8Support("costs", "never")
+        return base.Int8Support("free", "free")
 
     def availability(self, target: str | None = None) -> base.Availability:
         """Available wherever ONNX Runtime is installed."""
@@ -106,7 +137,7 @@ class OnnxRuntime:
                 build=False, run=False, reason=f"ONNX Runtime is missing: run {how_to_install('onnxruntime')}"
             )
         return base.Availability(
-            build=True, run=True, reason="runs on every CPU; the reference, not built for speed"
+            build=True, run=True, reason="runs on every CPU; INT8 is fast on those with VNNI"
         )
 
     def rest_type(self, precision: Precision) -> base.RestType:
@@ -118,17 +149,41 @@ class OnnxRuntime:
         refuse_target(self.name, target)
 
     def build(self, request: base.BuildRequest, directory: Path) -> base.Payload:
-        """Check that ONNX Runtime accepts the deployable graph, which is the payload."""
+        """Check that ONNX Runtime accepts the deployable graph, and write ``onnxruntime.onnx`` where it has one."""
         reference_session(request.model, optimize=False).close()
         if request.model.resolve() != (directory / GRAPH).resolve():
             raise ValueError(f"the onnxruntime engine is {GRAPH} of its own directory, not {request.model}")
-        return base.Payload(files=(GRAPH,))
+        if request.precision != "int8":
+            return base.Payload(files=(GRAPH,))
+        notes: tuple[str, ...] = (cpu_form.note_on(self.form, asked=self._form is not None),)
+        if self.form == "avx2":
+            return base.Payload(files=(GRAPH,), notes=notes, cpu_form=self.form)
+        import onnx
+
+        from rescompile.backends.onnxruntime_form import lower_for_onnxruntime
+
+        lowered, rounded = lower_for_onnxruntime(onnx.load(request.model), self.form)
+        serialized = lowered.SerializeToString()
+        reference_session(serialized, optimize=True).close()
+        atomic_write(directory / ONNXRUNTIME_MODEL, serialized)
+        if rounded:
+            notes += (f"ONNX Runtime rounds the branch of {counted(rounded, 'residual addition')} once more",)
+        return base.Payload(files=(GRAPH, ONNXRUNTIME_MODEL), notes=notes, cpu_form=self.form)
 
     def load(
         self, source: EngineSource, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS
     ) -> ReferenceSession:
-        """Load ``model.onnx``, optimizations off."""
-        return reference_session(files_in(source).read(GRAPH), optimize=False, threads=options.threads)
+        """Load ``onnxruntime.onnx`` where this CPU computes it exactly, else ``model.onnx``, optimizations off."""
+        files, fused = files_in(source), self.more_files(manifest.cpu_form)
+        if not fused and ONNXRUNTIME_MODEL in manifest.files:
+            warnings.warn(
+                f"{files.path(ONNXRUNTIME_MODEL)} has the form {manifest.cpu_form}, which this CPU does not compute "
+                f"exactly: {GRAPH} runs instead, which is slower; build with --backend openvino on this CPU",
+                stacklevel=2,
+            )
+        return reference_session(
+            files.read(fused[0] if fused else GRAPH), optimize=bool(fused), threads=options.threads
+        )
 
 
 def refuse_target(name: str, target: str | None) -> None:

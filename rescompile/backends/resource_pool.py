@@ -1,4 +1,4 @@
-"""Reusable objects that threads lend out, each behind a lock of its own."""
+"""A pool of reusable objects, each with its own lock, so that one thread at a time uses it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ResourcePool(Generic[T]):
         return free or self._slots[next(self._turns) % len(self._slots)]
 
     def close(self) -> list[T]:
-        """Lend no more objects, and return those not returned before; threads that wait get a BackendError."""
+        """Hand out no more objects, and return those not returned before; waiting threads get a BackendError."""
         resources = [slot.drop() for slot in self._slots]
         return [resource for resource in resources if resource is not None]
 

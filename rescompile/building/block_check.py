@@ -1,4 +1,4 @@
-"""Check of an INT8 engine block by block: each, fed with the deployable graph's values, gives the graph's values.
+"""Checks an INT8 engine block by block: from the deployable graph's values, each block must give the graph's values.
 
 End to end an engine of a deep network may differ from its deployable graph by as much as quantization does, because a
 single value that is rounded the other way spreads. Within one block it cannot: only sums that lie on a rounding tie
@@ -160,7 +160,7 @@ def _held(each: Boundary, values: NDArray[np.float32], model: onnx.ModelProto) -
 
 
 def _apart(graph: gs.Graph, found: Sequence[Boundary]) -> list[list[Boundary]]:
-    """The boundaries in groups; between two of one group that depend on each other there is always a cut."""
+    """The boundaries in groups, so that no boundary is computed from another one of its group without a cut between."""
     tensors, names = graph.tensors(), {each.name for each in found}
     colors: dict[str, int] = {}
     for each in found:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -36,10 +37,17 @@ from rescompile.config import RECIPES, CalibrationConfig, ModelConfig, Recipe
 from rescompile.errors import UsageError
 from rescompile.files import check_output_file
 from rescompile.graph.pixels import reason_against
+from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.names import INPUT
-from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors, reasons_against_full_range
+from rescompile.graph.shared.topology import (
+    full_range_tensors,
+    quantized_tensors,
+    reasons_against_full_range,
+    scale_sources,
+)
 from rescompile.progress import Progress, StageClock
 
+T = TypeVar("T")
 BATCH = 4
 """Images per forward pass: large enough for speed on a CPU, small enough for memory with every activation kept."""
 BUILT_IN_ADVICE = (
@@ -189,14 +197,16 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
         count=len(images),
         progress=progress.advanced,
     )
+    sources = scale_sources(read(source.graph))
+    histograms = _of_sources(found.histograms, sources)
     table = make_table(
-        found.histograms,
+        histograms,
         recipe.method,
         model=source.name,
         checkpoint_sha256=source.checkpoint.sha256,
         images=images,
         preprocess=source.preprocess,
-        logit=found.logit,
+        logit=None if found.logit is None else _of_sources(found.logit, sources),
         means=found.means,
         factors=found.factors,
         levels=levels,
@@ -218,11 +228,16 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
         recipe,
         found.samples,
         compare_methods(
-            found.histograms, thresholds, found.noise, found.factors, exact=() if inexact else (INPUT,)
+            histograms, thresholds, found.noise, found.factors, exact=() if inexact else (INPUT,)
         ),
         int8.full_range,
         inexact is None,
     )
+
+
+def _of_sources(values: Mapping[str, T], sources: Mapping[str, str]) -> dict[str, T]:
+    """``values`` by tensor, where one that has the scale of another gets the other's."""
+    return {name: values[sources[name]] for name in values}
 
 
 def _widest(int8: Int8Support, *, asked: bool) -> int:

@@ -14,7 +14,7 @@ from rescompile.files import check_output_directory, check_output_file
 from rescompile.models.registry import find, with_options
 from rescompile.models.specification import ModelSpec
 from rescompile.sources.class_names import read_names
-from rescompile.sources.schemes import has_scheme
+from rescompile.sources.name_prefixes import has_scheme
 
 
 def check_build(config: BuildConfig) -> None:
@@ -35,7 +35,7 @@ def check_build(config: BuildConfig) -> None:
 
 
 def check_calibrate(model: ModelConfig, calibration: CalibrationConfig, output: Path | None = None) -> None:
-    """The same for a command that ends with calibration and perhaps writes the file ``output``."""
+    """Refuse a calibration whose network, images or ``output`` file cannot be used."""
     if output is not None:
         check_output_file(output)
     _check_network(model)
@@ -43,7 +43,7 @@ def check_calibrate(model: ModelConfig, calibration: CalibrationConfig, output: 
 
 
 def _check_network(model: ModelConfig) -> ModelSpec | None:
-    """The network, where its name alone tells it."""
+    """The network, if its name alone identifies it."""
     spec = None
     for member in model.members:
         _check_network(member)

@@ -108,7 +108,7 @@ def backend_for(config: BuildConfig) -> tuple[Backend, tuple[str, ...]]:
     if config.cpu_form is not None:
         if not isinstance(backend, HasCpuForms):
             raise UsageError(
-                f"--cpu-form {config.cpu_form} belongs to engines of OpenVINO, and this one is built by {name}; leave "
+                f"--cpu-form {config.cpu_form} belongs to engines for CPUs, and this one is built by {name}; leave "
                 "it out, or pass --backend openvino"
             )
         backend = backend.in_form(config.cpu_form)

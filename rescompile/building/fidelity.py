@@ -240,7 +240,7 @@ def relative_error(expected: NDArray[Any], found: NDArray[Any]) -> float:
 
 
 def _copied(graph: onnx.ModelProto, output: str) -> str:
-    """The tensor inside that the Identity of one of several outputs copies; a single output itself."""
+    """The inner tensor that ``output`` copies by an Identity; ``output`` itself where there is no Identity."""
     for node in graph.graph.node:
         if node.op_type == "Identity" and node.output[0] == output:
             return str(node.input[0])

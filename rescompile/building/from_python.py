@@ -30,9 +30,9 @@ from rescompile.errors import UsageError
 from rescompile.files import check_output_directory
 from rescompile.manifest import Precision
 from rescompile.report import Limits
+from rescompile.sources.name_prefixes import has_scheme
 from rescompile.sources.network import EnsembleMean, SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
-from rescompile.sources.schemes import has_scheme
 
 VALIDATION_IMAGES = 2000
 """Images that are taken from a data loader for the verdict, where no number is passed."""

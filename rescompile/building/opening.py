@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.file_names import text_of
 from calibration.images import InMemoryImages, open_image_set
-from calibration.names import text_of
 from calibration.preprocess import CIFAR, IMAGENET, normalize
 from rescompile.building.source import Source
 from rescompile.building.source_from_graph import source_of
@@ -24,9 +24,9 @@ from rescompile.progress import Progress
 from rescompile.sources.class_names import read_class_names
 from rescompile.sources.ensemble import ensemble_of
 from rescompile.sources.framework_files import read_framework_file
+from rescompile.sources.name_prefixes import has_scheme
 from rescompile.sources.network import SourceNetwork
 from rescompile.sources.onnx_file import read_onnx, sha256_of_onnx
-from rescompile.sources.schemes import has_scheme
 from rescompile.sources.trained import Trained, read_trained
 
 if TYPE_CHECKING:

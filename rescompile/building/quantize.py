@@ -20,9 +20,10 @@ from rescompile.building.source import Source
 from rescompile.graph.equalize import equalize
 from rescompile.graph.pixels import read_pixels, to_pixels
 from rescompile.graph.quantize import quantize as insert_quantizers
+from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.metadata import float_reasons
 from rescompile.graph.shared.names import INPUT, PIXEL_STEP, PIXELS
-from rescompile.graph.shared.topology import reading_all_of_int8
+from rescompile.graph.shared.topology import reading_all_of_int8, scale_sources
 from rescompile.progress import Progress
 
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -63,7 +64,8 @@ def quantize(
         if INPUT in means:
             factor, offset = input_to_pixels
             means[PIXELS] = (factor * means[INPUT] + offset).astype(np.float32)
-    full_range = [name for name, levels in table.levels().items() if levels == FULL_LEVELS]
+    sources, levels = scale_sources(read(source.graph)), table.levels()
+    full_range = [name for name in levels if levels[sources.get(name, name)] == FULL_LEVELS]
     narrow = reading_all_of_int8(graph, full_range) if calibrated.full_range == "costs" else ()
     if recipe.rounding == "learned":
         nearest = insert_quantizers(graph, scales, full_range=full_range)

@@ -1,4 +1,4 @@
-"""Rewrites of a graph are executed: what comes out must be what the graph before computes, for any batch."""
+"""Checks rewrites by execution: the new graph must compute what the old one does, for any batch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_rewrite(before: onnx.ModelProto, after: onnx.ModelProto, done: str) ->
 
 
 def executor_problem(graph: onnx.ModelProto) -> str | None:
-    """Why gradients and single layers of the fp32 ``graph`` cannot be had; None where they can."""
+    """Why gradients and single layers of the fp32 ``graph`` cannot be computed; None where they can."""
     import torch
 
     image = _images(graph)[:1]

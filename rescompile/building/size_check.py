@@ -1,4 +1,4 @@
-"""Check of the sizes of images that an engine shall take, before anything is built on the network."""
+"""Checks the image sizes that an engine will take, before anything is built on the network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_sizes(
     *,
     tolerance: float = MOST_TOLERANCE,
 ) -> None:
-    """Refuse sizes that the network does not take, or that its own size is not among; nothing where there is one.
+    """Refuse a range of sizes that the network does not take, or that lacks its own size; a single size passes.
 
     Args:
         graph: folded fp32 graph.
@@ -53,7 +53,7 @@ def check_sizes(
 
 
 def references_of(network: SourceNetwork, whole: Callable[[], Answers]) -> list[Answers]:
-    """A program's own module, and the ``whole`` file where that alone has all outputs."""
+    """The references: the program's module if there is one, and the ``whole`` file if only that has all outputs."""
     module = network.reference
     if module is None:
         return [whole()]

@@ -48,7 +48,7 @@ def with_task(source: Source, config: BuildConfig) -> Source:
 
 
 def is_guess(source: Source, config: BuildConfig, *, labelled: bool) -> bool:
-    """Whether nothing but the number of outputs speaks for classes."""
+    """Whether only the number of outputs suggests that they are classes."""
     named = source.class_names is not None or labelled or source.told_kind is not None
     return config.task == "auto" and source.kind == "classes" and not named and not source.random
 

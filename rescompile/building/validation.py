@@ -22,7 +22,7 @@ from rescompile.accuracy.verify import stand_in
 from rescompile.backends.base import Backend
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.deployable import Deployable
-from rescompile.building.members import members_of, unmeasured
+from rescompile.building.ensemble_accuracy import members_of, unmeasured
 from rescompile.building.source import Source
 from rescompile.building.task import is_guess
 from rescompile.config import BuildConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from calibration.file_names import text_of
 from calibration.methods.comparison import MethodResult
-from calibration.names import text_of
 from calibration.preprocess import normalize
 from calibration.table import TensorRange
 from rescompile.accuracy.advice import next_steps
@@ -104,7 +104,7 @@ def misfit_of(
         return wrong
     origin = "was assumed" if source.preprocess_assumed else "is the one that was asked"
     return (
-        f"the preprocessing {origin}, and the labels speak for another one ({better.name}): the fp32 "
+        f"the preprocessing {origin}, and the labels suggest another one ({better.name}): the fp32 "
         f"network names the right class for {percent(better.top1)} of {counted(better.images, 'image')} with "
         f"{better.options}, and for {percent(better.top1_assumed)} as it was fed; pass these options, or "
         "those that you know to be right"
@@ -117,7 +117,7 @@ def fast_enough(speed: Speed | None, limits: Limits | None) -> bool:
 
 
 def _pointless(config: BuildConfig) -> set[str]:
-    """Options of no use for another build."""
+    """Options that would not help in another build."""
     tried = set()
     if config.calibration.table is not None or config.calibration.effort == "best":
         tried.add("--effort best")

@@ -7,19 +7,20 @@ import json
 import os
 import sys
 import traceback
-from typing import Annotated, NoReturn
+import warnings
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
 from rescompile.cli.build import build, calibrate, sensitivity
-from rescompile.cli.common import Verbosity, with_common_options
 from rescompile.cli.engine import compare, inspect, run, verify
+from rescompile.cli.escaping import harmless
 from rescompile.cli.machine import doctor
 from rescompile.cli.measure import bench, profile, report
 from rescompile.cli.serving import export_server
 from rescompile.cli.signing import keygen, sign
-from rescompile.cli.terminal_output import harmless
 from rescompile.cli.train import experiment, train
+from rescompile.cli.verbosity import Verbosity, with_common_options
 from rescompile.errors import USER_ERRORS
 from rescompile.optional import extras_for
 from rescompile.wording import write_json
@@ -47,6 +48,7 @@ for command in (keygen, sign, doctor, train, experiment):
 def main() -> NoReturn:
     """Run the command line; errors that a user can mend become one sentence on stderr."""
     sys.stdout, sys.stderr = harmless(sys.stdout), harmless(sys.stderr)
+    warnings.showwarning = _show_warning
     try:
         try:
             with extras_for(_command()):
@@ -72,6 +74,19 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _fail(f"the output cannot be written ({error.strerror}); send it to another place", 1)
     raise SystemExit(0)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings as a sentence without the line of code; those of libraries only with ``--verbose``."""
+    if issubclass(category, UserWarning) or Verbosity.verbose:
+        print("note:", " ".join(str(message).split()), file=sys.stderr)
 
 
 def _command() -> str:

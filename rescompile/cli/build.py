@@ -81,7 +81,7 @@ def build(
 
     - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --cpu-form avx2 --no-thumbnails`
     """
-    from calibration.names import text_of
+    from calibration.file_names import text_of
     from rescompile.building.early_checks import check_build
     from rescompile.config import BuildConfig, parse_batch, parse_fp16_blocks, parse_sizes
 

@@ -1,6 +1,6 @@
-"""Locks on what is being written, by which it differs from the leftovers of a killed process.
+"""Locks on files that are being written, which tell them from the leftovers of a killed process.
 
-Process numbers would not do, as containers number their processes alike.
+Process ids cannot tell them apart, because every container numbers its processes from 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def lock_open_file(handle: int) -> None:
 
 @contextmanager
 def held(path: Path) -> Iterator[bool]:
-    """Whether no other process writes ``path``; none can begin while the body runs."""
+    """Yield whether no other process writes ``path``; while the body runs, none can begin to."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -38,7 +38,7 @@ def to_pixels(preprocess: Preprocess) -> tuple[NDArray[np.float64], NDArray[np.f
 def can_be_exact(preprocess: Preprocess) -> bool:
     """Whether every byte can be recovered from the normalized input, in FP32 and in FP16.
 
-    It can for every mean in [0, 1]. With a mean far outside, the input's type has no digits left for the pixel. A mean
+    It can for every mean in [0, 1]. With a mean far outside, the input's type cannot tell the bytes apart. A mean
     image differs by pixel, which no convolution can take into its weights and bias.
     """
     if preprocess.mean_image:
@@ -60,7 +60,7 @@ def reason_against(model: onnx.ModelProto, preprocess: Preprocess) -> str | None
     if preprocess.mean_image:
         return "the mean image differs by pixel"
     if not can_be_exact(preprocess):
-        return "the normalization leaves the input's type no digits for the pixel"
+        return "the normalization is too large for the input's type to tell the bytes apart"
     return _reason_against_readers(consumers(read(model).inputs[0]))
 
 

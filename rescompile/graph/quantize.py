@@ -7,7 +7,7 @@ are not quantized before add and ReLU, and a residual add has Q/DQ on the skip o
                    └───────────────────────────────── add ── relu ── (next block's Q)
 
 An identity skip shares the quantizer of the block's input. A downsample convolution's output has its own.
-An option A shortcut (slice, pad) moves values without changing them, so its output takes the scale of its input.
+What only moves quantized values, such as an option A shortcut (slice, pad) or a split, takes the scale of its input.
 
 Tensors of full range get a zero point of -128 here; ``full_range.fold_zero_points`` moves it into biases at the end,
 when it is known which blocks stay in floating point.
@@ -31,7 +31,7 @@ from rescompile.graph.shared.editing import read, reconnect, write
 from rescompile.graph.shared.links import WEIGHTED_OPS, behind_quantizers
 from rescompile.graph.shared.metadata import ZERO_POINT, float_reasons
 from rescompile.graph.shared.names import DEQUANTIZE_SUFFIX, QUANTIZE_SUFFIX
-from rescompile.graph.shared.topology import quantized_tensors, skip_sources
+from rescompile.graph.shared.topology import quantized_tensors, scale_sources
 
 WeightMethod = Literal["max", "mse"]
 
@@ -71,7 +71,7 @@ def quantize(
         )
     graph = read(model)
     tensors = graph.tensors()
-    for name, source in {**{name: name for name in wanted}, **skip_sources(graph)}.items():
+    for name, source in scale_sources(graph).items():
         _quantize_activation(graph, tensors[name], scales[source], ZERO_POINT if source in full_range else 0)
     floating = float_reasons(model)
     for node in [node for node in graph.nodes if node.op in WEIGHTED_OPS and node.name not in floating]:

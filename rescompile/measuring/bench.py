@@ -18,16 +18,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from calibration.preprocess import Size, size_words
 from rescompile.backends.base import Hint, RunOptions
 from rescompile.cache import SWITCH
 from rescompile.errors import EngineError, UsageError
 from rescompile.manifest import Manifest
+from rescompile.measuring.cold_start import Start, start_once
 from rescompile.measuring.disturbance import Watch
 from rescompile.measuring.origin import Origin, origin
 from rescompile.measuring.race import Contender, race
-from rescompile.measuring.start import Start, start_once
 from rescompile.measuring.timing import Timing
 from rescompile.metrics import relative_rms
 from rescompile.progress import Progress, StageClock
@@ -175,8 +175,8 @@ def contenders(
 ) -> dict[str, Contender]:
     """One contender for each batch size, which gets the golden images repeated, in ``requests`` calls at once.
 
-    At another ``size`` than the engine's own there are no golden answers. There the first answer of the engine, which
-    has passed its self-test, is what all others must repeat.
+    There are golden answers only for the engine's own size. At another ``size``, all answers must repeat the first
+    one of the engine, which has passed its self-test.
     """
     manifest, found = engine.manifest, {}
     image = preprocess_at(manifest, size or manifest.preprocess.size).size

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from rescompile.errors import UsageError
 from rescompile.measuring import bench, profile_report
 from rescompile.measuring.bench import BenchReport

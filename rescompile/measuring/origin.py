@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from rescompile.environment import describe, now
-from rescompile.measuring.checkout import commit_of
+from rescompile.measuring.git_commit import commit_of
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 

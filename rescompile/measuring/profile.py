@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from rescompile.backends.base import RunOptions
 from rescompile.backends.profiling import LayerTime, open_profiler
 from rescompile.errors import EngineError, UsageError

@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from rescompile.measuring.bench import BenchReport
 from rescompile.measuring.measurements import read_bench
 from rescompile.measuring.timing import Timing

@@ -35,7 +35,7 @@ _PURPOSE = {
     CALIBRATION: "the INT8 scales",
     GOLDEN: "images and answers, which each load tries first",
     REPORT_JSON: "the verdict and every figure",
-    REPORT_HTML: "the same as a page",
+    REPORT_HTML: "the verdict as a page to read",
     OPENVINO_MODEL: "the engine",
     OPENVINO_WEIGHTS: "its weights",
     TENSORRT_ENGINE: "the engine",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 TERMS = {
     "agreement": "Share of the images for which the engine and the fp32 network name the same class. Where "
-    "images have several labels: of the labels that one of them gives, the share that both give.",
+    "images have several labels, it is the share of labels given by both among those given by at least one of the two.",
     "relative RMS": "Error of the outputs: the RMS of their difference from fp32, divided by the RMS of the fp32 "
     "outputs. 0 means equal.",
+    "largest error": "The largest difference of one output of one image from fp32, in the output's own unit. It grows "
+    "with the number of images and of outputs; relative RMS is the figure to judge by.",
     "cosine": "Cosine of the angle between the engine's outputs and the fp32 outputs. 1 means the same direction.",
     "SQNR": "Signal-to-quantization-noise ratio of a tensor in dB. 20 dB is an error of a tenth of its RMS.",
     "fusion contract": "The rules that a quantized graph must follow so that an engine can fuse its quantizers into "

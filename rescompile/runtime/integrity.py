@@ -111,7 +111,7 @@ def _opened(directory: Path) -> Iterator[int | None]:
 
 
 def _was_replaced(directory: Path, folder: int | None) -> bool:
-    """Whether another directory has its name now."""
+    """Whether another directory has the name ``directory`` now; ``folder`` is the descriptor of the old one."""
     if folder is None:
         return False
     try:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rescompile.errors import EngineError
-from rescompile.manifest import GRAPH, OPENVINO_MODEL, OPENVINO_WEIGHTS, TENSORRT_ENGINE, Manifest
+from rescompile.manifest import (
+    GRAPH,
+    ONNXRUNTIME_MODEL,
+    OPENVINO_MODEL,
+    OPENVINO_WEIGHTS,
+    TENSORRT_ENGINE,
+    Manifest,
+)
 
 Server = Literal["triton", "openvino"]
 SERVER_NAMES: dict[Server, str] = {
@@ -36,6 +43,7 @@ _ENGINES = {
     "tensorrt": Payload(backend="tensorrt", files={"model.plan": TENSORRT_ENGINE}),
 }
 _ONNX = Payload(backend="onnxruntime", files={GRAPH: GRAPH})
+_ONNXRUNTIME = Payload(backend="onnxruntime", files={GRAPH: ONNXRUNTIME_MODEL})
 _PYTHON = Payload(backend="python", files={})
 
 
@@ -49,6 +57,8 @@ def payload_of(manifest: Manifest, server: Server, *, onnx: bool, python: bool =
     """
     if python:
         payload = _PYTHON
+    elif manifest.backend == "onnxruntime" and not onnx and ONNXRUNTIME_MODEL in manifest.files:
+        payload = _ONNXRUNTIME
     elif onnx or manifest.backend == "onnxruntime":
         payload = _ONNX
     else:

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from rescompile.errors import CheckpointError, reason_of
 from rescompile.files import sha256_of
+from rescompile.graph.shared.protobuf_size import has_too_many_messages
 from rescompile.manifest import CheckpointRef
 from rescompile.sources.caffe_schema import net_parameter
 from rescompile.sources.graph_writer import INPUT, GraphWriter
 from rescompile.sources.network import SourceNetwork
+from rescompile.wording import brief
 
 _DATA = {"Data", "ImageData", "Input", "HDF5Data", "MemoryData", "DummyData", "WindowData", "Python"}
 _IGNORED = {"Accuracy", "Silence"}
@@ -39,8 +41,8 @@ def read_caffe(path: Path, size: tuple[int, int] | None = None) -> SourceNetwork
     converter = _Converter(path, network, size)
     outputs = converter.convert()
     return SourceNetwork(
-        graph=converter.writer.model(outputs),
-        name=text_of(network.name) or "caffe",
+        graph=converter.writer.model(outputs, path),
+        name=brief(network.name) or "caffe",
         checkpoint=CheckpointRef(sha256_of(path), text_of(path.name)),
         notes=tuple(converter.notes),
     )
@@ -51,7 +53,10 @@ def _parsed(path: Path) -> Any:
 
     network = net_parameter()()
     try:
-        network.ParseFromString(path.read_bytes())
+        data = path.read_bytes()
+        if has_too_many_messages(data, network.DESCRIPTOR):
+            raise CheckpointError(f"{path} has more parts than any network: copy it again")
+        network.ParseFromString(data)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({reason_of(error)}): check the path") from None
     except DecodeError:
@@ -111,10 +116,10 @@ class _Converter:
                     made.append(self._layer(layer, self._next_scales(number)))
             except CheckpointError:
                 raise
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError, ArithmeticError) as error:
                 raise CheckpointError(
-                    f"{self.path}: the layer '{text_of(layer.name)}' ({text_of(layer.type)}) cannot be read "
-                    f"({error}): {_OTHER_WAY}"
+                    f"{self.path}: the layer '{brief(layer.name)}' ({brief(layer.type)}) cannot be read "
+                    f"({brief(error)}): {_OTHER_WAY}"
                 ) from None
         return [tensor for tensor in dict.fromkeys(made) if tensor not in self._read]
 
@@ -131,7 +136,7 @@ class _Converter:
         parts = []
         if transform.mean_file:
             parts.append(
-                f"subtracts the mean image '{text_of(Path(transform.mean_file).name)}' (pass it as --mean)"
+                f"subtracts the mean image '{brief(Path(transform.mean_file).name)}' (pass it as --mean)"
             )
         if transform.mean_value:
             values = ",".join(f"{value:g}" for value in transform.mean_value)
@@ -156,8 +161,8 @@ class _Converter:
             convert = self._scale if layer.type == "Scale" else _LAYERS.get(layer.type)
             if convert is None:
                 raise CheckpointError(
-                    f"{self.path} has a layer that rescompile does not know, '{text_of(name)}' "
-                    f"({text_of(layer.type)}): {_OTHER_WAY}"
+                    f"{self.path} has a layer that rescompile does not know, '{brief(name)}' "
+                    f"({brief(layer.type)}): {_OTHER_WAY}"
                 )
             self._read.update(inputs)
             y = convert(self.writer, layer, inputs)

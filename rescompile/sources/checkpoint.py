@@ -1,6 +1,6 @@
 """Networks from checkpoint files: load, identify, build; one sentence says why a file is refused.
 
-file ──safe_loading──> payload ──torchvision_names──> state_dict ──identification──> ModelSpec
+file ──torch_file──> payload ──torchvision_names──> state_dict ──identification──> ModelSpec
                                                           └────────build_model─────────> ResNet
 """
 
@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from rescompile.errors import CheckpointError
 from rescompile.files import sha256_of
 from rescompile.models.registry import create
 from rescompile.models.resnet import ResNet
 from rescompile.models.specification import ModelSpec
-from rescompile.sources.entries import entry_of
+from rescompile.sources.checkpoint_entries import entry_of
 from rescompile.sources.identification import OTHER_WAYS, describe, identify, variant
 from rescompile.sources.layers import linear_layers
-from rescompile.sources.safe_loading import read_payload
+from rescompile.sources.torch_file import read_payload
 from rescompile.sources.torchvision_names import canonical
 from rescompile.wording import listing
 
@@ -100,7 +100,7 @@ def _has_task_head(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _unused_norms(tensors: Mapping[str, Tensor]) -> frozenset[str]:
-    """Norms in their first state, where others have counted batches."""
+    """Norms that have counted no batches although others have: training never ran them."""
     end = f".{_COUNTER}"
     counts = {name.removesuffix(end): int(t) for name, t in tensors.items() if name.endswith(end)}
     if not any(counts.values()):

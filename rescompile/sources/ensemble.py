@@ -92,7 +92,7 @@ def _difference(first: SourceNetwork, other: SourceNetwork) -> str | None:
     for side, values in (("input", "takes images of"), ("output", "gives")):
         shapes = [_shapes(network.graph, side) for network in (first, other)]
         if len(shapes[1]) != 1:
-            return f"has {len(shapes[1])} {side}s, where one is averaged with that of"
+            return f"has {len(shapes[1])} {side}s, but only a single one can be averaged with that of"
         if shapes[0] != shapes[1]:
             return f"{values} {shapes[1][0]}, not {shapes[0][0]} as"
     if first.preprocess is not None and other.preprocess is not None and first.preprocess != other.preprocess:

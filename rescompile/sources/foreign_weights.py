@@ -24,9 +24,9 @@ from rescompile.models.planned import Plan, PlannedNetwork, Reading
 from rescompile.sources.checkpoint import Weights, check_values
 from rescompile.sources.identification import OTHER_WAYS
 from rescompile.sources.layers import linear_layers
+from rescompile.sources.layouts import read_plan
 from rescompile.sources.network import SourceNetwork
-from rescompile.sources.plan_layers import UnreadableError
-from rescompile.sources.plans import read_plan
+from rescompile.sources.ordered_layers import UnreadableError
 from rescompile.wording import listing
 
 if TYPE_CHECKING:

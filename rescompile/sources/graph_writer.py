@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from rescompile.errors import CheckpointError
+from rescompile.wording import brief
 
 INPUT = "input"
 _OPSET = 17
@@ -37,8 +41,12 @@ class GraphWriter:
         self.shapes[name] = shape
         return name
 
-    def model(self, outputs: Sequence[str]) -> onnx.ModelProto:
-        """The finished model, with a free batch; it computes in float32."""
+    def model(self, outputs: Sequence[str], path: Path) -> onnx.ModelProto:
+        """The finished model of the file ``path``, with a free batch; it computes in float32.
+
+        Raises:
+            CheckpointError: what the file describes is not a network, such as two layers of one name.
+        """
 
         def value(name: str) -> onnx.ValueInfoProto:
             return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", *self.shapes[name]])
@@ -49,7 +57,12 @@ class GraphWriter:
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
         )
-        onnx.checker.check_model(model)
+        try:
+            onnx.checker.check_model(model)
+        except onnx.checker.ValidationError as error:
+            raise CheckpointError(
+                f"{path} does not describe a network ({brief(error)}): copy it again"
+            ) from None
         return model
 
     # operations that need arithmetic on shapes
@@ -147,8 +160,9 @@ class GraphWriter:
 
     def join(self, operator: str, inputs: Sequence[str], name: str) -> str:
         """``Add``, ``Mul``, ``Max``, ``Mean`` … of tensors of one shape, or ones that spread over the largest."""
-        shapes = [self.shapes[x] for x in inputs]
-        shape = np.broadcast_shapes(*shapes)
+        if len(inputs) < 2:
+            raise ValueError(f"it joins {len(inputs)} inputs")
+        shape = np.broadcast_shapes(*(self.shapes[x] for x in inputs))
         if operator in {"Add", "Mul", "Sub"} and len(inputs) > 2:
             *first, last = inputs
             inputs = [self.join(operator, first, f"{name}.{len(first)}"), last]

@@ -122,7 +122,7 @@ def _cifar(found: Anatomy) -> ModelSpec | None:
 
 
 def _shortcut(spec: ModelSpec, found: Anatomy) -> ShortcutOption:
-    """The option by the number of projections: none, where a block changes shape, or in every block."""
+    """The shortcut option: A without projections, B with one where the shape changes, C with one in every block."""
     if not found.projections:
         return "A"
     stages = len(found.stages)

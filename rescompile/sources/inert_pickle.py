@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rescompile.sources.payload_size import refuse_inflated, refuse_large_memo
+from rescompile.sources.checkpoint_size import refuse_inflated, refuse_large_memo
 
 
 class StandIn:

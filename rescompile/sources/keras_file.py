@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from calibration.preprocess import CHANNELS, Color, Preprocess
 from rescompile.errors import CheckpointError, reason_of
 from rescompile.files import sha256_of
@@ -27,8 +27,8 @@ from rescompile.sources.graph_writer import INPUT, GraphWriter
 from rescompile.sources.keras_example import example_layers
 from rescompile.sources.keras_layers import LAYERS, Layer
 from rescompile.sources.network import SourceNetwork
+from rescompile.wording import brief
 
-HDF5 = b"\x89HDF\r\n\x1a\n"
 _WAY = "save the whole model with model.save('model.keras') in the program that made it, and pass that file"
 _OTHER_WAY = "export the model to ONNX with Keras (model.export('model.onnx', format='onnx')) or tf2onnx, and pass that"
 _INFLATION = 4
@@ -64,13 +64,13 @@ def read_keras(path: Path, size: tuple[int, int] | None = None) -> SourceNetwork
         raise CheckpointError(
             f"{path} nests its layers too deeply to be a network: pass another file"
         ) from None
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is damaged or incomplete ({reason_of(error)}): copy it again"
+            f"{path} is damaged or incomplete ({brief(reason_of(error))}): copy it again"
         ) from None
     preprocess = graph.preprocess()
     return SourceNetwork(
-        graph=graph.writer.model(graph.outputs),
+        graph=graph.writer.model(graph.outputs, path),
         name=graph.name,
         checkpoint=CheckpointRef(sha256_of(path), text_of(path.name)),
         preprocess=preprocess,
@@ -100,7 +100,7 @@ class _File:
             config = self.root.attrs.get("model_config")
         self.is_keras3 = "layers" in self.root or "_layer_checkpoint_dependencies" in self.root
         self.config: dict[str, Any] = self._example() if config is None else self._parsed(config)
-        self.name = str(self.config["config"].get("name", "keras"))
+        self.name = brief(self.config["config"].get("name", "keras"))
         self.layers = self.config["config"]["layers"]
 
     def _parsed(self, text: Any) -> dict[str, Any]:
@@ -284,10 +284,17 @@ class _Converter:
                         last = [self._layer(kind, entry["config"], weights(name), x, prefix + name)]
             except CheckpointError:
                 raise
-            except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            except (
+                LookupError,
+                TypeError,
+                ValueError,
+                AttributeError,
+                ArithmeticError,
+                StopIteration,
+            ) as error:
                 raise CheckpointError(
-                    f"{self.file.path}: the layer '{text_of(prefix + name)}' ({text_of(kind)}) cannot be read "
-                    f"({type(error).__name__}: {error}): {_OTHER_WAY}"
+                    f"{self.file.path}: the layer '{brief(prefix + name)}' ({brief(kind)}) cannot be read "
+                    f"({type(error).__name__}: {brief(error)}): {_OTHER_WAY}"
                 ) from None
             tensors[name] = last
         ends = list(_ends(config.get("output_layers")))
@@ -299,7 +306,7 @@ class _Converter:
         convert = LAYERS.get(kind)
         if convert is None:
             raise CheckpointError(
-                f"{self.file.path} has a layer that rescompile does not know, '{text_of(name)}' ({text_of(kind)}): "
+                f"{self.file.path} has a layer that rescompile does not know, '{brief(name)}' ({brief(kind)}): "
                 f"{_OTHER_WAY}"
             )
         layer = Layer(self.writer, config, weights, x, name)
@@ -332,7 +339,7 @@ def _input_shape(file: _File, size: tuple[int, int] | None) -> tuple[int, int, i
         shapes = [shape for shape in shapes if shape]
     if len(shapes) != 1 or not isinstance(shapes[0], list) or len(shapes[0]) != 4:
         said = shapes[0] if len(shapes) == 1 else f"{len(shapes)} inputs"
-        raise CheckpointError(f"{file.path} is not a network of one image: its input is {said}")
+        raise CheckpointError(f"{file.path} is not a network of one image: its input is {brief(said)}")
     _, height, width, channels = shapes[0]
     if channels in (1, 3, 4) or height not in (1, 3, 4):
         if size is not None and (height is None or width is None):

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from calibration.preprocess import Preprocess
 from rescompile.errors import GraphError, UsageError
 from rescompile.manifest import CheckpointRef

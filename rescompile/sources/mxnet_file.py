@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from rescompile.errors import CheckpointError, reason_of
 from rescompile.files import sha256_of
 from rescompile.manifest import CheckpointRef
 from rescompile.sources.graph_writer import INPUT, GraphWriter
 from rescompile.sources.network import SourceNetwork
+from rescompile.wording import brief
 
 _LIST = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -45,13 +46,15 @@ def read_mxnet(path: Path, size: tuple[int, int] | None = None) -> SourceNetwork
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({reason_of(error)}): check the path") from None
     except (ValueError, KeyError, TypeError, IndexError, struct.error, RecursionError) as error:
-        raise CheckpointError(f"{path} or {symbol_path.name} is damaged ({error}): copy both again") from None
+        raise CheckpointError(
+            f"{path} or {symbol_path.name} is damaged ({brief(error)}): copy both again"
+        ) from None
     if size is None:
         raise CheckpointError(f"{path} does not say the size of its images: pass --crop, such as --crop 224")
     converter = _Converter(path, nodes, arrays, size)
     outputs = converter.convert(heads)
     return SourceNetwork(
-        graph=converter.writer.model(outputs),
+        graph=converter.writer.model(outputs, path),
         name=text_of(symbol_path.name.removesuffix("-symbol.json")),
         checkpoint=CheckpointRef(sha256_of(path), text_of(path.name)),
     )
@@ -143,7 +146,18 @@ def _symbol_of(path: Path) -> Path:
 
 
 def _symbol(symbol: dict[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
-    """The operations, each with its attributes parsed, and the numbers of those that are outputs."""
+    """The operations, each with its attributes parsed, and the numbers of those that are outputs.
+
+    Raises:
+        ValueError: it is not a symbol.
+    """
+    try:
+        return _operations(symbol), [int(head[0]) for head in symbol["heads"]]
+    except (LookupError, TypeError, AttributeError):
+        raise ValueError("the operations are not written as MXNet writes them") from None
+
+
+def _operations(symbol: dict[str, Any]) -> list[dict[str, Any]]:
     nodes = []
     for entry in symbol["nodes"]:
         written = entry.get("attrs") or entry.get("attr") or entry.get("param") or {}
@@ -152,7 +166,7 @@ def _symbol(symbol: dict[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
         nodes.append(
             {"op": str(entry["op"]), "name": str(entry["name"]), "inputs": inputs, "attrs": attributes}
         )
-    return nodes, [int(head[0]) for head in symbol["heads"]]
+    return nodes
 
 
 def _parsed(value: object) -> Any:
@@ -172,11 +186,14 @@ class _Converter:
         self.path = path
         self.nodes = nodes
         self.arrays = arrays
-        first = next((node for node in nodes if node["op"] == "Convolution"), None)
-        weight = arrays.get(nodes[first["inputs"][1]]["name"]) if first else None
-        if first is None or weight is None or weight.ndim != 4:
-            raise CheckpointError(f"{path} has no convolution: pass the files of an image classifier")
-        self.writer = GraphWriter((weight.shape[1] * int(first["attrs"].get("num_group", 1)), *size))
+        try:
+            first = next(node for node in nodes if node["op"] == "Convolution")
+            _, inside, _, _ = arrays[nodes[first["inputs"][1]]["name"]].shape
+            self.writer = GraphWriter((inside * int(first["attrs"].get("num_group", 1)), *size))
+        except (StopIteration, LookupError, TypeError, ValueError):
+            raise CheckpointError(
+                f"{path} has no convolution: pass the files of an image classifier"
+            ) from None
 
     def convert(self, heads: list[int]) -> list[str]:
         """Write all operations; the tensors of the ``heads`` are the outputs."""
@@ -189,8 +206,8 @@ class _Converter:
             convert = _OPERATIONS.get(node["op"])
             if convert is None:
                 raise CheckpointError(
-                    f"{self.path} has an operation that rescompile does not know, '{text_of(node['name'])}' "
-                    f"({text_of(node['op'])}): {_OTHER_WAY}"
+                    f"{self.path} has an operation that rescompile does not know, '{brief(node['name'])}' "
+                    f"({brief(node['op'])}): {_OTHER_WAY}"
                 )
             try:
                 inputs = [tensors[index] for index in node["inputs"]]
@@ -201,10 +218,10 @@ class _Converter:
                 ]
                 found = [tensor for tensor in inputs if tensor is not None]
                 tensors.append(convert(self.writer, node["name"], node["attrs"], found, weights))
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
                 raise CheckpointError(
-                    f"{self.path}: the operation '{text_of(node['name'])}' ({text_of(node['op'])}) cannot be read "
-                    f"({error}): {_OTHER_WAY}"
+                    f"{self.path}: the operation '{brief(node['name'])}' ({brief(node['op'])}) cannot be read "
+                    f"({brief(error)}): {_OTHER_WAY}"
                 ) from None
         outputs = [tensors[head] for head in heads if 0 <= head < len(tensors)]
         if not outputs or None in outputs:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rescompile.errors import GraphError
 from rescompile.files import sha256_of
 from rescompile.graph.shared.hazards import endless_in, inflated_in
+from rescompile.graph.shared.protobuf_size import has_too_many_messages
 
 if TYPE_CHECKING:
     import onnx
@@ -23,6 +24,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     try:
+        if has_too_many_messages(path.read_bytes(), onnx.ModelProto.DESCRIPTOR):
+            raise GraphError(f"{path} has more parts than any network; export the network again")
         model = onnx.load(path)
         onnx.checker.check_model(model)
         words = endless_in(model) or inflated_in(model, model.ByteSize())

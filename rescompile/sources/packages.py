@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibration.names import text_of
+from calibration.file_names import text_of
 from rescompile.errors import CheckpointError, UsageError, did_you_mean, reason_of
 from rescompile.manifest import OutputKind
 from rescompile.optional import require
-from rescompile.sources.entries import entry_of
+from rescompile.sources.checkpoint_entries import entry_of
+from rescompile.sources.frozen_norms import USUAL, norm_epsilon
 from rescompile.sources.modules import network_of
 from rescompile.sources.network import SourceNetwork
-from rescompile.sources.safe_loading import read_payload
+from rescompile.sources.torch_file import read_payload
 from rescompile.sources.transforms import hf_preprocess, timm_notes, timm_preprocess, transform_preprocess
 
 
@@ -108,7 +109,8 @@ def _timm(name: str, weights: str, asked: _Asked) -> SourceNetwork:
         module = timm.create_model(name, pretrained=weights == "pretrained", **options)
     except (RuntimeError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"timm cannot make {name} ({_first_line(error)}): check the name and the weights"
+            f"timm cannot make {name} ({_first_line(error)}): check the name, and pass --weights FILE if the weights "
+            "cannot be downloaded"
         ) from None
     if loaded:
         _load(module, loaded, weights, f"timm's {name}")
@@ -195,7 +197,7 @@ def _torchvision(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     published = known[version] if version else known.DEFAULT if weights == "pretrained" else next(iter(known))
     loaded = None if weights in WORDS else _state_dict(Path(weights))
     is_backbone = loaded is not None and any(key.startswith(_SEGMENTERS) for key in loaded)
-    is_dilated = False
+    is_dilated, epsilon = False, USUAL
     if loaded is not None and is_backbone:
         if not asked.outputs:
             raise UsageError(
@@ -203,6 +205,8 @@ def _torchvision(name: str, weights: str, asked: _Asked) -> SourceNetwork:
             )
         is_dilated = not any(key.startswith(_DETECTORS) for key in loaded)
         loaded = _backbone(loaded)
+        epsilon = norm_epsilon(loaded, Path(weights))
+        loaded = _with_counters(loaded)
     rows = loaded.get("fc.weight") if loaded else None
     options: dict[str, Any] = {"num_classes": rows.shape[0]} if rows is not None else {}
     if is_dilated:
@@ -215,6 +219,9 @@ def _torchvision(name: str, weights: str, asked: _Asked) -> SourceNetwork:
         ) from None
     if is_backbone:
         module.fc = nn.Identity()  # a backbone's file has no classifier
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.eps = epsilon
     if loaded:
         _load(module, loaded, weights, f"torchvision's {name}")
     labels = published.meta.get("categories") if options.get("num_classes", 1000) == 1000 else None
@@ -227,17 +234,23 @@ def _torchvision(name: str, weights: str, asked: _Asked) -> SourceNetwork:
         size=asked.size,
         outputs=asked.outputs,
         origin=_origin(weights, f"torchvision:{name}"),
+        notes=(f"its frozen batch norms have the epsilon {epsilon:g}, as in torchvision",)
+        if epsilon != USUAL
+        else (),
     )
 
 
 def _backbone(loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The ResNet in a checkpoint of torchvision's detectors and segmenters, whose batch norms may count no batches."""
+    """The ResNet in a checkpoint of torchvision's detectors and segmenters."""
     body = _DETECTORS if any(key.startswith(_DETECTORS) for key in loaded) else _SEGMENTERS
-    found = {key.removeprefix(body): tensor for key, tensor in loaded.items() if key.startswith(body)}
-    means = [key for key in found if key.endswith("running_mean")]
-    for key in means:
-        found.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
-    return found
+    return {key.removeprefix(body): tensor for key, tensor in loaded.items() if key.startswith(body)}
+
+
+def _with_counters(loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``loaded`` with the numbers of batches that frozen norms do not count."""
+    means = [key for key in loaded if key.endswith("running_mean")]
+    counters = {key.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for key in means}
+    return {**counters, **loaded}
 
 
 def _transformers_folder(folder: Path, config: dict[str, Any], weights: Path, asked: _Asked) -> SourceNetwork:
@@ -313,14 +326,17 @@ _SCHEMES: dict[str, Callable[[str, str, _Asked], SourceNetwork]] = {
 }
 
 
+_TORCH_LINE = "such as `uv pip install --reinstall --torch-backend cpu torch torchvision`"
+
+
 def _import(module: str, purpose: str) -> Any:
     """Import an optional package; torchvision fails oddly where it was built for another torch."""
     try:
         return require(module, purpose)
     except (RuntimeError, AttributeError) as error:
         raise UsageError(
-            f"{purpose} needs '{module.partition('.')[0]}', whose torchvision does not match torch {torch.__version__} "
-            f"({_first_line(error)}): install the version of torchvision that belongs to this torch"
+            f"{purpose} needs torchvision, and the installed one was built for another torch than {torch.__version__} "
+            f"({_first_line(error)}): install both from one index, {_TORCH_LINE}"
         ) from None
 
 

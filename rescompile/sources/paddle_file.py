@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rescompile.errors import CheckpointError, reason_of
-from rescompile.sources.payload_size import refuse_inflated, refuse_large_memo
+from rescompile.sources.checkpoint_size import refuse_inflated, refuse_large_memo
 
 _RECONSTRUCT = np.ndarray((0,)).__reduce__()[0]
 _NAMES = {"._mean": ".running_mean", "._variance": ".running_var"}

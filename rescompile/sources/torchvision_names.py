@@ -13,7 +13,7 @@ from torch import Tensor
 from rescompile.errors import CheckpointError
 from rescompile.sources.identification import identify
 from rescompile.sources.layers import TRUNK, in_order, linear_layers
-from rescompile.sources.plans import torchvision_layers
+from rescompile.sources.layouts import torchvision_layers
 from rescompile.wording import listing
 
 _COUNTERS = {"num_batches_tracked", "n_averaged"}

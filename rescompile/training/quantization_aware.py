@@ -33,7 +33,7 @@ from rescompile.files import sha256_of
 from rescompile.graph.equalize import equalize
 from rescompile.graph.pixels import to_pixels
 from rescompile.graph.shared.editing import read
-from rescompile.graph.shared.topology import reading_all_of_int8, skip_sources
+from rescompile.graph.shared.topology import reading_all_of_int8, scale_sources
 from rescompile.models.resnet import ResNet
 from rescompile.progress import Silent
 from rescompile.report import EpochRecord
@@ -102,7 +102,7 @@ def prepare(
         exact,
         quantized,
         pixels=to_pixels(source.preprocess) if calibrated.exact_pixels else None,
-        shared=skip_sources(read(exact)),
+        shared=scale_sources(read(exact)),
         levels=_narrow(exact, fixed),
         learned_scales=learned_scales,
         coarse=coarse,

@@ -16,6 +16,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from PIL import Image
 
 import rescompile
 from calibration.images import open_image_set
@@ -425,6 +426,14 @@ def test_images_that_do_not_fit_are_refused(
     np.savez(tmp_path / "many.npz", images=tiny, labels=np.array([0, 99]))
     assert call(monkeypatch, built / "int8", "--images", tmp_path / "many.npz") == 1
     assert "label 99" in capsys.readouterr().err
+
+
+def test_one_image_is_enough_to_look_at(
+    built: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    Image.fromarray(np.load(small / "images.npz")["images"][0]).save(tmp_path / "one.png")
+    assert call(monkeypatch, built / "int8", "--images", tmp_path / "one.png") == 0
+    assert "1 image" in capsys.readouterr().out
 
 
 def test_the_command_prints_a_line_a_block(

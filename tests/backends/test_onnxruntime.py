@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from rescompile.backends.onnxruntime import OnnxRuntime, reference_session
 from rescompile.errors import BackendError
 from rescompile.manifest import Precision
-from tests.backends.engines import build, manifest, request, taking_pixels
+from tests.backends.engines import manifest, request, taking_pixels
 from tests.backends.graphs import CLASSES, Rest, residual_net, sample_images, saved
 
 
@@ -85,9 +85,11 @@ def test_a_closed_session_says_so() -> None:
         session(sample_images(1))
 
 
-def test_the_engine_is_the_deployable_graph_itself(tmp_path: Path) -> None:
-    assert build(tmp_path, "int8", backend="onnxruntime").files == ("model.onnx",)
-    runner = OnnxRuntime().load(tmp_path, manifest("int8", "onnxruntime"))
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_engine_is_the_deployable_graph_itself(tmp_path: Path, precision: Precision) -> None:
+    path = saved(residual_net(precision), tmp_path)
+    assert OnnxRuntime("avx2").build(request(path, precision), tmp_path).files == ("model.onnx",)
+    runner = OnnxRuntime().load(tmp_path, manifest(precision, "onnxruntime"))
     expected = reference_session(tmp_path / "model.onnx", optimize=False)(sample_images(3))
     np.testing.assert_array_equal(runner(sample_images(3)), expected)
 

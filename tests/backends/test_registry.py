@@ -12,7 +12,7 @@ from rescompile.backends.tensorrt.backend import TensorRt
 from rescompile.errors import UsageError
 from rescompile.manifest import Precision
 
-GPU = Gpu("NVIDIA L4", "sm_89", 24 * 10**9, "13.0")
+GPU = Gpu("NVIDIA L4", "sm_89", "13.0")
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -1,4 +1,4 @@
-"""Objects that threads lend out: each to one at a time, and never lost."""
+"""A pool gives each object to one thread at a time, and never loses one."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import performance_page
 from benchmarks.accuracy.results import FORMAT as ACCURACY
 from benchmarks.agreement_results import FORMAT as AGREEMENT
-from benchmarks.performance_page import PAGE, page
+from benchmarks.performance_page import PAGE, PICTURE, page
 from benchmarks.profile_section import profile_lines
 from benchmarks.rows import RESULTS
 from tests.benchmarks.test_rows import results, row
@@ -54,10 +54,23 @@ def test_the_committed_page_is_what_the_committed_results_give() -> None:
     assert PAGE.read_text("utf-8") == page(RESULTS, PAGE.parent)
 
 
+def test_the_readme_has_the_figures_of_the_page() -> None:
+    readme = " ".join((PAGE.parents[1] / "README.md").read_text("utf-8").split())
+    said = re.search(
+        r"INT8 ResNet-50 answers in (.+?): ([\d.]+) times as fast as in fp32, and ([\d.]+) times", readme
+    )
+    assert said is not None
+    row = re.search(r"\| resnet50 \| (.+?) \| ([\d.]+)x \| [^|]+ \| ([\d.]+)x \|", PAGE.read_text("utf-8"))
+    assert row is not None, "the first device of the page is the README's, and its picture's"
+    assert said.groups() == row.groups()
+
+
 def test_every_figure_links_to_its_raw_results(folder: Path) -> None:
     text = page(folder, folder.parent)
     for link in re.findall(r"\]\(([^)]+)\)", text):
-        if "benchmarks/README" not in link and not link.startswith(("performance-notes.md", "glossary.md")):
+        if "benchmarks/README" not in link and not link.startswith(
+            ("performance-notes.md", "glossary.md", "images/")
+        ):
             assert (folder.parent / link).is_file(), link
     assert "[Raw results](results/cpu/2026-11-21T1200-abc.json)" in text
     assert text.count("](results/cpu/2026-11-21T1200-abc.json)") == 1, "once for all of its figures"
@@ -142,3 +155,13 @@ def test_the_command_writes_and_checks(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         performance_page.main([*words, "--check"])
     assert stop.value.code == 0
+
+
+@pytest.mark.parametrize("case", ["resnet50 latency", "resnet18 latency"])
+def test_resnet50_is_drawn_where_it_was_timed(case: str, tmp_path: Path) -> None:
+    timed = results(row("rescompile int8", 5.0, ours=True, case=case), row("PyTorch eager", 60.0, case=case))
+    timed.write(tmp_path / "cpu/2026-11-21T1200-abc.json")
+    performance_page.main(["--results", str(tmp_path), "--output", str(tmp_path / "p.md")])
+    drawn = case == "resnet50 latency"
+    assert (f"]({PICTURE.as_posix()})" in (tmp_path / "p.md").read_text("utf-8")) == drawn
+    assert (tmp_path / PICTURE).is_file() == drawn

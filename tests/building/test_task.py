@@ -13,6 +13,7 @@ import torch
 from onnx import TensorProto, helper
 
 import rescompile
+from calibration.errors import ImageSetError
 from calibration.images import open_image_set
 from calibration.preprocess import CIFAR, normalize
 from rescompile.accuracy.verify import verify
@@ -133,6 +134,15 @@ def test_values_are_judged_by_their_error_and_printed_as_numbers(
         ("0", float(expected[0])),
         ("1", float(expected[1])),
     ]
+    paths = [photo, *(tmp_path / f"{index}.png" for index in range(9))]
+    for shade, path in enumerate(paths):
+        Image.new("RGB", (32, 32), (25 * shade, 120, 200)).save(path)
+    together = classify(tmp_path / "e", paths, top=5)
+    assert [each.file for each in together] == [str(path) for path in paths]
+    assert together[3] == classify(tmp_path / "e", paths[3:4], top=5)[0]
+    paths[5].write_bytes(b"no image")
+    with pytest.raises(ImageSetError, match=r"4\.png cannot be read"):
+        classify(tmp_path / "e", paths, top=5)
     print_classes((answer,))
     printed = capsys.readouterr().out
     assert f"{expected[0]:.6g}" in printed

@@ -45,8 +45,9 @@ def library(native: Native) -> Library:
 def sanitized(build_folder: Folders) -> Path:
     """The folder of a build that address and undefined-behaviour sanitizers watch."""
     folder = build_folder("sanitized")
-    options = ("-DRESCOMPILE_SANITIZE=address,undefined", "-DRESCOMPILE_TESTS=ON")
-    compiled(folder, *options, targets=("unit_tests", "gpu_tests", "rescompile-check", "c_api_test"))
+    options = ("-DRESCOMPILE_SANITIZE=address,undefined", "-DRESCOMPILE_TESTS=ON", "-DRESCOMPILE_FUZZ=ON")
+    targets = ("unit_tests", "gpu_tests", "rescompile-check", "c_api_test", "fuzz_readers", "fuzz_images")
+    compiled(folder, *options, targets=targets)
     return folder
 
 

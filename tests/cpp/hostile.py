@@ -62,7 +62,7 @@ def listing(name: str, **entry: Any) -> Callable[[Path], None]:
 
 
 def file(name: str, content: Callable[[bytes], bytes], *, sealed: bool) -> Callable[[Path], None]:
-    """Another content of a file, with its hash in the manifest put right or not."""
+    """Change the content of a file; if ``sealed``, also correct its hash in the manifest."""
 
     def spoil(folder: Path) -> None:
         path = folder / name

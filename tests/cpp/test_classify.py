@@ -131,6 +131,31 @@ def test_a_damaged_file_is_one_sentence(
     assert refused.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("program", ["classify", "rescompile-check", "rescompile-soak"])
+def test_an_output_that_cannot_be_written_is_one_sentence(
+    native: Native, engines: dict[str, Path], program: str
+) -> None:
+    folder = engines["int8"]
+    command: dict[str, list[object]] = {
+        "classify": [native.classify, folder, PHOTOGRAPH],
+        "rescompile-check": [native.soak.with_name("rescompile-check"), folder],
+        "rescompile-soak": [native.soak, folder, 1, 10],
+    }
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [str(word) for word in command[program]],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "the output cannot be written (No space left on device); send it to another place\n"
+    )
+    assert done.stderr.count("\n") == 1
+
+
 def test_wrong_usage_shows_the_usage(native: Native) -> None:
     for words in ([], ["one"], ["a", "b", "c"], ["--threads", "x", "a", "b"], ["--unknown", "a", "b"]):
         refused = subprocess.run([native.classify, *words], capture_output=True, text=True, check=False)

@@ -58,7 +58,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def weight_offsets(engine: tuple[Path, Plan]) -> dict[str, int]:
-    """By name, in the order of the names."""
+    """Offset of each weight, by name, in the order of the names."""
     offsets, offset = {}, 0
     for name, spec in sorted(engine[1].weights.items()):
         offsets[name] = offset

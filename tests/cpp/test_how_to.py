@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cpp.building import Native, blocks, commands, obey, quickly, run
+from tests.cpp.building import ROOT, Native, blocks, commands, obey, quickly, run
 from tests.cpp.conftest import Folders
 
 pytestmark = pytest.mark.slow
@@ -69,12 +69,13 @@ def test_the_example_is_configured_without_an_installed_library(root: Path, tmp_
 
 
 @pytest.mark.skipif(CLANG is None, reason="libFuzzer comes with clang, which is not installed")
-def test_the_loader_survives_a_short_fuzzing(build_folder: Folders) -> None:
+def test_the_readers_survive_a_short_fuzzing(build_folder: Folders) -> None:
     assert CLANG is not None
     folder = build_folder("fuzz")
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "cpp").exists():
-        (folder / "cpp").symlink_to(Path(__file__).parent.parent.parent / "cpp")
+    for name in ("cpp", "examples"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
     configure, compile_, fuzz = (words for words in commands() if "fuzz" in words)
     assert "=clang " in configure
     configure = configure.replace("=clang ", f"={CLANG} ").replace(

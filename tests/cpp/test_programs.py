@@ -14,7 +14,7 @@ import pytest
 from rescompile.building.engine_directory import write_hashed_manifest
 from rescompile.manifest import CpuForm, read_manifest
 from rescompile.version import VERSION
-from tests.cpp.building import Native, compiled, run
+from tests.cpp.building import SOURCE, Native, compiled, run
 from tests.cpp.conftest import Folders
 from tests.cpp.native import Library
 
@@ -38,6 +38,13 @@ def test_units_under_address_and_undefined_sanitizers(sanitized: Path) -> None:
     shown = run(sanitized / "tests/unit_tests")
     assert "FAIL" not in shown
     assert shown.count("ok  ") >= 12
+
+
+@pytest.mark.parametrize("target", ["readers", "images"])
+def test_what_fuzzing_found_under_address_and_undefined_sanitizers(sanitized: Path, target: str) -> None:
+    corpus = SOURCE / "fuzz/corpus" / target
+    said = run(sanitized / f"fuzz/fuzz_{target}", corpus)
+    assert said == f"Done {len(list(corpus.iterdir()))} runs\n"
 
 
 def test_a_c_program_under_address_and_undefined_sanitizers(

@@ -1,4 +1,4 @@
-"""One check for each training operation: run it, hold every result against ``ground_truth``.
+"""One check for each training operation: run it, and compare every result with ``ground_truth``.
 
 Tests of the kernels, of the references and of the mutations all run these: a mutation must fail the same check that
 the kernels pass. Everything of ``fused_kernels`` is looked up when a check runs, for mutations replace it.

@@ -1,7 +1,8 @@
 """A memory checker for Triton's interpreter: accesses that would be out of bounds on a GPU fail on a CPU.
 
 While a kernel runs, every address that it reads must lie in one of its tensors, every address that it writes in one
-that its launch marks as ``Out``, and no two programs may write the same one.
+that its launch marks as ``Out``, and no two programs may write the same one. One program may write an address again
+after it has read it back.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Sanitizer:
         self.launch: Launch | None = None
         self.readable: Ranges = []
         self.writable: Ranges = []
-        self.stores: list[Addresses] = []
+        self.stores: dict[Any, list[Addresses]] = {}
+        self.unread = np.empty(0, np.uint64)
+        self.twice = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.memory, name)
@@ -44,11 +47,13 @@ class Sanitizer:
         """Watch one kernel with these arguments."""
         tensors = list(tensors_of(values))
         written = [t for t, out in self.launch.tensors() if out] if self.launch is not None else tensors
-        self.readable, self.writable, self.stores = ranges(tensors), ranges(written), []
+        self.readable, self.writable, self.stores = ranges(tensors), ranges(written), {}
+        self.twice = 0
         try:
             yield
-            addresses = np.concatenate(self.stores) if self.stores else np.empty(0, np.uint64)
-            twice = addresses.size - np.unique(addresses).size
+            own = [np.unique(np.concatenate(stores)) for stores in self.stores.values()]
+            addresses = np.concatenate(own) if own else np.empty(0, np.uint64)
+            twice = self.twice + addresses.size - np.unique(addresses).size
             assert twice == 0, f"{self.name} writes {twice} elements twice"
         finally:
             self.launch = None
@@ -57,16 +62,31 @@ class Sanitizer:
     def name(self) -> str:
         return "a kernel" if self.launch is None else self.launch.kernel
 
+    def program(self) -> Any:
+        """The program that is running."""
+        from triton.runtime.interpreter import interpreter_builder
+
+        return interpreter_builder.grid_idx
+
     def load(self, pointers: Addresses, mask: NDArray[np.bool_], other: Any, dtype: Any) -> Any:
         """Read where ``mask`` is true."""
-        self.check(pointers[mask.astype(bool)], self.readable, "reads")
+        at = pointers[mask.astype(bool)]
+        self.check(at, self.readable, "reads")
+        if self.unread.size:
+            self.unread = np.setdiff1d(self.unread, at)
         return self.memory.load(pointers, mask, other, dtype)
 
     def store(self, pointers: Addresses, value: Any, mask: NDArray[np.bool_]) -> Any:
         """Write where ``mask`` is true."""
         at = pointers[mask.astype(bool)]
         self.check(at, self.writable, "writes")
-        self.stores.append(at.ravel())
+        program = self.program()
+        if program not in self.stores:
+            self.stores[program], self.unread = [], np.empty(0, np.uint64)
+        fresh = np.unique(at)
+        self.twice += at.size - fresh.size + int(np.isin(fresh, self.unread).sum())
+        self.unread = np.union1d(self.unread, fresh)
+        self.stores[program].append(fresh)
         return self.memory.store(pointers, value, mask)
 
     def check(self, at: Addresses, allowed: Ranges, does: str) -> None:

@@ -80,7 +80,7 @@ def truth(
 
 
 def run(case: StemCase, image: Tensor, w: Tensor, affine: Tensor, dz: Tensor) -> Results:
-    """The same by this package's operations."""
+    """Results of the stem computed by this package's operations."""
     gamma, beta = affine
     y, partials, packed = stem.stem_conv_moments(image, w, case.conv)
     vectors, _ = statistics.finalize(partials, gamma, beta, EPS, None, 0.1)

@@ -53,7 +53,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def variant(name: str) -> Variant:
     """A kernel without parameters."""
-    return Variant(name, (), (), (), 4, 3, True)
+    return Variant(name, (), (), (), (("num_warps", 4), ("num_stages", 3)), True)
 
 
 def entries(pool: CompilePool, *names: str) -> list[list[str]]:

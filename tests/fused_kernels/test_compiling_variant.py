@@ -97,13 +97,14 @@ def test_types_constants_and_alignment_of_one_launch() -> None:
     assert (names.index("M"),) in variant.divisible  # 128
     assert (names.index("H"),) not in variant.divisible  # 8
     assert (names.index("epilogue_args"), 0) in variant.divisible
-    assert (variant.warps, variant.stages) == (4, 3)
+    assert dict(variant.options) == {"num_warps": 4, "num_stages": 3}
 
 
 def test_sizes_that_triton_does_not_look_at_share_a_compilation() -> None:
     assert conv_variant(side=8) == conv_variant(side=12)
     assert conv_variant(side=8) != conv_variant(side=9)  # 162 rows are no multiple of 16
     assert conv_variant() != conv_variant(tile=Tile(64, 32, 16, warps=8))
+    assert conv_variant() != conv_variant(tile=Tile(64, 32, 16, registers=128))
     assert conv_variant() != conv_variant(k=40)
 
 

@@ -121,12 +121,12 @@ def test_channels_around_the_end_of_a_tile(channels: int) -> None:
 
 
 @pytest.mark.parametrize(("group", "flat"), [(1, True), (2, False), (3, True), (8, False)])
-def test_the_order_of_tiles_does_not_change_a_bit(group: int, flat: bool) -> None:
+def test_the_order_of_tiles_and_the_limit_of_registers_change_no_bit(group: int, flat: bool) -> None:
     case = Case(1, 1, padding=0, n=1, h=8, w=9, c=33, k=20)
     x, w, vectors = case.x(), case.weight(), case.vectors()
     with tiles(Tile(16, 16, 64, group=1)):
         y, partials = convolution.conv_moments(x, w, case.conv, vectors)
-    with tiles(Tile(16, 16, 64, group=group, flat=flat)):
+    with tiles(Tile(16, 16, 64, group=group, flat=flat, registers=128)):
         again, partials_again = convolution.conv_moments(x, w, case.conv, vectors)
     assert torch.equal(y, again)
     assert torch.equal(partials.rows, partials_again.rows)

@@ -177,7 +177,7 @@ def test_sums_beyond_the_digits_of_fp32_are_exact_until_they_are_scaled(implemen
 
 @IMPLEMENTATIONS
 def test_sums_that_pass_the_digits_of_fp32_on_their_way_are_exact(implementation: Any) -> None:
-    """They climb to d + 18,580,608 and return to d; kept in fp32, odd ones would come back even."""
+    """The sums climb to d + 18,580,608 and return to d; in fp32, odd values of d would come back even."""
     d = torch.arange(64)
     w = torch.full((64, 2305, 1, 1), 127)
     w[:, 1153:] = -127

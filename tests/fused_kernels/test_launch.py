@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -59,7 +59,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
 
 @pytest.fixture
 def forgotten() -> Iterator[None]:
-    """No kernel is remembered, before and after."""
+    """Clear the cache of kernels before and after the test."""
     kernel_function.cache_clear()
     yield
     kernel_function.cache_clear()
@@ -88,9 +88,12 @@ def test_int8_kernels_round_every_product_and_sum(
     assert kernel.arguments["enable_fp_fusion"] is fuses
 
 
-def test_warps_and_stages_are_those_of_the_tile(kernel: FakeKernel) -> None:
+def test_options_are_those_of_the_tile(kernel: FakeKernel) -> None:
     launch("passes.k", (1,), TILE, x=torch.ones(1))
     assert (kernel.arguments["num_warps"], kernel.arguments["num_stages"]) == (2, 5)
+    assert "maxnreg" not in kernel.arguments
+    launch("passes.k", (1,), replace(TILE, registers=128), x=torch.ones(1))
+    assert kernel.arguments["maxnreg"] == 128
 
 
 def test_an_empty_grid_is_recorded_and_runs_nothing(kernel: FakeKernel) -> None:

@@ -118,6 +118,26 @@ class Writer:
         order = self.random.permutation(count)
         return self.add("Gather", [x, self.constant(order)], (count, height, width), axis=1)
 
+    def move(self, x: str, op: str) -> str:
+        """An operation that only moves values."""
+        count, height, width = self.sizes[x]
+        if op == "Split":
+            size = ((count + 1) // 2, height, width)
+            name = self.add(op, [x], size, axis=1, num_outputs=2)
+            self.nodes[-1].output.append(f"{name}.second")
+            self.sizes[f"{name}.second"] = (count // 2, height, width)
+            return name
+        if op == "Slice":
+            ends = [self.constant(np.array([each])) for each in (0, height - 1, 2)]
+            return self.add(op, [x, *ends], (count, height - 1, width))
+        if op == "Pad":
+            pads = self.constant(np.array([0, 1, 0, 0, 0, 3, 1, 0]))
+            return self.add(op, [x, pads], (count + 4, height + 1, width))
+        if op == "SpaceToDepth":
+            return self.add(op, [x], (4 * count, height // 2, width // 2), blocksize=2)
+        assert op == "Transpose"
+        return self.add(op, [x], (count, width, height), perm=[0, 1, 3, 2])
+
     def resize(self, x: str, mode: str) -> str:
         channels, height, width = self.sizes[x]
         scales = self.constant(np.array([1, 1, 1.5, 0.7], np.float32))
@@ -163,6 +183,14 @@ def _residual(writer: Writer, x: str, draw: st.DrawFn) -> str:
     return writer.relu(writer.sum(writer.conv(inner, writer.sizes[x][0], 1), x))
 
 
+def _moved_branch(writer: Writer, x: str, draw: st.DrawFn) -> str:
+    """Two convolutions, one of which reads ``x`` moved: both quantizers hold the same values."""
+    size = writer.sizes[x]
+    op = draw(st.sampled_from(["Split", "Transpose"] if size[1] == size[2] else ["Split"]))
+    other = writer.conv(writer.move(x, op), 8, draw(st.sampled_from([1, 3])))
+    return writer.sum(writer.relu(writer.conv(x, 8, 1)), other)
+
+
 STEPS: dict[str, Step] = {
     "conv": lambda writer, x, draw: writer.conv(x, draw(st.sampled_from([4, 8])), draw(st.sampled_from([1, 3]))),
     "grouped": _grouped,
@@ -177,6 +205,8 @@ STEPS: dict[str, Step] = {
     "average pool": lambda writer, x, draw: writer.pool(x, "AveragePool"),
     "concat": lambda writer, x, draw: writer.concat(x, writer.relu(writer.conv(x, 4))),
     "shuffle": lambda writer, x, draw: writer.shuffle(x),
+    "move": lambda writer, x, draw: writer.move(x, draw(st.sampled_from(["Split", "Slice", "Pad", "Transpose"]))),
+    "moved branch": _moved_branch,
     "resize": lambda writer, x, draw: writer.resize(x, draw(st.sampled_from(["nearest", "linear"]))),
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ def integers(model: onnx.ModelProto) -> list[str]:
 
 
 def same_integers(before: onnx.ModelProto, after: onnx.ModelProto, name: str) -> None:
-    """In the first layers: sums in fp32 are rounded otherwise, so ties fall the other way, and that spreads."""
+    """Compare the first layers only: fp32 sums round differently, ties then fall the other way, and that spreads."""
     early = integers(after)[:8]
     one, other = (run(graph, images(name), outputs=early) for graph in (before, after))
     for tensor in early:

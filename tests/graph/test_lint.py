@@ -224,7 +224,7 @@ MUTATIONS: list[tuple[Mutation, str, str]] = [
     (quantized_branch, "residual-skip-only", "'layer1.0.add' has 2 quantized inputs"),
     (float_skip, "residual-skip-only", "'layer1.1.add' has 0 quantized inputs"),
     (branch_instead_of_skip, "residual-skip-only", "'layer1.1.add' has its Q/DQ on the convolution branch"),
-    (own_skip_scale, "skip-shares-scale", "skip of 'layer1.1.add' has another scale"),
+    (own_skip_scale, "one-scale", "'layer1.0.relu.q' has another scale than 'layer1.0.relu.quantize'"),
     (quantizer_before_pool, "max-pool-passes", "'maxpool' has a quantizer in front"),
     (reduce_mean, "global-pool", "'avgpool' averages with ReduceMean"),
     (float_pool, "global-pool", "'avgpool' has Q/DQ on one side only"),

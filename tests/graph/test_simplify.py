@@ -64,7 +64,7 @@ def small(
 def read(
     model: onnx.ModelProto, size: tuple[int, int] | None = None
 ) -> tuple[Simplified, Structure, list[str]]:
-    """The simplified graph, after it was held against the file."""
+    """The simplified graph, after it was compared with the file."""
     found = simplify(model, size=size)
     named, blocks = structure(fold(found.graph))
     check_against_file(named, model, found.intake, blocks.origins, found.range)

@@ -19,7 +19,9 @@ from rescompile.graph.shared.metadata import float_reasons
 from rescompile.graph.shared.topology import block_outputs, quantized_tensors
 from rescompile.graph.simplify import simplify
 from rescompile.graph.structure import ResNetForm, structure
+from tests.calibration.single_operations import run_onnx
 from tests.graph.conftest import SIZES, exported, folded, images, network, run
+from tests.graph.random_graphs import Writer
 
 
 def foreign(folder: Path, name: str, shortcut: str | None = None, **options: Any) -> onnx.ModelProto:
@@ -189,6 +191,21 @@ def test_two_outputs_keep_their_names() -> None:
     ours_, theirs = run(named, x, ["scores", "features"]), run(model, x, ["logits", "avgpool"])
     assert np.allclose(ours_["scores"], theirs["logits"], atol=1e-4)
     assert np.allclose(ours_["features"], theirs["avgpool"], atol=1e-4)
+
+
+def test_a_last_convolution_is_not_named_as_the_stem() -> None:
+    """Both are a convolution and a ReLU; with one name for two tensors the graph would not be acyclic."""
+    writer = Writer((3, 8, 8))
+    x = writer.relu(writer.conv("x", 8))
+    x = writer.relu(writer.sum(writer.conv(writer.relu(writer.conv(x, 8)), 8), x))
+    model = writer.done(x, writer.relu(writer.conv(x, 8)))
+    named, found = structure(fold(simplify(model).graph), ("features", "mask"))
+    names = [node.name for node in named.graph.node]
+    assert len(set(names)) == len(names)
+    assert found.blocks == {"stem": "relu1", "layer1.0": "layer1.0.relu", "fc": "fc.relu1"}
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 8, 8), dtype=np.float32)
+    for expected, answer in zip(run_onnx(model, pixels), run_onnx(named, pixels), strict=True):
+        np.testing.assert_allclose(answer, expected, atol=1e-5)
 
 
 def test_a_plain_network_has_a_unit_for_each_layer() -> None:

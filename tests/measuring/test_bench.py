@@ -14,7 +14,7 @@ from rescompile.errors import BackendError, EngineError, UsageError
 from rescompile.manifest import Batch, read_manifest
 from rescompile.measuring import bench as module
 from rescompile.measuring.bench import BenchReport, bench, contenders
-from rescompile.measuring.start import start_once
+from rescompile.measuring.cold_start import start_once
 from rescompile.presenting.terminal.bench import lines
 from rescompile.runtime.golden import golden_bytes, read_golden
 from rescompile.runtime.loading import load

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rescompile.measuring.checkout import commit_of
+from rescompile.measuring.cold_start import resident_bytes
+from rescompile.measuring.git_commit import commit_of
 from rescompile.measuring.origin import origin
-from rescompile.measuring.start import resident_bytes
 
 
 def git(folder: Path, *words: str) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from rescompile.errors import UsageError
 from rescompile.measuring.bench import BatchResult, BenchReport, EngineFacts
+from rescompile.measuring.cold_start import Start
 from rescompile.measuring.origin import Origin
 from rescompile.measuring.run_comparison import Change, changed, compare_bench
-from rescompile.measuring.start import Start
 from rescompile.measuring.timing import Timing
 from rescompile.presenting.terminal.bench import comparison_lines
 from tests.measuring.scripted import of_rounds, steady

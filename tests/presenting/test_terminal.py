@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from rescompile.presenting.terminal.report import TerminalProgress, print_summary
+from rescompile.presenting.terminal.report import LINE_SECONDS, TerminalProgress, print_summary
 from rescompile.progress import StageClock
 from rescompile.report import Check, FusedAdds, LintResult, StageRecord
 from tests.reports import frontier, report
@@ -53,7 +53,7 @@ def test_every_fact_is_one_aligned_line() -> None:
     assert facts["stage verify"] == "2 min 05 s, peak 1.25 GB"
     assert facts["note"] == "the built-in photographs were used"
     assert facts["engine directory"] == "out/resnet50-int8-openvino"
-    assert facts["build report"] == "out/resnet50-int8-openvino/report.html"
+    assert facts["report of the build"] == "out/resnet50-int8-openvino/report.html"
     assert len({line.index(value) for line, value in zip(lines[4:], facts.values(), strict=True)}) == 1
 
 
@@ -112,6 +112,18 @@ def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
     assert lines[0] == "calibrate: started"
     assert re.fullmatch(r"calibrate: \d\.\d\d s, peak .*B", lines[1])
     assert lines[2:] == ["build: started", "build: failed"]
+
+
+def test_a_long_stage_says_how_far_it_is_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, LINE_SECONDS - 1, LINE_SECONDS, LINE_SECONDS, LINE_SECONDS + 1])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    target, stream = console()
+    progress = TerminalProgress(target)
+    progress.stage_started("verify")
+    for done in (1, 2, 3):
+        progress.advanced(done, 9)
+    progress.advanced(4, 0)
+    assert stream.getvalue().splitlines() == ["verify: started", "verify: 2 of 9"]
 
 
 def test_progress_on_a_terminal_is_a_bar_that_gives_way_to_a_line() -> None:

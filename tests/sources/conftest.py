@@ -52,7 +52,7 @@ def cifar_state(_cifar_tensors: State) -> State:
 
 @pytest.fixture
 def cifar_b_state(_cifar_b_tensors: State) -> State:
-    """The same with option B."""
+    """A state_dict of a CIFAR network with option B."""
     return dict(_cifar_b_tensors)
 
 

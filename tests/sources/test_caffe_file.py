@@ -148,6 +148,139 @@ def test_layers_that_cannot_be_read_are_refused(
         read_caffe(net.write(tmp_path / "net.caffemodel"))
 
 
+def image(net: Network, kind: str, *blobs: NDArray[Any], **parameters: Any) -> None:
+    """A convolution that changes nothing, without which a file is not a network, and one layer behind it."""
+    net.add("Convolution", np.eye(3)[:, :, None, None], convolution_param={"kernel_size": [1]})
+    net.add(kind, *blobs, **parameters)
+
+
+SCALE, SHIFT, MEAN, VARIANCE = random(3), random(3), random(3), np.abs(random(3)) + 1
+
+
+WINDOWS = {"kernel_h": 3, "kernel_w": 2, "stride_h": 1, "stride_w": 2, "round_mode": 1}
+
+
+def by_channel(values: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(values, np.float32))[:, None, None]
+
+
+DEVIATION = by_channel(np.sqrt(VARIANCE + 1e-5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "blobs", "parameters", "expected"),
+    [
+        ("Scale", (SCALE,), {}, lambda x: x * by_channel(SCALE)),
+        ("Scale", (SCALE, SHIFT), {"scale_param": {"axis": -3}}, lambda x: x * by_channel(SCALE) + by_channel(SHIFT)),
+        ("BatchNorm", (MEAN, VARIANCE, np.ones(1)), {}, lambda x: (x - by_channel(MEAN)) / DEVIATION),
+        ("BatchNorm", (MEAN, VARIANCE, np.zeros(1)), {}, lambda x: x / 1e-5**0.5),
+        ("ReLU", (), {"relu_param": {"negative_slope": 0.25}}, lambda x: F.leaky_relu(x, 0.25)),
+        ("Power", (), {"power_param": {"scale": 2.0, "shift": 1.0}}, lambda x: 2 * x + 1),
+        ("Softmax", (), {}, lambda x: x.softmax(1)),
+        ("Sigmoid", (), {}, torch.sigmoid),
+        ("TanH", (), {}, torch.tanh),
+        ("Dropout", (), {}, lambda x: x),
+        ("Flatten", (), {}, lambda x: x.flatten(1)),
+        ("Pooling", (), {"pooling_param": {"pool": 1, "global_pooling": True}}, lambda x: x.mean((2, 3), keepdim=True)),
+        ("Pooling", (), {"pooling_param": WINDOWS}, lambda x: F.max_pool2d(x, (3, 2), (1, 2))),
+    ],
+)  # fmt: skip
+def test_a_layer_answers_as_caffe_says(
+    tmp_path: Path, kind: str, blobs: tuple[Any, ...], parameters: Any, expected: Any
+) -> None:
+    net, x = Network(), random(2, 3, 8, 8)
+    image(net, kind, *blobs, **parameters)
+    found = run(read_caffe(net.write(tmp_path / "net.caffemodel")), x)
+    np.testing.assert_allclose(found, expected(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_transposed_classifier_and_joined_channels_are_read(tmp_path: Path) -> None:
+    net, x, dense, bias = Network(), random(2, 3, 8, 8), random(6, 5), random(5)
+    net.add("Convolution", np.eye(3)[:, :, None, None], convolution_param={"kernel_size": [1]})
+    net.add("Concat", bottom=(net.last, "data"))
+    net.add("Pooling", pooling_param={"pool": 0, "global_pooling": True})
+    net.add("Flatten")
+    net.add("InnerProduct", dense, bias, inner_product_param={"transpose": True})
+    net.add("Accuracy", bottom=(net.last, "label"))
+    found = run(read_caffe(net.write(tmp_path / "net.caffemodel")), x)
+    largest = np.concatenate([x, x], 1).max((2, 3))
+    np.testing.assert_allclose(found, largest @ dense + bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "blobs", "parameters", "said"),
+    [
+        ("Scale", (SCALE,), {"scale_param": {"axis": 2}}, "its axis is 2"),
+        ("Scale", (SCALE * np.nan,), {}, "NaN or infinite"),
+        ("Power", (), {"power_param": {"power": 2.0}}, "its power is 2"),
+        ("Concat", (), {"concat_param": {"axis": 2}}, "another axis than the channels"),
+        ("Pooling", (), {"pooling_param": {"pool": 2, "kernel_size": [2]}}, "it pools at random"),
+        ("Pooling", (), {"pooling_param": {"kernel_size": [2], "stride": [0]}}, "cannot be read"),
+        ("InnerProduct", (random(5, 192),), {"inner_product_param": {"axis": 2}}, "its axis is 2"),
+        ("Convolution", (random(4, 3, 3, 3),), {"convolution_param": {"kernel_size": [5]}}, "and its kernel"),
+        ("Eltwise", (), {}, "it joins 1 inputs"),
+    ],
+)
+def test_a_form_that_is_not_known_is_refused(
+    tmp_path: Path, kind: str, blobs: tuple[Any, ...], parameters: Any, said: str
+) -> None:
+    net = Network()
+    image(net, kind, *blobs, **parameters)
+    with pytest.raises(CheckpointError, match=said):
+        read_caffe(net.write(tmp_path / "net.caffemodel"))
+
+
+def without_input(path: Path, **data: Any) -> Path:
+    """A network whose data layer gives no shape, but has the ``data`` of training."""
+    net = Network()
+    net.message.layer.add(name="data", type="Data", top=["data"])
+    for name, value in data.items():
+        target = net.message.layer[0].transform_param
+        getattr(target, name).extend(value) if isinstance(value, list) else setattr(target, name, value)
+    net.add("Convolution", random(4, 3, 3, 3), convolution_param={"kernel_size": [3]})
+    path.write_bytes(net.message.SerializeToString())
+    return path
+
+
+def test_a_size_that_the_file_leaves_open_is_the_users(tmp_path: Path) -> None:
+    path = without_input(tmp_path / "net.caffemodel", crop_size=227, mean_value=[104.0], scale=0.5)
+    with pytest.raises(CheckpointError, match="training cropped them to 227 pixels"):
+        read_caffe(path)
+    network = read_caffe(path, (16, 12))
+    assert [dim.dim_value for dim in network.graph.graph.input[0].type.tensor_type.shape.dim][1:] == [
+        3,
+        16,
+        12,
+    ]
+    assert network.notes == (
+        "the data layer of the file subtracts 104 from pixels of 0 to 255 and multiplies pixels by 0.5",
+    )
+    with pytest.raises(CheckpointError, match="check --crop"):
+        read_caffe(path, (16, 1 << 20))
+
+
+def test_the_size_in_the_oldest_form_is_read(tmp_path: Path) -> None:
+    net = Network()
+    net.add("Convolution", random(4, 3, 3, 3), convolution_param={"kernel_size": [3]})
+    net.message.input.append("data")
+    net.message.input_dim.extend([1, 3, 9, 7])
+    (tmp_path / "net.caffemodel").write_bytes(net.message.SerializeToString())
+    assert run(read_caffe(tmp_path / "net.caffemodel"), random(1, 3, 9, 7)).shape == (1, 4, 7, 5)
+
+
+def test_two_layers_of_one_name_and_files_without_weights_are_refused(tmp_path: Path) -> None:
+    net = Network()
+    image(net, "ReLU")
+    net.message.layer[1].name = net.message.layer[0].name
+    with pytest.raises(CheckpointError, match="does not describe a network"):
+        read_caffe(net.write(tmp_path / "net.caffemodel"))
+    (tmp_path / "net.caffemodel").write_bytes(net_parameter()(name="x").SerializeToString())
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        read_caffe(tmp_path / "net.caffemodel")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_caffe(tmp_path / "none.caffemodel")
+
+
 def test_damaged_and_old_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.caffemodel"
     path.write_bytes(b"\xff" * 50)

@@ -1,4 +1,4 @@
-"""Networks with anyone's names: made here, saved as weights alone, read again, and compared answer by answer."""
+"""Networks with arbitrary names: made here, saved as weights alone, read again, and compared answer by answer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
 from rescompile.sources.checkpoint import fits_registry, read_weights
 from rescompile.sources.foreign_weights import Trial, open_foreign
-from rescompile.sources.plan_layers import UnreadableError
-from rescompile.sources.plans import read_plan
+from rescompile.sources.layouts import read_plan
+from rescompile.sources.ordered_layers import UnreadableError
 
 CLASSES = 10
 NOTHING = Trial(images=lambda plan, classes: None)
@@ -230,7 +230,7 @@ def fastai(resnet, *, bias):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("in_order", [False, True])
 def test_fastais_head_answers_as_the_module_does(save, bias, in_order):
-    """By the names of a state_dict, and by torchvision's names for the body."""
+    """Try the names of a state_dict, and torchvision's names for the body."""
     torch.manual_seed(0)
     resnet = random_model(find(depth=18, name=None), 7, seed=1)[0]
     network = fastai(resnet, bias=bias)

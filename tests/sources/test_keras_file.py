@@ -109,7 +109,13 @@ def keras3_history(entry: dict[str, Any]) -> dict[str, Any]:
     return {**entry, "inbound_nodes": [{"args": arguments, "kwargs": {}}] if tensors else []}
 
 
-def write_keras(path: Path) -> Path:
+MODEL3 = {
+    **MODEL,
+    "config": {**MODEL["config"], "layers": [keras3_history(entry) for entry in LAYERS]},  # type: ignore[dict-item]
+}
+
+
+def write_keras(path: Path, model: dict[str, Any] | None = None) -> Path:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         # Keras 3 numbers the layers of a class: 'short' is the second convolution
@@ -121,7 +127,7 @@ def write_keras(path: Path) -> Path:
         }.items():
             for number, array in enumerate(WEIGHTS[name]):
                 file.create_dataset(f"layers/{group}/vars/{number}", data=array)
-    model = {**MODEL, "config": {**MODEL["config"], "layers": [keras3_history(entry) for entry in LAYERS]}}  # type: ignore[dict-item]
+    model = model or MODEL3
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("config.json", json.dumps(model))
         archive.writestr("model.weights.h5", buffer.getvalue())

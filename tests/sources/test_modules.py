@@ -120,7 +120,7 @@ def test_module_that_cannot_be_built_is_refused() -> None:
 
 
 class Unexportable(nn.Module):
-    """Leaves torch in the middle."""
+    """A module whose forward pass leaves torch, so that it cannot be exported."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -155,6 +155,118 @@ def test_missing_symbol_and_unknown_operation_and_size_are_said(tmp_path: Path) 
         read_framework_file(path, (8, 8))
 
 
+KERNEL, BIAS = random(4, 3, 1, 1), random(4)
+POOL = {"kernel": "(3, 3)", "stride": "(2, 2)"}
+MEANS = {**POOL, "pool_type": "avg", "pad": "(1, 1)"}
+NORM = {"gamma": random(4), "beta": random(4), "mean": random(4), "var": np.abs(random(4)) + 1}
+
+
+def one_layer(folder: Path, op: str, attrs: dict[str, str], conv: dict[str, str] | None = None) -> Path:
+    """A convolution with bias, and one operation behind it."""
+    nodes: list[Any] = [
+        ("null", "data", {}, []), ("null", "w", {}, []), ("null", "b", {}, []),
+        ("Convolution", "conv", {"kernel": "(1, 1)", **(conv or {})}, [0, 1, 2]),
+    ]  # fmt: skip
+    weights = {"arg:w": KERNEL, "arg:b": BIAS}
+    inputs = [3, 3] if op in ("Concat", "broadcast_mul") else [3]
+    if op == "BatchNorm":
+        inputs += range(4, 8)
+        nodes += [("null", name, {}, []) for name in NORM]
+        weights |= {f"aux:{name}": values for name, values in NORM.items()}
+    return write(folder, [*nodes, (op, "it", attrs, inputs)], params(weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "expected"),
+    [
+        ("Activation", {"act_type": "sigmoid"}, torch.sigmoid),
+        ("LeakyReLU", {"slope": "0.1"}, lambda x: F.leaky_relu(x, 0.1)),
+        ("relu", {}, F.relu),
+        ("softmax", {}, lambda x: x.softmax(1)),
+        ("Concat", {}, lambda x: torch.cat([x, x], 1)),
+        ("broadcast_mul", {}, lambda x: x * x),
+        ("Dropout", {}, lambda x: x),
+        ("Pooling", {**POOL, "pad": "(1, 1)"}, lambda x: F.max_pool2d(x, 3, 2, 1)),
+        ("Pooling", {**POOL, "pooling_convention": "full"}, lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True)),
+        ("Pooling", MEANS, lambda x: F.avg_pool2d(x, 3, 2, 1)),
+        ("Pooling", {**MEANS, "count_include_pad": "False"}, lambda x: F.avg_pool2d(x, 3, 2, 1, False, False)),
+    ],
+)  # fmt: skip
+def test_an_operation_answers_as_mxnet_says(
+    tmp_path: Path, op: str, attrs: dict[str, str], expected: Any
+) -> None:
+    network = read_framework_file(one_layer(tmp_path, op, attrs), (8, 8))
+    assert network is not None
+    x = random(2, 3, 8, 8)
+    y = F.conv2d(torch.from_numpy(x), torch.from_numpy(KERNEL), torch.from_numpy(BIAS))
+    np.testing.assert_allclose(run(network, x), expected(y).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "conv", "said"),
+    [
+        ("relu", {}, {"layout": "NHWC"}, "its layout is NHWC"),
+        ("BatchNorm", {"axis": "3"}, {}, "its axis is 3"),
+        ("Pooling", {"pool_type": "sum"}, {}, "it pools by sum"),
+        ("Pooling", {**POOL, "pooling_convention": "same"}, {}, "its convention is same"),
+        ("Pooling", {**POOL, "pool_type": "avg", "pooling_convention": "full"}, {}, "hang over the image"),
+        ("Pooling", {"stride": "(0, 0)", "pooling_convention": "full"}, {}, "cannot be read"),
+        ("LeakyReLU", {"act_type": "prelu"}, {}, "its kind is prelu"),
+        ("Concat", {"dim": "2"}, {}, "it joins axis 2"),
+        ("elemwise_add", {}, {}, "it joins 1 inputs"),
+    ],
+)
+def test_a_form_that_is_not_known_is_refused(
+    tmp_path: Path, op: str, attrs: dict[str, str], conv: dict[str, str], said: str
+) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        read_framework_file(one_layer(tmp_path, op, attrs, conv), (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("symbol", "said"),
+    [
+        ({"nodes": [7], "heads": []}, "not written as MXNet writes them"),
+        ({"nodes": [], "heads": []}, "has no convolution"),
+        ({"nodes": [{"op": "Convolution", "name": "c", "inputs": []}], "heads": []}, "has no convolution"),
+    ],
+)
+def test_a_symbol_that_is_not_one_is_refused(tmp_path: Path, symbol: Any, said: str) -> None:
+    path = write(tmp_path)
+    (tmp_path / "net-symbol.json").write_text(json.dumps(symbol))
+    with pytest.raises(CheckpointError, match=said):
+        read_framework_file(path, (8, 8))
+
+
+def test_a_symbol_without_outputs_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    symbol = json.loads((tmp_path / "net-symbol.json").read_text())
+    (tmp_path / "net-symbol.json").write_text(json.dumps({**symbol, "heads": [[99, 0, 0]]}))
+    with pytest.raises(CheckpointError, match="has no output"):
+        read_framework_file(path, (8, 8))
+
+
+HEADER = struct.pack("<QQQ", 0x112, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (struct.pack("<Ii", 0xF993FAC9, 1), "sparse"),
+        (struct.pack("<II", 0xF993FAC8, 9), "of 9 axes"),
+        (struct.pack("<IIqiii", 0xF993FAC8, 1, 1, 1, 0, 7), "of type 7"),
+        (struct.pack("<IIqiiif", 0xF993FAC8, 1, 1, 1, 0, 0, float("nan")), "NaN or infinite"),
+        (
+            struct.pack("<IIqiiif", 0xF993FAC8, 1, 1, 1, 0, 0, 1.0) + struct.pack("<Q", 0),
+            "1 arrays and 0 names",
+        ),
+    ],
+)
+def test_arrays_of_other_kinds_are_refused(tmp_path: Path, array: bytes, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        read_framework_file(write(tmp_path, data=HEADER + array + bytes(8)), (8, 8))
+
+
 class Symbol:
     """A network that is written layer by layer."""
 

@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
 from rescompile.errors import CheckpointError, UsageError
-from rescompile.sources import modules
+from rescompile.files import sha256_of
+from rescompile.metrics import relative_rms
+from rescompile.sources import frozen_norms, modules, packages
+from rescompile.sources.modules import network_of
+from rescompile.sources.name_prefixes import has_scheme
+from rescompile.sources.network import SourceNetwork
 from rescompile.sources.packages import open_folder, open_named
-from rescompile.sources.schemes import has_scheme
 from tests.sources.zoo import run
 
 
@@ -41,6 +47,17 @@ def test_schemes_are_told_from_names() -> None:
     assert not has_scheme(None)
     with pytest.raises(UsageError, match="no name behind the colon"):
         open_named("timm:")
+
+
+def test_torchvision_of_another_torch_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(packages, "require", broken)
+    with pytest.raises(
+        UsageError, match=r"built for another torch than .*nms.*--torch-backend cpu torch torchvision"
+    ):
+        open_named("timm:resnet18")
 
 
 def test_timm_by_name(tmp_path: Path) -> None:
@@ -184,6 +201,62 @@ def test_backbone_of_a_detectors_checkpoint(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(network, x), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     with pytest.raises(UsageError, match="--outputs c2,c3,c4,c5"):
         open_named("torchvision:resnet50", str(path))
+
+
+def _frozen(spread: float, epsilon: float) -> nn.Module:
+    """torchvision's Faster R-CNN with frozen norms, whose smallest variances are about ``spread``."""
+    models, ops = package("torchvision.models"), package("torchvision.ops.misc")
+    torch.manual_seed(0)
+    body = models.resnet18(weights=None, norm_layer=ops.FrozenBatchNorm2d)
+    for module in body.modules():
+        if isinstance(module, ops.FrozenBatchNorm2d):
+            module.running_var.uniform_(spread, 2)
+            module.eps = epsilon
+    stages = {f"layer{number}": str(number - 1) for number in range(1, 5)}
+    getter = package("torchvision.models._utils").IntermediateLayerGetter
+    return nn.ModuleDict({"backbone": nn.ModuleDict({"body": getter(body, stages)})}).eval()
+
+
+def test_epsilon_of_frozen_norms_is_known_or_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published files are known by their hash; of others the live network has to say it, where it matters."""
+    path = tmp_path / "detector.pth"
+    x = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+
+    def opened() -> SourceNetwork:
+        return open_named("torchvision:resnet18", str(path), size=(64, 64), outputs=("c5",))
+
+    def expected(detector: nn.Module) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return detector["backbone"]["body"](torch.from_numpy(x))["3"].numpy()
+
+    for epsilon in (0.0, 1e-5):
+        detector = _frozen(1e-6, epsilon)
+        torch.save(detector.state_dict(), path)
+        with pytest.raises(
+            CheckpointError, match=r"frozen batch norms, whose epsilon it does not hold.*body"
+        ):
+            opened()
+        with monkeypatch.context() as patch:
+            patch.setitem(frozen_norms._PUBLISHED, sha256_of(path)[:8], epsilon)
+            answer = run(opened(), x)
+            assert relative_rms(expected(detector), answer) < 1e-4
+            assert any("epsilon 0" in note for note in opened().notes) == (epsilon == 0)
+        live = network_of(detector["backbone"]["body"], size=(64, 64), outputs=("layer4",))
+        assert relative_rms(expected(detector), run(live, x)) < 1e-4
+    assert relative_rms(expected(_frozen(1e-6, 0.0)), expected(_frozen(1e-6, 1e-5))) > 1e-2
+    torch.save(_frozen(0.5, 0.0).state_dict(), path)
+    assert relative_rms(expected(_frozen(0.5, 0.0)), run(opened(), x)) < 1e-3
+
+
+def test_published_detectors_are_those_of_torchvision() -> None:
+    detection = package("torchvision.models.detection")
+    text = "".join(Path(str(each.__file__)).read_text("utf-8") for each in (
+        detection.faster_rcnn, detection.mask_rcnn, detection.keypoint_rcnn, detection.retinanet
+    ))  # fmt: skip
+    assert all(f"-{start}.pth" in text for start in frozen_norms._PUBLISHED)
+    assert text.count("overwrite_eps(model, 0.0)") == list(frozen_norms._PUBLISHED.values()).count(0.0)
 
 
 def test_backbone_of_a_segmenters_checkpoint_is_dilated(tmp_path: Path) -> None:

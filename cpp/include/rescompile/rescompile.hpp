@@ -291,7 +291,7 @@ RESCOMPILE_API std::vector<Prediction> interpret(const OutputSpec& output, std::
 /// Names of the backends in this build.
 RESCOMPILE_API std::vector<std::string> backends();
 
-/// Version of this library, as "0.1.0".
+/// Version of this library, as "0.2.0".
 RESCOMPILE_API const char* version() noexcept;
 
 }  // namespace rescompile

@@ -1,9 +1,11 @@
 // classify DIR IMAGE: the five most probable classes of a photograph.
+#include <cerrno>
 #include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <system_error>
 
 #include "image.hpp"
 
@@ -66,6 +68,19 @@ void print_json(const rescompile::Manifest& manifest, const std::vector<rescompi
   std::cout << object.dump() << '\n';
 }
 
+void print_lines(const rescompile::Manifest& manifest, const std::vector<rescompile::Prediction>& best) {
+  for (const auto& each : best) {
+    const std::string name = name_of(manifest, each.index);
+    if (shows_numbers(manifest))
+      std::printf("%12.6g  %s\n", each.probability, name.c_str());
+    else
+      std::printf("%6.2f %%  %s\n", 100 * each.probability, name.c_str());
+  }
+}
+
+/// Whether all that was printed could be written: a disk may be full.
+bool is_written() { return std::cout.flush() && std::fflush(stdout) == 0; }
+
 }  // namespace
 
 int main(int count, char** words) {
@@ -83,16 +98,11 @@ int main(int count, char** words) {
   const auto logits = engine->infer(*input);
   if (!logits) return refuse(logits.error());
   const auto best = rescompile::interpret(engine->manifest().outputs[0], (*logits)[0], 5);
-  if (arguments.json) {
+  if (arguments.json)
     print_json(engine->manifest(), best, (*logits)[0]);
-    return 0;
-  }
-  for (const auto& each : best) {
-    const std::string name = name_of(engine->manifest(), each.index);
-    if (shows_numbers(engine->manifest()))
-      std::printf("%12.6g  %s\n", each.probability, name.c_str());
-    else
-      std::printf("%6.2f %%  %s\n", 100 * each.probability, name.c_str());
-  }
-  return 0;
+  else
+    print_lines(engine->manifest(), best);
+  if (is_written()) return 0;
+  return refuse({rescompile::ErrorCode::usage, "the output cannot be written (" + std::generic_category().message(errno) +
+                                                   "); send it to another place"});
 }

@@ -17,7 +17,6 @@ class Gpu(NamedTuple):
 
     name: str
     capability: str
-    memory_bytes: int
     driver: str
     """The newest CUDA version that the driver knows, ``13.0``."""
 
@@ -54,16 +53,14 @@ def target_obstacle(gpu: Gpu, target: str | None) -> str | None:
 
 def _gpu(library: ctypes.CDLL, index: int) -> Gpu:
     device, name, version = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_int()
-    memory, major, minor = ctypes.c_size_t(), ctypes.c_int(), ctypes.c_int()
+    major, minor = ctypes.c_int(), ctypes.c_int()
     library.cuDeviceGet(ctypes.byref(device), index)
     library.cuDeviceGetName(name, len(name), device)
-    library.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
     library.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
     library.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
     library.cuDriverGetVersion(ctypes.byref(version))
     return Gpu(
         name=name.value.decode(errors="replace"),
         capability=f"sm_{major.value}{minor.value}",
-        memory_bytes=memory.value,
         driver=f"{version.value // 1000}.{version.value % 1000 // 10}",
     )

@@ -56,7 +56,7 @@ class ImageImporter:
         address = ctypes.c_void_p(found.address)
         if self._library.cuPointerGetAttribute(ctypes.byref(number), _ORDINAL, address) != 0:
             raise UsageError(
-                f"the CUDA driver knows no memory at the address of the {type_name(given)}; pass a tensor that is "
+                f"the {type_name(given)} does not lie in memory of the CUDA driver; pass a tensor that is "
                 "still alive, or a NumPy array"
             )
         check_device(given, number.value, DEVICE)

@@ -51,7 +51,7 @@ class OpenVino:
         return OpenVino(form)
 
     def more_files(self, form: CpuForm | None) -> tuple[str, ...]:
-        """The deployable graph, where it must be lowered anew."""
+        """The deployable graph, where it must be lowered again."""
         return () if cpu_form.computes_exactly(form) else (GRAPH,)
 
     @property
@@ -83,7 +83,7 @@ class OpenVino:
         # as it is stored, although this CPU may saturate: only its layers are looked at
         compiled, notes = _compile(files_in(directory), None, base.RUN_DEFAULTS)
         if form:
-            notes += (_note_on(form, asked=self._form is not None),)
+            notes += (cpu_form.note_on(form, asked=self._form is not None),)
         return replace(_inspect(graph, compiled, request.precision, notes=notes), cpu_form=form)
 
     def load(
@@ -112,15 +112,6 @@ class OpenVino:
     def parts(self, directory: Path) -> OpenVinoParts:
         """The engine's layers between any of its tensors: see ``base.RunsParts``."""
         return OpenVinoParts(directory, self.form)
-
-
-def _note_on(form: CpuForm, *, asked: bool) -> str:
-    reason = "as asked" if asked else "what this CPU computes fastest"
-    if form == "avx2":
-        return f"CPU form avx2 ({reason}): exact on every x86 CPU"
-    return (
-        f"CPU form {form} ({reason}): CPUs without VNNI run it more slowly; --cpu-form avx2 builds for them"
-    )
 
 
 def _compile(

@@ -39,7 +39,7 @@ class CompiledModels:
             return None
 
     def forget(self) -> bool:
-        """Remove the compiled model from the cache; whether it is gone."""
+        """Remove the compiled model from the cache; returns whether it is gone."""
         return self._store.forget(self._key)
 
     def write(self, compiled: Any) -> None:

@@ -73,6 +73,16 @@ def executable(source: EngineSource, form: CpuForm | None) -> Any:
     return again
 
 
+def note_on(form: CpuForm, *, asked: bool) -> str:
+    """The sentence about the form of a new engine; ``asked``: the user chose it."""
+    reason = "as asked" if asked else "what this CPU computes fastest"
+    if form == "avx2":
+        return f"CPU form avx2 ({reason}): exact on every x86 CPU"
+    return (
+        f"CPU form {form} ({reason}): CPUs without VNNI run it more slowly; --cpu-form avx2 builds for them"
+    )
+
+
 def flags_of(cpuinfo: Path) -> set[str]:
     """The instruction sets that Linux names; empty elsewhere."""
     try:

@@ -26,6 +26,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from rescompile.backends.openvino.gathers import count_axes_from_the_back
 from rescompile.backends.openvino.pools import quantize_before_pools
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import unfold_zero_points
@@ -35,6 +36,8 @@ from rescompile.graph.shared.links import (
     cannot_be_negative,
     consumers,
     is_quantized,
+    made_by,
+    moved_by,
     weight_of,
 )
 from rescompile.graph.shared.metadata import ZERO_POINT
@@ -45,13 +48,14 @@ _HALF = 64
 
 
 def lower(model: onnx.ModelProto, form: CpuForm = "avx2") -> onnx.ModelProto:
-    """``model`` in the ``form`` for a kind of CPU; a float graph stays as it is.
+    """``model`` in the ``form`` for a kind of CPU; of a float graph only the axes of Gathers change.
 
     Executed as it is written, the lowered graph gives the same logits up to the rounding of float sums.
 
     Raises:
         BackendError: a grouped convolution, whose channels cannot be doubled, needs that in the form avx2.
     """
+    model = count_axes_from_the_back(model)
     if all(node.op_type != "QuantizeLinear" for node in model.graph.node):
         return model
     graph = read(unfold_zero_points(model))
@@ -94,14 +98,27 @@ class _Lowering:
         top = self._steps(f"{source.name}.top", 255 if full else 127, scale)
         if full:
             self._halve_weights(quantize)
-        producer = source.inputs[0]
-        alone = len(consumers(source)) == 1 and not any(source is output for output in self.graph.outputs)
-        if producer.op == "Relu" and alone:
-            # in place of the ReLU OpenVINO fuses it into the convolution; behind the ReLU it would not
-            producer.op = "Clip"
-            producer.inputs.extend([bottom, top])
+        activation = self._before_moves(source)
+        if made_by(activation) == "Relu" and self._read_once(activation):
+            # in place of the ReLU OpenVINO fuses it into the convolution; behind the ReLU it would not, and behind a
+            # Flatten OpenVINO 2026.4.1 mixes up the scales of a convolution without biases
+            activation.inputs[0].op = "Clip"
+            activation.inputs[0].inputs.extend([bottom, top])
         else:
             quantize.inputs[0] = self._node("Clip", f"{source.name}.clipped", source, bottom, top)
+
+    def _before_moves(self, tensor: gs.Variable) -> gs.Variable:
+        """The tensor that the nodes above ``tensor`` move, where nothing else reads what lies between."""
+        while tensor.inputs and self._read_once(tensor):
+            (maker,) = tensor.inputs
+            moved = moved_by(maker)
+            if len(moved) != 1 or len(maker.outputs) != 1:
+                break
+            (tensor,) = moved
+        return tensor
+
+    def _read_once(self, tensor: gs.Variable) -> bool:
+        return len(consumers(tensor)) == 1 and not any(tensor is output for output in self.graph.outputs)
 
     def _halve_weights(self, quantize: gs.Node) -> None:
         for dequantize in consumers(quantize.outputs[0]):
@@ -155,7 +172,7 @@ class _Lowering:
         return output
 
     def _steps(self, name: str, steps: int, scale: NDArray[Any]) -> gs.Constant:
-        """So many steps of a quantizer, as a number."""
+        """The value of ``steps`` steps of ``scale``, as a constant."""
         return self._constant(name, np.asarray(steps * scale.astype(np.float64), scale.dtype))
 
     def _constant(self, name: str, value: Any) -> gs.Constant:

@@ -83,7 +83,7 @@ class OpenVinoRunner:
             self._cache.write(self._compiled)
 
     def forget_compilation(self) -> bool:
-        """Remove the compiled model from the cache if it came from there; whether the next load compiles."""
+        """Remove the compiled model from the cache if it came from there; returns whether the next load compiles."""
         return self._cache is not None and self._from_cache and self._cache.forget()
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ def fused_adds(information: str, model: Path, *, integer: bool) -> int | None:
 
 
 def count_fused(information: str, adds: set[str], convolutions: set[str], *, integer: bool) -> int | None:
-    """The same, given the names of the graph's residual adds and convolutions."""
+    """``fused_adds`` for the given names of residual adds and convolutions."""
     layers = json.loads(information).get("Layers", [])
     detailed = [layer for layer in layers if isinstance(layer, dict)]
     named = [(layer, onnx_names(layer)) for layer in detailed]

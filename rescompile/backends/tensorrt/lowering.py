@@ -19,7 +19,7 @@ def classifier_as_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _is_plain(gemm: gs.Node) -> bool:
-    """Whether it computes x W^T + b with a constant W."""
+    """Whether ``gemm`` computes x W^T + b with a constant W."""
     defaults = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
     return isinstance(gemm.inputs[1], gs.Constant) and defaults | gemm.attrs == defaults | {"transB": 1}
 

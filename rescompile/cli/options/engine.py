@@ -42,7 +42,7 @@ class EngineOptions:
     cpu_form: Annotated[
         Literal["avx2", "vnni", "amx"] | None,
         _engine(
-            "Kind of CPU that an int8 engine of openvino is built for; avx2 runs on every x86 CPU. Default: this one's."
+            "Kind of CPU that an int8 engine for CPUs is built for; avx2 runs on every x86 CPU. Default: this one's."
         ),
     ] = None
     batch: Annotated[str, _engine("One batch size, or MIN:OPT:MAX.")] = "1:1:32"

@@ -33,7 +33,7 @@ RULES: dict[str, Rule] = {
     "full-range": ranges.full_range,
     "exact-pixels": ranges.exact_pixels,
     "residual-skip-only": blocks.residual_skip_only,
-    "skip-shares-scale": blocks.skip_shares_scale,
+    "one-scale": blocks.one_scale,
     "max-pool-passes": blocks.max_pool_passes,
     "global-pool": blocks.global_pool,
     "channels": blocks.channels,

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from rescompile.graph.shared.protobuf_size import has_too_many_messages
+
 if TYPE_CHECKING:
     import onnx
 
@@ -26,6 +28,8 @@ def hazard_of(graph: bytes) -> str | None:
         return None
     import onnx
 
+    if has_too_many_messages(graph, onnx.ModelProto.DESCRIPTOR):
+        return "has more parts than any network"
     return hazard_in(onnx.load_from_string(graph))
 
 

@@ -24,6 +24,29 @@ def before_movement(tensor: gs.Tensor) -> gs.Tensor:
     return step_above(tensor, MOVEMENT_OPS)
 
 
+def moved_by(node: gs.Node) -> list[gs.Tensor]:
+    """The tensors whose values the outputs of ``node`` consist of, with zeros perhaps; none where it computes values.
+
+    Whatever scale holds the values of all these tensors also holds those of the outputs.
+    """
+    fills = node.inputs[2] if node.op == "Pad" and len(node.inputs) > 2 else None
+    if node.op == "Pad" and node.attrs.get("mode", "constant") == "constant" and not _is_zero(fills):
+        return []
+    nearest = node.op == "Resize" and node.attrs.get("mode", "nearest") == "nearest"
+    single = node.op == "AveragePool" and set(node.attrs["kernel_shape"]) == {1}
+    if not (operators.operator(node.op).moves or nearest or single):
+        return []
+    sources = [each for each in node.inputs if not _is_zero(each)] if node.op == "Concat" else node.inputs[:1]
+    return [] if any(isinstance(each, gs.Constant) for each in sources) else list(sources)
+
+
+def _is_zero(tensor: gs.Tensor | None) -> bool:
+    """Whether ``tensor`` is a constant of zeros, or left out."""
+    if tensor is None or tensor.is_empty():
+        return True
+    return isinstance(tensor, gs.Constant) and not tensor.values.any()
+
+
 def behind_quantizers(tensor: gs.Tensor) -> gs.Tensor:
     """The tensor whose values ``tensor`` carries, with Q/DQ nodes above it stepped over."""
     return step_above(tensor, QUANTIZER_OPS)

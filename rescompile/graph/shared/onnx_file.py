@@ -8,6 +8,7 @@ import onnx
 
 from rescompile.errors import GraphError
 from rescompile.graph.shared.hazards import hazard_in
+from rescompile.graph.shared.protobuf_size import has_too_many_messages
 
 REMEDY = "pass a graph that rescompile made"
 
@@ -23,6 +24,8 @@ def read_graph(path: Path, content: bytes | None = None) -> onnx.ModelProto:
 
     try:
         content = path.read_bytes() if content is None else content
+        if has_too_many_messages(content, onnx.ModelProto.DESCRIPTOR):
+            raise GraphError(f"{path} has more parts than any network; {REMEDY}")
         proto = onnx.load_from_string(content)
     except (OSError, DecodeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]

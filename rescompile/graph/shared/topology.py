@@ -5,7 +5,7 @@ Nothing here changes the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -14,37 +14,69 @@ from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.constant_channels import can_read_constant_channels
 from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.links import (
+    QUANTIZER_OPS,
     WEIGHTED_OPS,
     before_movement,
+    behind_quantizers,
     cannot_be_negative,
     consumers,
     is_quantized,
     made_by,
+    moved_by,
     pads_input,
     readers,
     weight_of,
 )
 from rescompile.graph.shared.metadata import block_ends, float_reasons, float_reasons_in
-from rescompile.graph.shared.names import INPUT
 
 
-def skip_sources(graph: gs.Graph) -> dict[str, str]:
-    """Skip of each residual add in INT8 to the tensor whose quantizer it uses, in the order of execution.
+def scale_sources(graph: gs.Graph) -> dict[str, str]:
+    """Each activation that gets a quantizer to the one whose scale it has, in the order of execution.
 
-    The skip is the block's input, the output of the downsample convolution, or the padded slice of an option A
-    shortcut, which uses the quantizer of the block's input; the other two use their own.
+    They are inputs of convolutions and linear layers in INT8, skips of residual adds in INT8, and the input of a global
+    average pool in front of a classifier in INT8 (so that the last block's output has the type of its skip). The input
+    of a max pool has none, because the pool commutes with Q and DQ. An identity skip shares the quantizer of the
+    block's input. What only moves quantized values, such as a split, or the slice and pad of an option A shortcut, has
+    their scale; with another one they would be rounded twice.
 
     ``graph`` has no Q/DQ.
     """
     floating = float_reasons_in(graph.rescompile_metadata)
-    found = {}
+    reading = (*WEIGHTED_OPS, "GlobalAveragePool")
+    quantized = {
+        node.inputs[0].name for node in graph.nodes if node.op in reading and node.name not in floating
+    }
+    for skip in _skips(graph):
+        quantized |= {skip.name, before_movement(skip).name}
+    return sources_of_scales(graph, quantized)
+
+
+def sources_of_scales(graph: gs.Graph, quantized: Collection[str]) -> dict[str, str]:
+    """Each of the activations ``quantized`` to the one whose scale fits it; ``graph`` may have the Q/DQ.
+
+    The scale is that of the quantized tensor which all its values come from, else its own.
+    """
+    on_grid_of = {tensor.name: tensor.name for tensor in graph.inputs if tensor.name in quantized}
+    for node in graph.nodes:
+        if node.op in QUANTIZER_OPS:
+            continue
+        sources = {on_grid_of.get(behind_quantizers(tensor).name) for tensor in moved_by(node)}
+        for tensor in node.outputs:
+            if len(sources) == 1 and (source := next(iter(sources))) is not None:
+                on_grid_of[tensor.name] = source
+            elif tensor.name in quantized:
+                on_grid_of[tensor.name] = tensor.name
+    return {name: source for name, source in on_grid_of.items() if name in quantized}
+
+
+def _skips(graph: gs.Graph) -> Iterator[gs.Tensor]:
+    """The skip of each residual add in INT8."""
+    floating = float_reasons_in(graph.rescompile_metadata)
     for add in graph.nodes:
         if add.op == "Add" and add.name.endswith(".add") and add.name not in floating:
             branch = branch_of(add)
             assert branch is not None  # placement found it
-            skip = next(tensor for tensor in add.inputs if tensor is not branch.outputs[0])
-            found[skip.name] = before_movement(skip).name
-    return found
+            yield next(tensor for tensor in add.inputs if tensor is not branch.outputs[0])
 
 
 def branch_of(add: gs.Node) -> gs.Node | None:
@@ -62,20 +94,16 @@ def ends_branch(tensor: gs.Tensor, block: str) -> bool:
 
 
 def quantized_tensors(model: onnx.ModelProto) -> list[str]:
-    """The activations of a folded fp32 graph that get a quantizer of their own, in the order of execution.
+    """The activations of a folded fp32 graph that calibration observes, in the order of execution.
 
-    They are inputs of convolutions and linear layers in INT8, skips of residual adds in INT8, and the input of a global
-    average pool in front of a classifier in INT8 (so that the last block's output has the type of its skip). The input
-    of a max pool has none, because the pool commutes with Q and DQ. An identity skip shares the quantizer of the
-    block's input.
+    They are those that get a quantizer (``scale_sources``), without skips that use the scale of another tensor.
     """
     graph = read(model)
-    floating = float_reasons_in(graph.rescompile_metadata)
-    reading = (*WEIGHTED_OPS, "GlobalAveragePool")
-    wanted = {node.inputs[0].name for node in graph.nodes if node.op in reading and node.name not in floating}
-    wanted |= set(skip_sources(graph).values())
-    made = [INPUT, *(tensor.name for node in graph.nodes for tensor in node.outputs)]
-    return [name for name in made if name in wanted]
+    sources, floating = scale_sources(graph), float_reasons_in(graph.rescompile_metadata)
+    weighted = {
+        node.inputs[0].name for node in graph.nodes if node.op in WEIGHTED_OPS and node.name not in floating
+    }
+    return [name for name, source in sources.items() if name == source or name in weighted]
 
 
 def full_range_tensors(model: onnx.ModelProto, *, widest: int = 0) -> list[str]:
@@ -84,7 +112,7 @@ def full_range_tensors(model: onnx.ModelProto, *, widest: int = 0) -> list[str]:
     A ReLU over a weighted operation or a residual addition in INT8 makes such a tensor, perhaps with a max pool behind
     it, and its readers are additions and convolutions that do not pad it. In tensors of at most ``widest`` channels
     they may pad, where constant channels can be added. An option A shortcut may stand between the tensor and the
-    addition.
+    addition. What is sliced or padded of such a tensor is one too.
     """
     reasons = reasons_against_full_range(model, widest=widest)
     return [name for name, reason in reasons.items() if reason is None]
@@ -93,15 +121,20 @@ def full_range_tensors(model: onnx.ModelProto, *, widest: int = 0) -> list[str]:
 def reasons_against_full_range(model: onnx.ModelProto, *, widest: int = 0) -> dict[str, str | None]:
     """For each of the ``quantized_tensors`` why it is not one of ``full_range_tensors``; None where it is."""
     graph = read(model)
-    tensors, floating = graph.tensors(), float_reasons(model)
+    tensors, floating, sources = graph.tensors(), float_reasons(model), scale_sources(graph)
     may_pad = can_read_constant_channels(graph) if widest else set()
 
     def reason(tensor: gs.Tensor) -> str | None:
         against = [_reason_to_keep_zero(tensor, floating)]
-        against += [_reason_against_offset(node, floating, widest, may_pad) for node in readers(tensor)]
+        direct = {id(node) for node in consumers(tensor)}
+        for node in readers(tensor):
+            # only the tensor itself can get constant channels, not what is moved from it
+            most = widest if id(node) in direct else 0
+            against.append(_reason_against_offset(node, floating, most, may_pad))
         return next(filter(None, against), None)
 
-    return {name: reason(tensors[name]) for name in quantized_tensors(model)}
+    reasons = {source: reason(tensors[source]) for source in dict.fromkeys(sources.values())}
+    return {name: reasons[sources[name]] for name in quantized_tensors(model)}
 
 
 def _reason_to_keep_zero(tensor: gs.Tensor, floating: Collection[str]) -> str | None:

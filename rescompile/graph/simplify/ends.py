@@ -22,7 +22,6 @@ class Intake:
 
     dtype: np.dtype[np.generic]
     nhwc: bool
-    output_tensors: tuple[str, ...] = ()
 
     def of(self, images: NDArray[np.float32]) -> NDArray[np.generic]:
         """float32 ``images`` [N, C, H, W] in the form of the user's file."""

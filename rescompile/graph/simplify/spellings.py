@@ -247,7 +247,7 @@ def _free_batch(graph: gs.Graph) -> None:
 
 
 def _scale(resize: gs.Node) -> None:
-    """Let a Resize to a fixed size of height and width say by what it multiplies them; the batch is not its matter."""
+    """Give a Resize to a fixed height and width its scale factors instead, so that it works for any batch."""
     before, sizes = resize.inputs[0].shape, resize.inputs[3] if len(resize.inputs) > 3 else None
     if not isinstance(sizes, gs.Constant) or not before or len(before) != 4 or "axes" in resize.attrs:
         return

@@ -100,7 +100,7 @@ def _residual_blocks(flow: Flow) -> list[Block]:
 
 
 def _ends_in(flow: Flow, block: Block, inner: int) -> bool:
-    """Whether the branch of ``block`` is all made of the addition ``inner``: then ``block`` joins two larger parts."""
+    """Whether all of ``block``'s branch passes the addition ``inner``: then ``block`` joins two larger parts."""
     end = max(index for index in flow.before[block.add] if index in block.branch)
     return flow.dominates(inner, end)
 

@@ -1,4 +1,4 @@
-"""The flow of data between nodes: who reads whom, dominators, and what is pooled to one pixel."""
+"""The flow of data between nodes: readers, dominators, and what is pooled to one pixel."""
 
 from __future__ import annotations
 

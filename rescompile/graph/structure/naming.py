@@ -18,11 +18,15 @@ _ROLES = {
     "AveragePool": "pool",
 }  # fmt: skip
 _PLAIN_ROLES = {
-    ("Conv", "Relu"): ("conv1", "relu1"),
-    ("Conv", "Relu", "MaxPool"): ("conv1", "relu1", "maxpool"),
-    ("GlobalAveragePool", "Flatten", "Gemm"): ("avgpool", "flatten", "fc"),
-    ("GlobalAveragePool", "Flatten"): ("avgpool", "flatten"),
-    ("GlobalAveragePool",): ("avgpool",),
+    "stem": {
+        ("Conv", "Relu"): ("conv1", "relu1"),
+        ("Conv", "Relu", "MaxPool"): ("conv1", "relu1", "maxpool"),
+    },
+    "fc": {
+        ("GlobalAveragePool", "Flatten", "Gemm"): ("avgpool", "flatten", "fc"),
+        ("GlobalAveragePool", "Flatten"): ("avgpool", "flatten"),
+        ("GlobalAveragePool",): ("avgpool",),
+    },
 }
 """Stems and heads of the paper's networks have short names, without their block's."""
 _SKIP_ROLES = {"Conv": "downsample", "Pad": "shortcut", "BatchNormalization": "downsample.bn"}
@@ -100,7 +104,7 @@ def name_nodes(tree: Tree) -> None:
     """Name every node after its block and its role there."""
     for block in tree.blocks:
         ops = tuple(tree.flow.nodes[index].op for index in block.nodes)
-        short = _PLAIN_ROLES.get(ops) if block.name in ("stem", "fc") else None
+        short = _PLAIN_ROLES.get(block.name, {}).get(ops)
         for index, role in zip(block.nodes, short or _roles(tree, block), strict=True):
             tree.flow.nodes[index].name = role if short else f"{block.name}.{role}"
     loose = [node for index, node in enumerate(tree.flow.nodes) if index not in tree.owner]

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Sequence
 
 from rescompile.measuring.bench import BenchReport
+from rescompile.measuring.cold_start import Start
 from rescompile.measuring.measurements import Measurements
 from rescompile.measuring.origin import Origin
 from rescompile.measuring.profile_report import ProfileReport
-from rescompile.measuring.start import Start
 from rescompile.presenting.html import page
 from rescompile.presenting.plots.bench import bench_plots, labels
 from rescompile.presenting.plots.plot import Plot

@@ -51,7 +51,7 @@ def _environment(folder: Path | None) -> Environment:
 
 
 def _visible(value: object) -> object:
-    """Control characters of names from outside are shown, not obeyed; markup of our own stays as it is."""
+    """Show control characters in names from outside as text; markup of our own stays as it is."""
     return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

@@ -15,8 +15,6 @@ from rescompile.report import EpochRecord, ExperimentNetwork
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MOST_POINTS = 400
-
 
 def curves(history: Sequence[EpochRecord]) -> Plot:
     """Training and test error of one network against steps."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 
 from rescompile.measuring.bench import BenchReport
+from rescompile.measuring.cold_start import Start
 from rescompile.measuring.run_comparison import BenchComparison, Change
-from rescompile.measuring.start import Start
 from rescompile.presenting.terminal.table import columns
 from rescompile.wording import duration, plain, size
 

@@ -5,11 +5,20 @@ Each fact has a line of its own so that grep and awk work on it; colours appear 
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichBar
 from rich.text import Text
 
@@ -21,6 +30,8 @@ from rescompile.progress import SHOWN
 from rescompile.report import NOT_JUDGED, BuildReport, StageRecord
 from rescompile.wording import plain
 
+LINE_SECONDS = 20.0
+"""Between two lines about a running stage where there is no terminal."""
 _STYLES = {"verified": "bold green", "failed": "bold red", NOT_JUDGED: "bold red"}
 
 
@@ -68,7 +79,7 @@ def _facts(report: BuildReport) -> list[Line]:
         *(("changed", _changed(row)) for row in report_lines.flips(report) if not report.passed),
         *(("next", step) for step in report.advice),
         ("engine directory", report.engine_directory),
-        ("build report", str(Path(report.engine_directory) / REPORT_HTML)),
+        ("report of the build", str(Path(report.engine_directory) / REPORT_HTML)),
     ]
 
 
@@ -89,7 +100,8 @@ def _tried(row: tuple[str, ...]) -> str:
 
 
 class TerminalProgress:
-    """Shows the running stage on stderr: a spinner and a bar on a terminal, plain lines elsewhere.
+    """Shows the running stage on stderr: a bar with the time left on a terminal; elsewhere plain lines, in a long stage
+    one in ``LINE_SECONDS``.
 
     As a context manager it takes the bar away when the block ends, whatever happens inside.
     """
@@ -98,6 +110,7 @@ class TerminalProgress:
         self._console = console or Console(stderr=True, highlight=False, quiet=not SHOWN.get())
         self._bar: RichBar | None = None
         self._task = TaskID(0)
+        self._stage, self._said = "", 0.0
 
     def __enter__(self) -> TerminalProgress:
         return self
@@ -109,6 +122,7 @@ class TerminalProgress:
 
     def stage_started(self, name: str) -> None:
         """Show the stage as running."""
+        self._stage, self._said = name, time.monotonic()
         if not self._console.is_terminal:
             self._say(f"{name}: started")
             return
@@ -118,6 +132,8 @@ class TerminalProgress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
             console=self._console,
             transient=True,
         )
@@ -129,6 +145,9 @@ class TerminalProgress:
         bar = self._bar  # another thread may remove it meanwhile
         if bar is not None:
             bar.update(self._task, completed=done, total=total or None)
+        elif not self._console.is_terminal and total and time.monotonic() - self._said >= LINE_SECONDS:
+            self._said = time.monotonic()
+            self._say(f"{self._stage}: {done} of {total}")
 
     def stage_finished(self, record: StageRecord) -> None:
         """Replace the bar by a line with the stage's seconds and peak memory."""

@@ -497,7 +497,7 @@ class OnDevice:
 
 
 class DlpackTensor(OnDevice):
-    """It speaks DLPack; NumPy makes the capsule."""
+    """An array that supports DLPack; NumPy makes the capsule."""
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (2, self.device)
@@ -508,7 +508,7 @@ class DlpackTensor(OnDevice):
 
 
 class InterfaceArray(OnDevice):
-    """It has the CUDA array interface, of which a test may change the entries."""
+    """An array with the CUDA array interface, whose entries a test may change."""
 
     def __init__(self, gpu: FakeCuda, values: NDArray[Any], **options: Any) -> None:
         super().__init__(gpu, values, **options)

@@ -32,10 +32,6 @@ class FakeDriver:
         name.value = f"GPU {device.value}".encode()
         return 0
 
-    def cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:  # noqa: N802
-        memory._obj.value = 24 * 2**30
-        return 0
-
     def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:  # noqa: N802
         value._obj.value = {75: 12, 76: 0}[attribute] if device.value else {75: 8, 76: 9}[attribute]
         return 0
@@ -55,7 +51,7 @@ def _asked_anew() -> Iterator[None]:
 def test_every_gpu_is_told_with_its_target_and_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "load_library", FakeDriver)
     first, second = devices.gpus()
-    assert first == ("GPU 0", "sm_89", 24 * 2**30, "13.2")
+    assert first == ("GPU 0", "sm_89", "13.2")
     assert second.capability == "sm_120"
 
 

@@ -169,7 +169,7 @@ def test_strides_of_one_image_do_not_matter() -> None:
         ({"shape": (0, 3, 16, 16), "data": (0, False)}, "there are no images"),
         ({"shape": (3, 16, 16)}, "add the batch dimension"),
         ({"shape": ()}, "the images are float32"),
-        ({"data": (0x1234, False)}, "knows no memory at the address .*still alive"),
+        ({"data": (0x1234, False)}, "does not lie in memory of the CUDA driver.*still alive"),
         ({"version": None}, "cannot be shared"),
     ],
 )

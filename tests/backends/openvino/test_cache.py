@@ -34,7 +34,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Grows by one whenever OpenVINO compiles."""
+    """A list that gets one entry whenever OpenVINO compiles."""
     done: list[str] = []
     original = backend.compile_noting
 

@@ -182,17 +182,17 @@ def test_wide_grouped_weights_cannot_be_lowered_anew(tmp_path: Path) -> None:
         OpenVino().load(tmp_path, described("vnni"))
 
 
-def test_the_form_is_asked_of_openvino_and_int8_alone(small: Path, tmp_path: Path) -> None:
+def test_the_form_is_asked_of_cpus_and_int8_alone(small: Path, tmp_path: Path) -> None:
     model = ModelConfig(weights=str(small / "net.pth"))
     with pytest.raises(UsageError, match="--cpu-form belongs to int8 engines"):
         BuildConfig(model=model, precision="fp32", cpu_form="vnni")
     with pytest.raises(UsageError, match="--cpu-form sse is unknown; choose one of avx2, vnni, amx"):
         BuildConfig(model=model, cpu_form="sse")  # type: ignore[arg-type]
     config = BuildConfig(
-        model=model, cpu_form="vnni", backend="onnxruntime", output=tmp_path / "engine",
+        model=model, cpu_form="vnni", backend="triton", target="sm_90", output=tmp_path / "engine",
         calibration=CalibrationConfig(images=small / "images.npz"),
     )  # fmt: skip
-    with pytest.raises(UsageError, match=r"--cpu-form vnni belongs to engines of OpenVINO, .* onnxruntime"):
+    with pytest.raises(UsageError, match=r"--cpu-form vnni belongs to engines for CPUs, .* triton"):
         rescompile.build(config)
 
 

@@ -34,7 +34,7 @@ from tests.backends.engines import make_engine
 from tests.backends.triton.fake_gpu import FakeGpu
 from tests.backends.triton.planned import stand_ins
 
-H100 = Gpu("NVIDIA H100", "sm_90", 80 * 10**9, "13.0")
+H100 = Gpu("NVIDIA H100", "sm_90", "13.0")
 
 
 def config(small: Path, output: Path, precision: Precision = "int8", **fields: Any) -> BuildConfig:

@@ -45,7 +45,7 @@ def walk(made: Network) -> StepExecutor:
 
 
 def real(model: onnx.ModelProto, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without constant channels, which a plan does not have."""
+    """``tensors`` without constant channels, which a plan does not have."""
     counts = real_channels(model)
     return {name: values[:, : counts.get(name)] for name, values in tensors.items()}
 

@@ -24,7 +24,12 @@ from fused_kernels.tiles import Tile
 
 TILE = Tile(128, 64, 64, warps=4, stages=3)
 VARIANT = Variant(
-    "conv.conv_kernel", (("x_ptr", "*bf16"), ("BLOCK_M", "constexpr")), (((1,), 128),), (), 4, 3, True
+    "conv.conv_kernel",
+    (("x_ptr", "*bf16"), ("BLOCK_M", "constexpr")),
+    (((1,), 128),),
+    (),
+    tuple(TILE.options.items()),
+    True,
 )
 UNIT = Unit("conv_moments 3x3", "bfloat16", "conv.conv_kernel", TILE, VARIANT)
 GOOD = Compiled(

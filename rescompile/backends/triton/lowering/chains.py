@@ -98,7 +98,7 @@ class _Finder:
         return None
 
     def _plain(self, step: Convolution) -> bool:
-        """Whether it adds nothing, and ends as a chain's layer may: in a ReLU, or in INT8 saturated."""
+        """Whether ``step`` adds no residual, and ends as a layer of a chain may: in a ReLU, or saturated to INT8."""
         return step.residual is None and (step.relu or self._weight(step).dtype == np.int8)
 
     def _weight(self, step: Convolution) -> Array:

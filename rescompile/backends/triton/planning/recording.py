@@ -1,6 +1,6 @@
 """A program for one batch size: the launches of every step, recorded on meta tensors and placed in an arena.
 
-No GPU and no value takes part. Tensors of launches are told apart by their storage: what a launch writes is in the
+This needs neither a GPU nor values. Tensors of launches are told apart by their storage: what a launch writes is in the
 arena, except for the logits; what launches only read is a weight or the images.
 """
 
@@ -96,7 +96,7 @@ def _lives(launches: Sequence[Recorded], known: dict[Storage, Address]) -> dict[
 
 
 def _name_packed(launches: Sequence[Recorded], steps: Sequence[Step], known: dict[Storage, Address]) -> None:
-    """Name the weight that each stem packs anew: the plan's weights hold it packed already."""
+    """Name the weight that each stem would pack again: the plan stores it packed."""
     for recorded in launches:
         step, weight = steps[recorded.step], recorded.launch.arguments.get("w_ptr")
         if isinstance(step, Stem) and isinstance(weight, Tensor):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -10,18 +12,17 @@ from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.links import (
     MOVEMENT_OPS,
     WEIGHTED_OPS,
-    before_movement,
     behind_quantizers,
     consumers,
     is_quantized,
     made_by,
     reads_image,
 )
-from rescompile.graph.shared.topology import ends_branch, maker_block
+from rescompile.graph.shared.topology import ends_branch, maker_block, sources_of_scales
 
 
 def batch_norm_folded(subject: Subject) -> Findings:
-    """No batch norm is left behind a convolution; one in front of a pre-activation block has none to go into."""
+    """No batch norm is left behind a convolution; those in front of pre-activation blocks cannot be folded."""
     for node in subject.nodes("BatchNormalization"):
         if made_by(node.inputs[0]) in WEIGHTED_OPS and len(consumers(node.inputs[0])) == 1:
             yield (
@@ -97,19 +98,18 @@ def residual_skip_only(subject: Subject) -> Findings:
                 yield f"'{add.name}' has its Q/DQ on the convolution branch: move it to the skip"
 
 
-def skip_shares_scale(subject: Subject) -> Findings:
-    """An identity skip reads the Q/DQ that also feeds conv1; behind a slice and pad the skip has an equal scale."""
+def one_scale(subject: Subject) -> Findings:
+    """What only moves quantized values has their scale, and a tensor is quantized with one scale."""
     if subject.precision != "int8":
         return
-    for add in subject.adds():
-        for tensor in add.inputs:
-            if made_by(tensor) != "DequantizeLinear":
-                continue
-            dequantize = tensor.inputs[0]
-            source = behind_quantizers(before_movement(behind_quantizers(tensor)))
-            for q in consumers(source):
-                if q.op == "QuantizeLinear" and not same_scale(q, dequantize):
-                    yield f"the skip of '{add.name}' has another scale than '{q.name}': share one quantizer"
+    quantizers: dict[str, list[gs.Node]] = defaultdict(list)
+    for node in subject.nodes("QuantizeLinear"):
+        quantizers[node.inputs[0].name].append(node)
+    for name, source in sources_of_scales(subject.graph, quantizers).items():
+        first = quantizers[source][0]
+        for other in quantizers[name]:
+            if not same_scale(first, other):
+                yield f"'{other.name}' has another scale than '{first.name}', but the same values: give both one scale"
 
 
 def max_pool_passes(subject: Subject) -> Findings:

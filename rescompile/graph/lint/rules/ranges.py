@@ -26,7 +26,7 @@ def full_range(subject: Subject) -> Findings:
 
 
 def _reading(node: gs.Node, tensor: str, zero: float) -> Findings:
-    """Mistakes of ``node`` as a reader of ``tensor``, in which the network's zero is ``zero``."""
+    """What ``node`` does wrong when it reads ``tensor``, in which ``zero`` stands for the network's zero."""
     if pads_input(node) and not is_balanced(node):
         yield (
             f"'{node.name}' pads '{tensor}', whose zero is not 0, and the weights of a tap do not sum to zero: give "

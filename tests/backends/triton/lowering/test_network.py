@@ -75,7 +75,7 @@ def test_a_tensor_of_full_range_has_no_relu(name: str) -> None:
 
 
 def test_convolutions_that_pad_a_tensor_of_full_range_have_zero_sums() -> None:
-    """In place of the graph's constant channels, which the plan's tensors and weights do not have."""
+    """The zero sums replace the graph's constant channels, which the plan's tensors and weights do not have."""
     model = deployable("basic, full range", "int8")
     assert real_channels(model)
     made = lowered(model, "basic, full range")
