@@ -12,7 +12,7 @@ A refit of W to x' before rounding (least squares with a ridge) was not better o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from calibration.network import Network, Node, Values, groups_of, output_first, sole_convolution
 from calibration.operators import WEIGHTED_OPS
-from calibration.scales import LEVELS, NARROW_LEVELS, channel_scales
+from calibration.scales import LEVELS, channel_scales
 
 if TYPE_CHECKING:
     import onnx
@@ -53,7 +53,7 @@ def learn_rounding(
     images: Sequence[NDArray[np.float32]],
     means: Mapping[str, NDArray[np.floating]],
     *,
-    narrow: Collection[str] = (),
+    levels: Mapping[str, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, LearnedWeight]:
     """New weights of every convolution and of the classifier, by node name.
@@ -63,7 +63,7 @@ def learn_rounding(
         deployable: the same with Q/DQ; its activation scales are kept.
         images: [3, H, W] each, preprocessed; more than ``IMAGES`` take much memory.
         means: channel means [C] of every weighted node's input in the fp32 graph.
-        narrow: nodes whose weights stay within ``NARROW_LEVELS``.
+        levels: largest integer of a node's weights, where it is not ``LEVELS``.
     """
     import torch
 
@@ -79,9 +79,9 @@ def learn_rounding(
                 layer = layers[node.name]
                 weight, bias = (exact.constants[name] for name in layer.inputs[1:3])
                 mean = torch.from_numpy(means[layer.inputs[0]]).float()
-                levels = NARROW_LEVELS if node.name in narrow else LEVELS
+                largest = (levels or {}).get(node.name, LEVELS)
                 inputs = [values[node.inputs[0]] for values in found]
-                new = _learn_groups(layer, (output_first(layer, weight), bias), inputs, mean, levels)
+                new = _learn_groups(layer, (output_first(layer, weight), bias), inputs, mean, largest)
                 learned[node.name] = new
                 step = torch.from_numpy(new.scales).reshape(-1, *[1] * (weight.ndim - 1))
                 rounded = torch.from_numpy(new.values) * step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -40,8 +40,16 @@ def original_of(source: Source, calibrated: Calibrated) -> onnx.ModelProto:
     return read_pixels(graph, source.preprocess) if calibrated.exact_pixels else graph
 
 
-def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx.ModelProto:
+def quantize(
+    source: Source,
+    calibrated: Calibrated,
+    progress: Progress,
+    *,
+    levels: Mapping[str, int] | None = None,
+) -> onnx.ModelProto:
     """The network with Q/DQ by the table, equalized where the table has factors, weights by the recipe.
+
+    ``levels`` has the largest integer of a node's weights, where learned rounding is to stay below that.
 
     Raises:
         GraphError: a tensor without a scale, or factors that do not belong to this network.
@@ -61,8 +69,9 @@ def quantize(source: Source, calibrated: Calibrated, progress: Progress) -> onnx
     narrow = reading_all_of_int8(graph, full_range) if calibrated.full_range == "costs" else ()
     if recipe.rounding == "learned":
         nearest = insert_quantizers(graph, scales, full_range=full_range)
+        largest = {**dict.fromkeys(narrow, NARROW_LEVELS), **(levels or {})}
         learned = learn_rounding(
-            graph, nearest, calibrated.samples, means, narrow=narrow, progress=progress.advanced
+            graph, nearest, calibrated.samples, means, levels=largest, progress=progress.advanced
         )
     else:
         learned = learned_first(graph, table, narrow, input_to_pixels)

@@ -5,12 +5,14 @@ builder rounds them, so what is trained is what will be deployed:
 
     weights      scale by ``calibration.scales`` from the largest magnitude of each output channel, in every step anew
     activations  scale of the calibration table, or learned from there (Esser et al., 2020)
+    beginning    weights of the fp32 network, moved as little as needed to be rounded to the integers of the graph
     pixels       the change of the first weights by ``graph.pixels``, in float64 as there
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,27 +21,54 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from calibration.network import Network, Node
+from calibration.network import Network, Node, read_nodes
 from calibration.operators import WEIGHTED_OPS
 from calibration.scales import LEVELS, scales_of
 
 _LOWEST, _HIGHEST = -128, 127
+_WITHIN = 0.49
+"""Distance in steps within which a weight is surely rounded to the integer."""
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Factor and offset of every channel."""
+
+
+def coarse_levels(model: onnx.ModelProto, weight_bits: int) -> dict[str, int]:
+    """Largest integer of every layer but the first and the last, whose weights have fewer bits than 8."""
+    nodes = [node.name for node in read_nodes(model) if node.op in WEIGHTED_OPS]
+    return dict.fromkeys(nodes[1:-1], 2 ** (weight_bits - 1) - 1) if weight_bits < 8 else {}
+
+
+class _Stored(torch.autograd.Function):
+    """Integers that a quantizer stores; inside of int8 the gradient is that without rounding."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        exact = value / scale
+        stored = exact.round().add_(zero).clamp_(_LOWEST, _HIGHEST)
+        exact.add_(zero)
+        context.save_for_backward(value, scale, exact.clamp(_LOWEST, _HIGHEST) == exact)
+        return stored
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        value, scale, inside = context.saved_tensors
+        to_value = gradients[0] * inside / scale
+        to_scale = -(to_value * value).sum() / scale if context.needs_input_grad[1] else None
+        return to_value, to_scale, None
 
 
 class FakeQuantized(nn.Module):
     """Normalized images [N, C, H, W] to logits, as the deployable graph computes them.
 
     Args:
-        exact: folded fp32 graph, whose weights and biases are the first values of the parameters.
-        quantized: the same with Q/DQ.
+        exact: folded fp32 graph, near whose weights the parameters begin.
+        quantized: the same with Q/DQ; the parameters begin with its integers and biases.
         pixels: how the first convolution's input was changed from ``exact`` to ``quantized``, if it was.
         shared: tensors whose quantizer has the scale of another one.
         levels: largest integer of a node's weights, where it is not 127.
         learned_scales: whether scales of activations are parameters too.
-        weight_bits: with fewer than 8, all layers but the first and the last have only so many different weights. They
-            are integers of the 8-bit grid, so every backend executes them.
+        coarse: largest integer of a node that has only so many different weights, as by ``coarse_levels``. They are
+            integers of the 8-bit grid, so every backend executes them.
     """
 
     def __init__(
@@ -51,7 +80,7 @@ class FakeQuantized(nn.Module):
         shared: Mapping[str, str],
         levels: Mapping[str, int],
         learned_scales: bool,
-        weight_bits: int = 8,
+        coarse: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self._graph = Network(quantized)
@@ -60,8 +89,7 @@ class FakeQuantized(nn.Module):
         constants = {tensor.name: tensor for tensor in exact.graph.initializer}
         before = {node.name: node for node in exact.graph.node}
         self._weighted = [node for node in self._graph.nodes if node.op in WEIGHTED_OPS]
-        coarse = 2 ** (weight_bits - 1) - 1
-        self._coarse = {} if coarse >= LEVELS else {node.name: coarse for node in self._weighted[1:-1]}
+        self._coarse = dict(coarse or {})
         self._rounded = {node.name for node in self._weighted if node.inputs[1] in restored}
         first = exact.graph.input[0].name
         self._reads_image = {
@@ -74,6 +102,8 @@ class FakeQuantized(nn.Module):
             )
             self.weights[_key(node.name)] = nn.Parameter(torch.from_numpy(weight))
             self.biases[_key(node.name)] = nn.Parameter(torch.from_numpy(bias))
+            if node.name in self._rounded:
+                self._begin(node)
         quantizers = [node for node in self._graph.nodes if node.op == "QuantizeLinear"]
         self._scale_of = {node.inputs[1]: shared.get(node.inputs[0], node.inputs[0]) for node in quantizers}
         for node in quantizers if learned_scales else []:
@@ -148,6 +178,24 @@ class FakeQuantized(nn.Module):
         changed = weight.double() / factor[:, None, None]
         return changed.float(), (bias.double() - changed.sum((2, 3)) @ offset).float()
 
+    @torch.no_grad()
+    def _begin(self, node: Node) -> None:
+        """Move a node's parameters to where they are rounded to its integers in the quantized graph."""
+        rounded, bias = (self._graph.constants[name] for name in node.inputs[1:3])
+        weight, _ = self._parameters_of(node.name)
+        steps = self._steps(node.name, weight)
+        reach = _WITHIN * steps * (LEVELS / self._coarse.get(node.name, LEVELS))
+        near = torch.minimum(torch.maximum(weight, rounded - reach), rounded + reach)
+        # the largest magnitude of a channel stays what it is, because it makes the channel's scale
+        amax = weight.flatten(1).abs().amax(1).reshape(steps.shape)
+        near = torch.where(weight.abs() == amax, weight, near.clamp(-amax, amax))
+        if self._pixels is not None and node.name in self._reads_image:
+            factor, offset = (torch.from_numpy(values) for values in self._pixels)
+            bias = (bias.double() + near.double().sum((2, 3)) @ offset).float()
+            near = (near.double() * factor[:, None, None]).float()
+        self.weights[_key(node.name)].copy_(near)
+        self.biases[_key(node.name)].copy_(bias)
+
     def _integers(self, node: str, weight: Tensor) -> Tensor:
         exact = weight.detach() / self._steps(node, weight)
         if node in self._coarse:
@@ -163,11 +211,7 @@ class FakeQuantized(nn.Module):
     def _step(self, node: Node, values: dict[str, Tensor]) -> Tensor:
         if node.op == "QuantizeLinear":
             scale, zero = self._scale(node.inputs[1]), self._graph.constants[node.inputs[2]].float()
-            exact = values[node.inputs[0]] / scale
-            inside = (exact + zero).clamp(_LOWEST, _HIGHEST)
-            stored: Tensor = (
-                inside + ((exact.detach().round() + zero).clamp(_LOWEST, _HIGHEST) - inside).detach()
-            )
+            stored: Tensor = _Stored.apply(values[node.inputs[0]], scale, zero)  # type: ignore[no-untyped-call]
             return stored
         if node.op == "DequantizeLinear" and node.inputs[0] in values:
             zero = self._graph.constants[node.inputs[2]].float()

@@ -67,7 +67,8 @@ class Loop:
     stop_after: int | None = None
     """Step to stop at as if the process ended; for tests."""
     loss: Loss | None = None
-    """None: cross entropy with the recipe's smoothing. Another loss is what tests and the best weights go by, too."""
+    """None: cross entropy with the recipe's smoothing. Another loss is what tests and the best weights go by, too, and
+    then the beginning is one of the states to choose from."""
     history: list[EpochRecord] = field(default_factory=list)
     best_step: int = 0
     _best: float = math.inf
@@ -93,6 +94,8 @@ class Loop:
         """
         step = self._restored()
         self.progress.begun(self.name, self.total, step)
+        if self.loss is not None and not self.history:
+            self._checkpoint(self._beginning())
         forward = self._forward()
         while step < self.total:
             size = self.feed.order.steps_per_epoch * self.epochs_per_checkpoint
@@ -117,6 +120,29 @@ class Loop:
         if self.compiled:
             forward = torch.compile(forward)  # type: ignore[assignment]
         return forward
+
+    def _beginning(self) -> EpochRecord:
+        """The state before the first step, which can be the best; its training figures are those of one batch."""
+        test_loss, test_error = self._test()
+        started = time.perf_counter()
+        with torch.inference_mode(), self._autocast():
+            images, labels = next(self.feed.training(range(1)))
+            logits = self.tested(images).float()
+            wrong = (logits.argmax(1) != labels).float().mean()
+            seen = torch.stack([self._loss(logits, images, labels), wrong]).double()
+        train_loss, wrong_share = (self.process.summed(seen) / self.process.share.world).tolist()
+        seconds = time.perf_counter() - started
+        return EpochRecord(
+            epoch=0.0,
+            step=0,
+            learning_rate=self._rate(0),
+            train_loss=train_loss,
+            train_error=100 * wrong_share,
+            test_loss=test_loss,
+            test_error=test_error,
+            seconds=seconds,
+            images_per_second=self.feed.order.batch_size / seconds,
+        )
 
     def _epoch(self, forward: nn.Module, steps: range) -> EpochRecord:
         self.network.train()

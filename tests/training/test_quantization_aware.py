@@ -40,13 +40,20 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fine_tuned(
-    weights: Path, images: Path, output: Path, monkeypatch: pytest.MonkeyPatch, **options: object
+    weights: Path,
+    images: Path,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    latest: bool = True,
+    **options: object,
 ) -> FakeQuantized:
-    """The network in the state of ``best.safetensors``."""
+    """The network in the state of ``best.safetensors``, which is the last one with ``latest``."""
     kept: list[tuple[FakeQuantized, dict[str, torch.Tensor]]] = []
     original = quantization_aware.QuantizedKeeper.keep
 
     def keep(self: object, network: FakeQuantized, record: object, *, best: bool) -> None:
+        best = best or latest
         original(self, network, record, best=best)  # type: ignore[arg-type]
         if best:
             kept.append((network, {name: tensor.clone() for name, tensor in network.state_dict().items()}))
@@ -164,10 +171,12 @@ def test_learned_scales_follow_the_loss(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = trained(tmp_path / "fp32", images, "resnet8-cifar")
-    network = fine_tuned(weights, images, tmp_path / "int8", monkeypatch, learned_scales=True)
+    network = fine_tuned(weights, images, tmp_path / "int8", monkeypatch, latest=False, learned_scales=True)
     lines = (tmp_path / "int8/history.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    assert records[-1]["train_loss"] < records[0]["train_loss"]
+    # the first line is the calibrated network, the others are means over the steps before them
+    assert [record["step"] for record in records] == [0, 6, 12]
+    assert records[2]["train_loss"] < records[1]["train_loss"]
     kept = read_trained(tmp_path / "int8/best.safetensors")
     assert kept is not None
     # nearest to the fp32 network, and not the first with the fewest wrong answers

@@ -86,7 +86,7 @@ class TerminalTraining:
     def recorded(self, record: EpochRecord) -> None:
         """Print the line of a checkpoint."""
         self._say(
-            f"{self._name}: epoch {record.epoch:.4g}, step {record.step}, loss {record.train_loss:.3f}, "
+            f"{self._name}: epoch {record.epoch:.4g}, step {record.step}, loss {record.train_loss:.4g}, "
             f"error {record.train_error:.2f} %, test error {record.test_error:.2f} %, "
             f"{record.images_per_second:,.0f} images/s"
         )

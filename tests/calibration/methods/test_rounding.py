@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from calibration.errors import CalibrationError
 from calibration.methods.rounding import first_moments, learn_first, learn_rounding, round_with_feedback
 from calibration.network import Network
-from calibration.scales import weight_scales
+from calibration.scales import NARROW_LEVELS, weight_scales
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold
 from rescompile.graph.quantize import quantize
@@ -175,7 +175,9 @@ def test_narrow_layers_stay_within_seven_bits_and_others_do_not() -> None:
     graph = folded("resnet20-cifar", "A")
     pixels = np.random.default_rng(8).normal(size=(4, 3, 32, 32)).astype(np.float32)
     scales, means = _fine_scales(graph), _means(graph, pixels)
-    learned = learn_rounding(graph, quantize(graph, scales), list(pixels), means, narrow=["conv1"])
+    learned = learn_rounding(
+        graph, quantize(graph, scales), list(pixels), means, levels={"conv1": NARROW_LEVELS}
+    )
     largest = {name: int(np.abs(entry.values.astype(int)).max()) for name, entry in learned.items()}
     assert largest.pop("conv1") == 63
     assert set(largest.values()) == {127}
