@@ -45,7 +45,11 @@ def stand_ins(variants: Sequence[Variant], target: Target, progress: Progress | 
         passed = [words.get(item, "u64") for item in items if item != CONSTANT]
         digest = hashlib.sha256(repr(variant).encode()).digest()
         entry = variant.kernel.rpartition(".")[2]
-        made.append(Code(digest, entry, 32 * dict(variant.options)["num_warps"], 50_000, (*passed, *["u64"] * SCRATCH)))
+        made.append(
+            Code(
+                digest, entry, 32 * dict(variant.options)["num_warps"], 50_000, (*passed, *["u64"] * SCRATCH)
+            )
+        )
     return made
 
 
