@@ -120,10 +120,10 @@ def as_page(before: dict[str, Any], after: dict[str, Any]) -> str:
         f"All products of a training step of ResNet-50 (batch {BATCH}, bf16, default tiles), compiled for sm_90 by "
         f"Triton {after['triton']} without a GPU (`python -m benchmarks.compiled_kernels.training`). Each cell is the "
         f"worst of its kind, first at commit {before['commit']}, then at {after['commit']}. In between, epilogues "
-        "began to store their tile and read it back before they reduce it, tiles to limit registers, and wgrad to carry "
-        "pixel coordinates from block to block. Programs are those that a processor holds together; spills, shuffles "
-        f"and the columns behind them count instructions. {alone[0]} of {total} launches had a processor to themselves; "
-        f"{alone[1]} have now."
+        "began to store their tile and read it back before they reduce it, tiles to limit registers, and wgrad to "
+        "carry pixel coordinates from block to block. Programs are those that a processor holds together; spills, shuffles "
+        f"and the columns behind them count instructions. {alone[0]} of {total} launches had a processor to "
+        f"themselves; {alone[1]} have now."
     )
     title, table = "# Kernels of a training step, compiled", markdown(header, set(header[1:]), rows)
     return f"{title}\n\n{textwrap.fill(about, 120)}\n\n{table}\n"
