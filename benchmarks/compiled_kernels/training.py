@@ -117,13 +117,13 @@ def as_page(before: dict[str, Any], after: dict[str, Any]) -> str:
     alone = [_sum(p for p in body["products"] if p["programs"] == 1) for body in (before, after)]
     total = _sum(after["products"])
     about = (
-        f"All products of a training step of ResNet-50 (batch {BATCH}, bf16, default tiles), compiled for sm_90 by "
-        f"Triton {after['triton']} without a GPU (`python -m benchmarks.compiled_kernels.training`). Each cell is the "
-        f"worst of its kind, first at commit {before['commit']}, then at {after['commit']}. In between, epilogues "
-        "began to store their tile and read it back before they reduce it, tiles to limit registers, and wgrad to "
-        "carry pixel coordinates from block to block. Programs are those that a processor holds together; spills, shuffles "
-        f"and the columns behind them count instructions. {alone[0]} of {total} launches had a processor to "
-        f"themselves; {alone[1]} have now."
+        f"All products of a training step of ResNet-50 (batch {BATCH}, bf16, default tiles), compiled for "
+        f"sm_90 by Triton {after['triton']} without a GPU (`python -m benchmarks.compiled_kernels.training`). "
+        f"Each cell is the worst of its kind, first at commit {before['commit']}, then at {after['commit']}. "
+        "In between, epilogues began to store their tile and read it back before they reduce it, tiles to "
+        "limit registers, and wgrad to carry pixel coordinates from block to block. Programs are those that a "
+        "processor holds together; spills, shuffles and the columns behind them count instructions. "
+        f"{alone[0]} of {total} launches had a processor to themselves; {alone[1]} have now."
     )
     title, table = "# Kernels of a training step, compiled", markdown(header, set(header[1:]), rows)
     return f"{title}\n\n{textwrap.fill(about, 120)}\n\n{table}\n"
