@@ -64,8 +64,8 @@ def quantize(
         if INPUT in means:
             factor, offset = input_to_pixels
             means[PIXELS] = (factor * means[INPUT] + offset).astype(np.float32)
-    sources, levels = scale_sources(read(source.graph)), table.levels()
-    full_range = [name for name in levels if levels[sources.get(name, name)] == FULL_LEVELS]
+    sources, stored = scale_sources(read(source.graph)), table.levels()
+    full_range = [name for name in stored if stored[sources.get(name, name)] == FULL_LEVELS]
     narrow = reading_all_of_int8(graph, full_range) if calibrated.full_range == "costs" else ()
     if recipe.rounding == "learned":
         nearest = insert_quantizers(graph, scales, full_range=full_range)

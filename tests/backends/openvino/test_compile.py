@@ -17,7 +17,8 @@ ROOT = Path(rescompile.__file__).parents[1]
 COMPILES = re.compile(r"\b(?:ov|core|[cC]ore\(\))\.compile_model\(")
 ALLOWED = {
     "rescompile/backends/openvino/compile.py",
-    # these are the servers, which have their own settings
+    # a user's own loop, and servers, which have their own settings
+    "benchmarks/end_to_end.py",
     "tests/serving/test_export.py",
     "tests/serving/triton_backend.py",
     "tests/test_how_to.py",

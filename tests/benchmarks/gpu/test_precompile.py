@@ -62,7 +62,7 @@ def test_missing_ones_are_counted_and_failures_named(precompiler: Precompiler) -
     assert precompiler.wait(wanted, time.monotonic()) == 0
     (failure,) = precompiler.failures()
     assert failure.startswith("statistics.sums_kernel ")
-    assert failure.endswith("stages: OutOfResources: too much")
+    assert failure.endswith("'num_stages': 3}: OutOfResources: too much")
 
 
 def test_what_is_cancelled_may_be_asked_for_again(precompiler: Precompiler) -> None:

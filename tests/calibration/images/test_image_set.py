@@ -155,7 +155,9 @@ def test_single_image_is_refused_with_its_folder_suggested(tmp_path: Path) -> No
 def test_single_image_is_opened_where_one_is_enough_to_look_at(tmp_path: Path) -> None:
     found = open_image_set(flat(tmp_path) / "00.png", single=True)
     assert (found.source, len(found), found.labels) == ("00.png", 1, None)
-    np.testing.assert_array_equal(found.images[0], open_image_set(tmp_path).images[0])
+    (alone,) = found.batches(CIFAR, 1)
+    first, *_ = open_image_set(tmp_path).batches(CIFAR, 1)
+    np.testing.assert_array_equal(alone.images, first.images)
     with pytest.raises(ImageSetError, match="does not exist"):
         open_image_set(tmp_path / "none.png", single=True)
 
