@@ -26,11 +26,6 @@ class Pixels(Arguments):
     p: int
     q: int
 
-    @property
-    def dense(self) -> bool:
-        """Whether the grid is the plane that is read."""
-        return (self.p, self.q) == (self.h, self.w)
-
     @staticmethod
     def over(n: int, plane: Sequence[int], grid: Sequence[int]) -> Pixels:
         """The grid [n, *grid] over n planes of the size ``plane``."""

@@ -43,8 +43,9 @@ class Gather:
 
     @property
     def pointwise(self) -> bool:
-        """Whether row (p, q) meets one tap, at pixel (p, q)."""
-        return self.h.taps == self.w.taps == self.in_stride == 1 and self.h.base == self.w.base == 0
+        """Whether row (p, q) meets one tap, at pixel (p, q), and is pixel (p, q) of the output."""
+        strides = self.in_stride == self.out_stride == 1
+        return strides and self.h.taps == self.w.taps == 1 and self.h.base == self.w.base == 0
 
     def named(self) -> dict[str, int]:
         """The kernel's compile-time arguments by name, as ``operands.arguments`` passes them."""

@@ -153,5 +153,5 @@ def _product(
         prologue_args=prologue.args, epilogue_args=epilogue.args, zero_sums_ptr=zero_sums,
         **pixels.named(), OUT_H=out.shape[2], OUT_W=out.shape[3], **walk.named(), **gather.named(),
         **compiled_for(x.dtype, tile, epilogue, prologue, exact=exact),
-        LINEAR=gather.pointwise and pixels.dense and gather.out_stride == 1,
+        LINEAR=gather.pointwise,
     )  # fmt: skip

@@ -219,11 +219,11 @@ MUTATIONS = [
     ),
     Mutation(
         "a part of a plane is taken for the whole",
-        "ops/products.py",
-        "gather.pointwise and pixels.dense",
-        "gather.pointwise",
+        "operands/geometry.py",
+        "self.in_stride == self.out_stride == 1",
+        "self.in_stride == 1",
         partial(checks.check_dgrad_shortcut, Case(3, 3, stride=2, padding=0, h=6, w=6)),
-        "dx is off|reads .* outside",
+        "dx is off|reads .* outside|writes .* twice",
     ),
     Mutation(
         "parities are swapped",
