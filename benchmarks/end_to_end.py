@@ -24,9 +24,10 @@ import numpy as np
 import rescompile
 from calibration.images.listing import image_files
 from calibration.preprocess import Preprocess
-from rescompile.errors import RescompileError, UsageError
+from rescompile.environment import available_cores
+from rescompile.errors import USER_ERRORS, UsageError
 from rescompile.optional import installed
-from rescompile.runtime.classify import available_threads, classify_with
+from rescompile.runtime.classify import classify_with
 
 
 class EndToEnd(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +51,10 @@ def opencv_loop(model: Path, steps: Preprocess) -> Callable[[Sequence[Path]], li
     Raises:
         UsageError: OpenCV is missing, or resizes otherwise than ``steps`` ask.
     """
+    if not model.is_file():
+        raise UsageError(
+            f"--peer {model} does not exist; pass the .xml file of an OpenVINO model, or leave it out"
+        )
     if not installed("cv2"):
         raise UsageError("the peer needs OpenCV: run pip install opencv-python-headless, or leave --peer out")
     short = steps.resize
@@ -79,7 +84,7 @@ def opencv_loop(model: Path, steps: Preprocess) -> Callable[[Sequence[Path]], li
         return int(own.request.infer([np.ascontiguousarray(image)])[0].argmax())
 
     def loop(photos: Sequence[Path]) -> list[int]:
-        with ThreadPoolExecutor(available_threads()) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             return list(pool.map(answer, photos))
 
     return loop
@@ -100,7 +105,7 @@ def measure(directory: Path, photos: Sequence[Path], *, peer: Path | None, round
         rates: dict[str, list[float]] = {"rescompile": [], "peer": []}
         cpu: dict[str, list[float]] = {"rescompile": [], "peer": []}
         for loop in loops.values():
-            loop(photos[: 2 * available_threads()])
+            loop(photos[: 2 * available_cores()])
         for _ in range(rounds):
             for name, loop in loops.items():
                 began, used = time.perf_counter(), time.process_time()
@@ -109,7 +114,7 @@ def measure(directory: Path, photos: Sequence[Path], *, peer: Path | None, round
                 cpu[name].append(1e3 * (time.process_time() - used) / len(photos))
     return EndToEnd(
         photos=len(photos),
-        threads=available_threads(),
+        threads=available_cores(),
         rescompile=rates["rescompile"],
         peer=rates["peer"],
         rescompile_cpu_ms=float(np.median(cpu["rescompile"])),
@@ -135,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = measure(
             options.engine, image_files([options.photos]), peer=options.peer, rounds=options.rounds
         )
-    except RescompileError as error:
+    except USER_ERRORS as error:
         parser.error(str(error))
     print(msgspec.json.format(msgspec.json.encode(found)).decode())
     return 0

@@ -66,7 +66,7 @@ def describe() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),
-        "cores": str(_cores()),
+        "cores": str(available_cores()),
         "isa": " ".join(features) or "none of interest",
         "memory": size(_memory_bytes()),
         "gpu": "; ".join(f"{gpu.name} ({gpu.capability}, CUDA {gpu.driver})" for gpu in gpus()) or "none",
@@ -154,7 +154,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _cores() -> int:
+def available_cores() -> int:
     """Number of cores that this process may use; a container may limit it."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)

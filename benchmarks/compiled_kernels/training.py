@@ -51,7 +51,7 @@ class Product:
     after: int
     """Instructions after the last one of the tensor cores."""
     loop: int
-    """Instructions of the innermost loop; 0 where it runs once and is no loop."""
+    """Instructions of the longest innermost loop, 0 if there is none."""
 
 
 def products(jobs: int) -> list[Product]:

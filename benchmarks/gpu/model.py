@@ -63,7 +63,7 @@ class Compiled:
     once: int
     """Instructions outside of loops."""
     loop: int
-    """Instructions of the longest innermost loop; 0 where there is no loop."""
+    """Instructions of the longest innermost loop, 0 if there is none."""
 
     def resident(self, device: Device) -> int:
         """Programs that fit on a processor together."""

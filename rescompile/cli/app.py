@@ -84,7 +84,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Our own warnings as a sentence without the line of code; those of libraries only with ``--verbose``."""
+    """Print a warning that users should read as one sentence; others, such as deprecations, only with ``--verbose``."""
     if issubclass(category, UserWarning) or Verbosity.verbose:
         print("note:", " ".join(str(message).split()), file=sys.stderr)
 

@@ -121,7 +121,8 @@ def compare(
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Images to run: a folder or .npz; labels are not needed.")
+        Path | None,
+        typer.Option(help="Images to run: a folder, an .npz or one image; labels are not needed."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Use at most this many images.")] = 16,
     part_db: Annotated[
@@ -138,6 +139,8 @@ def compare(
     Examples:
 
     - `rescompile compare resnet50-int8-openvino --images val/`
+
+    - `rescompile compare resnet50-int8-openvino --images val/flipped.jpg`
 
     - `rescompile compare resnet50-int8-openvino resnet50-fp16-openvino --images val/ --plot sqnr.svg`
 

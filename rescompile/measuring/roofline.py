@@ -8,7 +8,6 @@ longer.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import numpy as np
 
 from rescompile.backends.base import RunOptions
 from rescompile.backends.openvino.compile import compile_model
+from rescompile.environment import available_cores
 
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _ASSUMED_CACHE = 8 * 2**20
@@ -62,8 +62,7 @@ def measure_roofline(*, threads: int | None = None, quick: bool = False) -> Roof
         threads: cores to use; None takes all that this process may use.
         quick: small work, for tests of the code; the rates are inaccurate.
     """
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = threads or (len(affinity(0)) if affinity else os.cpu_count() or 1)
+    cores = threads or available_cores()
     cache = last_level_cache()
     batch, seconds = (1, 0.02) if quick else (4, 0.4)
     return Roofline(

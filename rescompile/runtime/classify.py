@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from calibration.file_names import text_of
 from calibration.preprocess import Size
 from rescompile.backends.base import Hint
+from rescompile.environment import available_cores
 from rescompile.errors import UsageError
 from rescompile.files import atomic_write, check_output_file
 from rescompile.manifest import OutputKind, OutputSpec
@@ -69,13 +69,8 @@ def classify_with(
         ]
 
     # each thread decodes, resizes and infers its own photo, so neither work waits for the other
-    with ThreadPoolExecutor(max(1, min(len(photos), available_threads()))) as pool:
+    with ThreadPoolExecutor(max(1, min(len(photos), available_cores()))) as pool:
         return tuple(each for answers in pool.map(answer, photos) for each in answers)
-
-
-def available_threads() -> int:
-    """CPU threads that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _classified(

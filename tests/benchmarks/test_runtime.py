@@ -120,4 +120,7 @@ def test_photographs_a_second_are_measured_in_rounds(
         with pytest.raises(SystemExit) as stop:
             end_to_end.main([*words, *more])
         assert stop.value.code == 2
-    assert "the peer" in capsys.readouterr().err
+    assert "no.xml does not exist; pass the .xml file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        end_to_end.main([words[0], str(tmp_path / "nowhere")])
+    assert "nowhere cannot be read" in capsys.readouterr().err.splitlines()[-1]

@@ -218,7 +218,7 @@ MUTATIONS = [
         "dx is off",
     ),
     Mutation(
-        "a part of a plane is taken for the whole",
+        "a gradient of a stride is taken for one row of pixels",
         "operands/geometry.py",
         "self.in_stride == self.out_stride == 1",
         "self.in_stride == 1",

@@ -31,7 +31,7 @@ from rescompile.report import NOT_JUDGED, BuildReport, StageRecord
 from rescompile.wording import plain
 
 LINE_SECONDS = 20.0
-"""Between two lines about a running stage where there is no terminal."""
+"""Time between two lines about a running stage, where the output is not a terminal."""
 _STYLES = {"verified": "bold green", "failed": "bold red", NOT_JUDGED: "bold red"}
 
 
