@@ -37,7 +37,8 @@ def merged_moments(
 ):  # fmt: skip
     """Number, mean and M2 of the rows of STEPS * BLOCK tiles from ``first`` on, in fp64.
 
-    They come from the means and M2 of the tiles (Chan, Golub, LeVeque 1979). A tile stands for ``rows`` rows, the last one for the rest of ``count``; or for ``counts[tile]``.
+    They come from the means and M2 of the tiles (Chan, Golub, LeVeque 1979). A tile stands for ``rows`` rows, the last
+    one for the rest of ``count``; or for ``counts[tile]``.
     """
     n = tl.zeros((1,), dtype=tl.float64)
     total = tl.zeros((BLOCK, c.shape[0]), dtype=tl.float64)
@@ -200,4 +201,6 @@ def norm_gradients_kernel(
     elif pid < 2 * programs:
         layer_gradient(other_layer, partials_ptr, 2, tiles, count, c, C, OTHER_FROZEN, STEPS, BLOCK)
     else:
-        add_one_up(split_sum, other_split_sum, pid - 2 * programs, SPLITS, OTHER_SPLITS, SPLIT_ROWS, SPLIT_BLOCK)
+        add_one_up(
+            split_sum, other_split_sum, pid - 2 * programs, SPLITS, OTHER_SPLITS, SPLIT_ROWS, SPLIT_BLOCK
+        )
