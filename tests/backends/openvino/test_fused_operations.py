@@ -53,7 +53,8 @@ def test_every_addition_activation_and_quantizer_is_part_of_a_convolution(name: 
 def test_the_guard_sees_layers_that_are_not_fused() -> None:
     found = layers(folded("resnet18", None))
     assert count(found, "Convolution", "FullyConnected", precisions=INTEGERS) == 0
-    graph = int8("resnet18")
+    graph = onnx.ModelProto()
+    graph.CopyFrom(int8("resnet18"))
     add = next(node for node in graph.graph.node if node.op_type == "Add")
     reader = next(node for node in graph.graph.node if add.output[0] in node.input)
     between = onnx.helper.make_node(
