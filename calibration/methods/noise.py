@@ -119,7 +119,7 @@ class WeightNoise:
     """The second sum for one convolution or classifier, by the factors of its input channels."""
 
     def __init__(
-        self, weight: NDArray[np.float32], sensitivity: Array, logits: float, groups: int = 1
+        self, weight: NDArray[np.float32], sensitivity: NDArray[np.floating], logits: float, groups: int = 1
     ) -> None:
         """``weight`` is [O, I, ...] in ``groups``, ``sensitivity`` [O, I]; I channels for each group."""
         rows, channels = weight.shape[:2]

@@ -92,7 +92,7 @@ def measure_sensitivity(
         x = torch.from_numpy(np.stack(batch)).requires_grad_()
         sums.watch(network.input, x)
         logits = _joined(network.run_all(x, lambda node, value: sums.watch(node.output, value)))
-        (logits * torch.randn(logits.shape, generator=generator)).sum().backward()
+        torch.autograd.backward((logits * torch.randn(logits.shape, generator=generator)).sum())
         sums.found.logits += float(logits.detach().double().square().sum())
         count += len(batch)
         if progress:
@@ -131,7 +131,7 @@ class _Sums:
         if name in self._channels:
             self._values[name] = value.detach()
         if (name in self._observers or name in self._weighted) and value.requires_grad:
-            value.register_hook(partial(self._add, name))
+            value.register_hook(partial(self._add, name))  # type: ignore[no-untyped-call]
 
     def _add(self, name: str, slope: Tensor) -> None:
         import torch
@@ -195,7 +195,7 @@ def _seen_by_taps(node: Node, x: Tensor, kernel: Sequence[int]) -> Iterator[Tens
             slice(tap * dilation, tap * dilation + (n - 1) * stride + 1, stride)
             for tap, n, (_, _, stride, dilation) in zip(place, counts, axes, strict=True)
         )
-        yield x[(..., *cut)].flatten(2)
+        yield x[(slice(None), slice(None), *cut)].flatten(2)
 
 
 def undecided(model: onnx.ModelProto) -> onnx.ModelProto:
