@@ -2,8 +2,7 @@
 
 Where the channels of dequantized values have several scales, as behind a Concat of two tensors, OpenVINO 2026.4.1 reads
 a Clip behind them with the scale of the first channel (40 % of error was seen). It reads a ReLU right, and a minimum,
-but of a maximum and a minimum in a row it makes a Clip. Behind a convolution or an addition Clips are right, and fused
-with it.
+but of a maximum and a minimum in a row it makes a Clip. Elsewhere Clips are right, and fused with convolutions.
 """
 
 from __future__ import annotations
@@ -11,15 +10,17 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from rescompile.graph.shared.links import WEIGHTED_OPS, cannot_be_negative, made_by, step_above
+from calibration.operators import OPERATORS
+from rescompile.graph.shared.links import cannot_be_negative, made_by, step_above
 
 Step = tuple[str, list[gs.Tensor]]
 """An operator and its constants."""
 
 
 def keeps_clip(tensor: gs.Tensor) -> bool:
-    """Whether OpenVINO computes a Clip of ``tensor`` right: it is the image or a sum, perhaps clipped or negated."""
-    return made_by(step_above(tensor, ("Relu", "Clip", "Neg"))) in ("", "Add", *WEIGHTED_OPS)
+    """Whether OpenVINO computes a Clip of ``tensor`` right: its values were not put side by side."""
+    moving = {name for name, entry in OPERATORS.items() if entry.moves} - {"Concat"}
+    return made_by(step_above(tensor, {*moving, "Relu", "Clip", "Neg"})) != "Concat"
 
 
 def spell_clips_apart(graph: gs.Graph) -> None:
