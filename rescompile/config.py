@@ -66,7 +66,7 @@ class Recipe:
 
 
 RECIPES: dict[Effort, Recipe] = {
-    "fast": Recipe("mse", equalize=False, bias_correction=False, rounding="nearest"),
+    "fast": Recipe("mse", equalize=False, bias_correction=False, rounding="nearest", full_range=("free",)),
     "balanced": Recipe(
         "logit", equalize=True, bias_correction=True, rounding="nearest", full_range=("free",)
     ),
@@ -75,9 +75,9 @@ RECIPES: dict[Effort, Recipe] = {
     ),
 }
 """
-fast       thresholds from histograms; weights rounded to the nearest, the first convolution's against its pixels
-balanced   also: channels equalized, thresholds by what they do to the logits, biases corrected; all 256 values of
-           int8 for what is never negative, where that costs the backend nothing
+fast       thresholds from histograms; weights rounded to the nearest, the first convolution's against its pixels; all
+           256 values of int8 for what is never negative, where that costs the backend nothing
+balanced   also: channels equalized, thresholds by what they do to the logits, biases corrected
 best       also: weights rounded against each other, layer by layer; all 256 values wherever the backend can
 """
 

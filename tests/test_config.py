@@ -144,7 +144,7 @@ def test_contradictions_are_refused(kind: Callable[..., object], fields: dict[st
 @pytest.mark.parametrize(
     ("effort", "full_range", "backends"),
     [
-        ("fast", None, ()),
+        ("fast", None, ("free",)),
         ("balanced", None, ("free",)),
         ("best", None, ("free", "costs")),
         ("fast", True, ("free", "costs")),

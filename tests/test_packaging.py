@@ -8,7 +8,8 @@ from pathlib import Path
 import tomllib
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT = SETTINGS["project"]
 
 
 def test_the_source_archive_has_every_folder_of_the_project() -> None:
@@ -52,3 +53,8 @@ def test_every_package_of_the_base_has_digests_of_the_tested_version() -> None:
     assert all(len(words) > 1 and all("--hash=sha256:" in word for word in words[1:]) for words in entries)
     needed = {re.split(r"[>=<]", need)[0] for need in PROJECT["dependencies"]}
     assert needed <= {words[0].partition("==")[0] for words in entries}
+
+
+def test_every_parser_whose_coverage_is_asked_exists() -> None:
+    for pattern in SETTINGS["tool"]["coverage"]["report"]["include"]:
+        assert list(ROOT.glob(pattern)), f"{pattern}: the file was renamed, and nothing asks for its coverage"

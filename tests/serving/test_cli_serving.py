@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from rescompile.presenting.terminal.serving import print_export
+from rescompile.serving.export import Export
 from tests.cli.test_commands import call
 from tests.serving.conftest import Exportable
 
@@ -27,6 +30,25 @@ def test_what_was_written_is_printed(
         "engine      passed its limits",
     ]
     assert any(line.startswith("file        residual-fp32/config.pbtxt (") for line in shown)
+    start = (
+        "start       docker run --rm -p 8000:8000 -v {} $TRITON_IMAGE tritonserver --model-repository=/models"
+    )
+    assert shown[-1] == start.format(f"{tmp_path / 'models'}:/models:ro")
+
+
+def test_the_line_that_starts_the_server_fits_the_engine(tmp_path: Path, capsys: Say) -> None:
+    exported = Export(
+        server="triton", name="n", backend="tensorrt", max_batch_size=1, engine_sha256="", engine_passed=True,
+        notes=(), files={},
+    )  # fmt: skip
+    for server, backend, words in (
+        ("triton", "tensorrt", "-p 8000:8000 --gpus all -v '"),
+        ("openvino", "openvino", "openvino/model_server:latest --config_path /models/config.json"),
+    ):
+        print_export(msgspec.structs.replace(exported, server=server, backend=backend), tmp_path / "a b")
+        assert words in capsys.readouterr().out.splitlines()[-1]
+    print_export(msgspec.structs.replace(exported, backend="python"), tmp_path)
+    assert "docker" not in capsys.readouterr().out, "that needs an image of the user's own"
 
 
 def test_json_is_the_record(

@@ -200,9 +200,7 @@ def test_the_form_is_asked_of_cpus_and_int8_alone(small: Path, tmp_path: Path) -
 def test_a_build_for_another_cpu_is_verified_here(small: Path, tmp_path: Path) -> None:
     config = BuildConfig(
         model=ModelConfig(weights=str(small / "net.pth")), cpu_form="vnni", backend="openvino",
-        calibration=CalibrationConfig(
-            images=small / "images.npz", limit=8, effort="fast", full_range=True, equalize=False
-        ),
+        calibration=CalibrationConfig(images=small / "images.npz", limit=8, effort="fast"),
         validation_set=small / "images.npz", batch=Batch(1, 1, 4), output=tmp_path / "engine",
     )  # fmt: skip
     report = rescompile.build(config)
