@@ -30,6 +30,9 @@ WORKSPACE_SHARE = 1 / 16
 """Share of the bytes of a wgrad's operands that a workspace may move to give each processor a second program."""
 LEAST_STEPS = 8
 """Fewest steps of one part of a split reduction; with fewer the workspace costs more than it saves."""
+DEEP = 1_024
+"""Multiplications for each output from which a large tile is worth a processor of its own: reading both operands from
+the L2 cache then takes longer than the tensor cores do, and a tile half as tall reads half as much again."""
 _SCRATCH = 2_560
 """Bytes of shared memory beside the operands: sums that cross warps, and alignment; an upper bound over all kernels."""
 
@@ -176,11 +179,16 @@ def _menu(problem: Problem) -> list[Tile]:
 
 
 def _with_sums(problem: Problem) -> Tile:
-    """The first tile beside sums: as large as its registers allow with several programs on a processor."""
+    """The first tile beside sums: as large as its registers allow with several programs on a processor.
+
+    Long reductions take the largest one and a processor of its own (``python -m benchmarks.gpu model --tiles``).
+    """
     narrow, square, slim = _WITH_SUMS
     if problem.cols <= slim.n:
         return slim
     second_operand = problem.epilogue != "moments" or problem.prologue != "identity"
+    if second_operand and problem.macs >= DEEP * problem.outputs:
+        return replace(square, registers=0)
     if problem.prologue != "identity" and _windowed(problem):
         return replace(narrow, registers=0)  # 188 to 230: two programs; a limit of 168 spills up to four
     return narrow if second_operand else square

@@ -39,15 +39,19 @@ class FuseReport:
         return "\n".join([*lines, f"{len(self.replaced)} of {self.blocks} residual blocks fused"])
 
 
-def fuse(model: nn.Module) -> FuseReport:
+def fuse(model: nn.Module, *, materialize: bool = False) -> FuseReport:
     """Replace every residual block of ``model`` that the fused kernels compute, in place.
 
     Parameters and buffers stay the same objects under the same names, so optimizers and checkpoints go on working. A
     sequence that holds nothing but fused blocks becomes one ``FusedStage``. ``model`` may be any module, but a
-    model that is itself a block cannot be replaced in place.
+    model that is itself a block cannot be replaced in place. ``materialize`` is explained at ``FusedBlock`` and set on
+    every fused block of ``model``.
     """
     report = FuseReport()
     _fuse_children(model, "", report)
+    for block in model.modules():
+        if isinstance(block, FusedBlock):
+            block.materialize = materialize
     return report
 
 

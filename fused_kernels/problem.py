@@ -66,6 +66,13 @@ class Problem:
         return self.pixels * taps * self.c * self.k
 
     @property
+    def outputs(self) -> int:
+        """Elements of the result; a wgrad's are those of the weight."""
+        if self.kind == "wgrad":
+            return self.conv.r * self.conv.s * self.c * self.k
+        return (self.n * self.h * self.w if self.kind == "dgrad" else self.pixels) * self.cols
+
+    @property
     def key(self) -> str:
         """The name of this problem in a tuning table."""
         conv, dtype = self.conv, str(self.dtype).removeprefix("torch.")

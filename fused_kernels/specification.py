@@ -25,6 +25,8 @@ class Layer:
     """Whether this pass updates the running statistics."""
     group: str | None = None
     """Name of the process group that shares batch statistics, as in SyncBatchNorm."""
+    materialize: bool = False
+    """Whether relu(bn(y)) of the layer before is written once, and read by this convolution and its wgrad."""
 
 
 @dataclass(frozen=True)
@@ -96,4 +98,4 @@ def decode_layer(text: str) -> Layer:
     """The inverse of ``layer_text``."""
     r, s, stride, padding, eps, flags, group = text.split(",", 6)
     conv = Conv(int(r), int(s), int(stride), int(padding))
-    return Layer(conv, float(eps), "b" in flags, "t" in flags, "u" in flags, group or None)
+    return Layer(conv, float(eps), "b" in flags, "t" in flags, "u" in flags, group or None, "m" in flags)

@@ -2,7 +2,8 @@
 
 A table is JSON: ``{"device": …, "triton": …, "entries": {problem key: tile or "reference"}}``. ``python -m
 fused_kernels.tune`` writes it, named after the GPU, and lists only tiles whose results it has checked. Launches read
-it from the folder that the environment variable ``FUSED_KERNELS_TABLES`` names.
+it from the folder that the environment variable ``FUSED_KERNELS_TABLES`` names, and from those that come with this
+package: an entry of the user's own table decides.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ REFERENCE: Final = "reference"
 Chosen = Tile | Literal["reference"]
 Entries = dict[str, Chosen]
 FOLDER_VARIABLE = "FUSED_KERNELS_TABLES"
+SHIPPED = Path(__file__).parent / "tables"
+"""Tables that were measured before a release, by GPU; there is none where nobody has measured yet."""
 
 
 def table_name(device_name: str) -> str:
@@ -68,12 +71,15 @@ def add_entry(path: Path, device_name: str, key: str, chosen: Chosen) -> None:
 
 @cache
 def current_table(device: torch.device) -> Entries:
-    """The entries for ``device`` in the user's folder; none where there is no table."""
+    """The entries for ``device``, the user's and the shipped ones; none where there is no table."""
     return entries_for(torch.cuda.get_device_name(device))
 
 
 def entries_for(device_name: str) -> Entries:
     """The entries for a device by name; see ``current_table``."""
-    folder = os.environ.get(FOLDER_VARIABLE)
-    path = Path(folder or ".") / table_name(device_name)
-    return read_table(path) if folder and path.is_file() else {}
+    own = os.environ.get(FOLDER_VARIABLE)
+    entries: Entries = {}
+    for folder in (SHIPPED, *([Path(own)] if own else [])):
+        if (path := folder / table_name(device_name)).is_file():
+            entries |= read_table(path)
+    return entries

@@ -264,6 +264,7 @@ def passes_over_memory(dtype: torch.dtype) -> Iterator[Entry]:
     for plane in (WIDE, NARROW):
         x, vectors = activation(plane, dtype), batch_norm(plane.c)
         coefficients = torch.empty((3, plane.c), device="meta")
+        yield Entry(f"activate{plane.label}", dtype, partial(passes.activate, x, vectors))
         yield Entry(f"join{plane.label}", dtype, partial(passes.join, x, vectors, x))
         yield Entry(f"join{plane.label}, projection", dtype, partial(passes.join, x, vectors, x, vectors))
         yield Entry(f"entry{plane.label}", dtype, partial(passes.entry, x, x, x, vectors))
@@ -279,7 +280,7 @@ def small_vectors() -> Iterator[Entry]:
     """Batch norm's statistics, which are fp32 whatever the activations are."""
     c, fp32 = 256, torch.float32
     affine, running = (vector(c), vector(c), 1e-5), (vector(c), vector(c))
-    for tiles in (16, 4096):
+    for tiles in (16, 4096, 8192):
         for name, dtype in (("", torch.float32), (" of an fp32 activation", torch.float64)):
             rows = torch.empty((2, tiles, c), dtype=dtype, device="meta")
             partials = Partials(rows, 128, tiles * 128)
@@ -325,7 +326,7 @@ def _stem_passes(image: Tensor, w: Tensor, conv: Conv, *, pool: bool) -> None:
         stem.stem_pool_sums(z, index, y, vectors)
         stem.stem_pool_backward(z, index, y, vectors, coefficients)
     else:
-        z = stem.stem_activate(y, vectors)
+        z = passes.activate(y, vectors)
         stem.stem_activate_sums(z, y, vectors)
         stem.stem_activate_backward(z, y, vectors, coefficients)
     stem.stem_wgrad(packed, y, conv, image.shape[1])

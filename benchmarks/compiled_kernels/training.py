@@ -19,8 +19,10 @@ import torch
 
 from benchmarks.compiled_kernels.report import markdown
 from benchmarks.compiled_kernels.sass import listing_of, opcodes, registers_of
+from benchmarks.gpu.devices import DEVICES
 from benchmarks.gpu.launches import network_launches
-from benchmarks.gpu.model import DEVICES, Compiled, instructions
+from benchmarks.gpu.machine_code import instructions
+from benchmarks.gpu.model import Compiled
 from benchmarks.gpu.networks import FULL
 from fused_kernels.compiling.compiler import Code
 from fused_kernels.compiling.pool import CompilePool, default_jobs
@@ -75,8 +77,7 @@ def _product(launches: Sequence[Launch], code: Code) -> Product:
     last = max(index for index, name in enumerate(found) if name == "HGMMA")
     counts = Counter(found)
     registers = registers_of(code.cubin)
-    once, loop = instructions(listing)
-    compiled = Compiled(registers, code.shared_bytes, code.threads, once, loop)
+    compiled = Compiled(registers, code.shared_bytes, code.threads, instructions(listing))
     return Product(
         *_names(launches[0]),
         launches=len(launches),
@@ -85,7 +86,7 @@ def _product(launches: Sequence[Launch], code: Code) -> Product:
         spills=counts["STL"] + counts["LDL"],
         shuffles=counts["SHFL"],
         after=len(found) - 1 - last,
-        loop=loop,
+        loop=compiled.code.loop,
     )
 
 

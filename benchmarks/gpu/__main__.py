@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,7 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     modelling.add_argument("--batch", type=_count, default=256)
     modelling.add_argument("--device", choices=["h100", "h200"], default="h100")
     modelling.add_argument(
+        "--measured", type=Path, help="a visit's report, whose rates take the place of published ones"
+    )
+    modelling.add_argument(
         "--inference", action="store_true", help="fp16 inference in place of a bf16 training step"
+    )
+    modelling.add_argument(
+        "--materialize", action="store_true", help="training that writes relu(bn(y)) before 3x3 convolutions"
+    )
+    modelling.add_argument(
+        "--tiles",
+        action="store_true",
+        help="compare the default tile of each product with its other candidates",
     )
     modelling.add_argument("--part", default="", help="a block or stage alone, such as layer1.1")
     modelling.add_argument("--jobs", type=_count, help="compiling processes; default: one a core")
@@ -61,7 +73,7 @@ def _model(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     # imported late: a visit is counted in seconds, and torch takes several of them
     import torch
 
-    from benchmarks.gpu import model
+    from benchmarks.gpu import devices, model, model_tiles
     from benchmarks.gpu.launches import network_launches
     from benchmarks.gpu.networks import FULL
     from benchmarks.gpu.workloads import parts_of
@@ -69,10 +81,27 @@ def _model(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
     if asked.part and asked.part not in parts_of(FULL):
         parser.error(f"--part {asked.part} is none of {', '.join(parts_of(FULL))}")
-    device, training = model.DEVICES[asked.device], not asked.inference
+    device, training = devices.DEVICES[asked.device], not asked.inference
+    if asked.measured is not None:
+        try:
+            device = devices.measured(device, asked.measured)
+        except ValueError as error:
+            parser.error(f"--measured {error}")
     dtype = torch.bfloat16 if training else torch.float16
-    launches = network_launches(FULL, asked.batch, dtype, training=training, part=asked.part)
-    print(model.as_text(model.predict(launches, device, asked.jobs or default_jobs()), device))
+    record = partial(
+        network_launches,
+        FULL,
+        asked.batch,
+        dtype,
+        training=training,
+        part=asked.part,
+        materialize=asked.materialize,
+    )
+    jobs = asked.jobs or default_jobs()
+    if asked.tiles:
+        print(model_tiles.as_text(model_tiles.compare(record, device, jobs)))
+    else:
+        print(model.as_text(model.predict(record(), device, jobs), device))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.networks import Scale, fused, without_values
 from benchmarks.gpu.workloads import input_of
 from benchmarks.traffic.footprint import bytes_of
+from fused_kernels.fusing import fuse
 from fused_kernels.launch import Launch, implementation, recording
 
 
@@ -23,12 +24,14 @@ def network_launches(
     training: bool,
     part: str = "",
     backward: bool = True,
+    materialize: bool = False,
 ) -> list[Launch]:
     """Every launch of one forward (and backward) pass of the network or one of its parts, on tensors without values.
 
-    As under autocast: convolutions have ``dtype``, batch norms fp32.
+    As under autocast: convolutions have ``dtype``, batch norms fp32. ``materialize`` is explained at ``FusedBlock``.
     """
     network: nn.Module = fused(scale, without_values(scale)).train(training)
+    fuse(network, materialize=materialize)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)

@@ -1,23 +1,33 @@
 """A model of a network's time on a GPU, from recorded launches and compiled kernels; no GPU is needed.
 
-The time of one launch is the largest of three: its bytes over the bandwidth, its multiplications over the tensor cores'
-rate, and the instructions that its warps issue over the processors' issue slots. Instructions are read from the machine
-code: a loop's count as often as the launch's own numbers say, everything else once. Latency, cache misses and waiting
-are not in the model, so that a measured time is longer. It says what to improve next, not what a user will see.
+A launch takes its work, or the time that its programs wait for memory, whichever is longer:
+
+    work    the longest of four: bytes over the memory's bandwidth; bytes that programs load over the cache's; products
+            over the tensor cores' rate; instructions over the processors' issue slots. The last two are those of the
+            busiest processor, so that a last wave which fills few processors costs a whole one.
+    waits   programs run in waves of as many as fit the GPU. In each, a program waits once for every group of loads
+            outside of its loop, and once a round of its loop; in a pipelined loop once for as many rounds as it is
+            ahead. Programs that share a processor work while others wait. One that has a processor to itself adds its
+            waits and its instructions outside of the loop to its work: nothing is multiplied meanwhile.
+
+To these come the gap between launches and the first program's waits. Instructions are read from the machine code: a
+loop's count as often as the launch's own numbers say, everything else once. Bank conflicts, power limits, misses of the
+instruction cache and writes that the L2 cache absorbs are not in the model. It says what to improve next; what a user
+will see is for a measurement to say.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
 from benchmarks.compiled_kernels.sass import listing_of, registers_of
-from benchmarks.gpu.ceilings import Ceilings
+from benchmarks.gpu.devices import Device
 from benchmarks.gpu.launches import flops_of, is_int8
+from benchmarks.gpu.machine_code import Instructions, instructions
 from benchmarks.traffic.footprint import bytes_of
 from fused_kernels.compiling.compiler import Code
 from fused_kernels.compiling.pool import CompilePool
@@ -26,31 +36,9 @@ from fused_kernels.launch import Functor, Launch
 from fused_kernels.operands.geometry import ceil_div
 
 WARP = 32
-_INSTRUCTION = re.compile(
-    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", re.MULTILINE
-)
-_TARGET = re.compile(r"0x([0-9a-f]+)")
-
-
-@dataclass(frozen=True)
-class Device:
-    """One kind of GPU: its limits and rates."""
-
-    capability: int
-    processors: int
-    clock: float
-    ceilings: Ceilings
-    registers: int = 65_536
-    shared: int = 233_472
-    threads: int = 2_048
-    schedulers: int = 4
-
-
-# bandwidths and dense product rates that large copies and products are known to reach; not measured by this project
-DEVICES = {
-    "h100": Device(90, 132, 1.755e9, Ceilings(3.0e12, 798e12, 1_596e12, None, ())),
-    "h200": Device(90, 132, 1.755e9, Ceilings(4.3e12, 798e12, 1_596e12, None, ())),
-}
+RESERVED = 1_024
+"""Bytes of shared memory that every program takes beside its own."""
+REGISTERS_AT_A_TIME = 8
 
 
 @dataclass(frozen=True)
@@ -60,16 +48,17 @@ class Compiled:
     registers: int
     shared: int
     threads: int
-    once: int
-    """Instructions outside of loops."""
-    loop: int
-    """Instructions of the longest innermost loop, 0 if there is none."""
+    code: Instructions
 
     def resident(self, device: Device) -> int:
         """Programs that fit on a processor together."""
-        by_registers = device.registers // (ceil_div(self.registers, 8) * 8 * self.threads)
-        by_shared = device.shared // (self.shared + 1_024)
-        return max(1, min(by_registers, by_shared, device.threads // self.threads))
+        registers = ceil_div(self.registers, REGISTERS_AT_A_TIME) * REGISTERS_AT_A_TIME * self.threads
+        fit = (
+            device.registers.value // registers,
+            device.shared.value // (self.shared + RESERVED),
+            device.threads.value // self.threads,
+        )
+        return max(1, int(min(fit)))
 
 
 @dataclass(frozen=True)
@@ -77,20 +66,28 @@ class Predicted:
     """The parts of one launch's time, in ms."""
 
     launch: Launch
-    compiled: Compiled
+    resident: int
+    """Programs that fit on a processor together."""
+    registers: int
     memory: float
+    cache: float
     tensor: float
     issue: float
+    waits: float
+    """Waits in loops, of all waves; and outside of them where programs share a processor."""
+    alone: float
+    """What nothing overlaps: the first program's waits; where one fills a processor, all that is outside of loops."""
+    gap: float
 
     @property
     def ms(self) -> float:
-        """The largest part."""
-        return max(self.memory, self.tensor, self.issue)
+        """The whole."""
+        return self.gap + self.alone + max(self.work, self.waits)
 
     @property
-    def floor(self) -> float:
-        """The same without instructions."""
-        return max(self.memory, self.tensor)
+    def work(self) -> float:
+        """The longest of the four kinds of work."""
+        return max(self.memory, self.cache, self.tensor, self.issue)
 
     @property
     def name(self) -> str:
@@ -101,11 +98,17 @@ class Predicted:
                 parts.append(functor.name.split(".")[1])
         return " ".join(parts)
 
+    @property
+    def bound(self) -> str:
+        """What takes the longest."""
+        kinds = ("memory", "cache", "tensor", "issue", "waits")
+        return max(kinds, key=lambda kind: float(getattr(self, kind)))
+
 
 def predict(launches: Sequence[Launch], device: Device, jobs: int) -> list[Predicted]:
     """The prediction of every launch, in order; each kernel is compiled once."""
     variants = [variant_of(launch) for launch in launches]
-    compiled = dict(_compiled(set(variants), device, jobs))
+    compiled = dict(_compiled(dict.fromkeys(variants), device, jobs))
     return [
         _predicted(launch, compiled[variant], device)
         for launch, variant in zip(launches, variants, strict=True)
@@ -119,26 +122,13 @@ def _compiled(variants: Iterable[Variant], device: Device, jobs: int) -> Iterato
             code = future.result()
             if code.error:
                 raise RuntimeError(f"{variant.kernel} does not compile: {code.error}")
-            once, loop = instructions(listing_of(code.cubin, device.capability))
-            yield variant, Compiled(registers_of(code.cubin), code.shared_bytes, code.threads, once, loop)
+            yield variant, read(code, device.capability)
 
 
-def instructions(listing: str) -> tuple[int, int]:
-    """Instructions outside of the largest innermost loop, and in it, from nvdisasm's listing of one kernel."""
-    found = [(int(at, 16), name, rest) for at, name, rest in _INSTRUCTION.findall(listing) if name != "NOP"]
-    loops = [
-        (int(target[1], 16), at)
-        for at, name, rest in found
-        if name.startswith("BRA") and (target := _TARGET.search(rest)) and int(target[1], 16) < at
-    ]
-    inner = [
-        (first, last)
-        for first, last in loops
-        if not any((a, b) != (first, last) and first <= a and b <= last for a, b in loops)
-    ]
-    sizes = [sum(first <= at <= last for at, _, _ in found) for first, last in inner]
-    loop = max(sizes, default=0)
-    return len(found) - loop, loop
+def read(code: Code, capability: int) -> Compiled:
+    """What the model needs of a compilation."""
+    found = instructions(listing_of(code.cubin, capability))
+    return Compiled(registers_of(code.cubin), code.shared_bytes, code.threads, found)
 
 
 def trips(launch: Launch) -> int:
@@ -149,36 +139,88 @@ def trips(launch: Launch) -> int:
     return int(a.get("STEPS", 1))
 
 
+def loaded(launch: Launch, compulsory: float) -> float:
+    """Bytes that the programs load: of products a tile of each operand a step, however often another has loaded it."""
+    a = launch.arguments
+    sizes = {
+        "conv.conv_kernel": ("BLOCK_M", "BLOCK_N", "BLOCK_K"),
+        "wgrad.wgrad_kernel": ("BLOCK_C", "BLOCK_K", "BLOCK_P"),
+    }
+    if launch.kernel not in sizes:
+        return compulsory
+    m, n, k = (a[name] for name in sizes[launch.kernel])
+    return float(prod(launch.grid) * trips(launch) * (m + n) * k * a["x_ptr"].element_size())
+
+
 def _predicted(launch: Launch, compiled: Compiled, device: Device) -> Predicted:
-    ceilings = device.ceilings
-    rate = ceilings.int8_ops if is_int8(launch) else ceilings.flops
-    issued = prod(launch.grid) * compiled.threads / WARP * (compiled.once + trips(launch) * compiled.loop)
-    slots = device.processors * device.schedulers * device.clock
-    moved = sum(bytes_of(launch).values())
+    programs, code = prod(launch.grid), compiled.code
+    processors = int(device.processors.value)
+    busiest = ceil_div(programs, processors) * processors / programs
+    issued = programs * compiled.threads / WARP * (code.once + trips(launch) * code.loop)
+    slots = processors * device.schedulers.value * device.clock.value
+    moved = float(sum(bytes_of(launch).values()))
+    rate = device.int8.value if is_int8(launch) else device.tensor.value
+    resident = compiled.resident(device)
+    waves = ceil_div(programs, processors * resident)
+    ahead = launch.tile.stages - 1 if code.loop_copies else 1
+    rounds = ceil(trips(launch) / ahead) if code.loop_copies or code.loop_loads else 0
+    alone, shared = (waves, 0) if resident == 1 else (1, waves)
+    outside = code.once * compiled.threads / WARP / device.schedulers.value / device.clock.value
     return Predicted(
         launch,
-        compiled,
-        1e3 * moved / ceilings.bytes_per_second,
-        1e3 * flops_of(launch) / rate,
-        1e3 * issued / slots,
+        resident,
+        compiled.registers,
+        memory=1e3 * moved / device.memory.value,
+        cache=1e3 * loaded(launch, moved) / device.cache.value,
+        tensor=1e3 * busiest * flops_of(launch) / rate,
+        issue=1e3 * busiest * issued / slots,
+        waits=1e3 * (waves * rounds + shared * code.waits) * device.latency.value,
+        alone=1e3 * alone * (code.waits * device.latency.value + (outside if resident == 1 else 0.0)),
+        gap=1e3 * device.gap.value,
     )
 
 
-def as_text(predicted: Sequence[Predicted], device: Device) -> str:
-    """A line for each kind of kernel, the slowest first, and the sums."""
+def floor(one: Predicted, device: Device) -> float:
+    """The time that memory or tensor cores need for one launch."""
+    moved = float(sum(bytes_of(one.launch).values()))
+    return device.ceilings.floor_ms(flops_of(one.launch), moved, int8=is_int8(one.launch))
+
+
+_PARTS = ("memory", "cache", "tensor", "issue", "waits")
+HEADER = ("kernel", "launches", "model ms", "floor ms", *(f"{part} ms" for part in _PARTS), "programs")
+
+
+def table(predicted: Sequence[Predicted], device: Device) -> list[list[str]]:
+    """A row for each kind of kernel, the slowest first, and one for the sums."""
     groups: dict[str, list[Predicted]] = defaultdict(list)
     for one in predicted:
         groups[one.name].append(one)
-    titles = (("launches", 9), ("model ms", 10), ("floor ms", 10), ("issue ms", 10), ("registers", 11))
-    columns = "".join(f"{title:>{width}}" for title, width in titles)
-    header = f"{'kernel':38}{columns}{'a processor':>13}"
-    lines = ["a model, not a measurement: bytes, products and instructions, without latency", header]
-    for name, ones in sorted(groups.items(), key=lambda item: -sum(one.ms for one in item[1])):
-        most = max(one.compiled.registers for one in ones)
-        fewest = min(one.compiled.resident(device) for one in ones)
-        ms, floor, issue = (sum(getattr(one, part) for one in ones) for part in ("ms", "floor", "issue"))
-        lines.append(f"{name:38}{len(ones):9}{ms:10.3f}{floor:10.3f}{issue:10.3f}{most:11}{fewest:13}")
-    ms, floor = (sum(getattr(one, part) for one in predicted) for part in ("ms", "floor"))
-    lines.append(f"{'all':38}{len(predicted):9}{ms:10.3f}{floor:10.3f}")
-    alone = sum(one.compiled.resident(device) == 1 for one in predicted)
-    return "\n".join([*lines, f"{alone} of {len(predicted)} launches fit a processor once"])
+    rows = [
+        _row(name, ones, device)
+        for name, ones in sorted(groups.items(), key=lambda item: -sum(one.ms for one in item[1]))
+    ]
+    return [*rows, _row("all", predicted, device)]
+
+
+def _row(name: str, ones: Sequence[Predicted], device: Device) -> list[str]:
+    parts = [sum(getattr(one, part) for one in ones) for part in _PARTS]
+    figures = [sum(one.ms for one in ones), sum(floor(one, device) for one in ones), *parts]
+    fewest = min(one.resident for one in ones)
+    return [name, str(len(ones)), *(f"{figure:.3f}" for figure in figures), str(fewest)]
+
+
+def as_text(predicted: Sequence[Predicted], device: Device) -> str:
+    """The table, what it leaves out, and the sources of the device's rates."""
+    rows = [list(HEADER), *table(predicted, device)]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(HEADER))]
+    lines = ["a model, not a measurement: work and waits of each launch, added up"]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells))
+    alone = sum(one.resident == 1 for one in predicted)
+    lines.append(f"{alone} of {len(predicted)} launches fit a processor once")
+    lines += [f"{name} {rate.value:.4g} {rate.unit}: {rate.source}" for name, rate in device.rates.items()]
+    return "\n".join(lines)

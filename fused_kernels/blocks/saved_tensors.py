@@ -15,7 +15,8 @@ def pack(saved: Sequence[SavedBlock]) -> list[Tensor]:
     flat = [saved[-1].z]
     for index, block in enumerate(saved):
         for layer in (*block.main, *([] if block.projection is None else [block.projection])):
-            flat += [layer.y, layer.vectors] if layer.total is None else [layer.y, layer.vectors, layer.total]
+            tensors = (layer.y, layer.vectors, layer.total, layer.activation)
+            flat += [tensor for tensor in tensors if tensor is not None]
         if index < len(saved) - 1:
             flat.append(block.z)
     return flat
@@ -23,7 +24,8 @@ def pack(saved: Sequence[SavedBlock]) -> list[Tensor]:
 
 def packed_size(chain: Chain) -> int:
     """Length of the list that ``pack`` returns for this chain."""
-    return len(chain.blocks) + sum(3 if _has_total(layer) else 2 for layer in chain.layers)
+    written = sum(layer.materialize for layer in chain.layers)
+    return len(chain.blocks) + written + sum(3 if _has_total(layer) else 2 for layer in chain.layers)
 
 
 def unpack(flat: Sequence[Tensor], chain: Chain) -> list[SavedBlock]:
@@ -32,16 +34,21 @@ def unpack(flat: Sequence[Tensor], chain: Chain) -> list[SavedBlock]:
     result = next(tensors)
     saved: list[SavedBlock] = []
     for index, block in enumerate(chain.blocks):
-        main = tuple(_saved_layer(layer, tensors) for layer in block.main)
+        followed = (*(layer.materialize for layer in block.main[1:]), False)
+        main = tuple(
+            _saved_layer(layer, tensors, activated=activated)
+            for layer, activated in zip(block.main, followed, strict=True)
+        )
         projection = None if block.projection is None else _saved_layer(block.projection, tensors)
         z = result if index == len(chain.blocks) - 1 else next(tensors)
         saved.append(SavedBlock(main, projection, z))
     return saved
 
 
-def _saved_layer(layer: Layer, tensors: Iterator[Tensor]) -> SavedLayer:
+def _saved_layer(layer: Layer, tensors: Iterator[Tensor], *, activated: bool = False) -> SavedLayer:
     y, vectors = next(tensors), next(tensors)
-    return SavedLayer(y, vectors, next(tensors) if _has_total(layer) else None)
+    total = next(tensors) if _has_total(layer) else None
+    return SavedLayer(y, vectors, total, next(tensors) if activated else None)
 
 
 def _has_total(layer: Layer) -> bool:

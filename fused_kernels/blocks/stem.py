@@ -16,7 +16,7 @@ from torch import Tensor
 from fused_kernels.blocks.batch_norm import Norm, norm_gradients, normalize
 from fused_kernels.blocks.training import GradientRequest, LayerGradients, LayerTensors
 from fused_kernels.operands.partials import Partials
-from fused_kernels.ops import convolution, stem
+from fused_kernels.ops import convolution, passes, stem
 from fused_kernels.specification import Layer
 
 
@@ -63,7 +63,7 @@ def forward(
         y, packed = stem.stem_conv(image, tensors.weight, layer.conv)
     (normalized,) = normalize([Norm(layer, partials, tensors.affine)])
     vectors, total = normalized.vectors, normalized.total
-    z, index = stem.stem_pool(y, vectors) if pool else (stem.stem_activate(y, vectors), None)
+    z, index = stem.stem_pool(y, vectors) if pool else (passes.activate(y, vectors), None)
     return SavedStem(z, y, vectors, packed, index, total), normalized.running
 
 

@@ -2,7 +2,8 @@
 
 Forward, one block with layers 1 … L:
     y_1 = conv_1(x)                          + moments of y_1
-    y_l = conv_l(relu(bn_{l-1}(y_{l-1})))    + moments of y_l; the activation lives in registers only
+    y_l = conv_l(relu(bn_{l-1}(y_{l-1})))    + moments of y_l; the activation lives in registers only, or is written
+                                             once where the layer's ``materialize`` asks for it
     d   = conv_d(x)                          + moments of d, for a projection
     z   = relu(bn_L(y_L) + shortcut)         one pass; z is the next block's x
 
@@ -18,7 +19,7 @@ Backward, from g_L = dz where z > 0 and its sums:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,6 +50,13 @@ class SavedLayer:
     """The convolution's output, before its batch norm."""
     vectors: Tensor
     total: Tensor | None
+    activation: Tensor | None = None
+    """relu(bn(y)), where the next layer has it written."""
+
+    @property
+    def operand(self) -> tuple[Tensor, Tensor | None]:
+        """What a product of relu(bn(y)) reads: the activation, or y and the vectors of its batch norm."""
+        return (self.y, self.vectors) if self.activation is None else (self.activation, None)
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,12 @@ def _forward_block(
     x: Tensor, block: Block, tensors: Iterator[LayerTensors], running: list[Tensor]
 ) -> SavedBlock:
     main: list[SavedLayer] = []
-    for layer in block.main[:-1]:
-        source, vectors = (main[-1].y, main[-1].vectors) if main else (x, None)
-        main += _normalized([_convolve(source, vectors, layer, next(tensors))], running)
-    source, vectors = (main[-1].y, main[-1].vectors) if main else (x, None)
-    ends = [_convolve(source, vectors, block.main[-1], next(tensors))]
+    for layer, following in zip(block.main, block.main[1:], strict=False):
+        (made,) = _normalized([_convolve(*_operand(main, x), layer, next(tensors))], running)
+        if following.materialize:
+            made = replace(made, activation=passes.activate(made.y, made.vectors))
+        main.append(made)
+    ends = [_convolve(*_operand(main, x), block.main[-1], next(tensors))]
     if block.projection is not None:
         ends.append(_convolve(x, None, block.projection, next(tensors)))
     last, *rest = _normalized(ends, running)
@@ -109,6 +118,11 @@ def _forward_block(
     else:
         z = passes.join(last.y, last.vectors, x if block.shortcut == "identity" else padded(x, block))
     return SavedBlock(tuple(main), projection, z)
+
+
+def _operand(main: Sequence[SavedLayer], x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What the layer after ``main`` reads, with the vectors of the batch norm to apply to it."""
+    return main[-1].operand if main else (x, None)
 
 
 def _convolve(x: Tensor, vectors: Tensor | None, layer: Layer, tensors: LayerTensors) -> tuple[Tensor, Norm]:
@@ -225,7 +239,7 @@ def _block_backward(
         """dy of one layer, which reads the activation of the layer ``below``, or x."""
         layer = block.layers[index]
         dy = passes.bn_backward(g, own.y, own.vectors, norm.coefficients)
-        source, vectors = (x, None) if below is None else (below.y, below.vectors)
+        source, vectors = (x, None) if below is None else below.operand
         dw = convolution.wgrad(source, dy, layer.conv, vectors, pending) if wanted[index] else None
         found[index] = LayerGradients(dw, norm.dgamma, norm.dbeta)
         return dy

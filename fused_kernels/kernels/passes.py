@@ -1,5 +1,6 @@
 """Passes over memory between convolutions; each reads and writes a tensor once. All tensors are [M, C] in NHWC.
 
+activate    z  = relu(bn(y))
 join        z  = relu(bn(y) + shortcut)            shortcut: a tensor, or bn(d) of a projection
 entry       g  = dz where z > 0                    with the sums that the backward pass of those batch norms needs
 bn_backward dy = a * g + b * (y - mean) + c
@@ -19,6 +20,14 @@ def tile_at(M, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     rows = row_tile.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     return row_tile, rows, rows < M, c, c < C
+
+
+@triton.jit
+def activate_kernel(y_ptr, vectors_ptr, z_ptr, M, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    """z = relu(bn(y)), all [M, C]."""
+    _, rows, ok_m, c, ok_c = tile_at(M, C, BLOCK_M, BLOCK_C)
+    z = relu(batch_norm(get(y_ptr, rows, ok_m, c, ok_c, C), vectors_ptr, c, ok_c, C))
+    put(z, z_ptr, rows, ok_m, c, ok_c, C)
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 """Batch statistics from the row tiles' partial sums, forward and backward. Derivation: docs/math/batch-norm.md.
 
 Partials are [kinds, tiles, C] in fp32 or fp64. They are added in fp64, in a fixed order, so that the variance keeps
-their digits at mean/std = 1000. One program takes BLOCK_C channels; a [tiles, C] row is read once.
+their digits at mean/std = 1000. One program takes BLOCK_C channels and STEPS * BLOCK tiles; thousands of tiles are
+first added up in groups, by many programs: ``merge_kernel`` and ``sums_kernel`` make partials of partials.
 """
 
 import triton
@@ -17,11 +18,14 @@ def as_fp64(count):
 
 
 @triton.jit
-def column_sum(ptr, tiles, c, ok_c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum of [tiles, C] over tiles, in fp64; each of BLOCK rows adds up its own, and these are added at the end."""
+def column_sum(ptr, first, tiles, c, ok_c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum of [tiles, C] over STEPS * BLOCK tiles from ``first`` on, in fp64.
+
+    Each of BLOCK rows adds up its own, and these are added at the end.
+    """
     total = tl.zeros((BLOCK, c.shape[0]), dtype=tl.float64)
     for step in range(0, STEPS):
-        t = step * BLOCK + tl.arange(0, BLOCK)
+        t = first + step * BLOCK + tl.arange(0, BLOCK)
         ok = (t < tiles)[:, None] & ok_c[None, :]
         total += tl.load(ptr + t[:, None] * C + c[None, :], mask=ok, other=0.0).to(tl.float64)
     return tl.sum(total, axis=0)
@@ -29,18 +33,19 @@ def column_sum(ptr, tiles, c, ok_c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr)
 
 @triton.jit
 def merged_moments(
-    partials_ptr, counts_ptr, tiles, count, rows, c, ok_c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr
+    partials_ptr, counts_ptr, first, tiles, count, rows, c, ok_c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Number, mean and M2 of all rows, from the means and M2 of the tiles (Chan, Golub, LeVeque 1979), in fp64.
+    """Number, mean and M2 of the rows of STEPS * BLOCK tiles from ``first`` on, in fp64.
 
-    A tile stands for ``rows`` rows, the last one for the rest of ``count``; or for ``counts[tile]``.
+    They come from the means and M2 of the tiles (Chan, Golub, LeVeque 1979). A tile stands for ``rows`` rows, the last
+    one for the rest of ``count``; or for ``counts[tile]``.
     """
     n = tl.zeros((1,), dtype=tl.float64)
     total = tl.zeros((BLOCK, c.shape[0]), dtype=tl.float64)
     squares = tl.zeros((BLOCK, c.shape[0]), dtype=tl.float64)
     within = tl.zeros((BLOCK, c.shape[0]), dtype=tl.float64)
     for step in range(0, STEPS):
-        t = step * BLOCK + tl.arange(0, BLOCK)
+        t = first + step * BLOCK + tl.arange(0, BLOCK)
         ok = (t < tiles)[:, None] & ok_c[None, :]
         at = t[:, None] * C + c[None, :]
         mean = tl.load(partials_ptr + at, mask=ok, other=0.0).to(tl.float64)
@@ -63,11 +68,13 @@ def merged_moments(
 def merge_kernel(
     partials_ptr, out_ptr, tiles, count, rows, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """out fp64 [2, C]: mean and M2 of this process's rows, to be gathered from all of them."""
+    """out fp64 [2, groups, C]: mean and M2 of each group of STEPS * BLOCK tiles; the second grid axis is the group."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    _, mean, m2 = merged_moments(partials_ptr, None, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
-    tl.store(out_ptr + c, mean, mask=c < C)
-    tl.store(out_ptr + C + c, m2, mask=c < C)
+    group = tl.program_id(1)
+    first = group * STEPS * BLOCK
+    _, mean, m2 = merged_moments(partials_ptr, None, first, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
+    tl.store(out_ptr + group * C + c, mean, mask=c < C)
+    tl.store(out_ptr + (tl.num_programs(1) + group) * C + c, m2, mask=c < C)
 
 
 @triton.jit
@@ -88,7 +95,7 @@ def finalize_layer(layer, c, C, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     """Batch statistics to the vectors of ``affine``, and the running statistics' next values [2, C], as torch's."""
     (partials_ptr, counts_ptr, gamma_ptr, beta_ptr, running_mean_ptr, running_var_ptr, vectors_ptr, new_running_ptr,
      tiles, count, rows, momentum, eps) = layer  # fmt: skip
-    n, mean, m2 = merged_moments(partials_ptr, counts_ptr, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
+    n, mean, m2 = merged_moments(partials_ptr, counts_ptr, 0, tiles, count, rows, c, c < C, C, STEPS, BLOCK)
     affine(vectors_ptr, mean, m2 / n, eps, gamma_ptr, beta_ptr, c, C)
     if running_mean_ptr is not None:
         old_mean = tl.load(running_mean_ptr + c, mask=c < C, other=0.0).to(tl.float64)
@@ -130,11 +137,15 @@ def frozen_kernel(
 def sums_kernel(
     partials_ptr, sums_ptr, tiles, C, STEPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """sums [kinds, C] of partials [kinds, tiles, C]; the second grid axis is the kind."""
+    """sums [kinds, groups, C] of each group of STEPS * BLOCK tiles; the other grid axes are the kind and the group."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     kind = tl.program_id(1).to(tl.int64)
-    total = column_sum(partials_ptr + kind * tiles * C, tiles, c, c < C, C, STEPS, BLOCK)
-    tl.store(sums_ptr + kind * C + c, total.to(tl.float32), mask=c < C)
+    group = tl.program_id(2)
+    total = column_sum(
+        partials_ptr + kind * tiles * C, group * STEPS * BLOCK, tiles, c, c < C, C, STEPS, BLOCK
+    )
+    row = kind * tl.num_programs(2) + group
+    tl.store(sums_ptr + row * C + c, total.to(sums_ptr.dtype.element_ty), mask=c < C)
 
 
 @triton.jit
@@ -151,8 +162,8 @@ def layer_gradient(
     vectors_ptr, coefficients_ptr, dgamma_ptr, dbeta_ptr = layer
     ok = c < C
     kind = (tl.program_id(0) * 0 + KIND).to(tl.int64)
-    sum_g = column_sum(partials_ptr, tiles, c, ok, C, STEPS, BLOCK).to(tl.float32)
-    sum_gy = column_sum(partials_ptr + kind * tiles * C, tiles, c, ok, C, STEPS, BLOCK).to(tl.float32)
+    sum_g = column_sum(partials_ptr, 0, tiles, c, ok, C, STEPS, BLOCK).to(tl.float32)
+    sum_gy = column_sum(partials_ptr + kind * tiles * C, 0, tiles, c, ok, C, STEPS, BLOCK).to(tl.float32)
     invstd = tl.load(vectors_ptr + C + c, mask=ok, other=0.0)
     tl.store(dgamma_ptr + c, sum_gy * invstd, mask=ok)
     tl.store(dbeta_ptr + c, sum_g, mask=ok)
@@ -172,7 +183,8 @@ def layer_gradient(
 def norm_gradients_kernel(
     layer, other_layer, split_sum, other_split_sum, partials_ptr, tiles, count, C,
     FROZEN: tl.constexpr, OTHER_FROZEN: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_C: tl.constexpr, SPLITS: tl.constexpr, OTHER_SPLITS: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
+    BLOCK_C: tl.constexpr, SPLITS: tl.constexpr, OTHER_SPLITS: tl.constexpr, SPLIT_ROWS: tl.constexpr,
+    SPLIT_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Every small sum that a block's backward pass needs at one point, in one launch.
 
@@ -185,8 +197,10 @@ def norm_gradients_kernel(
     if pid < programs:
         layer_gradient(layer, partials_ptr, 1, tiles, count, c, C, FROZEN, STEPS, BLOCK)
     elif other_layer is None:
-        add_one_up(split_sum, other_split_sum, pid - programs, SPLITS, OTHER_SPLITS, SPLIT_BLOCK)
+        add_one_up(split_sum, other_split_sum, pid - programs, SPLITS, OTHER_SPLITS, SPLIT_ROWS, SPLIT_BLOCK)
     elif pid < 2 * programs:
         layer_gradient(other_layer, partials_ptr, 2, tiles, count, c, C, OTHER_FROZEN, STEPS, BLOCK)
     else:
-        add_one_up(split_sum, other_split_sum, pid - 2 * programs, SPLITS, OTHER_SPLITS, SPLIT_BLOCK)
+        add_one_up(
+            split_sum, other_split_sum, pid - 2 * programs, SPLITS, OTHER_SPLITS, SPLIT_ROWS, SPLIT_BLOCK
+        )

@@ -4,7 +4,7 @@
     pool            z = maxpool3x3/2(relu(bn(y)))                       reads y once, writes z and a byte for each z
     pool_sums       sums of g = dz at the pixel of each maximum, where bn(y) > 0    reads dz and y once
     pool_backward   dy = a * g + b * (y - mean) + c                     reads dz and y again, writes dy; g is not stored
-    activate        z = relu(bn(y)); with activate_sums and _backward for a stem without max pool
+    activate_sums, activate_backward        the same for a stem without max pool: g is dz where bn(y) > 0
     stem_wgrad      dw = sum over output pixels of dy and the packed rows under them
     conv_pool       z = maxpool3x3/2(relu(conv(x) + bias))              the convolution's output stays on the chip;
                                                                         in int8 the ReLU is optional
@@ -133,14 +133,6 @@ def pool_backward_kernel(
     y = get(y_ptr, rows, ok_m, c, ok_c, C)
     g = before_relu(v, y, vectors_ptr, c, ok_c, C)
     put(batch_norm_gradient(g, y, vectors_ptr, coefficients_ptr, c, ok_c, C), dy_ptr, rows, ok_m, c, ok_c, C)
-
-
-@triton.jit
-def activate_kernel(y_ptr, vectors_ptr, z_ptr, M, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
-    """z = relu(bn(y)), all [M, C]."""
-    _, rows, ok_m, c, ok_c = tile_at(M, C, BLOCK_M, BLOCK_C)
-    z = relu(batch_norm(get(y_ptr, rows, ok_m, c, ok_c, C), vectors_ptr, c, ok_c, C))
-    put(z, z_ptr, rows, ok_m, c, ok_c, C)
 
 
 @triton.jit

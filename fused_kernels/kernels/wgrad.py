@@ -91,33 +91,40 @@ def wgrad_kernel(
 
 
 @triton.jit
-def add_up(split_sum, block, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """One block of dw = the sum of parts [SPLITS, numel], in order; ``split_sum`` = (parts, dw, numel)."""
+def add_up(split_sum, block, SPLITS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """One block of dw = the sum of parts [SPLITS, numel]; ``split_sum`` = (parts, dw, numel).
+
+    ROWS parts are read at a time, for hundreds one after another would each wait for memory. Each of ROWS rows adds up
+    its own in order, and these are added at the end.
+    """
     parts_ptr, dw_ptr, numel = split_sum
-    at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for split in range(0, SPLITS):
-        total += tl.load(parts_ptr + split * numel + at, mask=at < numel, other=0.0)
-    tl.store(dw_ptr + at, total, mask=at < numel)
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    for first in range(0, SPLITS, ROWS):
+        split = first + tl.arange(0, ROWS)
+        ok = (split < SPLITS)[:, None] & (at < numel)[None, :]
+        total += tl.load(parts_ptr + split.to(tl.int64)[:, None] * numel + at[None, :], mask=ok, other=0.0)
+    tl.store(dw_ptr + at, tl.sum(total, axis=0), mask=at < numel)
 
 
 @triton.jit
 def add_one_up(
-    split_sum, other, block, SPLITS: tl.constexpr, OTHER_SPLITS: tl.constexpr, BLOCK: tl.constexpr
+    split_sum, other, block, SPLITS: tl.constexpr, OTHER_SPLITS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``add_up`` of one or two sums, whose blocks follow one another; of none if ``split_sum`` is None."""
     if split_sum is not None:
         if other is None:
-            add_up(split_sum, block, SPLITS, BLOCK)
+            add_up(split_sum, block, SPLITS, ROWS, BLOCK)
         else:
             first = tl.cdiv(split_sum[2], BLOCK)
             if block < first:
-                add_up(split_sum, block, SPLITS, BLOCK)
+                add_up(split_sum, block, SPLITS, ROWS, BLOCK)
             else:
-                add_up(other, block - first, OTHER_SPLITS, BLOCK)
+                add_up(other, block - first, OTHER_SPLITS, ROWS, BLOCK)
 
 
 @triton.jit
-def split_sum_kernel(split_sum, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+def split_sum_kernel(split_sum, SPLITS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """``add_up`` alone."""
-    add_up(split_sum, tl.program_id(0), SPLITS, BLOCK)
+    add_up(split_sum, tl.program_id(0), SPLITS, ROWS, BLOCK)

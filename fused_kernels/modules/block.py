@@ -28,6 +28,9 @@ class FusedBlock(nn.Module):
     expansion: ClassVar[int] = 1
     """Channels of the result for each channel of the block's width."""
     downsample: nn.Module | None
+    materialize: bool = False
+    """Whether training writes relu(bn(y)) before each convolution wider than 1x1, instead of computing it in the
+    convolution and again in the gradient of its weight: two passes over memory for fewer instructions."""
 
     def __init__(
         self,

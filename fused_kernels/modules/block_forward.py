@@ -29,6 +29,7 @@ class Layers(Protocol):
     def layers(self) -> list[Pair]: ...  # noqa: D102
 
     downsample: nn.Module | None
+    materialize: bool
 
     def shortcut_kind(self) -> tuple[str, int, tuple[int, int]]: ...  # noqa: D102
 
@@ -99,7 +100,11 @@ def window(conv: nn.Conv2d) -> Conv:
 
 
 def _text(block: Layers) -> str:
-    layers = [text_of(norm, window(conv)) for conv, norm in block.layers()]
+    layers = []
+    for index, (conv, norm) in enumerate(block.layers()):
+        geometry = window(conv)
+        follows = 0 < index < len(block.main()) and geometry.r * geometry.s > 1
+        layers.append(text_of(norm, geometry, materialize=block.materialize and follows))
     kind, stride, pad = block.shortcut_kind()
     return block_text(layers, kind, stride, pad)
 

@@ -46,9 +46,9 @@ def uses_batch_statistics(norm: nn.Module) -> bool:
     return norm.training or norm.running_mean is None
 
 
-def text_of(norm: nn.Module, conv: Conv) -> str:
+def text_of(norm: nn.Module, conv: Conv, *, materialize: bool = False) -> str:
     """``specification.layer_text`` of a convolution and this norm after it."""
-    flags = "b" if uses_batch_statistics(norm) else ""
+    flags = ("b" if uses_batch_statistics(norm) else "") + ("m" if materialize else "")
     if norm.running_mean is not None:
         flags += "tu" if _updates(norm) else "t"
     eps = float(norm.eps)  # type: ignore[arg-type]  # a float in torch's and in frozen norms

@@ -17,11 +17,10 @@ from fused_kernels.ops.convolution import (
 from fused_kernels.ops.head import pool_fc, pool_fc_int8
 from fused_kernels.ops.image import take
 from fused_kernels.ops.inference import conv_bias, conv_int8, fold, requantization
-from fused_kernels.ops.passes import bn_backward, entry, join
+from fused_kernels.ops.passes import activate, bn_backward, entry, join
 from fused_kernels.ops.shortcut import widen
 from fused_kernels.ops.statistics import finalize, frozen, merge, norm_gradients, sums
 from fused_kernels.ops.stem import (
-    stem_activate,
     stem_activate_backward,
     stem_activate_sums,
     stem_conv,
@@ -36,6 +35,7 @@ from fused_kernels.ops.stem import (
 __all__ = [
     "Partials",
     "Take",
+    "activate",
     "bn_backward",
     "conv_bias",
     "conv_int8",
@@ -54,7 +54,6 @@ __all__ = [
     "pool_fc",
     "pool_fc_int8",
     "requantization",
-    "stem_activate",
     "stem_activate_backward",
     "stem_activate_sums",
     "stem_conv",

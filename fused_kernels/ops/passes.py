@@ -18,6 +18,16 @@ PASS_TILE = Tile(64, 128, warps=4)
 """16 bytes a thread and load in 16 bits, four rows of loads in flight."""
 
 
+def activate(y: Tensor, vectors: Tensor) -> Tensor:
+    """relu(bn(y)) in the shape and dtype of ``y``."""
+    if not uses_kernels(y):
+        return references.activate(y, vectors)
+    y = nhwc(y)
+    z = torch.empty_like(y)
+    launch_pass("passes.activate_kernel", y, y_ptr=y, vectors_ptr=vectors, z_ptr=Out(z))
+    return z
+
+
 def join(y: Tensor, vectors: Tensor, shortcut: Tensor, shortcut_vectors: Tensor | None = None) -> Tensor:
     """relu(bn(y) + shortcut); a projection's output goes through a batch norm of its own.
 

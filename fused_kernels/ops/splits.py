@@ -12,8 +12,10 @@ from fused_kernels.launch import Out, launch
 from fused_kernels.operands.geometry import ceil_div
 from fused_kernels.tiles import Tile
 
-BLOCK = 512
-"""Elements a program: few, because hundreds of parts are read one after another."""
+BLOCK = 128
+"""Elements a program: few, so that there are many programs."""
+ROWS = 32
+"""Parts that a program reads at a time."""
 
 
 def parts_of(steps: int, splits: int) -> tuple[int, int]:
@@ -73,5 +75,5 @@ def launch_sum(split_sum: SplitSum) -> None:
     """Compute it in a launch of its own."""
     launch(
         "wgrad.split_sum_kernel", (split_sum.programs,), Tile(BLOCK, 1),
-        split_sum=split_sum.args, SPLITS=split_sum.splits, BLOCK=BLOCK,
+        split_sum=split_sum.args, SPLITS=split_sum.splits, ROWS=ROWS, BLOCK=BLOCK,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 from fused_kernels.launch import Out, kernels_run_on, launch, uses_kernels
 from fused_kernels.operands.geometry import ceil_div
 from fused_kernels.operands.partials import Partials
-from fused_kernels.ops.splits import BLOCK, SplitSum, launch_sum
+from fused_kernels.ops.splits import BLOCK as SPLIT_BLOCK
+from fused_kernels.ops.splits import ROWS as SPLIT_ROWS
+from fused_kernels.ops.splits import SplitSum, launch_sum
 from fused_kernels.references import statistics as references
 from fused_kernels.tiles import Tile
 
@@ -20,6 +22,11 @@ CHANNELS = 8
 """Channels a program: 32 bytes of fp32, one memory sector."""
 ROWS = 512
 """Tiles a step: 16 KB of fp32, because only a few programs share the memory's bandwidth and each waits for its own."""
+MOST_TILES = 4_096
+"""Most tiles that one program reads, in eight steps; more are added up in groups first, which costs a launch."""
+GROUP = Tile(64, 32)
+"""Tiles and channels a step of a group."""
+GROUP_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ def finalize_all(layers: Sequence[Finalized]) -> list[tuple[Tensor, Tensor | Non
     """``finalize`` of one layer, or in one launch of two layers with equally many channels."""
     if not uses_kernels(layers[0].gamma):
         return [references.finalize(**vars(layer)) for layer in layers]
+    layers = [replace(layer, partials=_in_groups(layer.partials, moments=True)) for layer in layers]
     channels, tiles = layers[0].partials.channels, max(layer.partials.tiles for layer in layers)
     made, args = [], []
     for layer in layers:
@@ -87,14 +95,11 @@ def merge(partials: Partials) -> Tensor:
     rows = partials.rows
     if not kernels_run_on(rows.device):
         return references.merge(partials)
-    out = torch.empty((2, partials.channels), dtype=torch.float64, device=rows.device)
+    partials = _in_groups(partials, moments=True)
+    out = torch.empty((2, 1, partials.channels), dtype=torch.float64, device=rows.device)
     tile = _tile(partials.tiles)
-    launch(
-        "statistics.merge_kernel", (ceil_div(partials.channels, CHANNELS),), tile,
-        partials_ptr=rows, out_ptr=Out(out), tiles=partials.tiles, count=partials.count, rows=partials.per_tile,
-        C=partials.channels, **_loop(partials.tiles, tile),
-    )  # fmt: skip
-    return out
+    _merge(partials, out, tile, **_loop(partials.tiles, tile))
+    return out[:, 0]
 
 
 def frozen(running: tuple[Tensor, Tensor], gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
@@ -116,14 +121,12 @@ def sums(partials: Partials) -> Tensor:
     rows = partials.rows
     if not uses_kernels(rows):
         return references.sums(partials)
-    kinds, tiles, channels = rows.shape
-    out = torch.empty((kinds, channels), dtype=torch.float32, device=rows.device)
+    partials = _in_groups(partials)
+    kinds, tiles, channels = partials.rows.shape
+    out = torch.empty((kinds, 1, channels), dtype=torch.float32, device=rows.device)
     tile = _tile(tiles)
-    launch(
-        "statistics.sums_kernel", (ceil_div(channels, CHANNELS), kinds), tile,
-        partials_ptr=rows, sums_ptr=Out(out), tiles=tiles, C=channels, **_loop(tiles, tile),
-    )  # fmt: skip
-    return out
+    _add_up(partials, out, tile, **_loop(tiles, tile))
+    return out[:, 0]
 
 
 class NormGradient(NamedTuple):
@@ -157,10 +160,11 @@ def norm_gradients(
         ]
     for split_sum in pending[2:]:
         launch_sum(split_sum)
-    _, tiles, channels = rows.shape
+    summed = _in_groups(partials)
+    _, tiles, channels = summed.rows.shape
     made = [
-        NormGradient(*(rows.new_empty(shape) for shape in ((3, channels), channels, channels)))
-        for _ in layers
+        NormGradient(*(vectors.new_empty(shape) for shape in ((3, channels), channels, channels)))
+        for vectors, _ in layers
     ]
     args = [(vectors, *map(Out, own)) for (vectors, _), own in zip(layers, made, strict=True)]
     tile, riding = _tile(tiles), pending[:2]
@@ -170,12 +174,42 @@ def norm_gradients(
         "statistics.norm_gradients_kernel", (grid,), tile,
         layer=args[0], other_layer=args[1] if len(args) > 1 else None,
         split_sum=None if first is None else first.args, other_split_sum=None if second is None else second.args,
-        partials_ptr=rows, tiles=tiles, count=partials.count, C=channels,
+        partials_ptr=summed.rows, tiles=tiles, count=partials.count, C=channels,
         FROZEN=layers[0][1], OTHER_FROZEN=layers[-1][1], **_loop(tiles, tile),
         SPLITS=0 if first is None else first.splits, OTHER_SPLITS=0 if second is None else second.splits,
-        SPLIT_BLOCK=BLOCK,
+        SPLIT_ROWS=SPLIT_ROWS, SPLIT_BLOCK=SPLIT_BLOCK,
     )  # fmt: skip
     return made
+
+
+def _in_groups(partials: Partials, *, moments: bool = False) -> Partials:
+    """The same partials, or those of groups of their tiles, in fp64, where there are more than ``MOST_TILES``."""
+    kinds, tiles, channels = partials.rows.shape
+    if tiles <= MOST_TILES or partials.counts is not None:
+        return partials
+    size = GROUP.m * GROUP_STEPS
+    out = partials.rows.new_empty((kinds, ceil_div(tiles, size), channels), dtype=torch.float64)
+    reduce = _merge if moments else _add_up
+    reduce(partials, out, GROUP, STEPS=GROUP_STEPS, BLOCK=GROUP.m, BLOCK_C=GROUP.n)
+    return Partials(out, partials.per_tile * size, partials.count)
+
+
+def _merge(partials: Partials, out: Tensor, tile: Tile, **loop: int) -> None:
+    """Mean and M2 of each group of tiles into ``out`` [2, groups, C]."""
+    launch(
+        "statistics.merge_kernel", (ceil_div(partials.channels, loop["BLOCK_C"]), out.shape[1]), tile,
+        partials_ptr=partials.rows, out_ptr=Out(out), tiles=partials.tiles, count=partials.count,
+        rows=partials.per_tile, C=partials.channels, **loop,
+    )  # fmt: skip
+
+
+def _add_up(partials: Partials, out: Tensor, tile: Tile, **loop: int) -> None:
+    """The total of each kind in each group of tiles into ``out`` [kinds, groups, C]."""
+    kinds, groups, channels = out.shape
+    launch(
+        "statistics.sums_kernel", (ceil_div(channels, loop["BLOCK_C"]), kinds, groups), tile,
+        partials_ptr=partials.rows, sums_ptr=Out(out), tiles=partials.tiles, C=channels, **loop,
+    )  # fmt: skip
 
 
 def _tile(tiles: int) -> Tile:

@@ -5,7 +5,7 @@
     stem_pool           z = maxpool(relu(bn(y)))    + where each maximum was
     stem_pool_sums      sums for that batch norm's backward
     stem_pool_backward  gradient of y, by the coefficients made of them
-    stem_activate       z = relu(bn(y)), with ``_sums`` and ``_backward`` as above, for a stem without max pool
+    stem_activate_sums, stem_activate_backward      the same for a stem without max pool, after ``passes.activate``
     stem_wgrad          dw from the packed image and dy
     stem_inference      maxpool(relu(conv(image) + bias)), in floating point or int8
 
@@ -135,25 +135,15 @@ def stem_pool_backward(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor, co
     return _gradient(kernel, tile, y, vectors, coefficients, _pooled_gradient(dz, index, y))
 
 
-def stem_activate(y: Tensor, vectors: Tensor) -> Tensor:
-    """relu(bn(y)): ``stem_pool`` for a stem without max pool."""
-    if not uses_kernels(y):
-        return references.stem_activate(y, vectors)
-    y = nhwc(y)
-    z = torch.empty_like(y)
-    launch_pass("stem.activate_kernel", z, y_ptr=y, vectors_ptr=vectors, z_ptr=Out(z))
-    return z
-
-
 def stem_activate_sums(dz: Tensor, y: Tensor, vectors: Tensor) -> Partials:
-    """Sums over the gradient of ``stem_activate`` by bn(y), as ``stem_pool_sums``."""
+    """Sums over the gradient of ``passes.activate`` by bn(y), as ``stem_pool_sums``."""
     if not uses_kernels(y):
         return references.stem_activate_sums(dz, y, vectors)
     return _sums("stem.activate_sums_kernel", pass_tile(y.shape[1]), y, vectors, {"dz_ptr": nhwc(dz)})
 
 
 def stem_activate_backward(dz: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
-    """Gradient of ``stem_activate`` by y, as ``stem_pool_backward``."""
+    """Gradient of ``passes.activate`` by y, as ``stem_pool_backward``."""
     if not uses_kernels(y):
         return references.stem_activate_backward(dz, y, vectors, coefficients)
     kernel, tile = "stem.activate_backward_kernel", pass_tile(y.shape[1])

@@ -8,7 +8,17 @@ from torch import Tensor
 
 from fused_kernels.operands.layout import nhwc
 from fused_kernels.operands.partials import Partials
-from fused_kernels.references.arithmetic import batch_norm, batch_norm_gradient, gradient_sums, wide
+from fused_kernels.references.arithmetic import (
+    activated,
+    batch_norm,
+    batch_norm_gradient,
+    gradient_sums,
+    wide,
+)
+
+
+def activate(y: Tensor, vectors: Tensor) -> Tensor:
+    return nhwc(activated(y, vectors))
 
 
 def join(y: Tensor, vectors: Tensor, shortcut: Tensor, shortcut_vectors: Tensor | None = None) -> Tensor:

@@ -12,7 +12,6 @@ from fused_kernels.operands.geometry import Conv
 from fused_kernels.operands.layout import nhwc
 from fused_kernels.operands.partials import Partials
 from fused_kernels.references.arithmetic import (
-    activated,
     batch_norm,
     batch_norm_gradient,
     gradient_sums,
@@ -50,10 +49,6 @@ def stem_pool_sums(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor) -> Par
 def stem_pool_backward(dz: Tensor, index: Tensor, y: Tensor, vectors: Tensor, coefficients: Tensor) -> Tensor:
     g = _before_relu(_from_windows(dz, index, y), y, vectors)
     return nhwc(batch_norm_gradient(g, y, vectors, coefficients).to(y.dtype))
-
-
-def stem_activate(y: Tensor, vectors: Tensor) -> Tensor:
-    return nhwc(activated(y, vectors))
 
 
 def stem_activate_sums(dz: Tensor, y: Tensor, vectors: Tensor) -> Partials:

@@ -15,5 +15,10 @@ def _block(block: Block) -> str:
 
 
 def _layer(layer: Layer) -> str:
-    flags = ("b" * layer.batch_statistics) + ("t" * layer.tracked) + ("u" * layer.updates)
+    flags = (
+        ("b" * layer.batch_statistics)
+        + ("t" * layer.tracked)
+        + ("u" * layer.updates)
+        + ("m" * layer.materialize)
+    )
     return layer_text(layer.conv, layer.eps, flags, layer.group)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fused_kernels.operands.geometry import Conv
-from fused_kernels.ops import statistics, stem
+from fused_kernels.ops import passes, statistics, stem
 from tests.fused_kernels.conftest import activation, normal, weight
 from tests.fused_kernels.ground_truth import leaf, stored
 from tests.fused_kernels.tolerances import SUM, assert_close
@@ -88,7 +88,7 @@ def run(case: StemCase, image: Tensor, w: Tensor, affine: Tensor, dz: Tensor) ->
         z, index = stem.stem_pool(y, vectors)
         gradient_partials = stem.stem_pool_sums(dz, index, y, vectors)
     else:
-        z = stem.stem_activate(y, vectors)
+        z = passes.activate(y, vectors)
         gradient_partials = stem.stem_activate_sums(dz, y, vectors)
     ((coefficients, dgamma, dbeta),) = statistics.norm_gradients(gradient_partials, [(vectors, False)])
     if case.pool:

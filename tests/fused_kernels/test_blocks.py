@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -44,6 +44,12 @@ def basic(stride: int = 1, *, project: bool = False, frozen: bool = False) -> Bl
 def residual(main: tuple[Layer, ...], stride: int, project: bool, frozen: bool) -> Block:
     kind: ShortcutKind = "projection" if project else "identity"
     return Block(main, kind, layer(1, stride, frozen=frozen) if project else None, stride if project else 1)
+
+
+def materialized(block: Block) -> Block:
+    """The block with relu(bn(y)) written before each of its wide windows but the first layer's."""
+    rest = (replace(later, materialize=later.conv.r > 1) for later in block.main[1:])
+    return replace(block, main=(block.main[0], *rest))
 
 
 @dataclass
@@ -155,6 +161,8 @@ CASES = {
     ),
     "frozen": (Chain((bottleneck(2, project=True, frozen=True), bottleneck(frozen=True))),
                [(8, 16), (8, 8), (32, 8), (32, 16), (8, 32), (8, 8), (32, 8)], 16),
+    "materialized": (Chain((materialized(bottleneck(2, project=True)), materialized(basic(2, project=True)))),
+                     [(8, 16), (8, 8), (32, 8), (32, 16), (20, 32), (20, 20), (20, 32)], 16),
     "frozen, then not": (Chain((basic(frozen=True), basic())), [(8, 8)] * 4, 8),
 }  # fmt: skip
 
@@ -179,6 +187,7 @@ def test_the_reference_is_exact_in_float64(name: str) -> None:
         "pad",
         "frozen",
         "frozen, then not",
+        "materialized",
     ],
 )
 def test_kernels_agree_with_float64_autograd(name: str) -> None:
@@ -229,8 +238,28 @@ def test_the_same_input_gives_the_same_bits(how: str, small_tiles: Tile) -> None
             assert torch.equal(first, second)
 
 
-def test_saved_tensors_survive_packing() -> None:
-    made = network(*CASES["pad"][:2], activation(1, 8, 4, 4), dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_written_activation_gives_the_bits_of_one_in_registers(
+    dtype: torch.dtype, small_tiles: Tile
+) -> None:
+    chain, channels, c = CASES["materialized"]
+    plain = Chain(
+        tuple(
+            bottleneck(2, project=True) if len(b.main) == 3 else basic(2, project=True) for b in chain.blocks
+        )
+    )
+    results = []
+    for form in (chain, plain):
+        reseed(0)
+        made = network(form, channels, activation(1, c, 5, 7), dtype=dtype)
+        z = made.run()[0]
+        results.append([z, *torch.autograd.grad(z, made.inputs(), torch.cos(z.detach()))])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(("name", "c"), [("pad", 8), ("materialized", 16)])
+def test_saved_tensors_survive_packing(name: str, c: int) -> None:
+    made = network(*CASES[name][:2], activation(1, c, 4, 4), dtype=torch.float64)
     with torch.no_grad():
         flat = made.run()[: packed_size(made.chain)]
     again = pack(unpack(flat, made.chain))

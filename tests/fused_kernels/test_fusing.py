@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fused_kernels.errors import ShapeError
 from fused_kernels.fusing import fuse
-from fused_kernels.launch import implementation, recording
+from fused_kernels.launch import Functor, implementation, recording
 from fused_kernels.modules import FusedBasicBlock, FusedBlock, FusedBottleneck, FusedStage
 from rescompile.models.cifar import cifar_resnet
 from rescompile.models.resnet import BasicBlock as OurBasicBlock
@@ -67,6 +67,24 @@ def test_our_own_networks_are_fused() -> None:
     assert len(report.replaced) == 6
     x = activation(1, 3, 8, 8)
     assert_close("logits", outputs(model.eval(), x), outputs(expected.double(), x.double()))
+
+
+@pytest.mark.parametrize(("block", "written"), [(BasicBlock, 4), (Bottleneck, 4)])
+def test_activations_are_written_where_that_is_asked_for(block: type[Bottleneck], written: int) -> None:
+    found = []
+    for materialize in (False, True):
+        model = small(block)
+        fuse(model, materialize=materialize)
+        model.to("meta")
+        with recording() as launches:
+            model(torch.empty(2, 3, 8, 8, device="meta")).sum().backward()
+        names = [launch.kernel for launch in launches]
+        wide = [
+            launch for launch in launches if launch.arguments.get("TAPS_H", launch.arguments.get("R")) == 3
+        ]
+        recomputed = sum(launch.arguments["PROLOGUE"] == Functor("prologues.bn_relu") for launch in wide)
+        found.append((names.count("passes.activate_kernel"), recomputed))
+    assert found == [(0, 2 * written), (written, 0)]
 
 
 def test_fusing_twice_changes_nothing() -> None:

@@ -19,6 +19,7 @@ import torch
 import fused_kernels
 from fused_kernels import kernels as kernel_package
 from fused_kernels.launch import kernel_function
+from fused_kernels.ops.statistics import MOST_TILES
 from fused_kernels.tiles import Tile
 from tests.fused_kernels import checks
 from tests.fused_kernels.checks import Case, partials_of
@@ -36,9 +37,9 @@ LINE = Case(1, 1, padding=0, n=1, h=1, w=81)
 """Three row tiles, the last of 17 rows."""
 
 
-def finalized(count: int = 81) -> None:
+def finalized(count: int = 81, per_tile: int = 32) -> None:
     y = activation(1, 5, 1, count, mean=1.0)
-    checks.check_finalize(y, partials_of(y, 32))
+    checks.check_finalize(y, partials_of(y, per_tile))
 
 
 @dataclass(frozen=True)
@@ -308,6 +309,14 @@ MUTATIONS = [
         "tl.minimum(count - t * rows, rows)",
         "tl.minimum(count, rows + t * 0)",
         finalized,
+        "invstd.2 is off",
+    ),
+    Mutation(
+        "every group merges the first group's tiles",
+        "kernels/statistics.py",
+        "first = group * STEPS * BLOCK",
+        "first = group * 0",
+        partial(finalized, MOST_TILES + 200, 1),
         "invstd.2 is off",
     ),
     Mutation(

@@ -28,6 +28,8 @@ def test_the_sizes_of_each_product() -> None:
     assert (fprop.rows, fprop.cols, fprop.depth) == (2 * 5 * 4, 24, 20)
     assert (dgrad.rows, dgrad.cols, dgrad.depth) == (2 * 5 * 4, 20, 24)
     assert (wgrad.rows, wgrad.cols, wgrad.depth) == (20, 24, 2 * 5 * 4)
+    outputs = [problem.outputs for problem in (fprop, dgrad, wgrad)]
+    assert outputs == [2 * 5 * 4 * 24, 2 * 9 * 7 * 20, 9 * 20 * 24]
 
 
 def test_the_work_of_each_product() -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fused_kernels.launch import recording
 from fused_kernels.operands.partials import Partials
 from fused_kernels.ops import statistics
-from fused_kernels.ops.splits import SplitSum
-from fused_kernels.ops.statistics import Finalized, NormGradient
+from fused_kernels.ops.splits import SplitSum, launch_sum
+from fused_kernels.ops.statistics import MOST_TILES, Finalized, NormGradient
 from tests.fused_kernels import checks, ground_truth
 from tests.fused_kernels.checks import partials_of
 from tests.fused_kernels.conftest import activation, kernels, normal, reference
@@ -47,6 +48,19 @@ def test_tiles_around_the_end_of_a_block(tiles: int) -> None:
         checks.check_finalize(y, partials)
         checks.check_merge(y, partials)
     checks.check_sums(3, tiles, 3)
+
+
+@pytest.mark.parametrize("tiles", [MOST_TILES, MOST_TILES + 1, MOST_TILES + 128, MOST_TILES + 129])
+def test_thousands_of_tiles_are_added_up_in_groups(tiles: int) -> None:
+    y = activation(1, 9, 1, 2 * tiles - 1, mean=100.0)
+    with recording() as launches:
+        checks.check_finalize(y, partials_of(y, 2))
+    assert len(launches) == (1 if tiles == MOST_TILES else 2)
+    checks.check_merge(y, partials_of(y, 2))
+    checks.check_sums(3, tiles, 9)
+    vectors, sums = checks.Case(c=33).vectors(), Partials(normal(2, tiles, 33), 32, 32 * tiles)
+    (made,) = statistics.norm_gradients(sums, [(vectors, False)])
+    assert_gradients(made, sums, 1, vectors)
 
 
 @both
@@ -193,6 +207,14 @@ def test_gradients_of_one_and_of_two_layers(implementation: Implementation, tile
     assert_gradients(both[0], partials, 1, first)
     assert_gradients(both[1], partials, 2, second)
     assert all(torch.equal(a, b) for a, b in zip(alone, both[0], strict=True))
+
+
+@pytest.mark.parametrize("splits", [1, 2, 31, 32, 33, 70])
+def test_split_sums_of_any_number_of_parts(splits: int) -> None:
+    parts = normal(splits, 130)
+    dw = torch.full_like(parts[0], float("nan"))
+    launch_sum(SplitSum(parts, dw))
+    assert_close("dw", dw, parts.double().sum(0), SUM, scale=parts.double().abs().sum(0))
 
 
 @both

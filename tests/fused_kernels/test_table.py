@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fused_kernels import table
 from fused_kernels.errors import TuningError
 from fused_kernels.table import (
     FOLDER_VARIABLE,
@@ -68,3 +69,18 @@ def test_the_table_in_the_users_folder_is_read(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     assert entries_for(H100) == ENTRIES
     assert entries_for("NVIDIA L40S") == {}
+
+
+def test_an_entry_of_the_user_decides_over_a_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped, own = tmp_path / "shipped", tmp_path / "own"
+    monkeypatch.setattr(table, "SHIPPED", shipped)
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    assert entries_for(H100) == {}
+    write_table(shipped / table_name(H100), H100, ENTRIES)
+    assert entries_for(H100) == ENTRIES
+    assert entries_for("NVIDIA L40S") == {}
+    write_table(own / table_name(H100), H100, {"wgrad b": Tile(64, 64, 32)})
+    monkeypatch.setenv(FOLDER_VARIABLE, str(own))
+    assert entries_for(H100) == ENTRIES | {"wgrad b": Tile(64, 64, 32)}

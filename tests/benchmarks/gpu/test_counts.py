@@ -46,6 +46,9 @@ def test_a_training_step_of_resnet50_has_few_launches() -> None:
     assert launches.pop("wgrad.wgrad_kernel") == launches.pop("passes.bn_backward_kernel") == convolutions
     assert launches.pop("statistics.finalize_kernel") == joined + 1
     assert launches.pop("statistics.norm_gradients_kernel") == joined + 1
+    # more than 4,096 tiles, so groups first: on 56x56 pixels, and in the stem
+    assert launches.pop("statistics.merge_kernel") == 12
+    assert launches.pop("statistics.sums_kernel") == 11
     assert launches.pop("passes.join_kernel") == blocks
     assert launches.pop("wgrad.split_sum_kernel") == 2  # of the first block and of the stem
     assert launches.total() == 6, "the stem's passes and the entry"

@@ -1,0 +1,64 @@
+"""What the model reads off a kernel's machine code: how much it issues, and how often it waits for memory."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_INSTRUCTION = re.compile(
+    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", re.MULTILINE
+)
+_TARGET = re.compile(r"0x([0-9a-f]+)")
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """Counts of one kernel."""
+
+    once: int
+    """Instructions outside of the longest innermost loop."""
+    loop: int
+    """Instructions of that loop, 0 if there is none."""
+    waits: int
+    """Groups of loads outside of it: what is loaded between two stores or barriers is on its way together."""
+    loop_loads: bool
+    """Whether the loop loads to registers, so that every round waits for memory."""
+    loop_copies: bool
+    """Whether the loop copies to shared memory in the background, rounds ahead."""
+
+
+def instructions(listing: str) -> Instructions:
+    """The counts of nvdisasm's listing of one kernel."""
+    found = [(int(at, 16), name, rest) for at, name, rest in _INSTRUCTION.findall(listing) if name != "NOP"]
+    first, last = _longest_inner_loop(found)
+    inside = [name.split(".")[0] for at, name, _ in found if first <= at <= last]
+    outside = [name.split(".")[0] for at, name, _ in found if not first <= at <= last]
+    return Instructions(
+        len(outside), len(inside), _groups_of_loads(outside), "LDG" in inside, "LDGSTS" in inside
+    )
+
+
+def _longest_inner_loop(found: list[tuple[int, str, str]]) -> tuple[int, int]:
+    """First and last address, or an empty range if nothing jumps backwards."""
+    loops = [
+        (int(target[1], 16), at)
+        for at, name, rest in found
+        if name.startswith("BRA") and (target := _TARGET.search(rest)) and int(target[1], 16) < at
+    ]
+    inner = [
+        (first, last)
+        for first, last in loops
+        if not any((a, b) != (first, last) and first <= a and b <= last for a, b in loops)
+    ]
+    return max(inner, key=lambda loop: sum(loop[0] <= at <= loop[1] for at, _, _ in found), default=(0, -1))
+
+
+def _groups_of_loads(names: list[str]) -> int:
+    groups, loading = 0, False
+    for name in names:
+        if name in {"LDG", "LDGSTS"}:
+            groups += not loading
+            loading = True
+        elif name in {"STG", "BAR"}:
+            loading = False
+    return groups
