@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import onnx
 
 Images = NDArray[np.float32]
+MOMENT_IMAGES = 16
+"""Images from which the first convolution's moments are taken."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class StatisticsRequest:
     """Channel factors chosen by it as well."""
     samples: int
     """Number of images to keep."""
+    half: bool = False
+    """The channels' histograms and means come from the network in bfloat16."""
     levels: Mapping[str, int] = field(default_factory=dict)
     """Steps of the tensors that have others than ``scales.LEVELS``."""
 
@@ -74,7 +78,7 @@ def collect_statistics(
         CalibrationError: errors of ``collect``, or operations whose gradient or channels are not known.
     """
     total = count + (min(count, IMAGES) if request.gradients else 0)
-    samples = Samples(count, max(request.samples, IMAGES))
+    samples = Samples(count, max(request.samples, MOMENT_IMAGES))
     stream = samples.watch(batches)
 
     def passed(done: int) -> None:
@@ -82,10 +86,10 @@ def collect_statistics(
 
     if not request.channels:
         histograms = collect(model, tensors, stream, passed)
-        first = first_moments(model, samples.spread(IMAGES))
+        first = first_moments(model, samples.spread(MOMENT_IMAGES))
         return Statistics(histograms, risks=activation_risks(histograms, None), first=first)
-    channels = collect_channels(model, tensors, stream, passed)
-    first = first_moments(model, samples.spread(IMAGES))
+    channels = collect_channels(model, tensors, stream, passed, half=request.half)
+    first = first_moments(model, samples.spread(MOMENT_IMAGES))
     kept = tuple(samples.spread(request.samples))
     means = {name: entry.means for name, entry in channels.items()}
     logit, factors, noise = None, None, None

@@ -42,6 +42,10 @@ class ImagesRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int
 
 
+IN_HALF = "+bfloat16"
+"""End of a table's ``version`` where the statistics come from the network in bfloat16."""
+
+
 class TensorRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Range of one tensor, every method's threshold for it, and the one in use with its scale."""
 
@@ -75,12 +79,18 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     images: ImagesRef
     preprocess: Preprocess
     version: str
-    """Version of the arithmetic that made the numbers, ``calibration.version``."""
+    """Version of the arithmetic that made the numbers, ``calibration.version``; ends with ``IN_HALF`` where the
+    statistics come from the network in bfloat16."""
     tensors: dict[str, TensorRange]
     first_moments: bytes = b""
     """[K + 1, K] float32, little-endian: covariance and mean of what the first convolution multiplies with an output
     channel's K weights, so that these can be rounded against it. Empty where they were not taken."""
     sha256: str = ""
+
+    @property
+    def half(self) -> bool:
+        """Whether the statistics come from the network in bfloat16."""
+        return self.version.endswith(IN_HALF)
 
     def digest(self) -> str:
         """SHA-256 of this table with its own ``sha256`` left empty."""
@@ -187,11 +197,13 @@ def make_table(
     factors: Mapping[str, NDArray[np.floating]] | None = None,
     levels: Mapping[str, int] | None = None,
     first: NDArray[np.floating] | None = None,
+    half: bool = False,
 ) -> CalibrationTable:
     """Table of ``histograms`` with the thresholds of all methods; those of ``method`` are the chosen ones.
 
     ``logit`` holds the thresholds of that method, which needs more than histograms. ``means``, ``factors`` and
-    ``levels`` (for tensors that do not have 127) go into ``TensorRange``, ``first`` into ``first_moments``.
+    ``levels`` (for tensors that do not have 127) go into ``TensorRange``, ``first`` into ``first_moments``; ``half``
+    is kept in ``version``.
 
     Raises:
         CalibrationError: no such method, nothing observed, or a range too large for an 8-bit scale.
@@ -231,7 +243,7 @@ def make_table(
             checkpoint_sha256=checkpoint_sha256,
             images=ImagesRef(images.source, len(images), images.fingerprint, images.seed),
             preprocess=preprocess,
-            version=VERSION,
+            version=VERSION + (IN_HALF if half else ""),
             tensors=tensors,
             first_moments=b"" if first is None else _to_bytes(first),
         )

@@ -35,6 +35,8 @@ INT8_THROUGHOUT = ("triton",)
 
 Effort = Literal["fast", "balanced", "best"]
 Rounding = Literal["nearest", "learned"]
+Validate = Literal["certain", "all"]
+VALIDATE: tuple[str, ...] = get_args(Validate)
 WeightScales = Literal["max", "mse"]
 
 EFFORTS: tuple[str, ...] = get_args(Effort)
@@ -261,6 +263,8 @@ class CalibrationConfig:
     limit: int = DEFAULT_CALIBRATION_IMAGES
     seed: int = 0
     skip_unreadable: bool = False
+    fast_collect: bool = False
+    """Collect the statistics in bfloat16 where the CPU has it."""
 
     def __post_init__(self) -> None:
         if self.images is not None and self.table is not None:
@@ -276,11 +280,11 @@ class CalibrationConfig:
                 raise UsageError(f"--calibration-method: {error}") from None
         if self.effort is not None:
             one_of(self.effort, EFFORTS, "--effort")
-        from_images = (self.effort, self.equalize, self.rounding, self.full_range)
+        from_images = (self.effort, self.equalize, self.rounding, self.full_range, self.fast_collect or None)
         if self.table is not None and any(option is not None for option in from_images):
             raise UsageError(
-                "--effort, --equalize, --rounding and --full-range need images, and --calibration brings none; pass "
-                "--calibration-set instead, or leave these options out"
+                "--fast-collect, --effort, --equalize, --rounding and --full-range need images, and --calibration "
+                "brings none; pass --calibration-set instead, or leave these options out"
             )
 
     @property
@@ -307,6 +311,8 @@ class BuildConfig:
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     validation_set: Path | InMemoryImages | None = None
     validation_images: int | None = None
+    validate: Validate = "certain"
+    """``all`` compares every validation image; ``certain`` stops where the rest would not change the verdict."""
     limits: Limits | None = None
     """None takes ``accuracy.limits.default_limits`` for the precision."""
     fp16_blocks: Fp16Blocks | None = None
@@ -333,6 +339,7 @@ class BuildConfig:
         one_of(self.precision, PRECISIONS, "--precision")
         one_of(self.input_format, INPUT_FORMATS, "--input")
         one_of(self.task, TASKS, "--task")
+        one_of(self.validate, VALIDATE, "--validate")
         if self.cpu_form is not None:
             one_of(self.cpu_form, CPU_FORMS, "--cpu-form")
         positive(self.validation_images, "--validation-images")

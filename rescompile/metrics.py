@@ -92,6 +92,7 @@ class ParityMeter:
         self._worst_cosine = 1.0
         self._answers: list[tuple[Labels, Labels]] = []
         self._labels: list[Labels] = []
+        self._energies: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
         self.changes: list[Change] = []
         """The first ``MOST_CHANGES`` images whose classes differ."""
 
@@ -117,13 +118,17 @@ class ParityMeter:
         self._decide(r, e, labels)
         error, cosines = e - r, _cosines(r, e)
         self._images += len(r)
-        self._reference_energy += float(np.square(r).sum())
-        self._error_energy += float(np.square(error).sum())
+        energies = np.square(r).sum(axis=1), np.square(error).sum(axis=1)
+        self._energies.append(energies)
+        self._reference_energy += float(energies[0].sum())
+        self._error_energy += float(energies[1].sum())
         self._cosine += float(cosines.sum())
         self._worst_cosine = min(self._worst_cosine, float(cosines.min(initial=1.0)))
         self._max_abs = max(self._max_abs, float(np.abs(error).max(initial=0.0)))
 
-    def result(self, *, image_source: str, image_fingerprint: str) -> Parity:
+    def result(
+        self, *, image_source: str, image_fingerprint: str, image_set_size: int | None = None
+    ) -> Parity:
         """The comparison so far; ``relative_rms`` is infinite if the reference is all zero and the engine is not.
 
         Raises:
@@ -140,6 +145,7 @@ class ParityMeter:
         decided = self._kind not in ("values", "features")
         return Parity(
             images=count,
+            image_set_size=image_set_size,
             image_source=image_source,
             image_fingerprint=image_fingerprint,
             top1_reference=top1[0],
@@ -164,6 +170,11 @@ class ParityMeter:
             np.concatenate([none, *side]) for side in zip((none, none), *self._answers, strict=True)
         )
         return Answers(reference, engine, np.concatenate(self._labels) if self._labels else None)
+
+    def energies(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Squared norms [N] of the reference's outputs and of the error, image by image."""
+        reference, error = (np.concatenate(side) for side in zip(*self._energies, strict=True))
+        return reference, error
 
     @property
     def _word(self) -> str:

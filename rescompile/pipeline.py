@@ -55,7 +55,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
                 contents = engine_directory.write_golden(folder, contents, deployable)
                 manifest = engine_directory.write_manifest(folder, contents)
             with clock.stage(f"verify{again}"):
-                measured = measure(folder, manifest, source, deployable, validation, progress)
+                measured = measure(folder, manifest, source, deployable, validation, config, progress)
                 wrong = verdict.misfit_of(measured, source, validation, manifest, config.limits)
             passed = verdict.passes(measured, contents, wrong)
             if passed or wrong or again or not config.may_move_blocks:

@@ -248,6 +248,8 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     relative_rms: float
     cosine: float
     max_abs: float
+    image_set_size: int | None = None
+    """Images of the set, where the verdict was certain before all were compared (``accuracy.certainty``); else None."""
     task: OutputKind = "classes"
     worst_cosine: float | None = None
     """Cosine of the image with the smallest one."""
@@ -315,6 +317,8 @@ class BuildReport(JsonReport, frozen=True, kw_only=True):
     task: OutputKind = "classes"
     """Meaning of the output, by which it was judged."""
     task_reason: str = ""
+    image_set_size: int | None = None
+    """As in ``Parity``."""
     worst_cosine: float | None = None
     misfit: str | None = None
     """The reason why the figures say nothing: the network does not fit the labels, or it was fed wrongly."""

@@ -48,7 +48,7 @@ def built(checkpoint: Checkpoint, kind: str, folder: Path, comparison: Callable[
     backend = [_BACKENDS[whom], *(["--target", TARGET] if whom else [])]
     words = ["build", "--model", checkpoint.model, "--weights", str(checkpoint.unpacked(folder))]
     words += ["--precision", precision, "--output", str(directory(folder, kind)), "--backend", *backend]
-    words += ["--validation-set", str(checkpoint.validation), "--force", "--json"]
+    words += ["--validation-set", str(checkpoint.validation), "--validate", "all", "--force", "--json"]
     if effort:
         words += ["--effort", effort, "--calibration-set", str(checkpoint.calibration)]
         words += ["--calibration-images", str(checkpoint.calibration_images)]

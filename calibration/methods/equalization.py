@@ -8,7 +8,10 @@ residual stream.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +21,7 @@ from calibration.methods.noise import Array, NoiseModel
 STEPS = 80
 _RATE = 0.1
 _BETAS = (0.9, 0.99)
+_THREADS = 2
 _CANDIDATES = np.log(2.0) * np.linspace(-6.0, 1.25, 117)
 """log of a threshold over the largest range; unseen images may exceed it, by ``noise.TAIL``."""
 
@@ -38,25 +42,35 @@ def best_log_steps(model: NoiseModel, log_factors: Array) -> Array:
     for name, noise in model.activations.items():
         own = log_factors[model.groups.of[name]]
         candidates = _CANDIDATES + float((noise.log_ranges - own).max()) - np.log(noise.levels)
-        errors = [noise(step + own)[0].sum() for step in candidates]
+        errors = noise(candidates[:, None] + own)[0].sum(axis=1)
         steps.append(candidates[int(np.argmin(errors))])
     return np.array(steps)
 
 
-def total_noise(model: NoiseModel, log_factors: Array, log_steps: Array) -> tuple[float, Array, Array]:
-    """The whole error with its derivatives by ``log_factors`` [groups] and ``log_steps`` [tensors]."""
+def total_noise(
+    model: NoiseModel, log_factors: Array, log_steps: Array, run: Callable[..., Iterable[Any]] = map
+) -> tuple[float, Array, Array]:
+    """The whole error with its derivatives by ``log_factors`` [groups] and ``log_steps`` [tensors].
+
+    ``run`` is ``map``, or the one of a pool of threads.
+    """
+    groups = model.groups.of
+    by_tensor = run(
+        lambda noise, name, step: noise(step + log_factors[groups[name]]),
+        model.activations.values(), model.activations, log_steps,
+    )  # fmt: skip
+    by_weight = run(
+        lambda weights, name: weights(log_factors[groups[name]]),
+        model.weights.values(), (model.inputs[name] for name in model.weights),
+    )  # fmt: skip
     total, by_factor, by_step = 0.0, np.zeros_like(log_factors), np.zeros_like(log_steps)
-    for index, (name, noise) in enumerate(model.activations.items()):
-        ids = model.groups.of[name]
-        errors, slopes = noise(log_steps[index] + log_factors[ids])
+    for index, (name, (errors, slopes)) in enumerate(zip(model.activations, by_tensor, strict=True)):
         total += float(errors.sum())
         by_step[index] = slopes.sum()
-        np.add.at(by_factor, ids, slopes)
-    for name, weights in model.weights.items():
-        ids = model.groups.of[model.inputs[name]]
-        error, gradient = weights(log_factors[ids])
+        by_factor += np.bincount(groups[name], slopes, minlength=len(by_factor))
+    for name, (error, gradient) in zip(model.weights, by_weight, strict=True):
         total += error
-        np.add.at(by_factor, ids, gradient)
+        by_factor += np.bincount(groups[model.inputs[name]], gradient, minlength=len(by_factor))
     by_factor[0] = 0.0
     return total, by_factor, by_step
 
@@ -79,14 +93,16 @@ def equalize(model: NoiseModel, *, channels: bool = True) -> Equalized:
 def _minimize(model: NoiseModel, log_factors: Array, log_steps: Array) -> Array:
     """Factors after ``STEPS`` steps of Adam that move factors and step sizes together, with a falling rate."""
     groups = len(log_factors)
+    pool = ThreadPoolExecutor(_THREADS)
     point = np.concatenate([log_factors, log_steps])
     first, second = np.zeros_like(point), np.zeros_like(point)
     for step in range(1, STEPS + 1):
-        total, *slopes = total_noise(model, point[:groups], point[groups:])
+        total, *slopes = total_noise(model, point[:groups], point[groups:], pool.map)
         gradient = np.concatenate(slopes) / total
         first = _BETAS[0] * first + (1 - _BETAS[0]) * gradient
         second = _BETAS[1] * second + (1 - _BETAS[1]) * gradient**2
         ahead = first / (1 - _BETAS[0] ** step)
         spread = np.sqrt(second / (1 - _BETAS[1] ** step)) + 1e-12
         point -= _RATE * (1 - (step - 1) / STEPS) * ahead / spread
+    pool.shutdown()
     return point[:groups]

@@ -39,6 +39,8 @@ than what images exceed. Chosen on ResNet-18 and -50 (100 images) and ResNet-20 
 _TAIL_IMAGES = 100
 _MOST_TAIL = 1.5
 
+_CHUNK = 1 << 16
+"""Weights that are scaled at a time: they stay in the second-level cache."""
 _LOWEST, _HIGHEST, _POINTS = -13.0, 3.0, 65
 """log2 of step over amax: from steps that lose nothing to steps that lose everything."""
 _SPACING = (_HIGHEST - _LOWEST) / (_POINTS - 1) * float(np.log(2.0))
@@ -93,27 +95,31 @@ class ActivationNoise:
             shares = shares * magnitudes[bucket_of(centres / np.maximum(histograms.amax, 1e-30)[:, None])]
         errors = _with_tail(shares @ _bin_errors(levels), tail)
         scale = unit**2 * sensitivity / logits
-        self._log_errors = np.log(np.maximum(errors * scale[:, None], 1e-30))
+        log_errors = np.log(np.maximum(errors * scale[:, None], 1e-30))
+        self._log_errors = log_errors.reshape(-1)
+        self._log_rises = np.diff(log_errors, append=log_errors[:, -1:]).reshape(-1)
+        self._rows = np.arange(len(unit)) * _POINTS
         self._log_units = np.log(unit)
         self.log_ranges = np.log(np.maximum(histograms.amax, 1e-30))
         """[C]"""
 
     def __call__(self, log_steps: Array) -> tuple[Array, Array]:
-        """Errors [C] and their derivatives by ``log_steps`` [C], the logarithms of the channels' own steps."""
+        """Errors and their derivatives by ``log_steps`` [..., C], the logarithms of the channels' own steps."""
         position = (log_steps - self._log_units) / _SPACING - _LOWEST / ((_HIGHEST - _LOWEST) / (_POINTS - 1))
-        position = np.clip(position, 0, _POINTS - 1 - 1e-9)
-        low = position.astype(int)
-        rows = np.arange(len(low))
-        left, right = self._log_errors[rows, low], self._log_errors[rows, low + 1]
-        errors = np.exp(left + (right - left) * (position - low))
-        return errors, errors * (right - left) / _SPACING
+        np.clip(position, 0, _POINTS - 1 - 1e-9, out=position)
+        low = position.astype(np.intp)
+        position -= low
+        low += self._rows
+        left, rise = self._log_errors[low], self._log_rises[low]
+        errors = np.exp(left + rise * position)
+        return errors, errors * rise / _SPACING
 
 
 class WeightNoise:
     """The second sum for one convolution or classifier, by the factors of its input channels."""
 
     def __init__(
-        self, weight: NDArray[np.float32], sensitivity: Array, logits: float, groups: int = 1
+        self, weight: NDArray[np.float32], sensitivity: NDArray[np.floating], logits: float, groups: int = 1
     ) -> None:
         """``weight`` is [O, I, ...] in ``groups``, ``sensitivity`` [O, I]; I channels for each group."""
         rows, channels = weight.shape[:2]
@@ -124,17 +130,23 @@ class WeightNoise:
 
     def __call__(self, log_factors: Array) -> tuple[float, Array]:
         """Error, and its derivatives [C] by ``log_factors`` [C]."""
-        groups, _, channels = self._peaks.shape
+        groups, outputs, channels = self._peaks.shape
         factors = np.exp(log_factors).astype(np.float32).reshape(groups, 1, channels)
-        scaled = self._peaks * factors
-        widest = scaled.argmax(axis=2)
-        squares = np.square(np.take_along_axis(scaled, widest[..., None], 2)[..., 0], dtype=np.float64)
+        widest = np.empty((groups, outputs), np.intp)
+        step = max(1, _CHUNK // (groups * channels))
+        for start in range(0, outputs, step):
+            rows = slice(start, start + step)
+            widest[:, rows] = (self._peaks[:, rows] * factors).argmax(axis=2)
+        peaks = np.take_along_axis(self._peaks, widest[..., None], 2)[..., 0]
+        scaled = peaks * np.take_along_axis(factors[:, 0], widest, 1)
+        squares = np.square(scaled, dtype=np.float64)
         inverse = 1 / np.square(factors, dtype=np.float64)
-        rows = (self._sensitivity @ inverse.astype(np.float32).swapaxes(1, 2))[..., 0] * squares
+        errors = (self._sensitivity @ inverse.astype(np.float32).swapaxes(1, 2))[..., 0] * squares
         gradient = -2 * inverse * (squares.astype(np.float32)[:, None, :] @ self._sensitivity)
         gradient = gradient.reshape(-1)
-        np.add.at(gradient, widest + channels * np.arange(groups)[:, None], 2 * rows)
-        return float(rows.sum()), gradient
+        places = widest + channels * np.arange(groups)[:, None]
+        gradient += np.bincount(places.reshape(-1), 2 * errors.reshape(-1), minlength=len(gradient))
+        return float(errors.sum()), gradient
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.statistics.observers import BINS as TENSOR_BINS
 from calibration.statistics.observers import MIN_EXPONENT, Histogram, never_observed, not_finite, widened
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BINS = 512
 """A step of the 8-bit grid over a channel's range is two to four bins wide."""
@@ -67,6 +71,35 @@ class ChannelHistograms:
         return Histogram(np.diff(np.rint(reached)).astype(np.int64), width, low, high)
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What is taken from one array [N, C, ...]."""
+
+    low: NDArray[np.float32]  # [C]
+    high: NDArray[np.float32]  # [C]
+    sums: NDArray[np.float64]  # [C]
+    counted: NDArray[np.float32]
+    """[C, ...] the values at evenly spread positions."""
+    images: int
+    positions: int
+
+
+def part_of(values: Tensor) -> Part:
+    """The same of a tensor of PyTorch, of any floating-point type."""
+    import torch
+
+    rows = values.reshape(*values.shape[:2], -1).transpose(1, 2)
+    counted = rows[:, :: position_stride(rows.shape[1])].reshape(-1, rows.shape[2])
+    return Part(
+        low=rows.amin((0, 1)).float().numpy(),
+        high=rows.amax((0, 1)).float().numpy(),
+        sums=rows.sum((0, 1), dtype=torch.float32).double().numpy(),
+        counted=counted.t().float().contiguous().numpy(),
+        images=len(rows),
+        positions=rows.shape[1],
+    )
+
+
 class ChannelObserver:
     """Accumulates the histograms of one tensor. Not thread-safe; different observers may run in different threads."""
 
@@ -88,18 +121,31 @@ class ChannelObserver:
         if not array.size:
             return
         planes = array.reshape(*array.shape[:2], -1)
-        images, channels, positions = planes.shape
+        positions = planes.shape[2]
+        self.add(
+            Part(
+                low=planes.min(axis=(0, 2)),
+                high=planes.max(axis=(0, 2)),
+                sums=planes.sum(axis=2).sum(axis=0, dtype=np.float64),
+                counted=planes[:, :, :: position_stride(positions)].swapaxes(0, 1),
+                images=len(planes),
+                positions=positions,
+            )
+        )
+
+    def add(self, part: Part) -> None:
+        """Count the summary of an array; NaN or infinity in it raise ``CalibrationError``."""
+        channels = len(part.low)
         if not self._values:
             self._begin(channels)
-        self._positions = positions
-        self._values += images * positions
-        self._range(planes)
-        counted = planes[:, :, :: position_stride(positions)]
-        size = images * counted.shape[2]
+        self._positions = part.positions
+        self._values += part.images * part.positions
+        self._range(part)
+        size = part.counted[0].size
         step = max(1, _CHUNK // size)
         for start in range(0, channels, step):
-            part = slice(start, start + step)
-            self._count(part, counted[:, part].swapaxes(0, 1).reshape(-1, size))
+            rows = slice(start, start + step)
+            self._count(rows, part.counted[rows].reshape(-1, size))
 
     def histograms(self) -> ChannelHistograms:
         """A snapshot of what was seen so far; ``CalibrationError`` if that is nothing."""
@@ -115,9 +161,9 @@ class ChannelObserver:
             self._values // self._positions,
         )
 
-    def _range(self, planes: NDArray[np.float32]) -> None:
-        """Take ``planes`` [N, C, P] into ranges and means."""
-        low, high = planes.min(axis=(0, 2)), planes.max(axis=(0, 2))
+    def _range(self, part: Part) -> None:
+        """Take ranges and means."""
+        low, high = part.low, part.high
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise not_finite(self.name)
         amax = np.maximum(-low, high)
@@ -127,7 +173,7 @@ class ChannelObserver:
             self._exponents[row] = needed[row]
         np.minimum(self._minimum, low, out=self._minimum)
         np.maximum(self._maximum, high, out=self._maximum)
-        self._sums += planes.sum(axis=(0, 2), dtype=np.float64)
+        self._sums += part.sums
 
     def _count(self, part: slice, rows: NDArray[np.float32]) -> None:
         """Count ``rows`` [channels of ``part``, elements]."""

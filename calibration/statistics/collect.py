@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError
-from calibration.statistics.channels import ChannelHistograms, ChannelObserver
+from calibration.statistics.channels import ChannelHistograms, ChannelObserver, part_of
+from calibration.statistics.half import HalfNetwork
 from calibration.statistics.observers import Histogram, RangeObserver
 
 if TYPE_CHECKING:
     import onnx
+    from torch import Tensor
 
 _THREADS = 2
 
@@ -43,11 +45,23 @@ def collect(
 
 
 def collect_channels(
-    model: onnx.ModelProto, tensors: Sequence[str], batches: Batches, progress: Progress | None = None
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    batches: Batches,
+    progress: Progress | None = None,
+    *,
+    half: bool = False,
 ) -> dict[str, ChannelHistograms]:
-    """Like ``collect``, with one histogram for every channel."""
+    """Like ``collect``, with one histogram for every channel; ``half`` runs the network in bfloat16.
+
+    Raises:
+        CalibrationError: as ``collect``, or the network does not run in bfloat16.
+    """
     observers = {name: ChannelObserver(name) for name in tensors}
-    _observe(model, observers, batches, progress)
+    if half:
+        _observe_half(model, observers, batches, progress)
+    else:
+        _observe(model, observers, batches, progress)
     return {name: observer.histograms() for name, observer in observers.items()}
 
 
@@ -80,7 +94,41 @@ def _observe(
                 progress(seen)
         _finish(observing)
     if not seen:
-        raise CalibrationError("there are no calibration images to run: pass at least one")
+        raise _no_images()
+
+
+def _observe_half(
+    model: onnx.ModelProto,
+    observers: Mapping[str, ChannelObserver],
+    batches: Batches,
+    progress: Progress | None,
+) -> None:
+    """The network in bfloat16; ranges and means are taken at once, and the values counted beside it."""
+    _check_names(model, observers)
+    network, seen = HalfNetwork(model), 0
+    with ThreadPoolExecutor(1) as pool:
+        observing: list[Future[None]] = []
+        for batch in batches:
+            started = [
+                pool.submit(observers[name].update, batch) for name in network.inputs & observers.keys()
+            ]
+
+            def observe(name: str, value: Tensor, started: list[Future[None]] = started) -> None:
+                if name in observers:
+                    started.append(pool.submit(observers[name].add, part_of(value)))
+
+            network.run(batch, observe)
+            _finish(observing)
+            observing, seen = started, seen + len(batch)
+            if progress:
+                progress(seen)
+        _finish(observing)
+    if not seen:
+        raise _no_images()
+
+
+def _no_images() -> CalibrationError:
+    return CalibrationError("there are no calibration images to run: pass at least one")
 
 
 def _finish(observing: list[Future[None]]) -> None:

@@ -8,7 +8,10 @@ an error of one in x causes. Errors of activations are taken as independent, so 
     F_ok  = mean over images of  sum over taps of  (dL/dW_ok - mean_k dL/db_o)^2          weights
 
 The weights' gradient is that of an input without its mean, because bias correction removes the mean's part of a
-weight's error.
+weight's error. It is a product of what autograd gives, the gradient at the layer's output, with the input that each tap
+of the kernel reads, image by image, because gradients of different images must be squared before they are added:
+
+    dL/dW_okt - mean_k dL/db_o = sum over positions p of  dL/dy_op (x_k,p+t - mean_k)
 
 G is also split by the magnitude of x, because the logits often care less for a pixel that is already large: in the stem
 of ResNet-50 the largest third of a channel's range has half of the mean squared gradient, the middle 1.5 times of it.
@@ -17,15 +20,17 @@ Clipping costs less there than the mean says, and rounding in the middle more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice, product
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError
-from calibration.network import Network, Node, groups_of, input_channels, output_first, weighted_nodes
+from calibration.network import Network, Node, groups_of, output_first, weighted_nodes
 from calibration.operators import operator
 from calibration.statistics.channels import ChannelHistograms, position_stride
 
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
 
 IMAGES = 16
 """Images whose gradients are averaged; twice as many were no better on images that calibration had not seen."""
+BATCH = 4
+"""Images per pass: with more, the activations of deep networks take gigabytes."""
 
 BUCKETS = 49
 """Eight of equal width for each octave of |x| / amax of the channel from 1/64 to 1, and the first for all below."""
@@ -54,7 +61,7 @@ class Sensitivity:
     """Tensor to [C]; for an error in every position of the channel."""
     magnitudes: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """Tensor to [BUCKETS]; factors of the above by the size of the value, where they are not all 1."""
-    weights: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    weights: dict[str, NDArray[np.floating]] = field(default_factory=dict)
     """Weighted node to [O, I]; summed over the taps of the kernel."""
     logits: float = 0.0
     """Mean over images of the squared norm of the logits."""
@@ -79,59 +86,116 @@ def measure_sensitivity(
     import torch
 
     network = Network(undecided(model))
-    weighted = weighted_nodes(model, channels)
-    parameters = [network.constants[name].requires_grad_() for node in weighted for name in node.inputs[1:3]]
-    generator = torch.Generator().manual_seed(seed)
-    wanted, result, count = set(tensors), Sensitivity(), 0
-    observers = {name: MagnitudeObserver(channels[name].amax) for name in tensors}
-    read = {node.name: _means_read(network, node, channels[node.inputs[0]].means) for node in weighted}
-    for image in images:
-        x = torch.from_numpy(image[None]).requires_grad_(network.input in wanted)
-        held = {network.input: x} if network.input in wanted else {}
-
-        def hold(node: Node, value: Tensor, held: dict[str, Tensor] = held) -> None:
-            if node.output in wanted:
-                held[node.output] = value
-
-        logits = _joined(network.run_all(x, hold))
-        direction = torch.randn(logits.shape, generator=generator)
-        gradients = torch.autograd.grad(
-            (logits * direction).sum(), [*held.values(), *parameters], materialize_grads=True
-        )
-        for name, gradient in zip(held, gradients, strict=False):
-            norms = torch.linalg.vector_norm(gradient[0].reshape(gradient.shape[1], -1), dim=1)
-            by_channel = norms.double().square().numpy()
-            result.activations[name] = result.activations.get(name, 0.0) + by_channel
-            observers[name].update(held[name], gradient)
-        for index, node in enumerate(weighted):
-            weight, bias = gradients[len(held) + 2 * index : len(held) + 2 * index + 2]
-            means = read[node.name]
-            by_tap = output_first(node, weight).reshape(*means.shape, -1)
-            squares = torch.addcmul(by_tap, bias[:, None, None], means[:, :, None], value=-1).square_()
-            squares = squares.sum(2) if squares.shape[2] > 1 else squares[:, :, 0]
-            result.weights[node.name] = result.weights.get(node.name, 0.0) + squares.numpy()
-        result.logits += float(logits.detach().double().square().sum())
-        count += 1
+    sums = _Sums(network, weighted_nodes(model, channels), tensors, channels)
+    generator, remaining, count = torch.Generator().manual_seed(seed), iter(images), 0
+    while batch := list(islice(remaining, BATCH)):
+        x = torch.from_numpy(np.stack(batch)).requires_grad_()
+        sums.watch(network.input, x)
+        logits = _joined(network.run_all(x, lambda node, value: sums.watch(node.output, value)))
+        torch.autograd.backward((logits * torch.randn(logits.shape, generator=generator)).sum())
+        sums.found.logits += float(logits.detach().double().square().sum())
+        count += len(batch)
         if progress:
             progress(count)
     if not count:
         raise CalibrationError("there are no calibration images to take gradients of: pass at least one")
-    result.activations = {name: total / count for name, total in result.activations.items()}
-    result.weights = {name: total / count for name, total in result.weights.items()}
-    result.logits /= count
-    result.magnitudes = {name: observer.factors() for name, observer in observers.items()}
-    return result
+    return sums.means(count)
 
 
-def _means_read(network: Network, node: Node, means: NDArray[np.float64]) -> Tensor:
-    """The mean [O, I] of the channel that each weight of ``node`` multiplies."""
+class _Sums:
+    """Sums over images, to which every gradient is added as soon as the backward pass has it: none is kept."""
+
+    def __init__(
+        self,
+        network: Network,
+        weighted: Sequence[Node],
+        tensors: Sequence[str],
+        channels: Mapping[str, ChannelHistograms],
+    ) -> None:
+        self._network, self._channels = network, channels
+        self._weighted = {node.output: node for node in weighted}
+        self._observers = {name: MagnitudeObserver(channels[name].amax) for name in tensors}
+        self._values: dict[str, Tensor] = {}
+        self.found = Sensitivity(
+            {name: np.zeros(len(channels[name].means)) for name in tensors},
+            weights={
+                node.name: np.zeros(
+                    output_first(node, network.constants[node.inputs[1]]).shape[:2], np.float32
+                )
+                for node in weighted
+            },
+        )
+
+    def watch(self, name: str, value: Tensor) -> None:
+        """Take the tensor ``name`` of the forward pass, and its gradient when there is one."""
+        if name in self._channels:
+            self._values[name] = value.detach()
+        if (name in self._observers or name in self._weighted) and value.requires_grad:
+            value.register_hook(partial(self._add, name))  # type: ignore[no-untyped-call]
+
+    def _add(self, name: str, slope: Tensor) -> None:
+        import torch
+
+        if name in self._observers:
+            by_image = slope.reshape(*slope.shape[:2], -1).square().sum(2, dtype=torch.float64)
+            self.found.activations[name] += by_image.sum(0).numpy()
+            self._observers[name].update(self._values[name], slope)
+        if name in self._weighted:
+            node = self._weighted[name]
+            read = node.inputs[0]
+            means = torch.from_numpy(self._channels[read].means).float()
+            kernel = self._network.constants[node.inputs[1]].shape[2:]
+            squares = _weight_squares(node, self._values[read], slope, means, kernel)
+            self.found.weights[node.name] += squares.numpy()
+
+    def means(self, count: int) -> Sensitivity:
+        """The sums, divided by the number of images."""
+        return Sensitivity(
+            {name: total / count for name, total in self.found.activations.items()},
+            {name: observer.factors() for name, observer in self._observers.items()},
+            {name: total / count for name, total in self.found.weights.items()},
+            self.found.logits / count,
+        )
+
+
+def _weight_squares(node: Node, x: Tensor, slope: Tensor, means: Tensor, kernel: Sequence[int]) -> Tensor:
+    """[O, I] squared gradients of the node's weights, summed over taps and images.
+
+    ``x`` is the node's input, whose channels have ``means``; ``slope`` is the gradient at its output.
+    """
     import torch
 
     groups = groups_of(node)
-    rows = len(network.constants[node.inputs[2]])
-    return torch.from_numpy(means).float()[
-        torch.from_numpy(input_channels(rows, len(means) // groups, groups))
-    ]
+    by_group = slope.reshape(len(slope), groups, slope.shape[1] // groups, -1)
+    total = torch.zeros(())
+    for seen in _seen_by_taps(node, x, kernel):
+        centred = (seen - means[:, None]).reshape(len(x), groups, len(means) // groups, -1)
+        for rows, columns in zip(by_group, centred, strict=True):
+            total = (rows @ columns.mT).square_() + total
+    factor = float(node.attributes.get("alpha", 1.0))
+    return total.flatten(0, 1) * factor**2
+
+
+def _seen_by_taps(node: Node, x: Tensor, kernel: Sequence[int]) -> Iterator[Tensor]:
+    """[N, C, positions] what each tap of the kernel multiplies, for all positions of the output."""
+    from torch.nn.functional import pad
+
+    from calibration.execution.attributes import last_first, per_axis, windows
+
+    if node.op == "Gemm":
+        yield (x.t() if node.attributes.get("transA") else x)[:, :, None]
+        return
+    before, after = windows(node.attributes, x.shape[2:], kernel)
+    x = pad(x, last_first(before, after)) if any((*before, *after)) else x
+    strides, dilations = (per_axis(node.attributes, name, len(kernel)) for name in ("strides", "dilations"))
+    axes = list(zip(x.shape[2:], kernel, strides, dilations, strict=True))
+    counts = [(length - (taps - 1) * dilation - 1) // stride + 1 for length, taps, stride, dilation in axes]
+    for place in product(*map(range, kernel)):
+        cut = tuple(
+            slice(tap * dilation, tap * dilation + (n - 1) * stride + 1, stride)
+            for tap, n, (_, _, stride, dilation) in zip(place, counts, axes, strict=True)
+        )
+        yield x[(slice(None), slice(None), *cut)].flatten(2)
 
 
 def undecided(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -155,13 +219,13 @@ def undecided(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _joined(outputs: tuple[Tensor, ...]) -> Tensor:
-    """One vector [1, K] of all ``outputs``, each relative to its own norm; a single one as it is."""
+    """One vector [N, K] of all ``outputs``, each relative to its own norm; a single one as it is."""
     import torch
 
     if len(outputs) == 1:
         return outputs[0]
     rows = [output.flatten(1) for output in outputs]
-    return torch.cat([row / row.detach().norm().clamp_min(1e-30) for row in rows], 1)
+    return torch.cat([row / row.detach().norm(dim=1, keepdim=True).clamp_min(1e-30) for row in rows], 1)
 
 
 def bucket_of(ratio: NDArray[np.floating]) -> NDArray[np.int32]:
@@ -179,15 +243,18 @@ class MagnitudeObserver:
         self._squares = np.zeros((len(amax), BUCKETS))
 
     def update(self, values: Tensor, gradients: Tensor) -> None:
-        """Add one image's ``values`` and ``gradients``, both [1, C, ...]."""
+        """Add the ``values`` and ``gradients`` of some images, both [N, C, ...]."""
         import torch
 
-        channels = values.shape[1]
-        rows, slopes = values[0].detach().reshape(channels, -1), gradients[0].reshape(channels, -1)
-        step = position_stride(rows.shape[1])
-        ratio = (rows[:, ::step].abs() / torch.from_numpy(self._amax).float()[:, None]).numpy()
+        step = position_stride(values[0, 0].numel())
+        rows, slopes = (
+            each.detach().reshape(*each.shape[:2], -1)[:, :, ::step].transpose(0, 1).flatten(1)
+            for each in (values, gradients)
+        )
+        channels = len(rows)
+        ratio = (rows.abs() / torch.from_numpy(self._amax).float()[:, None]).numpy()
         index = (bucket_of(ratio) + (np.arange(channels, dtype=np.int32) * BUCKETS)[:, None]).reshape(-1)
-        squares = slopes[:, ::step].square().numpy().reshape(-1)
+        squares = slopes.square().numpy().reshape(-1)
         size = channels * BUCKETS
         self._counts += np.bincount(index, minlength=size).reshape(channels, -1)
         self._squares += np.bincount(index, squares, minlength=size).reshape(channels, -1)

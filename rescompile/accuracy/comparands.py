@@ -167,7 +167,7 @@ def graph_comparand(path: Path, content: bytes | None, *, title: str, manifest: 
     own_size = None if manifest is None else manifest.preprocess.size
     classes, taken = classes_of(proto, path), InputSpec.of_graph(proto, path, own_size)
     wanted = [*blocks.values(), *integers.values()]
-    run = Probe(proto.SerializeToString(), wanted, role=text_of(path), exactly=True)
+    run = Probe(proto, wanted, role=text_of(path), exactly=True)
 
     def observe(image: NDArray[Any]) -> Observation:
         found = run(image)

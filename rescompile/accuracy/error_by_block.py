@@ -6,7 +6,7 @@ Channels that equalization divided are multiplied again first, so that both side
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,16 @@ from rescompile.graph.shared.metadata import (
 from rescompile.metrics import decibels
 from rescompile.report import BlockError
 
+if TYPE_CHECKING:
+    import onnx
+
 SQNR_CEILING_DB = 200.0
 """In place of infinity, which JSON does not have; float32 itself ends near 150 dB."""
 
 
 def block_errors(
-    reference_model: bytes,
-    deployable_model: bytes,
+    reference_model: bytes | onnx.ModelProto,
+    deployable_model: bytes | onnx.ModelProto,
     images: NDArray[np.float32],
     blocks: Mapping[str, str],
     *,
@@ -38,8 +41,8 @@ def block_errors(
     """SQNR and cosine of every block's output over a handful of ``images``, in the order of ``blocks``.
 
     Args:
-        reference_model: serialized fp32 ONNX graph.
-        deployable_model: serialized ONNX graph with Q/DQ or half precision; executed as it is written.
+        reference_model: fp32 ONNX graph, serialized or in memory.
+        deployable_model: the same with Q/DQ or half precision; executed as it is written.
         images: [N, 3, H, W], preprocessed; run one at a time, so memory holds the blocks of one image.
         blocks: block name to its output tensor, which both graphs have (``layer1.0`` to ``layer1.0.relu``).
         deployable_images: the same images in the deployable graph's own layout, where that differs.
@@ -109,10 +112,12 @@ class Probe:
         GraphError: the graph lacks a tensor, or its metadata are damaged.
     """
 
-    def __init__(self, model: bytes, tensors: Sequence[str], *, role: str, exactly: bool) -> None:
+    def __init__(
+        self, model: bytes | onnx.ModelProto, tensors: Sequence[str], *, role: str, exactly: bool
+    ) -> None:
         import onnx
 
-        proto = onnx.load_model_from_string(model)
+        proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else model
         self._factors, self._offsets = factors_of(proto), offsets_of(proto)
         self._channels = real_channels(proto)
         known = {name for node in proto.graph.node for name in node.output}

@@ -19,7 +19,7 @@ from calibration.preprocess import Preprocess, normalize
 from rescompile.accuracy.parity import Network
 from rescompile.metrics import binomial_tail
 
-CHUNK = 32
+CHUNK = 16
 """Images after which a normalization that falls behind the assumed one is given up."""
 BEHIND = 2
 """Answers by which a better normalization may be behind for a while, by chance."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,13 @@ from calibration.errors import ImageSetError
 from calibration.file_names import text_of
 from calibration.images import ImageSet, InMemoryImages, open_image_set
 from calibration.preprocess import Preprocess, normalize
+from rescompile.accuracy.certainty import Seen, draws, verdict_of
 from rescompile.accuracy.thumbnails import MOST_THUMBNAILS, thumbnail
 from rescompile.backends.fp32 import Fp32Session
 from rescompile.manifest import OutputSpec, TensorSpec
-from rescompile.metrics import MOST_CHANGES, Answers, Change, Labels, Logits, ParityMeter
+from rescompile.metrics import MOST_CHANGES, ONE_CLASS, Answers, Change, Labels, Logits, ParityMeter
 from rescompile.progress import Progress
-from rescompile.report import ClassChange, Flip, MemberAccuracy, Parity
+from rescompile.report import ClassChange, Flip, Limits, MemberAccuracy, Parity
 
 Network = Callable[[NDArray[Any]], Any]
 """Images [N, ...] to logits [N, classes], or other outputs; a dict of several by name."""
@@ -167,47 +169,65 @@ def compare_logits(
     thumbnails: bool = False,
     progress: Progress,
     compared: Callable[[ImageBatch], None] | None = None,
+    until: Limits | None = None,
 ) -> Measurement:
     """Run both networks over ``images``, the candidate as ``candidate_input`` says, and compare their ``outputs``.
 
     Without ``outputs`` there is one, of kind classes. Networks with several return them by name. With ``thumbnails``
     small copies of the first images that the candidate answers otherwise are kept. ``compared`` is called with each
-    batch after both networks.
+    batch after both networks. ``until`` are limits whose verdict ends the comparison as soon as it is certain
+    (``certainty``); outputs that name no class, or several outputs, are always compared on all images.
 
     Raises:
         BackendError: the candidate's outputs are not finite or of another shape than the reference's.
         CheckpointError: the reference's outputs are not finite.
         ImageSetError: there are no images, one cannot be read, or a label is not a class of the network.
     """
-    meter, sample, done = ParityMeter(outputs[0].kind if outputs else "classes"), _PairSample(SAMPLE_SIZE), 0
+    kind = outputs[0].kind if outputs else "classes"
+    meter, sample, done = ParityMeter(kind), _PairSample(SAMPLE_SIZE), 0
     others = {output.name: ParityMeter(output.kind) for output in outputs[1:]}
     small: list[bytes] = []
-    for batch in image_batches(images, preprocess, candidate_input):
-        expected, found = reference(batch.reference), candidate(batch.candidate)
-        if isinstance(expected, dict) and isinstance(found, dict):
-            for name, other in others.items():
-                other.update(expected[name], found[name])
-            expected, found = expected[outputs[0].name], found[outputs[0].name]
-        meter.update(expected, found, batch.labels)
-        if thumbnails and batch.pixels is not None:
-            new = meter.changes[len(small) : MOST_THUMBNAILS]
-            small += [thumbnail(batch.pixels[change.image - done], preprocess.color) for change in new]
-        sample.update(expected, found)
-        if compared is not None:
-            compared(batch)
-        done += len(expected)
-        progress.advanced(done, len(images))
-    parity = meter.result(image_source=images.source, image_fingerprint=images.fingerprint)
+    limits = until if kind in ONE_CLASS and not others else None
+    used, names = np.zeros(len(images), np.bool_), list[str]()
+    for chosen in draws(len(images)) if limits else [~used]:
+        part = images.part(chosen) if limits else images
+        used, names = used | chosen, [*names, *part.images.names]
+        for batch in image_batches(part, preprocess, candidate_input):
+            expected, found = reference(batch.reference), candidate(batch.candidate)
+            if isinstance(expected, dict) and isinstance(found, dict):
+                for name, other in others.items():
+                    other.update(expected[name], found[name])
+                expected, found = expected[outputs[0].name], found[outputs[0].name]
+            meter.update(expected, found, batch.labels)
+            if thumbnails and batch.pixels is not None:
+                new = meter.changes[len(small) : MOST_THUMBNAILS]
+                small += [thumbnail(batch.pixels[change.image - done], preprocess.color) for change in new]
+            sample.update(expected, found)
+            if compared is not None:
+                compared(batch)
+            done += len(expected)
+            progress.advanced(done, len(images))
+        if limits and verdict_of(_seen(meter, len(images)), limits) is not None:
+            break
+    results = partial(
+        ParityMeter.result,
+        image_source=images.source,
+        image_fingerprint=(images if used.all() else images.part(used)).fingerprint,
+        image_set_size=None if used.all() else len(images),
+    )
     return Measurement(
-        parity,
+        results(meter),
         sample.pairs(),
         meter.answers(),
-        images.images.names,
+        tuple(names),
         tuple(meter.changes),
-        {name: other.result(image_source=images.source, image_fingerprint=images.fingerprint)
-         for name, other in others.items()},
+        {name: results(other) for name, other in others.items()},
         tuple(small),
-    )  # fmt: skip
+    )
+
+
+def _seen(meter: ParityMeter, total: int) -> Seen:
+    return Seen(meter.result(image_source="", image_fingerprint=""), meter.answers(), meter.energies(), total)
 
 
 def all_outputs(session: Fp32Session, outputs: Sequence[OutputSpec]) -> Network:

@@ -32,7 +32,7 @@ from rescompile.accuracy.parity import (
 from rescompile.backends import get_backend
 from rescompile.backends.base import SimulatingBackend
 from rescompile.backends.fp32 import fp32_session
-from rescompile.config import positive
+from rescompile.config import Validate, positive
 from rescompile.environment import describe, now
 from rescompile.errors import BackendError, BackendUnavailable, EngineError, UsageError
 from rescompile.manifest import REFERENCE, REPORT_JSON, Manifest, read_manifest
@@ -50,6 +50,7 @@ def verify(
     *,
     validation_set: Path | None,
     validation_images: int | None,
+    validate: Validate = "certain",
     limits: Limits | None,
     reference: Path | None,
     skip_unreadable: bool,
@@ -97,6 +98,7 @@ def verify(
             candidate_input=manifest.inputs[0],
             outputs=manifest.outputs,
             progress=progress,
+            until=None if validate == "all" or manifest.sizes is not None else limits,
         )
         measured = with_sizes(measured, trusted, engine, images=images, manifest=manifest, progress=progress)
         speed = measure_speed(engine, checked.files, graph) if executed else None

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,13 @@ from rescompile.backends.openvino import cpu_form
 from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import BackendError, UsageError
 from rescompile.files import atomic_write
-from rescompile.graph.shared.hazards import hazard_of
+from rescompile.graph.shared.hazards import hazard_in, hazard_of
 from rescompile.manifest import GRAPH, ONNXRUNTIME_MODEL, CpuForm, Manifest, Precision
 from rescompile.optional import how_to_install, installed, require
 from rescompile.wording import counted
+
+if TYPE_CHECKING:
+    import onnx
 
 WRONG_OPTIMIZERS = ("Pad_Fusion",)
 """ONNX Runtime's rewrites that change answers: zeros around an image become minus infinity in a max pool."""
@@ -57,13 +60,13 @@ class ReferenceSession:
 
 
 def reference_session(
-    model: Path | bytes,
+    model: Path | bytes | onnx.ModelProto,
     *,
     optimize: bool,
     outputs: Sequence[str] | None = None,
     threads: int | None = None,
 ) -> ReferenceSession:
-    """Load ``model``, a path or a serialized graph.
+    """Load ``model``: a path, a serialized graph, or one in memory.
 
     Args:
         model: fp32 graph, or deployable graph.
@@ -83,11 +86,13 @@ def reference_session(
     options.intra_op_num_threads = threads or 0
     # read here, because ONNX Runtime opens no file whose name is not UTF-8
     source = model.read_bytes() if isinstance(model, Path) else model
-    if words := hazard_of(source):
+    if words := hazard_of(source) if isinstance(source, bytes) else hazard_in(source):
         # files would be looked for in the working directory
         raise BackendError(f"the graph {words}; use another graph")
     if outputs is not None:
         source = with_outputs(source, outputs)
+    if not isinstance(source, bytes):
+        source = source.SerializeToString()
     with _translate_errors(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
         session = ort.InferenceSession(
             source, options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_OPTIMIZERS
@@ -195,23 +200,31 @@ def refuse_target(name: str, target: str | None) -> None:
         )
 
 
-def with_outputs(model: bytes, outputs: Sequence[str]) -> bytes:
-    """The serialized graph with ``outputs`` in place of its own.
+def with_outputs(model: bytes | onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
+    """A copy of the graph with ``outputs`` in place of its own.
 
     Raises:
         BackendError: the graph has no such tensor.
     """
     import onnx
 
-    proto = onnx.load_from_string(model)
+    proto = onnx.load_from_string(model) if isinstance(model, bytes) else copy(model)
     known = {name for node in proto.graph.node for name in node.output}
     missing = [name for name in outputs if name not in known]
     if missing:
         raise BackendError(f"the graph has no tensor '{missing[0]}', so it cannot be returned")
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    serialized: bytes = proto.SerializeToString()
-    return serialized
+    return proto
+
+
+def copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the whole graph."""
+    import onnx
+
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    return found
 
 
 @contextmanager

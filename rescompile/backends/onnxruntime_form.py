@@ -82,11 +82,19 @@ def _range_behind(tensor: gs.Tensor) -> tuple[float, float] | None:
         if reader.op == "QuantizeLinear":
             low, high = _range_of(reader)
             return low, min(high, top)
-        if reader.op == "Clip" and len(reader.inputs) == 3 and isinstance(reader.inputs[2], gs.Constant):
-            top = min(top, float(reader.inputs[2].values))
+        if (bound := _upper_bound(reader)) is not None:
+            top = min(top, bound)
         elif reader.op != "Relu":
             return None
         tensor = reader.outputs[0]
+
+
+def _upper_bound(node: gs.Node) -> float | None:
+    """The constant that no output of a Clip or a minimum exceeds; None for others."""
+    position = {"Clip": 2, "Min": 1}.get(node.op)
+    if position is None or len(node.inputs) != position + 1 or not isinstance(node.inputs[-1], gs.Constant):
+        return None
+    return float(node.inputs[-1].values)
 
 
 def _range_of(quantizer: gs.Node) -> tuple[float, float]:
@@ -110,10 +118,12 @@ def _make_unsigned(quantize: gs.Node) -> None:
 def _drop_clip(quantize: gs.Node) -> None:
     """Let ``quantize`` read in front of the lowering's clip; by itself it makes 0 of what is negative."""
     source, (scale, zero) = quantize.inputs[0], (each.values for each in quantize.inputs[1:3])
-    clip = source.inputs[0] if made_by(source) == "Clip" else None
-    if clip is None or int(zero) or len(consumers(source)) > 1 or len(clip.inputs) < 3:
+    clip = source.inputs[0] if source.inputs else None
+    bound = None if clip is None else _upper_bound(clip)
+    if clip is None or bound is None or int(zero) or len(consumers(source)) > 1:
         return
-    if float(clip.inputs[1].values) == 0 and np.isclose(clip.inputs[2].values, 127 * scale, rtol=1e-5):
+    from_zero = clip.op == "Min" or float(clip.inputs[1].values) == 0
+    if from_zero and np.isclose(bound, 127 * scale, rtol=1e-5):
         quantize.inputs[0] = clip.inputs[0]
 
 

@@ -149,7 +149,7 @@ def _reference(
 ) -> dict[str, NDArray[np.float32]]:
     """The values of all tensors that the boundaries name, as the graph is written."""
     names = list(dict.fromkeys(name for each in found for name in (each.name, each.cut)))
-    session = reference_session(model.SerializeToString(), optimize=False, outputs=names)
+    session = reference_session(model, optimize=False, outputs=names)
     return {name: values.astype(np.float32) for name, values in session.tensors(images).items()}
 
 

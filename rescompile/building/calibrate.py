@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.collect_statistics import StatisticsRequest, collect_statistics
+from calibration.errors import CalibrationError
 from calibration.images import ImageSet, open_image_set
 from calibration.images.builtin import COUNT, builtin_image_set
 from calibration.methods.comparison import Comparison, compare_methods
@@ -22,6 +23,7 @@ from calibration.methods.quantization_risks import weight_risks
 from calibration.methods.rounding import IMAGES as LEARNING_IMAGES
 from calibration.preprocess import normalize
 from calibration.scales import FULL_LEVELS
+from calibration.statistics.half import HalfNetwork
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.backends.base import PADDED_CHANNELS, FullRange, Int8Support
 from rescompile.building.method_notes import (
@@ -34,6 +36,7 @@ from rescompile.building.opening import open_source
 from rescompile.building.rewrites import executor_problem
 from rescompile.building.source import Source
 from rescompile.config import RECIPES, CalibrationConfig, ModelConfig, Recipe
+from rescompile.environment import cpu_features
 from rescompile.errors import UsageError
 from rescompile.files import check_output_file
 from rescompile.graph.pixels import reason_against
@@ -56,6 +59,8 @@ BUILT_IN_ADVICE = (
 )
 SMALL = 2_000_000
 """Weights of a network whose rounding is learned within seconds: CIFAR's ResNets up to 110 layers."""
+HALF_FEATURES = {"amx_bf16", "avx512_bf16"}
+"""CPU features with which bfloat16 is faster than float32, as Linux names them."""
 ANY_BACKEND = Int8Support()
 """Support that every backend has: a table that is made for it fits all."""
 
@@ -183,6 +188,8 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
     tries_full_range = int8.full_range in recipe.full_range
     wide = [name for name, reason in reasons.items() if reason is None and tries_full_range]
     levels = dict.fromkeys(wide, FULL_LEVELS)
+    against = _reason_against_half(source.graph, recipe) if config.fast_collect else None
+    half = config.fast_collect and against is None
     found = collect_statistics(
         source.graph,
         tensors,
@@ -193,6 +200,7 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
             equalize=recipe.equalize,
             samples=LEARNING_IMAGES if recipe.rounding == "learned" else 0,
             levels=levels,
+            half=half,
         ),
         count=len(images),
         progress=progress.advanced,
@@ -211,6 +219,7 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
         factors=found.factors,
         levels=levels,
         first=found.first,
+        half=half,
     )
     thresholds = {name: entry.thresholds for name, entry in table.tensors.items()}
     return Calibrated(
@@ -218,6 +227,7 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
         (
             *((BUILT_IN_ADVICE,) if config.images is None else ()),
             *notes_on_full_range(reasons if tries_full_range else {}, asked=bool(config.full_range)),
+            *((_note_on_half(against),) if config.fast_collect else ()),
             *images.notes,
             *((shortened,) if shortened else ()),
             *((f"the input is rounded to one scale: {inexact}",) if inexact and INPUT in tensors else ()),
@@ -233,6 +243,25 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
         int8.full_range,
         inexact is None,
     )
+
+
+def _reason_against_half(graph: onnx.ModelProto, recipe: Recipe) -> str | None:
+    """Why statistics of ``graph`` are not collected in bfloat16 here, as the end of a sentence."""
+    if not HALF_FEATURES & set(cpu_features()):
+        return "this CPU has no instructions for bfloat16"
+    if not recipe.needs_channels:
+        return "--effort fast takes no statistics of channels"
+    try:
+        HalfNetwork(graph)
+    except CalibrationError as error:
+        return str(error)
+    return None
+
+
+def _note_on_half(against: str | None) -> str:
+    if against is None:
+        return "the activations' statistics were collected in bfloat16 (--fast-collect)"
+    return f"--fast-collect collected in float32, because {against}"
 
 
 def _of_sources(values: Mapping[str, T], sources: Mapping[str, str]) -> dict[str, T]:

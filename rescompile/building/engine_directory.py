@@ -209,7 +209,7 @@ def _answers(
     graph: onnx.ModelProto, images: NDArray[np.generic], *, optimize: bool
 ) -> list[NDArray[np.float32]]:
     """Every output [N, ...]; images are run one at a time, because an engine's batch does not bind its reference."""
-    session = reference_session(graph.SerializeToString(), optimize=optimize)
+    session = reference_session(graph, optimize=optimize)
     answers = [list(session.tensors(image[None]).values()) for image in images]
     return [np.concatenate(parts).astype(np.float32, copy=False) for parts in zip(*answers, strict=True)]
 
@@ -270,7 +270,8 @@ def write_hashed_manifest(directory: Path, manifest: Manifest) -> Manifest:
 def _calibration_ref(table: CalibrationTable | None) -> CalibrationRef | None:
     if table is None:
         return None
-    return CalibrationRef(table.sha256, table.images.source, table.images.count, table.method)
+    method = table.method + (" of statistics in bfloat16" if table.half else "")
+    return CalibrationRef(table.sha256, table.images.source, table.images.count, method)
 
 
 def _outputs(
@@ -300,7 +301,7 @@ def _following_outputs(graph: onnx.ModelProto, config: BuildConfig) -> set[str]:
     sizes = config.model.sizes
     if sizes is None or all(len(output.type.tensor_type.shape.dim) == 2 for output in graph.graph.output):
         return set()
-    session = reference_session(for_sizes(graph, config.model.sizes).SerializeToString(), optimize=False)
+    session = reference_session(for_sizes(graph, config.model.sizes), optimize=False)
     channels = graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     small, large = (
         session.tensors(np.zeros((1, channels, *size), np.float32)) for size in (sizes.min, sizes.max)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from calibration.images import ImageSet
@@ -36,10 +35,8 @@ class Members:
             member_tensors(graph.graph) for graph in (source.graph, deployable.graph)
         )
         self._answer = source.graph.graph.output[0].name
-        self._reference = reference_session(
-            source.graph.SerializeToString(), optimize=True, outputs=(self._answer, *self._exact)
-        )
-        inner = onnx.load_from_string(with_outputs(deployable.graph.SerializeToString(), self._quantized))
+        self._reference = reference_session(source.graph, optimize=True, outputs=(self._answer, *self._exact))
+        inner = with_outputs(deployable.graph, self._quantized)
         self._engine = simulate(inner, Batch(1, BATCH, BATCH))
         self._answered: dict[str, NDArray[Any]] = {}
         self._right, self._count = np.zeros((2, len(self._members)), np.int64), 0

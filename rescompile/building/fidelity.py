@@ -40,10 +40,7 @@ def tolerance_beside(noise: float) -> float:
 
 def rounding_noise(graph: onnx.ModelProto, images: NDArray[np.float32]) -> float:
     """Relative RMS between two executions of ``graph`` that sum in another order; of several outputs the largest."""
-    exact, fused = (
-        reference_session(graph.SerializeToString(), optimize=optimize).tensors(images)
-        for optimize in (False, True)
-    )
+    exact, fused = (reference_session(graph, optimize=optimize).tensors(images) for optimize in (False, True))
     return max(relative_error(exact[name], fused[name]) for name in exact)
 
 
@@ -86,8 +83,8 @@ def check_against_file(
     images = random_images(graph, limit)
     expected = _values(original, wanted, images, intake)
     try:
-        found = reference_session(graph.SerializeToString(), optimize=True).tensors(images)
-        one = [reference_session(graph.SerializeToString(), optimize=True).tensors(x[None]) for x in images]
+        found = reference_session(graph, optimize=True).tensors(images)
+        one = [reference_session(graph, optimize=True).tensors(x[None]) for x in images]
     except BackendError as refusal:
         raise GraphError(
             f"the network does not take two images at once ({refusal}): export it with a dynamic batch"
@@ -125,7 +122,7 @@ def check_against_function(
     """
     images = random_images(graph, limit)
     expected = np.asarray(reference(images))
-    found = reference_session(graph.SerializeToString(), optimize=True)(images)
+    found = reference_session(graph, optimize=True)(images)
     _check_finite(expected)
     error = relative_error(expected, found)
     if not error <= TOLERANCE and not error <= tolerance_beside(rounding_noise(graph, images)):
@@ -154,7 +151,7 @@ def check_at_sizes(
     Raises:
         GraphError: names the size and the node, or the difference.
     """
-    opened = reference_session(with_open_sizes(graph).SerializeToString(), optimize=False)
+    opened = reference_session(with_open_sizes(graph), optimize=False)
     rows = [len(output.type.tensor_type.shape.dim) == 2 for output in graph.graph.output]
     widths: list[set[int]] = [set() for _ in rows]
     for size in _sizes_to_try(sizes):
@@ -265,7 +262,7 @@ def _values(
     )
     given = intake.of(images)
     try:
-        session = reference_session(model.SerializeToString(), optimize=optimize)
+        session = reference_session(model, optimize=optimize)
         constants = {tensor.name for tensor in model.graph.initializer}
         image = next(entry for entry in model.graph.input if entry.name not in constants)
         batch = image.type.tensor_type.shape.dim[0].dim_value
@@ -295,7 +292,7 @@ def _first_difference(
     known = {name for node in original.graph.node for name in node.output}
     mine = [str(node.output[0]) for node in graph.graph.node if origins.get(node.output[0]) in known]
     theirs = _values(original, [origins[name] for name in mine], images, intake)
-    found = reference_session(graph.SerializeToString(), optimize=False, outputs=mine).tensors(images)
+    found = reference_session(graph, optimize=False, outputs=mine).tensors(images)
     for name in mine:
         if not relative_error(theirs[origins[name]], found[name]) <= tolerance:
             return f"'{origins[name]}' ({name} in our graph)"

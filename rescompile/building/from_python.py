@@ -23,6 +23,7 @@ from rescompile.config import (
     Fp16Blocks,
     InputFormat,
     ModelConfig,
+    Validate,
     parse_batch,
     parse_sizes,
 )
@@ -76,6 +77,7 @@ class BuildOptions(TypedDict, total=False):
     input_format: InputFormat
     calibration_images: int
     validation_images: int | None
+    validate: Validate
     target: str | None
     seed: int
     force: bool
@@ -111,7 +113,7 @@ def _config(network: Any, options: BuildOptions) -> BuildConfig:
     validation = image_set(
         fields.get("validation"), validation_images or VALIDATION_IMAGES, "validation images"
     )
-    kept = ("precision", "backend", "limits", "fp16_blocks", "input_format", "target", "force")
+    kept = ("precision", "backend", "limits", "fp16_blocks", "input_format", "target", "force", "validate")
     return BuildConfig(
         model=replace(
             _model(network, options, _size_of(options, images, validation)),

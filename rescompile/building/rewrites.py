@@ -27,8 +27,8 @@ def check_rewrite(before: onnx.ModelProto, after: onnx.ModelProto, done: str) ->
     if before is after:
         return after
     images = _images(before)
-    session = reference_session(after.SerializeToString(), optimize=True)
-    expected = reference_session(before.SerializeToString(), optimize=True).tensors(images)
+    session = reference_session(after, optimize=True)
+    expected = reference_session(before, optimize=True).tensors(images)
     together, single = session.tensors(images), [session.tensors(image[None]) for image in images]
     for name, values in expected.items():
         alone = np.concatenate([each[name] for each in single])
@@ -55,7 +55,7 @@ def executor_problem(graph: onnx.ModelProto) -> str | None:
         return error.problem
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return f"PyTorch does not execute this network ({str(error).splitlines()[0]})"
-    expected = reference_session(graph.SerializeToString(), optimize=True).tensors(image)
+    expected = reference_session(graph, optimize=True).tensors(image)
     for (name, values), ours in zip(expected.items(), found, strict=True):
         if not relative_error(values, ours) <= EXECUTOR_TOLERANCE:
             return f"PyTorch and ONNX Runtime compute different values of '{name}'"

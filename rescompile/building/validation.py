@@ -9,6 +9,7 @@ from pathlib import Path
 from calibration.errors import ImageSetError
 from calibration.images import ImageSet, open_image_set
 from calibration.images.builtin import builtin_image_set
+from rescompile.accuracy.limits import limits_for
 from rescompile.accuracy.other_sizes import with_sizes
 from rescompile.accuracy.parity import (
     Measurement,
@@ -127,6 +128,7 @@ def measure(
     source: Source,
     deployable: Deployable,
     validation: Validation,
+    config: BuildConfig,
     progress: Progress,
 ) -> Measurement:
     """Compare the engine in ``folder``, after its golden self-test, with the fp32 network.
@@ -136,13 +138,14 @@ def measure(
     Raises:
         EngineError: the engine does not reproduce its golden answers.
     """
-    opened = for_sizes(source.graph, manifest.sizes).SerializeToString()
+    opened = for_sizes(source.graph, manifest.sizes)
     members = members_of(source, deployable, validation.images)
     plain = all_outputs(reference_session(opened, optimize=True), manifest.outputs)
     reference = plain if members is None else members.reference
     engine = load(folder) if validation.executed else simulate(read_engine(folder))
-    written = for_sizes(deployable.graph, manifest.sizes).SerializeToString()
+    written = for_sizes(deployable.graph, manifest.sizes)
     graph = None if engine else reference_session(written, optimize=False)
+    limits = limits_for(config.limits, config.precision, random_weights=source.random, kind=source.kind)
     candidate: Network | None = engine if graph is None else all_outputs(graph, manifest.outputs)
     assert candidate is not None
     try:
@@ -156,6 +159,7 @@ def measure(
             thumbnails=validation.thumbnails,
             progress=progress,
             compared=members.count if members else None,
+            until=None if members or manifest.sizes or config.validate == "all" else limits,
         )
         found = with_sizes(
             found, plain, candidate, images=validation.images, manifest=manifest, progress=progress

@@ -97,7 +97,7 @@ def misfit_of(
     wrong = misfit(measured.answers, manifest.classes, least=limits.min_top1 if limits else None)
     if source.kind != "classes" or not (wrong or source.preprocess_assumed):
         return wrong
-    reference = reference_session(source.graph.SerializeToString(), optimize=True)
+    reference = reference_session(source.graph, optimize=True)
     better = better_preprocessing(reference, validation.images, source.preprocess)
     # answers in another order can be right more often by chance than answers that never are
     if better is None or better.top1 <= share_in_another_order(measured.answers, manifest.classes):
@@ -132,8 +132,8 @@ def errors_by_block(
     """Error of the deployable graph at the end of every residual block, on a few validation images."""
     pixels = next(validation.images.batches(source.preprocess, BLOCK_IMAGES)).images
     return block_errors(
-        source.graph.SerializeToString(),
-        deployable.graph.SerializeToString(),
+        source.graph,
+        deployable.graph,
         normalize(pixels, source.preprocess),
         _sample(block_outputs(source.graph)),
         deployable_images=pixels if manifest.inputs[0].dtype == "uint8" else None,

@@ -95,6 +95,7 @@ def build(
         calibration=calibration_options.config(table=calibration, seed=network.seed),
         validation_set=verdict.validation_set,
         validation_images=verdict.validation_images,
+        validate=verdict.validate,
         limits=verdict.limits(),
         backend=engine.backend,
         target=engine.target,

@@ -39,6 +39,7 @@ def verify(
             directory,
             validation_set=verdict.validation_set,
             validation_images=verdict.validation_images,
+            validate=verdict.validate,
             limits=verdict.limits(),
             reference=reference,
             skip_unreadable=skip_unreadable,

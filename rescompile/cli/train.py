@@ -100,8 +100,8 @@ def train(
     ] = False,
     qat_scales: Annotated[
         Literal["fixed", "learned"],
-        _network("With --qat: scales of activations from calibration, or learned."),
-    ] = "fixed",
+        _network("With --qat: scales of activations learned, or left as calibrated."),
+    ] = "learned",
     qat_labels: Annotated[
         bool, _network("With --qat: learn from labels instead of the fp32 network's answers.", "--qat-labels")
     ] = False,
@@ -171,7 +171,7 @@ def train(
         validation_set=validation_set, classes=classes, recipe=chosen,
         precision=run.precision, fuse=run.fuse, compile=run.compile, resume=resume, seed=run.seed,
         sync_bn=run.sync_bn, reproducible=not run.fastest, workers=run.workers, qat=qat, backend=backend,
-        learned_scales=qat_scales == "learned", distill=not qat_labels, weight_bits=weight_bits,
+        fixed_scales=qat_scales == "fixed", distill=not qat_labels, weight_bits=weight_bits,
     )  # fmt: skip
     with TerminalTraining() as progress:
         report = run_training(config, progress)

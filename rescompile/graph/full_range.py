@@ -9,8 +9,9 @@ constant moves into biases, and the quantizers that remain have a zero point of 
     skips     conv + b + y                                   ->  conv + (b + z) + y'
 
 The ReLU goes away, because the quantizer saturates at -128, which is where y = 0 lies. The integers are the same, and
-the engine has one operation less. A convolution that pads its input with zeros would pad with z instead; its tensor
-gets constant channels, so that z cancels there. An option A shortcut pads with the new value of zero, -z.
+the engine has one operation less. Of a Clip from 0 up, such as a ReLU6, the upper bound stays, less z. A convolution
+that pads its input with zeros would pad with z instead; its tensor gets constant channels, so that z cancels there. An
+option A shortcut pads with the new value of zero, -z.
 
 ``fold_zero_points`` does this and ``unfold_zero_points`` undoes it, for backends with unsigned activations. The graph
 records z (``metadata.OFFSET``).
@@ -26,7 +27,14 @@ from numpy.typing import NDArray
 from rescompile.errors import GraphError
 from rescompile.graph.shared.constant_channels import add_constant_channels, balance, remove_constant_channels
 from rescompile.graph.shared.editing import read, write
-from rescompile.graph.shared.links import MOVEMENT_OPS, WEIGHTED_OPS, consumers, made_by, pads_input
+from rescompile.graph.shared.links import (
+    MOVEMENT_OPS,
+    WEIGHTED_OPS,
+    consumers,
+    made_by,
+    pads_input,
+    rectifier_of,
+)
 from rescompile.graph.shared.metadata import OFFSET, ZERO_POINT, drop_entries, offsets_of
 
 
@@ -34,22 +42,20 @@ def fold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
     """``model`` with every zero point of -128 moved into biases, and without the ReLU in front of its quantizer.
 
     Raises:
-        GraphError: a tensor with that zero point that no ReLU makes, or whose readers cannot take it.
+        GraphError: a tensor with that zero point that no ReLU or Clip makes, or whose readers cannot take it.
     """
     graph = read(model)
     found = [node for node in graph.nodes if node.op == "QuantizeLinear" and _is_full_range(node)]
     if not found:
         return model
-    relus = [_relu_of(quantize) for quantize in found]
+    rectifiers = [_rectifier_of(quantize) for quantize in found]
     reading = [node for quantize in found for node in consumers(_restored(quantize))]
     add_constant_channels(graph, [node for node in reading if pads_input(node)])
-    for quantize, relu in zip(found, relus, strict=True):
+    for quantize, rectifier in zip(found, rectifiers, strict=True):
         offset = -ZERO_POINT * float(quantize.inputs[1].values)
-        maker, output = relu.inputs[0].inputs[0], relu.outputs[0]
-        _add_to_bias(_branch_of(maker), -offset)
+        _add_to_bias(_branch_of(rectifier.inputs[0].inputs[0]), -offset)
         _shift_readers(graph, _restored(quantize), offset, folding=True)
-        relu.outputs.clear()
-        maker.outputs = [output]
+        _let_saturate(rectifier, offset)
         _set_zero_point(quantize, 0)
         graph.rescompile_metadata[OFFSET + quantize.inputs[0].name] = offset.hex()
     return write(graph)
@@ -73,16 +79,44 @@ def unfold_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
         if _is_moved(quantize):
             continue  # done together with the tensor that is moved
         output = _above_pool(quantize.inputs[0])
-        maker = output.inputs[0]
-        _add_to_bias(_branch_of(maker), offset)
+        (maker,) = output.inputs
+        _add_to_bias(_branch_of(maker.inputs[0].inputs[0] if maker.op == "Clip" else maker), offset)
         _shift_readers(graph, _restored(quantize), offset, folding=False)
-        summed = gs.Variable(f"{output.name}.sum", output.dtype, output.shape)
-        maker.outputs = [summed]
-        graph.nodes.append(gs.Node("Relu", f"{output.name}.relu", {}, [summed], [output]))
+        _rectify(graph, output, offset)
         _set_zero_point(quantize, ZERO_POINT)
     remove_constant_channels(graph)
     drop_entries(graph, OFFSET)
     return write(graph)
+
+
+def _let_saturate(rectifier: gs.Node, offset: float) -> None:
+    """Take away the bound at 0, where the quantizer saturates, and lower another one by ``offset``."""
+    (output,) = rectifier.outputs
+    if len(rectifier.inputs) > 2 and not rectifier.inputs[2].is_empty():
+        _set_bounds(rectifier, gs.Variable.empty(), -offset)
+        return
+    (maker,) = rectifier.inputs[0].inputs
+    rectifier.outputs.clear()
+    maker.outputs = [output]
+
+
+def _rectify(graph: gs.Graph, output: gs.Variable, offset: float) -> None:
+    """Undo ``_let_saturate`` in front of ``output``."""
+    (maker,) = output.inputs
+    if maker.op == "Clip":
+        zero = gs.Constant(f"{output.name}.lowest", np.zeros((), maker.inputs[2].values.dtype))
+        _set_bounds(maker, zero, offset)
+        return
+    summed = gs.Variable(f"{output.name}.sum", output.dtype, output.shape)
+    maker.outputs = [summed]
+    graph.nodes.append(gs.Node("Relu", f"{output.name}.relu", {}, [summed], [output]))
+
+
+def _set_bounds(clip: gs.Node, low: gs.Tensor, change: float) -> None:
+    """Give ``clip`` the lower bound ``low``, and add ``change`` to its upper one, which other nodes may share."""
+    high = clip.inputs[2].values
+    moved = np.asarray(high.astype(np.float64) + change, high.dtype)
+    clip.inputs = [clip.inputs[0], low, gs.Constant(f"{clip.outputs[0].name}.highest", moved)]
 
 
 def _shift_readers(graph: gs.Graph, restored: gs.Variable, offset: float, *, folding: bool) -> None:
@@ -166,14 +200,14 @@ def _is_moved(quantize: gs.Node) -> bool:
     return made_by(quantize.inputs[0]) in MOVEMENT_OPS
 
 
-def _relu_of(quantize: gs.Node) -> gs.Node:
+def _rectifier_of(quantize: gs.Node) -> gs.Node:
     tensor = quantize.inputs[0]
-    activation = _above_pool(tensor)
-    if made_by(activation) != "Relu":
+    rectifier = rectifier_of(_above_pool(tensor))
+    if rectifier is None:
         raise GraphError(
             f"'{tensor.name}' has the zero point {ZERO_POINT}, but no ReLU makes it: quantize it symmetrically"
         )
-    return activation.inputs[0]
+    return rectifier
 
 
 def _restored(quantize: gs.Node) -> gs.Variable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from rescompile.accuracy.certainty import ERROR
 from rescompile.report import BuildReport, Flip, FloatOperations, MemberAccuracy, Speed, StageRecord
 from rescompile.wording import counted, duration, percent, points, size
 
@@ -64,7 +65,7 @@ def measurements(report: BuildReport) -> tuple[Line, ...]:
     if report.relative_rms is None or not report.images:
         return ()
     word = "top-1" if report.task == "classes" else "accuracy"
-    lines = [("images", f"{report.images}")]
+    lines = [("images", images_of(report))]
     shares = {
         "agreement with fp32": (report.top1_agreement, report.agreement_interval),
         f"{word} of the fp32 reference": (report.top1_reference, next(iter(report.top1_intervals), None)),
@@ -333,9 +334,29 @@ def provenance(report: BuildReport) -> tuple[Line, ...]:
         )
         lines.append(("calibration table sha256", table.sha256))
     if report.images:
-        lines.append(("measured on", f"{report.image_source}: {counted(report.images, 'image')}"))
+        lines.append(("measured on", f"{report.image_source}: {images_of(report)} images"))
         lines.append(("image set fingerprint", report.image_fingerprint))
     return tuple(lines)
+
+
+def images_of(report: BuildReport) -> str:
+    """How many images the figures rest on, and of how many where the verdict was certain before the last."""
+    if report.image_set_size is None:
+        return f"{report.images}"
+    return f"{report.images} of {report.image_set_size}"
+
+
+def _counted_images(report: BuildReport) -> str:
+    return counted(report.images, "image") if report.image_set_size is None else f"{images_of(report)} images"
+
+
+def _certainty(report: BuildReport) -> str:
+    if report.image_set_size is None:
+        return ""
+    return (
+        f" drawn at random (the others would change this verdict with a probability of at most {percent(ERROR)}; "
+        "--validate all compares them, too)"
+    )
 
 
 def explanation(report: BuildReport) -> str:
@@ -348,7 +369,7 @@ def explanation(report: BuildReport) -> str:
 def _reason(report: BuildReport) -> str:
     if report.misfit is not None:
         return f"{report.misfit[:1].upper()}{report.misfit[1:]}."
-    images = counted(report.images, "image")
+    images = f"{_counted_images(report)}{_certainty(report)}"
     failed = [check.name for check in report.checks if not check.passed]
     if failed:
         checks = counted(len(report.checks), "check")

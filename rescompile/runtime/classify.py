@@ -24,6 +24,9 @@ from rescompile.runtime.engine import Engine
 from rescompile.runtime.golden import in_order
 from rescompile.runtime.loading import load
 
+BATCH = 8
+"""Photographs per request: an INT8 engine takes a third less time for each of them than for one alone."""
+
 
 class Classified(msgspec.Struct, frozen=True, kw_only=True):
     """One output for one photograph."""
@@ -59,18 +62,23 @@ def classify(
 def classify_with(
     engine: Engine, photos: Sequence[Path], *, top: int, size: Size | None = None
 ) -> tuple[Classified, ...]:
-    """``classify`` with an engine in memory, as many photographs at a time as there are CPU threads."""
+    """``classify`` with an engine in memory, ``BATCH`` photographs at a time in each of the CPU's threads."""
+    threads = max(1, min(len(photos), available_cores()))
+    batch = max(1, min(BATCH, engine.manifest.batch.max, len(photos) // threads))
 
-    def answer(photo: Path) -> list[Classified]:
-        found = in_order(engine(engine.preprocess(photo, size)), engine.manifest)
+    def answer(start: int) -> list[Classified]:
+        some = photos[start : start + batch]
+        images = np.concatenate([engine.preprocess(photo, size) for photo in some])
+        found = in_order(engine(images), engine.manifest)
         return [
-            _classified(photo, values, output, top, named=len(found) > 1)
-            for output, (values,) in zip(engine.manifest.outputs, found, strict=True)
+            _classified(photo, values[place], output, top, named=len(found) > 1)
+            for place, photo in enumerate(some)
+            for output, values in zip(engine.manifest.outputs, found, strict=True)
         ]
 
-    # each thread decodes, resizes and infers its own photo, so neither work waits for the other
-    with ThreadPoolExecutor(max(1, min(len(photos), available_cores()))) as pool:
-        return tuple(each for answers in pool.map(answer, photos) for each in answers)
+    # each thread decodes, resizes and infers photos of its own, so neither work waits for the other
+    with ThreadPoolExecutor(threads) as pool:
+        return tuple(each for answers in pool.map(answer, range(0, len(photos), batch)) for each in answers)
 
 
 def _classified(

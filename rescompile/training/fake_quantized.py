@@ -7,6 +7,9 @@ builder rounds them, so what is trained is what will be deployed:
     activations  scale of the calibration table, or learned from there (Esser et al., 2020)
     beginning    weights of the fp32 network, moved as little as needed to be rounded to the integers of the graph
     pixels       the change of the first weights by ``graph.pixels``, in float64 as there
+
+Weights and biases are kept in steps of their channel at the beginning. So a learning rate is a part of a step, whatever
+the layer's range and however many bits its weights have.
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ from calibration.operators import WEIGHTED_OPS
 from calibration.scales import LEVELS, scales_of
 
 _LOWEST, _HIGHEST = -128, 127
-_WITHIN = 0.49
-"""Distance in steps within which a weight is surely rounded to the integer."""
+_WITHIN = 0.1
+"""Largest distance in steps between a weight and its integer at the beginning. Near a half, the first steps of an
+optimizer would round many weights the other way at once, before they know whether that helps."""
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Factor and offset of every channel."""
 
@@ -96,14 +100,18 @@ class FakeQuantized(nn.Module):
             name for name, node in before.items() if node.op_type == "Conv" and node.input[0] == first
         }
         self.weights, self.biases, self.scales = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        self._units: dict[str, Tensor] = {}
         for node in self._weighted:
             weight, bias = (
-                numpy_helper.to_array(constants[name]).copy() for name in before[node.name].input[1:3]
+                torch.from_numpy(numpy_helper.to_array(constants[name]).copy())
+                for name in before[node.name].input[1:3]
             )
-            self.weights[_key(node.name)] = nn.Parameter(torch.from_numpy(weight))
-            self.biases[_key(node.name)] = nn.Parameter(torch.from_numpy(bias))
             if node.name in self._rounded:
-                self._begin(node)
+                weight, bias = self._begun(node, weight, bias)
+            unit = self._steps(node.name, weight) * (LEVELS / self._coarse.get(node.name, LEVELS))
+            self._units[node.name] = unit
+            self.weights[_key(node.name)] = nn.Parameter(weight / unit)
+            self.biases[_key(node.name)] = nn.Parameter(bias / unit.flatten())
         quantizers = [node for node in self._graph.nodes if node.op == "QuantizeLinear"]
         self._scale_of = {node.inputs[1]: shared.get(node.inputs[0], node.inputs[0]) for node in quantizers}
         for node in quantizers if learned_scales else []:
@@ -140,7 +148,7 @@ class FakeQuantized(nn.Module):
 
     def exact_parameters(self, node: str) -> tuple[Tensor, Tensor]:
         """Weight and bias of a node in the fp32 graph, from which the builder makes the node's integers."""
-        weight, bias = self.weights[_key(node)].detach(), self.biases[_key(node)].detach()
+        weight, bias = (values.detach() for values in self._exact(node))
         if node in self._coarse:
             weight = self._integers(node, weight) * self._steps(node, weight)
         return weight, bias
@@ -171,7 +179,16 @@ class FakeQuantized(nn.Module):
 
     def _parameters_of(self, node: str) -> tuple[Tensor, Tensor]:
         """Weight and bias of a node as the quantized graph has them before rounding."""
+        return self._on_pixels(node, *self._exact(node))
+
+    def _exact(self, node: str) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a node in the fp32 graph."""
         weight, bias = self.weights[_key(node)], self.biases[_key(node)]
+        unit = self._units[node].to(weight.device)
+        return weight * unit, bias * unit.flatten()
+
+    def _on_pixels(self, node: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias for the input that the quantized graph gives the node."""
         if self._pixels is None or node not in self._reads_image:
             return weight, bias
         factor, offset = (torch.from_numpy(values).to(weight.device) for values in self._pixels)
@@ -179,10 +196,10 @@ class FakeQuantized(nn.Module):
         return changed.float(), (bias.double() - changed.sum((2, 3)) @ offset).float()
 
     @torch.no_grad()
-    def _begin(self, node: Node) -> None:
-        """Move a node's parameters to where they are rounded to its integers in the quantized graph."""
+    def _begun(self, node: Node, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Parameters of a node near its own that are rounded to its integers in the quantized graph."""
+        weight, _ = self._on_pixels(node.name, weight, bias)
         rounded, bias = (self._graph.constants[name] for name in node.inputs[1:3])
-        weight, _ = self._parameters_of(node.name)
         steps = self._steps(node.name, weight)
         reach = _WITHIN * steps * (LEVELS / self._coarse.get(node.name, LEVELS))
         near = torch.minimum(torch.maximum(weight, rounded - reach), rounded + reach)
@@ -193,8 +210,7 @@ class FakeQuantized(nn.Module):
             factor, offset = (torch.from_numpy(values) for values in self._pixels)
             bias = (bias.double() + near.double().sum((2, 3)) @ offset).float()
             near = (near.double() * factor[:, None, None]).float()
-        self.weights[_key(node.name)].copy_(near)
-        self.biases[_key(node.name)].copy_(bias)
+        return near, bias
 
     def _integers(self, node: str, weight: Tensor) -> Tensor:
         exact = weight.detach() / self._steps(node, weight)

@@ -65,7 +65,8 @@ class TrainConfig:
     """Fine-tune for INT8."""
     backend: str = "auto"
     """The backend whose INT8 that is."""
-    learned_scales: bool = False
+    fixed_scales: bool = False
+    """Whether ``qat`` leaves the scales of activations as they were calibrated."""
     distill: bool = True
     """Whether ``qat`` learns from the fp32 network, and not from the labels."""
     weight_bits: int = 8
@@ -84,7 +85,7 @@ class TrainConfig:
             raise UsageError(
                 "--qat fine-tunes a network that is trained already: pass its --weights, no --new-head"
             )
-        of_qat = self.learned_scales or not self.distill or self.backend != "auto" or self.weight_bits != 8
+        of_qat = self.fixed_scales or not self.distill or self.backend != "auto" or self.weight_bits != 8
         if not self.qat and of_qat:
             raise UsageError(
                 "--qat-labels, --qat-scales, --weight-bits and --backend do nothing without --qat: pass that too"
@@ -172,7 +173,7 @@ def _settings(
         sync_bn=config.sync_bn,
         weights_sha256=start.weights_sha256,
         kind=f"qat for {config.backend}"
-        + " with learned scales" * config.learned_scales
+        + " with fixed scales" * config.fixed_scales
         + f" with {config.weight_bits}-bit weights" * (config.weight_bits != 8)
         + " from labels" * (not config.distill)
         if config.qat
@@ -204,7 +205,7 @@ def _subject(
     assert config.weights is not None
     origin = Origin(start, feed, config.recipe, data, TABLE)
     prepared = prepare(
-        config.weights, start, origin, backend=config.backend, learned_scales=config.learned_scales,
+        config.weights, start, origin, backend=config.backend, learned_scales=not config.fixed_scales,
         weight_bits=config.weight_bits, images=CALIBRATION_IMAGES,
     )  # fmt: skip
     loss = distillation(prepared.teacher, process.device) if config.distill else None

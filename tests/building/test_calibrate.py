@@ -79,6 +79,32 @@ def test_the_effort_chooses_the_method_unless_told(small: Path, small_source: So
         made_table_without_gradients(small_source)
 
 
+@pytest.mark.parametrize(
+    ("features", "effort", "half", "words"),
+    [
+        (("avx512f", "amx_bf16"), "balanced", True, "collected in bfloat16"),
+        (("avx512f",), "balanced", False, "no instructions for bfloat16"),
+        (("avx512f", "avx512_bf16"), "fast", False, "--effort fast takes no statistics of channels"),
+    ],
+)
+def test_statistics_in_bfloat16_are_said_or_refused_with_a_reason(
+    small: Path,
+    small_source: Source,
+    features: tuple[str, ...],
+    effort: str,
+    half: bool,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rescompile.building.calibrate.cpu_features", lambda: features)
+    found = made(small_source, images=small / "images.npz", limit=4, effort=effort, fast_collect=True)
+    assert found.table.half == half == found.table.version.endswith("+bfloat16")
+    assert words in " ".join(found.notes)
+    plain = made(small_source, images=small / "images.npz", limit=4, effort=effort).table
+    assert not plain.half
+    assert (found.table.scales() == plain.scales()) != half
+
+
 def made_table_without_gradients(source: Source) -> CalibrationTable:
     return make_table(
         {"input": histogram_of([1.0])},

@@ -309,13 +309,26 @@ def dags(draw: st.DrawFn) -> tuple[Writer, onnx.ModelProto]:
     for _ in range(draw(st.integers(3, 8))):
         x = draw(st.sampled_from(made))
         kind = draw(
-            st.sampled_from(["conv", "stride", "add", "concat", "grouped", "gate", "pool", "residual"])
+            st.sampled_from(
+                [
+                    "conv",
+                    "stride",
+                    "add",
+                    "concat",
+                    "grouped",
+                    "gate",
+                    "pool",
+                    "residual",
+                    "shuffle",
+                    "moved branch",
+                ]
+            )
         )
         if kind == "stride" and min(writer.sizes[x][1:]) > 3:
             x = writer.relu(writer.conv(x, 16, 3, 2))
         elif kind in ("add", "concat"):
             x = _joined(writer, x, draw(st.sampled_from(made)), kind)
-        elif kind in ("grouped", "residual"):
+        elif kind in ("grouped", "residual", "shuffle", "moved branch"):
             x = STEPS[kind](writer, x, draw)
         elif kind == "gate":
             x = writer.gate(x)

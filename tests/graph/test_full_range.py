@@ -14,7 +14,9 @@ from rescompile.graph.quantize import quantize
 from rescompile.graph.restore import restore
 from rescompile.graph.shared.metadata import OFFSET, offsets_of, without_offset
 from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors
+from tests.calibration.single_operations import run_onnx
 from tests.graph.conftest import folded, images, int8, run, with_zero_points
+from tests.graph.random_graphs import Writer
 
 NETWORKS = ["resnet50", "resnet20-cifar-bottleneck"]
 
@@ -76,6 +78,46 @@ def test_its_rounding_error_is_half_that_of_the_half_range() -> None:
         exact, rounded = (without_offset("maxpool", seen[name], {"maxpool": offset}) for name in names)
         errors.append(float(np.sqrt(np.square(exact - rounded).mean())))
     assert 0.4 < errors[0] / errors[1] < 0.6
+
+
+def clipped(bounds: list[float | None]) -> onnx.ModelProto:
+    """A convolution, a Clip and an unpadded convolution that reads it through a quantizer of full range."""
+    writer = Writer((3, 8, 8))
+    ends = ["" if bound is None else writer.constant(np.float32(bound)) for bound in bounds]
+    summed = writer.conv("x", 16)
+    clip = writer.add("Clip", [summed, *ends], writer.sizes[summed])
+    model = writer.done(writer.conv(clip, 16, 1))
+    assert quantized_tensors(model) == ["x", clip]
+    able = full_range_tensors(model)
+    return quantize(model, {"x": 0.03, clip: 0.4 / 255}, full_range=able)
+
+
+@pytest.mark.parametrize("bounds", [[0.0, 0.25], [0.0, 6.0], [0.0], [0.0, None]])
+def test_a_clip_from_zero_up_keeps_its_upper_bound(bounds: list[float | None]) -> None:
+    """Whether that lies below the largest value that the quantizer holds, above, or nowhere."""
+    before = clipped(bounds)
+    after = fold_zero_points(before)
+    onnx.checker.check_model(after, full_check=True)
+    (offset,) = offsets_of(after).values()
+    assert offset == pytest.approx(128 * 0.4 / 255)
+    (top,) = [bound for bound in bounds[1:] if bound is not None] or [None]
+    kept = [node for node in after.graph.node if node.op_type == "Clip"]
+    assert [node.input[1] for node in kept] == [""] * (top is not None)
+    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8), dtype=np.float32)
+    for each in (after, unfold_zero_points(after), half(after)):
+        (expected,), (found,) = run_onnx(before, x), run_onnx(each, x)
+        assert np.abs(expected - found).mean() < 0.01 * np.abs(expected).mean()
+    constants = {
+        each.name: onnx.numpy_helper.to_array(each) for each in unfold_zero_points(after).graph.initializer
+    }
+    if top is not None:
+        (clip,) = [node for node in unfold_zero_points(after).graph.node if node.op_type == "Clip"]
+        assert [float(constants[name]) for name in clip.input[1:]] == pytest.approx([0, top])
+
+
+@pytest.mark.parametrize("bounds", [[-1.0, 6.0], [0.1, 6.0], [None, 6.0]])
+def test_a_clip_from_elsewhere_has_no_full_range(bounds: list[float | None]) -> None:
+    assert offsets_of(fold_zero_points(clipped(bounds))) == {}
 
 
 @pytest.mark.parametrize("rest", ["float32", "float16"])

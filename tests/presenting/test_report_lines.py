@@ -63,3 +63,14 @@ def test_operations_in_floating_point_are_listed_by_reason() -> None:
     assert line[0] == "floating point"
     assert line[1].startswith("a gate, which sees one pixel: layer1.0.gate1, layer1.1.gate1, ")
     assert line[1].endswith("layer1.3.gate1 and 2 more")
+
+
+def test_an_early_verdict_says_on_how_many_images_it_rests() -> None:
+    early = report(images=128, image_set_size=10_000)
+    assert "measured on 128 of 10000 images drawn at random" in report_lines.explanation(early)
+    assert "probability of at most 0.1 %" in report_lines.explanation(early)
+    assert "--validate all" in report_lines.explanation(early)
+    assert dict(report_lines.measurements(early))["images"] == "128 of 10000"
+    whole = report(images=128)
+    assert "drawn at random" not in report_lines.explanation(whole)
+    assert dict(report_lines.measurements(whole))["images"] == "128"

@@ -140,7 +140,7 @@ def test_the_deployable_graph_is_what_was_trained(
 ) -> None:
     weights = trained(tmp_path / "fp32", images, model, f"normalization={normalization}")
     network = fine_tuned(
-        weights, images, tmp_path / "int8", monkeypatch, backend="openvino", learned_scales=learned,
+        weights, images, tmp_path / "int8", monkeypatch, backend="openvino", fixed_scales=not learned,
         weight_bits=bits,
     )  # fmt: skip
     best = tmp_path / "int8/best.safetensors"
@@ -171,7 +171,7 @@ def test_learned_scales_follow_the_loss(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = trained(tmp_path / "fp32", images, "resnet8-cifar")
-    network = fine_tuned(weights, images, tmp_path / "int8", monkeypatch, latest=False, learned_scales=True)
+    network = fine_tuned(weights, images, tmp_path / "int8", monkeypatch, latest=False)
     lines = (tmp_path / "int8/history.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     # the first line is the calibrated network, the others are means over the steps before them

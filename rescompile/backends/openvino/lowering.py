@@ -26,6 +26,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from rescompile.backends.openvino.clips import keeps_clip, spell_clips_apart
 from rescompile.backends.openvino.gathers import count_axes_from_the_back
 from rescompile.backends.openvino.pools import quantize_before_pools
 from rescompile.errors import BackendError
@@ -61,6 +62,7 @@ def lower(model: onnx.ModelProto, form: CpuForm = "avx2") -> onnx.ModelProto:
     graph = read(unfold_zero_points(model))
     quantize_before_pools(graph)
     _Lowering(graph, wide=form != "avx2").run()
+    spell_clips_apart(graph)
     return write(graph)
 
 
@@ -99,7 +101,7 @@ class _Lowering:
         if full:
             self._halve_weights(quantize)
         activation = self._before_moves(source)
-        if made_by(activation) == "Relu" and self._read_once(activation):
+        if made_by(activation) == "Relu" and self._read_once(activation) and keeps_clip(activation):
             # in place of the ReLU OpenVINO fuses it into the convolution; behind the ReLU it would not, and behind a
             # Flatten OpenVINO 2026.4.1 mixes up the scales of a convolution without biases
             activation.inputs[0].op = "Clip"

@@ -67,6 +67,13 @@ class CalibrationOptions:
             "--full-range/--no-full-range",
         ),
     ] = None
+    fast_collect: Annotated[
+        bool,
+        _calibration(
+            "Collect the activations' statistics in bfloat16, where this CPU has it (AMX, AVX512-BF16).",
+            "--fast-collect",
+        ),
+    ] = False
     skip_unreadable: Annotated[bool, _calibration(SKIP, "--skip-unreadable")] = False
 
     def config(self, *, table: Path | None = None, seed: int = 0) -> CalibrationConfig:
@@ -86,4 +93,5 @@ class CalibrationOptions:
             limit=self.calibration_images,
             seed=seed,
             skip_unreadable=self.skip_unreadable,
+            fast_collect=self.fast_collect,
         )

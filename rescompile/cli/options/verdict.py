@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rescompile.cli.options.shared import option
 from rescompile.errors import UsageError
@@ -28,6 +28,13 @@ class VerdictOptions:
     validation_images: Annotated[
         int | None, _verdict("Use at most this many images of the validation set. Default: all.")
     ] = None
+    validate: Annotated[
+        Literal["certain", "all"],
+        _verdict(
+            "certain (default): stop where the images that are left would change the verdict with a probability of at "
+            "most 0.1 %; all: compare every image."
+        ),
+    ] = "certain"
     min_agreement: Annotated[
         float | None, _verdict("Smallest share of images with the fp32 network's top-1 class: 0.97.")
     ] = None

@@ -98,6 +98,16 @@ def cannot_be_negative(tensor: gs.Tensor) -> bool:
     )
 
 
+def rectifier_of(tensor: gs.Tensor) -> gs.Node | None:
+    """The ReLU that makes ``tensor``, or the Clip from 0 to a constant (such as a ReLU6); None where neither does."""
+    node = tensor.inputs[0] if made_by(tensor) in ("Relu", "Clip") else None
+    if node is None or node.op == "Relu":
+        return node
+    low, high = (node.inputs[index] if len(node.inputs) > index else None for index in (1, 2))
+    bounded = high is None or high.is_empty() or isinstance(high, gs.Constant)
+    return node if bounded and isinstance(low, gs.Constant) and not low.values.any() else None
+
+
 def pads_input(node: gs.Node) -> bool:
     """Whether ``node`` is a convolution that pads its input with zeros."""
     return node.op == "Conv" and any(node.attrs.get("pads", ()))

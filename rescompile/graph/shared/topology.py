@@ -25,6 +25,7 @@ from rescompile.graph.shared.links import (
     moved_by,
     pads_input,
     readers,
+    rectifier_of,
     weight_of,
 )
 from rescompile.graph.shared.metadata import block_ends, float_reasons, float_reasons_in
@@ -109,10 +110,10 @@ def quantized_tensors(model: onnx.ModelProto) -> list[str]:
 def full_range_tensors(model: onnx.ModelProto, *, widest: int = 0) -> list[str]:
     """The ``quantized_tensors`` that may store their zero as -128 (``full_range``), in the order of execution.
 
-    A ReLU over a weighted operation or a residual addition in INT8 makes such a tensor, perhaps with a max pool behind
-    it, and its readers are additions and convolutions that do not pad it. In tensors of at most ``widest`` channels
-    they may pad, where constant channels can be added. An option A shortcut may stand between the tensor and the
-    addition. What is sliced or padded of such a tensor is one too.
+    A ReLU, or a Clip from 0 up, over a weighted operation or a residual addition in INT8 makes such a tensor, perhaps
+    with a max pool behind it, and its readers are additions and convolutions that do not pad it. In tensors of at most
+    ``widest`` channels they may pad, where constant channels can be added. An option A shortcut may stand between the
+    tensor and the addition. What is sliced or padded of such a tensor is one too.
     """
     reasons = reasons_against_full_range(model, widest=widest)
     return [name for name, reason in reasons.items() if reason is None]
@@ -140,9 +141,10 @@ def reasons_against_full_range(model: onnx.ModelProto, *, widest: int = 0) -> di
 def _reason_to_keep_zero(tensor: gs.Tensor, floating: Collection[str]) -> str | None:
     """Why zero stays 0 in ``tensor``; None if a ReLU makes it from sums that nothing else reads."""
     activation = tensor.inputs[0].inputs[0] if made_by(tensor) == "MaxPool" else tensor
-    if made_by(activation) != "Relu":
+    rectifier = rectifier_of(activation)
+    if rectifier is None:
         return "not behind a ReLU"
-    summed = activation.inputs[0].inputs[0]
+    summed = rectifier.inputs[0]
     maker = summed.inputs[0] if summed.inputs else None
     read_again = tensor is not activation and len(consumers(activation)) > 1
     if read_again or len(consumers(summed)) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,23 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from calibration.scales import scale_of
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.openvino.compile import compile_model
 from rescompile.backends.openvino.lowering import lower
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import fold_zero_points
-from rescompile.graph.shared.topology import full_range_tensors
+from rescompile.graph.quantize import quantize
+from rescompile.graph.shared.topology import full_range_tensors, quantized_tensors
 from rescompile.manifest import CpuForm, Precision
+from rescompile.metrics import relative_rms
 from tests.backends.graphs import Rest, residual_net, sample_images
+from tests.calibration.single_operations import run_onnx
 from tests.graph.conftest import folded, int8, with_zero_points
 from tests.graph.conftest import images as images_of
 from tests.graph.conftest import run as run_graph
+from tests.graph.random_graphs import Writer
+from tests.graph.test_equalize import inner
 
 
 def run(model: onnx.ModelProto, images: NDArray[Any]) -> NDArray[Any]:
@@ -258,3 +265,43 @@ def test_which_operations_keep_a_tensor_from_being_negative(
     lowered = lower(model)
     (quantize,) = (node for node in lowered.graph.node if node.op_type == "QuantizeLinear")
     assert (constants(lowered)[quantize.input[2]].dtype == np.uint8) is unsigned
+
+
+BEHIND: dict[str, Callable[[Writer, str], str]] = {
+    "nothing": lambda writer, x: x,
+    "ReLU": lambda writer, x: writer.relu(x),
+    "ReLU6": lambda writer, x: writer.clip(x),
+    "bounds on both sides of 0": lambda writer, x: clipped(writer, x, -0.5, 1.5),
+    "upper bound": lambda writer, x: clipped(writer, x, None, 1.5),
+    "lower bound": lambda writer, x: clipped(writer, x, 0.5, None),
+    "pool": lambda writer, x: writer.pool(x, "AveragePool"),
+    "the same twice": lambda writer, x: writer.concat(x, x),
+    "batch norm and ReLU6": lambda writer, x: writer.clip(writer.norm(x)),
+}
+
+
+def clipped(writer: Writer, x: str, low: float | None, high: float | None) -> str:
+    ends = ["" if bound is None else writer.constant(np.float32(bound)) for bound in (low, high)]
+    return writer.add("Clip", [x, *ends], writer.sizes[x])
+
+
+@pytest.mark.parametrize("form", ["avx2", "vnni"])
+@pytest.mark.parametrize("behind", BEHIND)
+def test_tensors_of_two_scales_side_by_side_are_clipped_and_rounded_right(behind: str, form: CpuForm) -> None:
+    """OpenVINO reads a Clip behind them with the scale of the first."""
+    writer = Writer((8, 6, 6), seed=5)
+    first = writer.relu(writer.conv(writer.relu("x"), 8))
+    second = writer.relu(writer.conv(first, 8))
+    joined = BEHIND[behind](writer, writer.concat(second, first))
+    last = writer.conv(joined, 8, 1)
+    model = writer.done(last, writer.conv(second, 8, 1))
+    x = np.random.default_rng(3).normal(size=(2, 8, 6, 6)).astype(np.float32) * np.float32(2)
+    tensors = quantized_tensors(model)
+    amaxes = [float(np.abs(values).max()) for values in inner(model, tensors, x)]
+    scales = {name: scale_of(amax, 127) for name, amax in zip(tensors, amaxes, strict=True)}
+    assert scales[first] != scales[second]
+    made = quantize(model, scales)
+    compiled = compile_model(lower(made, form).SerializeToString())
+    for found, expected in zip(compiled(x).values(), run_onnx(made, x), strict=True):
+        # a few values lie on a tie between two integers, and may fall to the other side
+        assert relative_rms(expected, found) < 0.01
