@@ -16,8 +16,8 @@ TERMS = {
     "residual add": "The addition at the end of a residual block. Fused, it is part of a convolution's kernel.",
     "reformat": "A kernel that only converts an activation between INT8 and floating point.",
     "sensitivity": "How much the outputs change when one block alone is quantized to INT8.",
-    "full range": "Zero is stored as -128 in a tensor that follows a ReLU, so that all 256 values of INT8 are used "
-    "instead of 128.",
+    "full range": "Zero is stored as -128 in a tensor that follows a ReLU or ReLU6, so that all 256 values of INT8 "
+    "are used instead of 128.",
     "exact pixels": "The first quantizer has one step for each value of a byte, so that quantizing the image loses "
     "nothing.",
     "constant channels": "Extra channels, zero everywhere, with which convolutions pad full-range tensors exactly.",

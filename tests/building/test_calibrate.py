@@ -184,7 +184,7 @@ def test_the_full_range_brings_bottlenecks_nearer_to_fp32(
 @pytest.mark.parametrize(
     ("backend", "effort", "wide"),
     [
-        ("free", "fast", 0),
+        ("free", "fast", 12),
         ("free", "balanced", 12),
         ("costs", "balanced", 0),
         ("costs", "best", 12),
