@@ -115,8 +115,8 @@ MUTATIONS = [
     Mutation(
         "an output is not marked as written",
         "ops/passes.py",
-        "z_ptr=Out(z)",
-        "z_ptr=z",
+        "shortcut_vectors_ptr=shortcut_vectors, z_ptr=Out(z)",
+        "shortcut_vectors_ptr=shortcut_vectors, z_ptr=z",
         partial(checks.check_join, POINT),
         "writes .* outside",
     ),
@@ -289,8 +289,8 @@ MUTATIONS = [
     Mutation(
         "the first part is left out of the sum",
         "kernels/wgrad.py",
-        "range(0, SPLITS)",
-        "range(1, SPLITS)",
+        "range(0, SPLITS, ROWS)",
+        "range(1, SPLITS, ROWS)",
         partial(checks.check_wgrad, LINE),
         "dw is off",
     ),
