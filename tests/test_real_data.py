@@ -61,6 +61,7 @@ def test_a_cifar_network_keeps_its_published_accuracy(real_data: Path, tmp_path:
             calibration=CalibrationConfig(images=real_data / "cifar10/train_10k.npz", limit=256),
             validation_set=real_data / "cifar10/test.npz",
             limits=Limits(max_top1_drop=0.2, min_agreement=0.985),
+            validate="all",
             backend="openvino",
             output=tmp_path / "e",
         )
