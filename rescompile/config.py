@@ -351,6 +351,7 @@ class BuildConfig:
                 )
             for value, option in (
                 (self.calibration.full_range, "--full-range"),
+                (self.calibration.fast_collect or None, "--fast-collect"),
                 (self.fp16_blocks, "--fp16-blocks"),
                 (self.cpu_form, "--cpu-form"),
             ):

@@ -116,6 +116,11 @@ REFUSED: list[tuple[Callable[..., object], dict[str, Any], str]] = [
         {"model": MODEL, "precision": "fp16", "calibration": CalibrationConfig(full_range=True)},
         "--full-range belongs to int8 engines",
     ),
+    (
+        BuildConfig,
+        {"model": MODEL, "precision": "fp32", "calibration": CalibrationConfig(fast_collect=True)},
+        "--fast-collect belongs to int8 engines",
+    ),
     (CalibrationConfig, {"table": Path("a"), "full_range": False}, "--full-range need images"),
     (BuildConfig, {"model": MODEL, "fp16_blocks": "auto"}, "pass --validation-set with --min-agreement"),
     (

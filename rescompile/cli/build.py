@@ -55,6 +55,8 @@ def build(
 
     - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --full-range`
 
+    - `rescompile build --depth 50 --weights my.pth --calibration-set photos/ --validation-set val/ --validate all`
+
     - `rescompile build --onnx steering.onnx --task values --calibration-set photos/ --max-relative-rms 0.03`
 
     - `rescompile build --onnx mine.onnx --precision fp16 --backend tensorrt-rtx --target sm_89 --batch 1:8:32`
@@ -141,6 +143,8 @@ def calibrate(
     - `rescompile calibrate --depth 50 --weights my.pth --calibration-set photos/ --output my.json`
 
     - `rescompile calibrate --depth 50 --weights my.pth --calibration-set photos/ --compare --plot methods.svg`
+
+    - `rescompile calibrate --depth 50 --weights my.pth --calibration-set photos/ --fast-collect --output my.json`
 
     - `rescompile build --depth 50 --weights my.pth --calibration my.json`
     """

@@ -30,6 +30,8 @@ def verify(
     - `rescompile verify resnet50-int8-openvino --validation-set val/ --min-agreement 0.97 --max-top1-drop 0.3`
 
     - `rescompile verify resnet50-int8-openvino --validation-set val/ --min-speedup 1.5`
+
+    - `rescompile verify resnet50-int8-openvino --validation-set val/ --validate all`
     """
     from rescompile.accuracy.verify import verify as run
     from rescompile.presenting.terminal.report import TerminalProgress

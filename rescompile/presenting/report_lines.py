@@ -334,7 +334,7 @@ def provenance(report: BuildReport) -> tuple[Line, ...]:
         )
         lines.append(("calibration table sha256", table.sha256))
     if report.images:
-        lines.append(("measured on", f"{report.image_source}: {images_of(report)} images"))
+        lines.append(("measured on", f"{report.image_source}: {_counted_images(report)}"))
         lines.append(("image set fingerprint", report.image_fingerprint))
     return tuple(lines)
 

@@ -30,7 +30,7 @@ from calibration.scales import LEVELS, scales_of
 
 _LOWEST, _HIGHEST = -128, 127
 _WITHIN = 0.1
-"""Largest distance in steps between a weight and its integer at the beginning. Near a half, the first steps of an
+"""Largest distance in steps between a weight and what calibration made of it. Near a half, the first steps of an
 optimizer would round many weights the other way at once, before they know whether that helps."""
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Factor and offset of every channel."""
