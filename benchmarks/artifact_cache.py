@@ -102,14 +102,7 @@ class ArtifactCache:
         command += ["--validation-images", str(VALIDATION_IMAGES)]
         if precision == "int8":
             # one image in eight is 12 % of agreement, so the limit is on the logits' relative RMS
-            command += [
-                "--effort",
-                "fast",
-                "--calibration-images",
-                str(CALIBRATION_IMAGES),
-                "--min-agreement",
-                "0",
-            ]
+            command += ["--calibration-images", str(CALIBRATION_IMAGES), "--min-agreement", "0"]
             command += ["--calibration-set", str(net.calibration_set)] if net.calibration_set else []
         began = time.perf_counter()
         said = _run([sys.executable, "-m", "rescompile", *command])

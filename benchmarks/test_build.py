@@ -14,7 +14,7 @@ from benchmarks.rows import Row
 from rescompile.measuring.timing import timing
 
 MAKERS = {
-    "rescompile int8": ("int8", True, "checkpoint to verdict, effort fast"),
+    "rescompile int8": ("int8", True, "checkpoint to verdict"),
     "rescompile fp32": ("fp32", True, "checkpoint to verdict"),
     "NNCF": ("nncf", False, "fp32 graph to quantized graph"),
     "ONNX Runtime": ("onnxruntime", False, "fp32 graph to quantized graph"),
