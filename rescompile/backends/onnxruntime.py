@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from calibration.onnx_session import open_session
 from rescompile.backends import base
-from rescompile.backends.openvino import cpu_form
+from rescompile.backends.cpu import forms
 from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import BackendError, UsageError
 from rescompile.files import atomic_write
@@ -122,7 +122,7 @@ class OnnxRuntime:
     @property
     def form(self) -> CpuForm:
         """The form of INT8 engines: the one that was asked for, or this machine's."""
-        return self._form or cpu_form.machine_form()
+        return self._form or forms.machine_form()
 
     def in_form(self, form: CpuForm) -> OnnxRuntime:
         """The backend that builds INT8 engines of this form."""
@@ -130,7 +130,7 @@ class OnnxRuntime:
 
     def more_files(self, form: CpuForm | None) -> tuple[str, ...]:
         """The graph for integer kernels, where they are exact on this CPU."""
-        fused = form not in (None, "avx2") and cpu_form.computes_exactly(form)
+        fused = form not in (None, "avx2") and forms.computes_exactly(form)
         return (ONNXRUNTIME_MODEL,) if fused else ()
 
     @property
@@ -165,7 +165,7 @@ class OnnxRuntime:
             raise ValueError(f"the onnxruntime engine is {GRAPH} of its own directory, not {request.model}")
         if request.precision != "int8":
             return base.Payload(files=(GRAPH,))
-        notes: tuple[str, ...] = (cpu_form.note_on(self.form, asked=self._form is not None),)
+        notes: tuple[str, ...] = (forms.note_on(self.form, asked=self._form is not None),)
         if self.form == "avx2":
             return base.Payload(files=(GRAPH,), notes=notes, cpu_form=self.form)
         import onnx

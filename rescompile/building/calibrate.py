@@ -289,6 +289,8 @@ def _require_range(table: CalibrationTable, able: Collection[str]) -> None:
 def _recipe_of(table: CalibrationTable, config: CalibrationConfig) -> Recipe:
     """The recipe for weights with a table that was read: as when it was made, with the user's changes."""
     made = RECIPES["balanced" if table.means() else "fast"]
+    if table.trained_weight_scales():
+        made = replace(made, weight_scales="trained")
     if config.bias_correction and not table.means():
         raise UsageError(
             "--bias-correction needs channel means, which this calibration table does not have; calibrate with "

@@ -65,9 +65,9 @@ def quantize(
         if INPUT in means:
             factor, offset = input_to_pixels
             means[PIXELS] = (factor * means[INPUT] + offset).astype(np.float32)
-    sources, stored = scale_sources(read(source.graph)), table.levels()
-    full_range = [name for name in stored if stored[sources.get(name, name)] == FULL_LEVELS]
-    narrow = reading_all_of_int8(graph, full_range) if calibrated.full_range == "costs" else ()
+    full_range = _full_range_tensors(source, table)
+    narrow = narrow_nodes(source, calibrated)
+    trained = recipe.weight_scales == "trained"
     if recipe.rounding == "learned":
         nearest = insert_quantizers(graph, scales, full_range=full_range)
         largest = {**dict.fromkeys(narrow, NARROW_LEVELS), **(levels or {})}
@@ -79,12 +79,26 @@ def quantize(
     return insert_quantizers(
         graph,
         scales,
-        weight_method=recipe.weight_scales,
+        weight_method="mse" if recipe.weight_scales == "mse" else "max",
+        weight_steps=table.trained_weight_scales() if trained else None,
         means=means if recipe.bias_correction else None,
         learned=learned,
         full_range=full_range,
         narrow=[name for name in grouped_nodes(graph) if name in narrow],
     )
+
+
+def narrow_nodes(source: Source, calibrated: Calibrated) -> list[str]:
+    """Nodes whose weights stay within ``NARROW_LEVELS`` where their rounding is learned, for the backend's sake."""
+    if calibrated.full_range != "costs":
+        return []
+    return reading_all_of_int8(source.graph, _full_range_tensors(source, calibrated.table))
+
+
+def _full_range_tensors(source: Source, table: CalibrationTable) -> list[str]:
+    """Tensors that store zero as -128: so does one that has the scale of another such tensor."""
+    sources, levels = scale_sources(read(source.graph)), table.levels()
+    return [name for name in levels if levels[sources.get(name, name)] == FULL_LEVELS]
 
 
 def grouped_nodes(graph: onnx.ModelProto) -> list[str]:
