@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.artifact_cache import ArtifactCache
-from benchmarks.engine_races import EngineRaces
+from benchmarks.engine_races import SECONDS, EngineRaces
 from benchmarks.networks import TINY, Budget, Network, network
 from benchmarks.result_files import result_path
 from benchmarks.rows import RESULTS, Results, Row, measured_targets, with_ratios
@@ -76,7 +76,7 @@ class Session:
     def races(self) -> EngineRaces:
         """The races of the engines."""
         if self._races is None:
-            seconds = 0.2 if self.tiny else 8.0
+            seconds = 0.2 if self.tiny else SECONDS
             self._races = EngineRaces(self.artifacts, self.budget, self.roofline, self.threads, seconds)
         return self._races
 

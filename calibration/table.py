@@ -82,6 +82,8 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """Version of the arithmetic that made the numbers, ``calibration.version``; ends with ``IN_HALF`` where the
     statistics come from the network in bfloat16."""
     tensors: dict[str, TensorRange]
+    weight_scales: dict[str, bytes] | msgspec.UnsetType = msgspec.UNSET
+    """[O] float32, little-endian, by node: scales that the weights were trained for. Absent where none were."""
     first_moments: bytes = b""
     """[K + 1, K] float32, little-endian: covariance and mean of what the first convolution multiplies with an output
     channel's K weights, so that these can be rounded against it. Empty where they were not taken."""
@@ -125,6 +127,22 @@ class CalibrationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         if values.size != (width + 1) * width or not np.isfinite(values).all():
             raise TableError("the calibration table has damaged first_moments: calibrate again")
         return values.reshape(width + 1, width)
+
+    def trained_weight_scales(self) -> dict[str, NDArray[np.float32]]:
+        """``weight_scales`` as arrays.
+
+        Raises:
+            TableError: one is not a positive number.
+        """
+        if isinstance(self.weight_scales, msgspec.UnsetType):
+            return {}
+        found = _arrays(self.weight_scales)
+        for name, scales in found.items():
+            if not (np.isfinite(scales) & (scales > 0)).all():
+                raise TableError(
+                    f"the calibration table has damaged weight_scales of '{name}': fine-tune with --qat again"
+                )
+        return found
 
     def with_method(self, method: str) -> CalibrationTable:
         """The same table with the thresholds of ``method``; no images are needed.

@@ -52,7 +52,8 @@ class Recipe:
     equalize: bool
     bias_correction: bool
     rounding: Rounding
-    weight_scales: WeightScales = "max"
+    weight_scales: WeightScales | Literal["trained"] = "max"
+    """``trained``: those of the table, which ``rescompile train --qat`` wrote."""
     full_range: tuple[FullRange, ...] = ()
     """Backends on which zero is stored as -128 where ``topology.full_range_tensors`` allows it."""
 

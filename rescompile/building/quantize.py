@@ -24,7 +24,7 @@ from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.metadata import float_reasons
 from rescompile.graph.shared.names import INPUT, PIXEL_STEP, PIXELS
 from rescompile.graph.shared.topology import reading_all_of_int8, scale_sources
-from rescompile.progress import Progress
+from rescompile.progress import Progress, free_memory
 
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Factor and offset of every channel."""
@@ -58,15 +58,16 @@ def quantize(
     factors, scales = table.factors(), table.scales()
     means = {name: mean / factors.get(name, np.float32(1)) for name, mean in table.means().items()}
     graph = check_rewrite(source.graph, original_of(source, calibrated), "weights were rewritten for INT8")
+    free_memory()
     input_to_pixels = to_pixels(source.preprocess) if calibrated.exact_pixels else None
     if input_to_pixels is not None:
         scales[PIXELS] = PIXEL_STEP
         if INPUT in means:
             factor, offset = input_to_pixels
             means[PIXELS] = (factor * means[INPUT] + offset).astype(np.float32)
-    sources, stored = scale_sources(read(source.graph)), table.levels()
-    full_range = [name for name in stored if stored[sources.get(name, name)] == FULL_LEVELS]
-    narrow = reading_all_of_int8(graph, full_range) if calibrated.full_range == "costs" else ()
+    full_range = _full_range_tensors(source, table)
+    narrow = narrow_nodes(source, calibrated)
+    trained = recipe.weight_scales == "trained"
     if recipe.rounding == "learned":
         nearest = insert_quantizers(graph, scales, full_range=full_range)
         largest = {**dict.fromkeys(narrow, NARROW_LEVELS), **(levels or {})}
@@ -78,12 +79,26 @@ def quantize(
     return insert_quantizers(
         graph,
         scales,
-        weight_method=recipe.weight_scales,
+        weight_method="mse" if recipe.weight_scales == "mse" else "max",
+        weight_steps=table.trained_weight_scales() if trained else None,
         means=means if recipe.bias_correction else None,
         learned=learned,
         full_range=full_range,
         narrow=[name for name in grouped_nodes(graph) if name in narrow],
     )
+
+
+def narrow_nodes(source: Source, calibrated: Calibrated) -> list[str]:
+    """Nodes whose weights stay within ``NARROW_LEVELS`` where their rounding is learned, for the backend's sake."""
+    if calibrated.full_range != "costs":
+        return []
+    return reading_all_of_int8(source.graph, _full_range_tensors(source, calibrated.table))
+
+
+def _full_range_tensors(source: Source, table: CalibrationTable) -> list[str]:
+    """Tensors that store zero as -128: so does one that has the scale of another such tensor."""
+    sources, levels = scale_sources(read(source.graph)), table.levels()
+    return [name for name in levels if levels[sources.get(name, name)] == FULL_LEVELS]
 
 
 def grouped_nodes(graph: onnx.ModelProto) -> list[str]:

@@ -43,6 +43,7 @@ def quantize(
     weight_method: WeightMethod = "max",
     means: Mapping[str, NDArray[np.floating]] | None = None,
     learned: Mapping[str, LearnedWeight] | None = None,
+    weight_steps: Mapping[str, NDArray[np.float32]] | None = None,
     full_range: Collection[str] = (),
     narrow: Collection[str] = (),
 ) -> onnx.ModelProto:
@@ -56,11 +57,12 @@ def quantize(
         means: channel means [C] of every weighted node's input. With them, biases cancel the shift that rounding the
             weights gives to a layer's average output: b + (W - Q) mean(x) (Nagel et al., 2019).
         learned: integers, scales and biases by node name, in place of rounding to nearest, for some nodes or all.
+        weight_steps: scales [O] of weights by node name, in place of those that ``weight_method`` would choose.
         full_range: tensors that store their zero as -128.
         narrow: nodes whose weights stay within ``NARROW_LEVELS`` when they are rounded to nearest.
 
     Raises:
-        GraphError: a tensor that needs a scale has none.
+        GraphError: a tensor that needs a scale has none, or ``weight_steps`` are of other weights.
     """
     wanted = quantized_tensors(model)
     missing = [name for name in wanted if name not in scales]
@@ -82,11 +84,16 @@ def quantize(
         else:
             mean = None if means is None else means[source]
             bias, groups = node.inputs[2].values, node.attrs.get("group", 1)
-            steps = (
-                channel_scales(weight, NARROW_LEVELS)
-                if node.name in narrow
-                else weight_scales(weight, weight_method)
-            )
+            known = (weight_steps or {}).get(node.name)
+            steps = weight_scales(weight, weight_method) if known is None else known
+            if len(steps) != len(weight):
+                raise GraphError(
+                    f"the calibration table has {len(steps)} weight scales for the {len(weight)} output channels of "
+                    f"'{node.name}': calibrate again with this model"
+                )
+            if node.name in narrow:
+                least = channel_scales(weight, NARROW_LEVELS)
+                steps = least if known is None else np.maximum(steps, least)
             new = _nearest(weight, bias, steps, mean, groups)
         _install(graph, node, new)
     return write(graph)

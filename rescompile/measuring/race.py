@@ -1,4 +1,7 @@
-"""Times calls in turns, A B C, A B C, …, so that a drifting clock or a busy neighbour affects all of them alike.
+"""Times calls in turns, B A C, C B A, …, so that a drifting clock or a busy neighbour affects all of them alike.
+
+Each round has an order of its own: what a contender leaves behind (full caches, threads that still spin) hits another
+one in each round, not always the same.
 
 Each answer is checked before its call is timed, and again at the end of the race: a wrong answer has no time.
 """
@@ -6,6 +9,7 @@ Each answer is checked before its call is timed, and again at the end of the rac
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +22,10 @@ FEWEST_ROUNDS = 5
 MOST_ROUNDS = 60
 TURN_SECONDS = 0.1
 """Least length of a contender's turn, so that the switch between contenders is a small part of it."""
-REST_SECONDS = 0.02
+REST_SECONDS = 0.05
 """Pause before each turn, in which the spinning threads of the contender before fall asleep."""
+_SEED = 0
+"""Orders repeat from race to race."""
 _WARM_CALLS = 2
 """Least calls before the race; they take two turns at least."""
 
@@ -40,7 +46,7 @@ def race(
     clock: Callable[[], float] = time.perf_counter,
     rest: Callable[[float], None] = time.sleep,
 ) -> dict[str, Timing]:
-    """Time all ``contenders`` in turns, in the order in which they are given.
+    """Time all ``contenders`` in turns, in another order in each round.
 
     Args:
         contenders: the calls by name; one or more.
@@ -55,12 +61,14 @@ def race(
     each = {name: _warm_up(one, clock, turn) for name, one in contenders.items()}
     times: dict[str, list[list[float]]] = {name: [] for name in contenders}
     answers: dict[str, Any] = {}
+    order, shuffle = list(contenders), random.Random(_SEED).shuffle
     started = clock()
     with _no_garbage_collection():
         for done in range(1, MOST_ROUNDS + 1):
-            for name, one in contenders.items():
+            shuffle(order)
+            for name in order:
                 rest(REST_SECONDS)
-                runs, answers[name] = _turn(one.call, each[name], clock)
+                runs, answers[name] = _turn(contenders[name].call, each[name], clock)
                 times[name].append(runs)
             if done >= FEWEST_ROUNDS and clock() - started > seconds:
                 break

@@ -3,12 +3,12 @@
 Structure, quantizers and zero points are those of the graph that the builder made, and weights are rounded as the
 builder rounds them, so what is trained is what will be deployed:
 
-    weights      scale by ``calibration.scales`` from the largest magnitude of each output channel, in every step anew
+    weights      scale of the graph: a largest weight that calibration rounded to 126 tells nothing of the step
     activations  scale of the calibration table, or learned from there (Esser et al., 2020)
     beginning    weights of the fp32 network, moved as little as needed to be rounded to the integers of the graph
     pixels       the change of the first weights by ``graph.pixels``, in float64 as there
 
-Weights and biases are kept in steps of their channel at the beginning. So a learning rate is a part of a step, whatever
+Weights and biases are kept in steps of their channel. So a learning rate is a part of a step, whatever
 the layer's range and however many bits its weights have.
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from calibration.network import Network, Node, read_nodes
 from calibration.operators import WEIGHTED_OPS
-from calibration.scales import LEVELS, scales_of
+from calibration.scales import LEVELS, NARROW_LEVELS, channel_scales, scales_of
 
 _LOWEST, _HIGHEST = -128, 127
 _WITHIN = 0.1
@@ -71,8 +71,6 @@ class FakeQuantized(nn.Module):
         shared: tensors whose quantizer has the scale of another one.
         levels: largest integer of a node's weights, where it is not 127.
         learned_scales: whether scales of activations are parameters too.
-        coarse: largest integer of a node that has only so many different weights, as by ``coarse_levels``. They are
-            integers of the 8-bit grid, so every backend executes them.
     """
 
     def __init__(
@@ -84,17 +82,24 @@ class FakeQuantized(nn.Module):
         shared: Mapping[str, str],
         levels: Mapping[str, int],
         learned_scales: bool,
-        coarse: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self._graph = Network(quantized)
         self._pixels, self._levels = pixels, dict(levels)
-        restored = {node.output[0] for node in quantized.graph.node if node.op_type == "DequantizeLinear"}
+        restored = {
+            node.output[0]: node.input[1]
+            for node in quantized.graph.node
+            if node.op_type == "DequantizeLinear"
+        }
         constants = {tensor.name: tensor for tensor in exact.graph.initializer}
         before = {node.name: node for node in exact.graph.node}
         self._weighted = [node for node in self._graph.nodes if node.op in WEIGHTED_OPS]
-        self._coarse = dict(coarse or {})
-        self._rounded = {node.name for node in self._weighted if node.inputs[1] in restored}
+        stored = {tensor.name: tensor for tensor in quantized.graph.initializer}
+        self._steps = {
+            node.name: numpy_helper.to_array(stored[restored[node.inputs[1]]])
+            for node in self._weighted
+            if node.inputs[1] in restored
+        }
         first = exact.graph.input[0].name
         self._reads_image = {
             name for name, node in before.items() if node.op_type == "Conv" and node.input[0] == first
@@ -106,12 +111,12 @@ class FakeQuantized(nn.Module):
                 torch.from_numpy(numpy_helper.to_array(constants[name]).copy())
                 for name in before[node.name].input[1:3]
             )
-            if node.name in self._rounded:
+            if node.name in self._steps:
                 weight, bias = self._begun(node, weight, bias)
-            unit = self._steps(node.name, weight) * (LEVELS / self._coarse.get(node.name, LEVELS))
+            unit = self._unit(node.name, weight)
             self._units[node.name] = unit
             self.weights[_key(node.name)] = nn.Parameter(weight / unit)
-            self.biases[_key(node.name)] = nn.Parameter(bias / unit.flatten())
+            self.biases[_key(node.name)] = nn.Parameter(bias / unit.flatten(1)[:, 0])
         quantizers = [node for node in self._graph.nodes if node.op == "QuantizeLinear"]
         self._scale_of = {node.inputs[1]: shared.get(node.inputs[0], node.inputs[0]) for node in quantizers}
         for node in quantizers if learned_scales else []:
@@ -149,9 +154,11 @@ class FakeQuantized(nn.Module):
     def exact_parameters(self, node: str) -> tuple[Tensor, Tensor]:
         """Weight and bias of a node in the fp32 graph, from which the builder makes the node's integers."""
         weight, bias = (values.detach() for values in self._exact(node))
-        if node in self._coarse:
-            weight = self._integers(node, weight) * self._steps(node, weight)
-        return weight, bias
+        unit, most = self._units[node].to(weight.device), self._levels.get(node, LEVELS)
+        if most < NARROW_LEVELS:
+            weight = self._integers(node, weight) * unit
+        # the builder clips to int8 alone
+        return (torch.clamp(weight, -most * unit, most * unit) if node in self._steps else weight), bias
 
     @property
     def nodes(self) -> list[str]:
@@ -162,6 +169,10 @@ class FakeQuantized(nn.Module):
         """A constant of the quantized graph, as it is used now."""
         return self._scale(name).detach() if name in self._scale_of else self._graph.constants[name].detach()
 
+    def weight_scales(self) -> dict[str, NDArray[np.float32]]:
+        """Scales [O] of every node with rounded weights."""
+        return dict(self._steps)
+
     def activation_scales(self) -> dict[str, float]:
         """Scale of every quantized activation by tensor."""
         return {tensor: float(self._scale(name).detach()) for name, tensor in self._scale_of.items()}
@@ -170,10 +181,9 @@ class FakeQuantized(nn.Module):
         """Put the parameters into the graph, rounded."""
         for node in self._weighted:
             weight, bias = self._parameters_of(node.name)
-            if node.name in self._rounded:
-                steps = self._steps(node.name, weight)
-                # the value is rounded, the gradient passes
-                weight = weight + (self._integers(node.name, weight) * steps - weight).detach()
+            if node.name in self._steps:
+                rounded = self._integers(node.name, weight) * self._steps_like(node.name, weight)
+                weight = weight + (rounded - weight).detach()  # the value is rounded, the gradient passes
             self._graph.constants[node.inputs[1]] = weight
             self._graph.constants[node.inputs[2]] = bias
 
@@ -185,7 +195,7 @@ class FakeQuantized(nn.Module):
         """Weight and bias of a node in the fp32 graph."""
         weight, bias = self.weights[_key(node)], self.biases[_key(node)]
         unit = self._units[node].to(weight.device)
-        return weight * unit, bias * unit.flatten()
+        return weight * unit, bias * unit.flatten(1)[:, 0]
 
     def _on_pixels(self, node: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias for the input that the quantized graph gives the node."""
@@ -200,12 +210,8 @@ class FakeQuantized(nn.Module):
         """Parameters of a node near its own that are rounded to its integers in the quantized graph."""
         weight, _ = self._on_pixels(node.name, weight, bias)
         rounded, bias = (self._graph.constants[name] for name in node.inputs[1:3])
-        steps = self._steps(node.name, weight)
-        reach = _WITHIN * steps * (LEVELS / self._coarse.get(node.name, LEVELS))
+        reach = _WITHIN * self._steps_like(node.name, weight)
         near = torch.minimum(torch.maximum(weight, rounded - reach), rounded + reach)
-        # the largest magnitude of a channel stays what it is, because it makes the channel's scale
-        amax = weight.flatten(1).abs().amax(1).reshape(steps.shape)
-        near = torch.where(weight.abs() == amax, weight, near.clamp(-amax, amax))
         if self._pixels is not None and node.name in self._reads_image:
             factor, offset = (torch.from_numpy(values) for values in self._pixels)
             bias = (bias.double() + near.double().sum((2, 3)) @ offset).float()
@@ -213,16 +219,22 @@ class FakeQuantized(nn.Module):
         return near, bias
 
     def _integers(self, node: str, weight: Tensor) -> Tensor:
-        exact = weight.detach() / self._steps(node, weight)
-        if node in self._coarse:
-            share = self._coarse[node] / LEVELS
-            exact = (exact * share).round() / share
-        return exact.round().clamp(_LOWEST, _HIGHEST)
+        most = self._levels.get(node, LEVELS)
+        return (weight.detach() / self._steps_like(node, weight)).round().clamp(-most, most)
 
-    def _steps(self, node: str, weight: Tensor) -> Tensor:
-        amax = weight.detach().flatten(1).abs().amax(1)
-        steps = torch.from_numpy(scales_of(amax.cpu().numpy(), self._levels.get(node, LEVELS)))
-        return steps.to(weight.device).reshape(-1, *[1] * (weight.ndim - 1))
+    def _steps_like(self, node: str, weight: Tensor) -> Tensor:
+        """A node's scales in a shape that ``weight`` can be divided by."""
+        steps = torch.from_numpy(self._steps[node].copy()).to(weight.device)
+        return steps.reshape(-1, *[1] * (weight.ndim - 1))
+
+    def _unit(self, node: str, weight: Tensor) -> Tensor:
+        """One step of a node's weights in the fp32 graph; where they are not rounded, the step that int8 would have."""
+        if node not in self._steps:
+            return torch.from_numpy(channel_scales(weight.numpy())).reshape(-1, *[1] * (weight.ndim - 1))
+        steps = self._steps_like(node, weight)
+        if self._pixels is None or node not in self._reads_image:
+            return steps
+        return steps * torch.from_numpy(self._pixels[0]).float()[:, None, None]
 
     def _step(self, node: Node, values: dict[str, Tensor]) -> Tensor:
         if node.op == "QuantizeLinear":

@@ -11,29 +11,28 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import msgspec
-import onnx
 import torch
 from torch import Tensor, nn
 
 from calibration.images.arrays import InMemoryImages
-from calibration.scales import FULL_LEVELS, NARROW_LEVELS
+from calibration.scales import NARROW_LEVELS
 from calibration.table import CalibrationTable
 from rescompile.backends import choose_backend, get_backend
-from rescompile.building.calibrate import Calibrated, calibrate
+from rescompile.building.calibrate import calibrate
 from rescompile.building.opening import open_source
-from rescompile.building.quantize import grouped_nodes, quantize
-from rescompile.config import RECIPES, CalibrationConfig, ModelConfig
+from rescompile.building.quantize import narrow_nodes, quantize
+from rescompile.config import CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
 from rescompile.files import sha256_of
 from rescompile.graph.equalize import equalize
 from rescompile.graph.pixels import to_pixels
 from rescompile.graph.shared.editing import read
-from rescompile.graph.shared.topology import reading_all_of_int8, scale_sources
+from rescompile.graph.shared.topology import scale_sources
 from rescompile.models.resnet import ResNet
 from rescompile.progress import Silent
 from rescompile.report import EpochRecord
@@ -91,24 +90,21 @@ def prepare(
     calibrated = calibrate(source, config, Silent(), get_backend(name).int8)
     factors = calibrated.table.factors()
     exact = equalize(source.graph, factors) if factors else source.graph
-    fixed = replace(
-        calibrated,
-        table=_scales_alone(calibrated.table),
-        recipe=replace(RECIPES["fast"], method=calibrated.table.method),
-    )
-    coarse = coarse_levels(exact, weight_bits)
-    quantized = quantize(source, calibrated, Silent(), levels=coarse)
+    levels = {
+        **dict.fromkeys(narrow_nodes(source, calibrated), NARROW_LEVELS),
+        **coarse_levels(exact, weight_bits),
+    }
+    quantized = quantize(source, calibrated, Silent(), levels=levels)
     network = FakeQuantized(
         exact,
         quantized,
         pixels=to_pixels(source.preprocess) if calibrated.exact_pixels else None,
         shared=scale_sources(read(exact)),
-        levels=_narrow(exact, fixed),
+        levels=levels,
         learned_scales=learned_scales,
-        coarse=coarse,
     )
     teacher = start.network.eval().requires_grad_(requires_grad=False)
-    return Prepared(network, fixed.table, teacher)
+    return Prepared(network, _scales_alone(calibrated.table), teacher)
 
 
 def distillation(teacher: nn.Module, device: torch.device) -> Loss:
@@ -165,15 +161,6 @@ def as_checkpoint(network: FakeQuantized, form: ResNet) -> dict[str, Tensor]:
     return state
 
 
-def _narrow(exact: onnx.ModelProto, calibrated: Calibrated) -> dict[str, int]:
-    """Nodes whose weights the builder keeps within seven bits."""
-    if calibrated.full_range != "costs":
-        return {}
-    full = [name for name, levels in calibrated.table.levels().items() if levels == FULL_LEVELS]
-    reading = reading_all_of_int8(exact, full)
-    return dict.fromkeys([name for name in grouped_nodes(exact) if name in reading], NARROW_LEVELS)
-
-
 def _scales_alone(table: CalibrationTable) -> CalibrationTable:
     """``table`` without the entries by which a build would change weights."""
     tensors = {
@@ -198,7 +185,10 @@ def _table_of(table: CalibrationTable, network: FakeQuantized, sha256: str) -> C
                 thresholds={**entry.thresholds, table.method: threshold},
             )
         tensors[name] = entry
-    return _signed(msgspec.structs.replace(table, tensors=tensors, checkpoint_sha256=sha256))
+    weights = {name: steps.astype("<f4").tobytes() for name, steps in network.weight_scales().items()}
+    return _signed(
+        msgspec.structs.replace(table, tensors=tensors, checkpoint_sha256=sha256, weight_scales=weights)
+    )
 
 
 def _signed(table: CalibrationTable) -> CalibrationTable:

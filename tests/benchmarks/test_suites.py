@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,9 @@ from benchmarks.peers.openvino import OurEngine
 from benchmarks.peers.torch import Compiled
 from benchmarks.race_clock import CLOCK, show
 from benchmarks.rows import read_results
+from rescompile.measuring.race import Contender
 from rescompile.measuring.roofline import Roofline
+from rescompile.measuring.timing import Timing, timing
 from tests.measuring.scripted import steady
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +82,21 @@ def test_a_race_has_a_row_for_each_entrant_and_a_reason_for_each_absence(artifac
     assert (rows["absent"].skipped, rows["broken"].skipped) == ("not installed", "no")
     assert rows["wrong"].skipped == "WRONG: relative RMS 0.1 to fp32, allowed 0.01"
     assert rows["wrong"].timing is None
+
+
+def test_those_close_to_the_best_race_again_without_the_slow(
+    artifacts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raced = []
+
+    def recorded(contenders: Mapping[str, Contender], *, seconds: float) -> dict[str, Timing]:
+        raced.append(list(contenders))
+        return {name: timing([[{"a": 10.0, "b": 14.0, "c": 16.0}[name] / len(raced)]]) for name in contenders}
+
+    monkeypatch.setattr("benchmarks.engine_races.race", recorded)
+    rows = races(artifacts, *map(Entrant, "abc")).rows_of(NET, "latency")
+    assert raced == [["a", "b", "c"], ["a", "b"]]
+    assert [row.timing.p50 for row in rows if row.timing] == [5.0, 7.0, 16.0]
 
 
 def test_throughput_takes_each_contenders_best_batch(artifacts: Any) -> None:

@@ -86,6 +86,23 @@ def test_damaged_moments_are_refused(content: bytes) -> None:
         msgspec.structs.replace(table(), first_moments=content).moments()
 
 
+def test_scales_that_weights_were_trained_for_are_kept(tmp_path: Path) -> None:
+    assert table().trained_weight_scales() == {}
+    assert b"weight_scales" not in msgspec.json.encode(table())  # tables without them keep their digest
+    scales = np.array([0.5, 0.25], "<f4")
+    trained = msgspec.structs.replace(table(), weight_scales={"conv1": scales.tobytes()})
+    trained = msgspec.structs.replace(trained, sha256=trained.digest())
+    found = read_table(written(tmp_path, trained)).trained_weight_scales()
+    assert {name: values.tolist() for name, values in found.items()} == {"conv1": [0.5, 0.25]}
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+def test_damaged_weight_scales_are_refused(value: float) -> None:
+    stored = {"conv1": np.array([0.5, value], "<f4").tobytes()}
+    with pytest.raises(TableError, match="damaged weight_scales of 'conv1'"):
+        msgspec.structs.replace(table(), weight_scales=stored).trained_weight_scales()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_another_method_needs_no_images(tmp_path: Path, method: str) -> None:
     assert read_table(written(tmp_path)).with_method(method) == table(method)

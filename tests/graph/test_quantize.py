@@ -86,3 +86,24 @@ def test_a_missing_scale_is_named() -> None:
     del scales["layer2.0.downsample"]
     with pytest.raises(GraphError, match=r"no scale for 'layer2.0.downsample' \(1 of 22"):
         quantize(graph, scales)
+
+
+def test_weights_take_the_scales_that_they_were_trained_for() -> None:
+    graph = folded("resnet20-cifar")
+    name = "layer1.0.conv1"
+    weight, scales = constants(graph)[f"{name}.weight"], dict.fromkeys(quantized_tensors(graph), 0.1)
+    amax = np.abs(weight).reshape(len(weight), -1).max(1)
+    steps = (amax / np.float32(20)).astype(np.float32)
+    steps[0] = amax[0] / 200
+    made = constants(quantize(graph, scales, weight_steps={name: steps}))
+    assert made[f"{name}.weight.scale"].tolist() == steps.tolist()
+    largest = np.abs(made[f"{name}.weight.int8"].reshape(len(weight), -1).astype(int)).max(1)
+    assert set(largest[1:].tolist()) == {20}
+    # a backend that takes seven bits alone gets no more, whatever the table says
+    narrow = constants(quantize(graph, scales, weight_steps={name: steps}, narrow=[name]))
+    assert narrow[f"{name}.weight.scale"][1:].tolist() == steps[1:].tolist()
+    assert np.abs(narrow[f"{name}.weight.int8"].astype(int)).max() == 63
+    with pytest.raises(
+        GraphError, match=r"has 3 weight scales for the 16 output channels of 'layer1.0.conv1'"
+    ):
+        quantize(graph, scales, weight_steps={name: steps[:3]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +12,8 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import rescompile
 from calibration.network import Node
@@ -21,6 +24,11 @@ from rescompile.training import quantization_aware
 from rescompile.training.fake_quantized import FakeQuantized
 from rescompile.training.recipe import find_recipe
 from rescompile.training.train import TrainConfig, train
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def trained(folder: Path, images: Path, model: str, *changes: str) -> Path:
@@ -76,6 +84,53 @@ def fine_tuned(
     return network
 
 
+def beginning(weights: Path, images: Path, backend: str, bits: int) -> tuple[FakeQuantized, onnx.ModelProto]:
+    """The network before its first step, and the deployable graph that it was made of."""
+    made: list[tuple[FakeQuantized, onnx.ModelProto]] = []
+
+    def keep(exact: onnx.ModelProto, quantized: onnx.ModelProto, **options: Any) -> FakeQuantized:
+        made.append((FakeQuantized(exact, quantized, **options), quantized))
+        raise KeyboardInterrupt
+
+    config = TrainConfig(
+        data=str(images), output=weights.parent / "begun", recipe=find_recipe("qat", ["steps=1"]), weights=weights,
+        qat=True, backend=backend, weight_bits=bits,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantization_aware, "FakeQuantized", keep)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    return made[0]
+
+
+@pytest.mark.parametrize(
+    ("backend", "bits", "most"),
+    # weights of seven bits, because this CPU form adds two products in 16; of eight; of four
+    [("openvino", 8, 63), ("onnxruntime", 8, 127), ("openvino", 4, 7)],
+)
+def test_training_begins_with_the_integers_of_the_graph(
+    backend: str, bits: int, most: int, images: Path, tmp_path: Path
+) -> None:
+    weights = trained(tmp_path / "fp32", images, "resnet8-cifar")
+    state = load_file(weights)
+    state["bn1.weight"][0] *= 1e-6  # a channel whose scale FP16 holds only coarsely
+    save_file(state, weights, read_metadata(weights))
+    network, graph = beginning(weights, images, backend, bits)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    largest = []
+    for node in network.nodes:
+        integers, scales = (constants[f"{node}.weight.{kind}"] for kind in ("int8", "scale"))
+        np.testing.assert_array_equal(network.integers(node).numpy(), integers, err_msg=node)
+        np.testing.assert_array_equal(network.weight_scales()[node], scales, err_msg=node)
+        distance = network.weights[node.replace(".", "/")].detach().numpy() - integers
+        assert np.abs(distance).max() < 0.101, node
+        largest += np.abs(integers.reshape(len(integers), -1).astype(int)).max(1).tolist()
+    inner = largest[16:-4]
+    assert max(inner) == most
+    # the scales are not those of the largest integer everywhere, or this shows nothing
+    assert min(inner) < most
+
+
 def check_layers(network: FakeQuantized, x: np.ndarray, expected: dict[str, np.ndarray]) -> None:
     """Every quantizer's integers, each layer on the graph's own integers; ours may differ next to a tie alone.
 
@@ -94,7 +149,7 @@ def check_layers(network: FakeQuantized, x: np.ndarray, expected: dict[str, np.n
             zero = network.constant(node.inputs[2]).float()
             steps = exact[node.inputs[0]] / network.constant(node.inputs[1]) + zero
             distance = (steps - steps.floor() - 0.5).abs()[apart]
-            assert not len(distance) or float(distance.max()) < 1e-3, node.output
+            assert not len(distance) or float(distance.max()) < 3e-3, node.output
             seen.append(node.output)
             value.copy_(theirs)
         else:
@@ -156,7 +211,7 @@ def test_the_deployable_graph_is_what_was_trained(
         np.testing.assert_array_equal(constants[f"{node}.weight.int8"][:rows, :columns], ours, err_msg=node)
     if bits < 8:
         inner = [np.unique(network.integers(node).numpy()) for node in network.nodes[1:-1]]
-        assert set(np.concatenate(inner)) <= {round(step * 127 / 7) for step in range(-7, 8)}
+        assert set(np.concatenate(inner)) <= set(range(-7, 8))
     for tensor, scale in network.activation_scales().items():
         assert constants[f"{tensor}.scale"] == np.float32(scale)
     known = read_trained(best)
