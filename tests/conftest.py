@@ -18,7 +18,7 @@ import torch
 from hypothesis import settings
 
 import fused_kernels.kernels
-import rescompile.backends.openvino.cpu_form
+import rescompile.backends.cpu.forms
 from calibration.preprocess import CIFAR, normalize
 from rescompile.building.opening import open_source
 from rescompile.building.source import Source
@@ -44,7 +44,7 @@ os.environ["RESCOMPILE_ENGINE_CACHE"] = "off"
 speedup.SECONDS, speedup.TURN_SECONDS, speedup.REST = 0.0, 0.0, lambda _: None
 
 # engines have the same form on every machine, the one that all of them compute exactly; tests of others simulate them
-rescompile.backends.openvino.cpu_form.machine_form = lambda: "avx2"
+rescompile.backends.cpu.forms.machine_form = lambda: "avx2"
 
 if installed("triton"):
     os.environ["TRITON_INTERPRET"] = "1"

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.onnx_session import open_session
 from rescompile.backends import base
-from rescompile.backends.openvino import cpu_form
+from rescompile.backends.cpu import forms
 from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import BackendError, UsageError
 from rescompile.files import atomic_write
@@ -89,14 +90,18 @@ def reference_session(
     if words := hazard_of(source) if isinstance(source, bytes) else hazard_in(source):
         # files would be looked for in the working directory
         raise BackendError(f"the graph {words}; use another graph")
-    if outputs is not None:
-        source = with_outputs(source, outputs)
+    if isinstance(source, bytes) and outputs is not None:
+        import onnx
+
+        source = onnx.load_from_string(source)
     if not isinstance(source, bytes):
-        source = source.SerializeToString()
+        _check_has(source, outputs or ())
     with _translate_errors(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
-        session = ort.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_OPTIMIZERS
-        )
+        more = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": WRONG_OPTIMIZERS}
+        if isinstance(source, bytes):
+            session = ort.InferenceSession(source, options, **more)
+        else:
+            session = open_session(source, options, outputs=outputs, **more)
     names = outputs if outputs is not None else [output.name for output in session.get_outputs()]
     return ReferenceSession(session, names)
 
@@ -117,7 +122,7 @@ class OnnxRuntime:
     @property
     def form(self) -> CpuForm:
         """The form of INT8 engines: the one that was asked for, or this machine's."""
-        return self._form or cpu_form.machine_form()
+        return self._form or forms.machine_form()
 
     def in_form(self, form: CpuForm) -> OnnxRuntime:
         """The backend that builds INT8 engines of this form."""
@@ -125,7 +130,7 @@ class OnnxRuntime:
 
     def more_files(self, form: CpuForm | None) -> tuple[str, ...]:
         """The graph for integer kernels, where they are exact on this CPU."""
-        fused = form not in (None, "avx2") and cpu_form.computes_exactly(form)
+        fused = form not in (None, "avx2") and forms.computes_exactly(form)
         return (ONNXRUNTIME_MODEL,) if fused else ()
 
     @property
@@ -160,7 +165,7 @@ class OnnxRuntime:
             raise ValueError(f"the onnxruntime engine is {GRAPH} of its own directory, not {request.model}")
         if request.precision != "int8":
             return base.Payload(files=(GRAPH,))
-        notes: tuple[str, ...] = (cpu_form.note_on(self.form, asked=self._form is not None),)
+        notes: tuple[str, ...] = (forms.note_on(self.form, asked=self._form is not None),)
         if self.form == "avx2":
             return base.Payload(files=(GRAPH,), notes=notes, cpu_form=self.form)
         import onnx
@@ -200,7 +205,7 @@ def refuse_target(name: str, target: str | None) -> None:
         )
 
 
-def with_outputs(model: bytes | onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
+def with_outputs(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
     """A copy of the graph with ``outputs`` in place of its own.
 
     Raises:
@@ -208,23 +213,19 @@ def with_outputs(model: bytes | onnx.ModelProto, outputs: Sequence[str]) -> onnx
     """
     import onnx
 
-    proto = onnx.load_from_string(model) if isinstance(model, bytes) else copy(model)
-    known = {name for node in proto.graph.node for name in node.output}
-    missing = [name for name in outputs if name not in known]
-    if missing:
-        raise BackendError(f"the graph has no tensor '{missing[0]}', so it cannot be returned")
-    del proto.graph.output[:]
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    return proto
-
-
-def copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the whole graph."""
-    import onnx
-
+    _check_has(model, outputs)
     found = onnx.ModelProto()
     found.CopyFrom(model)
+    del found.graph.output[:]
+    found.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     return found
+
+
+def _check_has(model: onnx.ModelProto, tensors: Sequence[str]) -> None:
+    known = {name for node in model.graph.node for name in node.output}
+    missing = [name for name in tensors if name not in known]
+    if missing:
+        raise BackendError(f"the graph has no tensor '{missing[0]}', so it cannot be returned")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ ONNX Runtime fuses DQ, convolution and Q into one kernel if all of its tensors a
 and the bias as int32 in steps of activation scale times weight scale. It has no kernel for a convolution with a
 residual addition, as the deployable graph has them, and computes both in floating point. So here:
 
-* the graph is lowered as for OpenVINO (``openvino.lowering``), which gives every ReLU's output a zero point of 0, into
+* the graph is lowered as for OpenVINO (``cpu.lowering``), which gives every ReLU's output a zero point of 0, into
   which ReLUs vanish;
 * signed activations get the zero point 128, and biases become integers; the values are the same;
 * the branch of a residual addition gets a quantizer. Its range needs no images: a sum beyond the output's range
@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from rescompile.backends.openvino.lowering import lower
+from rescompile.backends.cpu.lowering import lower
 from rescompile.errors import BackendError
 from rescompile.graph.shared.editing import read, write
 from rescompile.graph.shared.links import WEIGHTED_OPS, consumers, is_quantized, made_by, step_above

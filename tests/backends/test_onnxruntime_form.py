@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
+from rescompile.backends.cpu import forms
 from rescompile.backends.onnxruntime import OnnxRuntime, reference_session
 from rescompile.backends.onnxruntime_form import lower_for_onnxruntime
-from rescompile.backends.openvino import cpu_form
 from rescompile.building.deployable import fold_within_int32
 from rescompile.engine_files import EngineFiles
 from rescompile.errors import BackendError
@@ -115,7 +115,7 @@ def test_the_form_runs_where_the_cpu_is_exact(
         manifest("int8", "onnxruntime"), cpu_form=payload.cpu_form,
         files={name: FileDigest("0" * 64, 1) for name in payload.files},
     )  # fmt: skip
-    monkeypatch.setattr(cpu_form, "computes_exactly", lambda form: exact)
+    monkeypatch.setattr(forms, "computes_exactly", lambda form: exact)
     if exact:
         runner = OnnxRuntime().load(EngineFiles(tmp_path), described)
     else:

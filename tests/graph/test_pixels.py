@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from calibration.network import Network
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize
-from rescompile.backends.openvino.lowering import lower
+from rescompile.backends.cpu.lowering import lower
 from rescompile.errors import GraphError
 from rescompile.graph.export import export
 from rescompile.graph.fold import fold

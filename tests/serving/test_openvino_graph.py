@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
+from rescompile.backends.cpu.lowering import lower
 from rescompile.backends.openvino.compile import compile_model
-from rescompile.backends.openvino.lowering import lower
 from rescompile.serving import openvino_graph
 from rescompile.serving.openvino_graph import write_precise
 from tests.backends.engines import taking_pixels

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rescompile.backends import base
+from rescompile.backends.cpu import forms
 from rescompile.backends.inspection import quantized_layers, residual_adds
 from rescompile.backends.onnxruntime import refuse_target
-from rescompile.backends.openvino import cpu_form
 from rescompile.backends.openvino.cache import compiled_models
 from rescompile.backends.openvino.compile import compile_noting, error_reason, settings_of, translate_errors
+from rescompile.backends.openvino.executable import executable
 from rescompile.backends.openvino.parts import OpenVinoParts
 from rescompile.backends.openvino.runner import OpenVinoRunner
 from rescompile.engine_files import EngineFiles, EngineSource, files_in
@@ -44,7 +45,7 @@ class OpenVino:
     @property
     def form(self) -> CpuForm:
         """The form of INT8 engines: the one that was asked for, or this machine's."""
-        return self._form or cpu_form.machine_form()
+        return self._form or forms.machine_form()
 
     def in_form(self, form: CpuForm) -> OpenVino:
         """The backend that builds INT8 engines of this form."""
@@ -52,7 +53,7 @@ class OpenVino:
 
     def more_files(self, form: CpuForm | None) -> tuple[str, ...]:
         """The deployable graph, where it must be lowered again."""
-        return () if cpu_form.computes_exactly(form) else (GRAPH,)
+        return () if forms.computes_exactly(form) else (GRAPH,)
 
     @property
     def int8(self) -> base.Int8Support:
@@ -75,7 +76,7 @@ class OpenVino:
         """Write ``model.xml`` and ``model.bin``, then compile them here to see how the graph is executed."""
         import onnx
 
-        from rescompile.backends.openvino.lowering import lower
+        from rescompile.backends.cpu.lowering import lower
 
         form = self.form if request.precision == "int8" else None
         graph = lower(onnx.load(request.model), form or "avx2")
@@ -83,7 +84,7 @@ class OpenVino:
         # as it is stored, although this CPU may saturate: only its layers are looked at
         compiled, notes = _compile(files_in(directory), None, base.RUN_DEFAULTS)
         if form:
-            notes += (cpu_form.note_on(form, asked=self._form is not None),)
+            notes += (forms.note_on(form, asked=self._form is not None),)
         return replace(_inspect(graph, compiled, request.precision, notes=notes), cpu_form=form)
 
     def load(
@@ -118,7 +119,7 @@ def _compile(
     files: EngineFiles, form: CpuForm | None, options: base.RunOptions
 ) -> tuple[Any, tuple[str, ...]]:
     with translate_errors(f"OpenVINO cannot load {files.path(OPENVINO_MODEL)}"):
-        return compile_noting(cpu_form.executable(files, form), options)
+        return compile_noting(executable(files, form), options)
 
 
 def _check_ports(path: Path, compiled: Any, manifest: Manifest) -> None:

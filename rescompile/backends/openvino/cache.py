@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from rescompile.backends.base import RunOptions
+from rescompile.backends.cpu.forms import CPUINFO
 from rescompile.backends.openvino.compile import core
 from rescompile.cache import CompiledEngines, compiled_engines, key_of
 from rescompile.engine_files import EngineFiles
 
 _FORMAT = "1"
-CPUINFO = Path("/proc/cpuinfo")
 _IDENTITY = ("model name", "flags", "Features", "CPU part")
 
 

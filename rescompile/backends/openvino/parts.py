@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends.openvino.compile import compile_model, translate_errors
-from rescompile.backends.openvino.cpu_form import executable
+from rescompile.backends.openvino.executable import executable
 from rescompile.graph.shared.names import DEQUANTIZE_SUFFIX
 from rescompile.manifest import OPENVINO_MODEL, CpuForm
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rescompile.backends.base import RunOptions
 from rescompile.backends.openvino.compile import compile_model, translate_errors
-from rescompile.backends.openvino.cpu_form import executable
+from rescompile.backends.openvino.executable import executable
 from rescompile.backends.profiling import WARM_RUNS, Kind, LayerTime
 from rescompile.engine_files import EngineSource, files_in
 from rescompile.manifest import OPENVINO_MODEL, Manifest

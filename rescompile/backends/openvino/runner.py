@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends.base import check_batch
-from rescompile.backends.openvino import cpu_form
+from rescompile.backends.cpu import forms
 from rescompile.backends.openvino.cache import CompiledModels
 from rescompile.backends.openvino.compile import compile_model, translate_errors
+from rescompile.backends.openvino.executable import executable
 from rescompile.backends.resource_pool import ResourcePool
 from rescompile.backends.zero_copy import writable_view
 from rescompile.engine_files import EngineSource, files_in
@@ -103,10 +104,10 @@ def simulate(model: onnx.ModelProto, batch: Batch) -> OpenVinoRunner:
     Raises:
         BackendError: OpenVINO refuses the graph; its message is included.
     """
-    from rescompile.backends.openvino.lowering import lower
+    from rescompile.backends.cpu.lowering import lower
 
     with translate_errors("OpenVINO cannot read the deployable graph"):
-        return OpenVinoRunner(compile_model(lower(model, cpu_form.machine_form()).SerializeToString()), batch)
+        return OpenVinoRunner(compile_model(lower(model, forms.machine_form()).SerializeToString()), batch)
 
 
 class OpenVinoTensors:
@@ -121,7 +122,7 @@ class OpenVinoTensors:
     def __init__(self, source: EngineSource, manifest: Manifest, tensors: Sequence[str]) -> None:
         path = files_in(source).path(OPENVINO_MODEL)
         with translate_errors(f"OpenVINO cannot load {path}"):
-            model = cpu_form.executable(source, manifest.cpu_form)
+            model = executable(source, manifest.cpu_form)
             ports = {
                 name: port for op in model.get_ops() for port in op.outputs() for name in port.get_names()
             }

@@ -7,9 +7,9 @@ from collections import Counter
 import onnx
 import pytest
 
+from rescompile.backends.cpu.forms import machine_form
+from rescompile.backends.cpu.lowering import lower
 from rescompile.backends.openvino.compile import compile_model
-from rescompile.backends.openvino.cpu_form import machine_form
-from rescompile.backends.openvino.lowering import lower
 from tests.graph.conftest import folded, int8
 
 FREE = {"Const", "Input", "Output", "Reshape"}

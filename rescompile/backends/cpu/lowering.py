@@ -26,10 +26,10 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from rescompile.backends.openvino.clips import keeps_clip, spell_clips_apart
-from rescompile.backends.openvino.gathers import count_axes_from_the_back
-from rescompile.backends.openvino.padding import pad_behind_quantizer
-from rescompile.backends.openvino.pools import quantize_before_pools
+from rescompile.backends.cpu.clips import keeps_clip, spell_clips_apart
+from rescompile.backends.cpu.gathers import count_axes_from_the_back
+from rescompile.backends.cpu.padding import pad_behind_quantizer
+from rescompile.backends.cpu.pools import quantize_before_pools
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import unfold_zero_points
 from rescompile.graph.shared.editing import read, write

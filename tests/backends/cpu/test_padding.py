@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, normalize
+from rescompile.backends.cpu.lowering import lower
 from rescompile.backends.openvino.compile import compile_model
-from rescompile.backends.openvino.lowering import lower
 from rescompile.graph.half import half
 from rescompile.graph.pixels import read_pixels
 from rescompile.graph.preprocess import take_uint8

@@ -7,20 +7,15 @@ amx    the same graph as vnni, for CPUs that multiply whole tiles
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from rescompile.backends.openvino.cache import CPUINFO
-from rescompile.backends.openvino.compile import compile_model, core, read_payload
-from rescompile.engine_files import EngineSource, files_in
-from rescompile.errors import BackendError, BackendUnavailable
-from rescompile.manifest import GRAPH, OPENVINO_MODEL, CpuForm
-from rescompile.optional import installed
+from rescompile.backends.openvino.compile import compile_model
+from rescompile.manifest import CpuForm
 
+CPUINFO = Path("/proc/cpuinfo")
 _CHANNELS, _SIDES = 64, (1, 3)
 """Input channels and kernel sizes of the convolutions that are tried."""
 
@@ -42,35 +37,6 @@ def detected() -> CpuForm:
 def computes_exactly(form: CpuForm | None) -> bool:
     """Whether an engine of this form can be executed here as it is stored; engines of older versions have none."""
     return form in (None, "avx2") or machine_form() != "avx2"
-
-
-def executable(source: EngineSource, form: CpuForm | None) -> Any:
-    """The OpenVINO model of an engine of this ``form``, lowered anew from ``model.onnx`` where this CPU is not exact.
-
-    Raises:
-        RuntimeError: OpenVINO refuses the payload.
-        EngineError: a file is missing or cannot be read.
-        BackendUnavailable: this CPU is not exact, and the engine cannot be lowered here.
-    """
-    model, files = read_payload(source), files_in(source)
-    if computes_exactly(form):
-        return model
-    path, advice = files.path(OPENVINO_MODEL), "build with --cpu-form avx2"
-    refusal = f"{path} has the form {form}, which this CPU does not compute exactly"
-    if not (installed("onnx") and installed("onnx_graphsurgeon")):
-        raise BackendUnavailable(f"{refusal}; {advice}, or install the extra 'build' to lower it here")
-    import onnx
-
-    from rescompile.backends.openvino.lowering import lower
-
-    try:
-        lowered = lower(onnx.load_model_from_string(files.read(GRAPH)))
-    except BackendError as error:
-        raise BackendUnavailable(f"{refusal} ({error}); {advice}") from error
-    warnings.warn(f"{refusal}: it runs in the form avx2, which is slower; {advice}", stacklevel=2)
-    again = core().read_model(lowered.SerializeToString())
-    again.reshape(model.input(0).get_partial_shape())
-    return again
 
 
 def note_on(form: CpuForm, *, asked: bool) -> str:

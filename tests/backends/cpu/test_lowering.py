@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.scales import scale_of
+from rescompile.backends.cpu.lowering import lower
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.backends.openvino.compile import compile_model
-from rescompile.backends.openvino.lowering import lower
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import fold_zero_points
 from rescompile.graph.quantize import quantize
