@@ -49,10 +49,10 @@ from rescompile.graph.shared.topology import (
     reasons_against_full_range,
     scale_sources,
 )
-from rescompile.progress import Progress, StageClock
+from rescompile.progress import Progress, StageClock, free_memory
 
 T = TypeVar("T")
-BATCH = 4
+BATCH = 2
 """Images per forward pass: large enough for speed on a CPU, small enough for memory with every activation kept."""
 BUILT_IN_ADVICE = (
     "INT8 scales come from the built-in photographs; pass --calibration-set with a few hundred of your own images for "
@@ -193,6 +193,7 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
     levels = dict.fromkeys(wide, FULL_LEVELS)
     against = _reason_against_half(source.graph, recipe) if config.fast_collect else None
     half = config.fast_collect and against is None
+    free_memory()  # the checks of the network held its weights twice
     found = collect_statistics(
         source.graph,
         tensors,
