@@ -114,7 +114,7 @@ def as_page(before: dict[str, Any], after: dict[str, Any]) -> str:
     rows = []
     old, new = _kinds(before["products"]), _kinds(after["products"])
     for name in sorted(new):
-        pairs = [(_worst(old[name], key) if name in old else "–", _worst(new[name], key)) for key in _COLUMNS]
+        pairs = [(_worst(old[name], key) if name in old else "-", _worst(new[name], key)) for key in _COLUMNS]
         rows.append([name, str(_sum(new[name])), *(f"{a} → {b}" for a, b in pairs)])
     header = ("product", "launches", *_COLUMNS.values())
     alone = [_sum(p for p in body["products"] if p["programs"] == 1) for body in (before, after)]
