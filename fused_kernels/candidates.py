@@ -125,7 +125,7 @@ def registers_suffice(tile: Tile, problem: Problem) -> bool:
     if problem.epilogue == "stem_pool":
         sums *= 2  # the maximum so far stays beside them
     if problem.dtype == torch.float32:
-        return sums <= (16 if problem.epilogue == "dy" else 32)  # beside g and y
+        return sums <= 32
     if sums > 64:
         int8_window = problem.dtype == torch.int8 and _windowed(problem)
         return problem.prologue == "identity" and problem.epilogue in _PLAIN_EPILOGUES and not int8_window
