@@ -99,6 +99,8 @@ def _names(launch: Launch) -> tuple[str, str, str]:
         for key in ("PROLOGUE", "EPILOGUE")
         if isinstance(functor := a.get(key), Functor)
     ]
+    if a.get("norm_args") is not None:
+        parts.append("dy")
     if launch.kernel == "conv.conv_kernel":
         shape = f"{a['TAPS_H']}x{a['TAPS_W']} {a['DEPTH']}→{a['COLS']}"
         stride = max(a["IN_STRIDE"], a["OUT_STRIDE"])
