@@ -96,7 +96,7 @@ def gradients(dtype: torch.dtype, plane: Plane) -> Iterator[Entry]:
         yield Entry(f"wgrad {form}", dtype, partial(convolution.wgrad, x, dy, conv))
         shortcut_free = partial(convolution.dgrad_shortcut, dy, w, conv, x.shape, None)
         yield Entry(f"dgrad {form}", dtype, shortcut_free)
-        if conv.r == 1:
+        if convolution.makes_dy(conv, plane.c, dtype):
             both = partial(convolution.wgrad_and_dy, x, dy, dy, vectors, coefficients, conv)
             yield Entry(f"wgrad_and_dy {form}", dtype, both)
             if window in MAIN_PATH:

@@ -46,7 +46,7 @@ def differences(table: Table) -> list[Difference]:
         ),
         Difference(
             "dy on the way",
-            -n * e * sum(layer.y for layer in layers if makes_dy(layer.conv, layer.c)),
+            -n * e * sum(layer.y for layer in layers if makes_dy(layer.conv, layer.c, table.dtype)),
             "wgrad of a 1x1 makes and writes dy itself, so it does not read it",
         ),
         Difference(

@@ -241,7 +241,7 @@ def _block_backward(
         source, vectors = (x, None) if below is None else below.operand
         upstream = g, own.y, own.vectors, norm.coefficients
         dw: Tensor | None = None
-        if wanted[index] and convolution.makes_dy(conv, source.shape[1]):
+        if wanted[index] and convolution.makes_dy(conv, source.shape[1], source.dtype):
             dw, dy = convolution.wgrad_and_dy(source, *upstream, conv, vectors, pending)
         else:
             dy = passes.bn_backward(*upstream)

@@ -80,7 +80,7 @@ def wgrad_kernel(
     if norm_args is not None:
         y_ptr, vectors_ptr, coefficients_ptr, made_ptr = norm_args
         vectors = gradient_vectors(vectors_ptr, coefficients_ptr, k, k < K, K)
-        writes = ok_k & (tl.program_id(0) < k_tiles)
+        writes = (k < tl.where(tl.program_id(0) < k_tiles, K, 0))[None, :]
     if LINEAR:
         x_ptr += first.to(tl.int64) * PITCH
         x_at = row[:, None] * PITCH + c[None, :]

@@ -150,12 +150,14 @@ def wgrad(
     return _wgrad(x, dy, conv, vectors, tile, later)
 
 
-def makes_dy(conv: Conv, channels: int) -> bool:
+def makes_dy(conv: Conv, channels: int, dtype: torch.dtype) -> bool:
     """Whether ``wgrad_and_dy`` computes the gradient of such a window on ``channels`` channels, and should.
 
-    With many taps or channels many programs would each compute the same dy again.
+    With many taps or channels many programs would each compute the same dy again, and in fp32 registers do not hold g
+    and y beside the operands.
     """
-    return conv.r == conv.s == 1 and conv.padding == 0 and channels <= MOST_CHANNELS
+    narrow = dtype in {torch.float16, torch.bfloat16}
+    return narrow and conv.r == conv.s == 1 and conv.padding == 0 and channels <= MOST_CHANNELS
 
 
 def wgrad_and_dy(

@@ -297,8 +297,8 @@ MUTATIONS = [
     Mutation(
         "only the first columns of dy are written",
         "kernels/wgrad.py",
-        "(tl.program_id(0) < k_tiles)",
-        "(tl.program_id(0) < 1)",
+        "tl.where(tl.program_id(0) < k_tiles, K, 0)",
+        "tl.where(tl.program_id(0) < 1, K, 0)",
         partial(checks.check_wgrad_and_dy, Case(1, 1, padding=0, k=40)),
         "dy is off",
         Tile(32, 32, 32),

@@ -58,7 +58,8 @@ def test_every_part_makes_its_own_dy(splits: int) -> None:
     ],
 )
 def test_one_tap_without_padding_makes_dy(conv: Conv, channels: int, made: bool) -> None:
-    assert convolution.makes_dy(conv, channels) is made
+    assert convolution.makes_dy(conv, channels, torch.bfloat16) is made
+    assert not convolution.makes_dy(conv, channels, torch.float32)
 
 
 @pytest.mark.parametrize("splits", [1, 2, 3, 4, 5, 64])

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import engine, visit
+from benchmarks.gpu.report import SECTIONS
 from benchmarks.gpu.visit import Part, Visit
 from rescompile.manifest import GOLDEN, Batch, FileDigest
 from rescompile.runtime.golden import golden_bytes
@@ -145,8 +146,8 @@ def assert_kept(folder: Path, printed: str) -> None:
     begun = re.findall(rf"{BEGUN}  \w+: (.+)", printed)
     if len(begun) > 1:
         report = found["kernels-1.json"]
-        sections = ("correctness", "flattened_loop", "cases", "failed", "skipped")
-        names = {entry["name"].split(": ")[-1] for section in sections for entry in report[section]}
+        names = {entry["name"] for section in SECTIONS for entry in report[section]}
+        names |= {entry["name"].partition(": ")[2] for entry in (*report["failed"], *report["skipped"])}
         assert set(begun[:-1]) <= names, "a case ended and its result is lost"
 
 
