@@ -36,7 +36,7 @@ from benchmarks.gpu.phase_blocks import compiled_blocks  # noqa: E402
 from benchmarks.gpu.report import Report, as_text, bars_for  # noqa: E402
 from benchmarks.gpu.workloads import Workload  # noqa: E402
 
-SHARES = {"correctness": 22, "tune": 18, "kernels": 12, "blocks": 10, "network": 35}
+SHARES = {"residency": 6, "correctness": 22, "tune": 18, "kernels": 12, "blocks": 10, "network": 35}
 """Parts of the time. A phase that ends early leaves the rest to the next; nothing is taken from a later one."""
 USABLE = 0.97
 """Share of the budget that phases may use; the rest is for the last case and for ending."""

@@ -20,7 +20,7 @@ PROCESSORS = 132
 """Multiprocessors of an H100 or H200."""
 MOST = 12
 """The largest number of candidates for one problem."""
-MOST_WINDOWED = 4
+MOST_WINDOWED = 5
 """Most tiles of a convolution wider than 1x1; each is a candidate in both forms, see ``Tile.flat``."""
 STEP_BYTES = 128
 """Depth of a step: the widest swizzle of shared memory, and 64 elements in 16 bits."""
@@ -33,6 +33,10 @@ LEAST_STEPS = 8
 DEEP = 1_024
 """Multiplications for each output from which a large tile is worth a processor of its own: reading both operands from
 the L2 cache then takes longer than the tensor cores do, and a tile half as tall reads half as much again."""
+SHORT = 512
+"""Multiplications for each output below which a product with a residual takes long to read and write beside them."""
+NARROW_CHAIN = 64
+"""Most channels of a 3x3 with which a chain of fp16 needs at most 128 registers for 8 warps; others spill."""
 _SCRATCH = 2_560
 """Bytes of shared memory beside the operands: sums that cross warps, and alignment; an upper bound over all kernels."""
 
@@ -56,6 +60,10 @@ _WITH_SUMS = (
     Tile(128, 128, warps=8, stages=3, registers=128),
     Tile(128, 64, warps=8, stages=3, registers=128),
 )
+# the limit gives a processor a second program, which works where the first one waits; without it up to 147
+_PLAIN = Tile(128, 128, warps=8, stages=3, registers=128)
+# a residual takes registers too: 128x128 has one program, and multiplies nothing while it reads and writes
+_WITH_RESIDUAL = Tile(128, 64, warps=4, stages=3)
 # without tensor cores the operands pass through registers too, and ptxas spills at most other sizes
 _FLOAT32 = (Tile(64, 64, warps=8, stages=3), Tile(32, 32, 16, warps=4, stages=3))
 # 64 columns at most, and few taps deep: memory decides
@@ -131,7 +139,8 @@ def needed_by(tile: Tile, problem: Problem) -> int:
     """An upper bound on a program's bytes of shared memory: an operand tile of each kind for every stage."""
     size = problem.dtype.itemsize
     if problem.kind != "chain":
-        return tile.stages * (tile.m + tile.n) * tile.k * size + _SCRATCH
+        columns = 2 * tile.n if problem.epilogue == "dy" else tile.n  # g and y
+        return tile.stages * (tile.m + columns) * tile.k * size + _SCRATCH
     window = tile.stages * (tile.m + problem.c) * tile.k
     # a block of z: weights to it and from it, its residual; beside them the 3x3's result, as an operand
     columns = tile.stages * tile.n * (problem.c + problem.following + tile.m) + tile.m * problem.c
@@ -151,11 +160,13 @@ def has_flat_form(problem: Problem) -> bool:
 
 
 def programs(tile: Tile, problem: Problem) -> int:
-    """Programs of the largest launch."""
+    """Programs of the launch."""
     tiles = -(-problem.rows // tile.m)
     if problem.kind == "chain":
         return tiles
     tiles *= -(-problem.cols // tile.n)
+    if problem.kind == "dgrad":
+        return tiles * problem.conv.dgrad().parities
     return tiles * problem.conv.r * problem.conv.s * tile.splits if problem.kind == "wgrad" else tiles
 
 
@@ -167,8 +178,10 @@ def fit(size: int, largest: int, *, low: int = 16) -> int:
 def _menu(problem: Problem) -> list[Tile]:
     family = problem.kind if problem.kind in _MENUS else "stem" if _is_stem(problem) else "product"
     menu = _MENUS[family][problem.dtype == torch.float32]
-    if family == "product" and problem.epilogue in _SUMS and problem.dtype != torch.float32:
-        menu = (_with_sums(problem), *menu)
+    if family == "product" and problem.dtype != torch.float32:
+        menu = (*_first(problem), *menu)
+    if problem.kind == "chain" and problem.dtype == torch.float16 and problem.c <= NARROW_CHAIN:
+        menu = (replace(menu[0], registers=128), *menu)  # two programs on a processor
     size = problem.dtype.itemsize
     menu = tuple(
         replace(tile, n=tile.n or CHAIN_BYTES // size, k=tile.k or STEP_BYTES // size) for tile in menu
@@ -178,20 +191,53 @@ def _menu(problem: Problem) -> list[Tile]:
     return [tile for tile in menu if tile.n <= widest]
 
 
-def _with_sums(problem: Problem) -> Tile:
+def _first(problem: Problem) -> tuple[Tile, ...]:
+    """The tiles that suit an epilogue better than the menu's first one, by ``python -m benchmarks.gpu model --tiles``.
+
+    None of them spills for sm_90.
+    """
+    if problem.epilogue in _SUMS:
+        return _with_sums(problem)
+    if problem.kind == "fprop" and problem.prologue == "identity" and problem.dtype.itemsize == 2:
+        if problem.epilogue in _PLAIN_EPILOGUES:
+            return (_PLAIN,)
+        if problem.epilogue == "bias_residual_relu" and problem.macs < SHORT * problem.outputs:
+            return (_WITH_RESIDUAL,)
+    return ()
+
+
+def rivals(problem: Problem, *, shared: int = HOPPER) -> list[Tile]:
+    """One large tile with a processor of its own, and one of which a processor holds several; none if both are one.
+
+    Only beside sums with a long reduction, where the model prefers the first because of an assumed rate of the L2
+    cache: a measurement decides (``benchmarks.gpu.phase_residency``).
+    """
+    if problem.epilogue not in _SUMS or problem.dtype == torch.float32 or not _is_long(problem):
+        return []
+    pair = [_cut(tile, problem) for tile in _menu(problem)[:2]]
+    found = candidates(problem, shared=shared)
+    return pair if found[0] == pair[0] and pair[1] in found else []
+
+
+def _is_long(problem: Problem) -> bool:
+    """Whether the reduction is long beside sums of a second tensor, so that a tile of 128x128 leaves one program."""
+    second_operand = problem.epilogue != "moments" or problem.prologue != "identity"
+    return second_operand and problem.cols > 64 and problem.macs >= DEEP * problem.outputs
+
+
+def _with_sums(problem: Problem) -> tuple[Tile, ...]:
     """The first tile beside sums: as large as its registers allow with several programs on a processor.
 
-    Long reductions take the largest one and a processor of its own (``python -m benchmarks.gpu model --tiles``).
+    Before it, where the reduction is long, the largest one (``python -m benchmarks.gpu model --tiles``).
     """
     narrow, square, slim = _WITH_SUMS
     if problem.cols <= slim.n:
-        return slim
-    second_operand = problem.epilogue != "moments" or problem.prologue != "identity"
-    if second_operand and problem.macs >= DEEP * problem.outputs:
-        return replace(square, registers=0)
-    if problem.prologue != "identity" and _windowed(problem):
-        return replace(narrow, registers=0)  # 188 to 230: two programs; a limit of 168 spills up to four
-    return narrow if second_operand else square
+        return (slim,)
+    if problem.epilogue == "moments" and problem.prologue == "identity":
+        return (square,)
+    if _windowed(problem) and (problem.prologue != "identity" or problem.conv.stride > 1):
+        narrow = replace(narrow, registers=0)  # 170 to 230: two programs; a limit of 168 spills up to nine
+    return (replace(square, registers=0), narrow) if _is_long(problem) else (narrow,)
 
 
 def _cut(tile: Tile, problem: Problem) -> Tile:

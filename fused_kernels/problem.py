@@ -40,7 +40,7 @@ class Problem:
 
     @property
     def rows(self) -> int:
-        """Rows of the largest of its products."""
+        """Rows of its product, or of each of them."""
         if self.kind == "dgrad":  # one product for each parity of the input's pixels
             return self.n * -(-self.h // self.conv.stride) * -(-self.w // self.conv.stride)
         return self.c if self.kind == "wgrad" else self.pixels

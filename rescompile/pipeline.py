@@ -6,9 +6,9 @@ from rescompile.building import engine_directory, mixed_precision, task, verdict
 from rescompile.building.calibrate import calibrate
 from rescompile.building.deployable import make_deployable
 from rescompile.building.early_checks import check_build
-from rescompile.building.validation import choose_validation, measure
+from rescompile.building.validation import choose_validation, measure, notes_on_clipping
 from rescompile.config import BuildConfig
-from rescompile.files import atomic_directory
+from rescompile.files import FAILED, atomic_directory
 from rescompile.progress import Progress, Silent, StageClock
 from rescompile.report import BuildReport
 
@@ -28,17 +28,17 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     rest_type = backend.rest_type(config.precision)
     with clock.stage("load"):
         source, config = task.opened(config, progress)
-
         named = mixed_precision.named_blocks(source, config)
     with atomic_directory(config.output_of(source.name, backend.name), force=config.force) as staging:
         folder = staging.folder
         request = engine_directory.build_request(folder, source, config, backend, progress)
         validation = choose_validation(config, source, backend)
         calibrated, notes = None, (*notes, *source.notes)
+        progress.planned({"calibrate": config.calibration.limit, "verify": len(validation.images)})
         if config.precision == "int8":
             with clock.stage("calibrate"):
                 calibrated = calibrate(source, config.calibration, progress, backend.int8)
-            notes = (*notes, *calibrated.notes)
+            notes = (*notes, *calibrated.notes, *notes_on_clipping(validation, source, calibrated))
         table = calibrated.table if calibrated else None
         with clock.stage("quantize"):
             mixed = mixed_precision.quantize_except(named, source, calibrated, progress)
@@ -69,7 +69,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
             speed = verdict.speed_of(folder, source, validation)
             blocks = verdict.errors_by_block(source, deployable, validation, manifest)
         if not (passed and verdict.fast_enough(speed, config.limits)):
-            staging.divert(".failed")
+            staging.divert(FAILED)
         report = verdict.make_report(
             manifest=manifest, contents=contents, deployable=deployable, mixed=mixed, validation=validation,
             measured=measured, blocks=blocks, stages=clock.records, directory=staging.target,

@@ -6,7 +6,7 @@ import ctypes
 import gc
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -24,6 +24,9 @@ SHOWN: ContextVar[bool] = ContextVar("SHOWN", default=True)
 
 class Progress(Protocol):
     """Receives the progress of a build, stage by stage."""
+
+    def planned(self, images: Mapping[str, int]) -> None:
+        """Stages whose steps are images, with the number of these, before the first of them begins."""
 
     def stage_started(self, name: str) -> None:
         """Stage ``name`` begins, after the one before it has ended."""
@@ -43,6 +46,9 @@ class Progress(Protocol):
 
 class Silent:
     """Progress that shows nothing."""
+
+    def planned(self, images: Mapping[str, int]) -> None:
+        """Show nothing."""
 
     def stage_started(self, name: str) -> None:
         """Show nothing."""

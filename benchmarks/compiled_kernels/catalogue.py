@@ -89,12 +89,18 @@ def convolutions(dtype: torch.dtype, plane: Plane) -> Iterator[Entry]:
 def gradients(dtype: torch.dtype, plane: Plane) -> Iterator[Entry]:
     """The backward pass of training."""
     x, vectors = activation(plane, dtype), batch_norm(plane.c)
+    coefficients = torch.empty((3, plane.c), device="meta")
     for window, conv in WINDOWS.items():
         dy, w = output(plane, conv, dtype), weight(plane, conv, dtype)
         form = f"{window}{plane.label}"
         yield Entry(f"wgrad {form}", dtype, partial(convolution.wgrad, x, dy, conv))
         shortcut_free = partial(convolution.dgrad_shortcut, dy, w, conv, x.shape, None)
         yield Entry(f"dgrad {form}", dtype, shortcut_free)
+        if convolution.makes_dy(conv, plane.c, dtype):
+            both = partial(convolution.wgrad_and_dy, x, dy, dy, vectors, coefficients, conv)
+            yield Entry(f"wgrad_and_dy {form}", dtype, both)
+            if window in MAIN_PATH:
+                yield Entry(f"wgrad_and_dy {form} of relu(bn(x))", dtype, partial(both, vectors))
         if window not in MAIN_PATH:
             continue
         yield Entry(f"wgrad {form} of relu(bn(x))", dtype, partial(convolution.wgrad, x, dy, conv, vectors))
@@ -159,7 +165,7 @@ def chains(dtype: torch.dtype, *, full_range: bool = False) -> Iterator[Entry]:
     relu = not full_range
     for width in (64, 128):
         for stride in (1, 2):
-            for following in (None, width):
+            for following in (None, width, 2 * width):  # the next stage's is twice as wide
                 if not chain.chain_fits(width, dtype, following):
                     continue
                 conv2 = folded(width, width, 3, dtype, relu=relu)
@@ -177,7 +183,10 @@ def chains(dtype: torch.dtype, *, full_range: bool = False) -> Iterator[Entry]:
                     stride=stride,
                     residual_scale=0.5 if dtype == torch.int8 else None,
                 )
-                form = f"{width}{'/2' if stride == 2 else ''}{'' if following is None else ' + next 1x1'}"
+                following_form = {None: "", width: " + next 1x1", 2 * width: " + next 1x1 twice as wide"}[
+                    following
+                ]
+                form = f"{width}{'/2' if stride == 2 else ''}{following_form}"
                 yield Entry(f"chain {form}{', full range' if full_range else ''}", dtype, call)
 
 
@@ -280,7 +289,7 @@ def small_vectors() -> Iterator[Entry]:
     """Batch norm's statistics, which are fp32 whatever the activations are."""
     c, fp32 = 256, torch.float32
     affine, running = (vector(c), vector(c), 1e-5), (vector(c), vector(c))
-    for tiles in (16, 4096, 8192):
+    for tiles in (16, statistics.MOST_TILES, 2 * statistics.MOST_TILES):
         for name, dtype in (("", torch.float32), (" of an fp32 activation", torch.float64)):
             rows = torch.empty((2, tiles, c), dtype=dtype, device="meta")
             partials = Partials(rows, 128, tiles * 128)

@@ -99,6 +99,8 @@ def _names(launch: Launch) -> tuple[str, str, str]:
         for key in ("PROLOGUE", "EPILOGUE")
         if isinstance(functor := a.get(key), Functor)
     ]
+    if a.get("norm_args") is not None:
+        parts.append("dy")
     if launch.kernel == "conv.conv_kernel":
         shape = f"{a['TAPS_H']}x{a['TAPS_W']} {a['DEPTH']}→{a['COLS']}"
         stride = max(a["IN_STRIDE"], a["OUT_STRIDE"])
@@ -108,23 +110,24 @@ def _names(launch: Launch) -> tuple[str, str, str]:
 
 
 def as_page(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """One line for each kind of product in both files, its worst figures."""
+    """One line for each kind of product that there is now, its worst figures and those of before."""
     rows = []
     old, new = _kinds(before["products"]), _kinds(after["products"])
-    for name in sorted(old.keys() & new.keys()):
-        pairs = [(_worst(old[name], key), _worst(new[name], key)) for key in _COLUMNS]
+    for name in sorted(new):
+        pairs = [(_worst(old[name], key) if name in old else "-", _worst(new[name], key)) for key in _COLUMNS]
         rows.append([name, str(_sum(new[name])), *(f"{a} → {b}" for a, b in pairs)])
     header = ("product", "launches", *_COLUMNS.values())
     alone = [_sum(p for p in body["products"] if p["programs"] == 1) for body in (before, after)]
-    total = _sum(after["products"])
+    totals = [_sum(body["products"]) for body in (before, after)]
     about = (
         f"All products of a training step of ResNet-50 (batch {BATCH}, bf16, default tiles), compiled for "
         f"sm_90 by Triton {after['triton']} without a GPU (`python -m benchmarks.compiled_kernels.training`). "
         f"Each cell is the worst of its kind, first at commit {before['commit']}, then at {after['commit']}. "
         "In between, epilogues began to store their tile and read it back before they reduce it, tiles to "
-        "limit registers, and wgrad to carry pixel coordinates from block to block. Programs are those that a "
+        "limit registers, and wgrad to carry pixel coordinates from block to block and, of a 1x1, to make dy on its "
+        "way; long reductions went back to large tiles. A dash is a kind that there was not. Programs are those that a "
         "processor holds together; spills, shuffles and the columns behind them count instructions. "
-        f"{alone[0]} of {total} launches had a processor to themselves; {alone[1]} have now."
+        f"{alone[0]} of {totals[0]} launches had a processor to themselves; {alone[1]} of {totals[1]} have now."
     )
     title, table = "# Kernels of a training step, compiled", markdown(header, set(header[1:]), rows)
     return f"{title}\n\n{textwrap.fill(about, 120)}\n\n{table}\n"

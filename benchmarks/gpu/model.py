@@ -96,7 +96,7 @@ class Predicted:
         for key in ("PROLOGUE", "EPILOGUE"):
             if isinstance(functor := self.launch.arguments.get(key), Functor):
                 parts.append(functor.name.split(".")[1])
-        return " ".join(parts)
+        return " ".join([*parts, *(["dy"] if self.launch.arguments.get("norm_args") is not None else [])])
 
     @property
     def bound(self) -> str:
@@ -135,7 +135,8 @@ def trips(launch: Launch) -> int:
     """How often a program of ``launch`` runs through its innermost loop."""
     a = launch.arguments
     if launch.kernel == "conv.conv_kernel":
-        return int(a["TAPS_H"] * a["TAPS_W"] * ceil_div(a["DEPTH"], a["BLOCK_K"]))
+        taps = a["TAPS_H"] * a["TAPS_W"]  # of a strided dgrad the parities share them out
+        return ceil_div(taps * ceil_div(a["DEPTH"], a["BLOCK_K"]), a["OUT_STRIDE"] ** 2)
     return int(a.get("STEPS", 1))
 
 
@@ -149,6 +150,8 @@ def loaded(launch: Launch, compulsory: float) -> float:
     if launch.kernel not in sizes:
         return compulsory
     m, n, k = (a[name] for name in sizes[launch.kernel])
+    if a.get("norm_args") is not None:
+        n *= 2  # dy is made of two tensors
     return float(prod(launch.grid) * trips(launch) * (m + n) * k * a["x_ptr"].element_size())
 
 

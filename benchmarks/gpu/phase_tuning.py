@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.launches import network_launches
-from fused_kernels.choice import choosing
+from fused_kernels.choice import Chosen, choosing
 from fused_kernels.gpus import limit_on
 from fused_kernels.launch import Launch
 from fused_kernels.problem import Problem
@@ -57,6 +57,21 @@ def candidate_launches(context: Context) -> Iterator[Launch]:
 
 def problems_to_tune(context: Context) -> list[Problem]:
     """Problems by the arithmetic that the steps of the bars spend on them, most first."""
+    return by_weight(problems_of_training(context) + _problems(context, training=False))
+
+
+def problems_of_training(context: Context) -> Counter[Problem]:
+    """Every product of the training step of the bars, and how often it has it."""
+    return _problems(context, training=True)
+
+
+def add_to_table(context: Context, problem: Problem, best: Chosen) -> None:
+    """Make the launches after this one use ``best``."""
+    name = torch.cuda.get_device_name(context.device)
+    add_entry(context.options.tables / table_name(name), name, problem.key, best)
+
+
+def _problems(context: Context, *, training: bool) -> Counter[Problem]:
     found: Counter[Problem] = Counter()
 
     def listen(problem: Problem) -> Tile | None:
@@ -64,17 +79,20 @@ def problems_to_tune(context: Context) -> list[Problem]:
         return None
 
     setting = context.setting
+    batch, dtype = (
+        (context.largest, setting.training_dtype)
+        if training
+        else (context.inference, setting.inference_dtype)
+    )
     with choosing(listen):
-        network_launches(context.scale, context.largest, setting.training_dtype, training=True)
-        network_launches(context.scale, context.inference, setting.inference_dtype, training=False)
-    return by_weight(found)
+        network_launches(context.scale, batch, dtype, training=training)
+    return found
 
 
 def _tuned(problem: Problem, context: Context, shared: int) -> dict[str, Any]:
     call = call_of(problem, context.device)
     outcome = search(problem, call, Verifier(call), on_gpu, shared=shared)
-    name = torch.cuda.get_device_name(context.device)
-    add_entry(context.options.tables / table_name(name), name, problem.key, outcome.best)
+    add_to_table(context, problem, outcome.best)
     return {
         "best": describe(outcome).splitlines()[0],
         "candidates": [

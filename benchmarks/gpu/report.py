@@ -13,7 +13,8 @@ from benchmarks.gpu.phase_blocks import COMPILED
 from benchmarks.gpu.phase_network import FP16
 
 SCHEMA = 1
-INFORMATION = {"flattened_loop", "tuning"}
+SECTIONS = ("residency", "correctness", "flattened_loop", "tuning", "cases")
+INFORMATION = {"residency", "flattened_loop", "tuning"}
 """Sections whose results judge Triton or a candidate, not what is shipped."""
 
 
@@ -34,9 +35,7 @@ class Report:
     arguments: dict[str, Any]
     environment: dict[str, Any] = field(default_factory=dict)
     ceilings: Ceilings | None = None
-    sections: dict[str, list[dict[str, Any]]] = field(
-        default_factory=lambda: {"correctness": [], "flattened_loop": [], "tuning": [], "cases": []}
-    )
+    sections: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in SECTIONS})
     phases: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
@@ -105,7 +104,9 @@ def bars_for(largest: int, inference: int) -> list[Bar]:
 
 def as_text(report: Report) -> str:
     """The table, the bars and what went wrong; the last lines are the most important ones."""
-    return "\n".join([*_cases(report), *_checks(report), *_skips(report), *_bars(report)])
+    return "\n".join(
+        [*_cases(report), *_residency(report), *_checks(report), *_skips(report), *_bars(report)]
+    )
 
 
 def _cases(report: Report) -> Iterator[str]:
@@ -124,6 +125,20 @@ def _cases(report: Report) -> Iterator[str]:
         ratios = ", ".join(f"{peer} {ratio:.2f}" for peer, ratio in case["ratio"].items())
         unstable = "  (unstable)" if any("unstable" in note for note in case["notes"]) else ""
         yield f"{case['name']:58}{ours['median']:10.4f}{floor:>9}  {ratios}{unstable}"
+
+
+def _residency(report: Report) -> Iterator[str]:
+    found = [
+        (result["count"], result["ms"]["alone"], result["ms"]["several"])
+        for result in report.sections["residency"]
+        if None not in result["ms"].values()
+    ]
+    if found:
+        alone, several = (sum(one[0] * one[index] for one in found) for index in (1, 2))
+        yield (
+            f"\nlong reductions, {len(found)} problems, ms a step: {alone:.3f} with a processor for one program, "
+            f"{several:.3f} with several on it"
+        )
 
 
 def _checks(report: Report) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """One slice of a visit to a GPU: ``python -m benchmarks.gpu visit --slice 1|2|3 --folder FOLDER``
 
-    1   590 s   a prebuilt engine against its golden answers; correctness; training and inference beside the peers
+    1   590 s   a prebuilt engine against its golden answers; tiles of long reductions; correctness; training and
+                inference beside the peers
     2   400 s   tuning and blocks; ncu on four kernels and compute-sanitizer on a small block
     3   480 s   training and inference again, by the tuning table that slice 2 left in the folder
 
@@ -76,7 +77,7 @@ class Visit:
             return [self._kernels("tune,blocks", total - share), *each]
         engine = [] if self.engine is None else [self._engine(self.engine, min(ENGINE_SECONDS, total / 4))]
         rest = total - sum(part.seconds for part in engine)
-        return [*engine, self._kernels("correctness,network", rest)]
+        return [*engine, self._kernels("residency,correctness,network", rest)]
 
     def _engine(self, engine: Path, seconds: float) -> Part:
         output = f"engine-{self.slice}.json"

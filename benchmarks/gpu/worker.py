@@ -27,6 +27,7 @@ from benchmarks.gpu.phase_blocks import block_launches, blocks
 from benchmarks.gpu.phase_correctness import correctness, correctness_launches
 from benchmarks.gpu.phase_kernels import kernel_launches, kernels
 from benchmarks.gpu.phase_network import network, network_workload_launches
+from benchmarks.gpu.phase_residency import residency, residency_launches
 from benchmarks.gpu.phase_tuning import candidate_launches, tuning, use_tables
 from benchmarks.gpu.precompile import Precompiler
 from benchmarks.gpu.timing import free
@@ -37,6 +38,7 @@ from fused_kernels.launch import Launch, interpreted
 from fused_kernels.tune.timing import first_line
 
 PHASES: dict[str, Callable[[Context], None]] = {
+    "residency": residency,
     "correctness": correctness,
     "tune": tuning,
     "kernels": kernels,
@@ -116,6 +118,7 @@ def _precompile(context: Context) -> dict[str, list[Variant]]:
         return {}
     context.precompiler = Precompiler(capability_of(context.device))
     wanted: dict[str, Callable[[Context], list[Launch]]] = {
+        "residency": residency_launches,
         "correctness": correctness_launches,
         "kernels": kernel_launches,
         "blocks": block_launches,

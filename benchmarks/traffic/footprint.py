@@ -1,14 +1,14 @@
 """Bytes that one kernel launch moves between memory and chip, from the launch's own arguments.
 
 Every tensor counts once, and where a launch walks over a part of a tensor, that part alone: the pixels that a strided
-window covers, the quarter of the input gradient that one parity of a strided dgrad writes, its rows of partial sums.
-What a launch reads twice is expected from the L2 cache, as in the floors; two launches share nothing.
+window covers. What a launch reads twice is expected from the L2 cache, as in the floors; two launches share nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
@@ -58,11 +58,7 @@ def _epilogue(launch: Launch) -> str:
 
 def finishes_block_backward(launch: Launch) -> bool:
     """Whether this launch turns one block's gradient into the gradient that the block before starts from."""
-    if launch.kernel != "conv.conv_kernel" or _epilogue(launch) != "block_gradient":
-        return False
-    # a strided dgrad is a launch for each parity, (stride - 1, stride - 1) the last
-    a = launch.arguments
-    return bool(a["OUT_BASE_H"] == a["OUT_BASE_W"] == a["OUT_STRIDE"] - 1)
+    return launch.kernel == "conv.conv_kernel" and _epilogue(launch) == "block_gradient"
 
 
 def finishes_block_inference(launch: Launch) -> bool:
@@ -90,44 +86,30 @@ def _all(launch: Launch) -> Bytes:
 
 
 def _convolution(launch: Launch) -> Bytes:
-    """x where taps meet it, the taps' weights, and this launch's rows of the output and of tensors like it."""
+    """x where taps meet it, and all of the other tensors."""
     a = launch.arguments
-    x, w, out = a["x_ptr"], a["w_ptr"], a["out_ptr"].tensor
-    rows = touched(a["H"], a["P"], a["TAPS_H"], stride=a["IN_STRIDE"], base=a["BASE_H"], step=a["STEP"])
-    # where depth exceeds the pitch (the stem), one tap reads several pixels of a row
-    pixels = a["TAPS_W"] * -(-a["DEPTH"] // a["PITCH"])
-    cols = touched(a["W"], a["Q"], pixels, stride=a["IN_STRIDE"], base=a["BASE_W"], step=a["STEP"])
+    x, found = a["x_ptr"], Bytes()
     n = a["M"] // (a["P"] * a["Q"])
-    moved = n * rows * cols * a["PITCH"] * x.element_size()
-    moved += a["TAPS_H"] * a["TAPS_W"] * a["DEPTH"] * a["COLS"] * w.element_size()
-    moved += a["M"] * a["COLS"] * out.element_size()
-    moved += sum(size(tensor) for tensor in a["prologue_args"])
-    if a["zero_sums_ptr"] is not None:
-        moved += size(a["zero_sums_ptr"])
-    found = Bytes()
-    for tensor, written in _tensors(a["epilogue_args"]):
-        if written:  # partial sums: one row for each of this launch's tiles
-            found[STATISTICS] += (
-                tensor.shape[0] * -(-a["M"] // a["BLOCK_M"]) * a["COLS"] * tensor.element_size()
-            )
-        elif tensor.shape == out.shape:
-            moved += a["M"] * a["COLS"] * tensor.element_size()
-        elif tensor.ndim == 4:
-            moved += n * _met_by_shortcut(launch) * a["COLS"] * tensor.element_size()
-        else:
-            moved += size(tensor)
-    found[kind(launch)] += moved
+    # where depth exceeds the pitch (the stem), one tap reads several pixels of a row
+    rows, cols = _met(a, "H", "P", a["TAPS_H"]), _met(a, "W", "Q", a["TAPS_W"] * -(-a["DEPTH"] // a["PITCH"]))
+    found[kind(launch)] += n * rows * cols * a["PITCH"] * x.element_size()
+    rest = a["w_ptr"], a["out_ptr"], a["zero_sums_ptr"], *a["prologue_args"], *a["epilogue_args"]
+    for tensor, written in _tensors(rest):
+        sums = written and tensor is not a["out_ptr"].tensor
+        found[STATISTICS if sums else kind(launch)] += size(tensor)
     return found
 
 
-def _met_by_shortcut(launch: Launch) -> int:
-    """Pixels of one image of a compact shortcut that this launch's rows add."""
-    a = launch.arguments
-    stride = int(a["epilogue_args"][3])
-    h = (at * a["OUT_STRIDE"] + a["OUT_BASE_H"] for at in range(a["P"]))
-    w = (at * a["OUT_STRIDE"] + a["OUT_BASE_W"] for at in range(a["Q"]))
-    rows, cols = (sum(at % stride == 0 for at in axis) for axis in (h, w))
-    return int(rows * cols)
+def _met(a: dict[str, Any], plane: str, grid: str, taps: int) -> int:
+    """Coordinates of x along one axis that a tap of a point of the output meets."""
+    base = a[f"BASE_{plane}"]
+    if a["STEP"] > 0:
+        return touched(a[plane], a[grid], taps, stride=a["IN_STRIDE"], base=base)
+    # dgrad: coordinate p of dy meets o where o + padding = p * stride + tap
+    stride, size_of_output = a["OUT_STRIDE"], a[f"OUT_{plane}"]
+    return sum(
+        any(0 <= at * stride - base + tap < size_of_output for tap in range(taps)) for at in range(a[plane])
+    )
 
 
 def _wgrad(launch: Launch) -> Bytes:
@@ -137,10 +119,14 @@ def _wgrad(launch: Launch) -> Bytes:
     pixels = a["S"] * -(-a["C"] // a["PITCH"])
     cols = touched(a["W"], a["Q"], pixels, stride=a["STRIDE"], base=-a["PADDING_W"])
     n = a["M"] // (a["P"] * a["Q"])
-    moved = n * rows * cols * a["PITCH"] * x.element_size() + size(dy)
+    moved = n * rows * cols * a["PITCH"] * x.element_size()
     moved += sum(size(tensor) for tensor in a["prologue_args"])
-    parts = dw.ndim == 2
-    return Bytes({"wgrad": moved + (0 if parts else size(dw)), WORKSPACE: size(dw) if parts else 0})
+    parts, found = dw.ndim == 2, Bytes()
+    if a["norm_args"] is None:
+        moved += size(dy)
+    else:  # it reads g and y, and writes dy
+        found["dy pass"] = size(dy) + sum(size(tensor) for tensor, _ in _tensors(a["norm_args"]))
+    return found + Bytes({"wgrad": moved + (0 if parts else size(dw)), WORKSPACE: size(dw) if parts else 0})
 
 
 def _tensors(values: tuple[object, ...]) -> Iterator[tuple[Tensor, bool]]:

@@ -116,6 +116,7 @@ class Work:
         command = [
             sys.executable, "-m", "rescompile", "build", *words, "--precision", "int8", "--backend", "openvino",
             "--calibration-set", str(self.folder / "calibration.npz"), "--validation-set", str(test),
+            "--validate", "all",
             "--output", str(output), "--force",
         ]  # fmt: skip
         done = _run(command)
@@ -127,7 +128,15 @@ class Work:
         report = json.loads((output / "report.json").read_text())
         first: dict[str, Any] = {}
         if file.measured is not None:
-            again = ["verify", str(output), "--validation-set", str(self.folder / "first.npz"), "--json"]
+            again = [
+                "verify",
+                str(output),
+                "--validation-set",
+                str(self.folder / "first.npz"),
+                "--validate",
+                "all",
+                "--json",
+            ]
             first = json.loads(_run([sys.executable, "-m", "rescompile", *again]).stdout)
         return msgspec.structs.replace(
             row,

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.network import FLOAT_TYPES, Node, groups_of, output_first, read_nodes
+from calibration.onnx_session import without_weights
 from calibration.operators import operator
 
 if TYPE_CHECKING:
@@ -247,8 +248,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shapes by tensor name for one image; 0 for a length that is not known."""
     import onnx
 
-    single = onnx.ModelProto()
-    single.CopyFrom(model)
+    single, _ = without_weights(model)
     del single.graph.value_info[:]
     for output in single.graph.output:
         output.type.Clear()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError
+from calibration.onnx_session import open_session
 from calibration.statistics.channels import ChannelHistograms, ChannelObserver, part_of
 from calibration.statistics.half import HalfNetwork
 from calibration.statistics.observers import Histogram, RangeObserver
@@ -62,7 +63,8 @@ def collect_channels(
         _observe_half(model, observers, batches, progress)
     else:
         _observe(model, observers, batches, progress)
-    return {name: observer.histograms() for name, observer in observers.items()}
+    # each observer is dropped as soon as it was copied: together they are as large as the network
+    return {name: observers.pop(name).histograms() for name in list(observers)}
 
 
 class _Observer(Protocol):
@@ -151,13 +153,8 @@ _WRONG_OPTIMIZERS = ("Pad_Fusion",)
 
 def _session(model: onnx.ModelProto, names: list[str]) -> Any:
     """ONNX Runtime session for the tensors ``names``; nodes that they do not need are not computed."""
-    import onnx
     import onnxruntime
 
-    graph = onnx.ModelProto()
-    graph.CopyFrom(model)
-    del graph.graph.output[:]
-    graph.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in names)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # idle threads would spin on the core that the observers need: 0.12 against 0.14 s per image of ResNet-101
@@ -165,8 +162,8 @@ def _session(model: onnx.ModelProto, names: list[str]) -> Any:
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:
-        return onnxruntime.InferenceSession(
-            graph.SerializeToString(), options, providers=providers, disabled_optimizers=_WRONG_OPTIMIZERS
+        return open_session(
+            model, options, outputs=names, providers=providers, disabled_optimizers=_WRONG_OPTIMIZERS
         )
     except Exception as error:
         raise CalibrationError(f"ONNX Runtime refuses the fp32 graph: {error}") from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +22,8 @@ BINS = 4096
 """amax falls into the upper half of the bins, so a step of the 8-bit grid is at least 16 bins wide."""
 MIN_EXPONENT = -126
 """1 / bin_width must be a finite fp32 number."""
+
+Count = TypeVar("Count", np.int32, np.int64)
 
 _RANGE_BITS = BINS.bit_length() - 1
 _CHUNK = 1 << 16  # elements whose buffers stay in the second-level cache; measured best of 2**13 to 2**18
@@ -97,7 +100,7 @@ class _Buffers:
         self.arrays = (np.empty(size, np.float32), np.empty(size, np.int32), np.empty(size, np.intp))
 
 
-def widened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
+def widened(counts: NDArray[Count], doublings: int) -> NDArray[Count]:
     """``counts`` of a histogram whose bins are ``2**doublings`` times as wide."""
     merged = 1 << min(doublings, counts.size.bit_length() - 1)
     wider = np.zeros_like(counts)

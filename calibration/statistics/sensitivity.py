@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 IMAGES = 16
 """Images whose gradients are averaged; twice as many were no better on images that calibration had not seen."""
 BATCH = 4
-"""Images per pass: with more, the activations of deep networks take gigabytes."""
+"""Images that get their random numbers at once."""
+PASS = 2
+"""Images per pass: with more, the activations of deep networks take a gigabyte."""
 
 BUCKETS = 49
 """Eight of equal width for each octave of |x| / amax of the channel from 1/64 to 1, and the first for all below."""
@@ -89,11 +91,15 @@ def measure_sensitivity(
     sums = _Sums(network, weighted_nodes(model, channels), tensors, channels)
     generator, remaining, count = torch.Generator().manual_seed(seed), iter(images), 0
     while batch := list(islice(remaining, BATCH)):
-        x = torch.from_numpy(np.stack(batch)).requires_grad_()
-        sums.watch(network.input, x)
-        logits = _joined(network.run_all(x, lambda node, value: sums.watch(node.output, value)))
-        torch.autograd.backward((logits * torch.randn(logits.shape, generator=generator)).sum())
-        sums.found.logits += float(logits.detach().double().square().sum())
+        projection = None
+        for start in range(0, len(batch), PASS):
+            x = torch.from_numpy(np.stack(batch[start : start + PASS])).requires_grad_()
+            sums.watch(network.input, x)
+            logits = _joined(network.run_all(x, lambda node, value: sums.watch(node.output, value)))
+            if projection is None:
+                projection = torch.randn((len(batch), *logits.shape[1:]), generator=generator)
+            torch.autograd.backward((logits * projection[start : start + PASS]).sum())
+            sums.found.logits += float(logits.detach().double().square().sum())
         count += len(batch)
         if progress:
             progress(count)

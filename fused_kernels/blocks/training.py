@@ -9,7 +9,7 @@ Forward, one block with layers 1 … L:
 
 Backward, from g_L = dz where z > 0 and its sums:
     dy_l    = a_l * g_l + b_l * (y_l - mean_l) + c_l
-    dw_l    = wgrad(relu(bn_{l-1}(y_{l-1})), dy_l)
+    dw_l    = wgrad(relu(bn_{l-1}(y_{l-1})), dy_l)    in the same pass where l is a 1x1 of few channels
     g_{l-1} = dgrad(dy_l) where relu(bn_{l-1}) is open    + the sums for bn_{l-1}
     g_L of the block before = (dgrad(dy_1) + shortcut gradient) where x > 0    + the sums for its bn_L and bn_d
 
@@ -237,10 +237,16 @@ def _block_backward(
         index: int, own: SavedLayer, below: SavedLayer | None, g: Tensor, norm: NormGradient
     ) -> Tensor:
         """dy of one layer, which reads the activation of the layer ``below``, or x."""
-        layer = block.layers[index]
-        dy = passes.bn_backward(g, own.y, own.vectors, norm.coefficients)
+        conv = block.layers[index].conv
         source, vectors = (x, None) if below is None else below.operand
-        dw = convolution.wgrad(source, dy, layer.conv, vectors, pending) if wanted[index] else None
+        upstream = g, own.y, own.vectors, norm.coefficients
+        dw: Tensor | None = None
+        if wanted[index] and convolution.makes_dy(conv, source.shape[1], source.dtype):
+            dw, dy = convolution.wgrad_and_dy(source, *upstream, conv, vectors, pending)
+        else:
+            dy = passes.bn_backward(*upstream)
+            if wanted[index]:
+                dw = convolution.wgrad(source, dy, conv, vectors, pending)
         found[index] = LayerGradients(dw, norm.dgamma, norm.dbeta)
         return dy
 

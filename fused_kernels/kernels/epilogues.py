@@ -111,15 +111,15 @@ def shortcut(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
 def drelu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
     """g = acc where relu(bn(y)) let y through; sums of g and g * (y - mean).
 
-    ``args`` = (y, vectors, partials, tiles, first_tile).
+    ``args`` = (y, vectors, partials, tiles).
     """
-    y_ptr, vectors_ptr, partials_ptr, tiles, first_tile = args
+    y_ptr, vectors_ptr, partials_ptr, tiles = args
     v = put_and_get(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS)
     y = get(y_ptr, pixels, ok_m, cols, ok_n, COLS)
     g = tl.where(batch_norm(y, vectors_ptr, cols, ok_n, COLS) > 0, v, 0.0)
     put(g, out_ptr, pixels, ok_m, cols, ok_n, COLS)
     gy = g * centred(y, vectors_ptr, cols, ok_n)
-    put_sums(g, gy, partials_ptr, tiles, row_tile + first_tile, cols, ok_n, COLS)
+    put_sums(g, gy, partials_ptr, tiles, row_tile, cols, ok_n, COLS)
 
 
 @triton.jit
@@ -127,24 +127,22 @@ def block_gradient(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args)
     """The input gradient of one block, through the last ReLU of the block before it.
 
     g = (acc + shortcut) where z > 0; sums of g, g * (y - mean) and, if that block has a projection, g * (d - mean_d).
-    ``args`` = (shortcut, height, width, stride, z, y, vectors, d, vectors_d, partials, tiles, first_tile);
+    ``args`` = (shortcut, height, width, stride, z, y, vectors, d, vectors_d, partials, tiles);
     d is None where there is no projection.
     """
     (shortcut_ptr, height, width, stride, z_ptr, y_ptr, vectors_ptr, d_ptr, d_vectors_ptr,
-     partials_ptr, tiles, first_tile) = args  # fmt: skip
+     partials_ptr, tiles) = args  # fmt: skip
     v = add_shortcut(acc, pixels, ok_m, cols, ok_n, COLS, shortcut_ptr, height, width, stride)
     v = put_and_get(v, out_ptr, pixels, ok_m, cols, ok_n, COLS)
     z = get(z_ptr, pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
     g = tl.where(z > 0, v, 0.0)
     put(g, out_ptr, pixels, ok_m, cols, ok_n, COLS)
-    row = row_tile + first_tile
     y = get(y_ptr, pixels, ok_m, cols, ok_n, COLS)
-    put_sums(g, g * centred(y, vectors_ptr, cols, ok_n), partials_ptr, tiles, row, cols, ok_n, COLS)
+    put_sums(g, g * centred(y, vectors_ptr, cols, ok_n), partials_ptr, tiles, row_tile, cols, ok_n, COLS)
     if d_ptr is not None:
         d = get(d_ptr, pixels, ok_m, cols, ok_n, COLS)
-        put_sum(
-            g * centred(d, d_vectors_ptr, cols, ok_n), ok_m, partials_ptr, 2, tiles, row, cols, ok_n, COLS
-        )
+        gd = g * centred(d, d_vectors_ptr, cols, ok_n)
+        put_sum(gd, ok_m, partials_ptr, 2, tiles, row_tile, cols, ok_n, COLS)
 
 
 @triton.jit

@@ -56,6 +56,23 @@ def centred(v, vectors_ptr, channels, channel_ok):
 
 
 @triton.jit
+def gradient_vectors(vectors_ptr, coefficients_ptr, channels, channel_ok, C):
+    """Mean, a, b and c of ``channels``, for ``batch_norm_gradient``; ``coefficients`` is [3, C]."""
+    mean = tl.load(vectors_ptr + channels, mask=channel_ok, other=0.0)
+    a = tl.load(coefficients_ptr + channels, mask=channel_ok, other=0.0)
+    b = tl.load(coefficients_ptr + C + channels, mask=channel_ok, other=0.0)
+    c = tl.load(coefficients_ptr + 2 * C + channels, mask=channel_ok, other=0.0)
+    return mean, a, b, c
+
+
+@triton.jit
+def batch_norm_gradient(g, y, vectors):
+    """a * g + b * (y - mean) + c in fp32 for ``g`` and ``y`` [rows, channels]."""
+    mean, a, b, c = vectors
+    return a[None, :] * g.to(tl.float32) + b[None, :] * (y.to(tl.float32) - mean[None, :]) + c[None, :]
+
+
+@triton.jit
 def rounded(v, DTYPE: tl.constexpr):
     """``v`` as it will be read back once stored as ``DTYPE``."""
     return v.to(DTYPE).to(tl.float32)

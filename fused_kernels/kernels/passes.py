@@ -10,7 +10,14 @@ import triton
 import triton.language as tl
 
 from fused_kernels.kernels.epilogues import get, put, put_sum
-from fused_kernels.kernels.numerics import batch_norm, centred, relu, rounded
+from fused_kernels.kernels.numerics import (
+    batch_norm,
+    batch_norm_gradient,
+    centred,
+    gradient_vectors,
+    relu,
+    rounded,
+)
 
 
 @triton.jit
@@ -66,20 +73,12 @@ def entry_kernel(
 
 
 @triton.jit
-def batch_norm_gradient(g, y, vectors_ptr, coefficients_ptr, k, ok_k, C):
-    """a * g + b * (y - mean) + c of channels ``k``; ``coefficients`` is [3, C]."""
-    a = tl.load(coefficients_ptr + k, mask=ok_k, other=0.0)[None, :]
-    b = tl.load(coefficients_ptr + C + k, mask=ok_k, other=0.0)[None, :]
-    c = tl.load(coefficients_ptr + 2 * C + k, mask=ok_k, other=0.0)[None, :]
-    return a * g + b * centred(y, vectors_ptr, k, ok_k) + c
-
-
-@triton.jit
 def bn_backward_kernel(
     g_ptr, y_ptr, vectors_ptr, coefficients_ptr, dy_ptr, M, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
     """dy, all [M, C]."""
-    _, rows, ok_m, k, ok_k = tile_at(M, C, BLOCK_M, BLOCK_C)
-    g = get(g_ptr, rows, ok_m, k, ok_k, C).to(tl.float32)
-    y = get(y_ptr, rows, ok_m, k, ok_k, C)
-    put(batch_norm_gradient(g, y, vectors_ptr, coefficients_ptr, k, ok_k, C), dy_ptr, rows, ok_m, k, ok_k, C)
+    _, rows, ok_m, c, ok_c = tile_at(M, C, BLOCK_M, BLOCK_C)
+    g = get(g_ptr, rows, ok_m, c, ok_c, C)
+    y = get(y_ptr, rows, ok_m, c, ok_c, C)
+    vectors = gradient_vectors(vectors_ptr, coefficients_ptr, c, ok_c, C)
+    put(batch_norm_gradient(g, y, vectors), dy_ptr, rows, ok_m, c, ok_c, C)

@@ -17,8 +17,15 @@ import triton.language as tl
 
 from fused_kernels.kernels.epilogues import get, put, put_sum
 from fused_kernels.kernels.gemm import accumulate, tile_of
-from fused_kernels.kernels.numerics import batch_norm, centred, mma, relu
-from fused_kernels.kernels.passes import batch_norm_gradient, tile_at
+from fused_kernels.kernels.numerics import (
+    batch_norm,
+    batch_norm_gradient,
+    centred,
+    gradient_vectors,
+    mma,
+    relu,
+)
+from fused_kernels.kernels.passes import tile_at
 
 
 @triton.jit
@@ -132,7 +139,8 @@ def pool_backward_kernel(
     v = from_windows(dz_ptr, index_ptr, n, h, w, ok_m, c, ok_c, POOLED_H, POOLED_W, C, BLOCK_M, BLOCK_C)
     y = get(y_ptr, rows, ok_m, c, ok_c, C)
     g = before_relu(v, y, vectors_ptr, c, ok_c, C)
-    put(batch_norm_gradient(g, y, vectors_ptr, coefficients_ptr, c, ok_c, C), dy_ptr, rows, ok_m, c, ok_c, C)
+    vectors = gradient_vectors(vectors_ptr, coefficients_ptr, c, ok_c, C)
+    put(batch_norm_gradient(g, y, vectors), dy_ptr, rows, ok_m, c, ok_c, C)
 
 
 @triton.jit
@@ -156,7 +164,8 @@ def activate_backward_kernel(
     dz = get(dz_ptr, rows, ok_m, c, ok_c, C).to(tl.float32)
     y = get(y_ptr, rows, ok_m, c, ok_c, C)
     g = before_relu(dz, y, vectors_ptr, c, ok_c, C)
-    put(batch_norm_gradient(g, y, vectors_ptr, coefficients_ptr, c, ok_c, C), dy_ptr, rows, ok_m, c, ok_c, C)
+    vectors = gradient_vectors(vectors_ptr, coefficients_ptr, c, ok_c, C)
+    put(batch_norm_gradient(g, y, vectors), dy_ptr, rows, ok_m, c, ok_c, C)
 
 
 @triton.jit

@@ -1,13 +1,14 @@
 """Gradient of a weight (wgrad): dw[k, r, s, c] = sum over output pixels m of dy[m, k] * PROLOGUE(x)[pixel(m, r, s), c].
 
 A program takes one tap, one [c, k] tile and one part of the pixels; ``add_up`` adds the parts up in a
-fixed order. The prologue recomputes BN + ReLU, so the activated input is never stored.
+fixed order. The prologue recomputes BN + ReLU, so the activated input is never stored. A product of one tap may also
+make dy on its way, from the gradient behind the batch norm, and write it for dgrad: nothing then reads it for wgrad.
 """
 
 import triton
 import triton.language as tl
 
-from fused_kernels.kernels.numerics import mma
+from fused_kernels.kernels.numerics import batch_norm_gradient, gradient_vectors, mma
 
 
 @triton.jit
@@ -28,8 +29,30 @@ def next_block(h, w, pixel, end_h, end_w, H, W, P, Q, STRIDE: tl.constexpr, BLOC
 
 
 @triton.jit
+def first_block(
+    m, tap, H, W, P, Q, S: tl.constexpr, STRIDE: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr
+):  # fmt: skip
+    """Places in the input, and pixels there, that output pixels ``m`` meet with ``tap``; and where the places end."""
+    p = m // Q % P
+    top = tap // S - PADDING_H
+    left = tap % S - PADDING_W
+    h = p * STRIDE + top
+    w = m % Q * STRIDE + left
+    return h, w, (m // (P * Q) * H + h) * W + w, P * STRIDE + top, Q * STRIDE + left
+
+
+@triton.jit
+def make_dy(g, y_ptr, dy_ptr, at, ok, vectors, writes):
+    """One block of dy from g and from y ``at`` its place, zero where not ``ok``; stored where it ``writes``."""
+    y = tl.load(y_ptr + at, mask=ok, other=0.0)
+    dy = tl.where(ok, batch_norm_gradient(g, y, vectors), 0.0).to(dy_ptr.dtype.element_ty)
+    tl.store(dy_ptr + at, dy, mask=ok & writes)
+    return dy
+
+
+@triton.jit
 def wgrad_kernel(
-    x_ptr, dy_ptr, dw_ptr, prologue_args,
+    x_ptr, dy_ptr, dw_ptr, prologue_args, norm_args,
     M, H, W, P, Q, C, K, PITCH,
     R: tl.constexpr, S: tl.constexpr, STRIDE: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
     LINEAR: tl.constexpr, STEPS: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
@@ -39,6 +62,9 @@ def wgrad_kernel(
 
     With LINEAR, output pixel m reads input pixel m. Otherwise a pixel's place is carried from block to block: to divide
     its number by Q and P in every block would cost more instructions than everything else.
+
+    ``norm_args`` = (y, vectors, coefficients, dy) of the batch norm on y, or None; with it, ``dy_ptr`` is g, from which
+    dy is computed. The programs of the first columns of x write it. There is no padding then: every pixel is read.
     """
     k_tiles = tl.cdiv(K, BLOCK_K)
     c = tl.program_id(0) // k_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -49,8 +75,12 @@ def wgrad_kernel(
     split = tl.program_id(2)
     first = split * STEPS * BLOCK_P
     row = tl.arange(0, BLOCK_P)
-    dy_ptr += first.to(tl.int64) * K
+    done = first.to(tl.int64) * K
     dy_at = row[:, None] * K + k[None, :]
+    if norm_args is not None:
+        y_ptr, vectors_ptr, coefficients_ptr, made_ptr = norm_args
+        vectors = gradient_vectors(vectors_ptr, coefficients_ptr, k, k < K, K)
+        writes = (k < tl.where(tl.program_id(0) < k_tiles, K, 0))[None, :]
     if LINEAR:
         x_ptr += first.to(tl.int64) * PITCH
         x_at = row[:, None] * PITCH + c[None, :]
@@ -58,12 +88,7 @@ def wgrad_kernel(
         n = first // (P * Q)  # int32 counts pixels from this image on
         x_ptr += (n.to(tl.int64) * H * W) * PITCH
         m = first - n * (P * Q) + row
-        p = m // Q % P
-        h = p * STRIDE - PADDING_H + tap // S
-        w = m % Q * STRIDE - PADDING_W + tap % S
-        pixel = (m // (P * Q) * H + h) * W + w
-        end_h = P * STRIDE - PADDING_H + tap // S
-        end_w = Q * STRIDE - PADDING_W + tap % S
+        h, w, pixel, end_h, end_w = first_block(m, tap, H, W, P, Q, S, STRIDE, PADDING_H, PADDING_W)
     left = M - first
     acc = tl.zeros((BLOCK_C, BLOCK_K), dtype=tl.float32)
     for _ in range(0, STEPS):
@@ -81,8 +106,11 @@ def wgrad_kernel(
             h, w, pixel = next_block(h, w, pixel, end_h, end_w, H, W, P, Q, STRIDE, BLOCK_P)
         # where x is padding dy is loaded as zero, which costs nothing; to mask PROLOGUE(x) costs 64 instructions
         x = PROLOGUE(x, None, prologue_args, c, c < C, C)
-        dy = tl.load(dy_ptr + dy_at, mask=ok_x[:, None] & ok_k, other=0.0)
-        dy_ptr += BLOCK_P * K
+        ok_dy = ok_x[:, None] & ok_k
+        dy = tl.load(dy_ptr + done + dy_at, mask=ok_dy, other=0.0)
+        if norm_args is not None:
+            dy = make_dy(dy, y_ptr + done, made_ptr + done, dy_at, ok_dy, vectors, writes)
+        done += BLOCK_P * K
         left -= BLOCK_P
         acc = mma(tl.trans(x), dy, acc, PRECISION)
     dw_row = split.to(tl.int64) * K + k

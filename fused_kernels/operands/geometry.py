@@ -4,7 +4,7 @@ fprop    y[n,p,q,k]  = sum_{r,s,c} x[n, p*stride - padding + r, q*stride - paddi
 dgrad    dx[n,h,w,c] = sum_{r,s,k} dy[n, (h + padding - r)/stride, (w + padding - s)/stride, k] * w[k,r,s,c]
 
 Only taps with (h + padding - r) divisible by the stride reach dx[h], so dgrad of stride t is t*t dense
-products, one for each parity (h mod t, w mod t). Both views are one affine walk over taps, ``Gather``.
+products, one for each parity (h mod t, w mod t), all in one launch. Both views are one affine walk over taps.
 """
 
 from __future__ import annotations
@@ -15,54 +15,36 @@ from fused_kernels.errors import ShapeError
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One spatial axis of a gather.
+class Gather:
+    """The walk of a convolution's products over taps and pixels.
 
-    Row ``o`` meets tap ``first + i * every`` at input ``o * in_stride + base + i * step``.
+    With out_stride = 1, row ``o`` of an axis meets tap ``i`` at input ``o * in_stride + base + i * step``. Otherwise
+    there is a product for each parity of the output, ``kernels.conv.accumulate_parity``.
     """
 
-    taps: int
-    """Taps that take part; 0 where a parity meets none."""
-    first: int
-    base: int
-    out_base: int
-    """The output coordinate of row ``o`` is ``o * out_stride + out_base``."""
-
-
-@dataclass(frozen=True)
-class Gather:
-    """The walk of one matrix product over taps and pixels; see ``Axis``."""
-
-    h: Axis
-    w: Axis
+    taps_h: int
+    taps_w: int
+    base_h: int
+    base_w: int
     in_stride: int
     step: int
     """+1 where a later tap reads a later pixel (fprop), -1 where it reads an earlier one (dgrad)."""
-    every: int
     out_stride: int
+
+    @property
+    def parities(self) -> int:
+        """Products of the launch."""
+        return self.out_stride * self.out_stride
 
     @property
     def pointwise(self) -> bool:
         """Whether row (p, q) meets one tap, at pixel (p, q), and is pixel (p, q) of the output."""
         strides = self.in_stride == self.out_stride == 1
-        return strides and self.h.taps == self.w.taps == 1 and self.h.base == self.w.base == 0
+        return strides and self.taps_h == self.taps_w == 1 and self.base_h == self.base_w == 0
 
     def named(self) -> dict[str, int]:
         """The kernel's compile-time arguments by name, as ``operands.arguments`` passes them."""
-        return {
-            "TAPS_H": self.h.taps,
-            "TAPS_W": self.w.taps,
-            "FIRST_H": self.h.first,
-            "FIRST_W": self.w.first,
-            "BASE_H": self.h.base,
-            "BASE_W": self.w.base,
-            "OUT_BASE_H": self.h.out_base,
-            "OUT_BASE_W": self.w.out_base,
-            "IN_STRIDE": self.in_stride,
-            "STEP": self.step,
-            "EVERY": self.every,
-            "OUT_STRIDE": self.out_stride,
-        }
+        return {name.upper(): value for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -95,39 +77,13 @@ class Conv:
 
     def fprop(self) -> Gather:
         """Rows are output pixels."""
-        return Gather(
-            h=Axis(self.r, 0, -self.padding, 0),
-            w=Axis(self.s, 0, -self.padding, 0),
-            in_stride=self.stride,
-            step=1,
-            every=1,
-            out_stride=1,
-        )
+        base = -self.padding
+        return Gather(self.r, self.s, base, base, in_stride=self.stride, step=1, out_stride=1)
 
-    def dgrad(self) -> list[Gather]:
-        """One gather for each parity of the input pixel; rows are input pixels of that parity."""
-        return [
-            Gather(
-                h=self._parity(self.r, parity_h),
-                w=self._parity(self.s, parity_w),
-                in_stride=1,
-                step=-1,
-                every=self.stride,
-                out_stride=self.stride,
-            )
-            for parity_h in range(self.stride)
-            for parity_w in range(self.stride)
-        ]
-
-    def _parity(self, taps: int, parity: int) -> Axis:
-        first = (parity + self.padding) % self.stride
-        count = max(0, ceil_div(taps - first, self.stride))
-        return Axis(count, first, (parity + self.padding - first) // self.stride, parity)
-
-
-def rows_of_parity(size: int, parity: int, stride: int) -> int:
-    """The number of elements of ``range(size)`` that leave the remainder ``parity``."""
-    return max(0, ceil_div(size - parity, stride))
+    def dgrad(self) -> Gather:
+        """Rows are input pixels of one parity."""
+        base = self.padding
+        return Gather(self.r, self.s, base, base, in_stride=1, step=-1, out_stride=self.stride)
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -13,6 +13,7 @@ from fused_kernels.ops.convolution import (
     dgrad_drelu,
     dgrad_shortcut,
     wgrad,
+    wgrad_and_dy,
 )
 from fused_kernels.ops.head import pool_fc, pool_fc_int8
 from fused_kernels.ops.image import take
@@ -66,5 +67,6 @@ __all__ = [
     "sums",
     "take",
     "wgrad",
+    "wgrad_and_dy",
     "widen",
 ]

@@ -6,6 +6,7 @@ dgrad_drelu      g = dgrad(dy) where relu(bn(y)) is open   + sums for that batch
 dgrad_block      g = (dgrad(dy) + shortcut) where z > 0    + sums for the block before
 dgrad_shortcut   dx = dgrad(dy) + shortcut
 wgrad            dw = wgrad(relu(bn(x)), dy), recomputing the activation
+wgrad_and_dy     dy of a batch norm's gradient too, in the same pass over it
 
 ``vectors`` are fp32 [4, C] of one batch norm: mean, invstd, scale, shift.
 """
@@ -30,6 +31,10 @@ from fused_kernels.ops.products import STORE, Fused, bn_relu, dgrad, dgrad_parti
 from fused_kernels.ops.splits import SplitSum, add_up, parts_of, workspace
 from fused_kernels.problem import Problem
 from fused_kernels.references import convolution as references
+from fused_kernels.tiles import Tile
+
+MOST_CHANNELS = 1_024
+"""Most channels of x for which dy is made on the way to the gradient of a weight (``benchmarks.gpu model``)."""
 
 
 def conv_moments(x: Tensor, w: Tensor, conv: Conv, vectors: Tensor | None = None) -> tuple[Tensor, Partials]:
@@ -139,19 +144,68 @@ def wgrad(
     Where ``later`` is given, a split reduction is noted there instead of being added up: the result is not written
     before that is.
     """
+    tile = _wgrad_tile(x, dy, conv, vectors, "store")
+    if tile == REFERENCE:
+        return references.wgrad(x, dy, conv, vectors)
+    return _wgrad(x, dy, conv, vectors, tile, later)
+
+
+def makes_dy(conv: Conv, channels: int, dtype: torch.dtype) -> bool:
+    """Whether ``wgrad_and_dy`` computes the gradient of such a window on ``channels`` channels, and should.
+
+    With many taps or channels many programs would each compute the same dy again, and in fp32 registers do not hold g
+    and y beside the operands.
+    """
+    narrow = dtype in {torch.float16, torch.bfloat16}
+    return narrow and conv.r == conv.s == 1 and conv.padding == 0 and channels <= MOST_CHANNELS
+
+
+def wgrad_and_dy(
+    x: Tensor,
+    g: Tensor,
+    y: Tensor,
+    y_vectors: Tensor,
+    coefficients: Tensor,
+    conv: Conv,
+    vectors: Tensor | None = None,
+    later: list[SplitSum] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``passes.bn_backward`` of g, y, y_vectors and coefficients, and the ``wgrad`` of its result, in one launch.
+
+    The window has one tap and no padding, so that every pixel of g is read.
+
+    Returns:
+        dw, as from ``wgrad``, and dy in the shape and dtype of ``g``.
+    """
+    tile = _wgrad_tile(x, g, conv, vectors, "dy")
+    if tile == REFERENCE:
+        return references.wgrad_and_dy(x, g, y, y_vectors, coefficients, conv, vectors)
+    g = nhwc(g)
+    dy = torch.empty_like(g)
+    norm_args = nhwc(y), y_vectors, coefficients, Out(dy)
+    return _wgrad(x, g, conv, vectors, tile, later, norm_args), dy
+
+
+def _wgrad(
+    x: Tensor,
+    dy: Tensor,
+    conv: Conv,
+    vectors: Tensor | None,
+    tile: Tile,
+    later: list[SplitSum] | None,
+    norm_args: tuple[Any, ...] | None = None,
+) -> Tensor:
+    """Launch the weight's gradient; ``norm_args`` is explained at the kernel."""
     n, c, h, w = x.shape
     k = dy.shape[1]
     prologue = bn_relu(vectors)
-    tile = chosen_for(Problem("wgrad", x.dtype, n, h, w, c, k, conv, prologue.name, "store"), x)
-    if tile == REFERENCE:
-        return references.wgrad(x, dy, conv, vectors)
     dw = empty_nhwc(x, k, c, conv.r, conv.s, dtype=torch.float32)
     pixels = Pixels.over(n, (h, w), dy.shape[2:])
     steps, splits = parts_of(ceil_div(pixels.m, tile.k), tile.splits)
     parts = workspace(dw, splits)
     launch(
         "wgrad.wgrad_kernel", (ceil_div(c, tile.m) * ceil_div(k, tile.n), conv.r * conv.s, splits), tile,
-        x_ptr=nhwc(x), dy_ptr=nhwc(dy), dw_ptr=Out(parts), prologue_args=prologue.args,
+        x_ptr=nhwc(x), dy_ptr=nhwc(dy), dw_ptr=Out(parts), prologue_args=prologue.args, norm_args=norm_args,
         **pixels.named(), C=c, K=k, PITCH=c,
         R=conv.r, S=conv.s, STRIDE=conv.stride, PADDING_H=conv.padding, PADDING_W=conv.padding,
         LINEAR=conv.pointwise, STEPS=steps,
@@ -180,6 +234,12 @@ def _fprop_tile(x: Tensor, w: Tensor, conv: Conv, vectors: Tensor | None, epilog
     prologue = bn_relu(vectors).name
     problem = Problem("fprop", x.dtype, n, height, width, c, w.shape[0], conv, prologue, epilogue)
     return chosen_for(problem, x)
+
+
+def _wgrad_tile(x: Tensor, dy: Tensor, conv: Conv, vectors: Tensor | None, epilogue: str) -> Chosen:
+    n, c, h, w = x.shape
+    prologue = bn_relu(vectors).name
+    return chosen_for(Problem("wgrad", x.dtype, n, h, w, c, dy.shape[1], conv, prologue, epilogue), x)
 
 
 def _dgrad_tile(dy: Tensor, w: Tensor, conv: Conv, size: Sequence[int], epilogue: str) -> Chosen:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fused_kernels.launch import Functor, Out, launch
 from fused_kernels.operands.arguments import Pixels, WeightWalk
-from fused_kernels.operands.geometry import Axis, Conv, Gather, ceil_div, rows_of_parity
+from fused_kernels.operands.geometry import Conv, Gather, ceil_div
 from fused_kernels.operands.layout import nhwc
 from fused_kernels.operands.numeric_types import precision
 from fused_kernels.operands.packed_image import PIXEL, depth, pack_weight
@@ -71,7 +71,7 @@ def packed_fprop(packed: Tensor, w: Tensor, out: Tensor, conv: Conv, tile: Tile,
     pixels = Pixels.over(packed.shape[0], packed.shape[1:3], out.shape[2:])
     k, row = out.shape[1], depth(conv)
     walk = WeightWalk(k, conv.r * row, row, depth_stride=1, depth=row, pitch=PIXEL, window=1)
-    gather = replace(conv.fprop(), w=Axis(1, 0, 0, 0))
+    gather = replace(conv.fprop(), taps_w=1, base_w=0)
     _product(packed, pack_weight(w, conv), out, pixels, walk, gather, tile, epilogue)
 
 
@@ -84,23 +84,19 @@ def dgrad(
     epilogue: Fused,
     partials: Partials | None = None,
 ) -> None:
-    """Launch one product for each parity of ``out``'s pixels, into ``out`` and, where given, into ``partials``."""
+    """Launch the input gradient into ``out`` and, where given, its sums into ``partials``."""
     dy, w = nhwc(dy), nhwc(w)
     c, k = out.shape[1], dy.shape[1]
     walk = WeightWalk(c, 1, c, depth_stride=conv.r * conv.s * c, depth=k, pitch=k, window=conv.s)
-    first_tile = 0
-    for gather in conv.dgrad():
-        pixels = _pixels_of_parity(out, dy, conv, gather)
-        sums = () if partials is None else (Out(partials.rows), partials.tiles, first_tile)
-        with_sums = Fused(epilogue.name, (*epilogue.args, *sums))
-        _product(dy, w, out, pixels, walk, gather, tile, with_sums)
-        first_tile += ceil_div(pixels.m, tile.m)
+    sums = () if partials is None else (Out(partials.rows), partials.tiles)
+    with_sums = Fused(epilogue.name, (*epilogue.args, *sums))
+    _product(dy, w, out, _pixels_of_parity(out, dy, conv), walk, conv.dgrad(), tile, with_sums)
 
 
 def dgrad_partials(kinds: int, out: Tensor, dy: Tensor, conv: Conv, tile: Tile) -> Partials:
-    """Unwritten sums for the tiles of ``dgrad``, one parity after another."""
-    pixels = [_pixels_of_parity(out, dy, conv, gather).m for gather in conv.dgrad()]
-    return Partials.empty(out, kinds, tile.m, tiles=sum(ceil_div(m, tile.m) for m in pixels))
+    """Unwritten sums for the tiles of ``dgrad``, those of all parities."""
+    tiles = conv.dgrad().parities * ceil_div(_pixels_of_parity(out, dy, conv).m, tile.m)
+    return Partials.empty(out, kinds, tile.m, tiles=tiles)
 
 
 def compiled_for(
@@ -125,12 +121,10 @@ def accumulator(dtype: torch.dtype) -> Functor:
     return Functor("numerics.int32" if dtype == torch.int8 else "numerics.float32")
 
 
-def _pixels_of_parity(out: Tensor, dy: Tensor, conv: Conv, gather: Gather) -> Pixels:
-    """The pixels of ``out`` that one gather of ``conv.dgrad()`` computes."""
+def _pixels_of_parity(out: Tensor, dy: Tensor, conv: Conv) -> Pixels:
+    """The pixels of ``out`` that one product of ``conv.dgrad()`` computes; of some parities the last do not exist."""
     n, _, h, w = out.shape
-    height = rows_of_parity(h, gather.h.out_base, conv.stride)
-    width = rows_of_parity(w, gather.w.out_base, conv.stride)
-    return Pixels.over(n, dy.shape[2:], (height, width))
+    return Pixels.over(n, dy.shape[2:], (ceil_div(h, conv.stride), ceil_div(w, conv.stride)))
 
 
 def _product(
@@ -147,11 +141,12 @@ def _product(
     *,
     exact: bool = False,
 ) -> None:
+    programs = gather.parities * ceil_div(pixels.m, tile.m) * ceil_div(walk.cols, tile.n)
     launch(
-        "conv.conv_kernel", (ceil_div(pixels.m, tile.m) * ceil_div(walk.cols, tile.n),), tile,
+        "conv.conv_kernel", (programs,), tile,
         x_ptr=x, w_ptr=w, out_ptr=Out(out),
         prologue_args=prologue.args, epilogue_args=epilogue.args, zero_sums_ptr=zero_sums,
         **pixels.named(), OUT_H=out.shape[2], OUT_W=out.shape[3], **walk.named(), **gather.named(),
         **compiled_for(x.dtype, tile, epilogue, prologue, exact=exact),
-        LINEAR=gather.pointwise,
+        LINEAR=gather.pointwise and (pixels.h, pixels.w) == (pixels.p, pixels.q),  # a packed image is wider
     )  # fmt: skip

@@ -22,8 +22,8 @@ CHANNELS = 8
 """Channels a program: 32 bytes of fp32, one memory sector."""
 ROWS = 512
 """Tiles a step: 16 KB of fp32, because only a few programs share the memory's bandwidth and each waits for its own."""
-MOST_TILES = 4_096
-"""Most tiles that one program reads, in eight steps; more are added up in groups first, which costs a launch."""
+MOST_TILES = 16_384
+"""Most tiles that one program reads, in 32 steps; more are added up in groups first, which costs a launch."""
 GROUP = Tile(64, 32)
 """Tiles and channels a step of a group."""
 GROUP_STEPS = 2

@@ -13,6 +13,7 @@ from fused_kernels.operands.geometry import Conv
 from fused_kernels.operands.layout import nhwc
 from fused_kernels.operands.partials import Partials
 from fused_kernels.references.arithmetic import activated, batch_norm, gradient_sums, moments, summable, wide
+from fused_kernels.references.passes import bn_backward
 
 
 def conv_moments(x: Tensor, w: Tensor, conv: Conv, vectors: Tensor | None = None) -> tuple[Tensor, Partials]:
@@ -60,6 +61,19 @@ def wgrad(x: Tensor, dy: Tensor, conv: Conv, vectors: Tensor | None = None) -> T
     size = (dy.shape[1], x.shape[1], conv.r, conv.s)
     a, dy = summable(activated(x, vectors)), summable(dy)
     return wide(conv2d_weight(a, size, dy, stride=conv.stride, padding=conv.padding))  # type: ignore[no-untyped-call]
+
+
+def wgrad_and_dy(
+    x: Tensor,
+    g: Tensor,
+    y: Tensor,
+    y_vectors: Tensor,
+    coefficients: Tensor,
+    conv: Conv,
+    vectors: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    dy = bn_backward(g, y, y_vectors, coefficients)
+    return wgrad(x, dy, conv, vectors), dy
 
 
 def _dgrad(dy: Tensor, w: Tensor, conv: Conv, size: Sequence[int]) -> Tensor:

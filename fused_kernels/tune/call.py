@@ -93,18 +93,18 @@ class _Operands:
     """Seeded random operands of a problem."""
 
     def __init__(self, problem: Problem, device: torch.device) -> None:
-        self._problem, self._device = problem, device
+        self._problem, self.device = problem, device
         self._generator = None if device.type == "meta" else torch.Generator(device).manual_seed(SEED)
 
     def normal(self, *shape: int) -> Tensor:
         """fp32."""
-        return torch.randn(shape, generator=self._generator, device=self._device)
+        return torch.randn(shape, generator=self._generator, device=self.device)
 
     def activation(self, n: int, c: int, h: int, w: int, scale: float = 1.0) -> Tensor:
         """[n, c, h, w] in NHWC memory, times ``scale``; int8 over its whole range instead."""
         dtype = self._problem.dtype
         if dtype == torch.int8:
-            size, generator, device = (n, c, h, w), self._generator, self._device
+            size, generator, device = (n, c, h, w), self._generator, self.device
             return nhwc(torch.randint(-127, 128, size, generator=generator, device=device, dtype=dtype))
         return nhwc((self.normal(n, c, h, w) * scale).to(dtype))
 
@@ -212,6 +212,11 @@ def _wgrad(problem: Problem, new: _Operands) -> Call | None:
     if problem.epilogue == "store":
         operands = {"x": new.input(), "dy": new.output()} | new.prologue()
         return Call(partial(convolution.wgrad, conv=problem.conv), operands)
+    if problem.epilogue == "dy":
+        g, y, norm = new.output(), new.output(), _Operands(replace(problem, c=problem.k), new.device)
+        operands = {"x": new.input(), "g": g, "y": y, "y_vectors": norm.vectors()}
+        operands |= {"coefficients": new.normal(3, problem.k)} | new.prologue()
+        return Call(partial(convolution.wgrad_and_dy, conv=problem.conv), operands)
     if problem.epilogue != "stem":
         return None
     conv = _STEM_WINDOWS[problem.c]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import partial
@@ -41,14 +41,22 @@ class Outcome:
         return min(self.milliseconds, key=lambda chosen: self.milliseconds[chosen])
 
 
-def search(problem: Problem, call: Call, check: Check, timer: Timer, *, shared: int = HOPPER) -> Outcome:
-    """Try every candidate of ``problem``, and plain PyTorch.
+def search(
+    problem: Problem,
+    call: Call,
+    check: Check,
+    timer: Timer,
+    *,
+    shared: int = HOPPER,
+    tiles: Sequence[Tile] | None = None,
+) -> Outcome:
+    """Try every candidate of ``problem``, or ``tiles`` in their place, and plain PyTorch.
 
     ``check`` judges a tile before ``timer`` times its ``call``; ``shared`` is the bytes of shared memory a program has.
     """
     dropped: dict[Tile, str] = {}
     runs: dict[Chosen, Callable[[], None]] = {}
-    for tile in candidates(problem, shared=shared):
+    for tile in candidates(problem, shared=shared) if tiles is None else tiles:
         if wrong := _checked(check, tile):
             dropped[tile] = wrong
         else:
@@ -60,11 +68,15 @@ def search(problem: Problem, call: Call, check: Check, timer: Timer, *, shared: 
 def launches_of(problems: Iterable[Problem], *, shared: int) -> Iterator[Launch]:
     """Every launch of every candidate, on tensors without values."""
     for problem in problems:
-        call = call_of(problem, torch.device("meta"))
         for tile in candidates(problem, shared=shared):
-            with recording() as launches:
-                _run(call, tile)
-            yield from launches
+            yield from launches_with(problem, tile)
+
+
+def launches_with(problem: Problem, tile: Tile) -> list[Launch]:
+    """The launches of one tile, on tensors without values."""
+    with recording() as launches:
+        _run(call_of(problem, torch.device("meta")), tile)
+    return launches
 
 
 def precompile(problems: Iterable[Problem], capability: int, *, shared: int, jobs: int | None = None) -> int:

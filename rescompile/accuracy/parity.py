@@ -16,10 +16,11 @@ from calibration.file_names import text_of
 from calibration.images import ImageSet, InMemoryImages, open_image_set
 from calibration.preprocess import Preprocess, normalize
 from rescompile.accuracy.certainty import Seen, draws, verdict_of
+from rescompile.accuracy.pair_sample import PairSample
 from rescompile.accuracy.thumbnails import MOST_THUMBNAILS, thumbnail
 from rescompile.backends.fp32 import Fp32Session
 from rescompile.manifest import OutputSpec, TensorSpec
-from rescompile.metrics import MOST_CHANGES, ONE_CLASS, Answers, Change, Labels, Logits, ParityMeter
+from rescompile.metrics import MOST_CHANGES, ONE_CLASS, Answers, Change, Labels, ParityMeter
 from rescompile.progress import Progress
 from rescompile.report import ClassChange, Flip, Limits, MemberAccuracy, Parity
 
@@ -183,51 +184,87 @@ def compare_logits(
         CheckpointError: the reference's outputs are not finite.
         ImageSetError: there are no images, one cannot be read, or a label is not a class of the network.
     """
-    kind = outputs[0].kind if outputs else "classes"
-    meter, sample, done = ParityMeter(kind), _PairSample(SAMPLE_SIZE), 0
-    others = {output.name: ParityMeter(output.kind) for output in outputs[1:]}
-    small: list[bytes] = []
-    limits = until if kind in ONE_CLASS and not others else None
-    used, names = np.zeros(len(images), np.bool_), list[str]()
-    for chosen in draws(len(images)) if limits else [~used]:
-        part = images.part(chosen) if limits else images
-        used, names = used | chosen, [*names, *part.images.names]
+    collected = _Collected(outputs, thumbnails=thumbnails, preprocess=preprocess)
+    limits = until if collected.kind in ONE_CLASS and not collected.others else None
+    used = np.zeros(len(images), np.bool_)
+    for chosen in _until_certain(len(images), collected, limits):
+        used |= chosen
+        part = images if chosen.all() else images.part(chosen)
+        collected.names += part.images.names
         for batch in image_batches(part, preprocess, candidate_input):
-            expected, found = reference(batch.reference), candidate(batch.candidate)
-            if isinstance(expected, dict) and isinstance(found, dict):
-                for name, other in others.items():
-                    other.update(expected[name], found[name])
-                expected, found = expected[outputs[0].name], found[outputs[0].name]
-            meter.update(expected, found, batch.labels)
-            if thumbnails and batch.pixels is not None:
-                new = meter.changes[len(small) : MOST_THUMBNAILS]
-                small += [thumbnail(batch.pixels[change.image - done], preprocess.color) for change in new]
-            sample.update(expected, found)
+            collected.add(reference(batch.reference), candidate(batch.candidate), batch)
             if compared is not None:
                 compared(batch)
-            done += len(expected)
-            progress.advanced(done, len(images))
-        if limits and verdict_of(_seen(meter, len(images)), limits) is not None:
-            break
-    results = partial(
-        ParityMeter.result,
-        image_source=images.source,
-        image_fingerprint=(images if used.all() else images.part(used)).fingerprint,
-        image_set_size=None if used.all() else len(images),
-    )
-    return Measurement(
-        results(meter),
-        sample.pairs(),
-        meter.answers(),
-        tuple(names),
-        tuple(meter.changes),
-        {name: results(other) for name, other in others.items()},
-        tuple(small),
-    )
+            progress.advanced(collected.images, len(images))
+    return collected.measurement(images, used)
 
 
-def _seen(meter: ParityMeter, total: int) -> Seen:
-    return Seen(meter.result(image_source="", image_fingerprint=""), meter.answers(), meter.energies(), total)
+def _until_certain(count: int, collected: _Collected, limits: Limits | None) -> Iterator[NDArray[np.bool_]]:
+    """All ``count`` images at once; with ``limits`` random parts of them, until the verdict on what is ``collected``.
+
+    The caller collects each part before it asks for the next.
+    """
+    if limits is None:
+        yield np.ones(count, np.bool_)
+        return
+    for chosen in draws(count):
+        yield chosen
+        if verdict_of(collected.seen(count), limits) is not None:
+            return
+
+
+class _Collected:
+    """The comparison of all outputs on the images so far."""
+
+    def __init__(self, outputs: Sequence[OutputSpec], *, thumbnails: bool, preprocess: Preprocess) -> None:
+        self.kind = outputs[0].kind if outputs else "classes"
+        self.meter = ParityMeter(self.kind)
+        self.others = {output.name: ParityMeter(output.kind) for output in outputs[1:]}
+        self.names: list[str] = []
+        self.images = 0
+        self._first = outputs[0].name if outputs else ""
+        self._sample = PairSample(SAMPLE_SIZE)
+        self._most, self._color = MOST_THUMBNAILS if thumbnails else 0, preprocess.color
+        self._thumbnails: list[bytes] = []
+
+    def add(self, expected: Any, found: Any, batch: ImageBatch) -> None:
+        """Compare both networks' answers to ``batch``."""
+        if isinstance(expected, dict) and isinstance(found, dict):
+            for name, other in self.others.items():
+                other.update(expected[name], found[name])
+            expected, found = expected[self._first], found[self._first]
+        self.meter.update(expected, found, batch.labels)
+        self._sample.update(expected, found)
+        if batch.pixels is not None:
+            self._keep_thumbnails(batch.pixels)
+        self.images += len(expected)
+
+    def _keep_thumbnails(self, pixels: NDArray[np.uint8]) -> None:
+        new = self.meter.changes[len(self._thumbnails) : self._most]
+        self._thumbnails += [thumbnail(pixels[change.image - self.images], self._color) for change in new]
+
+    def seen(self, total: int) -> Seen:
+        """What is known of all ``total`` images."""
+        parity = self.meter.result(image_source="", image_fingerprint="")
+        return Seen(parity, self.meter.answers(), self.meter.energies(), total)
+
+    def measurement(self, images: ImageSet, used: NDArray[np.bool_]) -> Measurement:
+        """The result, of those of ``images`` that were ``used``."""
+        results = partial(
+            ParityMeter.result,
+            image_source=images.source,
+            image_fingerprint=(images if used.all() else images.part(used)).fingerprint,
+            image_set_size=None if used.all() else len(images),
+        )
+        return Measurement(
+            results(self.meter),
+            self._sample.pairs(),
+            self.meter.answers(),
+            tuple(self.names),
+            tuple(self.meter.changes),
+            {name: results(other) for name, other in self.others.items()},
+            tuple(self._thumbnails),
+        )
 
 
 def all_outputs(session: Fp32Session, outputs: Sequence[OutputSpec]) -> Network:
@@ -244,25 +281,3 @@ def image_batches(
         engine_input: Any = batch.images if candidate_input.dtype == "uint8" else normalized
         pixels: Any = batch.images if batch.images.dtype == np.uint8 else None
         yield ImageBatch(normalized, engine_input, batch.labels, pixels)
-
-
-class _PairSample:
-    """Draws pairs evenly from a stream: each gets a random key, and those with the smallest keys stay.
-
-    The draw is seeded, and does not depend on the sizes of the batches.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._random = np.random.default_rng(0)
-        self._keys = np.empty(0)
-        self._pairs = np.empty((0, 2), np.float32)
-
-    def update(self, reference: Logits, engine: Logits) -> None:
-        fresh = np.stack([reference.ravel(), engine.ravel()], axis=1).astype(np.float32)
-        keys = np.concatenate([self._keys, self._random.random(len(fresh))])
-        kept = np.argsort(keys, kind="stable")[: self._capacity]
-        self._keys, self._pairs = keys[kept], np.concatenate([self._pairs, fresh])[kept]
-
-    def pairs(self) -> tuple[tuple[float, float], ...]:
-        return tuple((float(reference), float(engine)) for reference, engine in self._pairs)

@@ -23,6 +23,7 @@ from rescompile.accuracy.limits import (
 )
 from rescompile.accuracy.other_sizes import with_sizes
 from rescompile.accuracy.parity import (
+    Measurement,
     Network,
     all_outputs,
     compare_logits,
@@ -39,7 +40,7 @@ from rescompile.manifest import REFERENCE, REPORT_JSON, Manifest, read_manifest
 from rescompile.measuring.speedup import measure_speed
 from rescompile.metrics import ONE_CLASS
 from rescompile.progress import Progress, StageClock
-from rescompile.report import BuildReport, Limits, read_report
+from rescompile.report import BuildReport, Limits, Speed, read_report
 from rescompile.runtime.engine import Engine
 from rescompile.runtime.integrity import CheckedEngine
 from rescompile.runtime.loading import load_checked, read_trusted, simulate
@@ -102,19 +103,9 @@ def verify(
         )
         measured = with_sizes(measured, trusted, engine, images=images, manifest=manifest, progress=progress)
         speed = measure_speed(engine, checked.files, graph) if executed else None
-    checks = (*judge_all(measured, limits), *judge_speed(speed, limits))
-    wrong = None
-    if not built.random_weights:
-        wrong = misfit(measured.answers, manifest.classes, least=limits.min_top1)
     report = msgspec.structs.replace(
-        built,
-        **msgspec.structs.asdict(measured.parity),
-        passed=wrong is None and all(check.passed for check in checks),
-        misfit=wrong,
+        _judged(built, measured, manifest, limits, speed),
         date=now(),
-        flips=measured.flips(manifest.classes),
-        class_changes=measured.class_changes(manifest.classes),
-        speed=speed,
         advice=(),
         members=tuple(
             msgspec.structs.replace(member, top1_reference=None, top1_engine=None) for member in built.members
@@ -122,11 +113,8 @@ def verify(
         engine_executed=executed,
         measured_on=manifest.backend if executed else stand_in(manifest.backend),
         engine_directory=text_of(directory),
-        limits=limits,
-        checks=checks,
         stages=clock.records,
         environment=describe(),
-        logits=measured.logits,
         notes=(
             *images.notes,
             *remarks,
@@ -136,6 +124,28 @@ def verify(
         ),
     )
     return msgspec.structs.replace(report, advice=next_steps(report, images=validation_set))
+
+
+def _judged(
+    built: BuildReport, measured: Measurement, manifest: Manifest, limits: Limits, speed: Speed | None
+) -> BuildReport:
+    """The report of the build with the answers that were ``measured`` and the verdict on them."""
+    checks = (*judge_all(measured, limits), *judge_speed(speed, limits))
+    wrong = None
+    if not built.random_weights:
+        wrong = misfit(measured.answers, manifest.classes, least=limits.min_top1)
+    return msgspec.structs.replace(
+        built,
+        **msgspec.structs.asdict(measured.parity),
+        passed=wrong is None and all(check.passed for check in checks),
+        misfit=wrong,
+        flips=measured.flips(manifest.classes),
+        class_changes=measured.class_changes(manifest.classes),
+        speed=speed,
+        limits=limits,
+        checks=checks,
+        logits=measured.logits,
+    )
 
 
 def _with_those_of_the_build(asked: Limits | None, built: Limits) -> Limits:

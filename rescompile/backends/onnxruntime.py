@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.onnx_session import open_session
 from rescompile.backends import base
 from rescompile.backends.cpu import forms
 from rescompile.engine_files import EngineSource, files_in
@@ -89,14 +90,18 @@ def reference_session(
     if words := hazard_of(source) if isinstance(source, bytes) else hazard_in(source):
         # files would be looked for in the working directory
         raise BackendError(f"the graph {words}; use another graph")
-    if outputs is not None:
-        source = with_outputs(source, outputs)
+    if isinstance(source, bytes) and outputs is not None:
+        import onnx
+
+        source = onnx.load_from_string(source)
     if not isinstance(source, bytes):
-        source = source.SerializeToString()
+        _check_has(source, outputs or ())
     with _translate_errors(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
-        session = ort.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=WRONG_OPTIMIZERS
-        )
+        more = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": WRONG_OPTIMIZERS}
+        if isinstance(source, bytes):
+            session = ort.InferenceSession(source, options, **more)
+        else:
+            session = open_session(source, options, outputs=outputs, **more)
     names = outputs if outputs is not None else [output.name for output in session.get_outputs()]
     return ReferenceSession(session, names)
 
@@ -200,7 +205,7 @@ def refuse_target(name: str, target: str | None) -> None:
         )
 
 
-def with_outputs(model: bytes | onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
+def with_outputs(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
     """A copy of the graph with ``outputs`` in place of its own.
 
     Raises:
@@ -208,23 +213,19 @@ def with_outputs(model: bytes | onnx.ModelProto, outputs: Sequence[str]) -> onnx
     """
     import onnx
 
-    proto = onnx.load_from_string(model) if isinstance(model, bytes) else copy(model)
-    known = {name for node in proto.graph.node for name in node.output}
-    missing = [name for name in outputs if name not in known]
-    if missing:
-        raise BackendError(f"the graph has no tensor '{missing[0]}', so it cannot be returned")
-    del proto.graph.output[:]
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-    return proto
-
-
-def copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the whole graph."""
-    import onnx
-
+    _check_has(model, outputs)
     found = onnx.ModelProto()
     found.CopyFrom(model)
+    del found.graph.output[:]
+    found.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     return found
+
+
+def _check_has(model: onnx.ModelProto, tensors: Sequence[str]) -> None:
+    known = {name for node in model.graph.node for name in node.output}
+    missing = [name for name in tensors if name not in known]
+    if missing:
+        raise BackendError(f"the graph has no tensor '{missing[0]}', so it cannot be returned")
 
 
 @contextmanager

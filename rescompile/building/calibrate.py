@@ -26,6 +26,7 @@ from calibration.scales import FULL_LEVELS
 from calibration.statistics.half import HalfNetwork
 from calibration.table import CalibrationTable, make_table, read_table
 from rescompile.backends.base import PADDED_CHANNELS, FullRange, Int8Support
+from rescompile.building.float_images import words_beyond_pixels
 from rescompile.building.method_notes import (
     notes_on_full_range,
     notes_on_pins,
@@ -48,10 +49,10 @@ from rescompile.graph.shared.topology import (
     reasons_against_full_range,
     scale_sources,
 )
-from rescompile.progress import Progress, StageClock
+from rescompile.progress import Progress, StageClock, free_memory
 
 T = TypeVar("T")
-BATCH = 4
+BATCH = 2
 """Images per forward pass: large enough for speed on a CPU, small enough for memory with every activation kept."""
 BUILT_IN_ADVICE = (
     "INT8 scales come from the built-in photographs; pass --calibration-set with a few hundred of your own images for "
@@ -179,8 +180,10 @@ def _read(source: Source, config: CalibrationConfig, path: Path, int8: Int8Suppo
 
 def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8: Int8Support) -> Calibrated:
     tensors = quantized_tensors(source.graph)
-    inexact = reason_against(source.graph, source.preprocess)
     images = calibration_images(config, source)
+    inexact = reason_against(source.graph, source.preprocess) or words_beyond_pixels(
+        images, source.preprocess
+    )
     risks = weight_risks(source.graph)
     recipe, shortened = _that_can_run(_recipe_for(source, config, hard=bool(risks)), source.graph)
     widest = _widest(int8, asked=bool(config.full_range))
@@ -190,6 +193,7 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
     levels = dict.fromkeys(wide, FULL_LEVELS)
     against = _reason_against_half(source.graph, recipe) if config.fast_collect else None
     half = config.fast_collect and against is None
+    free_memory()  # the checks of the network held its weights twice
     found = collect_statistics(
         source.graph,
         tensors,

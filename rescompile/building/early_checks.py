@@ -10,7 +10,7 @@ from calibration.table import read_table
 from rescompile.backends import choose_backend
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import CheckpointError, GraphError
-from rescompile.files import check_output_directory, check_output_file
+from rescompile.files import check_failed_directory, check_output_directory, check_output_file
 from rescompile.models.registry import find, with_options
 from rescompile.models.specification import ModelSpec
 from rescompile.sources.class_names import read_names
@@ -31,7 +31,10 @@ def check_build(config: BuildConfig) -> None:
     if config.output is None and spec is None:
         return  # the output is named after the network, which its weights tell
     backend = choose_backend()[0] if config.backend == "auto" else config.backend
-    check_output_directory(config.output_of(spec.name if spec else "", backend), force=config.force)
+    output = config.output_of(spec.name if spec else "", backend)
+    check_output_directory(output, force=config.force)
+    # an engine that fails its limits goes there, which would be found after minutes
+    check_failed_directory(output)
 
 
 def check_calibrate(model: ModelConfig, calibration: CalibrationConfig, output: Path | None = None) -> None:

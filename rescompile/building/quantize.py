@@ -24,7 +24,7 @@ from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.metadata import float_reasons
 from rescompile.graph.shared.names import INPUT, PIXEL_STEP, PIXELS
 from rescompile.graph.shared.topology import reading_all_of_int8, scale_sources
-from rescompile.progress import Progress
+from rescompile.progress import Progress, free_memory
 
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Factor and offset of every channel."""
@@ -58,6 +58,7 @@ def quantize(
     factors, scales = table.factors(), table.scales()
     means = {name: mean / factors.get(name, np.float32(1)) for name, mean in table.means().items()}
     graph = check_rewrite(source.graph, original_of(source, calibrated), "weights were rewritten for INT8")
+    free_memory()
     input_to_pixels = to_pixels(source.preprocess) if calibrated.exact_pixels else None
     if input_to_pixels is not None:
         scales[PIXELS] = PIXEL_STEP

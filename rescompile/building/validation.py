@@ -22,13 +22,16 @@ from rescompile.accuracy.parity import (
 from rescompile.accuracy.verify import stand_in
 from rescompile.backends.base import Backend
 from rescompile.backends.onnxruntime import reference_session
+from rescompile.building.calibrate import Calibrated
 from rescompile.building.deployable import Deployable
 from rescompile.building.ensemble_accuracy import members_of, unmeasured
+from rescompile.building.float_images import words_beyond_pixels
 from rescompile.building.source import Source
 from rescompile.building.task import is_guess
 from rescompile.config import BuildConfig
 from rescompile.errors import UsageError
 from rescompile.graph.image_sizes import for_sizes
+from rescompile.graph.shared.names import INPUT
 from rescompile.manifest import Manifest
 from rescompile.metrics import ONE_CLASS
 from rescompile.progress import Progress
@@ -104,6 +107,14 @@ def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> 
             f"{len(images)} images; run `rescompile verify` where the engine runs"
         )
     return Validation(images, executed, tuple(notes), config.thumbnails)
+
+
+def notes_on_clipping(validation: Validation, source: Source, calibrated: Calibrated) -> tuple[str, ...]:
+    """A sentence where the engine's exact pixels clip float images that it is judged on."""
+    if not calibrated.exact_pixels or INPUT not in calibrated.table.tensors:
+        return ()
+    beyond = words_beyond_pixels(validation.images, source.preprocess)
+    return (f"the engine clips what it is judged on: {beyond}",) if beyond else ()
 
 
 def _other_images(config: BuildConfig, source: Source, classes: int, count: int) -> ImageSet:

@@ -12,6 +12,9 @@ from rescompile.manifest import MANIFEST
 _KINDS = {MANIFEST: "an engine", "export.json": "an exported repository"}
 """File to the kind of directory that holds it; only such directories are ever replaced."""
 
+FAILED = ".failed"
+"""Added to the name of an engine directory whose engine misses its limits."""
+
 
 def check_output_file(path: Path) -> None:
     """Refuse a file whose folder does not exist, before any work.
@@ -33,6 +36,16 @@ def check_output_directory(path: Path, *, force: bool, known_by: str = MANIFEST)
     """
     with writing(path):
         refuse_existing(path, force=force, known_by=known_by)
+
+
+def check_failed_directory(path: Path) -> None:
+    """Refuse an output beside which its failed form could not be written.
+
+    Raises:
+        OutputError: something other than an engine directory has that name.
+    """
+    target = Path(os.path.abspath(path))  # noqa: PTH100 - as in atomic_directory
+    check_output_directory(target.with_name(target.name + FAILED), force=True)
 
 
 def refuse_existing(target: Path, *, force: bool, known_by: str = MANIFEST) -> None:

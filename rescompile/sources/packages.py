@@ -180,6 +180,35 @@ def _timm_folder(folder: Path, config: dict[str, Any], weights: Path, asked: _As
 def _torchvision(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     models = _import("torchvision.models", f"--model torchvision:{name}")
     name, _, version = name.partition(".")
+    published = _published(models, name, version, newest=weights == "pretrained")
+    own = None if weights in WORDS else _own_weights(weights, asked)
+    options = own.options if own else {}
+    try:
+        module = models.get_model(name, weights=published if weights == "pretrained" else None, **options)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"torchvision cannot fetch {name} ({_first_line(error)}): pass --weights FILE"
+        ) from None
+    if own:
+        own.install(module, weights, name)
+    labels = published.meta.get("categories") if options.get("num_classes", 1000) == 1000 else None
+    return network_of(
+        module,
+        name=name,
+        preprocess=transform_preprocess(published.transforms()),
+        preprocess_from=f"torchvision's {published}",
+        class_names=tuple(labels) if labels else None,
+        size=asked.size,
+        outputs=asked.outputs,
+        origin=_origin(weights, f"torchvision:{name}"),
+        notes=(f"its frozen batch norms have the epsilon {own.epsilon:g}, as in torchvision",)
+        if own and own.epsilon != USUAL
+        else (),
+    )
+
+
+def _published(models: Any, name: str, version: str, *, newest: bool) -> Any:
+    """Torchvision's weights of ``version``; without one the newest, or the first."""
     if name not in models.list_models(module=models):
         if name in models.list_models():
             raise UsageError(
@@ -194,50 +223,50 @@ def _torchvision(name: str, weights: str, asked: _Asked) -> SourceNetwork:
         raise UsageError(
             f"torchvision has no weights {version} of {name}; it has {', '.join(known.__members__)}"
         )
-    published = known[version] if version else known.DEFAULT if weights == "pretrained" else next(iter(known))
-    loaded = None if weights in WORDS else _state_dict(Path(weights))
-    is_backbone = loaded is not None and any(key.startswith(_SEGMENTERS) for key in loaded)
-    is_dilated, epsilon = False, USUAL
-    if loaded is not None and is_backbone:
-        if not asked.outputs:
-            raise UsageError(
-                f"{weights} holds a detector or segmenter: pass --outputs c2,c3,c4,c5 to build its backbone"
-            )
-        is_dilated = not any(key.startswith(_DETECTORS) for key in loaded)
-        loaded = _backbone(loaded)
-        epsilon = norm_epsilon(loaded, Path(weights))
-        loaded = _with_counters(loaded)
-    rows = loaded.get("fc.weight") if loaded else None
-    options: dict[str, Any] = {"num_classes": rows.shape[0]} if rows is not None else {}
-    if is_dilated:
-        options["replace_stride_with_dilation"] = [False, True, True]
-    try:
-        module = models.get_model(name, weights=published if weights == "pretrained" else None, **options)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"torchvision cannot fetch {name} ({_first_line(error)}): pass --weights FILE"
-        ) from None
-    if is_backbone:
-        module.fc = nn.Identity()  # a backbone's file has no classifier
-        for norm in module.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.eps = epsilon
-    if loaded:
-        _load(module, loaded, weights, f"torchvision's {name}")
-    labels = published.meta.get("categories") if options.get("num_classes", 1000) == 1000 else None
-    return network_of(
-        module,
-        name=name,
-        preprocess=transform_preprocess(published.transforms()),
-        preprocess_from=f"torchvision's {published}",
-        class_names=tuple(labels) if labels else None,
-        size=asked.size,
-        outputs=asked.outputs,
-        origin=_origin(weights, f"torchvision:{name}"),
-        notes=(f"its frozen batch norms have the epsilon {epsilon:g}, as in torchvision",)
-        if epsilon != USUAL
-        else (),
-    )
+    return known[version] if version else known.DEFAULT if newest else next(iter(known))
+
+
+@dataclass(frozen=True)
+class _OwnWeights:
+    """A file's state_dict for a classifier of torchvision, or for the backbone of a detector or segmenter."""
+
+    tensors: Mapping[str, Tensor]
+    is_backbone: bool = False
+    is_dilated: bool = False
+    epsilon: float = USUAL
+    """Of the batch norms."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the module that these weights fit."""
+        rows = self.tensors.get("fc.weight")
+        options: dict[str, Any] = {} if rows is None else {"num_classes": rows.shape[0]}
+        return options | ({"replace_stride_with_dilation": [False, True, True]} if self.is_dilated else {})
+
+    def install(self, module: nn.Module, path: str, name: str) -> None:
+        """Load these weights of ``path`` into ``module``, torchvision's ``name``."""
+        if self.is_backbone:
+            module.fc = nn.Identity()  # a backbone's file has no classifier
+            for norm in module.modules():
+                if isinstance(norm, nn.BatchNorm2d):
+                    norm.eps = self.epsilon
+        _load(module, self.tensors, path, f"torchvision's {name}")
+
+
+def _own_weights(path: str, asked: _Asked) -> _OwnWeights:
+    loaded = _state_dict(Path(path))
+    if not any(key.startswith(_SEGMENTERS) for key in loaded):
+        return _OwnWeights(loaded)
+    if not asked.outputs:
+        raise UsageError(
+            f"{path} holds a detector or segmenter: pass --outputs c2,c3,c4,c5 to build its backbone"
+        )
+    is_dilated = not any(key.startswith(_DETECTORS) for key in loaded)
+    backbone = _backbone(loaded)
+    return _OwnWeights(
+        _with_counters(backbone), is_backbone=True, is_dilated=is_dilated,
+        epsilon=norm_epsilon(backbone, Path(path)),
+    )  # fmt: skip
 
 
 def _backbone(loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ builder rounds them, so what is trained is what will be deployed:
 
     weights      scale of the graph: a largest weight that calibration rounded to 126 tells nothing of the step
     activations  scale of the calibration table, or learned from there (Esser et al., 2020)
-    beginning    weights of the fp32 network, moved as little as needed to be rounded to the integers of the graph
+    beginning    weights of the fp32 network, moved as little as needed to be near the integers of the graph
     pixels       the change of the first weights by ``graph.pixels``, in float64 as there
 
 Weights and biases are kept in steps of their channel. So a learning rate is a part of a step, whatever
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from calibration.network import Network, Node, read_nodes
 from calibration.operators import WEIGHTED_OPS
-from calibration.scales import LEVELS, NARROW_LEVELS, channel_scales, scales_of
+from calibration.scales import LEVELS, channel_scales, scales_of
 
 _LOWEST, _HIGHEST = -128, 127
 _WITHIN = 0.1
-"""Largest distance in steps between a weight and what calibration made of it. Near a half, the first steps of an
+"""Largest distance in steps between a weight and its integer at the beginning. Near a half, the first steps of an
 optimizer would round many weights the other way at once, before they know whether that helps."""
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Factor and offset of every channel."""
@@ -86,37 +86,28 @@ class FakeQuantized(nn.Module):
         super().__init__()
         self._graph = Network(quantized)
         self._pixels, self._levels = pixels, dict(levels)
-        restored = {
-            node.output[0]: node.input[1]
+        held = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantized.graph.initializer}
+        stored = {
+            node.output[0]: (held[node.input[0]], held[node.input[1]])
             for node in quantized.graph.node
-            if node.op_type == "DequantizeLinear"
+            if node.op_type == "DequantizeLinear" and node.input[0] in held
         }
-        constants = {tensor.name: tensor for tensor in exact.graph.initializer}
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in exact.graph.initializer}
         before = {node.name: node for node in exact.graph.node}
         self._weighted = [node for node in self._graph.nodes if node.op in WEIGHTED_OPS]
-        stored = {tensor.name: tensor for tensor in quantized.graph.initializer}
-        self._steps = {
-            node.name: numpy_helper.to_array(stored[restored[node.inputs[1]]])
-            for node in self._weighted
-            if node.inputs[1] in restored
-        }
         first = exact.graph.input[0].name
         self._reads_image = {
             name for name, node in before.items() if node.op_type == "Conv" and node.input[0] == first
         }
         self.weights, self.biases, self.scales = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        self._steps: dict[str, NDArray[np.float32]] = {}
         self._units: dict[str, Tensor] = {}
         for node in self._weighted:
-            weight, bias = (
-                torch.from_numpy(numpy_helper.to_array(constants[name]).copy())
-                for name in before[node.name].input[1:3]
-            )
-            if node.name in self._steps:
-                weight, bias = self._begun(node, weight, bias)
-            unit = self._unit(node.name, weight)
-            self._units[node.name] = unit
-            self.weights[_key(node.name)] = nn.Parameter(weight / unit)
-            self.biases[_key(node.name)] = nn.Parameter(bias / unit.flatten(1)[:, 0])
+            weight, bias = (torch.from_numpy(constants[name].copy()) for name in before[node.name].input[1:3])
+            integers, steps = stored.get(node.inputs[1], (None, None))
+            if steps is not None:
+                self._steps[node.name] = steps
+            self._begin(node, weight, bias, integers)
         quantizers = [node for node in self._graph.nodes if node.op == "QuantizeLinear"]
         self._scale_of = {node.inputs[1]: shared.get(node.inputs[0], node.inputs[0]) for node in quantizers}
         for node in quantizers if learned_scales else []:
@@ -147,18 +138,18 @@ class FakeQuantized(nn.Module):
         return values[graph.output]
 
     def integers(self, node: str) -> Tensor:
-        """The int8 weights of a node, as the builder rounds them."""
-        weight, _ = self._parameters_of(node)
-        return self._integers(node, weight)
+        """The int8 weights of a node."""
+        most = self._levels.get(node, LEVELS)
+        rounded: Tensor = self.weights[_key(node)].detach().round().clamp(-most, most)
+        return rounded
 
     def exact_parameters(self, node: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a node in the fp32 graph, from which the builder makes the node's integers."""
-        weight, bias = (values.detach() for values in self._exact(node))
-        unit, most = self._units[node].to(weight.device), self._levels.get(node, LEVELS)
-        if most < NARROW_LEVELS:
-            weight = self._integers(node, weight) * unit
-        # the builder clips to int8 alone
-        return (torch.clamp(weight, -most * unit, most * unit) if node in self._steps else weight), bias
+        """Weight and bias of a node in the fp32 graph, from which the builder makes the node's integers.
+
+        The weights are the rounded ones: biases were trained with them, and would shift with others.
+        """
+        weight, bias = self._exact(node)
+        return weight.detach(), bias.detach()
 
     @property
     def nodes(self) -> list[str]:
@@ -177,25 +168,38 @@ class FakeQuantized(nn.Module):
         """Scale of every quantized activation by tensor."""
         return {tensor: float(self._scale(name).detach()) for name, tensor in self._scale_of.items()}
 
+    @torch.no_grad()
+    def _begin(self, node: Node, weight: Tensor, bias: Tensor, integers: NDArray[np.int8] | None) -> None:
+        """Make the parameters of a node: those of the fp32 graph, or such that are rounded to ``integers``."""
+        steps = channel_scales(weight.numpy()) if integers is None else self._steps[node.name]
+        unit = torch.from_numpy(steps.copy()).reshape(-1, *[1] * (weight.ndim - 1))
+        if integers is None:
+            values = weight / unit
+        else:
+            if self._pixels is not None and node.name in self._reads_image:
+                unit = unit * torch.from_numpy(self._pixels[0]).float()[:, None, None]
+            held = torch.from_numpy(integers.astype(np.float32))
+            values = (weight / unit).clamp(held - _WITHIN, held + _WITHIN)
+            _, change = self._on_pixels(node.name, held * unit, torch.zeros_like(bias))
+            bias = self._graph.constants[node.inputs[2]] - change
+        self._units[node.name] = unit
+        self.weights[_key(node.name)] = nn.Parameter(values)
+        self.biases[_key(node.name)] = nn.Parameter(bias / unit.flatten(1)[:, 0])
+
     def _install(self) -> None:
         """Put the parameters into the graph, rounded."""
         for node in self._weighted:
-            weight, bias = self._parameters_of(node.name)
-            if node.name in self._steps:
-                rounded = self._integers(node.name, weight) * self._steps_like(node.name, weight)
-                weight = weight + (rounded - weight).detach()  # the value is rounded, the gradient passes
+            weight, bias = self._on_pixels(node.name, *self._exact(node.name))
             self._graph.constants[node.inputs[1]] = weight
             self._graph.constants[node.inputs[2]] = bias
 
-    def _parameters_of(self, node: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a node as the quantized graph has them before rounding."""
-        return self._on_pixels(node, *self._exact(node))
-
     def _exact(self, node: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a node in the fp32 graph."""
-        weight, bias = self.weights[_key(node)], self.biases[_key(node)]
-        unit = self._units[node].to(weight.device)
-        return weight * unit, bias * unit.flatten(1)[:, 0]
+        """Weight and bias of a node in the fp32 graph; the weight is rounded, its gradient passes."""
+        values, bias = self.weights[_key(node)], self.biases[_key(node)]
+        unit = self._units[node].to(values.device)
+        if node in self._steps:
+            values = values + (self.integers(node) - values).detach()
+        return values * unit, bias * unit.flatten(1)[:, 0]
 
     def _on_pixels(self, node: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias for the input that the quantized graph gives the node."""
@@ -204,37 +208,6 @@ class FakeQuantized(nn.Module):
         factor, offset = (torch.from_numpy(values).to(weight.device) for values in self._pixels)
         changed = weight.double() / factor[:, None, None]
         return changed.float(), (bias.double() - changed.sum((2, 3)) @ offset).float()
-
-    @torch.no_grad()
-    def _begun(self, node: Node, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Parameters of a node near its own that are rounded to its integers in the quantized graph."""
-        weight, _ = self._on_pixels(node.name, weight, bias)
-        rounded, bias = (self._graph.constants[name] for name in node.inputs[1:3])
-        reach = _WITHIN * self._steps_like(node.name, weight)
-        near = torch.minimum(torch.maximum(weight, rounded - reach), rounded + reach)
-        if self._pixels is not None and node.name in self._reads_image:
-            factor, offset = (torch.from_numpy(values) for values in self._pixels)
-            bias = (bias.double() + near.double().sum((2, 3)) @ offset).float()
-            near = (near.double() * factor[:, None, None]).float()
-        return near, bias
-
-    def _integers(self, node: str, weight: Tensor) -> Tensor:
-        most = self._levels.get(node, LEVELS)
-        return (weight.detach() / self._steps_like(node, weight)).round().clamp(-most, most)
-
-    def _steps_like(self, node: str, weight: Tensor) -> Tensor:
-        """A node's scales in a shape that ``weight`` can be divided by."""
-        steps = torch.from_numpy(self._steps[node].copy()).to(weight.device)
-        return steps.reshape(-1, *[1] * (weight.ndim - 1))
-
-    def _unit(self, node: str, weight: Tensor) -> Tensor:
-        """One step of a node's weights in the fp32 graph; where they are not rounded, the step that int8 would have."""
-        if node not in self._steps:
-            return torch.from_numpy(channel_scales(weight.numpy())).reshape(-1, *[1] * (weight.ndim - 1))
-        steps = self._steps_like(node, weight)
-        if self._pixels is None or node not in self._reads_image:
-            return steps
-        return steps * torch.from_numpy(self._pixels[0]).float()[:, None, None]
 
     def _step(self, node: Node, values: dict[str, Tensor]) -> Tensor:
         if node.op == "QuantizeLinear":

@@ -62,8 +62,8 @@ def network_with_weights(path: Path, name: str | None, classes: int, *, new_head
     network = build_model(spec, checkpoint)
     if checkpoint.classes != classes and not new_head:
         raise UsageError(
-            f"{path} has {checkpoint.classes} classes, and the images have {classes}: pass --new-head to begin with a "
-            "new classifier, or images of the same classes"
+            f"{path} has {checkpoint.classes} classes, and the images have {classes}: pass images of the same "
+            "classes, or --new-head to begin with a new classifier (not with --qat)"
         )
     if new_head:
         with torch.random.fork_rng(devices=[]):

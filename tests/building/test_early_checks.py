@@ -35,6 +35,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "flat").mkdir(exist_ok=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f"flat/{index}.png")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "used.failed").mkdir()
+    (tmp_path / "used.failed/notes.txt").write_text("mine")
     for name in ("engine", "resnet50-int8-openvino"):
         (tmp_path / name).mkdir()
         (tmp_path / name / MANIFEST).write_text("{}")
@@ -63,6 +65,7 @@ WRONG: dict[str, Change] = {
     "engine exists already; pass --force": lambda at: {"output": at / "engine"},
     "flat holds something other than an engine": lambda at: {"output": at / "flat"},
     "resnet50-int8-openvino exists already": lambda _: {"output": None},
+    "used.failed holds something other than an engine": lambda at: {"output": at / "used"},
 }
 
 

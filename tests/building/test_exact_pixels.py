@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 
+from calibration.images import InMemoryImages, open_image_set
 from calibration.methods.rounding import first_moments
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable
@@ -21,6 +22,7 @@ from rescompile.backends import BACKENDS, get_backend
 from rescompile.building.calibrate import Calibrated, calibrate
 from rescompile.building.quantize import moments_after, original_of, quantize
 from rescompile.building.source import Source
+from rescompile.building.validation import Validation, notes_on_clipping
 from rescompile.config import CalibrationConfig
 from rescompile.graph.pixels import to_pixels
 from rescompile.graph.shared.names import INPUT, PIXEL_STEP, PIXELS
@@ -97,6 +99,42 @@ def test_a_normalization_that_loses_the_pixel_keeps_its_scale(small: Path, small
     calibrated = made(far, images=small / "images.npz", limit=4, effort="fast")
     assert not calibrated.exact_pixels
     assert original_of(far, calibrated) is far.graph
+
+
+def floats_of(small: Path, source: Source, factor: float) -> InMemoryImages:
+    """Images as a program normalizes them that divides by another std."""
+    x = normalize(np.load(small / "images.npz")["images"][:8], source.preprocess)
+    return InMemoryImages(np.asarray(factor * x, np.float32), name="calibration images")
+
+
+@pytest.mark.parametrize(("factor", "exact"), [(0.5, True), (1.0, True), (3.0, False)])
+def test_float_images_beyond_those_of_pixels_are_not_clipped(
+    small: Path, small_source: Source, factor: float, exact: bool
+) -> None:
+    images = floats_of(small, small_source, factor)
+    calibrated = made(small_source, images=images, limit=8, effort="fast")
+    assert calibrated.exact_pixels == exact
+    said = [note for note in calibrated.notes if "the float values of calibration images go from" in note]
+    assert len(said) == (not exact)
+    scales = scales_of(quantize(small_source, calibrated, Silent()))
+    if exact:
+        assert scales[PIXELS] == PIXEL_STEP
+        return
+    assert f"to {images.images.max(axis=(0, 2, 3)).max():.3g} in channel" in said[0]
+    assert said[0].endswith("pass the preprocessing that made them, or uint8 pixels")
+    # the largest value that the quantizer holds, of which thresholds leave out a little
+    assert 127 * scales[INPUT] > 0.8 * np.abs(images.images).max()
+
+
+def test_a_judgement_on_floats_that_the_engine_clips_says_so(small: Path, small_source: Source) -> None:
+    calibrated = made(small_source, images=small / "images.npz", limit=4, effort="fast")
+    told = []
+    for factor in (1.0, 3.0):
+        judged = Validation(open_image_set(floats_of(small, small_source, factor)), executed=True, notes=())
+        told.append(notes_on_clipping(judged, small_source, calibrated))
+        assert notes_on_clipping(judged, small_source, replace(calibrated, exact_pixels=False)) == ()
+    assert told[0] == ()
+    assert told[1][0].startswith("the engine clips what it is judged on: the float values of")
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced"])

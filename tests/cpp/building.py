@@ -101,6 +101,10 @@ class Native:
     def classify(self) -> Path:
         return self.root / "build/classify/classify"
 
+    @property
+    def classify_folder(self) -> Path:
+        return self.classify.with_name("classify-folder")
+
 
 def build_native(root: Path) -> Native:
     """Build and install the library, then the example against what was installed."""

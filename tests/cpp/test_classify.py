@@ -131,13 +131,57 @@ def test_a_damaged_file_is_one_sentence(
     assert refused.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("program", ["classify", "rescompile-check", "rescompile-soak"])
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "holds no .jpg, .jpeg or .png file"),
+        ({"note.txt": b"text"}, "holds no .jpg, .jpeg or .png file"),
+        ({"a.jpg": jpeg(), "b.JPG": b"GIF89a", "c.png": png(photograph())}, "b.JPG cannot be read ("),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_folder_that_cannot_be_classified_is_one_sentence(
+    native: Native, engines: dict[str, Path], tmp_path: Path, files: dict[str, bytes] | None, words: str
+) -> None:
+    for name, content in (files or {}).items():
+        (tmp_path / name).write_bytes(content)
+    folder = tmp_path if files is not None else tmp_path / "missing"
+    refused = subprocess.run(
+        [native.classify_folder, engines["int8"], folder], capture_output=True, text=True, check=False
+    )
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("classify-folder: ")
+    assert words in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("engine_name", ["int8", "pixels", "fixed"])
+@pytest.mark.parametrize(
+    "options", [[], ["--threads", "3", "--batch", "2"], ["--threads", "1", "--batch", "100"]]
+)
+def test_a_folder_gets_the_same_answers_however_it_is_divided(
+    native: Native, engines: dict[str, Path], tmp_path: Path, engine_name: str, options: list[str]
+) -> None:
+    for index in range(5):
+        (tmp_path / f"{index}.png").write_bytes(png(photograph().rotate(40 * index)))
+    with rescompile.load(engines[engine_name]) as engine:
+        best = [(path, *engine.classify(path, 1)[0]) for path in sorted(tmp_path.iterdir())]
+    done = subprocess.run(
+        [native.classify_folder, *options, engines[engine_name], tmp_path],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [f"{100 * share:6.2f} %  {name}  {path}" for path, name, share in best]
+    assert done.stderr.startswith("5 photographs in ")
+
+
+@pytest.mark.parametrize("program", ["classify", "classify-folder", "rescompile-check", "rescompile-soak"])
 def test_an_output_that_cannot_be_written_is_one_sentence(
     native: Native, engines: dict[str, Path], program: str
 ) -> None:
     folder = engines["int8"]
     command: dict[str, list[object]] = {
         "classify": [native.classify, folder, PHOTOGRAPH],
+        "classify-folder": [native.classify_folder, folder, PHOTOGRAPH.parent],
         "rescompile-check": [native.soak.with_name("rescompile-check"), folder],
         "rescompile-soak": [native.soak, folder, 1, 10],
     }
@@ -157,7 +201,8 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
 
 
 def test_wrong_usage_shows_the_usage(native: Native) -> None:
-    for words in ([], ["one"], ["a", "b", "c"], ["--threads", "x", "a", "b"], ["--unknown", "a", "b"]):
-        refused = subprocess.run([native.classify, *words], capture_output=True, text=True, check=False)
-        assert refused.returncode == 2
-        assert refused.stderr.startswith("usage: classify")
+    for program in (native.classify, native.classify_folder):
+        for words in ([], ["one"], ["a", "b", "c"], ["--threads", "x", "a", "b"], ["--unknown", "a", "b"]):
+            refused = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+            assert refused.returncode == 2
+            assert refused.stderr.startswith(f"usage: {program.name}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+import rescompile
 from tests.cpp.building import ROOT, Native, blocks, commands, obey, quickly, run
 from tests.cpp.conftest import Folders
 
@@ -33,7 +35,7 @@ def test_every_command_is_run_by_a_test() -> None:
     assert build.startswith("rescompile build --depth 50 --precision int8 --backend openvino")
     kinds = [words.split()[0] for words in others if "fuzz" not in words]
     assert kinds == [
-        "cmake", "build/classify/classify", "rescompile", "cmake", "cmake",
+        "cmake", "build/classify/classify", "rescompile", "build/classify/classify-folder", "cmake", "cmake",
         "build/librescompile/tools/rescompile-check", "build/librescompile/tools/rescompile-soak",
     ]  # fmt: skip
     assert len([words for words in others if "fuzz" in words]) == 3
@@ -43,6 +45,17 @@ def test_the_example_says_what_python_says(root: Path) -> None:
     example, python = (words for words in commands() if "chelsea.jpg" in words)
     expected = obey(python, root).splitlines()[1:]
     assert [line.split() for line in obey(example, root).splitlines()] == [line.split() for line in expected]
+
+
+def test_a_folder_is_classified_as_in_python(root: Path, engines: dict[str, Path]) -> None:
+    (example,) = (words for words in commands() if "classify-folder" in words)
+    *lines, speed = obey(example, root).splitlines()
+    photographs = sorted((ROOT / "calibration/photographs").glob("*.jpg"))
+    with rescompile.load(engines["int8"]) as engine:
+        best = [(path, *engine.classify(path, 1)[0]) for path in photographs]
+    expected = [f"{100 * p:6.2f} %  {name}  calibration/photographs/{path.name}" for path, name, p in best]
+    assert lines == expected
+    assert re.fullmatch(r"6 photographs in \S+ s: \S+ images/s \(\d+ threads, \d+ in a request\)", speed)
 
 
 def test_an_engine_is_checked_and_soaked(root: Path, native: Native, engines: dict[str, Path]) -> None:

@@ -182,6 +182,18 @@ def check_wgrad(case: Case, *, prologue: bool = True) -> None:
     assert_close("dw", dw, truth, torchs=torchs, dtype=case.dtype)
 
 
+def check_wgrad_and_dy(case: Case, *, prologue: bool = True) -> None:
+    """Both results have the bits of the two passes that it stands for."""
+    x, g, y = case.x(), case.dy(), case.dy()
+    vectors = case.vectors() if prologue else None
+    y_vectors, coefficients = batch_norm_vectors(case.k).to(case.wide), normal(3, case.k).to(case.wide)
+    upstream = g, y, y_vectors, coefficients
+    dw, dy = convolution.wgrad_and_dy(x, *upstream, case.conv, vectors)
+    expected = passes.bn_backward(*upstream)
+    assert torch.equal(dy, expected), "dy is off"
+    assert torch.equal(dw, convolution.wgrad(x, expected, case.conv, vectors)), "dw is off"
+
+
 def check_join(case: Case, *, projection: bool = False) -> None:
     y, vectors, shortcut = case.x(), case.vectors(), case.x()
     shortcut_vectors = case.vectors() if projection else None

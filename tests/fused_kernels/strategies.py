@@ -60,7 +60,7 @@ def tiled_cases(draw: st.DrawFn, kind: Kind) -> tuple[Case, Tile]:
 
 
 def steps(kind: Kind, case: Case, sizes: list[int]) -> int:
-    """Steps of the main loop over all programs; a little less for the parities of dgrad."""
+    """Steps of the main loop over all programs; a little more for the parities of dgrad."""
     p, q = case.conv.output_size(case.h, case.w)
     pixels, taps = case.n * p * q, case.r * case.s
     rows, cols, depth = {

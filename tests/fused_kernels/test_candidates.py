@@ -17,6 +17,7 @@ from fused_kernels.candidates import (
     needed_by,
     programs,
     registers_suffice,
+    rivals,
 )
 from fused_kernels.gpus import HOPPER, SMALLEST, limit_of, limit_on
 from fused_kernels.operands.geometry import Conv
@@ -85,14 +86,36 @@ def test_the_first_candidate_is_not_flat(problem: Problem) -> None:
         ({"kind": "dgrad", "prologue": "identity", "epilogue": "drelu", "k": 64}, "64x128x64 4w 3s 168r"),
         ({"prologue": "identity"}, "128x128x64 8w 3s 128r"),
         ({"k": 64}, "128x64x64 8w 3s 128r"),
-        ({"prologue": "identity", "epilogue": "bias_relu"}, "128x128x64 8w 3s"),
+        ({"prologue": "identity", "epilogue": "bias_relu"}, "128x128x64 8w 3s 128r"),
+        ({"prologue": "identity", "epilogue": "bias_residual_relu"}, "128x128x64 8w 3s"),
+        ({"prologue": "identity", "epilogue": "bias_residual_relu", "conv": Conv(1, 1)}, "128x64x64 4w 3s"),
+        ({"prologue": "identity", "epilogue": "requantize", "dtype": torch.int8}, "128x128x128 8w 3s"),
         ({"dtype": torch.float32}, "64x64x32 8w 3s"),
     ],
 )
-def test_programs_beside_sums_share_a_processor_unless_their_reduction_is_long(
+def test_programs_share_a_processor_unless_their_reduction_is_long(
     change: dict[str, object], name: str
 ) -> None:
     assert candidates(replace(WIDE, **change))[0].name == name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({}, ["128x128x64 8w 3s", "64x128x64 4w 3s"]),
+        (
+            {"kind": "dgrad", "prologue": "identity", "epilogue": "drelu"},
+            ["128x128x64 8w 3s", "64x128x64 4w 3s 168r"],
+        ),
+        ({"c": 64}, []),
+        ({"k": 64}, []),
+        ({"prologue": "identity"}, []),
+        ({"prologue": "identity", "epilogue": "bias_relu"}, []),
+        ({"dtype": torch.float32}, []),
+    ],
+)
+def test_long_reductions_have_a_tile_of_each_kind(change: dict[str, object], names: list[str]) -> None:
+    assert [tile.name for tile in rivals(replace(WIDE, **change))] == names  # type: ignore[arg-type]
 
 
 @given(problems)
@@ -115,7 +138,7 @@ def test_a_small_problem_gets_the_tiles_that_spread_it_most() -> None:
 
 def test_the_work_of_a_problem_is_counted() -> None:
     assert programs(Tile(128, 128, 64), WIDE) == 392 * 2
-    assert programs(Tile(128, 128, 64), replace(WIDE, kind="dgrad", conv=Conv(3, 3, 2, 1))) == 98 * 2
+    assert programs(Tile(128, 128, 64), replace(WIDE, kind="dgrad", conv=Conv(3, 3, 2, 1))) == 4 * 98 * 2
     assert programs(Tile(128, 128, 64, splits=5), replace(WIDE, kind="wgrad")) == 2 * 2 * 9 * 5
 
 

@@ -310,5 +310,5 @@ def test_partials_know_which_rows_they_stand_for(small_tiles: Tile) -> None:
     _, sums = convolution.dgrad_drelu(
         activation(3, 24, 3, 3), weight(24, 20, 3, 3), Conv(3, 3, 2, 1), x, vectors
     )
-    # 27, 18, 18 and 12 pixels of the four parities, a tile each
+    # at most 27 pixels of each of the four parities, a tile each
     assert (sums.tiles, sums.channels, sums.count) == (4, 20, 75)

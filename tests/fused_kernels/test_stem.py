@@ -37,7 +37,13 @@ from tests.fused_kernels.strategies import FUZZ
 from tests.fused_kernels.tolerances import assert_close
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-CASES = [StemCase(), StemCase(CIFAR, pool=False, h=5, w=6)]
+CASES = [
+    StemCase(),
+    StemCase(CIFAR, pool=False, h=5, w=6),
+    StemCase(
+        Conv(1, 4), pool=False, h=3, w=7
+    ),  # one row of taps, so that a packed image looks like one row of pixels
+]
 # rounding moves some values over the kink of the ReLU or past another maximum: enough of them make a fair average
 LARGE = [StemCase(n=2, h=32, w=33), StemCase(CIFAR, pool=False, n=4, h=15, w=16)]
 seeds = st.integers(0, 2**16)
@@ -54,7 +60,7 @@ def both(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("both")
-@pytest.mark.parametrize("case", CASES, ids=["imagenet", "cifar"])
+@pytest.mark.parametrize("case", CASES, ids=["imagenet", "cifar", "one row of taps"])
 def test_training_is_torchs_forward_and_backward(case: StemCase, small_tiles: Tile) -> None:
     check_training(case)
 
@@ -70,7 +76,7 @@ def test_training_in_16_bits_errs_as_torchs_does(case: StemCase, dtype: torch.dt
         check_training(replace(case, dtype=dtype))
 
 
-@pytest.mark.parametrize("case", CASES, ids=["imagenet", "cifar"])
+@pytest.mark.parametrize("case", CASES, ids=["imagenet", "cifar", "one row of taps"])
 def test_the_references_train_in_float64(case: StemCase) -> None:
     check_training(replace(case, dtype=torch.float64))
 

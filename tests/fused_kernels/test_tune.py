@@ -145,9 +145,7 @@ def test_outputs_are_poisoned_before_the_first_launch_that_writes_them() -> None
         assert out.isnan().all()
         assert (whole == -128).all()
         out.fill_(1.0)
-        launch(
-            "passes.join_kernel", (0,), Tile(16, 16), z_ptr=Out(out)
-        )  # as dgrad writes parity after parity
+        launch("passes.join_kernel", (0,), Tile(16, 16), z_ptr=Out(out))  # a second part of it
     assert (out == 1.0).all()
 
 
@@ -177,6 +175,7 @@ def test_errors_are_relative_in_both_norms() -> None:
         ("dgrad", "identity", "store", torch.float16),
         ("wgrad", "bn_relu", "store", torch.float32),
         ("wgrad", "identity", "store", torch.bfloat16),
+        ("wgrad", "bn_relu", "dy", torch.float16),
     ],
 )
 def test_every_operation_passes_its_own_check(

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fused_kernels.launch import recording
+from fused_kernels.operands.geometry import Conv
 from fused_kernels.ops import convolution
+from fused_kernels.ops.convolution import MOST_CHANNELS
 from fused_kernels.tiles import Tile
 from tests.fused_kernels import checks
 from tests.fused_kernels.checks import Case
@@ -29,6 +31,35 @@ def test_wgrad_of_any_geometry(made: tuple[Case, Tile], prologue: bool, seed: in
     reseed(seed)
     with tiles(made[1]):
         checks.check_wgrad(made[0], prologue=prologue)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("prologue", [False, True])
+def test_dy_is_made_on_the_way(dtype: torch.dtype, stride: int, prologue: bool, small_tiles: Tile) -> None:
+    case = Case(1, 1, stride=stride, padding=0, c=40, k=33, dtype=dtype)
+    checks.check_wgrad_and_dy(case, prologue=prologue)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_every_part_makes_its_own_dy(splits: int) -> None:
+    with tiles(Tile(16, 16, 16, splits=splits)):
+        checks.check_wgrad_and_dy(Case(1, 1, padding=0, n=3, h=5, w=7, c=33, k=40))
+
+
+@pytest.mark.parametrize(
+    ("conv", "channels", "made"),
+    [
+        (Conv(1, 1), MOST_CHANNELS, True),
+        (Conv(1, 1, stride=2), 64, True),
+        (Conv(1, 1), MOST_CHANNELS + 1, False),
+        (Conv(1, 1, padding=1), 64, False),
+        (Conv(3, 3, padding=1), 64, False),
+    ],
+)
+def test_one_tap_without_padding_makes_dy(conv: Conv, channels: int, made: bool) -> None:
+    assert convolution.makes_dy(conv, channels, torch.bfloat16) is made
+    assert not convolution.makes_dy(conv, channels, torch.float32)
 
 
 @pytest.mark.parametrize("splits", [1, 2, 3, 4, 5, 64])

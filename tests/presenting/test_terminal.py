@@ -115,15 +115,41 @@ def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
 
 
 def test_a_long_stage_says_how_far_it_is_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, LINE_SECONDS - 1, LINE_SECONDS, LINE_SECONDS, LINE_SECONDS + 1])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
     target, stream = console()
     progress = TerminalProgress(target)
     progress.stage_started("verify")
-    for done in (1, 2, 3):
-        progress.advanced(done, 9)
-    progress.advanced(4, 0)
-    assert stream.getvalue().splitlines() == ["verify: started", "verify: 2 of 9"]
+    for now, done, total in (  # noqa: B007 - the clock reads it
+        (LINE_SECONDS - 1, 1, 9),
+        (LINE_SECONDS, 2, 9),
+        (LINE_SECONDS + 1, 3, 9),
+        (9 * LINE_SECONDS, 4, 0),
+    ):
+        progress.advanced(done, total)
+    assert stream.getvalue().splitlines() == ["verify: started", "verify: 2 of 9, about 70 s left"]
+
+
+def test_later_stages_are_estimated_by_the_pace_of_the_running_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    target, stream = console()
+    progress = TerminalProgress(target)
+    progress.planned({"calibrate": 40, "verify": 300})
+    progress.stage_started("load")
+    now = LINE_SECONDS
+    progress.advanced(1, 2)
+    progress.stage_started("calibrate")
+    now = 2 * LINE_SECONDS
+    progress.advanced(20, 40)
+    progress.stage_started("verify")
+    now = 3 * LINE_SECONDS
+    progress.advanced(100, 300)
+    assert stream.getvalue().splitlines()[1::2] == [
+        "load: 1 of 2, about 20 s left",
+        "calibrate: 20 of 40, about 20 s left, then about 5 min of verify",
+        "verify: 100 of 300, about 40 s left",
+    ]
 
 
 def test_progress_on_a_terminal_is_a_bar_that_gives_way_to_a_line() -> None:

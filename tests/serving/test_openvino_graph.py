@@ -17,6 +17,7 @@ from rescompile.backends.cpu.lowering import lower
 from rescompile.backends.openvino.compile import compile_model
 from rescompile.serving import openvino_graph
 from rescompile.serving.openvino_graph import write_precise
+from tests.backends.cpu.test_lowering import side_by_side
 from tests.backends.engines import taking_pixels
 from tests.backends.graphs import residual_net, sample_images
 from tests.graph.conftest import folded, images, int8, with_zero_points
@@ -35,6 +36,9 @@ CASES: dict[str, Any] = {
     "fp32 with padded skips": lambda: (folded("resnet20-cifar"), images("resnet20-cifar")),
     "int8 with a max pool": lambda: (int8("resnet18"), images("resnet18")),
     "int8 with projected skips": lambda: (int8("resnet20-cifar", "B"), images("resnet20-cifar")),
+    "int8 with a minimum behind a join": lambda: side_by_side("upper bound"),
+    "int8 with a ReLU and a minimum behind a join": lambda: side_by_side("ReLU6"),
+    "int8 with a lower bound behind a join": lambda: side_by_side("bounds on both sides of 0"),
     "int8 of full range": lambda: (with_zero_points("resnet20-cifar"), images("resnet20-cifar")),
 }
 

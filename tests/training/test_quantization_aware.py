@@ -124,6 +124,13 @@ def test_training_begins_with_the_integers_of_the_graph(
         np.testing.assert_array_equal(network.weight_scales()[node], scales, err_msg=node)
         distance = network.weights[node.replace(".", "/")].detach().numpy() - integers
         assert np.abs(distance).max() < 0.101, node
+        if node != "conv1":  # whose input is changed to pixels
+            # the fp32 network has the rounded weights, because biases belong to them
+            weight, bias = network.exact_parameters(node)
+            np.testing.assert_allclose(
+                weight, integers * scales.reshape(-1, *[1] * (integers.ndim - 1)), err_msg=node
+            )
+            np.testing.assert_allclose(bias, constants[f"{node}.bias"], rtol=1e-6, atol=1e-9, err_msg=node)
         largest += np.abs(integers.reshape(len(integers), -1).astype(int)).max(1).tolist()
     inner = largest[16:-4]
     assert max(inner) == most

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +22,7 @@ from safetensors.torch import load_file
 import rescompile
 from fused_kernels.launch import implementation
 from rescompile.errors import DataError, OutputError, TrainingError, UsageError
+from rescompile.files import one_file
 from rescompile.report import TrainingReport
 from rescompile.sources.trained import read_trained
 from rescompile.training import loop, run_folder
@@ -253,7 +256,7 @@ def test_a_new_head_for_other_classes(images: Path, tmp_path: Path) -> None:
     with np.load(images) as archive:
         np.savez(tmp_path / "three.npz", images=archive["images"], labels=labels)
     options = {"weights": tmp_path / "first/last.safetensors", "model": None}
-    with pytest.raises(UsageError, match="has 4 classes, and the images have 3: pass --new-head"):
+    with pytest.raises(UsageError, match=r"has 4 classes, and the images have 3: .*--new-head"):
         run(tmp_path / "three.npz", tmp_path / "second", **options)
     run(tmp_path / "three.npz", tmp_path / "second", new_head=True, **options)
     assert load_file(tmp_path / "second/last.safetensors")["fc.weight"].shape == (3, 64)
@@ -275,6 +278,46 @@ def test_a_slow_start_ends_when_the_network_learns(
 def test_a_loss_that_is_not_a_number(images: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"at step \d+, with a learning rate of 1e\+30"):
         run(images, tmp_path / "run", "learning_rate=1e30")
+
+
+def test_a_loss_that_is_no_longer_a_number_leaves_the_last_checkpoint(images: Path, tmp_path: Path) -> None:
+    changes = ("schedule=steps", "milestones=[0.5]", "factor=1e30")
+    with pytest.raises(TrainingError) as stop:
+        run(images, tmp_path / "run", *changes)
+    said = str(stop.value)
+    assert re.search(r"at step [78], with a learning rate of 1e\+29", said)
+    assert f"the last good checkpoint is {tmp_path / 'run/checkpoint.safetensors'}, of step 4" in said
+    found = run_folder.RunFolder(tmp_path / "run").load()
+    assert found is not None
+    assert found[1].step == 4
+    assert all(torch.isfinite(tensor).all() for tensor in found[0].values())
+
+
+@pytest.mark.parametrize("files", [0, 1, 2, 3])
+def test_a_disk_that_fills_up_leaves_the_files_before(
+    files: int, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(images, tmp_path / "run", 4)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    left = [files]
+
+    def fsync(handle: int) -> None:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left[0] -= 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one_file.os, "fsync", fsync)
+        with pytest.raises(
+            OutputError, match=r"^disk full at .*: [\d,]+ bytes free, [\d,]+ bytes needed; make room"
+        ):
+            run(images, tmp_path / "run", resume=True)
+    after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert after.keys() == before.keys()  # nothing half-written
+    assert after["checkpoint.safetensors"] == before["checkpoint.safetensors"]
+    run(images, tmp_path / "whole")
+    run(images, tmp_path / "run", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "run")
 
 
 def test_another_recipe_does_not_resume(images: Path, tmp_path: Path) -> None:

@@ -1,16 +1,12 @@
 // classify DIR IMAGE: the five most probable classes of a photograph.
-#include <cerrno>
-#include <charconv>
-#include <cstdio>
-#include <cstring>
-#include <iostream>
 #include <nlohmann/json.hpp>
-#include <system_error>
 
+#include "answers.hpp"
 #include "image.hpp"
 
 namespace {
 
+constexpr const char* program = "classify";
 constexpr const char* usage =
     "usage: classify [--json] [--threads N] DIR IMAGE\n"
     "  DIR     engine directory, the --output of rescompile build\n"
@@ -29,10 +25,7 @@ bool parse(int count, char** words, Arguments& arguments) {
     if (word == "--json") {
       arguments.json = true;
     } else if (word == "--threads" && index + 1 < count) {
-      const std::string_view number = words[++index];
-      const char* end = number.data() + number.size();
-      const auto [rest, error] = std::from_chars(number.data(), end, arguments.options.threads);
-      if (error != std::errc() || rest != end) return false;
+      if (!parse_number(words[++index], arguments.options.threads)) return false;
     } else if (word.starts_with("-")) {
       return false;
     } else {
@@ -40,21 +33,6 @@ bool parse(int count, char** words, Arguments& arguments) {
     }
   }
   return arguments.paths.size() == 2;
-}
-
-int refuse(const rescompile::Error& error) {
-  std::cerr << "classify: " << error.message << '\n';
-  return 1;
-}
-
-/// Whether the engine returns numbers, of which none is a probability.
-bool shows_numbers(const rescompile::Manifest& manifest) {
-  return manifest.outputs[0].kind == rescompile::OutputKind::values ||
-         manifest.outputs[0].kind == rescompile::OutputKind::features;
-}
-
-std::string name_of(const rescompile::Manifest& manifest, std::size_t index) {
-  return index < manifest.classes.size() ? manifest.classes[index] : "value " + std::to_string(index);
 }
 
 void print_json(const rescompile::Manifest& manifest, const std::vector<rescompile::Prediction>& best,
@@ -68,19 +46,6 @@ void print_json(const rescompile::Manifest& manifest, const std::vector<rescompi
   std::cout << object.dump() << '\n';
 }
 
-void print_lines(const rescompile::Manifest& manifest, const std::vector<rescompile::Prediction>& best) {
-  for (const auto& each : best) {
-    const std::string name = name_of(manifest, each.index);
-    if (shows_numbers(manifest))
-      std::printf("%12.6g  %s\n", each.probability, name.c_str());
-    else
-      std::printf("%6.2f %%  %s\n", 100 * each.probability, name.c_str());
-  }
-}
-
-/// Whether all that was printed could be written: a disk may be full.
-bool is_written() { return std::cout.flush() && std::fflush(stdout) == 0; }
-
 }  // namespace
 
 int main(int count, char** words) {
@@ -90,19 +55,17 @@ int main(int count, char** words) {
     return 2;
   }
   const auto engine = rescompile::Engine::load(arguments.paths[0], arguments.options);
-  if (!engine) return refuse(engine.error());
+  if (!engine) return refuse(program, engine.error());
   const auto image = read_image(arguments.paths[1]);
-  if (!image) return refuse(image.error());
+  if (!image) return refuse(program, image.error());
   const auto input = engine->preprocess(image->pixels, image->width, image->height);
-  if (!input) return refuse(input.error());
+  if (!input) return refuse(program, input.error());
   const auto logits = engine->infer(*input);
-  if (!logits) return refuse(logits.error());
+  if (!logits) return refuse(program, logits.error());
   const auto best = rescompile::interpret(engine->manifest().outputs[0], (*logits)[0], 5);
   if (arguments.json)
     print_json(engine->manifest(), best, (*logits)[0]);
   else
-    print_lines(engine->manifest(), best);
-  if (is_written()) return 0;
-  return refuse({rescompile::ErrorCode::usage, "the output cannot be written (" + std::generic_category().message(errno) +
-                                                   "); send it to another place"});
+    for (const auto& each : best) print_line(engine->manifest(), each, "");
+  return end_of_output(program);
 }

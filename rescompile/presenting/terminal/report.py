@@ -6,6 +6,7 @@ Each fact has a line of its own so that grep and awk work on it; colours appear 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -28,7 +29,7 @@ from rescompile.presenting.report_lines import Line
 from rescompile.presenting.terminal.table import columns
 from rescompile.progress import SHOWN
 from rescompile.report import NOT_JUDGED, BuildReport, StageRecord
-from rescompile.wording import plain
+from rescompile.wording import plain, roughly
 
 LINE_SECONDS = 20.0
 """Time between two lines about a running stage, where the output is not a terminal."""
@@ -103,14 +104,16 @@ class TerminalProgress:
     """Shows the running stage on stderr: a bar with the time left on a terminal; elsewhere plain lines, in a long stage
     one in ``LINE_SECONDS``.
 
-    As a context manager it takes the bar away when the block ends, whatever happens inside.
+    Stages that come later and also run images are estimated from the pace of the running one. As a context manager it
+    takes the bar away when the block ends, whatever happens inside.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False, quiet=not SHOWN.get())
         self._bar: RichBar | None = None
         self._task = TaskID(0)
-        self._stage, self._said = "", 0.0
+        self._stage, self._began, self._said = "", 0.0, 0.0
+        self._planned: dict[str, int] = {}
 
     def __enter__(self) -> TerminalProgress:
         return self
@@ -120,9 +123,14 @@ class TerminalProgress:
     ) -> None:
         self._stop()
 
+    def planned(self, images: Mapping[str, int]) -> None:
+        """Remember how many images later stages run."""
+        self._planned = dict(images)
+
     def stage_started(self, name: str) -> None:
         """Show the stage as running."""
-        self._stage, self._said = name, time.monotonic()
+        self._stage = name
+        self._began = self._said = time.monotonic()
         if not self._console.is_terminal:
             self._say(f"{name}: started")
             return
@@ -144,10 +152,27 @@ class TerminalProgress:
         """Move the bar; a ``total`` of 0 is unknown, and the bar only pulses."""
         bar = self._bar  # another thread may remove it meanwhile
         if bar is not None:
-            bar.update(self._task, completed=done, total=total or None)
+            later = f" (then {self._later(done)})" if self._later(done) else ""
+            bar.update(
+                self._task, completed=done, total=total or None, description=plain(self._stage + later)
+            )
         elif not self._console.is_terminal and total and time.monotonic() - self._said >= LINE_SECONDS:
             self._said = time.monotonic()
-            self._say(f"{self._stage}: {done} of {total}")
+            left = roughly(self._pace(done) * (total - done))
+            later = f", then {self._later(done)}" if self._later(done) else ""
+            self._say(f"{self._stage}: {done} of {total}, about {left} left{later}")
+
+    def _pace(self, done: int) -> float:
+        """Seconds for each step of the running stage."""
+        return (time.monotonic() - self._began) / max(done, 1)
+
+    def _later(self, done: int) -> str:
+        """Estimated time of the planned stages behind the running one, which must be one of them."""
+        names = list(self._planned)
+        behind = names[names.index(self._stage) + 1 :] if self._stage in names else []
+        return ", ".join(
+            f"about {roughly(self._pace(done) * self._planned[name])} of {name}" for name in behind
+        )
 
     def stage_finished(self, record: StageRecord) -> None:
         """Replace the bar by a line with the stage's seconds and peak memory."""

@@ -285,10 +285,8 @@ def clipped(writer: Writer, x: str, low: float | None, high: float | None) -> st
     return writer.add("Clip", [x, *ends], writer.sizes[x])
 
 
-@pytest.mark.parametrize("form", ["avx2", "vnni"])
-@pytest.mark.parametrize("behind", BEHIND)
-def test_tensors_of_two_scales_side_by_side_are_clipped_and_rounded_right(behind: str, form: CpuForm) -> None:
-    """OpenVINO reads a Clip behind them with the scale of the first."""
+def side_by_side(behind: str) -> tuple[onnx.ModelProto, NDArray[np.float32]]:
+    """An INT8 network that has ``behind`` after a Concat of tensors of two scales, and images."""
     writer = Writer((8, 6, 6), seed=5)
     first = writer.relu(writer.conv(writer.relu("x"), 8))
     second = writer.relu(writer.conv(first, 8))
@@ -300,7 +298,14 @@ def test_tensors_of_two_scales_side_by_side_are_clipped_and_rounded_right(behind
     amaxes = [float(np.abs(values).max()) for values in inner(model, tensors, x)]
     scales = {name: scale_of(amax, 127) for name, amax in zip(tensors, amaxes, strict=True)}
     assert scales[first] != scales[second]
-    made = quantize(model, scales)
+    return quantize(model, scales), x
+
+
+@pytest.mark.parametrize("form", ["avx2", "vnni"])
+@pytest.mark.parametrize("behind", BEHIND)
+def test_tensors_of_two_scales_side_by_side_are_clipped_and_rounded_right(behind: str, form: CpuForm) -> None:
+    """OpenVINO reads a Clip behind them with the scale of the first."""
+    made, x = side_by_side(behind)
     compiled = compile_model(lower(made, form).SerializeToString())
     for found, expected in zip(compiled(x).values(), run_onnx(made, x), strict=True):
         # a few values lie on a tie between two integers, and may fall to the other side

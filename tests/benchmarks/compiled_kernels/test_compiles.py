@@ -209,9 +209,12 @@ def test_a_tiles_need_of_shared_memory_is_never_underestimated(hopper: Kernels, 
     for kernel in [*hopper, *others]:
         dtype, tile = dtypes.get(kernel["dtype"], torch.float32), Tile.from_json(kernel["tile"])
         problem = Problem("fprop", dtype, 1, 28, 28, 256, 256, Conv(1, 1))
+        if kernel["operation"].startswith("wgrad_and_dy"):
+            problem = replace(problem, kind="wgrad", epilogue="dy")
         if kernel["kernel"] == "chain.chain_kernel":
             width = 128 if "128" in kernel["operation"] else 64
             following = width if "next" in kernel["operation"] else 0
+            following *= 2 if "twice as wide" in kernel["operation"] else 1
             problem = replace(problem, kind="chain", c=width, following=following)
         elif kernel["kernel"] not in {"conv.conv_kernel", "wgrad.wgrad_kernel"}:
             continue

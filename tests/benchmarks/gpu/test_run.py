@@ -99,7 +99,7 @@ def test_kernels_are_checked_in_the_interpreter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--phases", "speed"], "--phases speed: choose from correctness, tune"),
+        (["--phases", "speed"], "--phases speed: choose from residency, correctness, tune"),
         (["--device", "cpu", "--batch", "1"], "batch norm trains on two images or more"),
     ],
 )

@@ -1,0 +1,69 @@
+"""ONNX Runtime sessions of graphs in memory, opened without a serialized copy of the weights.
+
+A session keeps the bytes that it was opened from, and making and parsing them takes as long as opening it. So it gets
+the nodes alone, and large constants as arrays, which ONNX Runtime copies while it opens the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx
+
+LARGE = 4096
+"""Bytes of a constant from which it is passed as an array."""
+
+
+def open_session(
+    model: onnx.ModelProto, options: Any, *, outputs: Sequence[str] | None = None, **more: Any
+) -> Any:
+    """An ``InferenceSession`` of ``model`` with ``options``, and ``outputs`` in place of the graph's own.
+
+    ``model`` stays as it is; ``more`` are further arguments of the session.
+    """
+    import onnxruntime
+
+    shell, weights = without_weights(model, outputs)
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    return onnxruntime.InferenceSession(shell.SerializeToString(), options, **more)
+
+
+def without_weights(
+    model: onnx.ModelProto, outputs: Sequence[str] | None = None
+) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
+    """A copy of ``model`` in which large constants lie in another file, and these constants by name."""
+    import onnx
+    from onnx import numpy_helper
+
+    shell, weights = onnx.ModelProto(), dict[str, NDArray[Any]]()
+    _copy_fields(model, shell, "graph")
+    _copy_fields(model.graph, shell.graph, "initializer")
+    for tensor in model.graph.initializer:
+        entry = shell.graph.initializer.add()
+        if tensor.ByteSize() < LARGE or not tensor.HasField("raw_data"):
+            entry.CopyFrom(tensor)
+            continue
+        weights[tensor.name] = numpy_helper.to_array(tensor)
+        _copy_fields(tensor, entry, "raw_data")
+        entry.data_location = onnx.TensorProto.EXTERNAL
+        entry.external_data.add(key="location", value="weights")
+    if outputs is not None:
+        del shell.graph.output[:]
+        shell.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    return shell, weights
+
+
+def _copy_fields(source: Any, target: Any, left_out: str) -> None:
+    """Copy all fields but one; those of ONNX's messages for models, graphs and tensors are numbers, text or lists."""
+    for field, value in source.ListFields():
+        if field.name == left_out:
+            continue
+        if field.is_repeated:
+            getattr(target, field.name).extend(value)
+        else:
+            setattr(target, field.name, value)
