@@ -26,9 +26,9 @@ from rescompile.training.photographs import PhotographLoader, scan
 from rescompile.training.recipe import Recipe
 
 SMALL = 64
+"""Images of at most this side stay in memory and are cropped with padding, unless the recipe says otherwise."""
 TINY = 16
 """Images below this side are not shifted, unless the recipe says pad-crop: a few pixels are most of their content."""
-"""Images of at most this side stay in memory and are cropped with padding, unless the recipe says otherwise."""
 TEST_BATCH = 256
 _MOST_BYTES = 16 << 30
 _MEAN_IMAGES = 2000
