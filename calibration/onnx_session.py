@@ -63,7 +63,7 @@ def _copy_fields(source: Any, target: Any, left_out: str) -> None:
     for field, value in source.ListFields():
         if field.name == left_out:
             continue
-        if field.is_repeated:
+        if hasattr(value, "extend"):  # a list; protobuf has no other question that all of its versions answer
             getattr(target, field.name).extend(value)
         else:
             setattr(target, field.name, value)

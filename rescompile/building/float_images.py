@@ -18,9 +18,12 @@ def words_beyond_pixels(images: ImageSet, preprocess: Preprocess) -> str | None:
     """Both ranges and advice, where a float of ``images`` is half a step beyond what pixels become; None elsewhere."""
     if not images.normalized or preprocess.mean_image:
         return None
-    parts = [batch.images for batch in images.batches(preprocess, _BATCH)]
-    low = np.min([part.min(axis=(0, 1, 2)) for part in parts], axis=0)
-    high = np.max([part.max(axis=(0, 1, 2)) for part in parts], axis=0)
+    ends = [
+        (batch.images.min(axis=(0, 1, 2)), batch.images.max(axis=(0, 1, 2)))
+        for batch in images.batches(preprocess, _BATCH)
+    ]
+    low, high = (np.array(end) for end in zip(*ends, strict=True))
+    low, high = low.min(axis=0), high.max(axis=0)
     mean, std = np.array(preprocess.mean), np.array(preprocess.std)
     least, most = -mean / std, (1 - mean) / std
     beyond = np.maximum(least - low, high - most) * std * 255
