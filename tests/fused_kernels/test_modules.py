@@ -242,6 +242,9 @@ def varied(name: str) -> tuple[nn.Module, FusedResNet]:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
             nn.init.uniform_(module.bias, -1.2, 0.8, generator=generator)
+        if isinstance(module, nn.Linear):
+            nn.init.uniform_(module.weight, -0.2, 0.2, generator=generator)
+            nn.init.uniform_(module.bias, -0.2, 0.2, generator=generator)
     fused.load_state_dict(plain.state_dict())
     return plain, fused
 
