@@ -64,7 +64,7 @@ def wgrad_kernel(
     its number by Q and P in every block would cost more instructions than everything else.
 
     ``norm_args`` = (y, vectors, coefficients, dy) of the batch norm on y, or None; with it, ``dy_ptr`` is g, from which
-    dy is computed. The programs of the first columns of x write it. There is no padding then: every pixel is read.
+    dy is computed; the programs of the first columns of x write it. The convolution then has no padding.
     """
     k_tiles = tl.cdiv(K, BLOCK_K)
     c = tl.program_id(0) // k_tiles * BLOCK_C + tl.arange(0, BLOCK_C)

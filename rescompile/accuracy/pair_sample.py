@@ -27,5 +27,5 @@ class PairSample:
         self._keys, self._pairs = keys[kept], np.concatenate([self._pairs, fresh])[kept]
 
     def pairs(self) -> tuple[tuple[float, float], ...]:
-        """Those drawn so far, (reference, engine)."""
+        """The pairs drawn so far: (reference, engine)."""
         return tuple((float(reference), float(engine)) for reference, engine in self._pairs)

@@ -234,7 +234,7 @@ class _OwnWeights:
     is_backbone: bool = False
     is_dilated: bool = False
     epsilon: float = USUAL
-    """Of the batch norms."""
+    """The epsilon of its batch norms."""
 
     @property
     def options(self) -> dict[str, Any]:
