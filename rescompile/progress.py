@@ -12,7 +12,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Protocol
 
-from rescompile.report import EpochRecord, StageRecord
+from rescompile.report import StageRecord
+from rescompile.training_report import EpochRecord
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")

@@ -40,6 +40,7 @@ LAYERS = (
     ("files", "optional"),
     ("cache",),
     ("report",),
+    ("training_report",),
     ("metrics", "progress"),
     ("models",),
     ("graph",),

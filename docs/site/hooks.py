@@ -21,8 +21,9 @@ from rescompile.cli.app import app
 from rescompile.manifest import Manifest
 from rescompile.measuring.bench import BenchReport
 from rescompile.measuring.profile_report import ProfileReport
-from rescompile.report import BuildReport, ExperimentReport, TrainingReport
+from rescompile.report import BuildReport
 from rescompile.serving.export import Export
+from rescompile.training_report import ExperimentReport, TrainingReport
 
 DOCUMENTS = {
     "report.json of an engine, and `build` and `verify` with `--json`": BuildReport,

@@ -23,12 +23,12 @@ from rescompile.models.form import ShortcutOption
 from rescompile.models.registry import find, with_options
 from rescompile.models.specification import ModelSpec
 from rescompile.presenting.html.experiment_page import experiment_plots, render_experiment
-from rescompile.report import ExperimentNetwork, ExperimentReport, TrainingReport
 from rescompile.training.data import DIGITS, open_data
 from rescompile.training.recipe import Recipe
 from rescompile.training.responses import layer_responses
 from rescompile.training.run_folder import LAST
 from rescompile.training.train import TrainConfig, train
+from rescompile.training_report import ExperimentNetwork, ExperimentReport, TrainingReport
 
 _CHECKPOINTS = 20
 """Points of each curve."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import msgspec
 from torch import nn
 
-from rescompile.report import EpochRecord
 from rescompile.sources.trained import Trained
 from rescompile.training.data import TrainingData
 from rescompile.training.feed import Feed
 from rescompile.training.networks import Start
 from rescompile.training.recipe import Recipe
 from rescompile.training.run_folder import BEST, LAST, RunFolder
+from rescompile.training_report import EpochRecord
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rescompile.errors import TrainingError
 from rescompile.progress import TrainingProgress
-from rescompile.report import EpochRecord
 from rescompile.training.feed import Feed
 from rescompile.training.processes import Process
 from rescompile.training.recipe import Recipe
@@ -27,6 +26,7 @@ from rescompile.training.run_folder import (
     flatten_optimizer,
     restore_optimizer,
 )
+from rescompile.training_report import EpochRecord
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[str, ...] = ("fp32", "bf16", "fp16")

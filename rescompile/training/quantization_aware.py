@@ -35,13 +35,13 @@ from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.topology import scale_sources
 from rescompile.models.resnet import ResNet
 from rescompile.progress import Silent
-from rescompile.report import EpochRecord
 from rescompile.training.fake_quantized import FakeQuantized, coarse_levels
 from rescompile.training.feed import calibration_sample
 from rescompile.training.keeping import Origin
 from rescompile.training.loop import Loss
 from rescompile.training.networks import Start
 from rescompile.training.run_folder import BEST, LAST, RunFolder
+from rescompile.training_report import EpochRecord
 
 TABLE = "calibration.json"
 _NORM = re.compile(r"conv(\d+)$")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rescompile.errors import OutputError, TrainingError
 from rescompile.files import atomic_write, writing
-from rescompile.report import EpochRecord
+from rescompile.training_report import EpochRecord
 
 RUN, HISTORY, CHECKPOINT = "run.json", "history.jsonl", "checkpoint.safetensors"
 LAST, BEST = "last.safetensors", "best.safetensors"

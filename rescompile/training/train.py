@@ -21,7 +21,6 @@ from rescompile.optional import installed, require
 from rescompile.presenting.html.training_page import render_training
 from rescompile.presenting.plots.training import curves
 from rescompile.progress import SilentTraining, TrainingProgress
-from rescompile.report import TrainingReport
 from rescompile.sources.class_names import read_class_names
 from rescompile.training.data import DIGITS, TrainingData, open_data
 from rescompile.training.feed import Feed, calibration_sample, open_feed
@@ -31,6 +30,7 @@ from rescompile.training.networks import Start, network_with_weights, new_networ
 from rescompile.training.processes import Process, joined, synchronized
 from rescompile.training.recipe import Recipe
 from rescompile.training.run_folder import RunFolder, Settings
+from rescompile.training_report import TrainingReport
 
 Fuse = Literal["auto", "on", "off"]
 CALIBRATION, TEST = "calibration.npz", "test.npz"

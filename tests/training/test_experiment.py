@@ -11,10 +11,10 @@ import pytest
 from rescompile.errors import TrainingError, UsageError
 from rescompile.models.registry import find, with_options
 from rescompile.presenting.terminal.training import TerminalExperiment, print_experiment
-from rescompile.report import ExperimentReport
 from rescompile.training import experiment
 from rescompile.training.experiment import ExperimentConfig, run_experiment
 from rescompile.training.recipe import find_recipe
+from rescompile.training_report import ExperimentReport
 
 
 def run(output: Path, *changes: str, **options: object) -> ExperimentReport:

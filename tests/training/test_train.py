@@ -23,11 +23,11 @@ import rescompile
 from fused_kernels.launch import implementation
 from rescompile.errors import DataError, OutputError, TrainingError, UsageError
 from rescompile.files import one_file
-from rescompile.report import TrainingReport
 from rescompile.sources.trained import read_trained
 from rescompile.training import loop, run_folder
 from rescompile.training.recipe import find_recipe
 from rescompile.training.train import TrainConfig, train
+from rescompile.training_report import TrainingReport
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ("batch_size=16", "steps=12", "augmentation=pad-crop", "padding=1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rescompile.presenting.html import page
 from rescompile.presenting.plots.plot import Plot
 from rescompile.presenting.plots.training import compared_curves, layer_responses
-from rescompile.report import ExperimentNetwork, ExperimentReport
+from rescompile.training_report import ExperimentNetwork, ExperimentReport
 from rescompile.wording import counted, duration
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rescompile.presenting.html import page
 from rescompile.presenting.plots.training import curves
-from rescompile.report import TrainingReport
+from rescompile.training_report import TrainingReport
 from rescompile.wording import duration
 
 _MOST_ROWS = 12

@@ -10,7 +10,7 @@ import numpy as np
 
 from rescompile.presenting.plots.figure import colour, legend
 from rescompile.presenting.plots.plot import Plot
-from rescompile.report import EpochRecord, ExperimentNetwork
+from rescompile.training_report import EpochRecord, ExperimentNetwork
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from rich.text import Text
 from rescompile.presenting.html.experiment_page import has_paper, headline
 from rescompile.presenting.terminal.table import columns
 from rescompile.progress import SHOWN
-from rescompile.report import EpochRecord, ExperimentReport, TrainingReport
+from rescompile.training_report import EpochRecord, ExperimentReport, TrainingReport
 from rescompile.wording import duration, plain
 
 
