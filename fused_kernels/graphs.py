@@ -5,7 +5,9 @@
     step(images, labels) -> loss
 
 Capturing leaves the network and the optimizer as they were. A call copies its arguments into buffers that the graph
-reads, replays it, and returns the buffer that it writes, which the next call overwrites.
+reads, replays it, and returns the buffer that it writes, which the next call overwrites. A graph knows memory, not
+tensors: what a replay changes is noted as changed, folded weights are renewed where the network's have changed, and
+memory that is no longer the network's is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from fused_kernels.errors import Unsupported
+from fused_kernels.modules.folding import Folded, kept_of
 
 DEVICE = "cuda"
 WARM_UPS = 3
@@ -27,6 +30,7 @@ FROM_ZERO = (optim.SGD, optim.Adam, optim.AdamW, optim.Adamax, optim.RAdam, opti
 """Optimizers whose whole state is zero before their first step."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+_Place = tuple[int, torch.dtype]
 
 
 class Graphed:
@@ -45,12 +49,14 @@ class Graphed:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._output = step(*self._inputs)
+        state.captured()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Replay the step on ``inputs``; the result is overwritten by the next call.
 
         Raises:
-            Unsupported: the inputs, the network's mode or the optimizer's settings are not those of the capture.
+            Unsupported: the inputs, the network's mode or memory, or the optimizer's settings are not those of the
+                capture.
         """
         if len(inputs) != len(self._inputs):
             raise Unsupported(f"this graph takes {len(self._inputs)} tensors and got {len(inputs)}")
@@ -61,9 +67,11 @@ class Graphed:
                     f" {tuple(given.shape)}: capture another one for it"
                 )
         self._state.require_unchanged()
+        self._state.renew_folded()
         for given, buffer in zip(inputs, self._inputs, strict=True):
             buffer.copy_(given)
         self._graph.replay()
+        self._state.note_changes()
         return self._output
 
 
@@ -128,6 +136,33 @@ class _State:
         self.network, self.optimizer = network, optimizer
         self.training = network.training
         self.settings = self._settings()
+        self._tensors = [*network.parameters(), *network.buffers()]
+        self._written = [
+            *(parameter for group in self._groups() for parameter in group["params"]),
+            *(buffer for module in network.modules() if module.training for buffer in module.buffers(False)),
+        ]
+        self._places: list[_Place] = []
+        self._versions: list[int] = []
+        self._folded: list[tuple[nn.Conv2d, Folded]] = []
+
+    def captured(self) -> None:
+        """Note which memory the graph reads and writes, and keep the folded weights of it."""
+        self._places = self._places_now()
+        self._folded = list(kept_of(self.network))
+
+    def renew_folded(self) -> None:
+        """Fold batch norms again, into the memory that the graph reads, where the network's tensors have changed."""
+        versions = [tensor._version for tensor in self._tensors] if self._folded else []
+        if versions == self._versions and all(folded.stamp for _, folded in self._folded):
+            return
+        for conv, folded in self._folded:
+            folded.renew(conv)
+        self._versions = versions
+
+    def note_changes(self) -> None:
+        """Count a change of all that a training step writes to: a replay does not, and caches go by the count."""
+        if self.optimizer is not None:
+            torch.autograd.graph.increment_version(self._written)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -135,7 +170,7 @@ class _State:
 
         State that the optimizer makes here is zeroed, which is how those in ``FROM_ZERO`` begin.
         """
-        tensors = [*self.network.parameters(), *self.network.buffers(), *self._optimizer_tensors()]
+        tensors = [*self._tensors, *self._optimizer_tensors()]
         before = [tensor.detach().clone() for tensor in tensors]
         try:
             yield
@@ -146,7 +181,8 @@ class _State:
                     if id(tensor) not in known:
                         tensor.zero_()
                 for tensor, value in zip(tensors, before, strict=True):
-                    tensor.copy_(value)
+                    if not torch.equal(tensor, value):
+                        tensor.copy_(value)
 
     def drop_gradients(self) -> None:
         """Let go of the gradients, if this is a training step."""
@@ -154,7 +190,12 @@ class _State:
             self.optimizer.zero_grad(set_to_none=True)
 
     def require_unchanged(self) -> None:
-        """Refuse to replay under another mode or with other numbers than those in the graph."""
+        """Refuse to replay under another mode, with other numbers than those in the graph, or in others' memory."""
+        if self._places_now() != self._places:
+            raise Unsupported(
+                "a tensor of the network or the optimizer is not where it was when this graph was captured: capture "
+                "another one after tensors are moved, converted or replaced"
+            )
         if self.network.training != self.training:
             raise Unsupported(
                 f"this graph was captured in {'training' if self.training else 'eval'} mode: call"
@@ -170,13 +211,23 @@ class _State:
 
     def _settings(self) -> dict[tuple[int, str], Any]:
         """Numbers of the optimizer that a graph holds as constants; tensors are read again at each replay."""
-        groups = [] if self.optimizer is None else self.optimizer.param_groups
         return {
             (index, name): value
-            for index, group in enumerate(groups)
+            for index, group in enumerate(self._groups())
             for name, value in group.items()
             if isinstance(value, int | float | tuple) and name != "initial_lr"
         }
+
+    def _places_now(self) -> list[_Place]:
+        """Address and dtype of everything that a step reads or writes."""
+        settings = [
+            value for group in self._groups() for value in group.values() if isinstance(value, Tensor)
+        ]
+        everything = (*self._tensors, *self._optimizer_tensors(), *settings)
+        return [(tensor.data_ptr(), tensor.dtype) for tensor in everything]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [] if self.optimizer is None else self.optimizer.param_groups
 
     def _optimizer_tensors(self) -> list[Tensor]:
         states = [] if self.optimizer is None else self.optimizer.state.values()

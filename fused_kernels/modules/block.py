@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
 from fused_kernels.errors import Unsupported
 from fused_kernels.modules.block_forward import Pair, run
+from fused_kernels.modules.folding import forget
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def working_children(shortcut: nn.Sequential) -> list[nn.Module]:
@@ -90,6 +94,11 @@ class FusedBlock(nn.Module):
             return "identity", 1, (0, 0)
         before, after = self.downsample.pad_channels  # type: ignore[misc]
         return "pad", self.downsample.stride, (before, after)  # type: ignore[return-value]
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; weights are folded anew after it, whatever was written to them meanwhile."""
+        forget(*(conv for conv, _ in self.layers()))
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, K, P, Q], in NHWC memory."""

@@ -1,8 +1,13 @@
-"""Batch norms folded into weights for inference, cached until one of their tensors changes."""
+"""Batch norms folded into weights for inference, kept until one of their tensors changes.
+
+Folded tensors are renewed in place: a CUDA graph reads the same memory at each replay. What changes a tensor behind
+autograd's back (``tensor.data``) changes none of its versions, so a change of mode makes folded tensors stale, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,7 +17,39 @@ from fused_kernels.modules.norm import affine
 from fused_kernels.ops.inference import fold
 
 Stamp = tuple[object, ...]
-_kept: WeakKeyDictionary[nn.Module, tuple[Stamp, Tensor, Tensor]] = WeakKeyDictionary()
+
+
+@dataclass
+class Folded:
+    """A convolution's weight [K, C, R, S] and fp32 bias [K], with its batch norm folded in."""
+
+    norm: nn.Module
+    weight: Tensor
+    bias: Tensor
+    stamp: Stamp | None
+    """What it was made of; None where that cannot be known any more."""
+
+    def renew(self, conv: nn.Conv2d) -> None:
+        """Fold again, into the same memory, if what it was made of has changed."""
+        stamp = _stamp(conv, self.norm)
+        if stamp == self.stamp:
+            return
+        weight, bias = _fold(conv, self.norm, self.weight.dtype)
+        with torch.inference_mode():  # tensors that were made in this mode cannot change outside of it
+            self.weight.copy_(weight)
+            self.bias.copy_(bias)
+        self.stamp = stamp
+
+    def belongs_to(self, conv: nn.Conv2d, norm: nn.Module) -> bool:
+        """Whether it can be renewed for these two modules."""
+        return (
+            self.norm is norm
+            and self.weight.shape == conv.weight.shape
+            and self.weight.device == conv.weight.device
+        )
+
+
+_kept: WeakKeyDictionary[nn.Module, dict[torch.dtype, Folded]] = WeakKeyDictionary()
 
 
 def folded(
@@ -23,15 +60,30 @@ def folded(
     return [weight for weight, _ in both], [bias for _, bias in both]
 
 
+def forget(*convolutions: nn.Module) -> None:
+    """Fold these convolutions again before their next use, whether their tensors seem changed or not."""
+    for conv in convolutions:
+        for entry in _kept.get(conv, {}).values():
+            entry.stamp = None
+
+
+def kept_of(network: nn.Module) -> Iterator[tuple[nn.Conv2d, Folded]]:
+    """The folded tensors that ``network`` uses, beside their convolutions."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            yield from ((module, entry) for entry in _kept.get(module, {}).values())
+
+
 def _folded(conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():  # a graph must not hold on to today's weights
         return _fold(conv, norm, dtype)
-    stamp = _stamp(conv, norm, dtype)
-    kept = _kept.get(conv)
-    if kept is None or kept[0] != stamp:
-        kept = (stamp, *_fold(conv, norm, dtype))
-        _kept[conv] = kept
-    return kept[1], kept[2]
+    entries = _kept.setdefault(conv, {})
+    entry = entries.get(dtype)
+    if entry is None or not entry.belongs_to(conv, norm):
+        stamp = _stamp(conv, norm)
+        entry = entries[dtype] = Folded(norm, *_fold(conv, norm, dtype), stamp)
+    entry.renew(conv)
+    return entry.weight, entry.bias
 
 
 def _fold(conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -45,7 +97,7 @@ def _fold(conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor,
         return weight.to(dtype, memory_format=torch.channels_last), bias
 
 
-def _stamp(conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype) -> Stamp:
+def _stamp(conv: nn.Conv2d, norm: nn.Module) -> Stamp:
     tensors = [conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
     # an inference tensor has no version counter: it cannot change in place outside of inference mode
     stamps = [
@@ -53,4 +105,4 @@ def _stamp(conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype) -> Stamp:
         for tensor in tensors
         if isinstance(tensor, Tensor)
     ]
-    return (dtype, float(norm.eps), *stamps)  # type: ignore[arg-type]
+    return (float(norm.eps), *stamps)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,13 @@ from fused_kernels.errors import Unsupported
 from fused_kernels.modules.adoption import difference, parts_of
 from fused_kernels.modules.block import FusedBasicBlock, FusedBlock, FusedBottleneck
 from fused_kernels.modules.block_forward import run
+from fused_kernels.modules.folding import forget
 from fused_kernels.modules.shortcut import PadShortcut
 from fused_kernels.modules.stage import FusedStage
 from fused_kernels.modules.stem import run_stem
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 IMAGENET_WIDTHS = (64, 128, 256, 512)
 CIFAR_WIDTHS = (16, 32, 64)
@@ -94,6 +98,11 @@ class FusedResNet(nn.Module):
     def stages(self) -> list[FusedStage]:
         """The stages in order."""
         return [cast(FusedStage, self.get_submodule(name)) for name in self.stage_names]
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; weights are folded anew after it, whatever was written to them meanwhile."""
+        forget(self.conv1)
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalized images [N, 3, H, W] to logits [N, classes]."""

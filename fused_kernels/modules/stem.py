@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
 from fused_kernels.blocks import torch_operators
 from fused_kernels.errors import ShapeError
 from fused_kernels.modules.block_forward import folds, window
-from fused_kernels.modules.folding import folded
+from fused_kernels.modules.folding import folded, forget
 from fused_kernels.modules.norm import install, require_rows, state_of, text_of
 from fused_kernels.operands.numeric_types import compute_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class FusedStem(nn.Module):
@@ -22,6 +25,11 @@ class FusedStem(nn.Module):
         self.conv1 = nn.Conv2d(3, channels, kernel, stride=stride, padding=kernel // 2, bias=False)
         self.bn1: nn.Module = nn.BatchNorm2d(channels)
         self.pool = pool
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; weights are folded anew after it, whatever was written to them meanwhile."""
+        forget(self.conv1)
+        return super().train(mode)
 
     def forward(self, image: Tensor) -> Tensor:
         """Images [N, 3, H, W] in any memory to activations in NHWC memory."""

@@ -17,12 +17,16 @@ from torch.utils._pytree import tree_flatten
 from fused_kernels import graphed, graphs
 from fused_kernels.errors import Unsupported
 from fused_kernels.modules import FusedBasicBlock, FusedResNet
+from tests.fused_kernels.conftest import reference
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="replays on a GPU")
 
 
 class Tape(TorchDispatchMode):
-    """What a CUDA graph does, on a CPU: notes every operation with its memory, and repeats them on the same memory."""
+    """What a CUDA graph does, on a CPU: notes every operation with its memory, and repeats them on the same memory.
+
+    As there, autograd does not see that a replay changes tensors.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +40,8 @@ class Tape(TorchDispatchMode):
         return out
 
     def replay(self) -> None:
-        with torch.no_grad():
+        tensors = {id(leaf): leaf for leaf in tree_flatten(self.calls)[0] if isinstance(leaf, Tensor)}
+        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tuple(tensors.values())):
             for func, args, kwargs, out in self.calls:
                 again = func(*args, **kwargs)
                 for old, new in zip(tree_flatten(out)[0], tree_flatten(again)[0], strict=True):
@@ -193,6 +198,98 @@ def test_what_cannot_be_captured_is_refused() -> None:
         captured(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None)), sgd(network))
     with pytest.raises(Unsupported, match="1 talks to other processes"):
         captured(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4)), sgd(network))
+
+
+@pytest.fixture
+def fused() -> Iterator[FusedResNet]:
+    torch.manual_seed(0)
+    with reference():
+        yield FusedResNet(FusedBasicBlock, (1, 1), 4, widths=(16, 32), stem_kernel=3)
+
+
+def fresh(network: nn.Module, x: Tensor) -> Tensor:
+    """The answers of a copy, which has kept nothing."""
+    with torch.no_grad():
+        out: Tensor = copy.deepcopy(network).eval()(x)
+        return out
+
+
+@pytest.mark.usefixtures("tape")
+def test_evaluations_between_replayed_steps_use_the_new_weights(fused: FusedResNet) -> None:
+    network = fused
+    step, (x, y) = captured(network, sgd(network)), batch(1)
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.equal(network.eval()(x), fresh(network, x))
+        network.train()
+        step(x, y)
+    network.eval()  # no longer a change of mode that is seen by the network inside
+    with torch.no_grad():
+        first = network(x)
+    network.training = True
+    step(x, y)
+    network.training = False
+    with torch.no_grad():
+        assert not torch.equal(network(x), first)
+        assert torch.equal(network(x), fresh(network, x))
+
+
+def write_in_place(network: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.25)
+
+
+def write_unseen(network: nn.Module) -> None:
+    network.train()
+    for parameter in network.parameters():
+        parameter.data.mul_(1.25)
+    network.eval()
+
+
+@pytest.mark.usefixtures("tape")
+@pytest.mark.parametrize("change", [write_in_place, write_unseen])
+def test_captured_inference_follows_the_weights(
+    fused: FusedResNet, change: Callable[[nn.Module], None]
+) -> None:
+    network, (x, _) = fused.eval(), batch(1)
+    infer = graphed(network, x)
+    before = infer(x).clone()
+    with torch.no_grad():
+        assert torch.equal(network(x), before), "the network itself still has folded weights of its own"
+    change(network)
+    after = infer(x)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, fresh(network, x))
+
+
+@pytest.mark.usefixtures("tape")
+def test_a_capture_folds_nothing(fused: FusedResNet) -> None:
+    """Folded in a capture, weights would have no values before the first replay, and the network would read them."""
+    network, (x, _) = fused.eval(), batch(1)
+    infer = graphed(network, x)
+    assert isinstance(infer._graph, Tape)
+    assert not [func for func, *_ in infer._graph.calls if "rsqrt" in str(func)]
+
+
+@pytest.mark.usefixtures("tape")
+def test_memory_that_is_no_longer_the_networks_is_refused(fused: FusedResNet) -> None:
+    network, (x, y) = fused, batch(1)
+    optimizer = sgd(network, lr=torch.tensor(0.1))
+    step = captured(network, optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
+    step(x, y)
+    optimizer.load_state_dict(state)
+    with pytest.raises(Unsupported, match="not where it was when this graph was captured"):
+        step(x, y)
+    step = captured(network, optimizer)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.01)
+    with pytest.raises(Unsupported, match="not where it was when this graph was captured"):
+        step(x, y)
+    infer = graphed(network.eval(), x)
+    network.double()
+    with pytest.raises(Unsupported, match="not where it was when this graph was captured"):
+        infer(x)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing")

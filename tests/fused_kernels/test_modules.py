@@ -219,6 +219,19 @@ def test_folded_weights_follow_their_parameters() -> None:
         assert differs_after(lambda: setattr(block.bn3, "eps", 0.5))
 
 
+@pytest.mark.parametrize("make", [lambda: FusedResNet(FusedBottleneck, (1,), 4, widths=(8,)), FusedStem])
+def test_a_change_of_mode_folds_what_was_written_behind_autograds_back(make: Callable[[], nn.Module]) -> None:
+    network, x = make().eval(), activation(1, 3, 16, 16)
+    with torch.no_grad():
+        before = network(x)
+        network.train()
+        for parameter in network.parameters():
+            parameter.data.mul_(1.5)  # changes no version
+        after = network.eval()(x)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, copy.deepcopy(network)(x))
+
+
 def test_kernels_of_inference_store_no_more_than_its_outputs() -> None:
     stage = FusedStage(FusedBottleneck(32, 8), FusedBottleneck(32, 8)).eval().to("meta")
     with torch.no_grad(), recording() as launches:
