@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fused_kernels.blocks.torch_operators import residual_blocks, residual_blocks_inference
 from fused_kernels.errors import ShapeError
 from fused_kernels.launch import trains_plainly
-from fused_kernels.modules.folding import folded
+from fused_kernels.modules.folding import folded, forget
 from fused_kernels.modules.norm import install, require_rows, state_of, text_of, uses_batch_statistics
 from fused_kernels.operands.geometry import Conv
 from fused_kernels.operands.numeric_types import compute_dtype
@@ -37,14 +37,15 @@ class Layers(Protocol):
 def run(blocks: Sequence[Layers], x: Tensor) -> Tensor:
     """Run ``blocks`` in order on ``x`` [N, C, H, W], as one operator."""
     pairs = [pair for block in blocks for pair in block.layers()]
-    if trains_plainly(x.device) and not folds(x, pairs):
+    if folds(x, pairs):
+        x = prepared(x, pairs[0][0])
+        weights, biases = folded(pairs, x.dtype)
+        return cast(Tensor, residual_blocks_inference(x, weights, biases, _text_of(blocks)))
+    forget(*(conv for conv, _ in pairs))
+    if trains_plainly(x.device):
         _check_shape(x, pairs[0][0])
         return _run_plainly(blocks, x)
     x = prepared(x, pairs[0][0])
-    text = ";".join(_text(block) for block in blocks)
-    if folds(x, pairs):
-        weights, biases = folded(pairs, x.dtype)
-        return cast(Tensor, residual_blocks_inference(x, weights, biases, text))
     _require_rows(blocks, x)
     state = state_of([norm for _, norm in pairs])
     weights = [conv.weight for conv, _ in pairs]
@@ -52,7 +53,14 @@ def run(blocks: Sequence[Layers], x: Tensor) -> Tensor:
         tensor.requires_grad for tensor in (x, *weights, *state.gammas, *state.betas)
     )
     out = residual_blocks(
-        x, weights, state.gammas, state.betas, state.running, state.momenta, text, wants_gradient
+        x,
+        weights,
+        state.gammas,
+        state.betas,
+        state.running,
+        state.momenta,
+        _text_of(blocks),
+        wants_gradient,
     )
     install(state, out)
     return cast(Tensor, out[0])
@@ -97,6 +105,10 @@ def window(conv: nn.Conv2d) -> Conv:
     padding = conv.padding[0]
     assert isinstance(padding, int)
     return Conv(conv.kernel_size[0], conv.kernel_size[1], conv.stride[0], padding)
+
+
+def _text_of(blocks: Sequence[Layers]) -> str:
+    return ";".join(_text(block) for block in blocks)
 
 
 def _text(block: Layers) -> str:

@@ -1,7 +1,8 @@
 """Batch norms folded into weights for inference, kept until one of their tensors changes.
 
 Folded tensors are renewed in place: a CUDA graph reads the same memory at each replay. What changes a tensor behind
-autograd's back (``tensor.data``) changes none of its versions, so a change of mode makes folded tensors stale, too.
+autograd's back (``tensor.data``, optimizers with ``fused=True``) changes none of its versions, so a pass that is not
+folded and a change of mode make folded tensors stale, too.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def folded(
 
 def forget(*convolutions: nn.Module) -> None:
     """Fold these convolutions again before their next use, whether their tensors seem changed or not."""
-    for conv in convolutions:
+    if torch.compiler.is_compiling():  # inside a graph nothing is kept
+        return
+    for conv in convolutions if _kept else ():
         for entry in _kept.get(conv, {}).values():
             entry.stamp = None
 

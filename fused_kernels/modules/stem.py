@@ -50,6 +50,7 @@ def run_stem(conv: nn.Conv2d, norm: nn.Module, image: Tensor, *, pool: bool) -> 
             Tensor,
             torch_operators.stem_inference(image, weight, bias, geometry.stride, geometry.padding, pool),
         )
+    forget(conv)
     p, q = geometry.output_size(image.shape[2], image.shape[3])
     require_rows(norm, image.shape[0] * p * q)
     state = state_of([norm])

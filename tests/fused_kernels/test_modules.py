@@ -220,16 +220,31 @@ def test_folded_weights_follow_their_parameters() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: FusedResNet(FusedBottleneck, (1,), 4, widths=(8,)), FusedStem])
-def test_a_change_of_mode_folds_what_was_written_behind_autograds_back(make: Callable[[], nn.Module]) -> None:
+def test_what_was_written_behind_autograds_back_is_folded_after_a_change_of_mode_or_a_training_pass(
+    make: Callable[[], nn.Module],
+) -> None:
     network, x = make().eval(), activation(1, 3, 16, 16)
-    with torch.no_grad():
-        before = network(x)
+
+    def follows(change: Callable[[], object]) -> None:
+        with torch.no_grad():
+            before = network(x)
+        change()
+        with torch.no_grad():
+            after = network.eval()(x) if network.training else network(x)
+            assert not torch.equal(after, before)
+            assert torch.equal(after, copy.deepcopy(network)(x))
+
+    def by_data() -> None:
         network.train()
         for parameter in network.parameters():
             parameter.data.mul_(1.5)  # changes no version
-        after = network.eval()(x)
-        assert not torch.equal(after, before)
-        assert torch.equal(after, copy.deepcopy(network)(x))
+
+    def by_a_fused_optimizer() -> None:
+        network(x).square().sum().backward()  # norms are frozen: the network stays in eval mode
+        torch.optim.SGD(network.parameters(), lr=1e-2, fused=True).step()  # neither does this
+
+    follows(by_data)
+    follows(by_a_fused_optimizer)
 
 
 def test_kernels_of_inference_store_no_more_than_its_outputs() -> None:
