@@ -2,6 +2,7 @@
 #include "preprocess.hpp"
 
 #include <algorithm>
+#include <array>
 
 namespace rescompile::internal {
 
@@ -114,11 +115,18 @@ void normalize(std::span<const std::uint8_t> pixels, const Preprocess& steps, st
   const std::size_t channels = channel_count(steps.color), count = pixels.size() / channels;
   for (std::size_t channel = 0; channel < channels; ++channel) {
     const auto mean = static_cast<float>(steps.mean[channel]), std = static_cast<float>(steps.std[channel]);
-    for (std::size_t index = 0; index < count; ++index) {
-      const std::size_t place = channel * count + index;
-      const float less = steps.mean_image.empty() ? mean : steps.mean_image[place];
-      planes[place] = (static_cast<float>(pixels[index * channels + channel]) / 255.0F - less) / std;
+    const std::uint8_t* pixel = pixels.data() + channel;
+    float* plane = planes.data() + channel * count;
+    if (!steps.mean_image.empty()) {
+      const float* less = steps.mean_image.data() + channel * count;
+      for (std::size_t index = 0; index < count; ++index)
+        plane[index] = (static_cast<float>(pixel[index * channels]) / 255.0F - less[index]) / std;
+      continue;
     }
+    std::array<float, 256> values;  // looked up, they take a fraction of the time of two divisions
+    for (std::size_t value = 0; value < values.size(); ++value)
+      values[value] = (static_cast<float>(value) / 255.0F - mean) / std;
+    for (std::size_t index = 0; index < count; ++index) plane[index] = values[pixel[index * channels]];
   }
 }
 

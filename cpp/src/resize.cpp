@@ -5,12 +5,11 @@
 #include <cmath>
 #include <utility>
 
+#include "weighted_sums.hpp"
+
 namespace rescompile::internal {
 
 namespace {
-
-/// Bits of a weight behind the point: 32 less 8 of the pixel and 2 for the overshoot of negative weights.
-constexpr int precision_bits = 32 - 8 - 2;
 
 double bilinear(double x) {
   x = std::abs(x);
@@ -29,12 +28,6 @@ double bicubic(double x) {
 struct Filter {
   double (*weight)(double);
   double support;  ///< half of its width
-};
-
-/// The weights of one output position, for the input positions from `first` on.
-struct Taps {
-  std::size_t first = 0;
-  std::vector<std::int32_t> weights;
 };
 
 /// Taps of the output positions from `start` on, `count` of them, where `in` positions become `out`.
@@ -66,45 +59,6 @@ std::vector<Taps> make_taps(std::size_t in, std::size_t out, std::size_t start, 
   return taps;
 }
 
-std::uint8_t clip(std::int32_t sum) {
-  return static_cast<std::uint8_t>(std::clamp(sum >> precision_bits, 0, 255));
-}
-
-/// One output value: the values at `data`, `stride` apart, weighted.
-std::uint8_t weighted(const std::uint8_t* data, std::size_t stride, const std::vector<std::int32_t>& weights) {
-  std::int32_t sum = 1 << (precision_bits - 1);
-  for (const std::int32_t weight : weights) {
-    sum += *data * weight;
-    data += stride;
-  }
-  return clip(sum);
-}
-
-/// Row `y` from `first_row` on, `row_count` of them, with its columns resized.
-std::vector<std::uint8_t> resize_columns(const PixelView& image, const std::vector<Taps>& columns, std::size_t first_row,
-                                         std::size_t row_count) {
-  std::vector<std::uint8_t> result;
-  result.reserve(row_count * columns.size() * image.channels);
-  for (std::size_t y = first_row; y < first_row + row_count; ++y)
-    for (const Taps& taps : columns)
-      for (std::size_t channel = 0; channel < image.channels; ++channel)
-        result.push_back(weighted(&image.bytes[(y * image.width + taps.first) * image.channels + channel],
-                                  image.channels, taps.weights));
-  return result;
-}
-
-/// Columns from `first_column` on, `column_count` of them, with their rows resized.
-std::vector<std::uint8_t> resize_rows(const PixelView& image, const std::vector<Taps>& rows, std::size_t first_column,
-                                      std::size_t column_count) {
-  std::vector<std::uint8_t> result;
-  const std::size_t row = image.width * image.channels, end = (first_column + column_count) * image.channels;
-  result.reserve(rows.size() * column_count * image.channels);
-  for (const Taps& taps : rows)
-    for (std::size_t place = first_column * image.channels; place < end; ++place)
-      result.push_back(weighted(&image.bytes[taps.first * row + place], row, taps.weights));
-  return result;
-}
-
 /// Makes `taps` count from the first input position that they need; returns that position and how many are needed.
 std::pair<std::size_t, std::size_t> rebase(std::vector<Taps>& taps) {
   const std::size_t first = taps.front().first, end = taps.back().first + taps.back().weights.size();
@@ -128,12 +82,12 @@ std::vector<std::uint8_t> resample(const PixelView& image, std::size_t width, st
   auto rows = make_taps(image.height, height, window.top, window.height, filter);
   if (rows_come_first(image, width, height)) {
     const auto [left, needed] = rebase(columns);
-    const auto flat = resize_rows(image, rows, left, needed);
-    return resize_columns({flat, needed, window.height, image.channels}, columns, 0, window.height);
+    const auto flat = sum_rows(image, rows, left, needed);
+    return sum_columns({flat, needed, window.height, image.channels}, columns, 0, window.height);
   }
   const auto [top, needed] = rebase(rows);
-  const auto narrow = resize_columns(image, columns, top, needed);
-  return resize_rows({narrow, window.width, needed, image.channels}, rows, 0, window.width);
+  const auto narrow = sum_columns(image, columns, top, needed);
+  return sum_rows({narrow, window.width, needed, image.channels}, rows, 0, window.width);
 }
 
 /// The input position of each output position; the sum runs on as Pillow's does, rounding included.

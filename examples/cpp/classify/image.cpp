@@ -1,8 +1,8 @@
 #include "image.hpp"
 
 #include <algorithm>
+#include <array>
 #include <fstream>
-#include <iterator>
 
 using rescompile::Error;
 using rescompile::ErrorCode;
@@ -24,7 +24,9 @@ Result<RgbImage> decode(std::span<const unsigned char> file, int& orientation) {
 
 Result<RgbImage> read_image(const std::string& path) {
   std::ifstream stream(path, std::ios::binary);
-  std::vector<unsigned char> file{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  std::vector<unsigned char> file;
+  for (std::array<char, 1 << 16> part; stream.read(part.data(), part.size()), stream.gcount() > 0;)
+    file.insert(file.end(), part.data(), part.data() + stream.gcount());
   if (!stream.is_open() || stream.bad()) return Error{ErrorCode::image, "image " + path + " cannot be opened: check the path"};
   int orientation = 1;
   auto image = decode(file, orientation);
