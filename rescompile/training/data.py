@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,8 +129,21 @@ def _archive(path: Path) -> TrainingData:
         raise DataError(
             f"{path} is not an .npz of plain arrays ({reason_of(error)}): write it with numpy.savez"
         ) from None
-    train, test = (Rows(arrays[i], arrays[i + 1].reshape(-1).astype(np.int64)) for i in (0, 2))
+    for key, images in zip(keys[::2], arrays[::2], strict=True):
+        if images.dtype != np.uint8:
+            raise DataError(
+                f"{path}: {key} is {images.dtype}: save uint8 pixels [N, H, W, C], augmentation needs them"
+            )
+    train, test = (Rows(arrays[i], _whole(arrays[i + 1], path, keys[i + 1])) for i in (0, 2))
     return _of_rows(path.name, train, test, None)
+
+
+def _whole(labels: NDArray[Any], path: Path, key: str) -> NDArray[np.int64]:
+    """Labels of any dtype whose values are class indices."""
+    flat = labels.reshape(-1)
+    if flat.dtype.kind not in "biuf" or not np.array_equal(flat, np.floor(flat)):
+        raise DataError(f"{path}: {key} has other values than class indices: save whole numbers from 0")
+    return flat.astype(np.int64)
 
 
 def _of_rows(name: str, train: Rows, test: Rows, names: tuple[str, ...] | None) -> TrainingData:

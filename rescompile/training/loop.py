@@ -210,8 +210,8 @@ class Loop:
 
     def _test(self) -> tuple[float, float]:
         """Mean loss and error in percent on all test images."""
-        self.process.follow_first(self.network)
         network = self.tested.eval()
+        self.process.follow_first(network)
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         with torch.inference_mode(), self._autocast():
             for images, labels in self.feed.testing():

@@ -68,7 +68,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """The learning rate of ``step``, which counts from 0."""
         part = step / total
         if part < self.warmup:
-            return self.learning_rate * (step + 1) / max(1.0, self.warmup * total)
+            return self.learning_rate * min(1.0, (step + 1) / (self.warmup * total))
         if self.schedule == "steps":
             return self.learning_rate * self.factor ** sum(part >= milestone for milestone in self.milestones)
         if self.schedule == "cosine":

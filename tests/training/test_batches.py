@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from calibration.preprocess import normalize
@@ -109,6 +111,32 @@ def test_kerass_archives(tmp_path: Path) -> None:
     np.savez(tmp_path / "k.npz", x_train=images, y_train=labels, x_test=images[:3], y_test=labels[:3])
     data = open_data(str(tmp_path / "k.npz"))
     assert (len(data.train), len(data.test), data.classes) == (6, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"y_train": np.arange(6) + 0.5},
+            "y_train has other values than class indices: save whole numbers from 0",
+        ),
+        ({"y_test": np.array(["a", "b", "c"])}, "y_test has other values than class indices"),
+        ({"y_train": np.array([0, 1, np.nan, 0, 1, 2])}, "y_train has other values than class indices"),
+        ({"y_train": np.array([0, 1, -1, 0, 1, 2])}, "negative labels"),
+        (
+            {"x_test": np.zeros((3, 8, 8, 3), np.float32)},
+            r"x_test is float32: save uint8 pixels \[N, H, W, C\]",
+        ),
+    ],
+)
+def test_arrays_that_are_no_pixels_or_classes_are_refused(
+    tmp_path: Path, changed: dict[str, NDArray[Any]], said: str
+) -> None:
+    images = np.zeros((6, 8, 8, 3), np.uint8)
+    arrays = {"x_train": images, "y_train": np.arange(6), "x_test": images[:3], "y_test": np.arange(3)}
+    np.savez(tmp_path / "k.npz", **(arrays | changed))
+    with pytest.raises(DataError, match=said):
+        open_data(str(tmp_path / "k.npz"))
 
 
 def write_cifar(folder: Path, rows: int = 4) -> None:

@@ -35,6 +35,11 @@ def test_warmup_and_cosine() -> None:
     assert recipe.rate(99, 100) < 0.01
 
 
+def test_a_warmup_that_ends_within_a_step_rises_no_further_than_the_rate() -> None:
+    recipe = find_recipe("modern", ["steps=50", "warmup=0.05", "learning_rate=1"])
+    assert [recipe.rate(step, 50) for step in range(3)] == pytest.approx([0.4, 0.8, 1.0])
+
+
 def test_a_change_of_the_length_replaces_the_other_kind() -> None:
     assert find_recipe("modern", ["steps=7"]).total_steps(100) == 7
     assert find_recipe("paper-cifar", ["epochs=2.5"]).total_steps(10) == 25

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import rescompile
 from fused_kernels.launch import implementation
@@ -25,6 +26,7 @@ from rescompile.errors import DataError, OutputError, TrainingError, UsageError
 from rescompile.files import one_file
 from rescompile.sources.trained import read_trained
 from rescompile.training import loop, run_folder
+from rescompile.training.processes import Process
 from rescompile.training.recipe import find_recipe
 from rescompile.training.train import TrainConfig, train
 from rescompile.training_report import TrainingReport
@@ -205,6 +207,18 @@ def test_two_processes_are_one(images: Path, tmp_path: Path) -> None:
         for name in ("one", "two")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_processes_test_the_averaged_statistics_of_the_first(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process averages running statistics of its own, and the first one's weights are kept."""
+    followed: list[nn.Module] = []
+    monkeypatch.setattr(Process, "follow_first", lambda _, network: followed.append(network))
+    run(images, tmp_path / "run", "steps=2", "average=0.5")
+    kept = load_file(tmp_path / "run/last.safetensors")
+    assert kept.keys() == followed[-1].state_dict().keys()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in followed[-1].state_dict().items())
 
 
 def compare_fused(images: Path, folder: Path, how: str, *changes: str) -> None:
