@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -59,11 +60,14 @@ def main(words: Sequence[str] | None = None) -> int:
             bar.update(task, description=what, advance=1)
 
         rows = [row for checkpoint in chosen for row in _rows(checkpoint, kinds, peers, show)]
+    if asked.without_times:
+        rows = [msgspec.structs.replace(row, seconds=None, peak_rss_bytes=None) for row in rows]
     made = origin()
     plain = result_path(RESULTS, made)
     path = asked.results or plain.with_name(f"accuracy-{plain.name}")
-    words = ["python -m benchmarks.accuracy", *(sys.argv[1:] if words is None else words)]
-    Accuracy(command=" ".join(words), origin=made, rows=tuple(rows), notes=tuple(watch.notes({}))).write(path)
+    command = "python -m benchmarks.accuracy " + shlex.join(sys.argv[1:] if words is None else words)
+    notes = () if asked.without_times else tuple(watch.notes({}))  # load changes times alone
+    Accuracy(command=command.strip(), origin=made, rows=tuple(rows), notes=notes).write(path)
     print(f"written to {path}")
     return _write_page([path], asked.output)
 
@@ -106,6 +110,11 @@ def _parser() -> argparse.ArgumentParser:
         default="*",
         metavar="PATTERN",
         help=f"those like this, and {FIRST}: '*Triton', 'NNCF*'",
+    )
+    parser.add_argument(
+        "--without-times",
+        action="store_true",
+        help="leave out seconds and memory: for a machine with other load",
     )
     parser.add_argument("--results", type=Path, help="where the raw JSON goes")
     parser.add_argument("--output", type=Path, default=PAGE, help="the page (docs/accuracy.md)")

@@ -30,37 +30,35 @@ saturate on a CPU without VNNI.
 RMS*](glossary.md#relative-rms) the RMS of the error of the logits divided by the RMS of the logits. With 300
 images, one percentage point of top-1 or agreement is three images, which is noise: compare relative RMS instead.
 *Seconds* and *memory* are those of calibration and quantization alone, measured one after another, each in its own
-process.
+process; they are empty where the machine had other load. *Run* is the number of the measurement in the list at the
+end, which names the machine, the commit and the command: compare seconds of one machine only.
 """
-_COLUMNS = ("engine", "top-1", "drop", "agreement", "relative RMS", "seconds", "memory")
+_COLUMNS = ("engine", "top-1", "drop", "agreement", "relative RMS", "seconds", "memory", "run")
 
 
 def page(found: Sequence[tuple[Path, Accuracy]]) -> str:
     """The page, from documents and where they lie; of a contender in several the last one counts."""
-    return "\n".join([_HEADER, *_networks(found), *(line for path, run in found for line in _origin(run))])
+    return "\n".join([_HEADER, *_networks([run for _, run in found]), "## Runs", "", *_runs(found)])
 
 
-def _networks(found: Sequence[tuple[Path, Accuracy]]) -> Iterator[str]:
-    rows: dict[tuple[str, str], dict[str, Row]] = {}
-    links: dict[tuple[str, str], dict[str, None]] = {}
-    for path, run in found:
+def _networks(found: Sequence[Accuracy]) -> Iterator[str]:
+    rows: dict[tuple[str, str], dict[str, tuple[Row, int]]] = {}
+    for number, run in enumerate(found, 1):
         for row in run.rows:
-            network = row.network, row.weights
-            rows.setdefault(network, {})[row.contender] = row
-            links.setdefault(network, {})[raw_results(path, PAGE)] = None
+            rows.setdefault((row.network, row.weights), {})[row.contender] = row, number
     for network, entries in rows.items():
-        yield from _table(network, sorted(entries.values(), key=lambda row: not row.ours))
-        yield ", ".join(links[network])
-        yield ""
+        yield from _table(network, sorted(entries.values(), key=lambda entry: not entry[0].ours))
 
 
-def _origin(run: Accuracy) -> Iterator[str]:
-    yield f"{run.measured_on()}."
-    yield from (f"Note: {note}" for note in run.notes)
+def _runs(found: Sequence[tuple[Path, Accuracy]]) -> Iterator[str]:
+    for number, (path, run) in enumerate(found, 1):
+        yield f"{number}. {run.measured_on()} ({raw_results(path, PAGE)})."
+        yield from (f"   Note: {note}" for note in run.notes)
     yield ""
 
 
-def _table(network: tuple[str, str], rows: Sequence[Row]) -> Iterator[str]:
+def _table(network: tuple[str, str], entries: Sequence[tuple[Row, int]]) -> Iterator[str]:
+    rows = [row for row, _ in entries]
     judged = next((row for row in rows if row.images), None)
     yield f"## {network[0]} (`{network[1]}`)"
     yield ""
@@ -73,13 +71,14 @@ def _table(network: tuple[str, str], rows: Sequence[Row]) -> Iterator[str]:
         yield ""
     yield f"| {' | '.join(_COLUMNS)} |"
     yield f"|{'---|' * len(_COLUMNS)}"
-    yield from (f"| {' | '.join(_cells(row))} |" for row in rows)
+    yield from (f"| {' | '.join([*_cells(row), str(number)])} |" for row, number in entries)
     yield ""
 
 
 def _cells(row: Row) -> list[str]:
+    """The cells of a row, without the number of its run."""
     if row.skipped is not None or row.agreement is None or row.relative_rms is None:
-        return [row.contender, f"skipped: {row.skipped or 'not judged'}", *[""] * (len(_COLUMNS) - 2)]
+        return [row.contender, f"skipped: {row.skipped or 'not judged'}", *[""] * (len(_COLUMNS) - 3)]
     top1 = drop = ""
     if row.top1 is not None and row.top1_reference is not None:
         top1 = f"{100 * row.top1:.2f} %"

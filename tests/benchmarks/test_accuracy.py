@@ -41,7 +41,7 @@ RUN = Accuracy(command="python -m benchmarks.accuracy", origin=ORIGIN, rows=ROWS
 
 def test_every_row_of_the_raw_results_is_on_the_page(tmp_path: Path) -> None:
     text = page([(tmp_path / "raw.json", RUN)])
-    assert "| **rescompile int8 best** | 82.00 % | 1.33 | 98.00 % | 0.0257 | 12.3 | 1.50 GB |" in text
+    assert "| **rescompile int8 best** | 82.00 % | 1.33 | 98.00 % | 0.0257 | 12.3 | 1.50 GB | 1 |" in text
     assert "| NNCF mixed | skipped: it is not installed |" in text
     assert "top-1 83.33 % of 300 images; calibrated on 200 others" in text
     assert "at commit `abc1234` on a CPU" in text
@@ -89,6 +89,14 @@ def test_several_files_make_one_table_of_each_network(tmp_path: Path) -> None:
     assert text.index("for Triton**") < text.index("NNCF mixed"), "ours come first"
     assert text.count("raw results]") == 2
     assert text.count("Measured on") == 2
+    numbers = {
+        line.split(" | ")[0][2:]: line.rsplit("|", 2)[1].strip()
+        for line in text.splitlines()
+        if " | " in line
+    }
+    assert numbers["**rescompile int8 best**"] == "2"
+    assert numbers["NNCF mixed"] == "1"
+    assert "\n2. Measured on" in text
 
 
 def test_some_contenders_are_measured_beside_the_first(
@@ -109,6 +117,7 @@ def test_some_contenders_are_measured_beside_the_first(
     words = [
         "--contenders",
         "*Triton",
+        "--without-times",
         "--results",
         str(tmp_path / "r.json"),
         "--output",
@@ -116,9 +125,11 @@ def test_some_contenders_are_measured_beside_the_first(
     ]
     assert main(words) == 0
     assert asked == ["fp16", "int8 balanced for Triton", "int8 best for Triton"]
-    assert [row.contender for row in read_accuracy(tmp_path / "r.json").rows] == [
-        f"rescompile {kind}" for kind in asked
-    ]
+    written = read_accuracy(tmp_path / "r.json")
+    assert [row.contender for row in written.rows] == [f"rescompile {kind}" for kind in asked]
+    assert written.command.startswith("python -m benchmarks.accuracy --contenders '*Triton' --without-times ")
+    assert all(row.seconds is row.peak_rss_bytes is None for row in written.rows)
+    assert not written.notes
 
 
 def test_contenders_that_nobody_is_like_are_refused(
