@@ -48,7 +48,8 @@ class Zoo(Run, frozen=True, kw_only=True):
 
 _HEADER = """# Networks saved by other tools
 
-Made by `python -m benchmarks.zoo` (with `RESCOMPILE_DATA`); do not edit it.
+Made by `python -m benchmarks.zoo` (with `RESCOMPILE_DATA`, and `TENSORFLOW_PYTHON` for TensorFlow's column and
+converter); do not edit it.
 
 Each row is one published file, built with the preprocessing of its training program as the only help: the form of
 the network comes from its weights or its graph. *Author* is the accuracy in the program that trained it, on the
