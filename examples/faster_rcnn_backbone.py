@@ -21,16 +21,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models import detection
-from torchvision.ops import box_iou
 
 import rescompile
 from calibration.preprocess import IMAGENET, Preprocess
 
-DETECTORS = {
-    "faster-rcnn": detection.fasterrcnn_resnet50_fpn,
-    "mask-rcnn": detection.maskrcnn_resnet50_fpn,
-}
+DETECTORS = {"faster-rcnn": "fasterrcnn_resnet50_fpn", "mask-rcnn": "maskrcnn_resnet50_fpn"}
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 PIXELS, SCORE, MASK = 0.5, 0.01, 0.01
 OVERLAP = 0.5
@@ -53,8 +48,10 @@ class EngineBody(nn.Module):
 
 def detector_of(name: str, size: int, body: Path | None) -> nn.Module:
     """A detector whose random heads prefer some boxes and classes clearly, as trained ones do, over ``body``."""
+    from torchvision.models import detection
+
     torch.manual_seed(0)
-    detector: nn.Module = DETECTORS[name](
+    detector: nn.Module = getattr(detection, DETECTORS[name])(
         weights=None, weights_backbone=None, num_classes=5, min_size=size, max_size=size, box_score_thresh=0.3
     )
     for head in (detector.rpn.head.cls_logits, detector.roi_heads.box_predictor.cls_score):
@@ -74,6 +71,31 @@ def images_of(folder: Path | None, size: int, count: int) -> Tensor:
     return torch.from_numpy(np.stack(photographs)).permute(0, 3, 1, 2) / 255
 
 
+def with_engine(detector: nn.Module, images: Tensor, others: Tensor | None, precision: str) -> float:
+    """Replace the detector's body by its engine, which is calibrated on ``others`` and judged on ``images``.
+
+    Returns:
+        The relative RMS of the engine's features.
+    """
+    size = images.shape[-1]
+    preprocess = Preprocess(
+        resize=size, crop=size, interpolation="bilinear", mean=IMAGENET.mean, std=IMAGENET.std, color="RGB"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        report = rescompile.build(
+            detector.backbone.body,
+            outputs=STAGES,
+            precision=precision,
+            calibration=None if others is None else normalized(others),
+            effort=None if others is None else "fast",
+            validation=normalized(images),
+            preprocess=preprocess,
+            output=Path(folder) / "backbone",
+        )
+        detector.backbone.body = EngineBody(rescompile.load(report.engine_directory))
+    return report.relative_rms
+
+
 def detections(detector: nn.Module, images: Tensor) -> Detections:
     with torch.inference_mode():
         found: Detections = detector(list(images))
@@ -91,9 +113,18 @@ def found_again(expected: dict[str, Tensor], found: dict[str, Tensor]) -> int:
     return int(same.any(1).sum())
 
 
+def intersection_over_union(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Of all pairs of boxes (left, top, right, bottom): [N, 4] and [M, 4] to [N, M]."""
+    top_left = torch.maximum(ours[:, None, :2], theirs[:, :2])
+    bottom_right = torch.minimum(ours[:, None, 2:], theirs[:, 2:])
+    shared = (bottom_right - top_left).clamp(min=0).prod(2)
+    areas, others = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (ours, theirs))
+    return shared / (areas[:, None] + others - shared)
+
+
 def score_differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[float]:
     """The score of each ``expected`` detection less that of the one of its class that overlaps most, if any does."""
-    overlaps = box_iou(expected["boxes"], found["boxes"])
+    overlaps = intersection_over_union(expected["boxes"], found["boxes"])
     overlaps *= expected["labels"][:, None] == found["labels"]
     if not overlaps.numel():
         return []
@@ -126,26 +157,12 @@ def main() -> None:
     every = images_of(arguments.images, size, count + CALIBRATION_IMAGES * int8)
     images, others = every[:count], every[count:]  # calibration does not see what is compared
     expected = detections(detector, images)
-    preprocess = Preprocess(
-        resize=size, crop=size, interpolation="bilinear", mean=IMAGENET.mean, std=IMAGENET.std, color="RGB"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        report = rescompile.build(
-            detector.backbone.body,
-            outputs=STAGES,
-            precision=arguments.precision,
-            calibration=normalized(others) if int8 else None,
-            effort="fast" if int8 else None,
-            validation=normalized(images),
-            preprocess=preprocess,
-            output=Path(folder) / "backbone",
-        )
-        detector.backbone.body = EngineBody(rescompile.load(report.engine_directory))
-        found = detections(detector, images)
+    error = with_engine(detector, images, others if int8 else None, arguments.precision)
+    found = detections(detector, images)
     pairs = list(zip(expected, found, strict=True))
     of = sum(len(one["boxes"]) for one in expected)
     differences = np.abs([each for pair in pairs for each in score_differences(*pair)])
-    print(f"relative RMS of the features: {report.relative_rms:.4f}")
+    print(f"relative RMS of the features: {error:.4f}")
     print(f"{sum(found_again(*pair) for pair in pairs)} of {of} detections are found again")
     print(f"{len(differences)} of {of} overlap with one of the same class")
     if len(differences):
