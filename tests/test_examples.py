@@ -1,4 +1,4 @@
-"""The example that puts an engine under a detector, with a small detector of our own and, where it is, torchvision's."""
+"""The example that puts an engine under a detector: with a small one of our own and, where it is, torchvision's."""
 
 from __future__ import annotations
 

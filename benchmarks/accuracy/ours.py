@@ -16,6 +16,7 @@ from benchmarks.accuracy.results import Row
 from rescompile.backends.openvino.runner import simulate
 from rescompile.manifest import GRAPH, Batch
 from rescompile.report import BuildReport, Parity
+from rescompile.runtime.integrity import read_engine
 from rescompile.runtime.loading import simulate as simulate_engine
 
 TARGET = "sm_89"
@@ -69,7 +70,7 @@ def built(checkpoint: Checkpoint, kind: str, folder: Path, comparison: Callable[
         return msgspec.structs.replace(row, skipped=lines[-1] if lines else f"exit code {done.returncode}")
     report = msgspec.json.decode(done.stdout, type=BuildReport)
     stages = [stage for stage in report.stages if stage.name in _QUANTIZING]
-    found: Parity = report
+    found: Parity | BuildReport = report
     if whom:
         # its own verdict is about few images, and keeps a failed engine under another name
         found = comparison().measure(_executed(Path(report.engine_directory), whom))
@@ -87,7 +88,7 @@ def built(checkpoint: Checkpoint, kind: str, folder: Path, comparison: Callable[
 
 def _executed(engine: Path, whom: str) -> Run:
     if whom == "Triton":
-        plan = simulate_engine(engine)
+        plan = simulate_engine(read_engine(engine))
         assert plan is not None, "the backend triton simulates"
         return plan
     return simulate(onnx.load(engine / GRAPH), Batch(1, 1, 64))
