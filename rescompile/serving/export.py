@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from rescompile.backends.openvino.compile import read_payload
 from rescompile.engine_files import EngineFiles
@@ -22,8 +23,9 @@ from rescompile.files import atomic_directory, sha256_of
 from rescompile.manifest import MANIFEST, FileDigest, Manifest, read_manifest
 from rescompile.manifest import OPENVINO_MODEL as MODEL
 from rescompile.report import JsonReport, read_report
+from rescompile.runtime.golden import read_golden
 from rescompile.runtime.integrity import CheckedEngine, read_engine
-from rescompile.serving import model_server, python_backend, triton_repository
+from rescompile.serving import bfloat16_check, model_server, python_backend, triton_repository
 from rescompile.serving.openvino_graph import write_precise
 from rescompile.serving.payload import LABELS, SERVER_NAMES, Payload, Server, payload_of
 from rescompile.serving.triton_repository import Batching
@@ -107,7 +109,10 @@ def export(directory: Path, config: ExportConfig) -> Export:
             max_batch_size=largest,
             engine_sha256=manifest.sha256,
             engine_passed=passed,
-            notes=_notes(manifest, payload),
+            notes=(
+                *_notes(manifest, payload),
+                *_rounding(folder / name / VERSION, checked, payload, config, largest),
+            ),
             files=_digests(folder),
         )
         (folder / RECORD).write_bytes(record.to_json())
@@ -197,6 +202,17 @@ def _notes(manifest: Manifest, payload: Payload) -> tuple[str, ...]:
     if payload.backend != manifest.backend:
         return (f"the deployable graph is served, not the {manifest.backend} engine that was judged",)
     return ()
+
+
+def _rounding(
+    version: Path, checked: CheckedEngine, payload: Payload, config: ExportConfig, largest: int
+) -> tuple[str, ...]:
+    """What Triton Inference Server, which cannot set the precision, does on CPUs with bfloat16."""
+    if payload.backend != "openvino" or config.server != "triton":
+        return ()
+    images, _ = read_golden(checked.files, checked.manifest)
+    said = bfloat16_check.note(version / MODEL, np.resize(images, (largest, *images.shape[1:])))
+    return () if said is None else (said,)
 
 
 def _digests(folder: Path) -> dict[str, FileDigest]:

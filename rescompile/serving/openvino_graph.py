@@ -6,16 +6,23 @@ it. OpenVINO does not round layers that the graph marks as ``precise``. Its pass
 without the mark, so these layers are written in forms that stay:
 
 * a float classifier becomes a 1x1 convolution, because a MatMul becomes a fully connected layer;
-* a clip is one Clamp, and pools and paddings are of the first operator set, because others are converted to these;
+* a clip is one Clamp; pools, paddings, softmaxes and resizes are of the operator set that the CPU plugin runs, because
+  others are converted to these;
+* reshapes in a row are one Reshape, because OpenVINO would make a new one of them;
+* a leaky ReLU is the sum of its two halves, because it would be fused into a convolution of another precision, and the
+  graph would not compile;
 * the flattening behind the global pool is done after quantization, where the numbers are integers;
 * an INT8 graph hides the batch size, because with a known one residual adds are fused into new layers.
 
 Checked with OpenVINO 2025.4.1 and 2026.4.1 on a CPU with AMX: answers equal the engine's, and for INT8 to the bit. With
-2024.3, float graphs infer in f32 but INT8 graphs still round some layers.
+2024.3, float graphs infer in f32 but INT8 graphs still round some layers. With 2026.4.1, INT8 graphs round where a
+quantized tensor is also read by float layers, such as the gate of a squeeze-and-excitation block: OpenVINO makes new
+layers there. ``bfloat16_check`` measures what is left.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,6 +30,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 _DEQUANTIZING = {"Convert", "Subtract", "Multiply"}
+_QUANTIZING = _DEQUANTIZING | {"FakeQuantize", "Maximum", "Minimum"}
+_RESHAPING = {"Reshape", "Squeeze", "Unsqueeze"}
 _UNMARKED = {"Const", "Parameter", "Result"}
 
 
@@ -62,10 +71,11 @@ def _classifier(node: Any) -> None:
     if not _is_constant(node.input_value(1)):
         node.input(0).replace_source_output(ops.reshape(taken, _integers(0, -1), special_zero=True).output(0))
         return
-    images = ops.reshape(taken, _integers(0, -1, 1, 1), special_zero=True)
+    # two reshapes in a row would become a new one, without the mark
+    images = ops.reshape(_before_reshaping(taken), _integers(0, -1, 1, 1), special_zero=True)
     weight = ops.unsqueeze(node.input_value(1), _integers(2, 3))
     convolution = ops.convolution(images, weight, [1, 1], [0, 0], [0, 0], [1, 1])
-    _replace(node, ops.squeeze(convolution, _integers(2, 3)).output(0))
+    _replace(node, ops.reshape(convolution, _integers(0, -1), special_zero=True).output(0))
 
 
 def _clip(node: Any) -> None:
@@ -79,12 +89,25 @@ def _clip(node: Any) -> None:
     _replace(node, ops.clamp(inner.input_value(1), low, high).output(0))
 
 
-def _flattening(node: Any) -> None:
-    """Remove the Reshape behind a global pool; the classifier flattens instead."""
+def _reshaping(node: Any) -> None:
+    """Remove the Reshape between a global pool and classifiers alone, which flatten instead; join others in a row."""
     pool = node.input_value(0)
-    if pool.get_node().get_type_name() == "ReduceMean":
+    if pool.get_node().get_type_name() == "ReduceMean" and _feeds_matmuls_alone(node):
         for reader in node.output(0).get_target_inputs():
             reader.replace_source_output(pool)
+    elif pool.get_node().get_type_name() in _RESHAPING:
+        _shape(node)
+
+
+def _feeds_matmuls_alone(node: Any) -> bool:
+    """Whether all readers of ``node`` are MatMuls that take it as images, also behind a quantization."""
+    readers = [reader for output in node.outputs() for reader in output.get_target_inputs()]
+    return bool(readers) and all(
+        reader.get_index() == 0
+        if reader.get_node().get_type_name() == "MatMul"
+        else reader.get_node().get_type_name() in _QUANTIZING and _feeds_matmuls_alone(reader.get_node())
+        for reader in readers
+    )
 
 
 def _pool(node: Any) -> None:
@@ -94,6 +117,81 @@ def _pool(node: Any) -> None:
     names = ("strides", "pads_begin", "pads_end", "kernel", "rounding_type", "auto_pad")
     found = node.get_attributes()
     _replace(node, ops.max_pool(node.input_value(0), *(found[name] for name in names)).output(0))
+
+
+def _softmax(node: Any) -> None:
+    """Rewrite a Softmax in the form that the CPU plugin runs."""
+    from openvino import opset1 as ops
+
+    axis = node.get_attributes()["axis"]
+    rank = node.get_output_partial_shape(0).rank.get_length()
+    _replace(node, ops.softmax(node.input_value(0), axis % rank).output(0))
+
+
+def _shape(node: Any) -> None:
+    """Rewrite a Squeeze, an Unsqueeze or a Reshape, and those in front of it, as one Reshape to a written shape."""
+    from openvino import opset1 as ops
+
+    sides = list(node.get_output_partial_shape(0))
+    if sum(side.is_dynamic for side in sides) <= 1:
+        shape = _integers(*(-1 if side.is_dynamic else side.get_length() for side in sides))
+        taken = _before_reshaping(node.input_value(0))
+        _replace(node, ops.reshape(taken, shape, special_zero=False).output(0))
+
+
+def _before_reshaping(output: Any) -> Any:
+    while output.get_node().get_type_name() in _RESHAPING:
+        output = output.get_node().input_value(0)
+    return output
+
+
+def _resize(node: Any) -> None:
+    """Rewrite an Interpolate of opset 11 in the form that the CPU plugin runs, which takes sizes and scales."""
+    from openvino import opset10 as ops  # its Interpolate is the one of opset 4
+
+    if node.get_type_info().version_id != "opset11":
+        return
+    found = node.get_attributes()
+    taken, by = node.input_value(0), node.input_value(1)
+    axes = (
+        node.input_value(2)
+        if node.get_input_size() > 2
+        else _integers(*range(len(taken.get_partial_shape())))
+    )
+    count = by.get_partial_shape()[0].get_length()
+    # what the mode does not ask for is not read
+    scales = found["shape_calculation_mode"] == "scales"
+    sizes, factors = (
+        (_integers(*[1] * count), by) if scales else (by, ops.constant(np.ones(count, np.float32)))
+    )
+    kept = (
+        "coordinate_transformation_mode",
+        "nearest_mode",
+        "antialias",
+        "pads_begin",
+        "pads_end",
+        "cube_coeff",
+    )
+    resized = ops.interpolate(
+        taken, sizes, factors, found["mode"], found["shape_calculation_mode"], axes=axes,
+        **{name: found[name] for name in kept},
+    )  # fmt: skip
+    _replace(node, resized.output(0))
+
+
+def _leaky(node: Any) -> None:
+    """Rewrite a leaky ReLU as the sum of its halves; OpenVINO recognizes one in the larger of its two lines."""
+    from openvino import opset1 as ops
+
+    taken, slope = node.input_value(0), node.input_value(1)
+    if math.prod(slope.get_shape()) != 1:
+        return
+    most = float(np.finfo(np.float32).max)
+    above, below = ops.clamp(taken, 0.0, most), ops.clamp(taken, -most, 0.0)
+    slope = ops.reshape(
+        slope, _integers(*[1] * taken.get_partial_shape().rank.get_length()), special_zero=False
+    )
+    _replace(node, ops.add(above, ops.multiply(below, slope)).output(0))
 
 
 def _padding(node: Any) -> None:
@@ -150,11 +248,16 @@ def _hidden_zero(images: Any) -> Any:
 
 
 _REWRITES = {
+    "Interpolate": _resize,
     "MatMul": _classifier,
     "MaxPool": _pool,
     "Minimum": _clip,
+    "PRelu": _leaky,
     "Pad": _padding,
-    "Reshape": _flattening,
+    "Reshape": _reshaping,
+    "Softmax": _softmax,
+    "Squeeze": _shape,
+    "Unsqueeze": _shape,
 }
 
 

@@ -15,12 +15,14 @@ from openvino import opset13 as ops
 
 from rescompile.backends.cpu.lowering import lower
 from rescompile.backends.openvino.compile import compile_model
-from rescompile.serving import openvino_graph
+from rescompile.serving import bfloat16_check, openvino_graph
 from rescompile.serving.openvino_graph import write_precise
 from tests.backends.cpu.test_lowering import side_by_side
 from tests.backends.engines import taking_pixels
 from tests.backends.graphs import residual_net, sample_images
 from tests.graph.conftest import folded, images, int8, with_zero_points
+from tests.graph.described_variants import images as variant_images
+from tests.graph.described_variants import opened, quantized
 from tests.serving.triton_backend import as_triton_compiles, with_batch
 
 TRITON_SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
@@ -83,12 +85,35 @@ def test_the_hidden_zero_is_zero_for_every_value(value: Any) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_plain_graph_needs_the_hint_where_a_cpu_has_bfloat16(precision: str, tmp_path: Path) -> None:
     """Without this, the tests above would not show what the marks are for."""
-    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        pytest.skip("this CPU has no bfloat16: OpenVINO infers in f32 in any case")
     model, batch = CASES[precision]()
     plain = _engine(model, batch, tmp_path)
-    rounded = as_triton_compiles(plain, len(batch), TRITON_SETTINGS)([batch])[0]
-    assert np.abs(rounded - compile_model(plain)([batch])[0]).max() > 1e-3
+    compiled = as_triton_compiles(plain, len(batch), TRITON_SETTINGS)
+    if compiled.get_property("INFERENCE_PRECISION_HINT").to_string() != "bf16":
+        pytest.skip("this CPU cannot compute in bfloat16: OpenVINO infers in f32 in any case")
+    assert np.abs(compiled([batch])[0] - compile_model(plain)([batch])[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("sk", "fp32"),  # a softmax inside, and reshapes in a row
+        ("sk", "int8"),
+        ("context", "fp32"),  # resizes
+        ("eca", "fp32"),  # a pool that is flattened for something else than a classifier
+        ("leaky", "fp32"),
+        ("mlp-head", "fp32"),  # a classifier that is not the last layer
+        ("vgg", "fp32"),  # a classifier behind a flattening without a pool
+    ],
+)
+def test_operators_of_other_networks_stay_in_f32(name: str, precision: str, tmp_path: Path) -> None:
+    model = opened(name, tmp_path).graph if precision == "fp32" else quantized(name, tmp_path)
+    batch = variant_images(name, 2)
+    plain, precise = _engine(model, batch, tmp_path), tmp_path / "precise.xml"
+    write_precise(ov.Core().read_model(plain), precise)
+    expected = compile_model(plain)([batch])[0]
+    assert bfloat16_check.note(precise, batch) is None
+    found = as_triton_compiles(precise, len(batch), TRITON_SETTINGS)([batch])[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 def _engine(model: onnx.ModelProto, batch: NDArray[Any], folder: Path) -> Path:

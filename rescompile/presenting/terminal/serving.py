@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rescompile.presenting.terminal.table import columns
+from rescompile.wording import counted
 
 if TYPE_CHECKING:
     from rescompile.serving.export import Export
@@ -25,7 +26,7 @@ def print_export(exported: Export, path: Path) -> None:
         ("repository", str(path)),
         ("server", exported.server_name),
         ("model", f"{exported.name}, version 1, on {exported.backend}"),
-        ("batch", f"up to {exported.max_batch_size} images"),
+        ("batch", f"up to {counted(exported.max_batch_size, 'image')}"),
         ("engine", "passed its limits" if exported.engine_passed else "FAILED its limits"),
         *(("note", note) for note in exported.notes),
         *(("file", f"{name} ({digest.bytes:,} bytes)") for name, digest in exported.files.items()),
