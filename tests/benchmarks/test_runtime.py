@@ -114,13 +114,27 @@ def test_photographs_a_second_are_measured_in_rounds(
     words = [str(built["openvino"]), str(tmp_path), "--rounds", "2"]
     assert end_to_end.main(words) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["photos"], len(found["rescompile"]), found["peer"], found["ratio"]) == (3, 2, [], None)
-    assert min(found["rescompile"]) > 0
-    for more in (["--rounds", "0"], ["--peer", str(tmp_path / "no.xml")]):
+    (ours,) = found["loops"].values()
+    assert (found["photos"], len(ours["rates"]), ours["ratio"]) == (3, 2, None)
+    assert min(ours["rates"]) > 0
+    program = tmp_path / "classify-folder"
+    program.write_text('#!/bin/sh\nls "$2" | wc -l >> "$0.log"\necho "3 photographs: 30.0 images/s" >&2\n')
+    program.chmod(0o755)
+    assert end_to_end.main([*words, "--program", str(program)]) == 0
+    assert json.loads(capsys.readouterr().out)["loops"]["program"]["rates"] == [30.0, 30.0]
+    assert {line.strip() for line in Path(f"{program}.log").read_text().splitlines()} == {"3"}
+    program.write_text("#!/bin/sh\necho no engine >&2\nexit 1\n")
+    for more in (
+        ["--rounds", "0"],
+        ["--program", str(program)],
+        ["--peer", str(tmp_path / "no.xml")],
+    ):
         with pytest.raises(SystemExit) as stop:
             end_to_end.main([*words, *more])
         assert stop.value.code == 2
-    assert "no.xml does not exist; pass the .xml file" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no.xml does not exist; pass the .xml file" in said
+    assert "classify-folder cannot run: no engine" in said
     with pytest.raises(SystemExit):
         end_to_end.main([words[0], str(tmp_path / "nowhere")])
     assert "nowhere cannot be read" in capsys.readouterr().err.splitlines()[-1]
