@@ -15,6 +15,7 @@ from calibration.methods.noise import NoiseModel, noise_model
 from calibration.methods.quantization_risks import Risk, activation_risks
 from calibration.methods.rounding import first_moments
 from calibration.statistics.collect import collect, collect_channels
+from calibration.statistics.half import HalfNetwork
 from calibration.statistics.observers import Histogram
 from calibration.statistics.sensitivity import IMAGES, measure_sensitivity
 
@@ -57,8 +58,8 @@ class StatisticsRequest:
     """Channel factors chosen by it as well."""
     samples: int
     """Number of images to keep."""
-    half: bool = False
-    """The channels' histograms and means come from the network in bfloat16."""
+    half: HalfNetwork | None = None
+    """The network in bfloat16, from which the channels' histograms and means come."""
     levels: Mapping[str, int] = field(default_factory=dict)
     """Steps of the tensors that have others than ``scales.LEVELS``."""
 

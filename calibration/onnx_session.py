@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from calibration.memory import trim_heap
+
 if TYPE_CHECKING:
     import onnx
 
 LARGE = 4096
 """Bytes of a constant from which it is passed as an array."""
+MUCH = 1 << 25
+"""Bytes of weights from which the copies that were made on the way are given back at once."""
 
 
 def open_session(
@@ -30,7 +34,12 @@ def open_session(
     shell, weights = without_weights(model, outputs)
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), values)
-    return onnxruntime.InferenceSession(shell.SerializeToString(), options, **more)
+    session = onnxruntime.InferenceSession(shell.SerializeToString(), options, **more)
+    size = sum(array.nbytes for array in weights.values())
+    del weights, values
+    if size >= MUCH:
+        trim_heap()  # while opening, the weights were there three times
+    return session
 
 
 def without_weights(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Protocol
 
+from calibration.memory import free_memory
 from rescompile.report import StageRecord
 from rescompile.training_report import EpochRecord
 
@@ -104,13 +103,6 @@ class StageClock:
         self._running = None
         self._records.append(record)
         self._observer.stage_finished(record)
-
-
-def free_memory() -> None:
-    """Give memory that nothing uses back to the system: graphs that refer to themselves, and what malloc keeps."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # systems without glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak_memory() -> None:

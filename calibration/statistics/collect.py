@@ -51,16 +51,17 @@ def collect_channels(
     batches: Batches,
     progress: Progress | None = None,
     *,
-    half: bool = False,
+    half: HalfNetwork | None = None,
 ) -> dict[str, ChannelHistograms]:
-    """Like ``collect``, with one histogram for every channel; ``half`` runs the network in bfloat16.
+    """Like ``collect``, with one histogram for every channel; ``half``, ``model`` in bfloat16, runs in its place.
 
     Raises:
-        CalibrationError: as ``collect``, or the network does not run in bfloat16.
+        CalibrationError: as ``collect``.
     """
     observers = {name: ChannelObserver(name) for name in tensors}
-    if half:
-        _observe_half(model, observers, batches, progress)
+    if half is not None:
+        _check_names(model, observers)
+        _observe_half(half, observers, batches, progress)
     else:
         _observe(model, observers, batches, progress)
     # each observer is dropped as soon as it was copied: together they are as large as the network
@@ -100,14 +101,13 @@ def _observe(
 
 
 def _observe_half(
-    model: onnx.ModelProto,
+    network: HalfNetwork,
     observers: Mapping[str, ChannelObserver],
     batches: Batches,
     progress: Progress | None,
 ) -> None:
     """The network in bfloat16; ranges and means are taken at once, and the values counted beside it."""
-    _check_names(model, observers)
-    network, seen = HalfNetwork(model), 0
+    seen = 0
     with ThreadPoolExecutor(1) as pool:
         observing: list[Future[None]] = []
         for batch in batches:

@@ -18,6 +18,7 @@ from calibration.collect_statistics import StatisticsRequest, collect_statistics
 from calibration.errors import CalibrationError
 from calibration.images import ImageSet, open_image_set
 from calibration.images.builtin import COUNT, builtin_image_set
+from calibration.memory import free_memory
 from calibration.methods.comparison import Comparison, compare_methods
 from calibration.methods.quantization_risks import weight_risks
 from calibration.methods.rounding import IMAGES as LEARNING_IMAGES
@@ -49,7 +50,7 @@ from rescompile.graph.shared.topology import (
     reasons_against_full_range,
     scale_sources,
 )
-from rescompile.progress import Progress, StageClock, free_memory
+from rescompile.progress import Progress, StageClock
 
 T = TypeVar("T")
 BATCH = 2
@@ -191,8 +192,7 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
     tries_full_range = int8.full_range in recipe.full_range
     wide = [name for name, reason in reasons.items() if reason is None and tries_full_range]
     levels = dict.fromkeys(wide, FULL_LEVELS)
-    against = _reason_against_half(source.graph, recipe) if config.fast_collect else None
-    half = config.fast_collect and against is None
+    half = _half_network(source.graph, recipe) if config.fast_collect else None
     free_memory()  # the checks of the network held its weights twice
     found = collect_statistics(
         source.graph,
@@ -204,7 +204,7 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
             equalize=recipe.equalize,
             samples=LEARNING_IMAGES if recipe.rounding == "learned" else 0,
             levels=levels,
-            half=half,
+            half=half if isinstance(half, HalfNetwork) else None,
         ),
         count=len(images),
         progress=progress.advanced,
@@ -223,7 +223,7 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
         factors=found.factors,
         levels=levels,
         first=found.first,
-        half=half,
+        half=isinstance(half, HalfNetwork),
     )
     thresholds = {name: entry.thresholds for name, entry in table.tensors.items()}
     return Calibrated(
@@ -231,7 +231,7 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
         (
             *((BUILT_IN_ADVICE,) if config.images is None else ()),
             *notes_on_full_range(reasons if tries_full_range else {}, asked=bool(config.full_range)),
-            *((_note_on_half(against),) if config.fast_collect else ()),
+            *((_note_on_half(half),) if half is not None else ()),
             *images.notes,
             *((shortened,) if shortened else ()),
             *((f"the input is rounded to one scale: {inexact}",) if inexact and INPUT in tensors else ()),
@@ -249,23 +249,22 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
     )
 
 
-def _reason_against_half(graph: onnx.ModelProto, recipe: Recipe) -> str | None:
-    """Why statistics of ``graph`` are not collected in bfloat16 here, as the end of a sentence."""
+def _half_network(graph: onnx.ModelProto, recipe: Recipe) -> HalfNetwork | str:
+    """``graph`` in bfloat16, or the end of a sentence that says why statistics are not collected so here."""
     if not HALF_FEATURES & set(cpu_features()):
         return "this CPU has no instructions for bfloat16"
     if not recipe.needs_channels:
         return "--effort fast takes no statistics of channels"
     try:
-        HalfNetwork(graph)
+        return HalfNetwork(graph)
     except CalibrationError as error:
         return str(error)
-    return None
 
 
-def _note_on_half(against: str | None) -> str:
-    if against is None:
+def _note_on_half(half: HalfNetwork | str) -> str:
+    if isinstance(half, HalfNetwork):
         return "the activations' statistics were collected in bfloat16 (--fast-collect)"
-    return f"--fast-collect collected in float32, because {against}"
+    return f"--fast-collect collected in float32, because {half}"
 
 
 def _of_sources(values: Mapping[str, T], sources: Mapping[str, str]) -> dict[str, T]:

@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.images.builtin import golden_images
+from calibration.memory import free_memory
 from calibration.preprocess import normalize
 from calibration.table import CalibrationTable
 from rescompile.accuracy.limits import check_speed_limit
@@ -167,6 +168,7 @@ def write_graphs(
 
     The stages work at one size of images; the graphs take all that the engine takes.
     """
+    free_memory()  # of the rewrites; serializing takes three times the size of the graph
     atomic_write(folder / GRAPH, for_sizes(deployable.graph, config.model.sizes).SerializeToString())
     if config.keep_reference:
         atomic_write(folder / REFERENCE, for_sizes(source.graph, config.model.sizes).SerializeToString())

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from calibration.errors import TableError
+from calibration.memory import free_memory
 from calibration.methods.rounding import LearnedWeight, learn_first, learn_rounding
 from calibration.network import groups_of, read_nodes
 from calibration.scales import FULL_LEVELS, LEVELS, NARROW_LEVELS
@@ -24,7 +25,7 @@ from rescompile.graph.shared.editing import read
 from rescompile.graph.shared.metadata import float_reasons
 from rescompile.graph.shared.names import INPUT, PIXEL_STEP, PIXELS
 from rescompile.graph.shared.topology import reading_all_of_int8, scale_sources
-from rescompile.progress import Progress, free_memory
+from rescompile.progress import Progress
 
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Factor and offset of every channel."""
@@ -57,7 +58,9 @@ def quantize(
     table, recipe = calibrated.table, calibrated.recipe
     factors, scales = table.factors(), table.scales()
     means = {name: mean / factors.get(name, np.float32(1)) for name, mean in table.means().items()}
-    graph = check_rewrite(source.graph, original_of(source, calibrated), "weights were rewritten for INT8")
+    rewritten = original_of(source, calibrated)
+    free_memory()  # before and after the sessions of the check
+    graph = check_rewrite(source.graph, rewritten, "weights were rewritten for INT8")
     free_memory()
     input_to_pixels = to_pixels(source.preprocess) if calibrated.exact_pixels else None
     if input_to_pixels is not None:
@@ -66,7 +69,7 @@ def quantize(
             factor, offset = input_to_pixels
             means[PIXELS] = (factor * means[INPUT] + offset).astype(np.float32)
     full_range = _full_range_tensors(source, table)
-    narrow = narrow_nodes(source, calibrated)
+    narrow = _narrow_nodes(source, calibrated, full_range)
     trained = recipe.weight_scales == "trained"
     if recipe.rounding == "learned":
         nearest = insert_quantizers(graph, scales, full_range=full_range)
@@ -90,9 +93,11 @@ def quantize(
 
 def narrow_nodes(source: Source, calibrated: Calibrated) -> list[str]:
     """Nodes whose weights stay within ``NARROW_LEVELS`` where their rounding is learned, for the backend's sake."""
-    if calibrated.full_range != "costs":
-        return []
-    return reading_all_of_int8(source.graph, _full_range_tensors(source, calibrated.table))
+    return _narrow_nodes(source, calibrated, _full_range_tensors(source, calibrated.table))
+
+
+def _narrow_nodes(source: Source, calibrated: Calibrated, full_range: Collection[str]) -> list[str]:
+    return reading_all_of_int8(source.graph, full_range) if calibrated.full_range == "costs" else []
 
 
 def _full_range_tensors(source: Source, table: CalibrationTable) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.memory import free_memory
 from calibration.preprocess import Preprocess
 from rescompile.building.fidelity import check_against_function
 from rescompile.building.size_check import check_sizes
@@ -49,6 +50,7 @@ def from_weights(config: ModelConfig, progress: Progress, weights: Weights | Non
         return _traced(config, spec, model, checkpoint, remarks)
     preprocess = config.preprocess.apply(default, channels=model.conv1.in_channels)
     graph = place(fold(export(model, image_size=preprocess.size)))
+    free_memory()
     check_against_function(graph, partial(_answers, model), None)
     check_sizes(graph, config, preprocess, lambda: [lambda images: [_answers(model, images)]])
     classes = model.fc.out_features

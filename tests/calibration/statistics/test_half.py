@@ -18,7 +18,7 @@ def test_statistics_are_nearly_those_in_float32() -> None:
     graph, pixels = folded("resnet20-cifar", None), images("resnet20-cifar").astype(np.float32)
     tensors = quantized_tensors(graph)
     exact = collect_channels(graph, tensors, [pixels[:1], pixels[1:]])
-    half = collect_channels(graph, tensors, [pixels[:1], pixels[1:]], half=True)
+    half = collect_channels(graph, tensors, [pixels[:1], pixels[1:]], half=HalfNetwork(graph))
     assert list(half) == list(exact)
     first = graph.graph.input[0].name
     assert np.array_equal(half[first].counts, exact[first].counts), "images stay in float32"
@@ -47,9 +47,9 @@ def test_a_tensor_of_pytorch_is_counted_as_an_array(shape: tuple[int, ...]) -> N
 def test_no_images_and_networks_that_do_not_run_so_are_refused() -> None:
     graph = folded("resnet20-cifar", None)
     with pytest.raises(CalibrationError, match="no calibration images"):
-        collect_channels(graph, ["relu1"], [], half=True)
+        collect_channels(graph, ["relu1"], [], half=HalfNetwork(graph))
     with pytest.raises(CalibrationError, match="no tensor 'relu'"):
-        collect_channels(graph, ["relu"], [], half=True)
+        collect_channels(graph, ["relu"], [], half=HalfNetwork(graph))
     broken = onnx.ModelProto()
     broken.CopyFrom(graph)
     broken.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 5
