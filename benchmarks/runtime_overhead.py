@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 import rescompile
 from benchmarks.soak import random_images
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino.compile import compile_model
+from rescompile.backends.openvino.compilation import of_batch
+from rescompile.backends.openvino.compile import compile_model, core
 from rescompile.manifest import OPENVINO_MODEL
 
 BAR_PERCENT = 5.0
@@ -53,7 +54,8 @@ def measure(directory: Path, *, batch: int, threads: int | None, rounds: int, ba
     Raises:
         RescompileError: the engine cannot be loaded, or is not an OpenVINO engine.
     """
-    with rescompile.load(directory, options=RunOptions(threads=threads)) as engine:
+    # both are compiled for this batch size
+    with rescompile.load(directory, options=RunOptions(threads=threads, batch=batch)) as engine:
         if engine.manifest.backend != "openvino":
             raise rescompile.RescompileError(
                 f"{directory} is not an OpenVINO engine, so there is nothing to compare with"
@@ -80,7 +82,8 @@ def _raw(path: Path, images: NDArray[Any], threads: int | None) -> Callable[[], 
     """One inference as a program without rescompile would call OpenVINO."""
     import openvino as ov
 
-    request: Any = compile_model(path, RunOptions(threads=threads)).create_infer_request()
+    model = of_batch(core().read_model(path), len(images))
+    request: Any = compile_model(model, RunOptions(threads=threads)).create_infer_request()
     request.set_input_tensor(ov.Tensor(images, shared_memory=True))
 
     def infer() -> NDArray[np.float32]:

@@ -111,6 +111,10 @@ class RunOptions:
     """Directory that keeps what the library compiles at load time, so that the next load is faster; None takes the
     user's cache. RESCOMPILE_ENGINE_CACHE=off keeps nothing."""
 
+    batch: int | None = None
+    """Images of most calls. On a CPU such calls are a few percent faster; None takes the size that the engine was tuned
+    for, ``manifest.batch.opt``. The first call of another size takes as long as a load."""
+
     check_finite: bool = True
     """Refuse images with NaN or infinite values, for which a ReLU gives finite answers that mean nothing."""
 
@@ -119,6 +123,8 @@ class RunOptions:
             raise UsageError(f"the hint {self.hint!r} is unknown; choose {' or '.join(get_args(Hint))}")
         if self.streams is not None and self.streams < 1:
             raise UsageError(f"{self.streams} streams can answer nothing; pass 1 or more")
+        if self.batch is not None and self.batch < 1:
+            raise UsageError(f"a batch of {self.batch} images has no answer; pass 1 or more")
 
     @property
     def parallel(self) -> int:
@@ -242,6 +248,18 @@ class CachesCompilation(Protocol):
 
     def forget_compilation(self) -> bool:
         """Remove the compilation from the cache if it came from there; returns whether the next load compiles."""
+        ...
+
+
+@runtime_checkable
+class CompilesLater(Protocol):
+    """A runner that compiles a part of its engine at the first call that needs it."""
+
+    fixed: int | None
+    """The batch size of calls that need nothing more; None where no call does."""
+
+    def check_later(self, check: Callable[[Runner], None]) -> None:
+        """Give what is compiled later to ``check``, which raises an EngineError where its answers are wrong."""
         ...
 
 

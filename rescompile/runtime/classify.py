@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from calibration.file_names import text_of
 from calibration.preprocess import Size
-from rescompile.backends.base import Hint
+from rescompile.backends.base import Hint, RunOptions
 from rescompile.environment import available_cores
 from rescompile.errors import UsageError
 from rescompile.files import atomic_write, check_output_file
-from rescompile.manifest import OutputKind, OutputSpec
+from rescompile.manifest import Manifest, OutputKind, OutputSpec
 from rescompile.runtime.answers import Prediction, most_probable, named_values
 from rescompile.runtime.engine import Engine
 from rescompile.runtime.golden import in_order
-from rescompile.runtime.loading import load
+from rescompile.runtime.loading import load_checked, read_trusted
 
 BATCH = 8
 """Photographs per request: an INT8 engine takes a third less time for each of them than for one alone."""
@@ -55,7 +55,9 @@ def classify(
         ImageSetError: a photograph cannot be read.
     """
     hint: Hint = "throughput" if len(photos) > 1 else "latency"
-    with load(directory, hint=hint, trusted_keys=trusted_keys) as engine:
+    checked = read_trusted(directory, trusted_keys)
+    options = RunOptions(hint=hint, batch=_batch_of(photos, checked.manifest))
+    with load_checked(checked, options=options) as engine:
         return classify_with(engine, photos, top=top, size=size)
 
 
@@ -63,12 +65,13 @@ def classify_with(
     engine: Engine, photos: Sequence[Path], *, top: int, size: Size | None = None
 ) -> tuple[Classified, ...]:
     """``classify`` with an engine in memory, ``BATCH`` photographs at a time in each of the CPU's threads."""
-    threads = max(1, min(len(photos), available_cores()))
-    batch = max(1, min(BATCH, engine.manifest.batch.max, len(photos) // threads))
+    batch = _batch_of(photos, engine.manifest)
 
     def answer(start: int) -> list[Classified]:
         some = photos[start : start + batch]
         images = np.concatenate([engine.preprocess(photo, size) for photo in some])
+        # the last batch is filled up: computing a few images more takes less time than compiling for another size
+        images = images[np.minimum(np.arange(batch), len(some) - 1)] if len(some) < batch else images
         found = in_order(engine(images), engine.manifest)
         return [
             _classified(photo, values[place], output, top, named=len(found) > 1)
@@ -77,8 +80,18 @@ def classify_with(
         ]
 
     # each thread decodes, resizes and infers photos of its own, so neither work waits for the other
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(_threads_of(photos)) as pool:
         return tuple(each for answers in pool.map(answer, range(0, len(photos), batch)) for each in answers)
+
+
+def _threads_of(photos: Sequence[Path]) -> int:
+    return max(1, min(len(photos), available_cores()))
+
+
+def _batch_of(photos: Sequence[Path], manifest: Manifest) -> int:
+    """Photographs of each request."""
+    most = min(BATCH, manifest.batch.max, len(photos) // _threads_of(photos))
+    return max(1, manifest.batch.min, most)
 
 
 def _classified(

@@ -13,7 +13,7 @@ from pathlib import Path
 from calibration.preprocess import size_words
 from rescompile.backends import BACKENDS, get_backend
 from rescompile.backends.base import HasCpuForms
-from rescompile.engine_files import ADVICE, EngineFiles, open_plain, readable
+from rescompile.engine_files import ADVICE, EngineFiles, OpenFile, open_plain, readable
 from rescompile.errors import EngineError
 from rescompile.manifest import GOLDEN, MACHINE_CODE, MANIFEST, Manifest, manifest_text, parse_manifest
 
@@ -91,9 +91,11 @@ def _read(
         for name in manifest.files
         if name in needed or name.endswith(MACHINE_CODE) or name in also or (hashes and name == GOLDEN)
     ]
-    contents = _contents(directory, folder, manifest, kept, hashes=hashes)
+    found = _contents(directory, folder, manifest, kept, hashes=hashes)
+    contents = {name: content for name, (content, _) in found.items()}
+    opened = {name: file for name, (_, file) in found.items() if file is not None}
     digests = {name: manifest.files[name].sha256 for name in kept} if hashes else {}
-    return CheckedEngine(manifest, EngineFiles(directory, contents, digests), text)
+    return CheckedEngine(manifest, EngineFiles(directory, contents, digests, opened), text)
 
 
 @contextmanager
@@ -133,7 +135,7 @@ def _check_file_sizes(directory: Path, folder: int | None, manifest: Manifest) -
 
 def _contents(
     directory: Path, folder: int | None, manifest: Manifest, kept: Sequence[str], *, hashes: bool
-) -> dict[str, bytes]:
+) -> dict[str, _Read]:
     """Read the files ``kept``, and hash every file, two at a time, because hashing large graphs dominates a load."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -151,22 +153,27 @@ def _contents(
         }
         for name, done in pending.items():
             with _listed(directory / name):
-                content, sha256 = done.result()
+                read, sha256 = done.result()
             if hashes and sha256 != manifest.files[name].sha256:
                 raise EngineError(
                     f"{directory / name} was changed after the build (its hash differs); {ADVICE}"
                 )
-            if content is not None:
-                found[name] = content
+            if read is not None:
+                found[name] = read
     return found
 
 
-def _read_one(path: Path, folder: int | None, *, keep: bool) -> tuple[bytes | None, str]:
-    """The contents of a file, if they are to be kept, and their SHA-256."""
+_Read = tuple[bytes, OpenFile | None]
+"""The contents of a file, and the file itself; not of machine code, of which an engine may have hundreds of files."""
+
+
+def _read_one(path: Path, folder: int | None, *, keep: bool) -> tuple[_Read | None, str]:
+    """A file, if it is to be kept, and the SHA-256 of its contents."""
     with open_plain(path, folder=folder) as stream:
         if keep:
             content = stream.read()
-            return content, hashlib.sha256(content).hexdigest()
+            opened = None if path.name.endswith(MACHINE_CODE) else OpenFile(stream)
+            return (content, opened), hashlib.sha256(content).hexdigest()
         digest = hashlib.sha256()
         while block := stream.read(1 << 20):
             digest.update(block)

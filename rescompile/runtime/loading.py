@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends import get_backend
-from rescompile.backends.base import RUN_DEFAULTS, CachesCompilation, Hint, RunOptions, SimulatingBackend
+from rescompile.backends.base import (
+    RUN_DEFAULTS,
+    CachesCompilation,
+    CompilesLater,
+    Hint,
+    Runner,
+    RunOptions,
+    SimulatingBackend,
+)
 from rescompile.engine_files import EngineFiles
 from rescompile.errors import EngineError, UsageError
+from rescompile.manifest import Manifest
 from rescompile.metrics import relative_rms
 from rescompile.runtime.engine import Engine
 from rescompile.runtime.golden import in_order, read_all_golden
@@ -74,12 +85,18 @@ def load_checked(
 ) -> Engine:
     """Load an engine that was read already, and test it on its golden inputs; it raises what ``load`` raises."""
     manifest, files = checked.manifest, checked.files
+    if options.batch is not None and not manifest.batch.min <= options.batch <= manifest.batch.max:
+        raise UsageError(
+            f"most calls were said to have {options.batch} images, but the engine in {files.directory} takes "
+            f"{manifest.batch.min} to {manifest.batch.max}; pass another RunOptions(batch=...)"
+        )
     runner = get_backend(manifest.backend).load(files, manifest, options)
     engine = Engine(manifest, runner, check_finite=options.check_finite)
     if not verify:
         return engine
+    fixed = runner.fixed if isinstance(runner, CompilesLater) else None
     try:
-        _self_test_or_close(files, engine)
+        _self_test_or_close(files, engine, fixed)
     except EngineError:
         if not (isinstance(runner, CachesCompilation) and runner.forget_compilation()):
             raise
@@ -87,7 +104,14 @@ def load_checked(
         return load_checked(checked, options=options)
     if isinstance(runner, CachesCompilation):
         runner.cache_compilation()
+    if isinstance(runner, CompilesLater):
+        runner.check_later(partial(_check_runner, files.for_later(), manifest))
     return engine
+
+
+def _check_runner(files: EngineFiles, manifest: Manifest, runner: Runner) -> None:
+    """Run the golden self-test with another ``runner`` of an engine, which is not closed and takes all batch sizes."""
+    _self_test(files, Engine(manifest, runner), manifest.batch.max)
 
 
 def simulate(checked: CheckedEngine) -> Engine | None:
@@ -107,31 +131,37 @@ def simulate(checked: CheckedEngine) -> Engine | None:
     return engine
 
 
-def _self_test_or_close(files: EngineFiles, engine: Engine) -> None:
-    """Run the golden self-test, and close the engine if it fails."""
+def _self_test_or_close(files: EngineFiles, engine: Engine, fixed: int | None = None) -> None:
+    """Run the golden self-test, and close the engine if it fails; ``fixed`` as in ``CompilesLater``."""
     try:
-        _self_test(files, engine)
+        # in batches that the engine was tuned for: libraries prepare each size when they first see it
+        _self_test(files, engine, fixed or engine.manifest.batch.opt, whole=fixed is not None)
     except BaseException:
         engine.close()
         raise
 
 
-def _self_test(files: EngineFiles, engine: Engine) -> None:
-    """Run the golden inputs of each size.
+def _self_test(files: EngineFiles, engine: Engine, size: int, *, whole: bool = False) -> None:
+    """Run the golden inputs of each image size, ``size`` of them at once, the last ones too where these are ``whole``
+    batches.
 
     Raises:
         EngineError: the answers are not the golden answers.
     """
     for images, expected in read_all_golden(files, engine.manifest):
-        _check_answers(files, engine, images, expected)
+        count = math.ceil(len(images) / size) * size if whole else len(images)
+        picked = np.arange(count) % len(images)
+        _check_answers(files, engine, images[picked], [golden[picked] for golden in expected], size)
 
 
 def _check_answers(
-    files: EngineFiles, engine: Engine, images: NDArray[Any], expected: Sequence[NDArray[np.float32]]
+    files: EngineFiles,
+    engine: Engine,
+    images: NDArray[Any],
+    expected: Sequence[NDArray[np.float32]],
+    size: int,
 ) -> None:
-    """Run ``images``; raises EngineError where the answers are not as ``expected``."""
-    # in batches that the engine was tuned for: libraries prepare each size when they first see it
-    size = engine.manifest.batch.opt
+    """Run ``images``, ``size`` at once; raises EngineError where the answers are not as ``expected``."""
     parts = [
         in_order(engine(images[start : start + size]), engine.manifest)
         for start in range(0, len(images), size)

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.errors import RescompileError
 from rescompile.runtime.engine import Engine
-from rescompile.runtime.golden import in_order
+from rescompile.runtime.golden import in_order, read_golden
 
 ENGINE = "engine"
 """The folder of the engine in the version folder."""
@@ -38,7 +39,14 @@ class TritonPythonModel:
             _see_only(int(args["model_instance_device_id"]))
         from rescompile.runtime.loading import load
 
-        self._engine = load(Path(args["model_repository"]) / args["model_version"] / ENGINE)
+        directory = Path(args["model_repository"]) / args["model_version"] / ENGINE
+        self._engine = load(directory)
+        # a CPU engine is compiled for other batches than the usual one when it gets the first: not in a request
+        images, _ = read_golden(directory, self._engine.manifest)
+        least, usual, most = msgspec.structs.astuple(self._engine.manifest.batch)
+        other = next((size for size in (least, most) if size != usual), None)
+        if other is not None:
+            self._engine(images[np.arange(other) % len(images)])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response for each request, in their order."""

@@ -135,9 +135,9 @@ def test_throughput_has_several_requests_and_latency_one(built: dict[str, Path])
     with load(built["openvino"], hint="throughput") as many, load(built["openvino"]) as one:
         assert isinstance(many._runner, OpenVinoRunner)
         assert isinstance(one._runner, OpenVinoRunner)
-        advised = many._runner._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        advised = many._runner._first.model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         assert (many._runner.parallel, one._runner.parallel) == (advised, 1)
-        assert "THROUGHPUT" in str(many._runner._compiled.get_property("PERFORMANCE_HINT"))
+        assert "THROUGHPUT" in str(many._runner._first.model.get_property("PERFORMANCE_HINT"))
 
 
 def test_an_unknown_hint_is_a_usage_error(built: dict[str, Path]) -> None:
@@ -157,7 +157,7 @@ def test_openvino_reads_the_callers_memory(built: dict[str, Path], kind: str) ->
             images.flags.writeable = False
         np.testing.assert_array_equal(engine(given), expected)
         assert isinstance(engine._runner, OpenVinoRunner)
-        request = engine._runner._requests.slot().resource()
+        request = engine._runner._requests.slot().resource().of(engine._runner._first)
         assert request.get_input_tensor().data.ctypes.data == images.ctypes.data
 
 

@@ -1,8 +1,7 @@
 """The OpenVINO backend, for CPUs.
 
 Precision stays what the graph says: float layers infer in f32, INT8 layers stay INT8, and the INT8 graph is lowered
-first. One compilation serves every batch size of the engine: with ResNet-50 it was as fast as a compilation for one
-fixed size, at batch 1 and at batch 8, and took the same 0.4 seconds to load.
+first. ``compilation`` says which batch sizes get a compiled model of their own.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from rescompile.backends import base
 from rescompile.backends.cpu import forms
 from rescompile.backends.inspection import quantized_layers, residual_adds
 from rescompile.backends.onnxruntime import refuse_target
-from rescompile.backends.openvino.cache import compiled_models
-from rescompile.backends.openvino.compile import compile_noting, error_reason, settings_of, translate_errors
+from rescompile.backends.openvino.compilation import EngineCompiler
+from rescompile.backends.openvino.compile import compile_noting, error_reason, translate_errors
 from rescompile.backends.openvino.executable import executable
 from rescompile.backends.openvino.parts import OpenVinoParts
 from rescompile.backends.openvino.runner import OpenVinoRunner
-from rescompile.engine_files import EngineFiles, EngineSource, files_in
-from rescompile.errors import BackendError, EngineError
+from rescompile.engine_files import EngineSource, files_in
+from rescompile.errors import BackendError
 from rescompile.files import check_room
 from rescompile.manifest import GRAPH, OPENVINO_MODEL, OPENVINO_WEIGHTS, CpuForm, Manifest, Precision
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     import onnx
 
 _FILES = (OPENVINO_MODEL, OPENVINO_WEIGHTS)
-_ELEMENTS = {"float32": "f32", "uint8": "u8"}
-"""OpenVINO's names of types."""
 
 
 class OpenVino:
@@ -82,7 +79,8 @@ class OpenVino:
         graph = lower(onnx.load(request.model), form or "avx2")
         _save(graph, request, directory)
         # as it is stored, although this CPU may saturate: only its layers are looked at
-        compiled, notes = _compile(files_in(directory), None, base.RUN_DEFAULTS)
+        with translate_errors(f"OpenVINO cannot load {directory / OPENVINO_MODEL}"):
+            compiled, notes = compile_noting(executable(directory, None))
         if form:
             notes += (forms.note_on(form, asked=self._form is not None),)
         return replace(_inspect(graph, compiled, request.precision, notes=notes), cpu_form=form)
@@ -90,54 +88,20 @@ class OpenVino:
     def load(
         self, source: EngineSource, manifest: Manifest, options: base.RunOptions = base.RUN_DEFAULTS
     ) -> OpenVinoRunner:
-        """Compile the payload for this CPU, or take what an earlier load stored."""
-        files = files_in(source)
-        path = files.path(OPENVINO_MODEL)
-        cache = compiled_models(
-            files, (*_FILES, *self.more_files(manifest.cpu_form)), options, settings_of(options)
-        )
-        compiled = None if cache is None else cache.read()
-        stored, notes = compiled is not None, tuple[str, ...]()
-        if compiled is None:
-            compiled, notes = _compile(files, manifest.cpu_form, options)
-        _check_ports(path, compiled, manifest)
-        # a setting that this OpenVINO does not know would be asked of the stored model, too
+        """Compile the payload for this CPU and its usual batch size, or take what an earlier load stored."""
+        names = (*_FILES, *self.more_files(manifest.cpu_form))
+        compiler = EngineCompiler(files_in(source), names, manifest, options)
         return OpenVinoRunner(
-            compiled,
+            compiler.first(),
             manifest.batch,
+            fixed=compiler.fixed,
+            rest=compiler.for_later().rest,
             several=options.hint == "throughput" or options.streams is not None,
-            cache=None if notes else cache,
-            from_cache=stored,
         )
 
     def parts(self, directory: Path) -> OpenVinoParts:
         """The engine's layers between any of its tensors: see ``base.RunsParts``."""
         return OpenVinoParts(directory, self.form)
-
-
-def _compile(
-    files: EngineFiles, form: CpuForm | None, options: base.RunOptions
-) -> tuple[Any, tuple[str, ...]]:
-    with translate_errors(f"OpenVINO cannot load {files.path(OPENVINO_MODEL)}"):
-        return compile_noting(executable(files, form), options)
-
-
-def _check_ports(path: Path, compiled: Any, manifest: Manifest) -> None:
-    """Raise an EngineError where input or output have another shape, type or range of batch sizes than the manifest."""
-    batch, images, sizes = manifest.batch, manifest.inputs[0], manifest.sizes
-    ends = [images.shape[1:]] * 2 if sizes is None else [images.of_size(sizes.min), images.of_size(sizes.max)]
-    bounds = [(batch.min, batch.max), *zip(*ends, strict=True)]
-    if len(compiled.inputs) == 1 and len(compiled.outputs) == len(manifest.outputs):
-        port = compiled.input(0)
-        answered = [
-            output.matches(tuple(port.get_partial_shape()))
-            for output, port in zip(manifest.outputs, compiled.outputs, strict=True)
-        ]
-        found = [(size.get_min_length(), size.get_max_length()) for size in port.get_partial_shape()]
-        element = port.get_element_type().get_type_name()
-        if (found, element) == (bounds, _ELEMENTS[images.dtype]) and all(answered):
-            return
-    raise EngineError(f"{path} does not fit the manifest; build the engine again")
 
 
 def _save(graph: onnx.ModelProto, request: base.BuildRequest, directory: Path) -> None:

@@ -1,13 +1,13 @@
 """Cache of compiled OpenVINO engines: reading and compiling ResNet-50 takes most of the time of a start.
 
-A compilation is valid for the bytes of one payload, one build of OpenVINO, one processor and one set of settings,
-which its key names. It is stored only after the engine's hashes and golden answers were right.
+A compilation is valid for the bytes of one payload, one build of OpenVINO, one processor, one set of settings and one
+batch size or range, which its key names. It is stored only after the engine's hashes and golden answers were right.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ _IDENTITY = ("model name", "flags", "Features", "CPU part")
 
 
 class CompiledModels:
-    """The cached compilation of one engine directory."""
+    """The place of one compilation of an engine in the cache."""
 
     def __init__(self, store: CompiledEngines, key: str, settings: Mapping[str, Any]) -> None:
         self._store, self._key, self._settings = store, key, dict(settings)
@@ -53,9 +53,14 @@ class CompiledModels:
 
 
 def compiled_models(
-    files: EngineFiles, names: tuple[str, ...], options: RunOptions, settings: Mapping[str, Any]
+    files: EngineFiles,
+    names: tuple[str, ...],
+    options: RunOptions,
+    settings: Mapping[str, Any],
+    more: Sequence[str] = (),
 ) -> CompiledModels | None:
-    """The cache of the payload ``names``; None where it is switched off."""
+    """The cache of the payload ``names``, compiled with ``settings`` and what ``more`` says; None where it is switched
+    off."""
     store = compiled_engines(options.cache)
     if store is None:
         return None
@@ -63,7 +68,7 @@ def compiled_models(
     import openvino as ov
 
     words = [f"{name}={value}" for name, value in sorted(settings.items())]
-    key = key_of([_FORMAT, "openvino", ov.get_version(), *processor(), *digests, *words])
+    key = key_of([_FORMAT, "openvino", ov.get_version(), *processor(), *digests, *words, *more])
     return CompiledModels(store, key, settings)
 
 

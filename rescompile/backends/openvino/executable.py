@@ -13,8 +13,10 @@ from rescompile.manifest import GRAPH, OPENVINO_MODEL, CpuForm
 from rescompile.optional import installed
 
 
-def executable(source: EngineSource, form: CpuForm | None) -> Any:
+def executable(source: EngineSource, form: CpuForm | None, *, warn: bool = True) -> Any:
     """The OpenVINO model of an engine of this ``form``, lowered anew from ``model.onnx`` where this CPU is not exact.
+
+    ``warn`` says that with a warning.
 
     Raises:
         RuntimeError: OpenVINO refuses the payload.
@@ -36,7 +38,8 @@ def executable(source: EngineSource, form: CpuForm | None) -> Any:
         lowered = lower(onnx.load_model_from_string(files.read(GRAPH)))
     except BackendError as error:
         raise BackendUnavailable(f"{refusal} ({error}); {advice}") from error
-    warnings.warn(f"{refusal}: it runs in the form avx2, which is slower; {advice}", stacklevel=2)
+    if warn:
+        warnings.warn(f"{refusal}: it runs in the form avx2, which is slower; {advice}", stacklevel=2)
     again = core().read_model(lowered.SerializeToString())
     again.reshape(model.input(0).get_partial_shape())
     return again

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rescompile.backends.base import RunOptions
+from rescompile.backends.openvino.compilation import fixed_batch, of_batch
 from rescompile.backends.openvino.compile import compile_model, translate_errors
 from rescompile.backends.openvino.executable import executable
 from rescompile.backends.profiling import WARM_RUNS, Kind, LayerTime
@@ -35,21 +36,20 @@ _KINDS: dict[str, Kind] = {
 class OpenVinoProfiler:
     """An engine compiled with counters, which take a little time themselves; for one thread.
 
+    It is compiled as ``rescompile.load`` would: for one batch size, if the images are as many as that.
+
     Raises:
         BackendError: OpenVINO refuses the payload; its message is included.
     """
 
     def __init__(self, source: EngineSource, manifest: Manifest, *, threads: int | None = None) -> None:
         path = files_in(source).path(OPENVINO_MODEL)
-        with translate_errors(f"OpenVINO cannot load {path}"):
-            compiled = compile_model(
-                executable(source, manifest.cpu_form), RunOptions(threads=threads), counters=True
-            )
-        self._known = {
-            op.get_friendly_name(): {key: str(value.value) for key, value in op.get_rt_info().items()}
-            for op in compiled.get_runtime_model().get_ordered_ops()
-        }
-        self._request: Any = compiled.create_infer_request()
+        self._options, self._refusal = RunOptions(threads=threads), f"OpenVINO cannot load {path}"
+        self._fixed = fixed_batch(manifest, self._options)
+        with translate_errors(self._refusal):
+            self._model: Any = executable(source, manifest.cpu_form)
+        self._known: dict[str, dict[str, str]] = {}
+        self._request: Any = None
 
     def __call__(
         self, images: NDArray[np.generic], runs: int
@@ -58,6 +58,7 @@ class OpenVinoProfiler:
 
         The counters are means over all runs since the model was compiled, so those of the warm-up are subtracted.
         """
+        self._compile(len(images))
         with translate_errors("OpenVINO cannot run this engine"):
             self._infer(images, WARM_RUNS)
             before = {info.node_name: _ms(info) for info in self._request.profiling_info}
@@ -71,6 +72,16 @@ class OpenVinoProfiler:
         )
         return logits, tuple(layers)
 
+    def _compile(self, count: int) -> None:
+        with translate_errors(self._refusal):
+            model = of_batch(self._model, count) if count == self._fixed else self._model
+            compiled = compile_model(model, self._options, counters=True)
+        self._known = {
+            op.get_friendly_name(): {key: str(value.value) for key, value in op.get_rt_info().items()}
+            for op in compiled.get_runtime_model().get_ordered_ops()
+        }
+        self._request = compiled.create_infer_request()
+
     def _infer(self, images: NDArray[np.generic], runs: int) -> NDArray[np.float32]:
         for _ in range(runs):
             found = self._request.infer([images], share_inputs=True)
@@ -78,7 +89,7 @@ class OpenVinoProfiler:
 
     def close(self) -> None:
         """Drop the compiled model; calling it twice is harmless."""
-        self._request = None
+        self._model = self._request = None
 
     def _layer(self, info: Any, ms: float) -> LayerTime:
         known = self._known.get(info.node_name, {})

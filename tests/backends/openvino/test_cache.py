@@ -12,7 +12,7 @@ import pytest
 
 from rescompile import cache
 from rescompile.backends.base import RunOptions
-from rescompile.backends.openvino import backend
+from rescompile.backends.openvino import backend, compilation
 from rescompile.backends.openvino.cache import compiled_models, processor
 from rescompile.engine_files import files_in
 from rescompile.errors import EngineError
@@ -36,19 +36,19 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that gets one entry whenever OpenVINO compiles."""
     done: list[str] = []
-    original = backend.compile_noting
+    original = compilation.compile_noting
 
     def count(*arguments: Any, **rest: Any) -> Any:
         done.append("compiled")
         return original(*arguments, **rest)
 
-    monkeypatch.setattr(backend, "compile_noting", count)
+    monkeypatch.setattr(compilation, "compile_noting", count)
     return done
 
 
 def answers(directory: Path, **options: Any) -> Any:
     with load(directory, **options) as engine:
-        return engine(sample_images(3))
+        return engine(sample_images(4))
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
@@ -128,7 +128,7 @@ def test_threads_have_a_compiled_engine_of_their_own(tmp_path: Path, kept: Path)
     for _ in range(2):
         answers(tmp_path / "e")
         with load(tmp_path / "e", options=RunOptions(threads=1)) as engine:
-            model = engine._runner._compiled  # type: ignore[union-attr]
+            model = engine._runner._first.model  # type: ignore[union-attr]
             assert model.get_property("INFERENCE_NUM_THREADS") == 1
     assert len(list(kept.glob("*.blob"))) == 2
 
