@@ -32,13 +32,17 @@ void print(const char* name, const std::vector<double>& values) {
             << quantile(values, 0.25) << ", " << quantile(values, 0.75) << "]}, ";
 }
 
-/// OpenVINO as a program calls it without this library.
-ov::InferRequest raw_request(const std::string& path, int threads) {
+/// OpenVINO as a program calls it without this library, compiled for `batch` images as the engine is.
+ov::InferRequest raw_request(const std::string& path, std::size_t batch, int threads) {
   ov::Core core;
   ov::AnyMap settings = {
       {"INFERENCE_PRECISION_HINT", "f32"}, {"PERFORMANCE_HINT", "LATENCY"}, {"SNIPPETS_MODE", "DISABLE"}};
   if (threads > 0) settings["INFERENCE_NUM_THREADS"] = threads;
-  return core.compile_model(core.read_model(path), "CPU", settings).create_infer_request();
+  const auto model = core.read_model(path);
+  ov::PartialShape shape = model->input().get_partial_shape();
+  shape[0] = static_cast<std::int64_t>(batch);
+  model->reshape(shape);
+  return core.compile_model(model, "CPU", settings).create_infer_request();
 }
 
 }  // namespace
@@ -53,6 +57,7 @@ int main(int count, char** arguments) {
   const auto batch = static_cast<std::size_t>(std::max(1, number(3, 1)));
   rescompile::LoadOptions options;
   options.threads = threads;
+  options.batch = static_cast<int>(batch);
   const auto engine = rescompile::Engine::load(arguments[1], options);
   if (!engine) {
     std::cerr << engine.error().message << '\n';
@@ -62,7 +67,7 @@ int main(int count, char** arguments) {
     std::cerr << "this benchmark feeds float32; build the engine with --input float32-nchw\n";
     return 1;
   }
-  ov::InferRequest request = raw_request(std::string(arguments[1]) + "/model.xml", threads);
+  ov::InferRequest request = raw_request(std::string(arguments[1]) + "/model.xml", batch, threads);
 
   std::vector<float> images(batch * engine->image_size());
   std::mt19937 random(0);

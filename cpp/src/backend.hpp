@@ -2,6 +2,7 @@
 // in backends.cpp; it throws nothing.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,6 +35,9 @@ class Session {
   virtual std::optional<Error> run(const void* images, std::size_t count, float* const* outputs) = 0;
 };
 
+/// Checks the answers of a session.
+using SessionCheck = std::function<std::optional<Error>(Session&)>;
+
 /// An engine's payload, loaded and compiled for this machine.
 class Backend {
  public:
@@ -43,6 +47,15 @@ class Backend {
   [[nodiscard]] virtual std::size_t concurrency() const = 0;
 
   virtual Result<std::unique_ptr<Session>> open_session() = 0;
+
+  /// The batch size of calls that need nothing more than what is compiled; nothing where no call needs more.
+  [[nodiscard]] virtual std::optional<std::size_t> fixed_batch() const { return std::nullopt; }
+
+  /// Compile what calls of `count` images need, unless that was done.
+  virtual std::optional<Error> prepare(std::size_t /*count*/) { return std::nullopt; }
+
+  /// What is compiled from now on answers only after its sessions passed `check`.
+  virtual void check_later(SessionCheck /*check*/) {}
 
   /// Store what was compiled, so that the next load is faster; called after the engine passed its self-test.
   virtual void cache_compilation() {}

@@ -108,6 +108,7 @@ rescompile_status rescompile_load(const char* directory, const rescompile_option
     if (options != nullptr) {
       wanted.verify = options->skip_verification == 0;
       wanted.threads = options->threads;
+      wanted.batch = options->batch;
       if (options->hint != RESCOMPILE_LATENCY && options->hint != RESCOMPILE_THROUGHPUT)
         return Error{ErrorCode::usage, "the hint is neither RESCOMPILE_LATENCY nor RESCOMPILE_THROUGHPUT: pass one"};
       wanted.hint = options->hint == RESCOMPILE_THROUGHPUT ? rescompile::Hint::throughput : rescompile::Hint::latency;

@@ -118,6 +118,9 @@ std::optional<Error> Engine::Impl::infer(const void* images, DType dtype, std::s
   const auto least = static_cast<std::size_t>(manifest_.batch.min);
   const auto most = static_cast<std::size_t>(manifest_.batch.max);
   const auto* bytes = static_cast<const std::byte*>(images);
+  // before a session is taken, so that other callers do not wait for what is compiled
+  for (const std::size_t part : {std::min(count, most), (count - 1) % most + 1})
+    if (auto error = backend_->prepare(std::max(part, least))) return error;
   const internal::SessionPool::Loan session(pool_);
   if (manifest_.sizes) (*session).resize(dims.size, dims.shapes);
   for (std::size_t start = 0; start < count; start += most) {

@@ -53,6 +53,20 @@ Result<std::string> EngineFiles::read(const std::string& name, std::uint64_t lim
   return bytes;
 }
 
+Result<KeptFile> EngineFiles::keep(const std::string& name) const {
+  auto file = open(name);
+  if (!file) return file.error();
+  return KeptFile(std::move(*file), path(name), hashes_ ? listed_.at(name).sha256 : std::string());
+}
+
+Result<std::string> KeptFile::read(std::uint64_t limit) const {
+  auto bytes = file_.read(limit);
+  if (!bytes) return bytes;
+  if (bytes->size() != file_.size() || (!sha256_.empty() && sha256_of(*bytes) != sha256_))
+    return Error{ErrorCode::engine, path_.string() + " was changed while the engine ran; load the engine again"};
+  return bytes;
+}
+
 std::optional<Error> EngineFiles::check_rest() const {
   for (const auto& [name, digest] : listed_) {
     if (read_.contains(name)) continue;

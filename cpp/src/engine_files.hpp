@@ -9,6 +9,24 @@
 
 namespace rescompile::internal {
 
+/// A file of an engine that stays open: it can be read again after the directory was replaced or removed.
+class KeptFile {
+ public:
+  /// `sha256` is that of the contents, or empty where it is not checked.
+  KeptFile(PlainFile file, std::filesystem::path path, std::string sha256)
+      : file_(std::move(file)), path_(std::move(path)), sha256_(std::move(sha256)) {}
+
+  [[nodiscard]] const std::filesystem::path& path() const noexcept { return path_; }
+
+  /// The contents; an error where they are not what they were when the engine was loaded.
+  [[nodiscard]] Result<std::string> read(std::uint64_t limit) const;
+
+ private:
+  PlainFile file_;
+  std::filesystem::path path_;
+  std::string sha256_;
+};
+
 class EngineFiles {
  public:
   /// Opens the directory; where that fails, reading its manifest says why.
@@ -32,6 +50,9 @@ class EngineFiles {
 
   /// The contents of a file of the manifest, with their hash checked; refuses more than `limit` bytes.
   Result<std::string> read(const std::string& name, std::uint64_t limit) const;
+
+  /// The file itself, for later.
+  Result<KeptFile> keep(const std::string& name) const;
 
   /// Checks the hashes of all files of the manifest that were not read.
   std::optional<Error> check_rest() const;

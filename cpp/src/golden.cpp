@@ -1,7 +1,9 @@
 #include "golden.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 
@@ -68,12 +70,36 @@ Result<Golden> read_set(const std::string& bytes, const std::string& beginning, 
   return golden;
 }
 
+/// `values` of `count` images, repeated to those of `wanted` images.
+template <typename Value>
+std::vector<Value> repeated(const std::vector<Value>& values, std::size_t count, std::size_t wanted) {
+  const std::size_t size = values.size() / count * wanted;
+  std::vector<Value> more;
+  more.reserve(size);
+  while (more.size() < size)
+    more.insert(more.end(), values.begin(),
+                values.begin() + static_cast<std::ptrdiff_t>(std::min(values.size(), size - more.size())));
+  return more;
+}
+
+std::string rounded(double value) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%.3g", value);
+  return text.data();
+}
+
 }  // namespace
 
 Result<std::vector<Golden>> read_golden(const EngineFiles& files, const Manifest& manifest) {
   const auto bytes = files.read(golden_name, golden_limit);
   if (!bytes) return bytes.error();
   return parse_golden(*bytes, files.path(golden_name), manifest);
+}
+
+Result<std::vector<Golden>> read_golden(const KeptFile& file, const Manifest& manifest) {
+  const auto bytes = file.read(golden_limit);
+  if (!bytes) return bytes.error();
+  return parse_golden(*bytes, file.path(), manifest);
 }
 
 Result<std::vector<Golden>> parse_golden(const std::string& bytes, const std::filesystem::path& path,
@@ -86,6 +112,29 @@ Result<std::vector<Golden>> parse_golden(const std::string& bytes, const std::fi
     found.push_back(std::move(*golden));
   }
   return found;
+}
+
+Golden in_batches(const Golden& golden, std::size_t size) {
+  Golden whole;
+  whole.size = golden.size;
+  whole.count = (golden.count + size - 1) / size * size;
+  whole.images = std::visit([&](const auto& images) { return Input(repeated(images, golden.count, whole.count)); },
+                            golden.images);
+  for (const auto& output : golden.outputs) whole.outputs.push_back(repeated(output, golden.count, whole.count));
+  return whole;
+}
+
+std::optional<Error> compare_golden(const Golden& golden, const std::vector<std::vector<float>>& outputs,
+                                    const Manifest& manifest, const std::filesystem::path& directory) {
+  const double allowed = manifest.golden_relative_rms;
+  for (std::size_t index = 0; index < golden.outputs.size(); ++index) {
+    const double error = relative_rms(golden.outputs[index], outputs[index]);
+    if (error <= allowed) continue;  // not so for NaN
+    return Error{ErrorCode::engine, "the engine in " + directory.string() +
+                                        " does not reproduce its golden answers on this machine (relative RMS " +
+                                        rounded(error) + ", allowed " + rounded(allowed) + "); build it again here"};
+  }
+  return std::nullopt;
 }
 
 double relative_rms(std::span<const float> reference, std::span<const float> other) {

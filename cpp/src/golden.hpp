@@ -19,9 +19,19 @@ struct Golden {
 /// takes several.
 Result<std::vector<Golden>> read_golden(const EngineFiles& files, const Manifest& manifest);
 
+/// The same of a file that was kept.
+Result<std::vector<Golden>> read_golden(const KeptFile& file, const Manifest& manifest);
+
 /// `read_golden` for the contents of the file `path`.
 Result<std::vector<Golden>> parse_golden(const std::string& bytes, const std::filesystem::path& path,
                                          const Manifest& manifest);
+
+/// Whole batches of `size` images: the images of `golden` in turn, until the last batch is full.
+Golden in_batches(const Golden& golden, std::size_t size);
+
+/// The error where outputs, in the manifest's order, are not the golden ones; nothing where they are.
+std::optional<Error> compare_golden(const Golden& golden, const std::vector<std::vector<float>>& outputs,
+                                    const Manifest& manifest, const std::filesystem::path& directory);
 
 /// RMS of the difference over RMS of `reference`: 0 where both are equal, infinite where only `reference` is zero.
 double relative_rms(std::span<const float> reference, std::span<const float> other);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
 
 #include "engine_impl.hpp"
 #include "golden.hpp"
@@ -28,35 +27,63 @@ namespace {
 /// Loads that are begun where another engine takes the place of one that is being read.
 constexpr int tries = 5;
 
-std::string rounded(double value) {
-  std::array<char, 32> text{};
-  std::snprintf(text.data(), text.size(), "%.3g", value);
-  return text.data();
+/// The outputs of `engine` for all images of `golden`, `size` at once.
+Result<std::vector<std::vector<float>>> answers(const Engine& engine, const Golden& golden, std::size_t size) {
+  std::vector<std::vector<float>> found(golden.outputs.size());
+  const auto infer = [&](const auto& images, std::size_t start) {
+    const std::size_t values = images.size() / golden.count;
+    return engine.infer_all(std::span(images).subspan(start * values, size * values), size, golden.size);
+  };
+  for (std::size_t start = 0; start < golden.count; start += size) {
+    const auto part = std::visit([&](const auto& images) { return infer(images, start); }, golden.images);
+    if (!part) return part.error();
+    for (std::size_t index = 0; index < found.size(); ++index) {
+      const auto& values = part->at(engine.manifest().outputs[index].name).values;
+      found[index].insert(found[index].end(), values.begin(), values.end());
+    }
+  }
+  return found;
 }
 
-std::optional<Error> self_test(const EngineFiles& files, const Engine& engine, const Golden& golden) {
-  const auto infer = [&](const auto& images) {
-    return engine.infer_all(std::span(images), golden.count, golden.size);
-  };
-  const auto found = std::visit(infer, golden.images);
-  if (!found) return found.error();
-  const double allowed = engine.manifest().golden_relative_rms;
-  for (std::size_t index = 0; index < golden.outputs.size(); ++index) {
-    const double error = relative_rms(golden.outputs[index], found->at(engine.manifest().outputs[index].name).values);
-    if (error <= allowed) continue;  // not so for NaN
-    return Error{ErrorCode::engine, "the engine in " + files.directory().string() +
-                                        " does not reproduce its golden answers on this machine (relative RMS " +
-                                        rounded(error) + ", allowed " + rounded(allowed) + "); build it again here"};
+/// Runs the golden images; `fixed` of them at once, where the engine is compiled for so many.
+std::optional<Error> self_test(const EngineFiles& files, const Engine& engine, std::optional<std::size_t> fixed) {
+  const auto sets = read_golden(files, engine.manifest());
+  if (!sets) return sets.error();
+  for (const Golden& set : *sets) {
+    const std::size_t size = fixed.value_or(set.count);
+    const Golden golden = in_batches(set, size);
+    const auto found = answers(engine, golden, size);
+    if (!found) return found.error();
+    if (auto error = compare_golden(golden, *found, engine.manifest(), files.directory())) return error;
   }
   return std::nullopt;
 }
 
-std::optional<Error> self_test(const EngineFiles& files, const Engine& engine) {
-  const auto sets = read_golden(files, engine.manifest());
-  if (!sets) return sets.error();
-  for (const Golden& golden : *sets)
-    if (auto error = self_test(files, engine, golden)) return error;
-  return std::nullopt;
+/// The golden images as a check of a session that takes every batch size of the engine, and images of one size.
+Result<SessionCheck> golden_check(const EngineFiles& files, const Manifest& manifest) {
+  auto kept = files.keep(golden_name);
+  if (!kept) return kept.error();
+  return SessionCheck([file = std::make_shared<const KeptFile>(std::move(*kept)), manifest,
+                       directory = files.directory()](Session& session) -> std::optional<Error> {
+    const auto sets = read_golden(*file, manifest);
+    if (!sets) return sets.error();
+    const auto least = static_cast<std::size_t>(manifest.batch.min);
+    const auto most = static_cast<std::size_t>(manifest.batch.max);
+    const std::size_t size = std::clamp(sets->front().count, least, most);
+    const Golden golden = in_batches(sets->front(), size);
+    std::vector<std::vector<float>> found;
+    for (const auto& output : golden.outputs) found.emplace_back(output.size());
+    for (std::size_t start = 0; start < golden.count; start += size) {
+      std::array<float*, most_outputs> into{};
+      for (std::size_t index = 0; index < found.size(); ++index)
+        into[index] = found[index].data() + found[index].size() / golden.count * start;
+      const auto run = [&](const auto& images) {
+        return session.run(images.data() + images.size() / golden.count * start, size, into.data());
+      };
+      if (auto error = std::visit(run, golden.images)) return error;
+    }
+    return compare_golden(golden, found, manifest, directory);
+  });
 }
 
 Error no_backend(const std::string& wanted, const std::vector<NamedBackend>& backends) {
@@ -82,11 +109,16 @@ Result<Engine> open_engine(const EngineFiles& files, const Manifest& manifest, B
   }
   auto engine = EngineAccess::make(manifest, std::move(*loaded), std::move(sessions));
   if (!engine || !options.verify) return engine;
-  if (auto error = self_test(files, *engine)) {
+  const std::optional<std::size_t> fixed = backend.fixed_batch();
+  if (auto error = self_test(files, *engine, fixed)) {
     forgotten = backend.forget_compilation();
     return std::move(*error);
   }
   backend.cache_compilation();
+  if (!fixed) return engine;
+  auto check = golden_check(files, manifest);
+  if (!check) return check.error();
+  backend.check_later(std::move(*check));
   return engine;
 }
 
@@ -96,6 +128,11 @@ Result<Engine> load_once(EngineFiles& files, const LoadOptions& options, const s
   const auto chosen = std::ranges::find_if(backends, [&](const auto& each) { return each.name == manifest->backend; });
   if (chosen == backends.end()) return no_backend(manifest->backend, backends);
   if (auto error = files.expect(*manifest, options.verify)) return std::move(*error);
+  if (options.batch != 0 && (options.batch < manifest->batch.min || options.batch > manifest->batch.max))
+    return Error{ErrorCode::usage, "most calls were said to have " + std::to_string(options.batch) +
+                                       " images, but the engine in " + files.directory().string() + " takes " +
+                                       std::to_string(manifest->batch.min) + " to " +
+                                       std::to_string(manifest->batch.max) + ": pass another batch"};
   bool forgotten = false;
   auto engine = open_engine(files, *manifest, chosen->load, options, forgotten);
   if (!forgotten) return engine;

@@ -20,6 +20,7 @@ class Options(ctypes.Structure):
         ("cache", ctypes.c_char_p),
         ("trusted_keys", POINTER),
         ("trusted_keys_count", SIZE),
+        ("batch", ctypes.c_int),
     ]
 
 

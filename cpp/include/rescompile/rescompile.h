@@ -45,6 +45,9 @@ typedef struct rescompile_options {
   /* Paths of public keys in PEM, of which one must have signed the engine, and their number; 0 trusts every directory. */
   const char* const* trusted_keys;
   size_t trusted_keys_count;
+  /* Images of most calls. On a CPU such calls are a few percent faster; 0 takes the size that the engine was tuned for.
+   * The first call of another size takes as long as a load. */
+  int batch;
 } rescompile_options;
 
 /* Meaning of an output: logits of which the largest wins; one logit whose sign decides; logits that each decide for
