@@ -2,7 +2,7 @@
 
 OpenVINO computes float layers in bfloat16 on CPUs that have it, unless it is told to infer in f32. Every model that is
 executed here is compiled by ``compile_model``: engines, candidates, tests and the peers in ``benchmarks/``. The C++
-runtime sets the same (``cpp/src/openvino_backend.cpp``).
+runtime sets the same (``cpp/src/openvino_models.cpp``).
 """
 
 from __future__ import annotations

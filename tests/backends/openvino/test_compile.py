@@ -52,7 +52,7 @@ def test_no_layer_is_rounded_to_bfloat16(precision: str, tuned: bool, tmp_path: 
 
 
 def test_the_runtime_for_cpp_sets_the_same() -> None:
-    source = (ROOT / "cpp/src/openvino_backend.cpp").read_text("utf-8")
+    source = (ROOT / "cpp/src/openvino_models.cpp").read_text("utf-8")
     for name, value in settings_of(RunOptions()).items():
         assert f'"{name}"' in source
         assert f'"{value}"' in source
