@@ -19,6 +19,7 @@ ALLOWED = {
     "rescompile/backends/openvino/compile.py",
     # a user's own loop, and servers, which have their own settings
     "benchmarks/end_to_end.py",
+    "rescompile/serving/bfloat16_check.py",
     "tests/serving/test_export.py",
     "tests/serving/triton_backend.py",
     "tests/test_how_to.py",
