@@ -6,7 +6,7 @@ the nodes alone, and large constants as arrays, which ONNX Runtime copies while 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -20,23 +20,51 @@ LARGE = 4096
 """Bytes of a constant from which it is passed as an array."""
 MUCH = 1 << 25
 """Bytes of weights from which the copies that were made on the way are given back at once."""
+_FUSES_OUTPUTS = ("ConvAddActivationFusion",)
+"""ONNX Runtime's rewrite that may take the shortcut's convolution for the fused one, and lose that it is an output."""
 
 
 def open_session(
-    model: onnx.ModelProto, options: Any, *, outputs: Sequence[str] | None = None, **more: Any
+    model: onnx.ModelProto | bytes,
+    make_options: Callable[[], Any],
+    *,
+    outputs: Sequence[str] | None = None,
+    disabled_optimizers: Sequence[str] = (),
+    **more: Any,
 ) -> Any:
-    """An ``InferenceSession`` of ``model`` with ``options``, and ``outputs`` in place of the graph's own.
+    """An ``InferenceSession`` of ``model``, with ``outputs`` in place of the graph's own if it is not serialized.
 
-    ``model`` stays as it is; ``more`` are further arguments of the session.
+    Args:
+        model: stays as it is.
+        make_options: new options, which a session that fails uses up.
+        outputs: tensors to return, which may be inner ones; None takes the graph's outputs.
+        disabled_optimizers: rewrites of ONNX Runtime that are not made.
+        more: further arguments of the session.
     """
     import onnxruntime
 
-    shell, weights = without_weights(model, outputs)
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-    options.add_external_initializers(list(weights), values)
-    session = onnxruntime.InferenceSession(shell.SerializeToString(), options, **more)
+    shell, weights = (
+        (model, dict[str, NDArray[Any]]()) if isinstance(model, bytes) else without_weights(model, outputs)
+    )
+    data = shell if isinstance(shell, bytes) else shell.SerializeToString()
+
+    def opened(*disabled: str) -> Any:
+        options = make_options()
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
+        # ONNX Runtime's own second try prints, and would make the rewrites that are not to be made
+        return onnxruntime.InferenceSession(
+            data, options, disabled_optimizers=[*disabled_optimizers, *disabled], enable_fallback=0, **more
+        )
+
+    try:
+        session = opened()
+    except Exception as error:  # onnxruntime's exception classes share no public base
+        if "Failed to find node output" not in str(error):
+            raise
+        session = opened(*_FUSES_OUTPUTS)
     size = sum(array.nbytes for array in weights.values())
-    del weights, values
+    weights.clear()
     if size >= MUCH:
         trim_heap()  # while opening, the weights were there three times
     return session

@@ -6,7 +6,7 @@ from rescompile.building import engine_directory, mixed_precision, task, verdict
 from rescompile.building.calibrate import calibrate
 from rescompile.building.deployable import make_deployable
 from rescompile.building.early_checks import check_build
-from rescompile.building.validation import choose_validation, measure, notes_on_clipping
+from rescompile.building.validation import choose_validation, measure, notes_on_float_images
 from rescompile.config import BuildConfig
 from rescompile.files import FAILED, atomic_directory
 from rescompile.progress import Progress, Silent, StageClock
@@ -38,7 +38,8 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
         if config.precision == "int8":
             with clock.stage("calibrate"):
                 calibrated = calibrate(source, config.calibration, progress, backend.int8)
-            notes = (*notes, *calibrated.notes, *notes_on_clipping(validation, source, calibrated))
+            notes = (*notes, *calibrated.notes)
+        notes = (*notes, *notes_on_float_images(validation, source, calibrated))
         table = calibrated.table if calibrated else None
         with clock.stage("quantize"):
             mixed = mixed_precision.quantize_except(named, source, calibrated, progress)

@@ -155,10 +155,13 @@ def _session(model: onnx.ModelProto, names: list[str]) -> Any:
     """ONNX Runtime session for the tensors ``names``; nodes that they do not need are not computed."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # idle threads would spin on the core that the observers need: 0.12 against 0.14 s per image of ResNet-101
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    def options() -> Any:
+        made = onnxruntime.SessionOptions()
+        made.log_severity_level = 3
+        # idle threads would spin on the core that the observers need: 0.12 against 0.14 s per image of ResNet-101
+        made.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return made
+
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     try:

@@ -80,11 +80,13 @@ def reference_session(
     """
     ort = require("onnxruntime", "running an ONNX graph")
 
-    options = ort.SessionOptions()
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
+    def options() -> Any:
+        made, level = ort.SessionOptions(), ort.GraphOptimizationLevel
+        made.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        made.log_severity_level = 3
+        made.intra_op_num_threads = threads or 0
+        return made
+
     # read here, because ONNX Runtime opens no file whose name is not UTF-8
     source = model.read_bytes() if isinstance(model, Path) else model
     if words := hazard_of(source) if isinstance(source, bytes) else hazard_in(source):
@@ -97,11 +99,13 @@ def reference_session(
     if not isinstance(source, bytes):
         _check_has(source, outputs or ())
     with _translate_errors(f"ONNX Runtime cannot load {model if isinstance(model, Path) else 'the graph'}"):
-        more = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": WRONG_OPTIMIZERS}
-        if isinstance(source, bytes):
-            session = ort.InferenceSession(source, options, **more)
-        else:
-            session = open_session(source, options, outputs=outputs, **more)
+        session = open_session(
+            source,
+            options,
+            outputs=outputs,
+            disabled_optimizers=WRONG_OPTIMIZERS,
+            providers=["CPUExecutionProvider"],
+        )
     names = outputs if outputs is not None else [output.name for output in session.get_outputs()]
     return ReferenceSession(session, names)
 

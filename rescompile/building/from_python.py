@@ -161,9 +161,12 @@ def _model(network: Any, options: BuildOptions, size: Size | None) -> ModelConfi
     if _is_module(network):
         return ModelConfig(network=_live(network, options, size), seed=seed, classes=classes)
     if not isinstance(network, str | Path):
-        raise TypeError(
-            f"build() takes a torch.nn.Module, a path, a name or a BuildConfig, not a {type(network).__name__}"
+        found = (
+            f"the class {network.__name__}; pass {network.__name__}(...)"
+            if isinstance(network, type)
+            else (f"a {type(network).__name__}")
         )
+        raise TypeError(f"build() takes a torch.nn.Module, a path, a name or a BuildConfig, not {found}")
     weights = str(options.get("weights", "pretrained"))
     config = ModelConfig(
         preprocess=_options_of(options.get("preprocess"), size), seed=seed, outputs=outputs, classes=classes,

@@ -109,12 +109,17 @@ def choose_validation(config: BuildConfig, source: Source, backend: Backend) -> 
     return Validation(images, executed, tuple(notes), config.thumbnails)
 
 
-def notes_on_clipping(validation: Validation, source: Source, calibrated: Calibrated) -> tuple[str, ...]:
-    """A sentence where the engine's exact pixels clip float images that it is judged on."""
-    if not calibrated.exact_pixels or INPUT not in calibrated.table.tensors:
-        return ()
+def notes_on_float_images(
+    validation: Validation, source: Source, calibrated: Calibrated | None
+) -> tuple[str, ...]:
+    """A sentence where float images of the verdict are not what the preprocessing makes of photographs."""
     beyond = words_beyond_pixels(validation.images, source.preprocess)
-    return (f"the engine clips what it is judged on: {beyond}",) if beyond else ()
+    if beyond is None:
+        return ()
+    if calibrated is None or INPUT not in calibrated.table.tensors:
+        return (f"photographs are fed otherwise than these images: {beyond}",)
+    # of an input with one scale the calibration says it
+    return (f"the engine clips what it is judged on: {beyond}",) if calibrated.exact_pixels else ()
 
 
 def _other_images(config: BuildConfig, source: Source, classes: int, count: int) -> ImageSet:

@@ -25,9 +25,11 @@ from calibration.preprocess import Preprocess
 from rescompile.errors import GraphError, UsageError
 from rescompile.manifest import CheckpointRef
 from rescompile.optional import installed
+from rescompile.sources.checkpoint import check_values
 from rescompile.sources.network import Reference, SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
 from rescompile.sources.transforms import timm_preprocess
+from rescompile.wording import listing
 
 _OPSET = 18
 STAGES = {f"c{number}": f"layer{number - 1}" for number in range(2, 6)}
@@ -55,12 +57,14 @@ def network_of(
     the network's own: ``c2`` to ``c5`` are a ResNet's stages, other names are PyTorch's, such as ``layer3.5``.
 
     Raises:
-        UsageError: nothing says the size of the input.
+        UsageError: nothing says the size of the input, or the module is not a whole one in plain PyTorch.
+        CheckpointError: a weight is NaN or infinite, or a variance is negative.
         GraphError: PyTorch cannot export the module.
     """
     inner = (
         module.module if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) else module
     )
+    _check_module(inner, origin or f"module {type(inner).__name__}")
     inner = copy.deepcopy(inner).to("cpu", torch.float32).eval()
     described = getattr(inner, "pretrained_cfg", None)
     if preprocess is None and described:
@@ -213,9 +217,10 @@ class _Features(nn.Module):
             place = STAGES.get(output, output)
             if place not in known or not place:
                 stages = [name for name in known if name.count(".") <= 1 and name.startswith("layer")]
+                others = stages or [name for name in known if name and "." not in name]
                 raise UsageError(
-                    f"the network has no module {output} to return; name c2 to c5 or "
-                    f"{', '.join(stages[:6]) or 'others'}"
+                    f"the network has no module {output if output == place else f'{output} ({place})'} to return; "
+                    f"name {'c2 to c5 or ' * bool(stages)}{listing(others, 6)}"
                 )
             known[place].register_forward_hook(partial(self._keep, output))
 
@@ -238,6 +243,25 @@ def _channels(module: nn.Module, preprocess: Preprocess | None) -> int:
             f"{preprocess.channels}; pass a preprocessing for {first.in_channels}"
         )
     return first.in_channels
+
+
+def _check_module(module: nn.Module, source: str) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError(
+            "the network is TorchScript, whose structure cannot be read; pass the module that it was made of"
+        )
+    weights = dict(module.named_parameters()) | {
+        # other buffers may be infinite, as masks are
+        name: buffer for name, buffer in module.named_buffers() if name.endswith(("running_mean", "running_var"))
+    }  # fmt: skip
+    for name, tensor in weights.items():
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            raise UsageError(
+                f"{source}: {name} has no values yet (lazy, or on the meta device); load "
+                "or initialize the weights first"
+            )
+    with torch.inference_mode():
+        check_values(weights, source)
 
 
 def _sha256(module: nn.Module) -> str:

@@ -328,7 +328,11 @@ def _module(name: str, weights: str, asked: _Asked) -> SourceNetwork:
         raise UsageError(f"--model module:{name} names no function; write module:package.file:function")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        make: Callable[[], object] = getattr(importlib.import_module(place), function)
+        make: object = getattr(importlib.import_module(place), function)
+        if not callable(make):
+            raise UsageError(
+                f"{name} is a {type(make).__name__}; it must be a function that returns a torch.nn.Module"
+            )
         module = make()
     except ModuleNotFoundError as error:
         raise UsageError(

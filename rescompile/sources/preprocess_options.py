@@ -88,7 +88,7 @@ class PreprocessOptions:
         if mean is None or std is None:
             raise UsageError(
                 f"nothing says how the images of this network, of {counted(channels, 'channel')}, are normalized; "
-                "pass --mean and --std in values of 0 to 1, as in its training"
+                "pass --mean and --std in values of 0 to 1, as in its training (preprocess= in Python)"
             )
         try:
             return Preprocess(
@@ -109,7 +109,8 @@ class PreprocessOptions:
         )
         if color is None and channels == 4:
             raise UsageError(
-                "the network takes 4 channels, and nothing says what the fourth is; pass --color RGBA if it is opacity"
+                "the network takes 4 channels, and nothing says what the fourth is; pass --color RGBA "
+                "if it is opacity (preprocess= in Python)"
             )
         if color is None:
             raise UsageError(f"the network takes {channels} channels; images can have 1, 3 or 4")

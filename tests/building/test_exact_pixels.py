@@ -22,7 +22,7 @@ from rescompile.backends import BACKENDS, get_backend
 from rescompile.building.calibrate import Calibrated, calibrate
 from rescompile.building.quantize import moments_after, original_of, quantize
 from rescompile.building.source import Source
-from rescompile.building.validation import Validation, notes_on_clipping
+from rescompile.building.validation import Validation, notes_on_float_images
 from rescompile.config import CalibrationConfig
 from rescompile.graph.pixels import to_pixels
 from rescompile.graph.shared.names import INPUT, PIXEL_STEP, PIXELS
@@ -126,15 +126,17 @@ def test_float_images_beyond_those_of_pixels_are_not_clipped(
     assert 127 * scales[INPUT] > 0.8 * np.abs(images.images).max()
 
 
-def test_a_judgement_on_floats_that_the_engine_clips_says_so(small: Path, small_source: Source) -> None:
+def test_a_judgement_on_floats_that_are_not_of_pixels_says_so(small: Path, small_source: Source) -> None:
     calibrated = made(small_source, images=small / "images.npz", limit=4, effort="fast")
     told = []
     for factor in (1.0, 3.0):
         judged = Validation(open_image_set(floats_of(small, small_source, factor)), executed=True, notes=())
-        told.append(notes_on_clipping(judged, small_source, calibrated))
-        assert notes_on_clipping(judged, small_source, replace(calibrated, exact_pixels=False)) == ()
-    assert told[0] == ()
-    assert told[1][0].startswith("the engine clips what it is judged on: the float values of")
+        told.append(notes_on_float_images(judged, small_source, calibrated))
+        assert notes_on_float_images(judged, small_source, replace(calibrated, exact_pixels=False)) == ()
+        told.append(notes_on_float_images(judged, small_source, None))  # without INT8
+    assert told[:2] == [(), ()]
+    assert told[2][0].startswith("the engine clips what it is judged on: the float values of")
+    assert told[3][0].startswith("photographs are fed otherwise than these images: the float values of")
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced"])

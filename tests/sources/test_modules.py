@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.preprocess import CIFAR
-from rescompile.errors import GraphError, UsageError
+from rescompile.errors import CheckpointError, GraphError, UsageError
 from rescompile.sources import modules
 from rescompile.sources.modules import network_of
 from tests.sources.zoo import run
@@ -117,6 +117,41 @@ def test_module_that_cannot_be_built_is_refused() -> None:
         network_of(nn.Conv2d(1, 2, 3), preprocess=CIFAR)
     with pytest.raises(GraphError, match="does not run on images"):
         network_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(9, 9)), size=(8, 8))
+
+
+def test_modules_without_usable_weights_are_refused_by_name() -> None:
+    def conv(**options: Any) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3, **options), nn.BatchNorm2d(4))
+
+    broken, negative, lazy = conv(), conv(), nn.Sequential(nn.LazyConv2d(4, 3))
+    with torch.no_grad():
+        broken[0].weight[1, 2, 0, 0] = float("nan")
+        negative[1].running_var[2] = -1
+    for module, kind, said in (
+        (broken, CheckpointError, r"module Sequential: 0\.weight has 1 of 108 values NaN or infinite"),
+        (negative, CheckpointError, r"1\.running_var is negative \(-1 in channel 2\)"),
+        (lazy, UsageError, r"0\.weight has no values yet"),
+        (conv(device="meta"), UsageError, r"0\.weight has no values yet \(lazy, or on the meta device\)"),
+    ):
+        with pytest.raises(kind, match=said):
+            network_of(module, size=(8, 8))
+
+
+def test_a_stage_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UsageError, match=r"no module c2 \(layer1\) to return; name (?!c2).*fc"):
+        network_of(Tiny(), size=(8, 8), outputs=("c2",))
+
+
+def test_infinite_buffers_that_are_not_weights_are_taken() -> None:
+    module = Tiny()
+    module.register_buffer("mask", torch.tensor(float("-inf")))
+    assert network_of(module, size=(8, 8)).graph
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"TorchScript.*pass the module that it was made of"):
+        network_of(torch.jit.trace(Tiny().eval(), torch.zeros(1, 3, 8, 8)), size=(8, 8))
 
 
 class Unexportable(nn.Module):

@@ -159,6 +159,8 @@ def make():
 
 def number():
     return 3
+
+constant = 3
 """
 
 
@@ -178,6 +180,7 @@ def test_function_in_the_users_own_code(tmp_path: Path, monkeypatch: pytest.Monk
     assert loaded.checkpoint.sha256 != network.checkpoint.sha256
     for name, said in (
         (f"{place}:number", "returns a int"),
+        (f"{place}:constant", "is a int; it must be a function"),
         (f"{place}:absent", "check the function's name"),
         (place, "names no function"),
         ("module:no_such_module_here:make", "cannot be imported"),
