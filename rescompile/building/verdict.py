@@ -40,7 +40,7 @@ from rescompile.errors import GraphError
 from rescompile.files import atomic_write
 from rescompile.graph.shared.names import INPUT
 from rescompile.graph.shared.topology import block_outputs
-from rescompile.manifest import README, REPORT_HTML, REPORT_JSON, Manifest, read_manifest
+from rescompile.manifest import README, REFERENCE, REPORT_HTML, REPORT_JSON, Manifest, read_manifest
 from rescompile.measuring.speedup import measure_speed
 from rescompile.measuring.work import work_of
 from rescompile.presenting.engine_readme import engine_readme
@@ -80,7 +80,10 @@ def speed_of(folder: Path, source: Source, validation: Validation) -> Speed | No
         return None
     files = EngineFiles(folder)
     with load(folder, verify=False) as engine:
-        return measure_speed(engine, files, source.graph.SerializeToString())
+        # the file is this graph, unless it takes a range of sizes
+        kept = REFERENCE in engine.manifest.files and engine.manifest.sizes is None
+        reference = folder / REFERENCE if kept else source.graph.SerializeToString()
+        return measure_speed(engine, files, reference)
 
 
 def passes(measured: Measurement, contents: Contents, wrong: str | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,8 @@ TURN_SECONDS = 0.02
 REST = time.sleep
 
 
-def measure_speed(engine: Engine, source: EngineSource, reference: bytes) -> Speed | None:
-    """``engine``, whose files are ``source``, against the fp32 graph ``reference``, on golden images.
+def measure_speed(engine: Engine, source: EngineSource, reference: bytes | Path) -> Speed | None:
+    """``engine``, whose files are ``source``, against the fp32 graph ``reference``, or its file, on golden images.
 
     None where the backend's library does not run fp32 graphs.
 
@@ -61,12 +62,12 @@ def measure_speed(engine: Engine, source: EngineSource, reference: bytes) -> Spe
         fp32_ms=fp32.p50,
         fp32_interval=(fp32.low, fp32.high),
         engine_bytes=manifest.payload_bytes,
-        fp32_bytes=len(reference),
+        fp32_bytes=len(reference) if isinstance(reference, bytes) else reference.stat().st_size,
         disturbances=tuple(watch.notes(times)),
     )
 
 
-def _session(manifest: Manifest, reference: bytes) -> Fp32Session:
+def _session(manifest: Manifest, reference: bytes | Path) -> Fp32Session:
     if manifest.backend == "openvino":
         return OpenVinoSession(reference)
     return reference_session(reference, optimize=True)

@@ -19,8 +19,11 @@ def test_both_networks_are_timed_and_their_sizes_told(small_engines: dict[str, P
     folder = small_engines["int8"]
     reference = (folder / REFERENCE).read_bytes()
     with load(folder) as engine:
-        found = measure_speed(engine, EngineFiles(folder), reference)
+        found = measure_speed(engine, EngineFiles(folder), folder / REFERENCE)
+        in_memory = measure_speed(engine, EngineFiles(folder), reference)
     assert found is not None
+    assert in_memory is not None
+    assert in_memory.fp32_bytes == found.fp32_bytes
     assert (found.batch, found.library, found.fp32_bytes) == (1, "OpenVINO", len(reference))
     assert found.engine_bytes == sum((folder / name).stat().st_size for name in ("model.xml", "model.bin"))
     assert found.engine_interval[0] <= found.engine_ms <= found.engine_interval[1]
