@@ -50,8 +50,8 @@ def imagenet(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Build
 
 @pytest.fixture(scope="module")
 def int8(imagenet: Build, real_data: Path) -> tuple[Path, BuildReport]:
-    calibration = CalibrationConfig(images=real_data / "imagenet/calibration", limit=32)
-    return imagenet(50, 100, calibration=calibration)
+    calibration = CalibrationConfig(images=real_data / "imagenet/calibration", limit=16)
+    return imagenet(50, 50, calibration=calibration)
 
 
 def test_a_cifar_network_keeps_its_published_accuracy(real_data: Path, tmp_path: Path) -> None:
@@ -60,14 +60,15 @@ def test_a_cifar_network_keeps_its_published_accuracy(real_data: Path, tmp_path:
             model=ModelConfig(model="resnet20-cifar", weights=str(real_data / RESNET20)),
             calibration=CalibrationConfig(images=real_data / "cifar10/train_10k.npz", limit=256),
             validation_set=real_data / "cifar10/test.npz",
+            validation_images=2000,
             limits=Limits(max_top1_drop=0.2, min_agreement=0.985),
             validate="all",
             backend="openvino",
             output=tmp_path / "e",
         )
     )
-    assert report.images == 10_000
-    assert report.top1_reference == pytest.approx(0.9173, abs=2e-4)
+    assert report.images == 2000
+    assert report.top1_reference == 0.914  # of these; 0.9173 of all 10,000, as published
     assert report, report.checks
 
 
@@ -94,7 +95,7 @@ def test_a_block_with_an_outlier_channel_is_found(real_data: Path, tmp_path: Pat
 
 def test_resnet50_int8_agrees_with_fp32(int8: tuple[Path, BuildReport]) -> None:
     report = int8[1]
-    assert report.images == 100
+    assert report.images == 50
     assert report.top1_agreement is not None
     assert report.relative_rms is not None
     assert report.top1_agreement >= 0.96
@@ -104,7 +105,7 @@ def test_resnet50_int8_agrees_with_fp32(int8: tuple[Path, BuildReport]) -> None:
 
 
 def test_the_built_in_photographs_do_nearly_as_well(imagenet: Build) -> None:
-    _, report = imagenet(18, 100, calibration=CalibrationConfig(limit=32))
+    _, report = imagenet(18, 50, calibration=CalibrationConfig(limit=16))
     assert report.top1_agreement is not None
     assert report.relative_rms is not None
     assert report.top1_agreement >= 0.94
@@ -113,7 +114,7 @@ def test_the_built_in_photographs_do_nearly_as_well(imagenet: Build) -> None:
 
 
 def test_an_fp16_engine_agrees_with_fp32(imagenet: Build) -> None:
-    _, report = imagenet(18, 50, precision="fp16")
+    _, report = imagenet(18, 20, precision="fp16")
     assert report.top1_agreement is not None
     assert report.top1_agreement >= 0.995
 
@@ -125,7 +126,7 @@ def test_openvino_executes_what_the_graph_says(int8: tuple[Path, BuildReport], r
     spreads such a step. Changing one bias by three parts in a million moves ONNX Runtime itself as far.
     """
     reference = reference_session(int8[0] / GRAPH, optimize=False)
-    images = open_image_set(real_data / "imagenet/validation", limit=50)
+    images = open_image_set(real_data / "imagenet/validation", limit=20)
     expected, found = [], []
     with rescompile.load(int8[0]) as engine:
         for batch in images.batches(engine.manifest.preprocess, 10):
