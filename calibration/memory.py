@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 
 def free_memory() -> None:
@@ -15,6 +16,24 @@ def free_memory() -> None:
     """
     gc.collect()
     trim_heap()
+
+
+@contextmanager
+def quick_collections() -> Iterator[None]:
+    """Let collections in the body look only at what was made in it.
+
+    A process that has imported torch, ONNX and OpenVINO holds 200,000 objects, and looking through them takes a tenth
+    of a second each time.
+    """
+    if gc.get_freeze_count():  # the program, or a build in another thread, has done it
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def trim_heap() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from calibration.memory import quick_collections
 from rescompile.building import engine_directory, mixed_precision, task, verdict
 from rescompile.building.calibrate import calibrate
 from rescompile.building.deployable import make_deployable
@@ -13,6 +14,7 @@ from rescompile.progress import Progress, Silent, StageClock
 from rescompile.report import BuildReport
 
 
+@quick_collections()
 def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     """Checkpoint to engine directory and verdict; ``bool(report)`` tells whether the engine may ship.
 

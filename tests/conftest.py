@@ -6,7 +6,6 @@ set here, before any test module is, and the kernels are imported at once.
 
 from __future__ import annotations
 
-import gc
 import os
 from importlib import import_module
 from pathlib import Path
@@ -72,11 +71,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no worker waits for another one's in the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-
-
-def pytest_collection_finish() -> None:
-    """Builds collect garbage in every stage: let them not look through all that was imported each time."""
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
