@@ -169,7 +169,7 @@ def test_names_that_are_no_utf8_go_through_every_command(
     assert "\ufffd" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_every_encoding_of_the_terminal_will_do(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
