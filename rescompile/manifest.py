@@ -248,8 +248,14 @@ def manifest_text(directory: Path, *, folder: int | None = None) -> bytes:
     try:
         with open_plain(path, folder=folder) as stream:
             text = stream.read(MOST_BYTES + 1)
-    except FileNotFoundError:
-        where = f"has no {MANIFEST}" if directory.is_dir() else "does not exist"
+    except (FileNotFoundError, NotADirectoryError):
+        where = (
+            f"has no {MANIFEST}"
+            if directory.is_dir()
+            else "is a file"
+            if directory.is_file()
+            else "does not exist"
+        )
         raise EngineError(
             f"{directory} is not an engine directory: it {where}; pass the --output of a build"
         ) from None

@@ -54,6 +54,9 @@ def test_a_batch_reads_as_it_was_asked(batch: Batch, text: str) -> None:
 def test_a_directory_that_is_not_there_is_told_from_one_that_is_no_engine(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="it does not exist"):
         read_manifest(tmp_path / "nowhere")
+    (tmp_path / "weights.pth").touch()
+    with pytest.raises(EngineError, match=r"weights\.pth is not an engine directory: it is a file; pass"):
+        read_manifest(tmp_path / "weights.pth")
     with pytest.raises(EngineError, match=r"it has no manifest\.json; pass the --output of a build"):
         read_manifest(tmp_path)
 
