@@ -211,7 +211,9 @@ def _rounding(
     if payload.backend != "openvino" or config.server != "triton":
         return ()
     images, _ = read_golden(checked.files, checked.manifest)
-    said = bfloat16_check.note(version / MODEL, np.resize(images, (largest, *images.shape[1:])))
+    said = bfloat16_check.note(
+        version / MODEL, np.resize(images, (largest, *images.shape[1:])), read_payload(checked.files)
+    )
     return () if said is None else (said,)
 
 

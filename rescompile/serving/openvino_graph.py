@@ -67,15 +67,30 @@ def _classifier(node: Any) -> None:
     """Rewrite a MatMul [N, C] x [K, C]: float weights as a convolution, others with a flattening in front."""
     from openvino import opset13 as ops
 
-    taken = node.input_value(0)
-    if not _is_constant(node.input_value(1)):
+    taken, weight = node.input_value(0), node.input_value(1)
+    sides = list(taken.get_partial_shape())
+    pooled = (
+        len(sides) == 4 and sides[2] == sides[3] == 1
+    )  # what was flattened in front of it is so no longer
+    if not (pooled or len(sides) == 2) or sides[1].is_dynamic or not _is_classifier(node):
+        return
+    if not _is_constant(weight):
         node.input(0).replace_source_output(ops.reshape(taken, _integers(0, -1), special_zero=True).output(0))
         return
     # two reshapes in a row would become a new one, without the mark
-    images = ops.reshape(_before_reshaping(taken), _integers(0, -1, 1, 1), special_zero=True)
-    weight = ops.unsqueeze(node.input_value(1), _integers(2, 3))
-    convolution = ops.convolution(images, weight, [1, 1], [0, 0], [0, 0], [1, 1])
+    shape = _integers(-1, sides[1].get_length(), 1, 1)
+    images = ops.reshape(_before_reshaping(taken), shape, special_zero=False)
+    if not node.get_attributes()["transpose_b"]:
+        weight = ops.transpose(weight, _integers(1, 0)).output(0)
+    convolution = ops.convolution(
+        images, ops.unsqueeze(weight, _integers(2, 3)), [1, 1], [0, 0], [0, 0], [1, 1]
+    )
     _replace(node, ops.reshape(convolution, _integers(0, -1), special_zero=True).output(0))
+
+
+def _is_classifier(node: Any) -> bool:
+    """Whether a MatMul multiplies each image, [N, C], by the same weights."""
+    return len(node.input_value(1).get_partial_shape()) == 2 and not node.get_attributes()["transpose_a"]
 
 
 def _clip(node: Any) -> None:
@@ -103,7 +118,7 @@ def _feeds_matmuls_alone(node: Any) -> bool:
     """Whether all readers of ``node`` are MatMuls that take it as images, also behind a quantization."""
     readers = [reader for output in node.outputs() for reader in output.get_target_inputs()]
     return bool(readers) and all(
-        reader.get_index() == 0
+        reader.get_index() == 0 and _is_classifier(reader.get_node())
         if reader.get_node().get_type_name() == "MatMul"
         else reader.get_node().get_type_name() in _QUANTIZING and _feeds_matmuls_alone(reader.get_node())
         for reader in readers

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import openvino as ov
 import pytest
 
+from rescompile.errors import EngineError
 from rescompile.serving import bfloat16_check
 from rescompile.serving.export import ExportConfig, export
 from rescompile.serving.openvino_graph import write_precise
@@ -38,9 +40,19 @@ def test_what_is_measured_is_the_rounding_of_layers_without_the_mark(plain: Path
     assert 1e-3 < error < 1e-2
     write_precise(ov.Core().read_model(plain), tmp_path / "precise.xml")
     assert bfloat16_check.rounding(tmp_path / "precise.xml", images) == 0
-    said = bfloat16_check.note(plain, images)
+    said = bfloat16_check.note(plain, images, plain)
     assert said is not None
     assert "the server rounds some layers, which moves the answers by 0." in said
+
+
+def test_a_graph_that_answers_otherwise_is_not_exported(plain: Path, tmp_path: Path) -> None:
+    tree = ElementTree.parse(plain)
+    (first, *_) = (each for each in tree.iter("layer") if each.get("type") == "ReLU")
+    first.set("type", "Abs")
+    tree.write(tmp_path / "other.xml")
+    (tmp_path / "other.bin").write_bytes(plain.with_suffix(".bin").read_bytes())
+    with pytest.raises(EngineError, match=r"does not answer as the engine .*--python"):
+        bfloat16_check.note(tmp_path / "other.xml", sample_images(4), plain)
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,40 @@ def test_operators_of_other_networks_stay_in_f32(name: str, precision: str, tmp_
     plain, precise = _engine(model, batch, tmp_path), tmp_path / "precise.xml"
     write_precise(ov.Core().read_model(plain), precise)
     expected = compile_model(plain)([batch])[0]
-    assert bfloat16_check.note(precise, batch) is None
+    assert bfloat16_check.note(precise, batch, plain) is None
     found = as_triton_compiles(precise, len(batch), TRITON_SETTINGS)([batch])[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+SQUARE = np.random.default_rng(3).standard_normal((48, 48), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda x: ops.matmul(_flat(x, 0, -1), SQUARE, False, True),
+        lambda x: ops.matmul(_flat(x, 0, -1), SQUARE, False, False),  # weights the other way round
+        lambda x: ops.matmul(_flat(x, 48, -1), SQUARE, True, True),
+        lambda x: ops.matmul(_flat(x, -1, 96), np.tile(SQUARE, (2, 2)), False, True),  # images in pairs
+        lambda x: ops.matmul(_flat(x, -1, 16), SQUARE[:16, :16], False, True),  # each image in three
+        lambda x: ops.matmul(_flat(x, 0, 3, 16), SQUARE[:16, :16], False, True),
+        lambda x: ops.softmax(_flat(x, 0, 3, 16), -2),
+        lambda x: ops.prelu(x, np.array([0.1, 0.5, 2.0], np.float32)),
+        lambda x: ops.prelu(x, np.array([-0.3], np.float32)),
+        lambda x: ops.add(ops.unsqueeze(ops.squeeze(ops.reduce_mean(x, [2, 3], True), [2, 3]), [1]), np.float32(1)),
+    ],
+)  # fmt: skip
+def test_rewritten_operators_compute_the_same(head: Any, tmp_path: Path) -> None:
+    given = ops.parameter([-1, 3, 4, 4], np.float32)
+    ov.save_model(ov.Model([head(given)], [given]), tmp_path / "plain.xml", compress_to_fp16=False)
+    write_precise(ov.Core().read_model(tmp_path / "plain.xml"), tmp_path / "precise.xml")
+    images = np.random.default_rng(4).standard_normal((4, 3, 4, 4), dtype=np.float32)
+    expected, found = (compile_model(tmp_path / f"{name}.xml")([images])[0] for name in ("plain", "precise"))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def _flat(images: Any, *shape: int) -> Any:
+    return ops.reshape(images, np.array(shape, np.int64), special_zero=True)
 
 
 def _engine(model: onnx.ModelProto, batch: NDArray[Any], folder: Path) -> Path:
