@@ -35,14 +35,18 @@ DEEP = 1_024
 the L2 cache then takes longer than the tensor cores do, and a tile half as tall reads half as much again."""
 SHORT = 512
 """Multiplications for each output below which a product with a residual takes long to read and write beside them."""
+WIDE_INPUT = 512
+"""Channels of relu(bn(x)) from which reading them from the L2 cache again, for every 64 channels of dy, takes longer
+than everything else in the gradient of a 1x1's weight that makes dy."""
 NARROW_CHAIN = 64
 """Most channels of a 3x3 with which a chain of fp16 needs at most 128 registers for 8 warps; others spill."""
 _SCRATCH = 2_560
 """Bytes of shared memory beside the operands: sums that cross warps, and alignment; an upper bound over all kernels."""
 
+_ALONE = Tile(128, 128, warps=8, stages=3)
 # k = 0: a step of STEP_BYTES. Those that read the least for each output come first
 _TENSOR_CORES = (
-    Tile(128, 128, warps=8, stages=3),
+    _ALONE,
     Tile(128, 128, warps=8, stages=4),
     Tile(64, 128, warps=4, stages=3),
     Tile(256, 128, warps=8, stages=3),
@@ -74,6 +78,12 @@ _WGRAD = (
     Tile(128, 64, warps=4, stages=3),
     Tile(64, 64, warps=4, stages=4),
 )
+# whose input passes through registers too: two stages and a limit give a processor two programs, without a spill
+_WGRAD_OF_BN = Tile(128, 128, warps=8, stages=2, registers=128)
+# that make dy too: four vectors of its channels, g and y are in registers beside the sums, so that only tiles of few
+# channels of dy leave a processor two programs; the first is for an input that is taken as it is
+_WGRAD_AND_DY = Tile(256, 64, 32, warps=8, stages=3, registers=128)
+_WGRAD_AND_DY_OF_BN = Tile(128, 64, warps=4, stages=3)
 _WGRAD_FLOAT32 = (Tile(64, 64, warps=4, stages=3), Tile(32, 32, warps=4, stages=3))
 # n = 0: as many columns of z at a time as are CHAIN_BYTES
 _CHAIN = (
@@ -180,6 +190,8 @@ def _menu(problem: Problem) -> list[Tile]:
     menu = _MENUS[family][problem.dtype == torch.float32]
     if family == "product" and problem.dtype != torch.float32:
         menu = (*_first(problem), *menu)
+    if family == "wgrad" and problem.dtype != torch.float32:
+        menu = (*_first_of_wgrad(problem), *menu)
     if problem.kind == "chain" and problem.dtype == torch.float16 and problem.c <= NARROW_CHAIN:
         menu = (replace(menu[0], registers=128), *menu)  # two programs on a processor
     size = problem.dtype.itemsize
@@ -206,21 +218,31 @@ def _first(problem: Problem) -> tuple[Tile, ...]:
     return ()
 
 
-def rivals(problem: Problem, *, shared: int = HOPPER) -> list[Tile]:
-    """One large tile with a processor of its own, and one of which a processor holds several; none if both are one.
+def _first_of_wgrad(problem: Problem) -> tuple[Tile, ...]:
+    """The tile that suits a weight's gradient better than the menu's first one; see ``_first``."""
+    identity = problem.prologue == "identity"
+    if problem.epilogue != "dy":
+        return () if identity else (_WGRAD_OF_BN,)
+    if identity:
+        return (_WGRAD_AND_DY,)
+    return (_WGRAD_AND_DY_OF_BN,) if problem.c < WIDE_INPUT else ()
 
-    Only beside sums with a long reduction, where the model prefers the first because of an assumed rate of the L2
-    cache: a measurement decides (``benchmarks.gpu.phase_residency``).
+
+def rivals(problem: Problem, *, shared: int = HOPPER) -> list[Tile]:
+    """A large tile with a processor of its own, and the default, of which one holds several; none if both are one.
+
+    Only beside sums with a long reduction, where the model prefers the second: a measurement decides
+    (``benchmarks.gpu.phase_residency``).
     """
     if problem.epilogue not in _SUMS or problem.dtype == torch.float32 or not _is_long(problem):
         return []
-    pair = [_cut(tile, problem) for tile in _menu(problem)[:2]]
     found = candidates(problem, shared=shared)
-    return pair if found[0] == pair[0] and pair[1] in found else []
+    alone = _cut(replace(_ALONE, k=STEP_BYTES // problem.dtype.itemsize), problem)
+    return [alone, found[0]] if alone in found[1:] else []
 
 
 def _is_long(problem: Problem) -> bool:
-    """Whether the reduction is long beside sums of a second tensor, so that a tile of 128x128 leaves one program."""
+    """Whether the reduction is so long beside sums of a second tensor that a large tile is worth its registers."""
     second_operand = problem.epilogue != "moments" or problem.prologue != "identity"
     return second_operand and problem.cols > 64 and problem.macs >= DEEP * problem.outputs
 
@@ -237,7 +259,18 @@ def _with_sums(problem: Problem) -> tuple[Tile, ...]:
         return (square,)
     if _windowed(problem) and (problem.prologue != "identity" or problem.conv.stride > 1):
         narrow = replace(narrow, registers=0)  # 170 to 230: two programs; a limit of 168 spills up to nine
-    return (replace(square, registers=0), narrow) if _is_long(problem) else (narrow,)
+    return (*_large(problem, square), narrow) if _is_long(problem) else (narrow,)
+
+
+def _large(problem: Problem, square: Tile) -> tuple[Tile, ...]:
+    """The largest tile of which a processor holds two programs; one where registers would spill."""
+    if problem.epilogue == "drelu":
+        if problem.conv.stride > 1:
+            return ()
+        return (replace(square, stages=2) if _windowed(problem) else square,)
+    if problem.epilogue == "moments" and _windowed(problem):
+        return (replace(square, k=32, stages=2),)
+    return (replace(square, registers=0),)
 
 
 def _cut(tile: Tile, problem: Problem) -> Tile:

@@ -23,8 +23,10 @@ from fused_kernels.launch import interpreted
 from rescompile.files import atomic_write
 
 _CONFIGS_HELP = (
-    "default: every kernel, functor and dtype on one shape, with the tile that runs without a tuning table;"
-    " kernels: with every candidate of the tuner too; all: every candidate on every shape of the catalogue"
+    "few: one call of each kernel, functor and dtype, with the tile that runs without a tuning table;"
+    " default: every kernel, functor and dtype on one shape, with that tile;"
+    " sample: default, and the few calls with every candidate of the tuner;"
+    " kernels: default, with every candidate too; all: every candidate on every shape of the catalogue"
 )
 
 

@@ -120,15 +120,19 @@ def as_page(cells: Sequence[Cell]) -> str:
 _INTRODUCTION = """\
 # Kernels, compiled
 
-`scripts/compile-with-newest-triton.sh` compiled every kernel with every tile that the tuner may choose, for each
-target and Triton release, without a GPU. A tile is m x n x k of the matrix product, warps and pipeline stages. A
-kernel is wrong if it does not compile, needs more shared memory than a program has, multiplies 16-bit or int8
-matrices without the target's tensor-core instructions (HGMMA and IGMMA on sm_90) or, on sm_90, spills a register.
-Spills and copies are counted in instructions, registers as 32-bit registers of a thread."""
+`scripts/compile-with-newest-triton.sh` compiled the kernels without a GPU, with two Triton releases. For sm_90, for
+which the tiles are chosen, it compiled every kernel in every form with its default tile; and for each kernel, prologue,
+epilogue and dtype the call that passes the most arguments, with every tile that the tuner may choose (fp32: the default
+one). For the other targets it compiled these calls with their default tiles, in fp32 one for each kernel.
+
+A tile is m x n x k of the matrix product, warps and pipeline stages; `r` is a limit of registers. A kernel is wrong if
+it does not compile, needs more shared memory than a program has, multiplies 16-bit or int8 matrices without the
+target's tensor-core instructions (HGMMA and IGMMA on sm_90) or, on sm_90, spills more than 16 bytes of a thread's
+registers. Spills and copies are counted in instructions, registers as 32-bit registers of a thread."""
 
 _SPILLS = """\
 A tile is a candidate if it fits the shared memory of the target and the registers of sm_90, for which the kernels
-are tuned. On other targets some candidates spill. The table counts the spill instructions of the worst operation.
+are tuned. On other targets some spill. The table counts the spill instructions of the worst operation.
 These tiles stay candidates, because the tuner times them beside others of their size that do not spill."""
 
 

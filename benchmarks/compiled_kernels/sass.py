@@ -28,6 +28,8 @@ class Machine:
     """Tensor-core instructions by name."""
     async_copies: int = 0
     """16-byte copies from global to shared memory that pass no register."""
+    spilled_bytes: int = 0
+    """Bytes that a thread's instructions store to local memory."""
 
 
 def disassemble(cubins: Sequence[bytes], capability: int) -> list[Machine]:
@@ -97,13 +99,15 @@ def machine_code(cubin: bytes) -> bytes:
 
 def _machine(counts: Counter[str]) -> Machine:
     tensor_core: Counter[str] = Counter()
-    spills = copies = 0
+    spills = spilled = copies = 0
     for opcode, count in counts.items():
         name, *modifiers = opcode.split(".")
         tensor_core[name] += count if name in TENSOR_CORE else 0
         spills += count if name in _SPILL else 0
+        width = next((int(modifier) for modifier in modifiers if modifier.isdecimal()), 32)
+        spilled += count * width // 8 if name == "STL" else 0
         copies += count if name == "LDGSTS" and "128" in modifiers else 0
-    return Machine(spills, dict(+tensor_core), copies)
+    return Machine(spills, dict(+tensor_core), copies, spilled)
 
 
 def _tool(name: str) -> str:

@@ -13,17 +13,21 @@ import torch
 from benchmarks.compiled_kernels.catalogue import Entry
 from fused_kernels.candidates import candidates
 from fused_kernels.choice import choosing, default_tile
-from fused_kernels.compiling.variant import Variant, variant_of
+from fused_kernels.compiling.variant import CONSTANT, Type, Variant, variant_of
 from fused_kernels.gpus import Target
 from fused_kernels.launch import Launch, recording
 from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 
-Configs = Literal["default", "kernels", "all"]
+Configs = Literal["few", "default", "sample", "kernels", "all"]
 CONFIGS: tuple[Configs, ...] = get_args(Configs)
 """``default``: every kernel, functor and dtype on one shape with the tile that runs without a tuning table.
-``kernels``: with every candidate too. ``all``: every candidate on every shape of the catalogue."""
+``kernels``: with every candidate too. ``all``: every candidate on every shape of the catalogue. ``few``: of the
+defaults, one call for each kernel, prologue, epilogue and dtype, and in fp32 one for each kernel. ``sample``: the
+defaults, and these calls with every candidate, those of fp32 aside. The call is the one that passes the most arguments,
+and of several the first, whose window is the largest."""
 
+_FP32 = {"float32", "tf32"}
 _SHAPING = {"STEP", "WIDTH", "NEXT"}
 """Numbers among a kernel's constants that make another kernel of it."""
 
@@ -55,6 +59,9 @@ def units_of(
         patterns: matched, as file names are, with kernels and entries; one of them must fit.
         dtypes: names of dtypes that entries must have, or none for all.
     """
+    if configs in {"few", "sample"}:
+        defaults = units_of(entries, target, "default", patterns, dtypes)
+        return _heaviest(defaults) if configs == "few" else _sample(entries, target, defaults)
     found: dict[object, Unit] = {}
     for entry in entries:
         if dtypes and _name(entry.dtype) not in dtypes:
@@ -66,6 +73,36 @@ def units_of(
                 unit = _unit(entry, launch)
                 found.setdefault(_identity(unit, configs), unit)
     return list(found.values())
+
+
+def _heaviest(defaults: Iterable[Unit]) -> list[Unit]:
+    """The units of ``few``."""
+    found: dict[object, Unit] = {}
+    for unit in defaults:
+        key: tuple[object, ...] = (unit.kernel, unit.dtype)
+        if unit.dtype not in _FP32:
+            key += tuple(unit.variant.constant(name) for name in ("PROLOGUE", "EPILOGUE"))
+        if unit.dtype != _name(torch.float16):
+            found[key] = max(found.get(key, unit), unit, key=_arguments)
+    return list(found.values())
+
+
+def _sample(entries: Iterable[Entry], target: Target, defaults: list[Unit]) -> list[Unit]:
+    """The units of ``sample``."""
+    calls = {(unit.entry, unit.dtype) for unit in _heaviest(defaults) if unit.dtype not in _FP32}
+    kernels = {unit.kernel for unit in defaults}
+    called = [entry for entry in entries if (entry.name, _name(entry.dtype)) in calls]
+    candidates = [unit for unit in units_of(called, target, "kernels") if unit.kernel in kernels]
+    return list({unit.variant: unit for unit in [*candidates, *defaults]}.values())
+
+
+def _arguments(unit: Unit) -> int:
+    """The number of values that are passed when the kernel is launched, those in tuples too."""
+    return sum(map(_values, dict(unit.variant.types).values()))
+
+
+def _values(kind: Type) -> int:
+    return sum(map(_values, kind)) if isinstance(kind, tuple) else int(kind != CONSTANT)
 
 
 def _unit(entry: Entry, launch: Launch) -> Unit:

@@ -47,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         action="store_true",
         help="compare the default tile of each product with its other candidates",
     )
+    modelling.add_argument(
+        "--programs",
+        action="store_true",
+        help="compare tiles of which a processor holds one program with tiles of which it holds several, as Markdown",
+    )
     modelling.add_argument("--part", default="", help="a block or stage alone, such as layer1.1")
     modelling.add_argument("--jobs", type=_count, help="compiling processes; default: one a core")
     asked = parser.parse_args(arguments)
@@ -73,7 +78,7 @@ def _model(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     # imported late: a visit is counted in seconds, and torch takes several of them
     import torch
 
-    from benchmarks.gpu import devices, model, model_tiles
+    from benchmarks.gpu import devices, model, model_programs, model_tiles
     from benchmarks.gpu.launches import network_launches
     from benchmarks.gpu.networks import FULL
     from benchmarks.gpu.workloads import parts_of
@@ -98,7 +103,9 @@ def _model(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         materialize=asked.materialize,
     )
     jobs = asked.jobs or default_jobs()
-    if asked.tiles:
+    if asked.programs:
+        print(model_programs.as_markdown(model_programs.compare(record, device, jobs)))
+    elif asked.tiles:
         print(model_tiles.as_text(model_tiles.compare(record, device, jobs)))
     else:
         print(model.as_text(model.predict(record(), device, jobs), device))

@@ -69,6 +69,8 @@ class Predicted:
     resident: int
     """Programs that fit on a processor together."""
     registers: int
+    loop: int
+    """Instructions of the longest innermost loop."""
     memory: float
     cache: float
     tensor: float
@@ -173,6 +175,7 @@ def _predicted(launch: Launch, compiled: Compiled, device: Device) -> Predicted:
         launch,
         resident,
         compiled.registers,
+        code.loop,
         memory=1e3 * moved / device.memory.value,
         cache=1e3 * loaded(launch, moved) / device.cache.value,
         tensor=1e3 * busiest * flops_of(launch) / rate,

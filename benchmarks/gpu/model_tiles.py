@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.gpu.devices import Device
 from benchmarks.gpu.model import predict
@@ -41,7 +42,7 @@ def compare(record: Callable[[], object], device: Device, jobs: int) -> list[Com
     found: dict[tuple[Problem, Tile], list[Launch]] = {}
     counts: Counter[Problem] = Counter()
     for rank in range(MOST):
-        seen = _record_with(rank, record, found)
+        seen = record_with(partial(_ranked, rank), record, found)
         counts = counts or seen
     flat = [launch for launches in found.values() for launch in launches]
     times = iter(predict(flat, device, jobs))
@@ -52,17 +53,23 @@ def compare(record: Callable[[], object], device: Device, jobs: int) -> list[Com
     return [Compared(problem, counts[problem], tiles) for problem, tiles in by_problem.items()]
 
 
-def _record_with(
-    rank: int, record: Callable[[], object], found: dict[tuple[Problem, Tile], list[Launch]]
+def _ranked(rank: int, problem: Problem) -> Tile:
+    menu = [tile for tile in candidates(problem) if not tile.flat]
+    return menu[min(rank, len(menu) - 1)]
+
+
+def record_with(
+    tile_for: Callable[[Problem], Tile],
+    record: Callable[[], object],
+    found: dict[tuple[Problem, Tile], list[Launch]],
 ) -> Counter[Problem]:
-    """Add the launches of every problem with its tile of ``rank`` to ``found``; returns how often each is asked for."""
+    """Add the launches of every problem with one tile to ``found``; returns how often each problem is asked for."""
     counts: Counter[Problem] = Counter()
     current: list[Launch] = []
 
     def choose(problem: Problem) -> Tile:
         nonlocal current
-        menu = [tile for tile in candidates(problem) if not tile.flat]
-        tile = menu[min(rank, len(menu) - 1)]
+        tile = tile_for(problem)
         current = []
         found.setdefault((problem, tile), current)
         counts[problem] += 1

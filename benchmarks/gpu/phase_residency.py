@@ -1,6 +1,6 @@
 """The first question of a visit: does a long reduction want a processor for one large tile, or for several?
 
-The default is the large one, chosen by an assumed rate of the L2 cache (``candidates.rivals``). Both tiles are checked
+The default is one of which a processor holds several, chosen by a model (``candidates.rivals``). Both tiles are checked
 and timed on every such product of the training step, and the faster one goes into the run's tuning table, so that the
 phases after this one use it.
 """

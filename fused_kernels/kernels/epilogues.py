@@ -31,10 +31,16 @@ def get(ptr, pixels, ok_m, cols, ok_n, COLS):
 
 
 @triton.jit
+def put_all(v, out_ptr, pixels, ok_m, cols, ok_n, COLS):
+    """``put``, and wait until the other threads' elements are in memory too."""
+    put(v, out_ptr, pixels, ok_m, cols, ok_n, COLS)
+    tl.debug_barrier()
+
+
+@triton.jit
 def put_and_get(v, out_ptr, pixels, ok_m, cols, ok_n, COLS):
     """Store ``v`` as the output's type, and return it as stored, in fp32 and zero where nothing is stored."""
-    put(v, out_ptr, pixels, ok_m, cols, ok_n, COLS)
-    tl.debug_barrier()  # the other threads' elements are in memory now
+    put_all(v, out_ptr, pixels, ok_m, cols, ok_n, COLS)
     return get(out_ptr, pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
 
 
@@ -56,6 +62,17 @@ def put_sums(g, gy, partials_ptr, tiles, row_tile, cols, ok_n, COLS):
     at = row_tile.to(tl.int64) * COLS + cols
     tl.store(partials_ptr + at, total, mask=ok_n)
     tl.store(partials_ptr + tiles * COLS + at, total_y, mask=ok_n)
+
+
+@triton.jit
+def first_part(cols, PARTS: tl.constexpr):
+    """The first of one or two equal parts of ``cols``, which begin at a multiple of their number."""
+    if PARTS == 1:
+        return cols
+    else:
+        size: tl.constexpr = cols.shape[0] // 2
+        low, _ = tl.split(tl.trans(tl.reshape(cols, (2, size))))
+        return tl.max_contiguous(tl.multiple_of(low, size), size)  # or loads would be one element wide
 
 
 @triton.jit
@@ -114,12 +131,18 @@ def drelu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
     ``args`` = (y, vectors, partials, tiles).
     """
     y_ptr, vectors_ptr, partials_ptr, tiles = args
-    v = put_and_get(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS)
-    y = get(y_ptr, pixels, ok_m, cols, ok_n, COLS)
-    g = tl.where(batch_norm(y, vectors_ptr, cols, ok_n, COLS) > 0, v, 0.0)
-    put(g, out_ptr, pixels, ok_m, cols, ok_n, COLS)
-    gy = g * centred(y, vectors_ptr, cols, ok_n)
-    put_sums(g, gy, partials_ptr, tiles, row_tile, cols, ok_n, COLS)
+    put_all(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS)
+    PARTS: tl.constexpr = 2 if cols.shape[0] >= 128 else 1  # half of many columns take half of the registers
+    first = first_part(cols, PARTS)
+    for part in tl.static_range(PARTS):
+        some = first + part * (cols.shape[0] // PARTS)
+        ok = some < COLS
+        v = get(out_ptr, pixels, ok_m, some, ok, COLS).to(tl.float32)
+        y = get(y_ptr, pixels, ok_m, some, ok, COLS)
+        g = tl.where(batch_norm(y, vectors_ptr, some, ok, COLS) > 0, v, 0.0)
+        put(g, out_ptr, pixels, ok_m, some, ok, COLS)
+        gy = g * centred(y, vectors_ptr, some, ok)
+        put_sums(g, gy, partials_ptr, tiles, row_tile, some, ok, COLS)
 
 
 @triton.jit

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from fused_kernels.kernels.numerics import mma
+from fused_kernels.kernels.prologues import load_args
 
 
 @triton.jit
@@ -35,7 +36,7 @@ def step(
     ok_d = tl.full((BLOCK_K,), True, tl.int1) if DEPTH % BLOCK_K == 0 else d < DEPTH
     ok_x = (ok_m & (row >= 0) & (row < H) & (col >= 0) & (col < W))[:, None] & ok_d[None, :]
     x = tl.load(x_rows + ((i * W + j) * STEP * PITCH + d)[None, :], mask=ok_x, other=0.0)
-    x = PROLOGUE(x, ok_x, prologue_args, d, ok_d, DEPTH)
+    x = PROLOGUE(x, ok_x, load_args(prologue_args, d, ok_d, DEPTH))
     tap = (FIRST_H + i * EVERY) * WINDOW + FIRST_W + j * EVERY
     ok_w = ok_d[:, None] & ok_n[None, :]
     wt = tl.load(w_cols + tap * TAP_STRIDE + d[:, None] * DEPTH_STRIDE, mask=ok_w, other=0.0)

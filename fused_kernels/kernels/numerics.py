@@ -16,6 +16,16 @@ ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it leaves no fraction bi
 
 
 @triton.jit
+def rounds(n, MOST: tl.constexpr):
+    """min(n, MOST) as the end of a loop."""
+    n = tl.minimum(n, MOST)
+    if INTERPRET:  # it holds numbers as arrays of one element, which NumPy does not take for a loop's end
+        return n.handle.data.item()
+    else:
+        return n
+
+
+@triton.jit
 def relu(v):
     """max(v, 0); a NaN stays a NaN, as in torch."""
     return tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -41,11 +51,24 @@ def to_int8(v, LOW: tl.constexpr):
 
 
 @triton.jit
-def batch_norm(v, vectors_ptr, channels, channel_ok, C):
-    """v * scale + shift in fp32 for ``v`` [rows, channels]; ``vectors`` is [4, C]: mean, invstd, scale, shift."""
+def scale_and_shift(vectors_ptr, channels, channel_ok, C):
+    """Two of a batch norm's vectors for ``channels``; ``vectors`` is [4, C]: mean, invstd, scale, shift."""
     scale = tl.load(vectors_ptr + 2 * C + channels, mask=channel_ok, other=0.0)
     shift = tl.load(vectors_ptr + 3 * C + channels, mask=channel_ok, other=0.0)
+    return scale, shift
+
+
+@triton.jit
+def normalized(v, scale, shift):
+    """v * scale + shift in fp32 for ``v`` [rows, channels]."""
     return v.to(tl.float32) * scale[None, :] + shift[None, :]
+
+
+@triton.jit
+def batch_norm(v, vectors_ptr, channels, channel_ok, C):
+    """``normalized`` by the ``scale_and_shift`` of ``channels``."""
+    scale, shift = scale_and_shift(vectors_ptr, channels, channel_ok, C)
+    return normalized(v, scale, shift)
 
 
 @triton.jit
@@ -67,9 +90,9 @@ def gradient_vectors(vectors_ptr, coefficients_ptr, channels, channel_ok, C):
 
 @triton.jit
 def batch_norm_gradient(g, y, vectors):
-    """a * g + b * (y - mean) + c in fp32 for ``g`` and ``y`` [rows, channels]."""
+    """a * g + (b * (y - mean) + c) in fp32 for ``g`` and ``y`` [rows, channels]: three instructions an element."""
     mean, a, b, c = vectors
-    return a[None, :] * g.to(tl.float32) + b[None, :] * (y.to(tl.float32) - mean[None, :]) + c[None, :]
+    return a[None, :] * g.to(tl.float32) + (b[None, :] * (y.to(tl.float32) - mean[None, :]) + c[None, :])
 
 
 @triton.jit

@@ -8,7 +8,8 @@ make dy on its way, from the gradient behind the batch norm, and write it for dg
 import triton
 import triton.language as tl
 
-from fused_kernels.kernels.numerics import batch_norm_gradient, gradient_vectors, mma
+from fused_kernels.kernels.numerics import batch_norm_gradient, gradient_vectors, mma, rounds
+from fused_kernels.kernels.prologues import load_args
 
 
 @triton.jit
@@ -42,8 +43,22 @@ def first_block(
 
 
 @triton.jit
+def existing(index, size, SIZE: tl.constexpr, WHOLE: tl.constexpr):
+    """Which of SIZE places are below ``size``: with WHOLE all of them, as a constant, so that no load tests one."""
+    return tl.full((SIZE,), True, tl.int1) if WHOLE else index < size
+
+
+@triton.jit
+def norm_operands(norm_args, start, k, K):
+    """y and dy from element ``start`` on, and the vectors of channels ``k``, for ``make_dy``."""
+    y_ptr, vectors_ptr, coefficients_ptr, made_ptr = norm_args
+    vectors = gradient_vectors(vectors_ptr, coefficients_ptr, k, k < K, K)
+    return y_ptr + start, made_ptr + start, vectors
+
+
+@triton.jit
 def make_dy(g, y_ptr, dy_ptr, at, ok, vectors, writes):
-    """One block of dy from g and from y ``at`` its place, zero where not ``ok``; stored where it ``writes``."""
+    """One block of dy from g and from y ``at`` its place, zero where not ``ok``; stored if the program ``writes``."""
     y = tl.load(y_ptr + at, mask=ok, other=0.0)
     dy = tl.where(ok, batch_norm_gradient(g, y, vectors), 0.0).to(dy_ptr.dtype.element_ty)
     tl.store(dy_ptr + at, dy, mask=ok & writes)
@@ -55,13 +70,14 @@ def wgrad_kernel(
     x_ptr, dy_ptr, dw_ptr, prologue_args, norm_args,
     M, H, W, P, Q, C, K, PITCH,
     R: tl.constexpr, S: tl.constexpr, STRIDE: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
-    LINEAR: tl.constexpr, STEPS: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
+    LINEAR: tl.constexpr, STEPS: tl.constexpr, WHOLE: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """x [N, H, W, PITCH], dy [M, K], dw [splits, K, R, S, C] fp32; STEPS blocks of pixels for each split.
 
     With LINEAR, output pixel m reads input pixel m. Otherwise a pixel's place is carried from block to block: to divide
-    its number by Q and P in every block would cost more instructions than everything else.
+    its number by Q and P in every block would cost more instructions than everything else. WHOLE says that blocks
+    divide M, C and K: only padding is masked then.
 
     ``norm_args`` = (y, vectors, coefficients, dy) of the batch norm on y, or None; with it, ``dy_ptr`` is g, from which
     dy is computed; the programs of the first columns of x write it. The convolution then has no padding.
@@ -69,18 +85,17 @@ def wgrad_kernel(
     k_tiles = tl.cdiv(K, BLOCK_K)
     c = tl.program_id(0) // k_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
     k = tl.program_id(0) % k_tiles * BLOCK_K + tl.arange(0, BLOCK_K)
-    ok_c = (c < C)[None, :]
-    ok_k = (k < K)[None, :]
+    ok_c = existing(c, C, BLOCK_C, WHOLE)[None, :]
+    ok_k = existing(k, K, BLOCK_K, WHOLE)[None, :]
+    x_args = load_args(prologue_args, c, c < C, C)
     tap = tl.program_id(1)
     split = tl.program_id(2)
     first = split * STEPS * BLOCK_P
     row = tl.arange(0, BLOCK_P)
-    done = first.to(tl.int64) * K
+    dy_ptr += first.to(tl.int64) * K
     dy_at = row[:, None] * K + k[None, :]
     if norm_args is not None:
-        y_ptr, vectors_ptr, coefficients_ptr, made_ptr = norm_args
-        vectors = gradient_vectors(vectors_ptr, coefficients_ptr, k, k < K, K)
-        writes = (k < tl.where(tl.program_id(0) < k_tiles, K, 0))[None, :]
+        y_ptr, made_ptr, vectors = norm_operands(norm_args, first.to(tl.int64) * K, k, K)
     if LINEAR:
         x_ptr += first.to(tl.int64) * PITCH
         x_at = row[:, None] * PITCH + c[None, :]
@@ -91,8 +106,8 @@ def wgrad_kernel(
         h, w, pixel, end_h, end_w = first_block(m, tap, H, W, P, Q, S, STRIDE, PADDING_H, PADDING_W)
     left = M - first
     acc = tl.zeros((BLOCK_C, BLOCK_K), dtype=tl.float32)
-    for _ in range(0, STEPS):
-        ok_x = row < left
+    for _ in range(0, rounds(left // BLOCK_P, STEPS) if WHOLE else STEPS):  # the last part may be shorter
+        ok_x = existing(row, left, BLOCK_P, WHOLE)
         if LINEAR:
             x = tl.load(x_ptr + x_at, mask=ok_x[:, None] & ok_c, other=0.0)
             x_ptr += BLOCK_P * PITCH
@@ -105,17 +120,19 @@ def wgrad_kernel(
             x = tl.load(x_ptr + x_at, mask=ok_x[:, None] & ok_c, other=0.0)
             h, w, pixel = next_block(h, w, pixel, end_h, end_w, H, W, P, Q, STRIDE, BLOCK_P)
         # where x is padding dy is loaded as zero, which costs nothing; to mask PROLOGUE(x) costs 64 instructions
-        x = PROLOGUE(x, None, prologue_args, c, c < C, C)
+        x = PROLOGUE(x, None, x_args)
         ok_dy = ok_x[:, None] & ok_k
-        dy = tl.load(dy_ptr + done + dy_at, mask=ok_dy, other=0.0)
+        dy = tl.load(dy_ptr + dy_at, mask=ok_dy, other=0.0)
+        dy_ptr += BLOCK_P * K
         if norm_args is not None:
-            dy = make_dy(dy, y_ptr + done, made_ptr + done, dy_at, ok_dy, vectors, writes)
-        done += BLOCK_P * K
+            dy = make_dy(dy, y_ptr, made_ptr, dy_at, ok_dy, vectors, tl.program_id(0) < k_tiles)
+            y_ptr += BLOCK_P * K
+            made_ptr += BLOCK_P * K
         left -= BLOCK_P
         acc = mma(tl.trans(x), dy, acc, PRECISION)
     dw_row = split.to(tl.int64) * K + k
     at = (dw_row * (R * S) + tap)[None, :] * C + c[:, None]
-    tl.store(dw_ptr + at, acc, mask=(c < C)[:, None] & ok_k)
+    tl.store(dw_ptr + at, acc, mask=existing(c, C, BLOCK_C, WHOLE)[:, None] & ok_k)
 
 
 @triton.jit

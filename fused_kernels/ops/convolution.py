@@ -208,7 +208,7 @@ def _wgrad(
         x_ptr=nhwc(x), dy_ptr=nhwc(dy), dw_ptr=Out(parts), prologue_args=prologue.args, norm_args=norm_args,
         **pixels.named(), C=c, K=k, PITCH=c,
         R=conv.r, S=conv.s, STRIDE=conv.stride, PADDING_H=conv.padding, PADDING_W=conv.padding,
-        LINEAR=conv.pointwise, STEPS=steps,
+        LINEAR=conv.pointwise, STEPS=steps, WHOLE=not (pixels.m % tile.k or c % tile.m or k % tile.n),
         PROLOGUE=Functor(f"prologues.{prologue.name}"), PRECISION=precision(x.dtype),
         BLOCK_C=tile.m, BLOCK_K=tile.n, BLOCK_P=tile.k,
     )  # fmt: skip

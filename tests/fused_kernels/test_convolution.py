@@ -113,6 +113,12 @@ def test_rows_around_the_end_of_a_tile(rows: int) -> None:
         checks.check_dgrad_drelu(case)
 
 
+@pytest.mark.parametrize("channels", [64, 65, 128, 130])
+def test_many_columns_are_read_back_in_halves(channels: int) -> None:
+    with tiles(Tile(16, 128, 16)):
+        checks.check_dgrad_drelu(Case(1, 1, padding=0, n=1, c=channels, k=3, h=3, w=6))
+
+
 @pytest.mark.parametrize("channels", [15, 16, 17, 33])
 def test_channels_around_the_end_of_a_tile(channels: int) -> None:
     with tiles(Tile(64, 16, 16)):

@@ -42,6 +42,16 @@ def test_dy_is_made_on_the_way(dtype: torch.dtype, stride: int, prologue: bool, 
 
 
 @pytest.mark.parametrize("splits", [1, 3])
+def test_whole_blocks_mask_nothing_but_padding(splits: int) -> None:
+    with tiles(Tile(32, 32, 16, splits=splits)), recording() as launches:
+        checks.check_wgrad(
+            Case(3, 3, n=5, c=32, k=64, h=4, w=4)
+        )  # five blocks of pixels in parts of one or two
+        checks.check_wgrad_and_dy(Case(1, 1, padding=0, n=5, c=64, k=32, h=4, w=4))
+    assert all(one.arguments["WHOLE"] for one in launches if one.kernel == "wgrad.wgrad_kernel")
+
+
+@pytest.mark.parametrize("splits", [1, 3])
 def test_every_part_makes_its_own_dy(splits: int) -> None:
     with tiles(Tile(16, 16, 16, splits=splits)):
         checks.check_wgrad_and_dy(Case(1, 1, padding=0, n=3, h=5, w=7, c=33, k=40))

@@ -52,7 +52,7 @@ def test_a_good_kernel_has_no_problems() -> None:
     ("target", "changes", "problem"),
     [
         ("sm_90", {"error": "CompilationError: no"}, "CompilationError: no"),
-        ("sm_90", {"machine": Machine(12, {"HGMMA": 4}, 24)}, "12 spill instructions"),
+        ("sm_90", {"machine": Machine(12, {"HGMMA": 4}, 24, 20)}, "20 bytes of registers spilled, more than 16"),
         ("sm_90", {"shared": 232_449}, "232449 bytes of shared memory, 232448 exist"),
         ("sm_80", {"shared": 166_913, "machine": AMPERE_CODE}, "166913 bytes of shared memory, 166912 exist"),
         ("sm_120", {"shared": 101_377, "machine": AMPERE_CODE}, "101377 bytes of shared memory, 101376 exist"),
@@ -66,7 +66,8 @@ def test_every_kind_of_problem_is_found(target: str, changes: dict[str, Any], pr
 
 
 def test_spills_are_an_error_on_hopper_alone() -> None:
-    assert row("sm_80", machine=Machine(12, {"HMMA": 4}, 24)).problems == []
+    assert row("sm_80", machine=Machine(12, {"HMMA": 4}, 24, 20)).problems == []
+    assert row("sm_90", machine=Machine(12, {"HGMMA": 4}, 24, 16)).problems == []
 
 
 @pytest.mark.parametrize(
@@ -111,11 +112,11 @@ def test_rows_are_ordered_by_target_and_kernel() -> None:
 
 
 def test_json_holds_what_was_measured_and_the_verdict() -> None:
-    data = row(machine=Machine(2, {"HGMMA": 4}, 24)).to_json()
+    data = row(machine=Machine(8, {"HGMMA": 4}, 24, 32)).to_json()
     assert data["registers"] == 168
     assert data["tile"]["m"] == 128
     assert data["expects_tensor_core"] == ["HGMMA"]
-    assert data["problems"] == ["2 spill instructions"]
+    assert data["problems"] == ["32 bytes of registers spilled, more than 16"]
 
 
 def test_markdown_has_a_table_for_each_target() -> None:

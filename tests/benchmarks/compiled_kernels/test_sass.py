@@ -24,7 +24,7 @@ LISTING = """
 def test_instructions_are_counted_for_each_kernel() -> None:
     first, second = read_listing(LISTING, [64, 64])
     assert first == Machine(spills=0, tensor_core={"HGMMA": 1}, async_copies=1)
-    assert second == Machine(spills=2, tensor_core={"IMMA": 1}, async_copies=0)
+    assert second == Machine(spills=2, tensor_core={"IMMA": 1}, async_copies=0, spilled_bytes=8)
 
 
 def test_a_listing_that_was_not_understood_is_no_good_kernel() -> None:

@@ -98,3 +98,18 @@ def test_a_pattern_selects_kernels_or_operations() -> None:
     both = units_of(catalogue(), HOPPER, "default", ["stem.*", "join*"])
     assert {unit.kernel for unit in both} == kernels("stem.") | {"passes.join_kernel"}
     assert units_of(catalogue(), HOPPER, "default", ["nothing"]) == []
+
+
+def test_a_sample_has_every_default_and_the_heaviest_calls_with_every_candidate() -> None:
+    entries = [entry for entry in catalogue() if entry.name.startswith("dgrad_block 1x1")]
+    few, default, sample, kernels = (
+        units_of(entries, HOPPER, configs) for configs in ("few", "default", "sample", "kernels")
+    )
+    assert {unit.dtype for unit in few} == {"bfloat16", "float32", "tf32"}
+    assert {unit.entry for unit in few} == {"dgrad_block 1x1 + shortcut/2, projection"}
+    chosen = {(unit.entry, unit.tile) for unit in kernels if unit.entry == few[0].entry}
+    chosen = {(entry, tile) for entry, tile in chosen if tile.k >= 64}  # of bf16
+    assert len(chosen) > 5
+    assert chosen <= {(unit.entry, unit.tile) for unit in sample}
+    assert {unit.variant for unit in default} <= {unit.variant for unit in sample}
+    assert len(sample) < len(kernels)
