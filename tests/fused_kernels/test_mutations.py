@@ -189,8 +189,8 @@ MUTATIONS = [
     Mutation(
         ">= for > in the mask of an inner ReLU",
         "kernels/epilogues.py",
-        "batch_norm(y, vectors_ptr, cols, ok_n, COLS) > 0",
-        "batch_norm(y, vectors_ptr, cols, ok_n, COLS) >= 0",
+        "batch_norm(y, vectors_ptr, some, ok, COLS) > 0",
+        "batch_norm(y, vectors_ptr, some, ok, COLS) >= 0",
         partial(checks.check_closed_relu, POINT),
         "passes a closed ReLU",
     ),
