@@ -125,8 +125,9 @@ def as_page(before: dict[str, Any], after: dict[str, Any]) -> str:
         f"Each cell is the worst of its kind, first at commit {before['commit']}, then at {after['commit']}. "
         "In between, epilogues began to store their tile and read it back before they reduce it, tiles to "
         "limit registers, and wgrad to carry pixel coordinates from block to block and, of a 1x1, to make dy on its "
-        "way; drelu began to read its tile back in halves, and wgrad to mask nothing where blocks are whole. A dash is a kind that there was not. Programs are those that a "
-        "processor holds together; spills, shuffles and the columns behind them count instructions. "
+        "way; drelu began to read its tile back in halves, and wgrad to mask nothing where blocks are whole. A dash "
+        "is a kind that there was not. Programs are those that a processor holds together; spills, shuffles and the "
+        "columns behind them count instructions. "
         f"{alone[0]} of {totals[0]} launches had a processor to themselves; {alone[1]} of {totals[1]} have now."
     )
     title, table = "# Kernels of a training step, compiled", markdown(header, set(header[1:]), rows)
