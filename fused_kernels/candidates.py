@@ -78,8 +78,6 @@ _WGRAD = (
     Tile(128, 64, warps=4, stages=3),
     Tile(64, 64, warps=4, stages=4),
 )
-# whose input passes through registers too: two stages and a limit give a processor two programs, without a spill
-_WGRAD_OF_BN = Tile(128, 128, warps=8, stages=2, registers=128)
 # that make dy too: four vectors of its channels, g and y are in registers beside the sums, so that only tiles of few
 # channels of dy leave a processor two programs; the first is for an input that is taken as it is
 _WGRAD_AND_DY = Tile(256, 64, 32, warps=8, stages=3, registers=128)
@@ -222,7 +220,7 @@ def _first_of_wgrad(problem: Problem) -> tuple[Tile, ...]:
     """The tile that suits a weight's gradient better than the menu's first one; see ``_first``."""
     identity = problem.prologue == "identity"
     if problem.epilogue != "dy":
-        return () if identity else (_WGRAD_OF_BN,)
+        return ()
     if identity:
         return (_WGRAD_AND_DY,)
     return (_WGRAD_AND_DY_OF_BN,) if problem.c < WIDE_INPUT else ()
