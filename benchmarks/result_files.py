@@ -13,17 +13,27 @@ from rescompile.files import atomic_write, writing
 from rescompile.measuring.origin import Origin
 from rescompile.wording import counted
 
+_INT8_UNITS = {"amx": "AMX", "vnni": "VNNI"}
+"""What multiplies int8, by the instruction set that has it; the best one first."""
+
 
 def slug(name: str) -> str:
     """The folder name of a device: lower case, hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "device"
 
 
+def device_name(origin: Origin) -> str:
+    """The device with what multiplies int8 on it, which one name of a processor may have or not."""
+    isa = origin.machine.get("isa", "").split()
+    found = next((name for key, name in _INT8_UNITS.items() if any(key in word for word in isa)), None)
+    return f"{origin.device} with {found}" if found else origin.device
+
+
 def result_path(folder: Path, origin: Origin) -> Path:
     """``<folder>/<device>/<date>-<commit>.json``."""
     date = origin.date[:16].replace(":", "")
     cores = origin.machine.get("cores")
-    device = f"{origin.device} {cores} cores" if cores else origin.device
+    device = f"{device_name(origin)} {cores} cores" if cores else origin.device
     return folder / slug(device) / f"{date}-{origin.commit}.json"
 
 
