@@ -188,7 +188,7 @@ def test_only_the_pipeline_and_the_commands_know_the_order() -> None:
                 assert path.name == "__main__.py" or path.parent.name == "cli", (
                     f"{path.name} imports the command line"
                 )
-    assert len((ROOT / "rescompile/pipeline.py").read_text().splitlines()) <= 82
+    assert len((ROOT / "rescompile/pipeline.py").read_text().splitlines()) <= 84
 
 
 def test_what_is_shown_is_made_from_records_alone() -> None:
