@@ -54,4 +54,4 @@ def test_a_problem_without_entry_gets_a_tile_that_the_gpu_holds(table: Entries) 
 
 
 def test_the_default_is_the_first_candidate() -> None:
-    assert default_tile(WIDE) == candidates(WIDE)[0] == Tile(128, 128, 64, warps=8, stages=3)
+    assert default_tile(WIDE) == candidates(WIDE)[0] == Tile(128, 128, 32, warps=8, stages=2, registers=128)
