@@ -7,7 +7,7 @@
 Capturing leaves the network and the optimizer as they were. A call copies its arguments into buffers that the graph
 reads, replays it, and returns the buffer that it writes, which the next call overwrites. A graph knows memory, not
 tensors: what a replay changes is noted as changed, folded weights are renewed where the network's have changed, and
-memory that is no longer the network's is refused.
+it is refused once the network has other memory.
 """
 
 from __future__ import annotations

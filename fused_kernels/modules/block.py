@@ -96,7 +96,7 @@ class FusedBlock(nn.Module):
         return "pad", self.downsample.stride, (before, after)  # type: ignore[return-value]
 
     def train(self, mode: bool = True) -> Self:
-        """As of any module; weights are folded anew after it, whatever was written to them meanwhile."""
+        """Set the mode. The next inference folds the weights again, even if nothing seems changed."""
         forget(*(conv for conv, _ in self.layers()))
         return super().train(mode)
 

@@ -100,7 +100,7 @@ class FusedResNet(nn.Module):
         return [cast(FusedStage, self.get_submodule(name)) for name in self.stage_names]
 
     def train(self, mode: bool = True) -> Self:
-        """As of any module; weights are folded anew after it, whatever was written to them meanwhile."""
+        """Set the mode. The next inference folds the weights again, even if nothing seems changed."""
         forget(self.conv1)
         return super().train(mode)
 

@@ -27,7 +27,7 @@ class FusedStem(nn.Module):
         self.pool = pool
 
     def train(self, mode: bool = True) -> Self:
-        """As of any module; weights are folded anew after it, whatever was written to them meanwhile."""
+        """Set the mode. The next inference folds the weights again, even if nothing seems changed."""
         forget(self.conv1)
         return super().train(mode)
 
