@@ -2,7 +2,8 @@
 
 Calls are: open for writing, write, fsync, mkdir and rename; for the end of a process also unlink and rmdir.
 
-``at_call`` runs an action in a forked process, so that nothing is imported again.
+``at_call`` runs an action in a process that is forked from one with all imports and no threads: a process that tests
+have run in has threads of its own, and whatever lock one of them holds at a fork stays locked in the child for ever.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import builtins
 import errno
 import io
+import multiprocessing
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from rescompile.files import renaming
 CRASHED, DONE, REFUSED, TRACEBACK = 9, 0, 1, 2
 """Exit codes: at the call; the action ended before it; one sentence; anything else."""
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.conftest", "onnxruntime"])
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -117,31 +122,39 @@ def count_calls(effect: str, below: Path, action: Callable[[], object]) -> int:
 
 
 def at_call(number: int, effect: str, below: Path, action: Callable[[], object]) -> tuple[int, str]:
-    """Exit code and output of ``action`` in a process where ``effect`` happens to call ``number`` below ``below``."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        os.dup2(writing, 1)
-        os.dup2(writing, 2)
-        sys.stdout = sys.stderr = os.fdopen(writing, "w", buffering=1)
-        code = TRACEBACK
-        try:
-            calls = _Calls(number, effect, below)
-            _watch(calls)
-            action()
-            code = DONE
-            if not number:
-                print(f"calls:{calls.made}")
-        except USER_ERRORS as error:
-            print(error)
-            code = REFUSED
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as stream:
+    """Exit code and output of ``action`` in a process where ``effect`` happens to call ``number`` below ``below``.
+
+    The action is pickled: a function of a module, or a ``partial`` of one.
+    """
+    reading, writing = _CONTEXT.Pipe(duplex=False)
+    child = _CONTEXT.Process(target=_act, args=(writing, number, effect, below, action))
+    child.start()
+    writing.close()
+    with os.fdopen(os.dup(reading.fileno()), "rb") as stream:
         said = stream.read().decode(errors="replace")
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), said
+    reading.close()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode, said
+
+
+def _act(output: Connection, number: int, effect: str, below: Path, action: Callable[[], object]) -> None:
+    for stream in (1, 2):
+        os.dup2(output.fileno(), stream)
+    output.close()
+    sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
+    code = TRACEBACK
+    try:
+        calls = _Calls(number, effect, below)
+        _watch(calls)
+        action()
+        code = DONE
+        if not number:
+            print(f"calls:{calls.made}")
+    except USER_ERRORS as error:
+        print(error)
+        code = REFUSED
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
