@@ -1,5 +1,5 @@
 """``python -m rescompile``: the command line."""
 
-from rescompile.cli.app import main
+from rescompile.cli.process import run
 
-main()
+run()

@@ -200,9 +200,21 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
     assert done.stderr.count("\n") == 1
 
 
-def test_wrong_usage_shows_the_usage(native: Native) -> None:
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["one"], "it takes 2 paths, not 1"),
+        (["a", "b", "c"], "it takes 2 paths, not 3"),
+        (["a", "b", "--threads"], "--threads takes a whole number"),
+        (["--threads", "-1", "a", "b"], "not -1"),
+        (["--unknown", "a", "b"], "there is no option --unknown"),
+    ],
+)
+def test_wrong_usage_is_named_and_the_right_one_shown(native: Native, words: list[str], problem: str) -> None:
     for program in (native.classify, native.classify_folder):
-        for words in ([], ["one"], ["a", "b", "c"], ["--threads", "x", "a", "b"], ["--unknown", "a", "b"]):
-            refused = subprocess.run([program, *words], capture_output=True, text=True, check=False)
-            assert refused.returncode == 2
-            assert refused.stderr.startswith(f"usage: {program.name}")
+        refused = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        said, usage, *_ = refused.stderr.splitlines()
+        assert said.startswith(f"{program.name}: ")
+        assert problem in said
+        assert usage.startswith(f"usage: {program.name} ")

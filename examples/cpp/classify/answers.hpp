@@ -24,6 +24,12 @@ bool parse_number(std::string_view text, Number& value) {
   return error == std::errc() && rest == end;
 }
 
+/// What is wrong with the command line, how to use the program, and the exit code.
+inline int misused(const char* program, const std::string& problem, const char* usage) {
+  std::cerr << program << ": " << problem << '\n' << usage;
+  return 2;
+}
+
 /// Whether the engine returns numbers, of which none is a probability.
 inline bool shows_numbers(const rescompile::Manifest& manifest) {
   return manifest.outputs[0].kind == rescompile::OutputKind::values ||

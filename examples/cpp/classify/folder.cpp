@@ -8,6 +8,7 @@
 #include <chrono>
 #include <filesystem>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "answers.hpp"
@@ -32,19 +33,24 @@ struct Arguments {
   std::size_t batch = 8;
 };
 
-bool parse(int count, char** words, Arguments& arguments) {
+/// Fills `arguments`; what is wrong with the words, if something is.
+std::optional<std::string> parse(int count, char** words, Arguments& arguments) {
   for (int index = 1; index < count; ++index) {
-    const std::string_view word = words[index];
-    if ((word == "--threads" || word == "--batch") && index + 1 < count) {
+    const std::string word = words[index];
+    if (word == "--threads" || word == "--batch") {
       std::size_t& number = word == "--batch" ? arguments.batch : arguments.threads;
-      if (!parse_number(words[++index], number) || number == 0) return false;
+      const std::string given = index + 1 < count ? words[++index] : "nothing";
+      if (!parse_number(given, number) || number == 0)
+        return word + " takes a whole number from 1 on, not " + given;
     } else if (word.starts_with("-")) {
-      return false;
+      return "there is no option " + word;
     } else {
-      arguments.paths.emplace_back(word);
+      arguments.paths.push_back(word);
     }
   }
-  return arguments.paths.size() == 2;
+  if (arguments.paths.size() != 2)
+    return "it takes 2 paths, not " + std::to_string(arguments.paths.size());
+  return std::nullopt;
 }
 
 bool is_photograph(const std::filesystem::path& path) {
@@ -130,10 +136,7 @@ class Work {
 
 int main(int count, char** words) {
   Arguments arguments;
-  if (!parse(count, words, arguments)) {
-    std::cerr << usage;
-    return 2;
-  }
+  if (const auto problem = parse(count, words, arguments)) return misused(program, *problem, usage);
   rescompile::LoadOptions options;
   options.hint = rescompile::Hint::throughput;
   const auto engine = rescompile::Engine::load(arguments.paths[0], options);

@@ -1,5 +1,6 @@
 // classify DIR IMAGE: the five most probable classes of a photograph.
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "answers.hpp"
 #include "image.hpp"
@@ -19,20 +20,25 @@ struct Arguments {
   bool json = false;
 };
 
-bool parse(int count, char** words, Arguments& arguments) {
+/// Fills `arguments`; what is wrong with the words, if something is.
+std::optional<std::string> parse(int count, char** words, Arguments& arguments) {
   for (int index = 1; index < count; ++index) {
-    const std::string_view word = words[index];
+    const std::string word = words[index];
     if (word == "--json") {
       arguments.json = true;
-    } else if (word == "--threads" && index + 1 < count) {
-      if (!parse_number(words[++index], arguments.options.threads)) return false;
+    } else if (word == "--threads") {
+      const std::string given = index + 1 < count ? words[++index] : "nothing";
+      if (!parse_number(given, arguments.options.threads) || arguments.options.threads < 0)
+        return "--threads takes a whole number, not " + given;
     } else if (word.starts_with("-")) {
-      return false;
+      return "there is no option " + word;
     } else {
-      arguments.paths.emplace_back(word);
+      arguments.paths.push_back(word);
     }
   }
-  return arguments.paths.size() == 2;
+  if (arguments.paths.size() != 2)
+    return "it takes 2 paths, not " + std::to_string(arguments.paths.size());
+  return std::nullopt;
 }
 
 void print_json(const rescompile::Manifest& manifest, const std::vector<rescompile::Prediction>& best,
@@ -50,10 +56,7 @@ void print_json(const rescompile::Manifest& manifest, const std::vector<rescompi
 
 int main(int count, char** words) {
   Arguments arguments;
-  if (!parse(count, words, arguments)) {
-    std::cerr << usage;
-    return 2;
-  }
+  if (const auto problem = parse(count, words, arguments)) return misused(program, *problem, usage);
   const auto engine = rescompile::Engine::load(arguments.paths[0], arguments.options);
   if (!engine) return refuse(program, engine.error());
   const auto image = read_image(arguments.paths[1]);
