@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from rescompile.cli import process
 
 PROGRAM = """
 import atexit, sys
@@ -32,3 +35,25 @@ def test_a_process_ends_with_its_code_and_its_output(words: list[str], code: int
     assert done.stdout.startswith(said)
     assert done.stdout.endswith("asked for at exit\n")
     assert ("error" in done.stderr.lower()) == (code != 0)
+
+
+def test_threads_sleep_while_they_wait_unless_the_user_chose() -> None:
+    program = (
+        "import os, rescompile.cli.process as process\n"
+        "process.main = lambda: print(os.environ.get('OMP_WAIT_POLICY'))\n"
+        "process.run()"
+    )
+    plain = {name: value for name, value in os.environ.items() if name not in process._WAITING}
+    for chosen, policy in (
+        ({}, "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "9"}, "None"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**plain, **chosen},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == policy
