@@ -19,6 +19,7 @@ from hypothesis import settings
 
 import fused_kernels.kernels
 import rescompile.backends.cpu.forms
+import rescompile.building.verdict
 from calibration.preprocess import CIFAR, normalize
 from rescompile.building.opening import open_source
 from rescompile.building.source import Source
@@ -43,8 +44,27 @@ os.environ["RESCOMPILE_ENGINE_CACHE"] = "off"
 # builds in tests need no exact times
 speedup.SECONDS, speedup.TURN_SECONDS, speedup.REST = 0.0, 0.0, lambda _: None
 
+# nor pages, which take a tenth of a build's time; those of test_pipeline.py have them
+rescompile.building.verdict.render = lambda _: "no page"
+
 # engines have the same form on every machine, the one that all of them compute exactly; tests of others simulate them
 rescompile.backends.cpu.forms.machine_form = lambda: "avx2"
+
+if installed("onnxruntime"):
+    import onnxruntime
+
+    class IdleOptions(onnxruntime.SessionOptions):  # type: ignore[misc]
+        """Options of sessions whose idle threads do not spin: that took a fifth of the time of every build."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            super().add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+        def add_session_config_entry(self, name: str, value: str) -> None:
+            if name != "session.intra_op.allow_spinning":
+                super().add_session_config_entry(name, value)
+
+    onnxruntime.SessionOptions = IdleOptions
 
 if installed("triton"):
     os.environ["TRITON_INTERPRET"] = "1"

@@ -50,15 +50,15 @@ def imagenet(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Build
 
 @pytest.fixture(scope="module")
 def int8(imagenet: Build, real_data: Path) -> tuple[Path, BuildReport]:
-    calibration = CalibrationConfig(images=real_data / "imagenet/calibration", limit=16)
-    return imagenet(50, 50, calibration=calibration)
+    calibration = CalibrationConfig(images=real_data / "imagenet/calibration", limit=8)
+    return imagenet(50, 30, calibration=calibration)
 
 
 def test_a_cifar_network_keeps_its_published_accuracy(real_data: Path, tmp_path: Path) -> None:
     report = rescompile.build(
         BuildConfig(
             model=ModelConfig(model="resnet20-cifar", weights=str(real_data / RESNET20)),
-            calibration=CalibrationConfig(images=real_data / "cifar10/train_10k.npz", limit=256),
+            calibration=CalibrationConfig(images=real_data / "cifar10/train_10k.npz", limit=128),
             validation_set=real_data / "cifar10/test.npz",
             validation_images=2000,
             limits=Limits(max_top1_drop=0.2, min_agreement=0.985),
@@ -80,10 +80,10 @@ def test_a_block_with_an_outlier_channel_is_found(real_data: Path, tmp_path: Pat
         BuildConfig(
             model=ModelConfig(model="resnet20-cifar", weights=str(tmp_path / "damaged.pth")),
             calibration=CalibrationConfig(
-                images=real_data / "cifar10/train_10k.npz", limit=256, effort="fast"
+                images=real_data / "cifar10/train_10k.npz", limit=64, effort="fast"
             ),
             validation_set=real_data / "cifar10/test.npz",
-            validation_images=1000,
+            validation_images=300,
             limits=Limits(max_top1_drop=0.5, min_agreement=0.98),
             backend="openvino",
             output=tmp_path / "e",
@@ -95,7 +95,7 @@ def test_a_block_with_an_outlier_channel_is_found(real_data: Path, tmp_path: Pat
 
 def test_resnet50_int8_agrees_with_fp32(int8: tuple[Path, BuildReport]) -> None:
     report = int8[1]
-    assert report.images == 50
+    assert report.images == 30
     assert report.top1_agreement is not None
     assert report.relative_rms is not None
     assert report.top1_agreement >= 0.96
@@ -105,7 +105,7 @@ def test_resnet50_int8_agrees_with_fp32(int8: tuple[Path, BuildReport]) -> None:
 
 
 def test_the_built_in_photographs_do_nearly_as_well(imagenet: Build) -> None:
-    _, report = imagenet(18, 50, calibration=CalibrationConfig(limit=16))
+    _, report = imagenet(18, 30, calibration=CalibrationConfig(limit=16))
     assert report.top1_agreement is not None
     assert report.relative_rms is not None
     assert report.top1_agreement >= 0.94
@@ -114,7 +114,7 @@ def test_the_built_in_photographs_do_nearly_as_well(imagenet: Build) -> None:
 
 
 def test_an_fp16_engine_agrees_with_fp32(imagenet: Build) -> None:
-    _, report = imagenet(18, 20, precision="fp16")
+    _, report = imagenet(18, 8, precision="fp16")
     assert report.top1_agreement is not None
     assert report.top1_agreement >= 0.995
 
@@ -126,10 +126,10 @@ def test_openvino_executes_what_the_graph_says(int8: tuple[Path, BuildReport], r
     spreads such a step. Changing one bias by three parts in a million moves ONNX Runtime itself as far.
     """
     reference = reference_session(int8[0] / GRAPH, optimize=False)
-    images = open_image_set(real_data / "imagenet/validation", limit=20)
+    images = open_image_set(real_data / "imagenet/validation", limit=10)
     expected, found = [], []
     with rescompile.load(int8[0]) as engine:
-        for batch in images.batches(engine.manifest.preprocess, 10):
+        for batch in images.batches(engine.manifest.preprocess, 5):
             x = normalize(batch.images, engine.manifest.preprocess)
             expected.append(reference(x))
             found.append(engine(x))

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +29,6 @@ from rescompile.backends import get_backend
 from rescompile.backends.base import BuildRequest
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.engine_directory import write_hashed_manifest
-from rescompile.cli import app
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import BackendUnavailable, EngineError, GraphError
 from rescompile.graph.quantize import quantize
@@ -42,6 +40,7 @@ from rescompile.report import Limits
 from rescompile.runtime.golden import golden_bytes
 from rescompile.runtime.integrity import read_engine
 from tests.backends import engines
+from tests.commands import call
 from tests.graph.conftest import folded, run
 
 Say = pytest.CaptureFixture[str]
@@ -122,13 +121,6 @@ def engine_of(model: onnx.ModelProto, directory: Path) -> Path:
     fed = TensorSpec("input", (-1, 3, 32, 32), "float32", "NCHW")
     write_hashed_manifest(directory, msgspec.structs.replace(base, inputs=(fed,), preprocess=CIFAR))
     return directory
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["rescompile", "compare", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        app.main()
-    return int(stop.value.code or 0)
 
 
 def test_a_directory_alone_is_reference_against_graph_against_engine(built: Path, small: Path) -> None:
@@ -413,26 +405,22 @@ def test_bad_input_is_one_sentence(
     capsys: Say,
 ) -> None:
     monkeypatch.chdir(built)
-    assert call(monkeypatch, *words, "--images", small / "images.npz") == code
+    assert call("compare", *words, "--images", small / "images.npz") == code
     assert sentence in capsys.readouterr().err
 
 
-def test_images_that_do_not_fit_are_refused(
-    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
-) -> None:
-    assert call(monkeypatch, built / "int8") == 2
+def test_images_that_do_not_fit_are_refused(built: Path, tmp_path: Path, capsys: Say) -> None:
+    assert call("compare", built / "int8") == 2
     assert "pass --images PATH" in capsys.readouterr().err
     tiny = np.zeros((2, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "many.npz", images=tiny, labels=np.array([0, 99]))
-    assert call(monkeypatch, built / "int8", "--images", tmp_path / "many.npz") == 1
+    assert call("compare", built / "int8", "--images", tmp_path / "many.npz") == 1
     assert "label 99" in capsys.readouterr().err
 
 
-def test_one_image_is_enough_to_look_at(
-    built: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
-) -> None:
+def test_one_image_is_enough_to_look_at(built: Path, small: Path, tmp_path: Path, capsys: Say) -> None:
     Image.fromarray(np.load(small / "images.npz")["images"][0]).save(tmp_path / "one.png")
-    assert call(monkeypatch, built / "int8", "--images", tmp_path / "one.png") == 0
+    assert call("compare", built / "int8", "--images", tmp_path / "one.png") == 0
     assert "1 image" in capsys.readouterr().out
 
 
@@ -441,7 +429,7 @@ def test_the_command_prints_a_line_a_block(
 ) -> None:
     monkeypatch.chdir(built)
     words = ("int8:fp32", "int8:graph", "--images", small / "images.npz", "--limit", 2, "--part-db", 35)
-    assert call(monkeypatch, *words, "--plot", tmp_path / "s.png") == 0
+    assert call("compare", *words, "--plot", tmp_path / "s.png") == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == ["A  int8:fp32 (fp32 reference)", "B  int8:graph (deployable graph)"]
     assert printed[2].split() == ["block", "SQNR", "dB", "cosine", "saturated", "in", "B"]
@@ -453,7 +441,7 @@ def test_the_command_prints_a_line_a_block(
 
 
 def test_json_is_the_report_and_the_plot_follows_the_page(
-    built: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+    built: Path, small: Path, tmp_path: Path, capsys: Say
 ) -> None:
     words = (
         built / "int8",
@@ -465,7 +453,7 @@ def test_json_is_the_report_and_the_plot_follows_the_page(
         tmp_path / "s.svg",
         "--json",
     )
-    assert call(monkeypatch, *words) == 0
+    assert call("compare", *words) == 0
     report = msgspec.json.decode(capsys.readouterr().out, type=ComparisonReport)
     assert len(report.comparisons) == 2
     assert json.loads(report.to_json())["comparisons"][0]["blocks"][0]["block"] == "stem"
@@ -488,27 +476,19 @@ def test_the_commands_of_the_how_to_work(
     for command in commands:
         program, subcommand, *words = shlex.split(command)
         assert (program, subcommand) == ("rescompile", "compare")
-        assert call(monkeypatch, *words) == 0, capsys.readouterr().err
+        assert call("compare", *words) == 0, capsys.readouterr().err
     assert len(commands) == 4
     assert (tmp_path / "sqnr.svg").is_file()
 
 
-def test_labels_that_do_not_fit_are_a_note(
-    small: Path, small_engines: dict[str, Path], tmp_path: Path
-) -> None:
+def test_labels_that_do_not_fit_are_a_note(built: Path, small: Path, tmp_path: Path) -> None:
     with np.load(small / "images.npz") as stored:
         moved = {"images": stored["images"], "labels": (stored["labels"] + 1) % 10}
     np.savez(tmp_path / "moved.npz", **moved)
-    directory = str(small_engines["int8"])
-    fit = compare(
-        f"{directory}:fp32", f"{directory}:graph", images=small / "images.npz", limit=None, progress=Silent()
-    )
-    misfit = compare(
-        f"{directory}:fp32",
-        f"{directory}:graph",
-        images=tmp_path / "moved.npz",
-        limit=None,
-        progress=Silent(),
+    sides = (f"{built / 'int8'}:fp32", f"{built / 'int8'}:graph")
+    fit, misfit = (
+        compare(*sides, images=folder / name, limit=None, progress=Silent())
+        for folder, name in ((small, "images.npz"), (tmp_path, "moved.npz"))
     )
     assert not any("the fp32 network names the right class" in note for note in fit.notes)
     assert any("the fp32 network names the right class" in note for note in misfit.notes)

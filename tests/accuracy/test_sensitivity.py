@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from calibration.network import Network
 from rescompile.accuracy.sensitivity import BATCH, SensitivityReport, expected_damage, measure_damage, ranked
 from rescompile.building.opening import open_source
-from rescompile.cli import app
 from rescompile.config import ModelConfig
 from rescompile.graph.quantize import quantize
 from rescompile.graph.restore import restore
@@ -24,6 +22,7 @@ from rescompile.metrics import relative_rms
 from rescompile.presenting.terminal.sensitivity import lines
 from rescompile.progress import Silent
 from rescompile.report import BlockDamage
+from tests.commands import call
 from tests.graph.conftest import folded, images, int8, run
 from tests.graph.described_variants import images as variant_images
 from tests.graph.described_variants import opened, quantized
@@ -155,26 +154,20 @@ def test_a_tensor_counts_for_the_block_that_makes_it_and_those_that_convolve_it(
     assert expected_damage(graph, errors | {"flatten": None}) == {}
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["rescompile", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        app.main()
-    return int(stop.value.code or 0)
-
-
 def test_the_command_prints_the_ranking_draws_it_and_gives_json(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+    small: Path, tmp_path: Path, capsys: Say
 ) -> None:
-    words = ("sensitivity", "--weights", small / "net.pth", "--calibration-set", small / "images.npz", "--images", 2,
+    words = ("sensitivity", "--model", "resnet8-cifar", "--weights", "random",
+             "--calibration-set", small / "images.npz", "--images", 2,
              "--calibration-images", 4, "--plot", tmp_path / "damage.svg")  # fmt: skip
-    assert call(monkeypatch, *words, "--json") == 0
+    assert call(*words, "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["model"], report["images"], len(report["blocks"])) == ("resnet20-cifar", 2, 11)
+    assert (report["model"], report["images"], len(report["blocks"])) == ("resnet8-cifar", 2, 5)
     assert np.isfinite([block["relative_rms"] for block in report["blocks"]]).all()
     assert "most sensitive: " + report["ranking"][0] in (tmp_path / "damage.svg").read_text()
     # the default effort takes gradients, so it has a model of the noise; fast has none
     assert set(report["expected"]) == {block["block"] for block in report["blocks"]}
-    assert call(monkeypatch, *words, "--effort", "fast") == 0
+    assert call(*words, "--effort", "fast") == 0
     printed = capsys.readouterr().out.splitlines()
     assert "activations" not in printed[0]
     assert printed[1].split()[0] == "1"
@@ -188,7 +181,7 @@ def test_the_command_prints_the_ranking_draws_it_and_gives_json(
     ],
 )
 def test_what_it_cannot_do_is_one_sentence(
-    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say, words: list[str], code: int, said: str
+    small: Path, capsys: Say, words: list[str], code: int, said: str
 ) -> None:
-    assert call(monkeypatch, "sensitivity", "--weights", small / "net.pth", *words) == code
+    assert call("sensitivity", "--weights", small / "net.pth", *words) == code
     assert said in capsys.readouterr().err

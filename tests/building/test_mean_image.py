@@ -37,7 +37,9 @@ def test_a_mean_image_reaches_the_engine(
                 weights=str(small / "net.pth"), preprocess=PreprocessOptions(mean=mean, std=(0.25,))
             ),
             precision=precision,  # type: ignore[arg-type]
-            calibration=CalibrationConfig(images=small / "images.npz" if precision == "int8" else None),
+            calibration=CalibrationConfig(images=small / "images.npz", effort="fast")
+            if precision == "int8"
+            else CalibrationConfig(),
             validation_set=small / "images.npz",
             backend="openvino",
             batch=Batch(1, 8, 8),

@@ -17,9 +17,11 @@ from calibration.errors import TableError
 from calibration.images import open_image_set
 from calibration.preprocess import CIFAR, normalize
 from rescompile.backends import BACKENDS, get_backend
+from rescompile.building import verdict
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig, PreprocessOptions
 from rescompile.errors import LintError, OutputError
 from rescompile.manifest import Batch, read_manifest
+from rescompile.presenting.html.report_page import render
 from rescompile.report import BuildReport, Limits
 
 CONTRACT = {
@@ -48,7 +50,9 @@ def config(small: Path, output: Path, **changes: object) -> BuildConfig:
 @pytest.fixture(scope="module")
 def built(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuildReport]:
     folder = tmp_path_factory.mktemp("built") / "engine"
-    return folder, rescompile.build(config(small, folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdict, "render", render)
+        return folder, rescompile.build(config(small, folder))
 
 
 def test_a_build_writes_what_the_contract_says(built: tuple[Path, BuildReport]) -> None:
@@ -149,8 +153,13 @@ def test_an_engine_that_takes_pixels(small: Path, tmp_path: Path, built: tuple[P
     assert np.linalg.norm(found - expected) <= 5e-2 * np.linalg.norm(expected)
 
 
-def test_a_fixed_batch_still_answers_any_number_of_images(small: Path, tmp_path: Path) -> None:
-    rescompile.build(config(small, tmp_path / "e", precision="fp32", batch=Batch(4, 4, 4)))
+def test_a_fixed_batch_answers_any_number_of_images_and_the_reference_can_be_left_out(
+    small: Path, tmp_path: Path
+) -> None:
+    rescompile.build(
+        config(small, tmp_path / "e", precision="fp32", batch=Batch(4, 4, 4), keep_reference=False)
+    )
+    assert not (tmp_path / "e/reference.onnx").exists()
     assert read_manifest(tmp_path / "e").inputs[0].shape == (4, 3, 32, 32)
     x = np.random.default_rng(0).standard_normal((5, 3, 32, 32), dtype=np.float32)
     with rescompile.load(tmp_path / "e") as engine:
@@ -261,15 +270,11 @@ def test_a_graph_that_breaks_the_contract_is_never_built(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_reference_the_directory_is_smaller(small: Path, tmp_path: Path) -> None:
-    rescompile.build(config(small, tmp_path / "e", precision="fp32", keep_reference=False))
-    assert not (tmp_path / "e/reference.onnx").exists()
-
-
-def test_names_of_classes_come_from_the_user_or_the_folders(small: Path, tmp_path: Path) -> None:
+def test_names_of_classes_come_from_the_user(
+    small: Path, tmp_path: Path, built: tuple[Path, BuildReport]
+) -> None:
     (tmp_path / "names.txt").write_text("\n".join(f"kind {n}" for n in range(10)))
     model = ModelConfig(weights=str(small / "net.pth"), classes=tmp_path / "names.txt")
     rescompile.build(config(small, tmp_path / "e", precision="fp32", model=model))
     assert read_manifest(tmp_path / "e").classes[3] == "kind 3"
-    rescompile.build(config(small, tmp_path / "f", precision="fp32"))
-    assert read_manifest(tmp_path / "f").classes[3] == "class 3"
+    assert read_manifest(built[0]).classes[3] == "class 3"

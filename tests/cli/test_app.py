@@ -15,6 +15,7 @@ from calibration.errors import ImageSetError
 from rescompile.cli import app
 from rescompile.errors import EngineError, UsageError
 from rescompile.presenting.terminal.report import TerminalProgress
+from tests.commands import succeeds
 
 Said = pytest.CaptureFixture[str]
 
@@ -121,11 +122,9 @@ COMMANDS = ("build", "calibrate", "sensitivity", "verify", "run", "inspect", "co
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_cuts_no_name_at_80_columns(command: str) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", "rescompile", command, "--help"],
-        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "80"},
-    ).stdout  # fmt: skip
+def test_help_cuts_no_name_at_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = succeeds(command, "--help")
     assert "\u2026" not in shown
     assert max(map(len, shown.splitlines())) <= 80
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import shutil
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +17,10 @@ import torch
 from PIL import Image
 
 from rescompile import load
-from rescompile.cli import app
 from rescompile.manifest import read_manifest
 from rescompile.report import read_report
 from tests.backends.graphs import residual_net, saved
+from tests.commands import call, succeeds
 
 Answer = Callable[..., str]
 
@@ -35,12 +33,9 @@ def refuses(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     monkeypatch.chdir(work)
 
     def run(command: str, *paths: object, code: int = 1) -> str:
-        words = command.split() + [str(path) for path in paths]
-        monkeypatch.setattr(sys, "argv", ["rescompile", *words])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
+        found = call(*command.split(), *paths)
         printed = capsys.readouterr()
-        assert stop.value.code == code, printed.err
+        assert found == code, printed.err
         assert "Traceback" not in printed.err
         assert not list(work.iterdir()), "something was left behind"
         assert not printed.out
@@ -48,17 +43,6 @@ def refuses(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         return said
 
     return run
-
-
-def succeeds(*words: object) -> str:
-    """The output of a command that must succeed."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["rescompile", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-    assert stop.value.code == 0, err.getvalue()
-    return out.getvalue()
 
 
 BUILD = "build --backend openvino --output engine --weights"

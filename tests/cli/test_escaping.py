@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -18,6 +15,7 @@ from rescompile.cli.escaping import harmless
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.manifest import read_manifest
 from rescompile.wording import CONTROL
+from tests.commands import sent
 
 TITLE = "\x1b]0;owned\x07"
 CLIPBOARD = "\x1b]52;c;ZXZpbA==\x07"
@@ -62,7 +60,7 @@ def hostile(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rescompile.build(
         BuildConfig(
             model=ModelConfig(weights=str(small / "net.pth")),
-            calibration=CalibrationConfig(images=small / "images.npz"),
+            calibration=CalibrationConfig(images=small / "images.npz", effort="fast"),
             backend="onnxruntime",
             output=folder / "engine",
         )
@@ -83,7 +81,9 @@ def test_names_in_a_manifest_are_cleaned_when_it_is_read(hostile: Path) -> None:
     assert all(CONTROL.search(text) is None for text in (found.model, *found.classes))
 
 
-def test_no_command_sends_an_escape(hostile: Path, small: Path) -> None:
+def test_no_command_sends_an_escape(hostile: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "")
+    monkeypatch.setenv("TERM", "dumb")
     engine, photo = hostile / "engine", next(hostile.glob("*.png"))
     for words in (
         ["inspect", engine],
@@ -94,11 +94,7 @@ def test_no_command_sends_an_escape(hostile: Path, small: Path) -> None:
         ["inspect", hostile / TITLE],
         ["export-server", engine, "--server", "triton", "--output", hostile / "served"],
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "rescompile", *map(str, words)],
-            capture_output=True, check=False, env={**os.environ, "FORCE_COLOR": "", "TERM": "dumb"},
-        )  # fmt: skip
-        sent = done.stdout + done.stderr
-        assert sent, words
-        assert CONTROL.search(sent.decode()) is None, (words, sent)
-        assert b"Traceback" not in sent, sent
+        _, out, err = sent(*words)
+        assert out + err, words
+        assert CONTROL.search(out + err) is None, (words, out, err)
+        assert "Traceback" not in out + err
