@@ -238,10 +238,8 @@ def test_the_same_input_gives_the_same_bits(how: str, small_tiles: Tile) -> None
             assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_a_written_activation_gives_the_bits_of_one_in_registers(
-    dtype: torch.dtype, small_tiles: Tile
-) -> None:
+def test_a_written_activation_gives_the_bits_of_one_in_registers(small_tiles: Tile) -> None:
+    """In half precision, where both are rounded; in single precision nothing is."""
     chain, channels, c = CASES["materialized"]
     plain = Chain(
         tuple(
@@ -251,7 +249,7 @@ def test_a_written_activation_gives_the_bits_of_one_in_registers(
     results = []
     for form in (chain, plain):
         reseed(0)
-        made = network(form, channels, activation(1, c, 5, 7), dtype=dtype)
+        made = network(form, channels, activation(1, c, 5, 7), dtype=torch.float16)
         z = made.run()[0]
         results.append([z, *torch.autograd.grad(z, made.inputs(), torch.cos(z.detach()))])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -50,12 +50,19 @@ def test_tiles_around_the_end_of_a_block(tiles: int) -> None:
     checks.check_sums(3, tiles, 3)
 
 
-@pytest.mark.parametrize("tiles", [MOST_TILES, MOST_TILES + 1, MOST_TILES + 128, MOST_TILES + 129])
-def test_thousands_of_tiles_are_added_up_in_groups(tiles: int) -> None:
+# groups have 128 tiles; the last one has a single tile, all but one, or all of them
+@pytest.mark.parametrize(
+    ("tiles", "most"),
+    [(MOST_TILES, MOST_TILES), (MOST_TILES + 1, MOST_TILES), (383, 256), (384, 256), (385, 256)],
+)
+def test_thousands_of_tiles_are_added_up_in_groups(
+    tiles: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "MOST_TILES", most)
     y = activation(1, 9, 1, 2 * tiles - 1, mean=100.0)
     with recording() as launches:
         checks.check_finalize(y, partials_of(y, 2))
-    assert len(launches) == (1 if tiles == MOST_TILES else 2)
+    assert len(launches) == (1 if tiles == most else 2)
     checks.check_merge(y, partials_of(y, 2))
     checks.check_sums(3, tiles, 9)
     vectors, sums = checks.Case(c=33).vectors(), Partials(normal(2, tiles, 33), 32, 32 * tiles)

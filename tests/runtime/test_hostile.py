@@ -60,6 +60,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("young_garbage")
 @pytest.mark.parametrize("name", [*CASES, *MORE])
 def test_python_refuses_in_one_sentence(good: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "spoilt"

@@ -97,6 +97,7 @@ def test_progress_counts_images() -> None:
     assert seen == [4, 6]
 
 
+@pytest.mark.usefixtures("young_garbage")
 def test_no_more_than_two_batches_are_alive() -> None:
     alive: list[weakref.ref[NDArray[np.float32]]] = []
 
