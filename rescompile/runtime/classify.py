@@ -54,11 +54,15 @@ def classify(
         EngineError, BackendUnavailable: the engine cannot be loaded.
         ImageSetError: a photograph cannot be read.
     """
-    hint: Hint = "throughput" if len(photos) > 1 else "latency"
     checked = read_trusted(directory, trusted_keys)
-    options = RunOptions(hint=hint, batch=_batch_of(photos, checked.manifest))
-    with load_checked(checked, options=options) as engine:
+    with load_checked(checked, options=options_for(photos, checked.manifest)) as engine:
         return classify_with(engine, photos, top=top, size=size)
+
+
+def options_for(photos: Sequence[Path], manifest: Manifest) -> RunOptions:
+    """How to load the engine for ``classify_with``: compiled for the requests that it will get."""
+    hint: Hint = "throughput" if len(photos) > 1 else "latency"
+    return RunOptions(hint=hint, batch=_batch_of(photos, manifest))
 
 
 def classify_with(

@@ -99,8 +99,8 @@ class Work {
       for (std::size_t place = 0; place < count; ++place)
         if (auto error = read(photographs_[start + place], std::span(images).subspan(place * size, size)))
           return fail(std::move(*error));
-      if (auto error = engine_.infer_into(std::span<const Value>(images.data(), count * size), count,
-                                          std::span(logits).first(count * classes)))
+      // the last request is filled up with older images: compiling for another size takes longer than they do
+      if (auto error = engine_.infer_into(std::span<const Value>(images), batch_, std::span(logits)))
         return fail(std::move(*error));
       for (std::size_t place = 0; place < count; ++place)
         best_[start + place] = rescompile::interpret(engine_.manifest().outputs[0],
@@ -132,21 +132,30 @@ class Work {
   std::optional<Error> failure_;
 };
 
+/// The engine, compiled for requests of `batch` photographs if it takes as many.
+rescompile::Result<rescompile::Engine> load(const std::string& directory, std::size_t batch) {
+  rescompile::LoadOptions options;
+  options.hint = rescompile::Hint::throughput;
+  options.batch = static_cast<int>(std::min(batch, std::size_t{1} << 20));
+  auto engine = rescompile::Engine::load(directory, options);
+  if (engine || engine.error().code != rescompile::ErrorCode::usage) return engine;
+  options.batch = 0;
+  return rescompile::Engine::load(directory, options);
+}
+
 }  // namespace
 
 int main(int count, char** words) {
   Arguments arguments;
   if (const auto problem = parse(count, words, arguments)) return misused(program, *problem, usage);
-  rescompile::LoadOptions options;
-  options.hint = rescompile::Hint::throughput;
-  const auto engine = rescompile::Engine::load(arguments.paths[0], options);
-  if (!engine) return refuse(program, engine.error());
   const auto photographs = photographs_of(arguments.paths[1]);
   if (!photographs) return refuse(program, photographs.error());
   // every thread shall have something to do
   const std::size_t threads = std::min(arguments.threads, photographs->size());
-  const std::size_t batch = std::min({arguments.batch, photographs->size() / threads,
-                                      static_cast<std::size_t>(engine->manifest().batch.max)});
+  const std::size_t wanted = std::min(arguments.batch, photographs->size() / threads);
+  const auto engine = load(arguments.paths[0], wanted);
+  if (!engine) return refuse(program, engine.error());
+  const std::size_t batch = std::min(wanted, static_cast<std::size_t>(engine->manifest().batch.max));
   Work work(*engine, *photographs, batch);
   const auto begin = std::chrono::steady_clock::now();
   if (const auto error = work.run(threads)) return refuse(program, *error);
