@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.compiled_kernels",
         description="Compile the fused kernels without a GPU and report registers, spills, shared memory and"
         " tensor-core instructions. Fails where a kernel does not compile, needs more shared memory than there is,"
-        " multiplies without tensor cores or, on sm_90, spills.",
+        " multiplies without tensor cores or, on sm_90, spills more than 16 bytes of a thread's registers.",
     )
     parser.add_argument(
         "--target",

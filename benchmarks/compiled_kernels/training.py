@@ -11,7 +11,7 @@ import json
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from benchmarks.compiled_kernels.report import markdown
 from benchmarks.compiled_kernels.sass import listing_of, opcodes, registers_of
 from benchmarks.gpu.devices import DEVICES
 from benchmarks.gpu.launches import network_launches
-from benchmarks.gpu.machine_code import instructions
+from benchmarks.gpu.machine_code import KINDS, instructions, kinds_of_loop
 from benchmarks.gpu.model import Compiled
 from benchmarks.gpu.networks import FULL
 from fused_kernels.compiling.compiler import Code
@@ -54,6 +54,8 @@ class Product:
     """Instructions after the last one of the tensor cores."""
     loop: int
     """Instructions of the longest innermost loop, 0 if there is none."""
+    loop_kinds: dict[str, int] = field(default_factory=dict)
+    """How many of them do what, by ``KINDS``."""
 
 
 def products(jobs: int) -> list[Product]:
@@ -87,6 +89,7 @@ def _product(launches: Sequence[Launch], code: Code) -> Product:
         shuffles=counts["SHFL"],
         after=len(found) - 1 - last,
         loop=compiled.code.loop,
+        loop_kinds=kinds_of_loop(listing),
     )
 
 
@@ -131,7 +134,26 @@ def as_page(before: dict[str, Any], after: dict[str, Any]) -> str:
         f"{alone[0]} of {totals[0]} launches had a processor to themselves; {alone[1]} of {totals[1]} have now."
     )
     title, table = "# Kernels of a training step, compiled", markdown(header, set(header[1:]), rows)
-    return f"{title}\n\n{textwrap.fill(about, 120)}\n\n{table}\n"
+    return f"{title}\n\n{textwrap.fill(about, 120)}\n\n{table}\n\n{_loops(after['products'])}\n"
+
+
+def _loops(found: Iterable[dict[str, Any]]) -> str:
+    """What the instructions of the longest loop do, for each kind of product and tile; the longest of its kind."""
+    longest: dict[tuple[str, str], dict[str, Any]] = {}
+    for product in found:
+        key = f"{product['name']} {product['shape'].split(' ')[0]}", product["tile"]
+        longest[key] = max(longest.get(key, product), product, key=lambda one: int(one["loop"]))
+    rows = [
+        [*key, str(product["loop"]), *(str(product["loop_kinds"].get(kind, 0)) for kind in KINDS)]
+        for key, product in sorted(longest.items())
+        if product["loop"]
+    ]
+    header = ("product", "tile", "a loop", *KINDS)
+    about = (
+        "What the instructions of the longest innermost loop do, by their names; one round of it multiplies one block "
+        "of the reduction."
+    )
+    return f"## Loops\n\n{textwrap.fill(about, 120)}\n\n{markdown(header, set(header[2:]), rows)}"
 
 
 _COLUMNS = {

@@ -22,7 +22,16 @@ LISTING = """
 
 def product(**changes: Any) -> dict[str, Any]:
     shown = {"name": "conv moments", "shape": "1x1 64→256", "tile": "t", "launches": 2, "registers": 170}
-    return {**shown, "programs": 1, "spills": 0, "shuffles": 331, "after": 2330, "loop": 358, **changes}
+    return {
+        **shown,
+        "programs": 1,
+        "spills": 0,
+        "shuffles": 331,
+        "after": 2330,
+        "loop": 358,
+        "loop_kinds": {},
+        **changes,
+    }
 
 
 def test_a_line_has_the_worst_of_its_kind_before_and_after() -> None:
@@ -39,6 +48,15 @@ def test_a_line_has_the_worst_of_its_kind_before_and_after() -> None:
     assert "| conv moments 3x3 | 2 | - → 170 | - → 3 |" in page
     assert "4 of 4 launches had a processor to themselves; 0 of 4 have now" in page
     assert "commit old, then at new" in page
+
+
+def test_the_loop_of_each_tile_is_told_by_what_its_instructions_do() -> None:
+    kinds = {"tensor cores": 4, "moves": 3}
+    now = [product(), product(loop=400, loop_kinds=kinds), product(tile="u", loop=0)]
+    page = as_page({"commit": "old", "products": []}, {"triton": "3.6.0", "commit": "new", "products": now})
+    table = page.split("## Loops")[1]
+    assert "| conv moments 1x1 | t | 400 | 4 | 0 | 0 | 0 | 0 | 3 | 0 |" in table
+    assert "| u |" not in table
 
 
 def test_opcodes_are_in_order_without_modifiers() -> None:

@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu import model
 from benchmarks.gpu.devices import DEVICES, Device, Rate, measured
 from benchmarks.gpu.launches import flops_of, network_launches
-from benchmarks.gpu.machine_code import Instructions, instructions
+from benchmarks.gpu.machine_code import KINDS, Instructions, instructions, kinds_of_loop
 from benchmarks.gpu.model import Compiled, Predicted, trips
 from benchmarks.gpu.networks import FULL
 from fused_kernels.launch import Launch
@@ -67,6 +67,24 @@ def predicted(
 
 def test_instructions_are_those_of_the_innermost_loop_and_the_others() -> None:
     assert instructions(LISTING) == Instructions(once=11, loop=2, waits=2, loop_loads=False, loop_copies=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("LDS.128", "shared memory"),
+        ("IMAD.U32", "16 bits to 32 and back"),
+        ("F2FP.RELU.BF16.F32.PACK_AB", "16 bits to 32 and back"),
+        ("IMAD.MOV.U32", "moves"),
+        ("IMAD.WIDE.U32", KINDS[-1]),
+    ],
+)
+def test_instructions_of_the_loop_are_told_apart_by_what_they_do(name: str, kind: str) -> None:
+    expected = dict.fromkeys(KINDS, 0) | {"copies": 1, KINDS[-1]: 1}  # and the branch
+    assert kinds_of_loop(LISTING) == expected
+    changed = LISTING.replace("LDGSTS.E.BYPASS.128", name)
+    expected |= {"copies": 0}
+    assert kinds_of_loop(changed) == expected | {kind: expected[kind] + 1}
 
 
 def test_trips_are_the_launchs_own(launches: list[Launch]) -> None:
