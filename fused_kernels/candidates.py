@@ -82,7 +82,7 @@ _WGRAD = (
 # channels of dy leave a processor two programs; the first is for an input that is taken as it is
 _WGRAD_AND_DY = Tile(256, 64, 32, warps=8, stages=3, registers=128)
 _WGRAD_AND_DY_OF_BN = Tile(128, 64, warps=4, stages=3)
-_WGRAD_FLOAT32 = (Tile(64, 64, warps=4, stages=3), Tile(32, 32, warps=4, stages=3))
+_WGRAD_FLOAT32 = (Tile(64, 64, warps=8, stages=3), Tile(32, 32, warps=4, stages=3))
 # n = 0: as many columns of z at a time as are CHAIN_BYTES
 _CHAIN = (
     Tile(128, 0, warps=8, stages=3),
@@ -126,7 +126,7 @@ def candidates(problem: Problem, *, shared: int = HOPPER) -> list[Tile]:
 
 
 def registers_suffice(tile: Tile, problem: Problem) -> bool:
-    """Whether the kernel compiles for sm_90 without spilling registers to memory."""
+    """Whether the kernel compiles for sm_90 without spilling more than 16 bytes of registers to memory."""
     if problem.kind == "chain":
         return _chain_registers(tile, problem) <= 176
     sums = tile.m * tile.n // (32 * tile.warps)
