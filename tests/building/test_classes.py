@@ -7,32 +7,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import rescompile
 from calibration.errors import ImageSetError
+from calibration.preprocess import CIFAR, normalize
 from rescompile.accuracy.verify import verify
 from rescompile.config import BuildConfig, ModelConfig
 from rescompile.manifest import read_manifest
+from rescompile.models.registry import find
 from rescompile.progress import Silent
 from rescompile.report import BuildReport, Limits
+from rescompile.sources.checkpoint import build_model, load_checkpoint
 
 NAMES = ("zebra", "yak", "wolf", "vole", "toad", "swan", "rat", "pug", "owl", "newt")
 
 
 @pytest.fixture(scope="module")
-def answers(small: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[np.ndarray, int]]:
+def answers(small: Path) -> list[tuple[np.ndarray, int]]:
     """Images of ``small``, and the class that its network gives each."""
-    folder = tmp_path_factory.mktemp("answers")
-    rescompile.build(
-        BuildConfig(
-            model=ModelConfig(weights=str(small / "net.pth")), precision="fp32", backend="openvino",
-            validation_set=small / "images.npz", output=folder / "engine",
-        )
-    )  # fmt: skip
     images = np.load(small / "images.npz")["images"]
-    with rescompile.load(folder / "engine") as engine:
-        found = [int(engine(engine.preprocess(image)).argmax()) for image in images]
+    model = build_model(find(depth=None, name="resnet20-cifar"), load_checkpoint(small / "net.pth"))
+    with torch.inference_mode():
+        found = model(torch.from_numpy(normalize(images, CIFAR))).argmax(1).tolist()
     return list(zip(images, found, strict=True))
 
 
@@ -53,20 +51,18 @@ def build(small: Path, images: Path, output: Path, classes: Path | None = None) 
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("pattern", ["{}", "{:03}"])
 def test_numbered_folders_are_the_networks_classes(
-    small: Path, answers: list[tuple[np.ndarray, int]], tmp_path: Path, pattern: str
+    small: Path, answers: list[tuple[np.ndarray, int]], tmp_path: Path
 ) -> None:
     used = [label for _, label in answers]
-    root = write(tmp_path / "val", answers, tuple(pattern.format(index) for index in range(max(used) + 1)))
+    root = write(tmp_path / "val", answers, tuple(f"{index:03}" for index in range(max(used) + 1)))
     assert build(small, root, tmp_path / "engine").top1_reference == 1.0
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_classes_in_another_order_are_matched_by_name(
-    small: Path, answers: list[tuple[np.ndarray, int]], tmp_path: Path, encoding: str
+    small: Path, answers: list[tuple[np.ndarray, int]], tmp_path: Path
 ) -> None:
-    (tmp_path / "classes.txt").write_bytes("\r\n".join(NAMES).encode(encoding))
+    (tmp_path / "classes.txt").write_bytes("\r\n".join(NAMES).encode("utf-16"))
     root = write(tmp_path / "val", answers, NAMES)
     report = build(small, root, tmp_path / "engine", tmp_path / "classes.txt")
     assert report.top1_reference == 1.0

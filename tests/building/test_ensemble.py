@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import rescompile
-from rescompile.cli import app
 from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
 from rescompile.report import read_report
+from tests.commands import call
 
 NAMES = ("resnet8-cifar", "resnet14-cifar")
 
@@ -24,9 +23,10 @@ def member(name: str, classes: int = 4) -> nn.Module:
     return random_model(find(depth=None, name=name), classes, 0)[0]
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, Path]:
-    """Weights of two networks, one of other classes, and images whose labels the first network gives."""
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Weights of two networks, one of other classes, and images whose labels the first network gives; read-only."""
+    tmp_path = tmp_path_factory.mktemp("ensemble")
     found = {name: tmp_path / f"{name}.safetensors" for name in NAMES}
     for name, path in found.items():
         save_file(member(name).state_dict(), path)
@@ -62,14 +62,11 @@ def arguments(files: dict[str, Path], *more: object) -> list[str]:
 
 @pytest.mark.parametrize("mean", ["probabilities", "logits"])
 def test_one_engine_gives_the_mean_and_the_report_its_members(
-    files: dict[str, Path], tmp_path: Path, mean: str, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, Path], tmp_path: Path, mean: str
 ) -> None:
     output = tmp_path / "engine"
     members = ("--ensemble", files["resnet8-cifar"], files["resnet14-cifar"], "--ensemble-mean", mean)
-    monkeypatch.setattr(sys, "argv", ["rescompile", *arguments(files, *members, "--output", output)])
-    with pytest.raises(SystemExit) as stop:
-        app.main()
-    assert stop.value.code in (0, 3)
+    assert call(*arguments(files, *members, "--output", output)) in (0, 3)
     folder = output if output.is_dir() else output.with_name("engine.failed")
     report = read_report(folder)
     assert report.model == "ensemble-resnet8-cifar-resnet14-cifar"
@@ -125,17 +122,12 @@ def test_what_cannot_be_averaged_is_one_sentence(
     tmp_path: Path,
     words: tuple[str, ...],
     sentence: str,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = [files.get(word, word) for word in words]
-    monkeypatch.setattr(
-        sys, "argv", ["rescompile", *arguments(files, *given, "--output", tmp_path / "engine")]
-    )
-    with pytest.raises(SystemExit) as stop:
-        app.main()
+    code = call(*arguments(files, *given, "--output", tmp_path / "engine"))
     said = capsys.readouterr().err
-    assert stop.value.code in (1, 2), said
+    assert code in (1, 2), said
     assert sentence in said
     assert "Traceback" not in said
     assert not (tmp_path / "engine").exists()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from rescompile.cli import app
 from rescompile.measuring.profile_report import ProfileReport
 from tests.backends.engines import make_engine
+from tests.commands import sent
 from tests.measuring.scripted import steady
 from tests.measuring.test_profile import RATES
 from tests.measuring.test_run_comparison import bench_report
@@ -32,36 +31,27 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rescompile(monkeypatch: pytest.MonkeyPatch, capsys: Said, *words: object) -> tuple[object, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    monkeypatch.setattr(sys, "argv", ["rescompile", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        app.main()
-    said = capsys.readouterr()
-    return stop.value.code, said.out, said.err
-
-
-def test_bench_prints_a_table_and_writes_what_compare_reads(engine, tmp_path, monkeypatch, capsys) -> None:
+def test_bench_prints_a_table_and_writes_what_compare_reads(engine, tmp_path) -> None:
     path = tmp_path / "a.json"
     words = ("bench", engine, "--batch", "1,4", "--seconds", "0.05", "--starts", "0")
-    code, out, _ = rescompile(monkeypatch, capsys, *words, "--output", path)
+    code, out, _ = sent(*words, "--output", path)
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[2:4]] == ["1", "4"]
-    code, out, _ = rescompile(monkeypatch, capsys, "bench", "--compare", path, path)
+    code, out, _ = sent("bench", "--compare", path, path)
     assert (code, "nothing changed beyond noise" in out) == (0, True)
 
 
-def test_bench_prints_json(engine, monkeypatch, capsys) -> None:
+def test_bench_prints_json(engine) -> None:
     words = ("bench", engine, "--batch", "2", "--seconds", "0.05", "--starts", "0", "--json")
-    code, out, _ = rescompile(monkeypatch, capsys, *words)
+    code, out, _ = sent(*words)
     assert code == 0
     assert json.loads(out)["batches"][0]["batch"] == 2
 
 
-def test_compare_prints_json(tmp_path, monkeypatch, capsys) -> None:
+def test_compare_prints_json(tmp_path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(bench_report({1: steady(10)}).to_json())
-    code, out, _ = rescompile(monkeypatch, capsys, "bench", "--compare", path, path, "--json")
+    code, out, _ = sent("bench", "--compare", path, path, "--json")
     assert code == 0
     assert json.loads(out)["changes"][0]["verdict"] == "within noise"
 
@@ -81,25 +71,25 @@ def test_compare_prints_json(tmp_path, monkeypatch, capsys) -> None:
         (("no-such-engine",), 1, "not an engine directory"),
     ],
 )
-def test_what_cannot_be_measured_is_one_sentence(words, code, said, tmp_path, monkeypatch, capsys) -> None:
+def test_what_cannot_be_measured_is_one_sentence(words, code, said, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found, out, err = rescompile(monkeypatch, capsys, "bench", *words)
+    found, out, err = sent("bench", *words)
     assert (found, out) == (code, "")
     assert said in err
     assert "Traceback" not in err
 
 
-def test_profile_prints_a_table_and_writes_json(small_engines, tmp_path, monkeypatch, capsys) -> None:
+def test_profile_prints_a_table_and_writes_json(small_engines, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("rescompile.measuring.profile.measure_roofline", lambda threads: RATES)
     path = tmp_path / "p.json"
     words = ("profile", small_engines["int8"], "--seconds", "0.05", "--threads", "1", "--output", path)
-    code, out, _ = rescompile(monkeypatch, capsys, *words)
+    code, out, _ = sent(*words)
     assert code == 0
     assert "bound by" in out
     found = msgspec.json.decode(path.read_bytes(), type=ProfileReport)
     assert found.engines[0].engine.precision == "int8"
     monkeypatch.setattr("rescompile.measuring.profile.profile", lambda directories, **rest: found)
-    code, out, _ = rescompile(monkeypatch, capsys, "profile", "x", "--json")
+    code, out, _ = sent("profile", "x", "--json")
     assert (code, json.loads(out)["batch"]) == (0, 1)
 
 
@@ -112,17 +102,17 @@ def test_profile_prints_a_table_and_writes_json(small_engines, tmp_path, monkeyp
         (("no-such-engine",), 1, "not an engine directory"),
     ],
 )
-def test_what_cannot_be_profiled_is_one_sentence(words, code, said, tmp_path, monkeypatch, capsys) -> None:
+def test_what_cannot_be_profiled_is_one_sentence(words, code, said, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found, out, err = rescompile(monkeypatch, capsys, "profile", *words)
+    found, out, err = sent("profile", *words)
     assert (found, out) == (code, "")
     assert said in err
 
 
-def test_report_writes_the_page_and_its_plots(tmp_path, monkeypatch, capsys) -> None:
+def test_report_writes_the_page_and_its_plots(tmp_path) -> None:
     path, page, plots = tmp_path / "a.json", tmp_path / "m.html", tmp_path / "made/plots"
     path.write_bytes(bench_report({1: steady(10), 2: steady(15)}).to_json())
-    code, out, _ = rescompile(monkeypatch, capsys, "report", path, "--output", page, "--plots", plots)
+    code, out, _ = sent("report", path, "--output", page, "--plots", plots)
     assert code == 0
     assert page.read_text("utf-8").startswith("<!DOCTYPE html>")
     assert [line.rpartition("/")[2] for line in out.split()] == [
@@ -139,8 +129,8 @@ def test_report_writes_the_page_and_its_plots(tmp_path, monkeypatch, capsys) -> 
         (("x", "--output", "none/x.html"), 1, "none is not a folder"),
     ],
 )
-def test_what_cannot_be_reported_is_one_sentence(words, code, said, tmp_path, monkeypatch, capsys) -> None:
+def test_what_cannot_be_reported_is_one_sentence(words, code, said, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found, out, err = rescompile(monkeypatch, capsys, "report", *words)
+    found, out, err = sent("report", *words)
     assert (found, out) == (code, "")
     assert said in err

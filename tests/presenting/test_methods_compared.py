@@ -17,12 +17,12 @@ from calibration.methods.quantization_risks import Risk
 from rescompile.building.calibrate import calibrate
 from rescompile.building.method_notes import notes_on_risks
 from rescompile.building.source import Source
-from rescompile.cli.app import main
 from rescompile.config import RECIPES, CalibrationConfig, Effort
 from rescompile.presenting.plots.calibration_methods import methods_by_tensor
 from rescompile.presenting.terminal.calibrate import comparison_lines as lines
 from rescompile.progress import Silent
 from tests.calibration.statistics.histograms import histogram_of
+from tests.commands import succeeds
 
 
 @pytest.fixture(scope="module")
@@ -90,17 +90,11 @@ def test_the_command_prints_and_draws_the_comparison(
     json: bool,
     small: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["--weights", small / "net.pth", "--calibration-set", small / "images.npz", "--effort", "fast"]
     words += ["--calibration-images", 4, "--compare", "--plot", tmp_path / "p.svg"]
     words += ["--output", tmp_path / "t.json", *["--json"] * json]
-    monkeypatch.setattr("sys.argv", ["rescompile", "calibrate", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
-    printed = capsys.readouterr().out
+    printed = succeeds("calibrate", *words)
     assert (tmp_path / "p.svg").is_file()
     assert (tmp_path / "t.json").is_file()
     if json:
