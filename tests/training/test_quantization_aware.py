@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("images") / "train.npz"
     np.savez(path, images=pixels.astype(np.uint8), labels=labels)
     return path
+
+
+@pytest.fixture(scope="module")
+def small_weights(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained resnet8-cifar, read-only."""
+    return trained(tmp_path_factory.mktemp("fp32"), images, "resnet8-cifar")
 
 
 def fine_tuned(
@@ -109,9 +116,10 @@ def beginning(weights: Path, images: Path, backend: str, bits: int) -> tuple[Fak
     [("openvino", 8, 63), ("onnxruntime", 8, 127), ("openvino", 4, 7)],
 )
 def test_training_begins_with_the_integers_of_the_graph(
-    backend: str, bits: int, most: int, images: Path, tmp_path: Path
+    backend: str, bits: int, most: int, images: Path, small_weights: Path, tmp_path: Path
 ) -> None:
-    weights = trained(tmp_path / "fp32", images, "resnet8-cifar")
+    weights = tmp_path / "best.safetensors"
+    shutil.copytree(small_weights.parent, tmp_path, dirs_exist_ok=True)
     state = load_file(weights)
     state["bn1.weight"][0] *= 1e-6  # a channel whose scale FP16 holds only coarsely
     save_file(state, weights, read_metadata(weights))
@@ -185,10 +193,9 @@ def integers_in(path: Path, x: np.ndarray) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("model", "normalization", "learned", "bits"),
     [
-        ("resnet8-cifar", "pixel-mean", False, 8),
         ("resnet8-cifar", "imagenet", True, 4),
-        ("resnet11-cifar-bottleneck", "channel-mean", False, 8),
-        ("plain8-cifar", "imagenet", True, 8),
+        ("resnet11-cifar-bottleneck", "pixel-mean", False, 8),
+        ("plain8-cifar", "channel-mean", True, 8),
     ],
 )
 def test_the_deployable_graph_is_what_was_trained(
@@ -230,10 +237,9 @@ def test_the_deployable_graph_is_what_was_trained(
 
 @pytest.mark.slow
 def test_learned_scales_follow_the_loss(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = trained(tmp_path / "fp32", images, "resnet8-cifar")
-    network = fine_tuned(weights, images, tmp_path / "int8", monkeypatch, latest=False)
+    network = fine_tuned(small_weights, images, tmp_path / "int8", monkeypatch, latest=False)
     lines = (tmp_path / "int8/history.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     # the first line is the calibrated network, the others are means over the steps before them
