@@ -130,7 +130,7 @@ def test_a_table_of_channels_makes_the_same_graph_without_images(
 
 @pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
 def test_every_effort_stays_close_to_fp32(small: Path, small_source: Source, effort: str) -> None:
-    calibrated = made(small_source, images=small / "images.npz", effort=effort)
+    calibrated = made(small_source, images=small / "images.npz", limit=8, effort=effort)
     graph = quantize(small_source, calibrated, Silent())
     pixels = np.random.default_rng(0).normal(size=(8, 3, 32, 32)).astype(np.float32)
     expected, found = run(small_source.graph, pixels)["logits"], run(graph, pixels)["logits"]
@@ -166,7 +166,9 @@ def test_the_full_range_brings_bottlenecks_nearer_to_fp32(
     pixels = normalize(np.load(small / "images.npz")["images"], bottlenecks.preprocess)
     able, errors = full_range_tensors(bottlenecks.graph), []
     for full_range in (True, False):
-        calibrated = made(bottlenecks, images=small / "images.npz", rounding=rounding, full_range=full_range)
+        calibrated = made(
+            bottlenecks, images=small / "images.npz", limit=8, rounding=rounding, full_range=full_range
+        )
         wide = [name for name, levels in calibrated.table.levels().items() if levels == 255]
         assert wide == (able if full_range else [])
         quantized = quantize(bottlenecks, calibrated, Silent())

@@ -61,7 +61,7 @@ def test_the_stem_is_nearer_to_fp32_with_exact_pixels(small: Path, small_source:
     x = normalize(np.load(images)["images"], small_source.preprocess)
     errors = []
     for exact in (True, False):
-        calibrated = made(small_source, exact=exact, images=images, effort=effort, limit=8)
+        calibrated = made(small_source, exact=exact, images=images, effort=effort, limit=4)
         expected, found = (
             run(graph, x, ["conv1"])["conv1"]
             for graph in (original_of(small_source, calibrated), quantize(small_source, calibrated, Silent()))
