@@ -66,6 +66,7 @@ def reference_session(
     optimize: bool,
     outputs: Sequence[str] | None = None,
     threads: int | None = None,
+    spin: bool = False,
 ) -> ReferenceSession:
     """Load ``model``: a path, a serialized graph, or one in memory.
 
@@ -74,6 +75,8 @@ def reference_session(
         optimize: True for fp32 graphs; False executes the graph as it is written.
         outputs: tensors to return, which may be inner ones; None takes the graph's outputs.
         threads: CPU threads; None leaves it to ONNX Runtime.
+        spin: idle threads wait for the next call at full load. That suits an engine, which runs alone; the sessions of
+            a build would take the CPU from each other and from what runs between their calls.
 
     Raises:
         BackendError: ONNX Runtime refuses the graph; its message is included.
@@ -85,6 +88,7 @@ def reference_session(
         made.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         made.log_severity_level = 3
         made.intra_op_num_threads = threads or 0
+        made.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         return made
 
     # read here, because ONNX Runtime opens no file whose name is not UTF-8
@@ -195,9 +199,8 @@ class OnnxRuntime:
                 f"exactly: {GRAPH} runs instead, which is slower; build with --backend openvino on this CPU",
                 stacklevel=2,
             )
-        return reference_session(
-            files.read(fused[0] if fused else GRAPH), optimize=bool(fused), threads=options.threads
-        )
+        graph = files.read(fused[0] if fused else GRAPH)
+        return reference_session(graph, optimize=bool(fused), threads=options.threads, spin=True)
 
 
 def refuse_target(name: str, target: str | None) -> None:

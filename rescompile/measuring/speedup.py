@@ -70,7 +70,7 @@ def measure_speed(engine: Engine, source: EngineSource, reference: bytes | Path)
 def _session(manifest: Manifest, reference: bytes | Path) -> Fp32Session:
     if manifest.backend == "openvino":
         return OpenVinoSession(reference)
-    return reference_session(reference, optimize=True)
+    return reference_session(reference, optimize=True, spin=True)
 
 
 def _floats(images: NDArray[np.generic], manifest: Manifest) -> NDArray[np.generic]:
