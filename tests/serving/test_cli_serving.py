@@ -10,17 +10,15 @@ import pytest
 
 from rescompile.presenting.terminal.serving import print_export
 from rescompile.serving.export import Export
-from tests.cli.test_commands import call
+from tests.commands import call
 from tests.serving.conftest import Exportable
 
 Say = pytest.CaptureFixture[str]
 
 
-def test_what_was_written_is_printed(
-    exportable: Exportable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
-) -> None:
+def test_what_was_written_is_printed(exportable: Exportable, tmp_path: Path, capsys: Say) -> None:
     words = ("export-server", exportable(), "--server", "triton", "--output", tmp_path / "models")
-    assert call(monkeypatch, *words, "--instances", 2, "--max-batch", 8) == 0
+    assert call(*words, "--instances", 2, "--max-batch", 8) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[:5] == [
         f"repository  {tmp_path / 'models'}",
@@ -51,9 +49,7 @@ def test_the_line_that_starts_the_server_fits_the_engine(tmp_path: Path, capsys:
     assert "docker" not in capsys.readouterr().out, "that needs an image of the user's own"
 
 
-def test_json_is_the_record(
-    exportable: Exportable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
-) -> None:
+def test_json_is_the_record(exportable: Exportable, tmp_path: Path, capsys: Say) -> None:
     output = tmp_path / "models"
     words = (
         "export-server",
@@ -65,9 +61,9 @@ def test_json_is_the_record(
         "--name",
         "n",
     )
-    assert call(monkeypatch, *words, "--force", "--json") == 0
+    assert call(*words, "--force", "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads((output / "export.json").read_bytes())
-    assert call(monkeypatch, *words, "--force") == 0
+    assert call(*words, "--force") == 0
     assert "engine      FAILED its limits" in capsys.readouterr().out
 
 
@@ -79,7 +75,5 @@ def test_json_is_the_record(
         ("--server", "triton", "--max-batch", "0"),
     ],
 )
-def test_wrong_usage_is_exit_2(
-    extra: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert call(monkeypatch, "export-server", tmp_path, "--output", tmp_path / "r", *extra) == 2
+def test_wrong_usage_is_exit_2(extra: tuple[str, ...], tmp_path: Path) -> None:
+    assert call("export-server", tmp_path, "--output", tmp_path / "r", *extra) == 2
