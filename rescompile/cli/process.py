@@ -19,7 +19,7 @@ def run() -> None:
     PyTorch's threads wait for each other for some microseconds at full load and then sleep, unless the user has chosen
     otherwise. By default they wait for milliseconds, and where other programs use the CPU too, the one that computes
     waits for those that wait: beside three programs on two cores, calibration of a ResNet-18 took 24 s in place of 15.
-    Sleeping at once (``OMP_WAIT_POLICY=PASSIVE``) makes training steps on an idle machine a tenth longer; this does not.
+    Sleeping at once (``OMP_WAIT_POLICY=PASSIVE``) would make training on an idle machine a tenth slower.
 
     What was asked for at exit is done and both streams are flushed, but the libraries are not taken apart: the system
     takes back their memory at once, while PyTorch and OpenVINO need most of a second for it after a build.
