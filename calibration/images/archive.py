@@ -66,7 +66,7 @@ class ArchiveImages:
         with _member(self.path, "images") as file:
             _header(file)
             for index in self.indices:
-                # not image by image: of 10,000 small ones, that takes longer than to decompress them
+                # not image by image, which takes a fifth longer where most of many small ones are left out
                 file.seek((index - position) * size, SEEK_CUR)
                 yield _read(file, size)
                 position = index + 1

@@ -129,7 +129,7 @@ class NativeEngine:
         return logits
 
     def outputs(self) -> list[Output]:
-        """As the engine describes them; their names are the engine's memory, so keep it as long."""
+        """All outputs; their names live as long as this engine."""
         found = []
         for index in range(self.library.c.rescompile_output_count(self.engine)):
             found.append(Output())
