@@ -137,6 +137,8 @@ def registers_suffice(tile: Tile, problem: Problem) -> bool:
     if sums > 64:
         int8_window = problem.dtype == torch.int8 and _windowed(problem)
         return problem.prologue == "identity" and problem.epilogue in _PLAIN_EPILOGUES and not int8_window
+    if problem.epilogue == "dy" and problem.prologue != "identity":
+        return tile.n // tile.warps < 32  # x, g and y are in registers beside the sums
     if problem.kind == "fprop" and problem.prologue != "identity" and _windowed(problem):
         # the prologue holds its rows in registers, beside their place in the plane for every tap
         return tile.m // tile.warps < 32 or tile.n < 64

@@ -65,14 +65,15 @@ def put_sums(g, gy, partials_ptr, tiles, row_tile, cols, ok_n, COLS):
 
 
 @triton.jit
-def first_part(cols, PARTS: tl.constexpr):
-    """The first of one or two equal parts of ``cols``, which begin at a multiple of their number."""
+def part_of(cols, part: tl.constexpr, PARTS: tl.constexpr):
+    """One of one or two equal parts of ``cols``, which begin at a multiple of their number."""
     if PARTS == 1:
         return cols
     else:
         size: tl.constexpr = cols.shape[0] // 2
         low, _ = tl.split(tl.trans(tl.reshape(cols, (2, size))))
-        return tl.max_contiguous(tl.multiple_of(low, size), size)  # or loads would be one element wide
+        first = tl.max_contiguous(tl.multiple_of(low, size), size)  # or loads would be one element wide
+        return first + part * size
 
 
 @triton.jit
@@ -133,9 +134,8 @@ def drelu(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args):
     y_ptr, vectors_ptr, partials_ptr, tiles = args
     put_all(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS)
     PARTS: tl.constexpr = 2 if cols.shape[0] >= 128 else 1  # half of many columns take half of the registers
-    first = first_part(cols, PARTS)
     for part in tl.static_range(PARTS):
-        some = first + part * (cols.shape[0] // PARTS)
+        some = part_of(cols, part, PARTS)
         ok = some < COLS
         v = get(out_ptr, pixels, ok_m, some, ok, COLS).to(tl.float32)
         y = get(y_ptr, pixels, ok_m, some, ok, COLS)
@@ -156,16 +156,22 @@ def block_gradient(acc, out_ptr, pixels, ok_m, cols, ok_n, COLS, row_tile, args)
     (shortcut_ptr, height, width, stride, z_ptr, y_ptr, vectors_ptr, d_ptr, d_vectors_ptr,
      partials_ptr, tiles) = args  # fmt: skip
     v = add_shortcut(acc, pixels, ok_m, cols, ok_n, COLS, shortcut_ptr, height, width, stride)
-    v = put_and_get(v, out_ptr, pixels, ok_m, cols, ok_n, COLS)
-    z = get(z_ptr, pixels, ok_m, cols, ok_n, COLS).to(tl.float32)
-    g = tl.where(z > 0, v, 0.0)
-    put(g, out_ptr, pixels, ok_m, cols, ok_n, COLS)
-    y = get(y_ptr, pixels, ok_m, cols, ok_n, COLS)
-    put_sums(g, g * centred(y, vectors_ptr, cols, ok_n), partials_ptr, tiles, row_tile, cols, ok_n, COLS)
-    if d_ptr is not None:
-        d = get(d_ptr, pixels, ok_m, cols, ok_n, COLS)
-        gd = g * centred(d, d_vectors_ptr, cols, ok_n)
-        put_sum(gd, ok_m, partials_ptr, 2, tiles, row_tile, cols, ok_n, COLS)
+    put_all(v, out_ptr, pixels, ok_m, cols, ok_n, COLS)
+    # d takes registers too, which half of many columns leaves
+    PARTS: tl.constexpr = 2 if cols.shape[0] >= 128 and d_ptr is not None else 1
+    for part in tl.static_range(PARTS):
+        some = part_of(cols, part, PARTS)
+        ok = some < COLS
+        v = get(out_ptr, pixels, ok_m, some, ok, COLS).to(tl.float32)
+        z = get(z_ptr, pixels, ok_m, some, ok, COLS).to(tl.float32)
+        g = tl.where(z > 0, v, 0.0)
+        put(g, out_ptr, pixels, ok_m, some, ok, COLS)
+        y = get(y_ptr, pixels, ok_m, some, ok, COLS)
+        put_sums(g, g * centred(y, vectors_ptr, some, ok), partials_ptr, tiles, row_tile, some, ok, COLS)
+        if d_ptr is not None:
+            d = get(d_ptr, pixels, ok_m, some, ok, COLS)
+            gd = g * centred(d, d_vectors_ptr, some, ok)
+            put_sum(gd, ok_m, partials_ptr, 2, tiles, row_tile, some, ok, COLS)
 
 
 @triton.jit

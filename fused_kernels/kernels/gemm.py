@@ -66,12 +66,11 @@ def accumulate(
             )  # fmt: skip
     else:
         # not unrolled: nine copies of the pipelined loop spill registers and compile five times slower
-        for i in range(TAPS_H):
-            for j in range(TAPS_W):
-                for start in range(0, DEPTH, BLOCK_K):
-                    acc = step(
-                        acc, x_rows, w_cols, prologue_args, h, w, ok_m, ok_n, H, W, TAP_STRIDE, DEPTH_STRIDE,
-                        i, j, start + depth,
-                        DEPTH, PITCH, WINDOW, FIRST_H, FIRST_W, STEP, EVERY, PROLOGUE, PRECISION, BLOCK_K,
-                    )  # fmt: skip
+        for tap in range(TAPS_H * TAPS_W):
+            for start in range(0, DEPTH, BLOCK_K):
+                acc = step(
+                    acc, x_rows, w_cols, prologue_args, h, w, ok_m, ok_n, H, W, TAP_STRIDE, DEPTH_STRIDE,
+                    tap // TAPS_W, tap % TAPS_W, start + depth,
+                    DEPTH, PITCH, WINDOW, FIRST_H, FIRST_W, STEP, EVERY, PROLOGUE, PRECISION, BLOCK_K,
+                )  # fmt: skip
     return acc

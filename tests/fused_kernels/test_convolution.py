@@ -115,8 +115,10 @@ def test_rows_around_the_end_of_a_tile(rows: int) -> None:
 
 @pytest.mark.parametrize("channels", [64, 65, 128, 130])
 def test_many_columns_are_read_back_in_halves(channels: int) -> None:
+    case = Case(1, 1, padding=0, n=1, c=channels, k=3, h=3, w=6)
     with tiles(Tile(16, 128, 16)):
-        checks.check_dgrad_drelu(Case(1, 1, padding=0, n=1, c=channels, k=3, h=3, w=6))
+        checks.check_dgrad_drelu(case)
+        checks.check_dgrad_block(case, projection=True)
 
 
 @pytest.mark.parametrize("channels", [15, 16, 17, 33])
