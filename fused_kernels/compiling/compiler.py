@@ -85,9 +85,11 @@ def source_of(variant: Variant) -> Any:
 def _attributes(variant: Variant) -> dict[Path, list[list[Any]]]:
     """The attributes that Triton's launcher gives each address, whole number and string: divisible by 16, or none.
 
-    The empty lists change no code, but they are part of the name in Triton's cache.
+    From Triton 3.7 on it gives constants an empty list too, but for those in tuples. The empty lists change no code,
+    but they are part of the name in Triton's cache.
     """
     constants, divisible = dict(variant.constants), set(variant.divisible)
+    lists_constants = _lists_constants()
     found: dict[Path, list[list[Any]]] = {}
 
     def note(path: Path, kind: Type) -> None:
@@ -95,7 +97,7 @@ def _attributes(variant: Variant) -> dict[Path, list[list[Any]]]:
             for index, item in enumerate(kind):
                 note((*path, index), item)
         elif kind == CONSTANT:
-            if isinstance(constants[path], str):
+            if isinstance(constants[path], str) or (lists_constants and len(path) == 1):
                 found[path] = []
         elif kind[0] in "*i":
             found[path] = [["tt.divisibility", 16]] if path in divisible else []
@@ -103,6 +105,13 @@ def _attributes(variant: Variant) -> dict[Path, list[list[Any]]]:
     for index, (_, kind) in enumerate(variant.types):
         note((index,), kind)
     return found
+
+
+def _lists_constants() -> bool:
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (3, 7)
 
 
 def parameters_of(ptx: str) -> tuple[str, ...]:

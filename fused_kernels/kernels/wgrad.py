@@ -49,11 +49,13 @@ def existing(index, size, SIZE: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def norm_operands(norm_args, start, k, K):
-    """y and dy from element ``start`` on, and the vectors of channels ``k``, for ``make_dy``."""
+def norm_operands(norm_args, start, k, K, k_tiles):
+    """For ``make_dy``: y and dy from element ``start`` on, the vectors of channels ``k``, and who writes dy."""
     y_ptr, vectors_ptr, coefficients_ptr, made_ptr = norm_args
     vectors = gradient_vectors(vectors_ptr, coefficients_ptr, k, k < K, K)
-    return y_ptr + start, made_ptr + start, vectors
+    # a block of one, for Triton 3.9's interpreter takes no mask that is made of a scalar
+    writes = tl.zeros((1, 1), tl.int32) + tl.program_id(0) < k_tiles
+    return y_ptr + start, made_ptr + start, vectors, writes
 
 
 @triton.jit
@@ -95,7 +97,7 @@ def wgrad_kernel(
     dy_ptr += first.to(tl.int64) * K
     dy_at = row[:, None] * K + k[None, :]
     if norm_args is not None:
-        y_ptr, made_ptr, vectors = norm_operands(norm_args, first.to(tl.int64) * K, k, K)
+        y_ptr, made_ptr, vectors, writes = norm_operands(norm_args, first.to(tl.int64) * K, k, K, k_tiles)
     if LINEAR:
         x_ptr += first.to(tl.int64) * PITCH
         x_at = row[:, None] * PITCH + c[None, :]
@@ -125,7 +127,7 @@ def wgrad_kernel(
         dy = tl.load(dy_ptr + dy_at, mask=ok_dy, other=0.0)
         dy_ptr += BLOCK_P * K
         if norm_args is not None:
-            dy = make_dy(dy, y_ptr, made_ptr, dy_at, ok_dy, vectors, tl.program_id(0) < k_tiles)
+            dy = make_dy(dy, y_ptr, made_ptr, dy_at, ok_dy, vectors, writes)
             y_ptr += BLOCK_P * K
             made_ptr += BLOCK_P * K
         left -= BLOCK_P
