@@ -26,6 +26,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from rescompile.backends.cpu.biases import keep_zero_biases
 from rescompile.backends.cpu.clips import keeps_clip, spell_clips_apart
 from rescompile.backends.cpu.gathers import count_axes_from_the_back
 from rescompile.backends.cpu.padding import pad_behind_quantizer
@@ -66,6 +67,7 @@ def lower(model: onnx.ModelProto, form: CpuForm = "avx2") -> onnx.ModelProto:
         pad_behind_quantizer(graph)
     _Lowering(graph, wide=form != "avx2").run()
     spell_clips_apart(graph)
+    keep_zero_biases(graph)
     return write(graph)
 
 
