@@ -29,9 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rescompile
+from calibration.cores import available_cores
 from calibration.images.listing import image_files
 from calibration.preprocess import Preprocess
-from rescompile.environment import available_cores, describe
+from rescompile.environment import describe
 from rescompile.errors import USER_ERRORS, UsageError
 from rescompile.manifest import read_manifest
 from rescompile.optional import installed

@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from calibration.cores import available_cores
 from rescompile.backends import BACKENDS, choose_backend, get_backend
 from rescompile.backends.cuda.devices import gpus
 from rescompile.cache import cache_directory
@@ -152,12 +153,6 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def available_cores() -> int:
-    """Number of cores that this process may use; a container may limit it."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
 
 
 def _cpu_model() -> str:

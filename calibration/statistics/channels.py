@@ -2,14 +2,16 @@
 
 Equalization needs to know how each channel would look under another scale, and bias correction needs its mean. As in
 ``observers`` a bin's width is a power of two that grows by doubling, here one for each channel, so the counts are the
-same, bit for bit, whatever the order and the size of the batches. Ranges and means are taken of all values; of large
-planes only evenly spread positions are counted, the same ones in every image.
+same, bit for bit, whatever the order and the size of the batches. So are the means: their sums keep what a float64
+rounds away. Ranges and means are taken of all values; of large planes only evenly spread positions are counted, the
+same ones in every image.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,7 +79,8 @@ class Part:
 
     low: NDArray[np.float32]  # [C]
     high: NDArray[np.float32]  # [C]
-    sums: NDArray[np.float64]  # [C]
+    sums: NDArray[np.float64]
+    """[parts, C], of one image each or of more."""
     counted: NDArray[np.float32]
     """[C, ...] the values at evenly spread positions."""
     images: int
@@ -93,7 +96,7 @@ def part_of(values: Tensor) -> Part:
     return Part(
         low=rows.amin((0, 1)).float().numpy(),
         high=rows.amax((0, 1)).float().numpy(),
-        sums=rows.sum((0, 1), dtype=torch.float32).double().numpy(),
+        sums=rows.sum((0, 1), dtype=torch.float32).double()[None].numpy(),
         counted=counted.t().float().contiguous().numpy(),
         images=len(rows),
         positions=rows.shape[1],
@@ -101,10 +104,11 @@ def part_of(values: Tensor) -> Part:
 
 
 class ChannelObserver:
-    """Accumulates the histograms of one tensor. Not thread-safe; different observers may run in different threads."""
+    """Accumulates the histograms of one tensor. Several threads may call it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._lock = Lock()
         self._positions = 0
         self._values = 0  # of each channel
         self._begin(0)
@@ -116,6 +120,7 @@ class ChannelObserver:
         self._minimum = np.full(channels, np.inf, np.float32)
         self._maximum = np.full(channels, -np.inf, np.float32)
         self._sums = np.zeros(channels)
+        self._rounded_away = np.zeros(channels)
 
     def update(self, array: NDArray[np.float32]) -> None:
         """Count ``array`` [N, C, ...]; NaN or infinity in it raise ``CalibrationError``."""
@@ -127,7 +132,7 @@ class ChannelObserver:
             Part(
                 low=planes.min(axis=(0, 2)),
                 high=planes.max(axis=(0, 2)),
-                sums=planes.sum(axis=2).sum(axis=0, dtype=np.float64),
+                sums=planes.sum(axis=2).astype(np.float64),
                 counted=planes[:, :, :: position_stride(positions)].swapaxes(0, 1),
                 images=len(planes),
                 positions=positions,
@@ -137,16 +142,19 @@ class ChannelObserver:
     def add(self, part: Part) -> None:
         """Count the summary of an array; NaN or infinity in it raise ``CalibrationError``."""
         channels = len(part.low)
-        if not self._values:
-            self._begin(channels)
-        self._positions = part.positions
-        self._values += part.images * part.positions
-        self._range(part)
-        size = part.counted[0].size
-        step = max(1, _CHUNK // size)
-        for start in range(0, channels, step):
-            rows = slice(start, start + step)
-            self._count(rows, part.counted[rows].reshape(-1, size))
+        with self._lock:
+            if not self._values:
+                self._begin(channels)
+            self._positions = part.positions
+            self._values += part.images * part.positions
+            self._range(part)
+            for sums in part.sums:
+                self._sum(sums)
+            size = part.counted[0].size
+            step = max(1, _CHUNK // size)
+            for start in range(0, channels, step):
+                rows = slice(start, start + step)
+                self._count(rows, part.counted[rows].reshape(-1, size))
 
     def histograms(self) -> ChannelHistograms:
         """A snapshot of what was seen so far; ``CalibrationError`` if that is nothing."""
@@ -157,31 +165,41 @@ class ChannelObserver:
             np.ldexp(1.0, self._exponents),
             self._minimum.copy(),
             self._maximum.copy(),
-            self._sums / self._values,
+            (self._sums + self._rounded_away) / self._values,
             self._positions,
             self._values // self._positions,
         )
 
     def _range(self, part: Part) -> None:
-        """Take ranges and means."""
+        """Take ranges."""
         low, high = part.low, part.high
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise not_finite(self.name)
         amax = np.maximum(-low, high)
         needed = np.where(amax > 0, np.frexp(amax)[1] - _RANGE_BITS, MIN_EXPONENT)
-        for row in np.flatnonzero(needed > self._exponents):
-            self._counts[row] = widened(self._counts[row], int(needed[row] - self._exponents[row]))
-            self._exponents[row] = needed[row]
+        doublings = np.maximum(needed - self._exponents, 0)
+        if np.isfinite(self._minimum).all():  # else nothing is counted yet
+            for count in np.unique(doublings[doublings > 0]):
+                rows = doublings == count
+                self._counts[rows] = widened(self._counts[rows], int(count))
+        self._exponents += doublings
         np.minimum(self._minimum, low, out=self._minimum)
         np.maximum(self._maximum, high, out=self._maximum)
-        self._sums += part.sums
+
+    def _sum(self, values: NDArray[np.float64]) -> None:
+        """Add ``values`` [C] to the sums, and what rounding takes away (Knuth's two-sum) to its own sums."""
+        total = self._sums + values
+        rest = total - self._sums
+        self._rounded_away += (self._sums - (total - rest)) + (values - rest)
+        self._sums = total
 
     def _count(self, part: slice, rows: NDArray[np.float32]) -> None:
         """Count ``rows`` [channels of ``part``, elements]."""
         scaled = np.abs(rows) * np.ldexp(np.float32(1), -self._exponents[part]).astype(np.float32)[:, None]
-        index = scaled.astype(np.int32)
-        index += (np.arange(len(rows), dtype=np.int32) * BINS)[:, None]
-        self._counts[part] += np.bincount(index.reshape(-1), minlength=len(rows) * BINS).reshape(-1, BINS)
+        index = scaled.astype(np.intp)
+        index += (np.arange(len(rows)) * BINS)[:, None]
+        # in place: a batch has fewer values of a channel than there are bins to add
+        np.add.at(self._counts[part].reshape(-1), index.reshape(-1), np.int32(1))
 
 
 def position_stride(positions: int) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -51,10 +52,11 @@ class Histogram:
 
 
 class RangeObserver:
-    """Accumulates the histogram of one tensor. Not thread-safe; different observers may run in different threads."""
+    """Accumulates the histogram of one tensor. Several threads may call it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._lock = Lock()
         self._counts = np.zeros(BINS, np.int64)
         self._exponent = MIN_EXPONENT
         self._minimum = math.inf
@@ -64,8 +66,9 @@ class RangeObserver:
         """Count ``array`` (any shape, read as float32); NaN or infinity in it raise ``CalibrationError``."""
         flat = np.asarray(array, np.float32).reshape(-1)
         buffers = _Buffers(min(flat.size, _CHUNK))
-        for start in range(0, flat.size, _CHUNK):
-            self._count(flat[start : start + _CHUNK], buffers)
+        with self._lock:
+            for start in range(0, flat.size, _CHUNK):
+                self._count(flat[start : start + _CHUNK], buffers)
 
     def histogram(self) -> Histogram:
         """A snapshot of what was seen so far; ``CalibrationError`` if that is nothing."""
@@ -101,10 +104,11 @@ class _Buffers:
 
 
 def widened(counts: NDArray[Count], doublings: int) -> NDArray[Count]:
-    """``counts`` of a histogram whose bins are ``2**doublings`` times as wide."""
-    merged = 1 << min(doublings, counts.size.bit_length() - 1)
+    """``counts`` [..., bins] of histograms whose bins are ``2**doublings`` times as wide."""
+    bins = counts.shape[-1]
+    merged = 1 << min(doublings, bins.bit_length() - 1)
     wider = np.zeros_like(counts)
-    wider[: counts.size // merged] = counts.reshape(-1, merged).sum(axis=1)
+    wider[..., : bins // merged] = counts.reshape(*counts.shape[:-1], -1, merged).sum(axis=-1)
     return wider
 
 

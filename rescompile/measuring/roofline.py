@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from calibration.cores import available_cores
 from rescompile.backends.base import RunOptions
 from rescompile.backends.openvino.compile import compile_model
-from rescompile.environment import available_cores
 
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _ASSUMED_CACHE = 8 * 2**20

@@ -12,10 +12,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.cores import available_cores
 from calibration.file_names import text_of
 from calibration.preprocess import Size
 from rescompile.backends.base import Hint, RunOptions
-from rescompile.environment import available_cores
 from rescompile.errors import UsageError
 from rescompile.files import atomic_write, check_output_file
 from rescompile.manifest import Manifest, OutputKind, OutputSpec

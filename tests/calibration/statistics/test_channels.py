@@ -28,13 +28,16 @@ def tensor(seed: int, images: int = 6, channels: int = 5, side: int = 3) -> NDAr
 
 @given(st.integers(0, 2**32 - 1), st.permutations(range(6)), st.integers(1, 5))
 @settings(max_examples=60, deadline=None)
-def test_order_and_split_of_the_batches_change_no_count(seed: int, order: list[int], cut: int) -> None:
+def test_order_and_split_of_the_batches_change_neither_counts_nor_means(
+    seed: int, order: list[int], cut: int
+) -> None:
     x = tensor(seed)
     whole, parts = observed(x), observed(x[order][:cut], x[order][cut:])
     assert np.array_equal(whole.counts, parts.counts)
     assert np.array_equal(whole.bin_widths, parts.bin_widths)
     assert np.array_equal(whole.minimum, parts.minimum)
     assert np.array_equal(whole.maximum, parts.maximum)
+    assert np.array_equal(whole.means, parts.means)
 
 
 def test_every_channel_is_counted_in_bins_of_its_own_range() -> None:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.errors import CalibrationError
-from calibration.statistics.collect import collect
+from calibration.statistics.collect import collect, collect_channels
 from calibration.statistics.observers import Histogram
 from tests.calibration.statistics.histograms import histogram_of
 
@@ -116,7 +117,16 @@ def test_no_more_than_two_batches_are_alive() -> None:
 
 def test_activations_that_are_not_finite_are_refused_by_name() -> None:
     with pytest.raises(CalibrationError, match=r"'block' holds NaN or infinity"):
-        collect(model(bias=np.inf), ["stem", "block"], [images()])
+        collect(model(bias=np.inf), ["stem", "block"], [images()] * 5)
+
+
+@pytest.mark.parametrize("gather", [collect, collect_channels])
+def test_batches_that_run_at_once_do_not_lose_a_count(gather: Callable[..., Mapping[str, Any]]) -> None:
+    many = np.random.default_rng(2).normal(size=(400, 3, 8, 8)).astype(np.float32)
+    found = gather(model(), ["input"], np.split(many, 200))["input"]
+    whole = gather(model(), ["input"], [many])["input"]
+    assert np.array_equal(found.counts, whole.counts)
+    assert found.counts.sum() == many.size
 
 
 @pytest.mark.parametrize(
