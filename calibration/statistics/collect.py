@@ -1,6 +1,6 @@
 """One pass over the images: run the fp32 graph in ONNX Runtime and histogram every named tensor.
 
-Two batches at a time are run and observed, each by a thread of its own: the threads do not wait for each other, as those
+Two batches at a time are run and observed, each by a thread of its own: these do not wait for each other, as threads
 that share the work of one batch do. Only two batches of activations are alive.
 """
 

@@ -38,7 +38,10 @@ def random_model(spec: ModelSpec, classes: int, seed: int) -> tuple[ResNet, str]
         raise UsageError(f"a seed cannot be negative ({seed}): pass 0 or more")
     with torch.device("meta"):
         model = create(spec, classes)
-    fill_randomly(model.to_empty(device="cpu"), seed)
+    # not to_empty, which imports a library for symbols
+    weights = {name: torch.empty(each.shape, dtype=each.dtype) for name, each in model.state_dict().items()}
+    model.load_state_dict(weights, assign=True)
+    fill_randomly(model, seed)
     return model.eval(), weights_sha256(model.state_dict())
 
 

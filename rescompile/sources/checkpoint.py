@@ -189,7 +189,10 @@ def build_model(spec: ModelSpec, checkpoint: Checkpoint) -> ResNet:
     counters = {name: torch.zeros((), dtype=torch.long) for name in expected if name.endswith(_COUNTER)}
     _check_fit({name: tensor for name, tensor in expected.items() if name not in counters}, spec, checkpoint)
     check_values(checkpoint.state_dict, checkpoint.source)
-    model.to_empty(device="cpu").load_state_dict({**checkpoint.state_dict, **counters})
+    own = {
+        name: tensor.to(expected[name].dtype).contiguous() for name, tensor in checkpoint.state_dict.items()
+    }
+    model.load_state_dict({**own, **counters}, assign=True)
     return model.eval()
 
 
