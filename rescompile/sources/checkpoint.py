@@ -190,7 +190,8 @@ def build_model(spec: ModelSpec, checkpoint: Checkpoint) -> ResNet:
     _check_fit({name: tensor for name, tensor in expected.items() if name not in counters}, spec, checkpoint)
     check_values(checkpoint.state_dict, checkpoint.source)
     own = {
-        name: tensor.to(expected[name].dtype).contiguous() for name, tensor in checkpoint.state_dict.items()
+        name: tensor.to(expected[name].dtype, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in checkpoint.state_dict.items()
     }
     model.load_state_dict({**own, **counters}, assign=True)
     return model.eval()
