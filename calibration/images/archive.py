@@ -6,11 +6,12 @@ nothing in it is ever unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import SEEK_CUR
 from math import prod
@@ -43,6 +44,8 @@ class ArchiveImages:
     shape: tuple[int, ...]
     """[H, W, C] of each image."""
     indices: tuple[int, ...]
+    _digests: dict[int, bytes] = field(default_factory=dict, compare=False, repr=False)
+    """SHA-256 of the images that were read so far, to read the archive once; shared with its parts."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,6 +59,7 @@ class ArchiveImages:
     def decoders(self) -> Iterator[Callable[[Preprocess], NDArray[np.uint8]]]:
         """One function per image, in order."""
         for index, data in zip(self.indices, self.contents(), strict=True):
+            self._digests[index] = hashlib.sha256(data).digest()
             yield partial(
                 _decode, np.frombuffer(data, np.uint8).reshape(self.shape), f"{self.path} images[{index}]"
             )
@@ -70,6 +74,12 @@ class ArchiveImages:
                 file.seek((index - position) * size, SEEK_CUR)
                 yield _read(file, size)
                 position = index + 1
+
+    def digests(self) -> Iterator[bytes]:
+        """SHA-256 of the bytes of each image, in order."""
+        if not self._digests.keys() >= set(self.indices):
+            return (hashlib.sha256(content).digest() for content in self.contents())
+        return (self._digests[index] for index in self.indices)
 
 
 def list_archive(path: Path) -> tuple[int, tuple[int, ...], NDArray[np.int64] | None]:

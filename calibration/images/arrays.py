@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -72,9 +73,13 @@ class ArrayImages:
         return (partial(self._decode, index) for index in self.chosen)
 
     def contents(self) -> Iterator[bytes]:
-        """The bytes of each image, for the fingerprint."""
+        """The bytes of each image."""
         for index in self.chosen:
             yield np.ascontiguousarray(self.images[index]).tobytes()
+
+    def digests(self) -> Iterator[bytes]:
+        """SHA-256 of the bytes of each image, in order."""
+        return (hashlib.sha256(content).digest() for content in self.contents())
 
     def _decode(self, index: int, preprocess: Preprocess) -> NDArray[np.uint8] | NDArray[np.float32]:
         image: NDArray[Any] = self.images[index]

@@ -7,6 +7,7 @@ JPEG files.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -86,6 +87,10 @@ class BuiltinImages:
     def contents(self) -> Iterator[bytes]:
         """The photograph's bytes and the recipe of each crop, in order; fingerprints depend on the recipe's text."""
         return (_stored(crop.photograph) + repr(crop).encode() for crop in self.crops)
+
+    def digests(self) -> Iterator[bytes]:
+        """SHA-256 of the bytes of each image, in order."""
+        return (hashlib.sha256(content).digest() for content in self.contents())
 
 
 def builtin_image_set(count: int = COUNT, seed: int = 0) -> ImageSet:

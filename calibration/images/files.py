@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import warnings
@@ -44,6 +45,10 @@ class ImageFiles:
     def contents(self) -> Iterator[bytes]:
         """The bytes of each file, in order."""
         return (_read(self.root / name) for name in self.names)
+
+    def digests(self) -> Iterator[bytes]:
+        """SHA-256 of the bytes of each image, in order."""
+        return (hashlib.sha256(content).digest() for content in self.contents())
 
 
 def open_image(path: Path, *, color: Color = "RGB", remedy: str = _LEAVE_OUT) -> Image:

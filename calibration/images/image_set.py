@@ -50,7 +50,10 @@ class ImageSource(Protocol):
         """One function per image from preprocessing to pixels [H, W, C]; run in any thread."""
 
     def contents(self) -> Iterator[bytes]:
-        """The bytes of each image, for the fingerprint."""
+        """The bytes of each image."""
+
+    def digests(self) -> Iterator[bytes]:
+        """SHA-256 of the bytes of each image, for the fingerprint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,18 +149,21 @@ class ImageSet:
             ImageSetError: an image can no longer be read.
         """
         digest = hashlib.sha256()
-        for name, content in zip(self.images.names, self.images.contents(), strict=True):
-            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + hashlib.sha256(content).digest())
+        for name, own in zip(self.images.names, self.images.digests(), strict=True):
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + own)
         return digest.hexdigest()
 
     def batches(self, preprocess: Preprocess, batch_size: int) -> Iterator[Batch]:
-        """Every image once, in order; the last batch may be smaller.
+        """Every image once, in order; the last batch may be smaller. The next one is read meanwhile, in another thread.
 
         Raises:
             ImageSetError: an image is unreadable or does not suit ``preprocess``; the message names it.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+        return _read_ahead(self._batches(preprocess, batch_size))
+
+    def _batches(self, preprocess: Preprocess, batch_size: int) -> Iterator[Batch]:
         decoded = _decoded(self.images, preprocess)
         for start in range(0, len(self), batch_size):
             pixels: NDArray[Any] = np.stack(list(islice(decoded, batch_size)))
@@ -283,6 +289,15 @@ def _unreadable(listing: Listing, chosen: list[int]) -> list[int]:
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return [index for index, good in zip(chosen, pool.map(readable, chosen), strict=True) if not good]
+
+
+def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """``batches``, each taken in another thread while the caller works with the one before."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def _decoded(source: ImageSource, preprocess: Preprocess) -> Iterator[Image]:

@@ -66,10 +66,14 @@ class ChannelHistograms:
         edges = np.arange(TENSOR_BINS + 1) * width
         own = np.arange(BINS + 1)
         reached = np.zeros(TENSOR_BINS + 1)
-        for row, step, top in zip(self.counts, self.bin_widths / divisors, self.amax / divisors, strict=True):
+        below = np.zeros((len(self.counts), BINS + 1))
+        np.cumsum(self.counts, axis=1, out=below[:, 1:])
+        for row, step, top in zip(below, self.bin_widths / divisors, self.amax / divisors, strict=True):
             # the last bin that is used ends at amax, so that nothing is spread beyond it
             bounds = np.minimum(own * step, top)
-            reached += np.interp(edges, bounds, np.concatenate(([0], np.cumsum(row))))
+            inside = math.ceil(top / width)
+            reached[:inside] += np.interp(edges[:inside], bounds, row)
+            reached[inside:] += row[-1]
         return Histogram(np.diff(np.rint(reached)).astype(np.int64), width, low, high)
 
 

@@ -20,6 +20,7 @@ Clipping costs less there than the mean says, and rounding in the middle more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,8 +39,11 @@ if TYPE_CHECKING:
     import onnx
     from torch import Tensor
 
-IMAGES = 16
-"""Images whose gradients are averaged; twice as many were no better on images that calibration had not seen."""
+IMAGES, LARGE_IMAGES = 16, 8
+"""Images whose gradients are averaged: twice as many were no better on images that calibration had not seen. Of large
+ones, which have more positions to average over and take longer, fewer do."""
+LARGE = 128 * 128
+"""Pixels of a large image."""
 BATCH = 4
 """Images that get their random numbers at once."""
 PASS = 2
@@ -53,6 +57,12 @@ _SHIFT = 20
 _FIRST = (127 - 6 << 3) - 1
 _PRIOR = 0.002
 """Share of a tensor's mean weight in a bucket that is assumed to have the mean sensitivity."""
+
+
+def images_wanted(model: onnx.ModelProto) -> int:
+    """Number of images that ``measure_sensitivity`` needs for ``model``."""
+    sides = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]]
+    return LARGE_IMAGES if math.prod(sides) >= LARGE else IMAGES
 
 
 @dataclass
@@ -174,25 +184,26 @@ def _weight_squares(node: Node, x: Tensor, slope: Tensor, means: Tensor, kernel:
     groups = groups_of(node)
     by_group = slope.reshape(len(slope), groups, slope.shape[1] // groups, -1)
     total = torch.zeros(())
-    for seen in _seen_by_taps(node, x, kernel):
-        centred = (seen - means[:, None]).reshape(len(x), groups, len(means) // groups, -1)
+    for seen in _seen_by_taps(node, x, means, kernel):
+        centred = seen.reshape(len(x), groups, len(means) // groups, -1)
         for rows, columns in zip(by_group, centred, strict=True):
             total = (rows @ columns.mT).square_() + total
     factor = float(node.attributes.get("alpha", 1.0))
     return total.flatten(0, 1) * factor**2
 
 
-def _seen_by_taps(node: Node, x: Tensor, kernel: Sequence[int]) -> Iterator[Tensor]:
-    """[N, C, positions] what each tap of the kernel multiplies, for all positions of the output."""
+def _seen_by_taps(node: Node, x: Tensor, means: Tensor, kernel: Sequence[int]) -> Iterator[Tensor]:
+    """[N, C, positions] what each tap of the kernel multiplies less its mean [C], for all positions of the output."""
     from torch.nn.functional import pad
 
     from calibration.execution.attributes import last_first, per_axis, windows
 
     if node.op == "Gemm":
-        yield (x.t() if node.attributes.get("transA") else x)[:, :, None]
+        yield ((x.t() if node.attributes.get("transA") else x) - means)[:, :, None]
         return
     before, after = windows(node.attributes, x.shape[2:], kernel)
     x = pad(x, last_first(before, after)) if any((*before, *after)) else x
+    x = x - means.reshape(-1, *[1] * len(kernel))
     strides, dilations = (per_axis(node.attributes, name, len(kernel)) for name in ("strides", "dilations"))
     axes = list(zip(x.shape[2:], kernel, strides, dilations, strict=True))
     counts = [(length - (taps - 1) * dilation - 1) // stride + 1 for length, taps, stride, dilation in axes]

@@ -49,7 +49,12 @@ def test_selection_skips_what_lies_between(tmp_path: Path) -> None:
 def test_fingerprint_does_not_depend_on_compression(tmp_path: Path) -> None:
     plain = archive(tmp_path / "a.npz", images=IMAGES)
     small = archive(tmp_path / "b.npz", compressed=True, images=IMAGES, labels=LABELS)
-    assert open_image_set(plain).fingerprint == open_image_set(small).fingerprint
+    fingerprint = open_image_set(plain).fingerprint
+    assert open_image_set(small).fingerprint == fingerprint
+    read = open_image_set(small)
+    assert np.array_equal(pixels(read), IMAGES[:, :, 2:34])
+    small.unlink()
+    assert read.fingerprint == fingerprint, "images that were read are not read again"
 
 
 def test_labels_are_optional_unless_needed(tmp_path: Path) -> None:
