@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rescompile.models.resnet import BasicBlock, ResNet
-from rescompile.sources import modules
+from rescompile.sources import module_export
 from tests.test_docs import ROOT
 
 WIDTHS = (8, 8, 16, 16)
@@ -77,7 +77,7 @@ EXAMPLE = _example()
 
 @pytest.fixture(autouse=True)
 def quick_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+    monkeypatch.setattr(module_export, "installed", lambda package: package != "onnxscript")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

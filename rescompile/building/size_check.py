@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import onnx
 
 from calibration.preprocess import Preprocess, size_words
 from rescompile.building.fidelity import MOST_TOLERANCE, Answers, check_at_sizes
 from rescompile.config import ModelConfig
 from rescompile.errors import UsageError
-from rescompile.sources.network import SourceNetwork
 
 
 def check_sizes(
@@ -50,12 +48,3 @@ def check_sizes(
             "a mean image has one size; leave --dynamic-size out, or pass a mean of each channel (--mean)"
         )
     check_at_sizes(graph, sizes, references(), limit, tolerance)
-
-
-def references_of(network: SourceNetwork, whole: Callable[[], Answers]) -> list[Answers]:
-    """The references: the program's module if there is one, and the ``whole`` file if only that has all outputs."""
-    module = network.reference
-    if module is None:
-        return [whole()]
-    own: list[Answers] = [lambda images: [np.asarray(module(images))]]
-    return [*own, whole()] if len(network.graph.graph.output) > 1 else own

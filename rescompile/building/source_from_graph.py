@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import msgspec
+import numpy as np
 import onnx
 
 from calibration.preprocess import CIFAR, IMAGENET, Preprocess, size_words
@@ -16,16 +17,17 @@ from rescompile.building.fidelity import (
     file_answers,
     size_tolerance,
 )
-from rescompile.building.size_check import check_sizes, references_of
+from rescompile.building.size_check import check_sizes
 from rescompile.building.source import IMAGENET_CLASSES, Source, class_names_of
 from rescompile.config import ModelConfig
 from rescompile.errors import UsageError
 from rescompile.graph.fold import fold
 from rescompile.graph.placement import place
 from rescompile.graph.simplify import Simplified, simplify
+from rescompile.graph.simplify.ends import Intake, with_endings
 from rescompile.graph.structure import ResNetForm, structure
 from rescompile.models.registry import IMAGENET_SPECS
-from rescompile.sources.network import SourceNetwork
+from rescompile.sources.network import Reference, SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
 
 SMALL_IMAGE = 64
@@ -48,8 +50,10 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
     named, found = structure(fold(simplified.graph), names)
     graph = place(named)
     check_against_file(graph, network.graph, simplified.intake, found.origins, simplified.range)
-    if network.reference is not None:
-        check_against_function(graph, network.reference, simplified.range)
+    module = None if network.reference is None else _taking(network.reference, simplified.intake)
+    ended = with_endings(graph, simplified.endings)
+    if module is not None:
+        check_against_function(ended, module, simplified.range)
     channels, height, width = _image_shape(graph)
     if options.crop not in (None, height, (height, width)):
         raise UsageError(
@@ -59,11 +63,15 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
     default, origin = _preprocess_of(network, simplified, found.form, channels, (height, width))
     size = height if height == width else (height, width)
     preprocess = replace(options, crop=size).apply(default, channels=channels)
-    whole = partial(file_answers, network.graph, graph, simplified.intake, found.origins)
-    check_sizes(
-        graph, config, preprocess, partial(references_of, network, whole),
-        simplified.range, tolerance=size_tolerance(network.graph),
+    check = partial(
+        check_sizes, config=config, preprocess=preprocess, limit=simplified.range,
+        tolerance=size_tolerance(network.graph),
     )  # fmt: skip
+    if module is not None:
+        check(ended, references=lambda: [lambda images: [module(images)]])
+    if module is None or len(names) > 1:  # a module's reference is its first answer
+        whole = partial(file_answers, network.graph, graph, simplified.intake, found.origins)
+        check(graph, references=lambda: [whole()])
     classes = _class_count(graph)
     is_imagenet = (
         classes == IMAGENET_CLASSES and channels == 3 and (found.form is None or found.form.has_maxpool)
@@ -91,6 +99,11 @@ def source_of(network: SourceNetwork, config: ModelConfig) -> Source:
             *((f"preprocessing comes from {origin}",) if origin and not options.states_normalization else ()),
         ),
     )
+
+
+def _taking(reference: Reference, intake: Intake) -> Reference:
+    """``reference`` for images as our graph takes them."""
+    return lambda images: np.asarray(reference(intake.of(images)))
 
 
 def _image_shape(graph: onnx.ModelProto) -> tuple[int, int, int]:

@@ -7,31 +7,28 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
-import logging
-import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import swa_utils
 
 from calibration.file_names import text_of
 from calibration.preprocess import Preprocess
-from rescompile.errors import GraphError, UsageError
+from rescompile.errors import UsageError
 from rescompile.manifest import CheckpointRef
-from rescompile.optional import installed
 from rescompile.sources.checkpoint import check_values
+from rescompile.sources.module_export import export
 from rescompile.sources.network import Reference, SourceNetwork
 from rescompile.sources.preprocess_options import PreprocessOptions
 from rescompile.sources.transforms import timm_preprocess
+from rescompile.sources.users_code import first_line
 from rescompile.wording import listing
 
-_OPSET = 18
 STAGES = {f"c{number}": f"layer{number - 1}" for number in range(2, 6)}
 """The usual names of a ResNet's stages, by their stride: c2 is a quarter of the image."""
 _PREFERRED = ("logits", "out")
@@ -61,11 +58,9 @@ def network_of(
         CheckpointError: a weight is NaN or infinite, or a variance is negative.
         GraphError: PyTorch cannot export the module.
     """
-    inner = (
-        module.module if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) else module
-    )
+    inner = _unwrapped(module)
     _check_module(inner, origin or f"module {type(inner).__name__}")
-    inner = copy.deepcopy(inner).to("cpu", torch.float32).eval()
+    inner = _copied(inner)
     described = getattr(inner, "pretrained_cfg", None)
     if preprocess is None and described:
         preprocess = timm_preprocess(described)
@@ -99,6 +94,39 @@ def network_of(
     )
 
 
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The network in the wrappers of parallel training, of averaged weights and of torch.compile."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, swa_utils.AveragedModel)
+    while True:
+        if isinstance(module, wrappers):
+            module = module.module
+        elif isinstance(compiled := getattr(module, "_orig_mod", None), nn.Module):
+            module = compiled
+        else:
+            return module
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` on the CPU, in float32 and eval mode.
+
+    Weight norm and pruning keep tensors that were computed from parameters, which PyTorch does not copy.
+    """
+    computed = [
+        value
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in computed}
+    try:
+        return copy.deepcopy(module, memo).to("cpu", torch.float32).eval()
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise UsageError(
+            f"the network {type(module).__name__} cannot be copied and put into eval mode ({first_line(error)}); "
+            "export it to ONNX and pass that file"
+        ) from None
+
+
 def reference_of(module: nn.Module) -> Reference:
     """The first answer of ``module`` to images [N, C, H, W]."""
 
@@ -109,71 +137,6 @@ def reference_of(module: nn.Module) -> Reference:
         return first.numpy()
 
     return answer
-
-
-def export(
-    module: nn.Module, shape: tuple[int, ...], name: str, outputs: list[str] | None = None
-) -> onnx.ModelProto:
-    """``module`` in eval mode as an ONNX graph with a free batch, for images of ``shape`` (C, H, W).
-
-    ``outputs`` are names of its answers, which its first run may fill in.
-
-    Raises:
-        GraphError: the module does not run, or neither of PyTorch's exporters takes it.
-    """
-    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            module(images)
-        except Exception as error:
-            # a module of the user's may raise anything
-            raise GraphError(
-                f"{name} does not run on images {list(images.shape)} ({_first_line(error)}); check its input size"
-            ) from error
-    exporters = (_dynamo, _torchscript) if installed("onnxscript") else (_torchscript,)
-    failures = []
-    for exporter in exporters:
-        try:
-            with warnings.catch_warnings(), _quiet():
-                warnings.simplefilter("ignore")
-                return exporter(module, images, outputs or None)
-        except Exception as error:
-            # what an exporter refuses, it says by any exception
-            failures.append(_first_line(error))
-    raise GraphError(
-        f"{name} cannot be exported to ONNX ({'; '.join(failures)}); export it yourself and pass --onnx"
-    )
-
-
-def _dynamo(module: nn.Module, images: Tensor, outputs: list[str] | None) -> onnx.ModelProto:
-    program = torch.onnx.export(
-        module, (images,), dynamo=True, verbose=False, opset_version=_OPSET,
-        dynamic_shapes=({0: torch.export.Dim("N")},), output_names=outputs,
-    )  # fmt: skip
-    assert program is not None
-    return program.model_proto
-
-
-def _torchscript(module: nn.Module, images: Tensor, outputs: list[str] | None) -> onnx.ModelProto:
-    buffer: Any = io.BytesIO()
-    with torch.inference_mode():
-        torch.onnx.export(
-            module, (images,), buffer, dynamo=False, opset_version=17, input_names=["image"],
-            dynamic_axes={"image": {0: "N"}}, output_names=outputs,
-        )  # fmt: skip
-    return onnx.load_from_string(buffer.getvalue())
-
-
-class _quiet:  # noqa: N801 - used as a function
-    """Keeps the exporters' log messages away from the user, who gets one sentence."""
-
-    def __enter__(self) -> None:
-        self._before = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self._before)
 
 
 class _PlainAnswer(nn.Module):
@@ -201,7 +164,13 @@ class _PlainAnswer(nn.Module):
                     return found
             self.names[:] = [str(key) for key, part in answer.items() if isinstance(part, Tensor)]
             answer = tuple(answer.values())
-        return tuple(part for part in answer if isinstance(part, Tensor))
+        parts = answer if isinstance(answer, tuple | list) else ()
+        found_parts = tuple(part for part in parts if isinstance(part, Tensor))
+        if not found_parts:
+            raise TypeError(f"its answer is a {type(answer).__name__} without tensors")
+        if any(isinstance(part, tuple | list | Mapping) and part for part in parts):
+            self.note = "of the module's answers only the tensors are built, not the collections beside them"
+        return found_parts
 
 
 class _Features(nn.Module):
@@ -234,15 +203,18 @@ class _Features(nn.Module):
 
 
 def _channels(module: nn.Module, preprocess: Preprocess | None) -> int:
-    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
-    if first is None:
+    layers = (part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d))
+    # in traced modules and in user's own layers, weights of convolutions are parameters alone
+    weights = (weight.shape[1] for weight in module.parameters() if weight.ndim == 4)
+    channels: int | None = next(iter((*layers, *weights)), None)
+    if channels is None:
         raise UsageError(f"{type(module).__name__} has no convolution; pass a network that reads images")
-    if preprocess is not None and preprocess.channels != first.in_channels:
+    if preprocess is not None and preprocess.channels != channels:
         raise UsageError(
-            f"{type(module).__name__} takes {first.in_channels} channels, its preprocessing makes "
-            f"{preprocess.channels}; pass a preprocessing for {first.in_channels}"
+            f"{type(module).__name__} takes {channels} channels, its preprocessing makes "
+            f"{preprocess.channels}; pass a preprocessing for {channels}"
         )
-    return first.in_channels
+    return channels
 
 
 def _check_module(module: nn.Module, source: str) -> None:
@@ -271,7 +243,3 @@ def _sha256(module: nn.Module) -> str:
         if isinstance(tensor, Tensor):
             digest.update(name.encode() + b"\0" + tensor.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

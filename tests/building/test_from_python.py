@@ -18,7 +18,7 @@ from rescompile.config import BuildConfig, ModelConfig
 from rescompile.errors import UsageError
 from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
-from rescompile.sources import modules
+from rescompile.sources import module_export
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
 FLOATS = normalize(PIXELS, CIFAR)
@@ -165,7 +165,7 @@ def test_wrong_calls_are_said(tmp_path: Path) -> None:
 
 
 def test_live_module_to_verified_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+    monkeypatch.setattr(module_export, "installed", lambda package: package != "onnxscript")
     module, _ = random_model(find(depth=None, name="resnet20-cifar"), 10, 0)
     module.train()
     report = rescompile.build(
@@ -194,7 +194,7 @@ def test_a_mean_image_of_the_program_is_kept(tmp_path: Path) -> None:
 
 
 def test_several_modules_become_an_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+    monkeypatch.setattr(module_export, "installed", lambda package: package != "onnxscript")
     members = [random_model(find(depth=None, name="resnet20-cifar"), 10, seed)[0] for seed in (0, 1)]
     model = build_config(members, {"preprocess": CIFAR, "ensemble_mean": "logits"}).model
     assert [member.network is not None for member in model.members] == [True, True]
@@ -204,7 +204,7 @@ def test_several_modules_become_an_ensemble(monkeypatch: pytest.MonkeyPatch) -> 
 def test_stages_of_a_backbone_are_the_outputs_of_one_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+    monkeypatch.setattr(module_export, "installed", lambda package: package != "onnxscript")
     module, _ = random_model(find(depth=None, name="resnet20-cifar"), 10, 0)
     asked = ("c2", "layer2.1", "c4")
     report = rescompile.build(

@@ -9,19 +9,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from calibration.preprocess import CIFAR, IMAGENET
 from rescompile.backends.onnxruntime import reference_session
 from rescompile.building.opening import open_source
 from rescompile.building.source import Source
-from rescompile.config import ModelConfig
+from rescompile.building.source_from_graph import source_of
+from rescompile.config import ModelConfig, parse_sizes
 from rescompile.errors import CheckpointError, GraphError, UsageError
 from rescompile.graph.export import export
 from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
 from rescompile.progress import Silent
+from rescompile.sources import module_export
 from rescompile.sources.checkpoint import build_model, load_checkpoint, spec_of
 from rescompile.sources.class_names import read_class_names
+from rescompile.sources.modules import network_of
 from rescompile.sources.preprocess_options import PreprocessOptions
 
 
@@ -221,3 +225,27 @@ def test_a_grey_network_asks_how_it_is_normalized(tmp_path: Path) -> None:
     options = PreprocessOptions(mean=(0.13,), std=(0.31,))
     found = opened(onnx=tmp_path / "grey.onnx", preprocess=options).preprocess
     assert (found.color, found.mean, found.crop) == ("GRAY", (0.13,), 32)
+
+
+@pytest.mark.parametrize("ending", [nn.Softmax(1), nn.LogSoftmax(1), nn.Sigmoid()])
+def test_module_with_a_softmax_at_its_end_is_compared_with_it(
+    ending: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_export, "installed", lambda package: package != "onnxscript")
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    ]
+    found = source_of(
+        network_of(nn.Sequential(*layers, ending), size=(8, 8)),
+        ModelConfig(sizes=parse_sizes("8:12"), preprocess=PreprocessOptions(crop=8)),
+    )
+    assert found.endings == (type(ending).__name__,)
+    images = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    with torch.inference_mode():
+        expected = nn.Sequential(*layers)(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(reference_session(found.graph, optimize=False)(images), expected, atol=1e-5)

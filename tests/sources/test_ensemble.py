@@ -15,7 +15,7 @@ from rescompile.config import ModelConfig
 from rescompile.errors import UsageError
 from rescompile.models.random_weights import random_model
 from rescompile.models.registry import find
-from rescompile.sources import modules
+from rescompile.sources import module_export
 from rescompile.sources.ensemble import ensemble_of
 from rescompile.sources.modules import network_of
 from rescompile.sources.network import SourceNetwork
@@ -24,7 +24,7 @@ from tests.sources.zoo import run
 
 @pytest.fixture(autouse=True)
 def quick_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+    monkeypatch.setattr(module_export, "installed", lambda package: package != "onnxscript")
 
 
 def network(seed: int, classes: int = 10) -> SourceNetwork:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.optim import swa_utils
 
 from calibration.preprocess import CIFAR
 from rescompile.errors import CheckpointError, GraphError, UsageError
-from rescompile.sources import modules
+from rescompile.sources import module_export
 from rescompile.sources.modules import network_of
 from tests.sources.zoo import run
 
@@ -30,7 +33,7 @@ class Tiny(nn.Module):
         logits = self.fc(self.drop(y.mean((2, 3))))
         answers = {
             "tensor": logits, "logits": {"logits": logits, "hidden": y}, "out": {"out": logits}, "pair": (logits, y),
-            "entries": {"a": logits, "b": y},
+            "entries": {"a": logits, "b": y}, "nested": (logits, [y]), "nothing": None, "names": ["a"],
         }  # fmt: skip
         return answers[self.form]
 
@@ -42,7 +45,7 @@ def images(*shape: int) -> np.ndarray[Any, Any]:
 @pytest.fixture
 def torchscript(monkeypatch: pytest.MonkeyPatch) -> None:
     """The quick exporter alone, as without onnxscript."""
-    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+    monkeypatch.setattr(module_export, "installed", lambda package: package != "onnxscript")
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
@@ -80,6 +83,7 @@ def test_users_module_stays_as_it_was() -> None:
         ("out", 1, ""),
         ("pair", 2, ""),
         ("entries", 2, ""),
+        ("nested", 1, "only the tensors are built, not the collections beside them"),
     ],
 )
 def test_answers_of_every_form_are_taken(form: str, outputs: int, notes: str) -> None:
@@ -94,8 +98,66 @@ def test_answers_of_every_form_are_taken(form: str, outputs: int, notes: str) ->
 
 
 @pytest.mark.usefixtures("torchscript")
-def test_wrapper_of_parallel_training_is_taken_off() -> None:
-    assert network_of(nn.DataParallel(Tiny()), size=(8, 8)).name == "tiny"
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        nn.DataParallel,
+        swa_utils.AveragedModel,
+        torch.compile,
+        lambda module: nn.DataParallel(torch.compile(swa_utils.AveragedModel(module))),
+    ],
+    ids=["parallel", "averaged", "compiled", "all"],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_wrappers_of_training_are_taken_off(wrapped: Callable[[nn.Module], nn.Module]) -> None:
+    assert network_of(wrapped(Tiny()), size=(8, 8)).name == "tiny"
+
+
+@pytest.mark.usefixtures("torchscript")
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+        nn.utils.weight_norm,
+        nn.utils.parametrizations.weight_norm,
+        lambda conv: conv.register_forward_hook(lambda module, given, answer: 2 * answer),
+    ],
+    ids=["pruned", "weight norm", "parametrization", "hook"],
+)
+def test_modules_whose_weights_are_computed_are_taken(change: Callable[[nn.Module], Any]) -> None:
+    module = Tiny().eval()
+    change(module.conv)
+    x = images(2, 3, 8, 8)
+    found = run(network_of(module, size=(8, 8)), x)
+    with torch.inference_mode():
+        np.testing.assert_allclose(found, module(torch.from_numpy(x)).numpy(), rtol=1e-3, atol=1e-5)
+
+
+class Functional(nn.Module):
+    """A network whose convolution is a call, and whose way may depend on the images."""
+
+    def __init__(self, *, by_values: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 2, 3, 3))
+        self.by_values = by_values
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.by_values and x.mean() > 0:
+            x = -x
+        return nn.functional.conv2d(x, self.weight).mean((2, 3))
+
+
+def test_weights_of_a_convolution_that_is_a_call_tell_the_channels() -> None:
+    assert run(network_of(Functional(), size=(8, 8)), images(2, 2, 8, 8)).shape == (2, 4)
+
+
+def test_network_that_decides_by_values_is_refused_with_the_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(
+        GraphError, match=r"functional decides by the values .*, at test_modules\.py:\d+, while"
+    ):
+        network_of(Functional(by_values=True), size=(8, 8))
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("torchscript")
@@ -115,6 +177,9 @@ def test_module_that_cannot_be_built_is_refused() -> None:
         network_of(nn.Linear(3, 3), size=(8, 8))
     with pytest.raises(UsageError, match="takes 1 channels, its preprocessing makes 3"):
         network_of(nn.Conv2d(1, 2, 3), preprocess=CIFAR)
+    for form, kind in (("nothing", "NoneType"), ("names", "list")):
+        with pytest.raises(GraphError, match=rf"\(its answer is a {kind} without tensors\)"):
+            network_of(Tiny(form), size=(8, 8))
     with pytest.raises(GraphError, match="does not run on images"):
         network_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(9, 9)), size=(8, 8))
 

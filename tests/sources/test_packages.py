@@ -15,7 +15,7 @@ from torch import nn
 from rescompile.errors import CheckpointError, UsageError
 from rescompile.files import sha256_of
 from rescompile.metrics import relative_rms
-from rescompile.sources import frozen_norms, modules, packages
+from rescompile.sources import frozen_norms, module_export, packages
 from rescompile.sources.modules import network_of
 from rescompile.sources.name_prefixes import has_scheme
 from rescompile.sources.network import SourceNetwork
@@ -25,7 +25,7 @@ from tests.sources.zoo import run
 
 @pytest.fixture(autouse=True)
 def quick_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "installed", lambda package: package != "onnxscript")
+    monkeypatch.setattr(module_export, "installed", lambda package: package != "onnxscript")
 
 
 def package(name: str) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -128,3 +130,19 @@ def take_off_endings(graph: gs.Graph) -> tuple[tuple[str | None, ...], tuple[str
         for kind in kinds
     )
     return tuple(endings), notes
+
+
+def with_endings(model: onnx.ModelProto, endings: Sequence[str | None]) -> onnx.ModelProto:
+    """``model`` with the ``endings`` that ``take_off_endings`` took off behind its outputs."""
+    if not any(endings):
+        return model
+    ended = onnx.ModelProto()
+    ended.CopyFrom(model)
+    for output, ending in zip(ended.graph.output, endings, strict=True):
+        if ending is not None:
+            before, output.name = output.name, f"{output.name}.ended"
+            node = onnx.helper.make_node(ending, [before], [output.name])
+            if ending != "Sigmoid":
+                node.attribute.append(onnx.helper.make_attribute("axis", 1))
+            ended.graph.node.append(node)
+    return ended
