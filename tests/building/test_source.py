@@ -240,10 +240,8 @@ def test_module_with_a_softmax_at_its_end_is_compared_with_it(
         nn.Flatten(),
         nn.Linear(8, 5),
     ]
-    found = source_of(
-        network_of(nn.Sequential(*layers, ending), size=(8, 8)),
-        ModelConfig(sizes=parse_sizes("8:12"), preprocess=PreprocessOptions(crop=8)),
-    )
+    network = network_of(nn.Sequential(*layers, ending), size=(8, 8))
+    found = source_of(network, ModelConfig(network=network, sizes=parse_sizes("8:12")))
     assert found.endings == (type(ending).__name__,)
     images = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
     with torch.inference_mode():
