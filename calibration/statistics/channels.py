@@ -86,7 +86,7 @@ class Part:
     sums: NDArray[np.float64]
     """[parts, C], of one image each or of more."""
     counted: NDArray[np.float32]
-    """[C, ...] the values at evenly spread positions."""
+    """[parts, C, values] at evenly spread positions."""
     images: int
     positions: int
 
@@ -101,7 +101,7 @@ def part_of(values: Tensor) -> Part:
         low=rows.amin((0, 1)).float().numpy(),
         high=rows.amax((0, 1)).float().numpy(),
         sums=rows.sum((0, 1), dtype=torch.float32).double()[None].numpy(),
-        counted=counted.t().float().contiguous().numpy(),
+        counted=counted.t().float().contiguous()[None].numpy(),
         images=len(rows),
         positions=rows.shape[1],
     )
@@ -137,7 +137,7 @@ class ChannelObserver:
                 low=planes.min(axis=(0, 2)),
                 high=planes.max(axis=(0, 2)),
                 sums=planes.sum(axis=2).astype(np.float64),
-                counted=planes[:, :, :: position_stride(positions)].swapaxes(0, 1),
+                counted=planes[:, :, :: position_stride(positions)],
                 images=len(planes),
                 positions=positions,
             )
@@ -154,11 +154,11 @@ class ChannelObserver:
             self._range(part)
             for sums in part.sums:
                 self._sum(sums)
-            size = part.counted[0].size
-            step = max(1, _CHUNK // size)
-            for start in range(0, channels, step):
-                rows = slice(start, start + step)
-                self._count(rows, part.counted[rows].reshape(-1, size))
+            step = max(1, _CHUNK // part.counted.shape[2])
+            for values in part.counted:
+                for start in range(0, channels, step):
+                    rows = slice(start, start + step)
+                    self._count(rows, values[rows])
 
     def histograms(self) -> ChannelHistograms:
         """A snapshot of what was seen so far; ``CalibrationError`` if that is nothing."""
@@ -199,8 +199,8 @@ class ChannelObserver:
 
     def _count(self, part: slice, rows: NDArray[np.float32]) -> None:
         """Count ``rows`` [channels of ``part``, elements]."""
-        scaled = np.abs(rows) * np.ldexp(np.float32(1), -self._exponents[part]).astype(np.float32)[:, None]
-        index = scaled.astype(np.intp)
+        scaled = rows * np.ldexp(np.float32(1), -self._exponents[part]).astype(np.float32)[:, None]
+        index = np.abs(scaled, out=scaled).astype(np.intp)
         index += (np.arange(len(rows)) * BINS)[:, None]
         # in place: a batch has fewer values of a channel than there are bins to add
         np.add.at(self._counts[part].reshape(-1), index.reshape(-1), np.int32(1))
