@@ -6,6 +6,7 @@ import ctypes
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from threading import Event
 
 
 def free_memory() -> None:
@@ -18,6 +19,10 @@ def free_memory() -> None:
     trim_heap()
 
 
+_thawing = Event()
+"""Set while a ``quick_collections`` runs that ends what ``pass_over_what_is_alive`` does."""
+
+
 @contextmanager
 def quick_collections() -> Iterator[None]:
     """Let collections in the body look only at what was made in it.
@@ -28,12 +33,20 @@ def quick_collections() -> Iterator[None]:
     if gc.get_freeze_count():  # the program, or a build in another thread, has done it
         yield
         return
-    gc.collect()
-    gc.freeze()
+    _thawing.set()
+    pass_over_what_is_alive()
     try:
         yield
     finally:
+        _thawing.clear()
         gc.unfreeze()
+
+
+def pass_over_what_is_alive() -> None:
+    """Let the collections to come in ``quick_collections`` pass over what is alive now, such as imported libraries."""
+    if _thawing.is_set():
+        gc.collect()
+        gc.freeze()
 
 
 def trim_heap() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calibration.memory import quick_collections
+from calibration.memory import pass_over_what_is_alive, quick_collections
 from rescompile.building import engine_directory, mixed_precision, task, verdict
 from rescompile.building.calibrate import calibrate
 from rescompile.building.deployable import make_deployable
@@ -31,6 +31,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildReport:
     with clock.stage("load"):
         source, config = task.opened(config, progress)
         named = mixed_precision.named_blocks(source, config)
+        pass_over_what_is_alive()
     with atomic_directory(config.output_of(source.name, backend.name), force=config.force) as staging:
         folder = staging.folder
         request = engine_directory.build_request(folder, source, config, backend, progress)

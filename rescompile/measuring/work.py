@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from calibration.onnx_session import without_weights
 from rescompile.errors import GraphError
 from rescompile.graph.shared.block_names import block_of
 from rescompile.graph.shared.editing import read
@@ -72,8 +73,7 @@ class _Sized:
     def __init__(self, model: onnx.ModelProto, batch: int) -> None:
         import onnx
 
-        fixed = onnx.ModelProto()
-        fixed.CopyFrom(model)
+        fixed, _ = without_weights(model)
         fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
         del fixed.graph.value_info[:]
         for output in fixed.graph.output:

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from calibration.memory import free_memory, quick_collections
+from calibration.memory import free_memory, pass_over_what_is_alive, quick_collections
 
 
 class Knot:
@@ -30,6 +30,20 @@ def test_knots_of_the_body_are_freed_and_older_objects_only_after_it() -> None:
         free_memory()
         assert own() is None
         assert seen() is not None
+    assert gc.get_freeze_count() == 0
+    free_memory()
+    assert seen() is None
+
+
+def test_what_is_passed_over_later_is_freed_after_the_body_and_elsewhere_nothing_is_passed_over() -> None:
+    with quick_collections():
+        loaded = Knot()
+        seen = weakref.ref(loaded)
+        pass_over_what_is_alive()
+        del loaded
+        free_memory()
+        assert seen() is not None
+    pass_over_what_is_alive()
     assert gc.get_freeze_count() == 0
     free_memory()
     assert seen() is None
