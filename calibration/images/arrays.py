@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from calibration.errors import ImageSetError
 from calibration.preprocess import Preprocess, to_uint8
 
+_CHANNELS = (1, 3, 4)
+"""Channels that photographs have."""
+
 
 @dataclass(frozen=True, eq=False)
 class InMemoryImages:
@@ -34,6 +37,9 @@ class InMemoryImages:
                 f"{self.name} is an array {images.dtype} {list(images.shape)}: pass uint8 pixels [N, H, W, C], or "
                 "float32 images [N, C, H, W] as the network takes them"
             )
+        order = _other_order(images)
+        if order is not None:
+            raise ImageSetError(f"{self.name} is an array {images.dtype} {list(images.shape)}, {order}")
         if images.dtype == np.float32 and not np.isfinite(images).all():
             raise ImageSetError(f"{self.name} has values that are NaN or infinite: check its transform")
         if self.labels is not None and self.labels.shape != (len(images),):
@@ -50,6 +56,20 @@ class InMemoryImages:
     def normalized(self) -> bool:
         """Whether these are the network's inputs, and not pixels."""
         return self.images.dtype == np.float32
+
+
+def _other_order(images: NDArray[Any]) -> str | None:
+    """What to do where the axes of ``images`` are in the order of the other type; None where they may be right."""
+    _, second, _, last = images.shape
+    if images.dtype == np.uint8 and second in _CHANNELS and last not in _CHANNELS:
+        return (
+            "which looks like pixels [N, C, H, W]: pass [N, H, W, C], as images.transpose(0, 2, 3, 1) gives"
+        )
+    if images.dtype == np.float32 and second not in _CHANNELS and last in _CHANNELS:
+        return (
+            "which looks like images [N, H, W, C]: pass [N, C, H, W], as images.transpose(0, 3, 1, 2) gives"
+        )
+    return None
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -62,7 +61,8 @@ class BuildOptions(TypedDict, total=False):
     """The network's own: a ``Preprocess`` or a torchvision transform (Resize, CenterCrop, ToTensor, Normalize)."""
     size: Size | None
     """Side, or height and width, of the input; by default that of float images, or the network's own."""
-    class_names: Iterable[str] | None
+    class_names: Iterable[str] | Path | None
+    """Names in the order of the classes, or a file of them."""
     outputs: Iterable[str]
     """Inner modules to return in place of the network's own answer: ``c2`` to ``c5``, or PyTorch's names."""
     ensemble_mean: EnsembleMean
@@ -150,9 +150,9 @@ def _size_of(options: BuildOptions, *sets: Path | InMemoryImages | None) -> Size
 
 
 def _model(network: Any, options: BuildOptions, size: Size | None) -> ModelConfig:
-    seed, outputs = options.get("seed", 0), tuple(options.get("outputs", ()))
+    seed, outputs = options.get("seed", 0), _outputs_of(options)
     names = options.get("class_names")
-    classes = None if names is None else tuple(names)
+    classes = Path(names) if isinstance(names, str | Path) else None if names is None else tuple(names)
     if isinstance(network, list | tuple):
         members = tuple(_model(member, options, size) for member in network)
         return ModelConfig(
@@ -201,8 +201,14 @@ def _live(module: Any, options: BuildOptions, size: Size | None) -> SourceNetwor
         preprocess=own,
         preprocess_from="the program" if own else None,
         size=(size, size) if isinstance(size, int) else size,
-        outputs=tuple(options.get("outputs", ())),
+        outputs=_outputs_of(options),
     )
+
+
+def _outputs_of(options: BuildOptions) -> tuple[str, ...]:
+    """The inner modules to return; one text names several with commas, as on the command line."""
+    given = options.get("outputs", ())
+    return tuple(name.strip() for name in given.split(",")) if isinstance(given, str) else tuple(given)
 
 
 def _is_module(network: object) -> bool:
@@ -238,28 +244,38 @@ def image_set(images: Any, limit: int, name: str) -> Path | InMemoryImages | Non
         return images
     if isinstance(images, str | Path):
         return Path(images)
-    if isinstance(images, np.ndarray) or hasattr(images, "numpy"):
-        return _in_memory([images], [], name)
-    if isinstance(images, tuple) and len(images) == 2 and len(getattr(images[0], "shape", ())) == 4:
-        return _in_memory([images[0]], [images[1]], name)
+    whole = _array(images)
+    if whole is not None:
+        return _in_memory([whole], [], name)
+    if isinstance(images, Mapping) or _is_pair(images):
+        images = [images]
     try:
         batches = iter(images)
     except TypeError:
         raise ImageSetError(
             f"the {name} are a {type(images).__name__}: pass a folder, an array, (images, labels) or a data loader"
         ) from None
-    parts: list[Any] = []
-    labels: list[Any] = []
+    parts: list[NDArray[Any]] = []
+    labels: list[NDArray[Any]] = []
     count = 0
     for batch in batches:
         found, classes = _split(batch, name)
         found = found if found.ndim == 4 else found[None]
         parts.append(found)
-        labels += [] if classes is None else [classes]
+        labels += [] if classes is None else [_labels(classes, len(found), name)]
         count += len(found)
         if count >= limit:
             break
-    return _in_memory(parts, labels if len(labels) == len(parts) else [], name, limit)
+    if 0 < len(labels) < len(parts):
+        raise ImageSetError(
+            f"{len(labels)} of {len(parts)} batches of the {name} have labels: label all of them, or none"
+        )
+    return _in_memory(parts, labels, name, limit)
+
+
+def _is_pair(images: object) -> bool:
+    """Whether these are ``(images, labels)``, and not two images."""
+    return isinstance(images, tuple) and len(images) == 2 and len(getattr(images[0], "shape", ())) == 4
 
 
 def _split(batch: Any, name: str) -> tuple[NDArray[Any], Any]:
@@ -269,43 +285,59 @@ def _split(batch: Any, name: str) -> tuple[NDArray[Any], Any]:
         images = next((batch[key] for key in _IMAGES if key in batch), None)
         labels = next((batch[key] for key in _LABELS if key in batch), None)
     elif isinstance(batch, tuple | list):
-        images, labels = batch[0], batch[1] if len(batch) > 1 else None
+        images, labels = (*batch, None, None)[:2]
     else:
         images = batch
     array = _array(images)
     if array is None or array.ndim not in (3, 4):
         raise ImageSetError(
             f"the {name} come as {type(batch).__name__} without images [N, C, H, W]: let the loader give "
-            "(images, labels)"
+            "(images, labels), or a dictionary with 'image' and 'label'"
         )
     return array, labels
 
 
 def _array(images: Any) -> NDArray[Any] | None:
-    """A tensor of any device, or an array, as an array."""
+    """A tensor of any device, or an array, as an array; None for anything else."""
     if hasattr(images, "detach"):
         images = images.detach().cpu()
         images = images.float() if images.is_floating_point() else images
     if isinstance(images, np.ndarray):
         return images
-    return np.asarray(images.numpy()) if hasattr(images, "numpy") else None
+    try:
+        return np.asarray(images.numpy()) if hasattr(images, "numpy") else None
+    except (TypeError, RuntimeError):  # sparse and quantized tensors
+        return None
 
 
-def _in_memory(parts: list[Any], labels: list[Any], name: str, limit: int | None = None) -> InMemoryImages:
-    arrays = [array for array in map(_array, parts) if array is not None]
-    if not arrays or len({array.shape[1:] for array in arrays}) != 1:
-        raise ImageSetError(f"the {name} are none, or of several sizes: pass images of the network's size")
-    images = np.concatenate(arrays)[:limit]
-    images = images.astype(np.float32) if images.dtype.kind == "f" else images
-    classes = None
-    if labels:
-        flat = chain.from_iterable(
-            np.atleast_1d(np.asarray(_array(part) if hasattr(part, "numpy") else part)) for part in labels
+def _labels(given: Any, count: int, name: str) -> NDArray[np.int64]:
+    """The class numbers of one batch of ``count`` images."""
+    array = _array(given)
+    labels = np.atleast_1d(np.asarray(given) if array is None else array)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise ImageSetError(
+            f"the labels of the {name} are {labels.dtype} {list(labels.shape)}: pass class numbers"
         )
-        classes = np.array(list(flat))[:limit]
-        if classes.dtype.kind not in "iu" or classes.ndim != 1:
-            raise ImageSetError(
-                f"the labels of the {name} are {classes.dtype} {list(classes.shape)}: pass class numbers"
-            )
-        classes = classes.astype(np.int64)
-    return InMemoryImages(images=images, labels=classes, name=name)
+    if len(labels) != count:
+        raise ImageSetError(
+            f"a batch of the {name} has {count} images and {len(labels)} labels: pass one label for each"
+        )
+    return labels.astype(np.int64)
+
+
+def _in_memory(
+    parts: list[NDArray[Any]], labels: list[NDArray[Any]], name: str, limit: int | None = None
+) -> InMemoryImages:
+    if not parts:
+        raise ImageSetError(
+            f"the {name} are none: pass a folder, an array or a data loader that is not empty"
+        )
+    shapes = list(dict.fromkeys(part.shape[1:] for part in parts))
+    if len(shapes) > 1:
+        raise ImageSetError(
+            f"the {name} are of several sizes, {list(shapes[0])} and {list(shapes[1])}: pass images of the "
+            "network's size, or a folder"
+        )
+    images = np.concatenate(parts)[:limit]
+    images = images.astype(np.float32) if images.dtype.kind == "f" else images
+    return InMemoryImages(images=images, labels=np.concatenate(labels)[:limit] if labels else None, name=name)

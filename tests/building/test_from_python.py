@@ -35,6 +35,8 @@ def loader() -> DataLoader[Any]:
         lambda: FLOATS,
         lambda: torch.from_numpy(FLOATS).double(),
         lambda: (FLOATS, LABELS),
+        lambda: (FLOATS, None),
+        lambda: {"image": FLOATS, "label": LABELS},
         loader,
         lambda: [
             {"pixel_values": torch.from_numpy(FLOATS[:6])},
@@ -42,7 +44,7 @@ def loader() -> DataLoader[Any]:
         ],
         lambda: [(image, label) for image, label in zip(FLOATS, LABELS, strict=True)],
     ],
-    ids=["array", "tensor", "pair", "loader", "dictionaries", "samples"],
+    ids=["array", "tensor", "pair", "no labels", "dictionary", "loader", "dictionaries", "samples"],
 )
 def test_normalized_images_reach_the_network_as_they_are(images: Any) -> None:
     found = image_set(images(), 100, "calibration images")
@@ -86,6 +88,14 @@ def test_loader_is_read_up_to_the_limit() -> None:
         ((FLOATS, LABELS[:3]), "pass one label for each"),
         ((FLOATS, LABELS + 0.5), "pass class numbers"),
         (FLOATS * np.nan, "NaN or infinite"),
+        ([()], "come as tuple without images"),
+        ([(FLOATS, LABELS[:3]), (FLOATS[:3], LABELS)], "a batch .* has 12 images and 3 labels"),
+        ([(FLOATS, LABELS), (FLOATS,)], "1 of 2 batches .* have labels"),
+        ([FLOATS, FLOATS[:, :, :8]], r"several sizes, \[3, 32, 32\] and \[3, 8, 32\]"),
+        ({"train": FLOATS}, "come as dict without images"),
+        ([torch.from_numpy(FLOATS).to_sparse()], "come as Tensor without images"),
+        (FLOATS.transpose(0, 2, 3, 1), r"looks like images \[N, H, W, C\]: .*transpose\(0, 3, 1, 2\)"),
+        (PIXELS.transpose(0, 3, 1, 2), r"looks like pixels \[N, C, H, W\]"),
     ],
 )
 def test_images_in_no_known_form_are_refused(images: Any, said: str) -> None:
@@ -136,6 +146,8 @@ def test_a_folder_with_a_configuration_is_hugging_faces_or_timms(tmp_path: Path)
     (tmp_path / "config.json").write_text("{}")
     model = build_config(tmp_path, {"outputs": ("c2",)}).model
     assert (model.model, model.outputs) == (f"hf:{tmp_path}", ("c2",))
+    assert build_config(tmp_path, {"outputs": "c2, c3"}).model.outputs == ("c2", "c3")
+    assert build_config(tmp_path, {"class_names": "names.txt"}).model.classes == Path("names.txt")
 
 
 def test_class_names_must_be_as_many_as_classes(tmp_path: Path) -> None:
