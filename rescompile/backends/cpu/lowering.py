@@ -13,8 +13,8 @@ The forms below compute the same integers as the deployable graph, without zero 
 * a tensor of full range (``graph.full_range``) gets its ReLU back and is quantized as uint8 up to 255 steps. Where a
   weight exceeds 64, its readers take the tensor twice, with half of each weight.
 
-CPUs with VNNI or AMX add products in 32 bits. There a signed tensor stays as it is, and so does a tensor of full range:
-uint8 itself saturates at 255 steps.
+CPUs with VNNI or AMX add products in 32 bits. There a tensor of full range stays as it is, since uint8 itself saturates
+at 255 steps. A signed tensor also does, but for those that ``unsigned`` makes faster for VNNI.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from rescompile.backends.cpu.clips import keeps_clip, spell_clips_apart
 from rescompile.backends.cpu.gathers import count_axes_from_the_back
 from rescompile.backends.cpu.padding import pad_behind_quantizer
 from rescompile.backends.cpu.pools import quantize_before_pools
+from rescompile.backends.cpu.unsigned import shift_signed
 from rescompile.errors import BackendError
 from rescompile.graph.full_range import unfold_zero_points
 from rescompile.graph.shared.editing import read, write
@@ -64,6 +65,7 @@ def lower(model: onnx.ModelProto, form: CpuForm = "avx2") -> onnx.ModelProto:
     graph = read(unfold_zero_points(model))
     quantize_before_pools(graph)
     if form != "avx2":  # which clips positive and negative parts behind the Pad
+        shift_signed(graph)
         pad_behind_quantizer(graph)
     _Lowering(graph, wide=form != "avx2").run()
     spell_clips_apart(graph)

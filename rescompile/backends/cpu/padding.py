@@ -41,15 +41,16 @@ def _to_quantizer(graph: gs.Graph, pad: gs.Node) -> list[gs.Node]:
     return chain[1:]
 
 
-def _zeros(add: gs.Node, quantize: gs.Node) -> NDArray[np.int8]:
+def _zeros(add: gs.Node, quantize: gs.Node) -> NDArray[np.integer]:
     """The integers [C] that stand for a normalized zero: the quantized offsets."""
-    offset, scale = add.inputs[1].values.reshape(-1), quantize.inputs[1].values
-    steps: NDArray[np.float64] = np.rint(offset.astype(np.float64) / scale)
-    return steps.clip(-128, 127).astype(np.int8)
+    offset, (scale, zero) = add.inputs[1].values.reshape(-1), (each.values for each in quantize.inputs[1:3])
+    steps: NDArray[np.float64] = np.rint(offset.astype(np.float64) / scale) + zero
+    kind = np.iinfo(zero.dtype)
+    return np.asarray(steps.clip(kind.min, kind.max), zero.dtype)
 
 
 def _padded(
-    graph: gs.Graph, tensor: gs.Variable, zeros: NDArray[np.int8], amounts: gs.Constant
+    graph: gs.Graph, tensor: gs.Variable, zeros: NDArray[np.integer], amounts: gs.Constant
 ) -> gs.Variable:
     """``tensor`` [N, C, H, W] with ``zeros`` around each of its channels."""
     name = f"{PIXELS_PAD}.channel"
