@@ -20,6 +20,7 @@ from fused_kernels.compiling.pool import default_jobs
 from fused_kernels.errors import FusedKernelError
 from fused_kernels.gpus import TARGETS, Target
 from fused_kernels.launch import interpreted
+from fused_kernels.tiles import Tile
 from rescompile.files import atomic_write
 
 _CONFIGS_HELP = (
@@ -54,7 +55,8 @@ def _run(asked: argparse.Namespace, command: str) -> int:
     targets = [TARGETS[name] for name in dict.fromkeys(asked.target or ["sm_90"])]
     patterns = asked.kernels or ["*"]
     units = {
-        target: units_of(catalogue(), target, asked.configs, patterns, asked.dtype) for target in targets
+        target: units_of(catalogue(), target, asked.configs, patterns, asked.dtype, asked.tile)
+        for target in targets
     }
     if not any(units.values()):
         print(f"error: no kernel or operation of such a dtype matches {', '.join(patterns)}", file=sys.stderr)
@@ -110,6 +112,16 @@ def _write(path: Path, text: str) -> None:
     atomic_write(path, text.encode())
 
 
+def _tile(words: str) -> Tile:
+    """The tile of ``--tile``."""
+    try:
+        return Tile.from_json(json.loads(words))
+    except FusedKernelError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise argparse.ArgumentTypeError(f"{words!r} is no JSON object with the sizes of a tile") from error
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compiled_kernels",
@@ -136,6 +148,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         choices=["bfloat16", "float16", "float32", "int8"],
         help="of the activations, may be given several times; all if none is (fp32 also as TF32)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=_tile,
+        metavar="JSON",
+        help="this tile alone, in place of those of --configs, as"
+        """ '{"m": 128, "n": 128, "k": 64, "warps": 8, "stages": 2, "registers": 128}'""",
     )
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes; default: one a core")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything here")

@@ -49,6 +49,7 @@ def units_of(
     configs: Configs,
     patterns: Collection[str] = ("*",),
     dtypes: Collection[str] = (),
+    tile: Tile | None = None,
 ) -> list[Unit]:
     """The compilations for ``target``.
 
@@ -58,15 +59,17 @@ def units_of(
         configs: see ``CONFIGS``.
         patterns: matched, as file names are, with kernels and entries; one of them must fit.
         dtypes: names of dtypes that entries must have, or none for all.
+        tile: the only one, in place of those of ``configs``.
     """
-    if configs in {"few", "sample"}:
+    if tile is None and configs in {"few", "sample"}:
         defaults = units_of(entries, target, "default", patterns, dtypes)
         return _heaviest(defaults) if configs == "few" else _sample(entries, target, defaults)
     found: dict[object, Unit] = {}
     for entry in entries:
         if dtypes and _name(entry.dtype) not in dtypes:
             continue
-        for launch in _launches(entry, target, configs):
+        choose = None if tile is None else partial(_always, tile)
+        for launch in _recorded(entry, choose) if choose else _launches(entry, target, configs):
             if any(
                 fnmatchcase(name, pattern) for name in (launch.kernel, entry.name) for pattern in patterns
             ):

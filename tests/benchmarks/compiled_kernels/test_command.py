@@ -90,3 +90,26 @@ def test_2_where_the_command_is_not_understood(
 def test_an_interpreter_compiles_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*ONE) == 2
     assert "TRITON_INTERPRET is on, and the interpreter compiles nothing: unset it" in capsys.readouterr().err
+
+
+def test_one_tile_takes_the_place_of_all_others(
+    compiler: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tile = '{"m": 64, "n": 32, "k": 32, "warps": 8, "stages": 2, "registers": 96}'
+    assert run("--kernels", "wgrad 3x3", "--dtype", "bfloat16", "--jobs", "1", "--tile", tile) == 1
+    rows = capsys.readouterr().out.splitlines()
+    assert "64x32x32 8w 2s 96r" in rows[1]
+    assert rows[2].startswith("sm_90: 1 compiled")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("64x32", "'64x32' is no JSON object with the sizes of a tile"),
+        ("64", "'64' is no JSON object with the sizes of a tile"),
+        ('{"m": 64, "width": 32}', "a tile has no field 'width'"),
+    ],
+)
+def test_what_is_no_tile_is_refused(words: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*ONE, "--tile", words) == 2
+    assert sentence in capsys.readouterr().err
