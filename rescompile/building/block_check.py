@@ -8,7 +8,7 @@ differ there. So this check finds a wrong layer, however wide the limit of the g
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,25 +61,44 @@ class Boundary:
         return rounded
 
 
-def check_blocks(directory: Path, backend: Backend, model: onnx.ModelProto, images: NDArray[Any]) -> int:
+Values = Mapping[str, NDArray[np.float32]]
+"""Tensors by name."""
+
+
+def compared_tensors(backend: Backend, model: onnx.ModelProto) -> list[str]:
+    """The tensors of ``model`` that ``check_blocks`` compares or cuts at; none where it checks nothing."""
+    if not isinstance(backend, RunsParts) or not _quantizes(model):
+        return []
+    return _names(boundaries(read(model)))
+
+
+def check_blocks(
+    directory: Path,
+    backend: Backend,
+    model: onnx.ModelProto,
+    images: NDArray[Any],
+    known: Values | None = None,
+) -> int:
     """Check the engine in ``directory`` against ``model``, its deployable graph, on the first of ``images`` [N, ...].
 
-    Returns how many tensors were compared: none where the backend cannot run parts of its engines, or the graph has no
-    quantizers, whose golden answers are tight anyway.
+    ``known`` are the values of the ``compared_tensors`` for the images, as the graph is written. Returns how many
+    tensors were compared: none where the backend cannot run parts of its engines, or the graph has no quantizers, whose
+    golden answers are tight anyway.
 
     Raises:
         EngineError: a block gives other values; the message names the first.
         BackendError: the backend cannot run a part.
     """
-    if not isinstance(backend, RunsParts) or all(
-        node.op_type != "QuantizeLinear" for node in model.graph.node
-    ):
+    if not isinstance(backend, RunsParts) or not _quantizes(model):
         return 0
     parts, graph = backend.parts(directory), read(model)
     found = [each for each in boundaries(graph) if {each.name, each.cut} <= parts.names]
     images = images[:IMAGES]
     inputs = {graph.inputs[0].name: images}
-    values = _reference(model, found, images)
+    if known is None:
+        values = _reference(model, _names(found), images)
+    else:
+        values = {name: known[name][:IMAGES] for name in _names(found)}
     faults: dict[str, str] = {}
     for group in _apart(graph, found):
         given = {each.cut: _held(each, values[each.cut], model) for each in found if each not in group}
@@ -144,11 +163,16 @@ def _boundary(tensor: gs.Tensor) -> Boundary:
     return Boundary(tensor.name, restored, cut.name, (scale, zero))
 
 
-def _reference(
-    model: onnx.ModelProto, found: Sequence[Boundary], images: NDArray[Any]
-) -> dict[str, NDArray[np.float32]]:
-    """The values of all tensors that the boundaries name, as the graph is written."""
-    names = list(dict.fromkeys(name for each in found for name in (each.name, each.cut)))
+def _quantizes(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
+def _names(found: Sequence[Boundary]) -> list[str]:
+    return list(dict.fromkeys(name for each in found for name in (each.name, each.cut)))
+
+
+def _reference(model: onnx.ModelProto, names: list[str], images: NDArray[Any]) -> Values:
+    """The values of the tensors ``names``, as the graph is written."""
     session = reference_session(model, optimize=False, outputs=names)
     return {name: values.astype(np.float32) for name, values in session.tensors(images).items()}
 

@@ -186,7 +186,7 @@ def _measure(source: Source, config: CalibrationConfig, progress: Progress, int8
         images, source.preprocess
     )
     risks = weight_risks(source.graph)
-    recipe, shortened = _that_can_run(_recipe_for(source, config, hard=bool(risks)), source.graph)
+    recipe, shortened = _that_can_run(_recipe_for(source, config, hard=bool(risks)), source)
     widest = _widest(int8, asked=bool(config.full_range))
     reasons = reasons_against_full_range(source.graph, widest=widest)
     tries_full_range = int8.full_range in recipe.full_range
@@ -317,11 +317,11 @@ def _recipe_for(source: Source, config: CalibrationConfig, *, hard: bool) -> Rec
     return replace(config.recipe, rounding="learned") if learn else config.recipe
 
 
-def _that_can_run(recipe: Recipe, graph: onnx.ModelProto) -> tuple[Recipe, str | None]:
+def _that_can_run(recipe: Recipe, source: Source) -> tuple[Recipe, str | None]:
     """``recipe``, or the part of it that needs no gradients and no single layers, with a note on the reason."""
     if not (recipe.needs_gradients or recipe.rounding == "learned"):
         return recipe, None
-    problem = executor_problem(graph)
+    problem = executor_problem(source.graph, source.trial_answers)
     if problem is None:
         return recipe, None
     method = RECIPES["fast"].method if recipe.method == "logit" else recipe.method

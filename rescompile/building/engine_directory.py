@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from rescompile.accuracy.limits import check_speed_limit
 from rescompile.backends import choose_backend, get_backend
 from rescompile.backends.base import Backend, BuildRequest, HasCpuForms, Payload, SelectiveBackend
 from rescompile.backends.onnxruntime import reference_session
-from rescompile.building.block_check import check_blocks
+from rescompile.building.block_check import check_blocks, compared_tensors
 from rescompile.building.deployable import Deployable
 from rescompile.building.source import Source
 from rescompile.cache import cache_directory
@@ -192,28 +193,37 @@ def write_golden(folder: Path, contents: Contents, deployable: Deployable) -> Co
     images = golden_images(source.preprocess, count=GOLDEN_IMAGES)
     normalized = normalize(images, source.preprocess)
     inputs: NDArray[np.generic] = images if config.input_format == "uint8-nhwc" else normalized
-    outputs = _answers(deployable.graph, inputs, optimize=False)
+    compared = compared_tensors(contents.backend, deployable.graph)
+    values = _answers(deployable.graph, inputs, optimize=False, more=compared)
+    outputs = [values[entry.name] for entry in deployable.graph.graph.output]
     other = None
     if config.model.sizes is not None:
         # one image of another shape, so that each load tries more than one
         resampled = at_size(inputs[:1], _input(source, config), config.model.sizes.ends[-1])
         other = (
             resampled,
-            *_answers(for_sizes(deployable.graph, config.model.sizes), resampled, optimize=False),
+            *_answers(for_sizes(deployable.graph, config.model.sizes), resampled, optimize=False).values(),
         )
     atomic_write(folder / GOLDEN, golden_bytes(inputs, *outputs, other=other))
-    check_blocks(folder, contents.backend, deployable.graph, inputs)
-    exact = _answers(source.graph, normalized, optimize=True)
+    check_blocks(folder, contents.backend, deployable.graph, inputs, values)
+    exact = _answers(source.graph, normalized, optimize=True).values()
     return replace(contents, quantization_error=max(map(relative_rms, exact, outputs)))
 
 
 def _answers(
-    graph: onnx.ModelProto, images: NDArray[np.generic], *, optimize: bool
-) -> list[NDArray[np.float32]]:
-    """Every output [N, ...]; images are run one at a time, because an engine's batch does not bind its reference."""
-    session = reference_session(graph, optimize=optimize)
-    answers = [list(session.tensors(image[None]).values()) for image in images]
-    return [np.concatenate(parts).astype(np.float32, copy=False) for parts in zip(*answers, strict=True)]
+    graph: onnx.ModelProto, images: NDArray[np.generic], *, optimize: bool, more: Sequence[str] = ()
+) -> dict[str, NDArray[np.float32]]:
+    """Every output [N, ...] and the tensors ``more``, by name.
+
+    Images are run one at a time, because an engine's batch does not bind its reference.
+    """
+    names = list(dict.fromkeys([*(entry.name for entry in graph.graph.output), *more]))
+    session = reference_session(graph, optimize=optimize, outputs=names if more else None)
+    answers = [session.tensors(image[None]) for image in images]
+    return {
+        name: np.concatenate([each[name] for each in answers]).astype(np.float32, copy=False)
+        for name in names
+    }
 
 
 def clear(folder: Path) -> None:

@@ -60,7 +60,7 @@ def quantize(
     means = {name: mean / factors.get(name, np.float32(1)) for name, mean in table.means().items()}
     rewritten = original_of(source, calibrated)
     free_memory()  # before and after the sessions of the check
-    graph = check_rewrite(source.graph, rewritten, "weights were rewritten for INT8")
+    graph = check_rewrite(source.graph, rewritten, "weights were rewritten for INT8", source.trial_answers)
     free_memory()
     input_to_pixels = to_pixels(source.preprocess) if calibrated.exact_pixels else None
     if input_to_pixels is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import onnx
 
 from calibration.preprocess import Preprocess
+from rescompile.building.rewrites import Answers, trial_answers
 from rescompile.manifest import CheckpointRef, OutputKind
 from rescompile.sources.class_names import imagenet_class_names, read_class_names
 
@@ -49,6 +51,11 @@ class Source:
     """The networks of an ensemble."""
     calibration: Path | None = None
     """Images or a calibration table that came along with the weights, for want of the user's."""
+
+    @cached_property
+    def trial_answers(self) -> Answers:
+        """See ``rewrites.trial_answers``; several checks compare with them."""
+        return trial_answers(self.graph)
 
     @property
     def notes(self) -> tuple[str, ...]:
