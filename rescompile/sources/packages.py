@@ -17,12 +17,12 @@ from calibration.file_names import text_of
 from rescompile.errors import CheckpointError, UsageError, did_you_mean, reason_of
 from rescompile.manifest import OutputKind
 from rescompile.optional import require
-from rescompile.sources.checkpoint_entries import entry_of
+from rescompile.sources.fitting import OwnWeights, load_into, read_own_weights
 from rescompile.sources.frozen_norms import USUAL, norm_epsilon
 from rescompile.sources.modules import network_of
 from rescompile.sources.network import SourceNetwork
-from rescompile.sources.torch_file import read_payload
 from rescompile.sources.transforms import hf_preprocess, timm_notes, timm_preprocess, transform_preprocess
+from rescompile.sources.users_code import first_line, place_of
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,20 @@ def _timm(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     if not timm.is_model(name.partition(".")[0]):
         hint = did_you_mean(name.partition(".")[0], timm.list_models())
         raise UsageError(f"timm has no network called {name}.{hint}")
-    described = timm.get_pretrained_cfg(name) or {}
-    loaded = None if weights in WORDS else _state_dict(Path(weights))
-    options = _like(loaded, timm_fields(described)) if loaded else {}
+    try:
+        described = timm.get_pretrained_cfg(name) or {}
+    except RuntimeError as error:
+        raise UsageError(f"timm has no weights called {name} ({first_line(error)})") from None
+    own = None if weights in WORDS else read_own_weights(weights)
+    options = _like(own.bare, timm_fields(described)) if own else {}
     try:
         module = timm.create_model(name, pretrained=weights == "pretrained", **options)
     except (RuntimeError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"timm cannot make {name} ({_first_line(error)}): check the name, and pass --weights FILE if the weights "
+            f"timm cannot make {name} ({first_line(error)}): check the name, and pass --weights FILE if the weights "
             "cannot be downloaded"
         ) from None
-    if loaded:
-        _load(module, loaded, weights, f"timm's {name}")
+    notes = load_into(module, own, f"timm's {name}") if own else ()
     cfg = timm_fields(module.pretrained_cfg)
     preprocess = timm_preprocess(cfg) if module.pretrained_cfg else None
     labels = cfg.get("label_names")
@@ -126,7 +128,7 @@ def _timm(name: str, weights: str, asked: _Asked) -> SourceNetwork:
         size=asked.size,
         outputs=asked.outputs,
         origin=_origin(weights, f"timm:{name}"),
-        notes=timm_notes(cfg),
+        notes=(*notes, *timm_notes(cfg)),
     )
 
 
@@ -156,12 +158,12 @@ def _timm_folder(folder: Path, config: dict[str, Any], weights: Path, asked: _As
     options = {"num_classes": config["num_classes"]} if isinstance(config.get("num_classes"), int) else {}
     if not timm.is_model(name):
         raise UsageError(f"{folder} holds timm's {text_of(name)}, which this version of timm does not know")
-    loaded = _state_dict(weights)
+    own = read_own_weights(str(weights))
     try:
-        module = timm.create_model(name, pretrained=False, **{**options, **_like(loaded, cfg), **arguments})
+        module = timm.create_model(name, pretrained=False, **{**options, **_like(own.bare, cfg), **arguments})
     except (RuntimeError, ValueError, TypeError) as error:
-        raise CheckpointError(f"timm cannot make the network of {folder} ({_first_line(error)})") from None
-    _load(module, loaded, str(weights), f"timm's {name}")
+        raise CheckpointError(f"timm cannot make the network of {folder} ({first_line(error)})") from None
+    notes = load_into(module, own, f"timm's {name}")
     preprocess = timm_preprocess(cfg) if "input_size" in cfg else None
     labels = cfg.get("label_names") or config.get("label_names")
     return network_of(
@@ -173,7 +175,7 @@ def _timm_folder(folder: Path, config: dict[str, Any], weights: Path, asked: _As
         size=asked.size,
         outputs=asked.outputs,
         origin=text_of(weights.name),
-        notes=timm_notes(cfg) if preprocess else (),
+        notes=(*notes, *(timm_notes(cfg) if preprocess else ())),
     )
 
 
@@ -181,16 +183,15 @@ def _torchvision(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     models = _import("torchvision.models", f"--model torchvision:{name}")
     name, _, version = name.partition(".")
     published = _published(models, name, version, newest=weights == "pretrained")
-    own = None if weights in WORDS else _own_weights(weights, asked)
+    own = None if weights in WORDS else _for_torchvision(weights, asked)
     options = own.options if own else {}
     try:
         module = models.get_model(name, weights=published if weights == "pretrained" else None, **options)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"torchvision cannot fetch {name} ({_first_line(error)}): pass --weights FILE"
+            f"torchvision cannot fetch {name} ({first_line(error)}): pass --weights FILE"
         ) from None
-    if own:
-        own.install(module, weights, name)
+    notes = own.install(module, name) if own else ()
     labels = published.meta.get("categories") if options.get("num_classes", 1000) == 1000 else None
     return network_of(
         module,
@@ -201,9 +202,7 @@ def _torchvision(name: str, weights: str, asked: _Asked) -> SourceNetwork:
         size=asked.size,
         outputs=asked.outputs,
         origin=_origin(weights, f"torchvision:{name}"),
-        notes=(f"its frozen batch norms have the epsilon {own.epsilon:g}, as in torchvision",)
-        if own and own.epsilon != USUAL
-        else (),
+        notes=notes,
     )
 
 
@@ -227,10 +226,10 @@ def _published(models: Any, name: str, version: str, *, newest: bool) -> Any:
 
 
 @dataclass(frozen=True)
-class _OwnWeights:
-    """A file's state_dict for a classifier of torchvision, or for the backbone of a detector or segmenter."""
+class _TorchvisionWeights:
+    """A file's weights for a classifier of torchvision, or for the backbone of a detector or segmenter."""
 
-    tensors: Mapping[str, Tensor]
+    own: OwnWeights
     is_backbone: bool = False
     is_dilated: bool = False
     epsilon: float = USUAL
@@ -239,32 +238,35 @@ class _OwnWeights:
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of the module that these weights fit."""
-        rows = self.tensors.get("fc.weight")
+        rows = self.own.bare.get("fc.weight")
         options: dict[str, Any] = {} if rows is None else {"num_classes": rows.shape[0]}
         return options | ({"replace_stride_with_dilation": [False, True, True]} if self.is_dilated else {})
 
-    def install(self, module: nn.Module, path: str, name: str) -> None:
-        """Load these weights of ``path`` into ``module``, torchvision's ``name``."""
+    def install(self, module: nn.Module, name: str) -> tuple[str, ...]:
+        """Load these weights into ``module``, torchvision's ``name``; sentences for the user."""
         if self.is_backbone:
             module.fc = nn.Identity()  # a backbone's file has no classifier
             for norm in module.modules():
                 if isinstance(norm, nn.BatchNorm2d):
                     norm.eps = self.epsilon
-        _load(module, self.tensors, path, f"torchvision's {name}")
+        notes = load_into(module, self.own, f"torchvision's {name}")
+        if self.epsilon == USUAL:
+            return notes
+        return (*notes, f"its frozen batch norms have the epsilon {self.epsilon:g}, as in torchvision")
 
 
-def _own_weights(path: str, asked: _Asked) -> _OwnWeights:
-    loaded = _state_dict(Path(path))
-    if not any(key.startswith(_SEGMENTERS) for key in loaded):
-        return _OwnWeights(loaded)
+def _for_torchvision(path: str, asked: _Asked) -> _TorchvisionWeights:
+    own = read_own_weights(path)
+    if not any(key.startswith(_SEGMENTERS) for key in own.bare):
+        return _TorchvisionWeights(own)
     if not asked.outputs:
         raise UsageError(
             f"{path} holds a detector or segmenter: pass --outputs c2,c3,c4,c5 to build its backbone"
         )
-    is_dilated = not any(key.startswith(_DETECTORS) for key in loaded)
-    backbone = _backbone(loaded)
-    return _OwnWeights(
-        _with_counters(backbone), is_backbone=True, is_dilated=is_dilated,
+    is_dilated = not any(key.startswith(_DETECTORS) for key in own.bare)
+    backbone = _backbone(own.bare)
+    return _TorchvisionWeights(
+        replace(own, tensors=backbone), is_backbone=True, is_dilated=is_dilated,
         epsilon=norm_epsilon(backbone, Path(path)),
     )  # fmt: skip
 
@@ -275,13 +277,6 @@ def _backbone(loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(body): tensor for key, tensor in loaded.items() if key.startswith(body)}
 
 
-def _with_counters(loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``loaded`` with the numbers of batches that frozen norms do not count."""
-    means = [key for key in loaded if key.endswith("running_mean")]
-    counters = {key.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for key in means}
-    return {**counters, **loaded}
-
-
 def _transformers_folder(folder: Path, config: dict[str, Any], weights: Path, asked: _Asked) -> SourceNetwork:
     transformers = _import("transformers", f"reading {folder}")
     try:
@@ -289,7 +284,7 @@ def _transformers_folder(folder: Path, config: dict[str, Any], weights: Path, as
             str(folder), local_files_only=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{folder} cannot be read by transformers ({_first_line(error)})") from None
+        raise CheckpointError(f"{folder} cannot be read by transformers ({first_line(error)})") from None
     described = _json(folder / "preprocessor_config.json")
     preprocess = hf_preprocess(described) if described else None
     names = config.get("id2label")
@@ -323,32 +318,48 @@ def _hf(name: str, weights: str, asked: _Asked) -> SourceNetwork:
 
 def _module(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     """``package.file:function``: the user asked for this code, so it is imported and called."""
+    module = _made(name)
+    notes = load_into(module, read_own_weights(weights), name) if weights not in WORDS else ()
+    return network_of(
+        module,
+        size=asked.size,
+        outputs=asked.outputs,
+        origin=_origin(weights, f"module:{name}"),
+        notes=notes,
+    )
+
+
+def _made(name: str) -> nn.Module:
+    """What the function ``package.file:function`` in the user's own code returns."""
     place, _, function = name.partition(":")
     if not function:
         raise UsageError(f"--model module:{name} names no function; write module:package.file:function")
+    if place.endswith(".py") or "/" in place:
+        dotted = place.removesuffix(".py").strip("./").replace("/", ".")
+        raise UsageError(f"--model module:{name} names a file; write module:{dotted}:{function}")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        make: object = getattr(importlib.import_module(place), function)
-        if not callable(make):
-            raise UsageError(
-                f"{name} is a {type(make).__name__}; it must be a function that returns a torch.nn.Module"
-            )
-        module = make()
+        make: Any = getattr(importlib.import_module(place), function)
+        module = make() if callable(make) and not isinstance(make, nn.Module) else make
     except ModuleNotFoundError as error:
+        own = place == error.name or place.startswith(f"{error.name}.")
         raise UsageError(
-            f"--model module:{name} cannot be imported ({error}); run in the folder that holds it"
+            f"--model module:{name} cannot be imported ({error}); "
+            + ("run in the folder that holds it" if own else f"install {error.name}")
         ) from None
-    except AttributeError as error:
-        raise UsageError(f"--model module:{name} fails ({error}); check the function's name") from None
+    except Exception as error:
+        # code of the user's may raise anything
+        known = not isinstance(error, AttributeError) or place_of(error)
+        hint = "run it by itself, without arguments" if known else "check the function's name"
+        raise UsageError(
+            f"--model module:{name} fails ({type(error).__name__}: {first_line(error)}{place_of(error)}); {hint}"
+        ) from None
     finally:
         sys.path.remove(str(Path.cwd()))
     if not isinstance(module, nn.Module):
-        raise UsageError(f"{name} returns a {type(module).__name__}; it must return a torch.nn.Module")
-    if weights not in WORDS:
-        _load(module, _state_dict(Path(weights)), weights, name)
-    return network_of(
-        module, size=asked.size, outputs=asked.outputs, origin=_origin(weights, f"module:{name}")
-    )
+        gives = "returns" if callable(make) else "is"
+        raise UsageError(f"{name} {gives} a {type(module).__name__}; it must return a torch.nn.Module")
+    return module
 
 
 _SCHEMES: dict[str, Callable[[str, str, _Asked], SourceNetwork]] = {
@@ -369,24 +380,7 @@ def _import(module: str, purpose: str) -> Any:
     except (RuntimeError, AttributeError) as error:
         raise UsageError(
             f"{purpose} needs torchvision, and the installed one was built for another torch than {torch.__version__} "
-            f"({_first_line(error)}): install both from one index, {_TORCH_LINE}"
-        ) from None
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    found = entry_of(read_payload(path), path).tensors
-    prefix = "module."
-    shared = all(name.startswith(prefix) for name in found)
-    return {name.removeprefix(prefix) if shared else name: tensor for name, tensor in found.items()}
-
-
-def _load(module: nn.Module, loaded: Mapping[str, Tensor], path: str, network: str) -> None:
-    try:
-        module.load_state_dict(dict(loaded), strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
-        raise CheckpointError(
-            f"{path} does not fit {network} ({' '.join(lines)[:300]}): pass its own weights"
+            f"({first_line(error)}): install both from one index, {_TORCH_LINE}"
         ) from None
 
 
@@ -407,7 +401,3 @@ def _json(path: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is not a configuration: save the folder again")
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

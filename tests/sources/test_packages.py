@@ -98,7 +98,7 @@ def test_torchvision_by_name(tmp_path: Path) -> None:
     assert network.class_names is not None
     assert network.class_names[0] == "tench"
     assert network.preprocess is not None
-    assert (network.preprocess.resize, network.preprocess.crop) == (256, 224)
+    assert (network.preprocess.resize, network.preprocess.crop) == (73, 64)
     assert network.preprocess_from == "torchvision's ResNet18_Weights.IMAGENET1K_V1"
     check(network)
     assert "random" in open_named("torchvision:resnet18", "random", size=(64, 64)).checkpoint.source
@@ -160,6 +160,17 @@ def make():
 def number():
     return 3
 
+def needs(width):
+    return width
+
+def broken():
+    raise ValueError("no such width")
+
+def lacks():
+    import no_such_package_here
+
+network = make()
+
 constant = 3
 """
 
@@ -178,9 +189,14 @@ def test_function_in_the_users_own_code(tmp_path: Path, monkeypatch: pytest.Monk
     loaded = open_named(f"{place}:make", str(weights), size=(16, 16))
     assert loaded.checkpoint.source == "net.pth"
     assert loaded.checkpoint.sha256 != network.checkpoint.sha256
+    check(open_named(f"{place}:network", "random", size=(16, 16)), side=16)
     for name, said in (
         (f"{place}:number", "returns a int"),
-        (f"{place}:constant", "is a int; it must be a function"),
+        (f"{place}:constant", "is a int; it must return"),
+        (f"{place}:needs", r"TypeError: needs\(\) missing 1 .*; run it by itself, without arguments"),
+        (f"{place}:broken", r"ValueError: no such width, at own_networks_of_a_test\.py:15\)"),
+        (f"{place}:lacks", "install no_such_package_here"),
+        ("module:own_networks_of_a_test.py:make", "write module:own_networks_of_a_test:make"),
         (f"{place}:absent", "check the function's name"),
         (place, "names no function"),
         ("module:no_such_module_here:make", "cannot be imported"),
