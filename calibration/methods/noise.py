@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +49,7 @@ _SPACING = (_HIGHEST - _LOWEST) / (_POINTS - 1) * float(np.log(2.0))
 Array = NDArray[np.float64]
 
 
+@cache
 def _bin_errors(levels: int) -> Array:
     """[BINS, _POINTS] mean squared error in each bin of a channel with range 1, for every step of the grid.
 
@@ -132,18 +134,22 @@ class WeightNoise:
         """Error, and its derivatives [C] by ``log_factors`` [C]."""
         groups, outputs, channels = self._peaks.shape
         factors = np.exp(log_factors).astype(np.float32).reshape(groups, 1, channels)
-        widest = np.empty((groups, outputs), np.intp)
+        inverse = 1 / np.square(factors, dtype=np.float64)
+        divisors = inverse[:, 0].astype(np.float32)
+        widest, errors = np.empty((groups, outputs), np.intp), np.empty((groups, outputs))
+        sums = np.zeros((groups, channels))
         step = max(1, _CHUNK // (groups * channels))
         for start in range(0, outputs, step):
             rows = slice(start, start + step)
-            widest[:, rows] = (self._peaks[:, rows] * factors).argmax(axis=2)
-        peaks = np.take_along_axis(self._peaks, widest[..., None], 2)[..., 0]
-        scaled = peaks * np.take_along_axis(factors[:, 0], widest, 1)
-        squares = np.square(scaled, dtype=np.float64)
-        inverse = 1 / np.square(factors, dtype=np.float64)
-        errors = (self._sensitivity @ inverse.astype(np.float32).swapaxes(1, 2))[..., 0] * squares
-        gradient = -2 * inverse * (squares.astype(np.float32)[:, None, :] @ self._sensitivity)
-        gradient = gradient.reshape(-1)
+            scaled, sensitivity = self._peaks[:, rows] * factors, self._sensitivity[:, rows]
+            widest[:, rows] = scaled.argmax(axis=2)
+            squares = np.square(
+                np.take_along_axis(scaled, widest[:, rows, None], 2)[..., 0], dtype=np.float64
+            )
+            # einsum, because threads of a matrix library would get in the way of those that call this
+            errors[:, rows] = np.einsum("gok,gk->go", sensitivity, divisors) * squares
+            sums += np.einsum("go,gok->gk", squares.astype(np.float32), sensitivity)
+        gradient = (-2 * inverse[:, 0] * sums).reshape(-1)
         places = widest + channels * np.arange(groups)[:, None]
         gradient += np.bincount(places.reshape(-1), 2 * errors.reshape(-1), minlength=len(gradient))
         return float(errors.sum()), gradient

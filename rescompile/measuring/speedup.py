@@ -1,4 +1,4 @@
-"""How much faster an engine is than the fp32 network in the same library, in a race of about a second."""
+"""How much faster an engine is than the fp32 network in the same library, in a race of about half a second."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rescompile.runtime.golden import golden_batch
 
 LIBRARIES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 """Backends whose library runs an fp32 graph as it is; others would have to build a second engine."""
-SECONDS = 1.0
+SECONDS = 0.5
 """Length of the race; large networks take longer, because there are at least five rounds."""
 TURN_SECONDS = 0.02
 REST = time.sleep
