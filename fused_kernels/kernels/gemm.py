@@ -64,6 +64,15 @@ def accumulate(
                 tap // TAPS_W, tap % TAPS_W, index % BLOCKS * BLOCK_K + depth,
                 DEPTH, PITCH, WINDOW, FIRST_H, FIRST_W, STEP, EVERY, PROLOGUE, PRECISION, BLOCK_K,
             )  # fmt: skip
+    elif DEPTH <= BLOCK_K:
+        # one loop over the taps would be the flat one
+        for i in range(TAPS_H):
+            for j in range(TAPS_W):
+                acc = step(
+                    acc, x_rows, w_cols, prologue_args, h, w, ok_m, ok_n, H, W, TAP_STRIDE, DEPTH_STRIDE,
+                    i, j, depth,
+                    DEPTH, PITCH, WINDOW, FIRST_H, FIRST_W, STEP, EVERY, PROLOGUE, PRECISION, BLOCK_K,
+                )  # fmt: skip
     else:
         # not unrolled: nine copies of the pipelined loop spill registers and compile five times slower
         for tap in range(TAPS_H * TAPS_W):

@@ -26,12 +26,17 @@ import torch
 
 from benchmarks.compiled_kernels.catalogue import catalogue
 from benchmarks.compiled_kernels.compiled import compile_in_processes
+from benchmarks.compiled_kernels.operands import Plane, activation, weight
 from benchmarks.compiled_kernels.report import Row
 from benchmarks.compiled_kernels.units import Configs, Unit, units_of
 from fused_kernels.candidates import needed_by
+from fused_kernels.choice import choosing
 from fused_kernels.compiling.pool import default_jobs
+from fused_kernels.compiling.variant import variant_of
 from fused_kernels.gpus import TARGETS
+from fused_kernels.launch import recording
 from fused_kernels.operands.geometry import Conv
+from fused_kernels.ops import convolution
 from fused_kernels.problem import Problem
 from fused_kernels.tiles import Tile
 
@@ -204,6 +209,21 @@ def test_every_product_runs_on_hoppers_own_tensor_cores(hopper: Kernels) -> None
 def test_operands_are_copied_16_bytes_at_a_time(hopper: Kernels) -> None:
     products = [k for k in hopper if k["kernel"] == "conv.conv_kernel" and "stem" not in k["operation"]]
     assert all(kernel["async_copies"] > 0 for kernel in products)
+
+
+def test_one_block_of_channels_does_not_make_a_tile_flat() -> None:
+    """Triton has miscompiled one loop over taps and channels (``Tile.flat``), and a loop of one round is none."""
+    plane, conv = Plane(8, 64, 28), Conv(3, 3, padding=1)
+    x, w = activation(plane, torch.bfloat16), weight(plane, conv, torch.bfloat16)
+    work = []
+    for flat in (False, True):
+        tile = Tile(128, 64, 64, warps=8, flat=flat)
+        with choosing(lambda _, tile=tile: tile), recording() as launches:
+            convolution.conv_plain(x, w, conv, None)
+        work.append((variant_of(launches[0]), TARGETS["sm_90"]))
+    one, other = compile_in_processes(work, 1)
+    assert one.machine.async_copies > 0
+    assert one.machine != other.machine
 
 
 @pytest.mark.parametrize("target", OTHERS)
