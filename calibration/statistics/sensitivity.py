@@ -21,7 +21,10 @@ Clipping costs less there than the mean says, and rounding in the middle more.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, product
@@ -48,6 +51,9 @@ BATCH = 4
 """Images that get their random numbers at once."""
 PASS = 2
 """Images per pass: with more, the activations of deep networks take a gigabyte."""
+
+MOST_WAITING = 8
+"""Gradients that are kept until they are added."""
 
 BUCKETS = 49
 """Eight of equal width for each octave of |x| / amax of the channel from 1/64 to 1, and the first for all below."""
@@ -98,28 +104,43 @@ def measure_sensitivity(
     import torch
 
     network = Network(undecided(model))
-    sums = _Sums(network, weighted_nodes(model, channels), tensors, channels)
     generator, remaining, count = torch.Generator().manual_seed(seed), iter(images), 0
-    while batch := list(islice(remaining, BATCH)):
-        projection = None
-        for start in range(0, len(batch), PASS):
-            x = torch.from_numpy(np.stack(batch[start : start + PASS])).requires_grad_()
-            sums.watch(network.input, x)
-            logits = _joined(network.run_all(x, lambda node, value: sums.watch(node.output, value)))
-            if projection is None:
-                projection = torch.randn((len(batch), *logits.shape[1:]), generator=generator)
-            torch.autograd.backward((logits * projection[start : start + PASS]).sum())
-            sums.found.logits += float(logits.detach().double().square().sum())
-        count += len(batch)
-        if progress:
-            progress(count)
-    if not count:
-        raise CalibrationError("there are no calibration images to take gradients of: pass at least one")
-    return sums.means(count)
+    with _half_of_the_threads() as pool:
+        sums = _Sums(network, weighted_nodes(model, channels), tensors, channels, pool)
+        while batch := list(islice(remaining, BATCH)):
+            projection = None
+            for start in range(0, len(batch), PASS):
+                x = torch.from_numpy(np.stack(batch[start : start + PASS])).requires_grad_()
+                sums.watch(network.input, x)
+                logits = _joined(network.run_all(x, lambda node, value: sums.watch(node.output, value)))
+                if projection is None:
+                    projection = torch.randn((len(batch), *logits.shape[1:]), generator=generator)
+                torch.autograd.backward((logits * projection[start : start + PASS]).sum())
+                sums.found.logits += float(logits.detach().double().square().sum())
+            count += len(batch)
+            if progress:
+                progress(count)
+        if not count:
+            raise CalibrationError("there are no calibration images to take gradients of: pass at least one")
+        return sums.means(count)
+
+
+@contextmanager
+def _half_of_the_threads() -> Iterator[ThreadPoolExecutor]:
+    """A thread beside the caller's; PyTorch gives half of its threads to the work of each."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(half := max(1, threads // 2))
+    try:
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(half,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Sums:
-    """Sums over images, to which every gradient is added as soon as the backward pass has it: none is kept."""
+    """Sums over images, to which the thread of ``pool`` adds gradients in the order of the backward pass."""
 
     def __init__(
         self,
@@ -127,8 +148,10 @@ class _Sums:
         weighted: Sequence[Node],
         tensors: Sequence[str],
         channels: Mapping[str, ChannelHistograms],
+        pool: ThreadPoolExecutor,
     ) -> None:
-        self._network, self._channels = network, channels
+        self._network, self._channels, self._pool = network, channels, pool
+        self._adding: deque[Future[None]] = deque()
         self._weighted = {node.output: node for node in weighted}
         self._observers = {name: MagnitudeObserver(channels[name].amax) for name in tensors}
         self._values: dict[str, Tensor] = {}
@@ -147,25 +170,39 @@ class _Sums:
         if name in self._channels:
             self._values[name] = value.detach()
         if (name in self._observers or name in self._weighted) and value.requires_grad:
-            value.register_hook(partial(self._add, name))  # type: ignore[no-untyped-call]
+            value.register_hook(partial(self._take, name))  # type: ignore[no-untyped-call]
 
-    def _add(self, name: str, slope: Tensor) -> None:
-        import torch
-
+    def _take(self, name: str, slope: Tensor) -> None:
+        """Let the thread add ``slope``; where too many wait, wait for the first."""
+        if len(self._adding) >= MOST_WAITING:
+            self._adding.popleft().result()
         if name in self._observers:
-            by_image = slope.reshape(*slope.shape[:2], -1).square().sum(2, dtype=torch.float64)
-            self.found.activations[name] += by_image.sum(0).numpy()
-            self._observers[name].update(self._values[name], slope)
+            self._adding.append(self._pool.submit(self._add_activation, name, self._values[name], slope))
         if name in self._weighted:
             node = self._weighted[name]
-            read = node.inputs[0]
-            means = torch.from_numpy(self._channels[read].means).float()
-            kernel = self._network.constants[node.inputs[1]].shape[2:]
-            squares = _weight_squares(node, self._values[read], slope, means, kernel)
-            self.found.weights[node.name] += squares.numpy()
+            self._adding.append(
+                self._pool.submit(self._add_weight, node, self._values[node.inputs[0]], slope)
+            )
+
+    def _add_activation(self, name: str, values: Tensor, slope: Tensor) -> None:
+        import torch
+
+        by_image = slope.reshape(*slope.shape[:2], -1).square().sum(2, dtype=torch.float64)
+        self.found.activations[name] += by_image.sum(0).numpy()
+        self._observers[name].update(values, slope)
+
+    def _add_weight(self, node: Node, values: Tensor, slope: Tensor) -> None:
+        import torch
+
+        means = torch.from_numpy(self._channels[node.inputs[0]].means).float()
+        kernel = self._network.constants[node.inputs[1]].shape[2:]
+        squares = _weight_squares(node, values, slope, means, kernel)
+        self.found.weights[node.name] += squares.numpy()
 
     def means(self, count: int) -> Sensitivity:
         """The sums, divided by the number of images."""
+        while self._adding:
+            self._adding.popleft().result()
         return Sensitivity(
             {name: total / count for name, total in self.found.activations.items()},
             {name: observer.factors() for name, observer in self._observers.items()},

@@ -47,13 +47,20 @@ class ReferenceSession:
         logits = next(iter(self.tensors(images).values()))
         return logits.astype(np.float32, copy=False)
 
-    def tensors(self, images: NDArray[np.generic]) -> dict[str, NDArray[Any]]:
-        """All outputs by name; raises BackendError where it is closed or ONNX Runtime refuses the images."""
+    def tensors(
+        self, images: NDArray[np.generic], names: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """All outputs, or those of ``names``, by name.
+
+        Raises:
+            BackendError: it is closed, or ONNX Runtime refuses the images.
+        """
+        names = self._names if names is None else names
         if self._session is None:
             raise BackendError("this ONNX Runtime session is closed; load the engine again")
         with _translate_errors("ONNX Runtime cannot run the graph on these images"):
-            values = self._session.run(self._names, {self._input: np.ascontiguousarray(images)})
-        return dict(zip(self._names, values, strict=True))
+            values = self._session.run(names, {self._input: np.ascontiguousarray(images)})
+        return dict(zip(names, values, strict=True))
 
     def close(self) -> None:
         """Drop the session; calling it twice is harmless."""

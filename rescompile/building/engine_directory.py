@@ -20,6 +20,7 @@ from rescompile.accuracy.limits import check_speed_limit
 from rescompile.backends import choose_backend, get_backend
 from rescompile.backends.base import Backend, BuildRequest, HasCpuForms, Payload, SelectiveBackend
 from rescompile.backends.onnxruntime import reference_session
+from rescompile.building.block_check import IMAGES as CHECKED_IMAGES
 from rescompile.building.block_check import check_blocks, compared_tensors
 from rescompile.building.deployable import Deployable
 from rescompile.building.source import Source
@@ -195,6 +196,7 @@ def write_golden(folder: Path, contents: Contents, deployable: Deployable) -> Co
     inputs: NDArray[np.generic] = images if config.input_format == "uint8-nhwc" else normalized
     compared = compared_tensors(contents.backend, deployable.graph)
     values = _answers(deployable.graph, inputs, optimize=False, more=compared)
+    free_memory()  # of the session
     outputs = [values[entry.name] for entry in deployable.graph.graph.output]
     other = None
     if config.model.sizes is not None:
@@ -213,15 +215,19 @@ def write_golden(folder: Path, contents: Contents, deployable: Deployable) -> Co
 def _answers(
     graph: onnx.ModelProto, images: NDArray[np.generic], *, optimize: bool, more: Sequence[str] = ()
 ) -> dict[str, NDArray[np.float32]]:
-    """Every output [N, ...] and the tensors ``more``, by name.
+    """Every output [N, ...], and the tensors ``more`` of the images whose blocks are checked, by name.
 
     Images are run one at a time, because an engine's batch does not bind its reference.
     """
-    names = list(dict.fromkeys([*(entry.name for entry in graph.graph.output), *more]))
+    outputs = [entry.name for entry in graph.graph.output]
+    names = list(dict.fromkeys([*outputs, *more]))
     session = reference_session(graph, optimize=optimize, outputs=names if more else None)
-    answers = [session.tensors(image[None]) for image in images]
+    answers = [
+        session.tensors(image[None], names if index < CHECKED_IMAGES else outputs)
+        for index, image in enumerate(images)
+    ]
     return {
-        name: np.concatenate([each[name] for each in answers]).astype(np.float32, copy=False)
+        name: np.concatenate([each[name] for each in answers if name in each]).astype(np.float32, copy=False)
         for name in names
     }
 
