@@ -24,6 +24,7 @@ from rescompile.config import (
     ModelConfig,
     Validate,
     parse_batch,
+    parse_fp16_blocks,
     parse_sizes,
 )
 from rescompile.errors import UsageError
@@ -100,8 +101,31 @@ def build_config(network: Any, options: BuildOptions) -> BuildConfig:
     return _config(network, options)
 
 
+_SIDE = (int, np.integer)
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "limits": ((Limits,), "rescompile.Limits(...)"),
+    "seed": (_SIDE, "a whole number"),
+    "size": ((*_SIDE, tuple, list), "a side, or (height, width)"),
+    "calibration_images": (_SIDE, "a whole number"),
+    "validation_images": (_SIDE, "a whole number"),
+}
+"""Keywords whose values nothing else reads before they are used, and what they may be."""
+
+
+def _check_types(options: BuildOptions) -> None:
+    for name, (types, words) in _TYPES.items():
+        value: Any = options.get(name)
+        sides = value if isinstance(value, tuple | list) else ()
+        right = isinstance(value, types) and all(isinstance(side, _SIDE) for side in sides)
+        if value is not None and not (right and len(sides) in (0, 2)):
+            raise TypeError(f"build() takes {words} as {name}, not {value!r}")
+
+
 def _config(network: Any, options: BuildOptions) -> BuildConfig:
-    fields: Any = options
+    fields: Any = dict(options)
+    _check_types(options)
+    if isinstance(options.get("fp16_blocks"), str):
+        fields["fp16_blocks"] = parse_fp16_blocks(fields["fp16_blocks"])
     output = Path(fields["output"]) if fields.get("output") else None
     if output is not None:
         check_output_directory(output, force=fields.get("force", False))  # before a module is exported

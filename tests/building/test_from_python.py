@@ -158,6 +158,31 @@ def test_class_names_must_be_as_many_as_classes(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"limits": {"max_relative_rms": 1}}, r"takes rescompile\.Limits\(\.\.\.\) as limits, not {'max"),
+        ({"seed": "1"}, "takes a whole number as seed, not '1'"),
+        ({"size": "16"}, r"takes a side, or \(height, width\) as size, not '16'"),
+        ({"size": (1, 2, 3)}, "as size"),
+        ({"size": (16, None)}, "as size"),
+        ({"calibration_images": 0.5}, "as calibration_images"),
+    ],
+)
+def test_values_of_another_type_are_refused_by_keyword(options: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        build_config("resnet20-cifar", options)
+
+
+def test_blocks_are_named_as_on_the_command_line() -> None:
+    for given, expected in (
+        ("layer1.0, layer2.0", ("layer1.0", "layer2.0")),
+        ("none", "none"),
+        (("a",), ("a",)),
+    ):
+        assert build_config("resnet20-cifar", {"fp16_blocks": given}).fp16_blocks == expected  # type: ignore[typeddict-item]
+
+
 def test_wrong_calls_are_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"net\.pth does not exist"):
         build_config("net.pth", {})
