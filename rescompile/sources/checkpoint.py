@@ -22,6 +22,7 @@ from rescompile.models.specification import ModelSpec
 from rescompile.sources.checkpoint_entries import entry_of
 from rescompile.sources.identification import OTHER_WAYS, describe, identify, variant
 from rescompile.sources.layers import linear_layers
+from rescompile.sources.sharded import hash_of_parts, is_index
 from rescompile.sources.torch_file import read_payload
 from rescompile.sources.torchvision_names import canonical
 from rescompile.wording import listing
@@ -264,7 +265,7 @@ def check_values(state_dict: Mapping[str, Tensor], source: str) -> None:
 
 def _hash(path: Path) -> str:
     try:
-        return sha256_of(path)
+        return hash_of_parts(path) if is_index(path) else sha256_of(path)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror}): check the path and its disk"

@@ -21,6 +21,7 @@ from rescompile.sources.fitting import OwnWeights, load_into, read_own_weights
 from rescompile.sources.frozen_norms import USUAL, norm_epsilon
 from rescompile.sources.modules import network_of
 from rescompile.sources.network import SourceNetwork
+from rescompile.sources.sharded import SUFFIX
 from rescompile.sources.transforms import hf_preprocess, timm_notes, timm_preprocess, transform_preprocess
 from rescompile.sources.users_code import first_line, place_of
 
@@ -82,10 +83,9 @@ def open_folder(folder: Path, asked: _Asked | None = None) -> SourceNetwork:
     config = _json(folder / "config.json")
     if config is None:
         raise CheckpointError(f"{folder} has no config.json: pass a folder that timm or Hugging Face saved")
-    weights = next(
-        (folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()),
-        None,
-    )
+    one = ("model.safetensors", "pytorch_model.bin")
+    files = (folder / name for name in (*one, *(f"{name}{SUFFIX}" for name in one)))
+    weights = next((path for path in files if path.is_file()), None)
     if weights is None:
         raise CheckpointError(
             f"{folder} has neither model.safetensors nor pytorch_model.bin: save the weights too"

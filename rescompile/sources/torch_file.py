@@ -19,6 +19,7 @@ from rescompile.errors import CheckpointError, reason_of
 from rescompile.sources.checkpoint_size import bytes_allowed, refuse_inflated
 from rescompile.sources.inert_pickle import load_inert
 from rescompile.sources.paddle_file import read_pdparams
+from rescompile.sources.sharded import is_index, read_parts, refuse_part
 
 _HOW_TO_SAVE = (
     "in the program that made it, save the weights alone with torch.save(model.state_dict(), 'weights.pth'), "
@@ -40,6 +41,14 @@ def read_payload(path: Path) -> object:
     Raises:
         CheckpointError: the file is missing, empty, damaged, of another format, or would run code.
     """
+    if is_index(path):
+        return read_parts(path, _payload)
+    refuse_part(path)
+    return _payload(path)
+
+
+def _payload(path: Path) -> object:
+    """The content of one file."""
     head = _head(path)
     if path.suffix == ".pdparams":
         return read_pdparams(path)
