@@ -54,23 +54,23 @@ def total_noise(
 
     ``run`` is ``map``, or the one of a pool of threads.
     """
-    groups = model.groups.of
-    by_tensor = run(
-        lambda noise, name, step: noise(step + log_factors[groups[name]]),
-        model.activations.values(), model.activations, log_steps,
-    )  # fmt: skip
-    by_weight = run(
-        lambda weights, name: weights(log_factors[groups[name]]),
-        model.weights.values(), (model.inputs[name] for name in model.weights),
-    )  # fmt: skip
-    total, by_factor, by_step = 0.0, np.zeros_like(log_factors), np.zeros_like(log_steps)
-    for index, (name, (errors, slopes)) in enumerate(zip(model.activations, by_tensor, strict=True)):
-        total += float(errors.sum())
-        by_step[index] = slopes.sum()
-        by_factor += np.bincount(groups[name], slopes, minlength=len(by_factor))
-    for name, (error, gradient) in zip(model.weights, by_weight, strict=True):
-        total += error
-        by_factor += np.bincount(groups[model.inputs[name]], gradient, minlength=len(by_factor))
+    names = list(model.weights)
+    parts = run(
+        lambda part: [model.weights[name](log_factors[model.groups.of[model.inputs[name]]]) for name in part],
+        [names[thread::_THREADS] for thread in range(_THREADS)],
+    )
+    groups, tensors = model.activation_groups, model.activation_tensors
+    errors, slopes = model.activation_curves(log_steps[tensors] + log_factors[groups])
+    total = float(errors.sum())
+    by_step = np.asarray(np.bincount(tensors, slopes, minlength=len(log_steps)), np.float64)
+    by_factor = np.asarray(np.bincount(groups, slopes, minlength=len(log_factors)), np.float64)
+    found: dict[str, tuple[float, Array]] = {}
+    for thread, results in enumerate(parts):
+        found.update(zip(names[thread::_THREADS], results, strict=True))
+    if found:
+        gradients = np.concatenate([found[name][1] for name in names])
+        by_factor += np.bincount(model.weight_groups, gradients, minlength=len(by_factor))
+    total += sum(found[name][0] for name in names)
     by_factor[0] = 0.0
     return total, by_factor, by_step
 

@@ -13,9 +13,9 @@ squared norm of the logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,8 +74,38 @@ def _with_tail(errors: Array, weight: float) -> Array:
     return result
 
 
+@dataclass(frozen=True)
+class Curves:
+    """G_tc * e_tc(u) of some channels, interpolated in log-log between ``_POINTS`` step sizes."""
+
+    log_errors: Array  # [C, _POINTS]
+    log_rises: Array  # [C, _POINTS]
+    log_units: Array
+    """[C], of the channels' ranges."""
+
+    @staticmethod
+    def joined(parts: Sequence[Curves]) -> Curves:
+        """The curves of the channels of all ``parts``."""
+        return Curves(
+            np.concatenate([part.log_errors for part in parts]),
+            np.concatenate([part.log_rises for part in parts]),
+            np.concatenate([part.log_units for part in parts]),
+        )
+
+    def __call__(self, log_steps: Array) -> tuple[Array, Array]:
+        """Errors and their derivatives by ``log_steps`` [..., C], the logarithms of the channels' own steps."""
+        position = (log_steps - self.log_units) / _SPACING - _LOWEST / ((_HIGHEST - _LOWEST) / (_POINTS - 1))
+        np.clip(position, 0, _POINTS - 1 - 1e-9, out=position)
+        low = position.astype(np.intp)
+        position -= low
+        low += np.arange(len(self.log_units)) * _POINTS
+        left, rise = self.log_errors.reshape(-1)[low], self.log_rises.reshape(-1)[low]
+        errors = np.exp(left + rise * position)
+        return errors, errors * rise / _SPACING
+
+
 class ActivationNoise:
-    """G_tc * e_tc(u) of one tensor, interpolated in log-log between ``_POINTS`` step sizes."""
+    """The first sum for one tensor."""
 
     def __init__(
         self,
@@ -98,23 +128,13 @@ class ActivationNoise:
         errors = _with_tail(shares @ _bin_errors(levels), tail)
         scale = unit**2 * sensitivity / logits
         log_errors = np.log(np.maximum(errors * scale[:, None], 1e-30))
-        self._log_errors = log_errors.reshape(-1)
-        self._log_rises = np.diff(log_errors, append=log_errors[:, -1:]).reshape(-1)
-        self._rows = np.arange(len(unit)) * _POINTS
-        self._log_units = np.log(unit)
+        self.curves = Curves(log_errors, np.diff(log_errors, append=log_errors[:, -1:]), np.log(unit))
         self.log_ranges = np.log(np.maximum(histograms.amax, 1e-30))
         """[C]"""
 
     def __call__(self, log_steps: Array) -> tuple[Array, Array]:
         """Errors and their derivatives by ``log_steps`` [..., C], the logarithms of the channels' own steps."""
-        position = (log_steps - self._log_units) / _SPACING - _LOWEST / ((_HIGHEST - _LOWEST) / (_POINTS - 1))
-        np.clip(position, 0, _POINTS - 1 - 1e-9, out=position)
-        low = position.astype(np.intp)
-        position -= low
-        low += self._rows
-        left, rise = self._log_errors[low], self._log_rises[low]
-        errors = np.exp(left + rise * position)
-        return errors, errors * rise / _SPACING
+        return self.curves(log_steps)
 
 
 class WeightNoise:
@@ -165,6 +185,28 @@ class NoiseModel:
     """Keyed by the weighted node's name."""
     inputs: dict[str, str]
     """Weighted node to the tensor that it reads."""
+
+    @cached_property
+    def activation_curves(self) -> Curves:
+        """Those of all channels, tensor by tensor."""
+        return Curves.joined([noise.curves for noise in self.activations.values()])
+
+    @cached_property
+    def activation_groups(self) -> NDArray[np.int64]:
+        """The group of each channel of ``activation_curves``."""
+        return np.concatenate([self.groups.of[name] for name in self.activations])
+
+    @cached_property
+    def activation_tensors(self) -> NDArray[np.int64]:
+        """The tensor of each channel of ``activation_curves``, by its number."""
+        return np.repeat(
+            np.arange(len(self.activations)), [len(self.groups.of[name]) for name in self.activations]
+        )
+
+    @cached_property
+    def weight_groups(self) -> NDArray[np.int64]:
+        """The group of each input channel of all weighted nodes, node by node."""
+        return np.concatenate([self.groups.of[self.inputs[name]] for name in self.weights])
 
 
 def noise_model(

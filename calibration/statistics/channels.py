@@ -155,9 +155,9 @@ class ChannelObserver:
             for sums in part.sums:
                 self._sum(sums)
             step = max(1, _CHUNK // part.counted.shape[2])
-            for values in part.counted:
-                for start in range(0, channels, step):
-                    rows = slice(start, start + step)
+            for start in range(0, channels, step):
+                rows = slice(start, start + step)
+                for values in part.counted:  # while the rows' counts are in the cache
                     self._count(rows, values[rows])
 
     def histograms(self) -> ChannelHistograms:

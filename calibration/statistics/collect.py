@@ -109,7 +109,7 @@ def _in_threads(observe: Callable[[NDArray[np.float32]], int], batches: Batches)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         running: deque[Future[int]] = deque()
         for batch in batches:
-            if len(running) == _AT_ONCE:
+            if len(running) > _AT_ONCE:  # one waits, so that no thread does
                 yield running.popleft().result()
             running.append(pool.submit(observe, batch))
             del batch

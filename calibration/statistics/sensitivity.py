@@ -49,11 +49,9 @@ LARGE = 128 * 128
 """Pixels of a large image."""
 BATCH = 4
 """Images that get their random numbers at once."""
-PASS = 2
-"""Images per pass: with more, the activations of deep networks take a gigabyte."""
 
-MOST_WAITING = 8
-"""Gradients that are kept until they are added."""
+MOST_WAITING = 64
+"""Gradients that are kept until they are added: enough for the next forward pass."""
 
 BUCKETS = 49
 """Eight of equal width for each octave of |x| / amax of the channel from 1/64 to 1, and the first for all below."""
@@ -104,18 +102,19 @@ def measure_sensitivity(
     import torch
 
     network = Network(undecided(model))
+    size = BATCH if images_wanted(model) == IMAGES else 1  # activations of more large images take a gigabyte
     generator, remaining, count = torch.Generator().manual_seed(seed), iter(images), 0
     with _half_of_the_threads() as pool:
         sums = _Sums(network, weighted_nodes(model, channels), tensors, channels, pool)
         while batch := list(islice(remaining, BATCH)):
             projection = None
-            for start in range(0, len(batch), PASS):
-                x = torch.from_numpy(np.stack(batch[start : start + PASS])).requires_grad_()
+            for start in range(0, len(batch), size):
+                x = torch.from_numpy(np.stack(batch[start : start + size])).requires_grad_()
                 sums.watch(network.input, x)
                 logits = _joined(network.run_all(x, lambda node, value: sums.watch(node.output, value)))
                 if projection is None:
                     projection = torch.randn((len(batch), *logits.shape[1:]), generator=generator)
-                torch.autograd.backward((logits * projection[start : start + PASS]).sum())
+                torch.autograd.backward((logits * projection[start : start + size]).sum())
                 sums.found.logits += float(logits.detach().double().square().sum())
             count += len(batch)
             if progress:
