@@ -129,9 +129,9 @@ def as_page(before: dict[str, Any], after: dict[str, Any]) -> str:
         "In between, epilogues began to store their tile and read it back before they reduce it, tiles to "
         "limit registers, and wgrad to carry pixel coordinates from block to block and, of a 1x1, to make dy on its "
         "way; drelu began to read its tile back in halves, as block_gradient does where it sums up for a projection "
-        "too, wgrad to mask nothing where blocks are whole, and the taps of a convolution became one loop. A dash "
-        "is a kind that there was not. Programs are those that a processor holds together; spills, shuffles and the "
-        "columns behind them count instructions. "
+        "too, wgrad to mask nothing where blocks are whole, and the taps of a convolution became one loop where it has "
+        "several blocks of channels. A dash is a kind that there was not. Programs are those that a processor holds "
+        "together; spills, shuffles and the columns behind them count instructions. "
         f"{alone[0]} of {totals[0]} launches had a processor to themselves; {alone[1]} of {totals[1]} have now."
     )
     title, table = "# Kernels of a training step, compiled", markdown(header, set(header[1:]), rows)
