@@ -17,7 +17,7 @@ from calibration.methods.rounding import first_moments
 from calibration.statistics.collect import collect, collect_channels
 from calibration.statistics.half import HalfNetwork
 from calibration.statistics.observers import Histogram
-from calibration.statistics.sensitivity import images_wanted, measure_sensitivity
+from calibration.statistics.sensitivity import IMAGES, measure_sensitivity
 
 if TYPE_CHECKING:
     import onnx
@@ -78,7 +78,7 @@ def collect_statistics(
     Raises:
         CalibrationError: errors of ``collect``, or operations whose gradient or channels are not known.
     """
-    gradients = min(count, images_wanted(model)) if request.gradients else 0
+    gradients = min(count, IMAGES) if request.gradients else 0
     total = count + gradients
     samples = Samples(count, max(request.samples, MOMENT_IMAGES))
     stream = samples.watch(batches)

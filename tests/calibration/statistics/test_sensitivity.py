@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
 from calibration.methods.noise import ActivationNoise
 from calibration.statistics.channels import ChannelObserver
-from calibration.statistics.sensitivity import BUCKETS, MagnitudeObserver, bucket_of, images_wanted
+from calibration.statistics.sensitivity import BUCKETS, MagnitudeObserver, bucket_of
 
 STEPS = np.log(np.linspace(0.2, 1.2, 101) / 127)
-
-
-@pytest.mark.parametrize(
-    ("shape", "images"), [(["N", 3, 32, 32], 16), (["N", 3, 224, 224], 8), (["N", 6], 16)]
-)
-def test_fewer_large_images_are_enough(shape: list[int | str], images: int) -> None:
-    entry = onnx.helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, shape)
-    graph = onnx.helper.make_graph([], "empty", [entry], [])
-    assert images_wanted(onnx.helper.make_model(graph)) == images
 
 
 def test_buckets_are_eighths_of_octaves_and_the_ends_take_the_rest() -> None:
