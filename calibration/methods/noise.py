@@ -188,7 +188,7 @@ class NoiseModel:
 
     @cached_property
     def activation_curves(self) -> Curves:
-        """Those of all channels, tensor by tensor."""
+        """The curves of all channels, in the order of ``activations``."""
         return Curves.joined([noise.curves for noise in self.activations.values()])
 
     @cached_property

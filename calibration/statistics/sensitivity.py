@@ -48,7 +48,7 @@ as many were 4 % worse on ResNet-18 and -50 (relative RMS)."""
 BATCH = 4
 """Images that get their random numbers at once."""
 LARGE = 128 * 128
-"""Pixels of a large image: the activations of several take a gigabyte."""
+"""Pixels of an image that is run alone: the activations of several take a gigabyte."""
 MOST_WAITING = 64
 """Gradients that are kept until they are added: enough for the next forward pass."""
 
