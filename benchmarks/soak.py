@@ -89,23 +89,16 @@ def soak(load: Callable[[], Engine], *, threads: int, inferences: int, reloads: 
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.signal(signal.SIGALRM, nothing)
     signal.setitimer(signal.ITIMER_REAL, SIGNAL_EVERY, SIGNAL_EVERY)
     try:
         yield
     finally:
-        stop_alarms(before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def stop_alarms(handler: Any) -> None:
-    """Stop the timer and restore what SIGALRM did before.
-
-    A signal may still be on its way to a thread that is not running, and would end the process where the default
-    action is restored; ignoring SIGALRM for a moment discards it.
-    """
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, handler)
+def nothing(*_: Any) -> None:
+    """What SIGALRM does from now on: a late one would end the process if its default action were restored."""
 
 
 def _fork() -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +33,11 @@ from rescompile.optional import installed
 from rescompile.pipeline import build
 from rescompile.progress import Silent
 from rescompile.report import Limits
+from tests.workers import (  # noqa: F401  pytest finds them here
+    pytest_configure,
+    pytest_testnodedown,
+    pytest_xdist_make_scheduler,
+)
 
 # the same examples in every run of a commit; elsewhere new ones are drawn, and may find something new
 settings.register_profile("ci", derandomize=True)
@@ -73,20 +77,6 @@ if installed("triton"):
     for module in iter_modules(fused_kernels.kernels.__path__):
         # now, and not when first launched: a test may have another environment by then
         import_module(f"fused_kernels.kernels.{module.name}")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """All tests of a file run in one worker, and those of the C++ library too: what they share is made once."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class ByFile(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file: str = super()._split_scope(nodeid)
-            return "tests/cpp" if file.startswith("tests/cpp/") else file
-
-    config.option.loadscopereorder = False
-    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import end_to_end, interrupts, runtime_overhead, soak
+from benchmarks import end_to_end, runtime_overhead, soak
 from rescompile.errors import BackendError
 from rescompile.runtime.engine import Engine
 from tests.backends.engines import make_engine, manifest
 from tests.backends.graphs import CLASSES
 
 Say = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +30,24 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {backend: folder / backend for backend in ("openvino", "onnxruntime")}
 
 
+def answer(program: str, *words: object) -> dict[str, Any]:
+    """What ``program`` prints in a process of its own: its signals and forks are not for the tests' process."""
+    command = [sys.executable, "-X", "faulthandler", "-m", f"benchmarks.{program}", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode in (0, 1), f"exit code {done.returncode}: {done.stderr}"
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_threads_get_the_same_answers_for_a_while(built: dict[str, Path], backend: str, capsys: Say) -> None:
-    soak.main([str(built[backend]), "--inferences", "600", "--reloads", "2"])
-    found = json.loads(capsys.readouterr().out)
+def test_threads_get_the_same_answers_for_a_while(built: dict[str, Path], backend: str) -> None:
+    found = answer("soak", built[backend], "--inferences", 600, "--reloads", 2)
     assert (found["threads"], found["inferences"], found["wrong"], found["failed"]) == (4, 600, 0, 0)
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_an_interrupted_engine_answers_as_before(built: dict[str, Path], backend: str, capsys: Say) -> None:
-    assert interrupts.main([str(built[backend]), "--interrupts", "300"]) == 0
-    found = json.loads(capsys.readouterr().out)
+def test_an_interrupted_engine_answers_as_before(built: dict[str, Path], backend: str) -> None:
+    found = answer("interrupts", built[backend], "--interrupts", 300)
     assert (found["interrupts"], found["wrong"]) == (300, 0)
 
 
