@@ -24,6 +24,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
+from calibration.images.contents import HashedContents
 from calibration.images.files import bytes_allowed
 from calibration.images.labels_csv import MAX_CLASSES
 from calibration.preprocess import Preprocess, to_uint8
@@ -37,7 +38,7 @@ _DAMAGE = (
 
 
 @dataclass(frozen=True)
-class ArchiveImages:
+class ArchiveImages(HashedContents):
     """Images ``indices`` (ascending) of an archive as a source; see ``ImageSource``."""
 
     path: Path
@@ -77,9 +78,9 @@ class ArchiveImages:
 
     def digests(self) -> Iterator[bytes]:
         """SHA-256 of the bytes of each image, in order."""
-        if not self._digests.keys() >= set(self.indices):
-            return (hashlib.sha256(content).digest() for content in self.contents())
-        return (self._digests[index] for index in self.indices)
+        if self._digests.keys() >= set(self.indices):
+            return (self._digests[index] for index in self.indices)
+        return super().digests()
 
 
 def list_archive(path: Path) -> tuple[int, tuple[int, ...], NDArray[np.int64] | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
+from calibration.images.contents import HashedContents
 from calibration.preprocess import Preprocess, to_uint8
 
 _CHANNELS = (1, 3, 4)
@@ -73,7 +73,7 @@ def _other_order(images: NDArray[Any]) -> str | None:
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayImages:
+class ArrayImages(HashedContents):
     """Some images of an array, as the source of an image set."""
 
     images: NDArray[np.uint8] | NDArray[np.float32]
@@ -96,10 +96,6 @@ class ArrayImages:
         """The bytes of each image."""
         for index in self.chosen:
             yield np.ascontiguousarray(self.images[index]).tobytes()
-
-    def digests(self) -> Iterator[bytes]:
-        """SHA-256 of the bytes of each image, in order."""
-        return (hashlib.sha256(content).digest() for content in self.contents())
 
     def _decode(self, index: int, preprocess: Preprocess) -> NDArray[np.uint8] | NDArray[np.float32]:
         image: NDArray[Any] = self.images[index]

@@ -7,7 +7,6 @@ JPEG files.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError
+from calibration.images.contents import HashedContents
 from calibration.images.image_set import ImageSet
 from calibration.preprocess import Preprocess, to_rgb, to_uint8
 
@@ -66,7 +66,7 @@ class _Crop:
 
 
 @dataclass(frozen=True)
-class BuiltinImages:
+class BuiltinImages(HashedContents):
     """Crops as a source of images; see ``ImageSource``."""
 
     crops: tuple[_Crop, ...]
@@ -87,10 +87,6 @@ class BuiltinImages:
     def contents(self) -> Iterator[bytes]:
         """The photograph's bytes and the recipe of each crop, in order; fingerprints depend on the recipe's text."""
         return (_stored(crop.photograph) + repr(crop).encode() for crop in self.crops)
-
-    def digests(self) -> Iterator[bytes]:
-        """SHA-256 of the bytes of each image, in order."""
-        return (hashlib.sha256(content).digest() for content in self.contents())
 
 
 def builtin_image_set(count: int = COUNT, seed: int = 0) -> ImageSet:

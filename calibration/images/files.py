@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import warnings
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.errors import ImageSetError
+from calibration.images.contents import HashedContents
 from calibration.preprocess import MAX_PIXELS, ORIENTATION, Color, Preprocess, to_color, to_uint8
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _warning_filters = threading.Lock()  # Python's warning filters are global, and 
 
 
 @dataclass(frozen=True)
-class ImageFiles:
+class ImageFiles(HashedContents):
     """Files of one folder as a source of images; see ``ImageSource``."""
 
     root: Path
@@ -45,10 +45,6 @@ class ImageFiles:
     def contents(self) -> Iterator[bytes]:
         """The bytes of each file, in order."""
         return (_read(self.root / name) for name in self.names)
-
-    def digests(self) -> Iterator[bytes]:
-        """SHA-256 of the bytes of each image, in order."""
-        return (hashlib.sha256(content).digest() for content in self.contents())
 
 
 def open_image(path: Path, *, color: Color = "RGB", remedy: str = _LEAVE_OUT) -> Image:
