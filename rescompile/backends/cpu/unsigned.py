@@ -36,6 +36,7 @@ def shift_signed(graph: gs.Graph) -> None:
         name = quantize.inputs[2].name
         quantize.inputs[2] = gs.Constant(f"{name}.offset", np.full_like(zero, _OFFSET, np.uint8))
         dequantize.inputs[2] = gs.Constant(f"{name}.uint8", np.zeros_like(zero, np.uint8))
+        restored.name = f"{restored.name}.shifted"  # it has other values than the deployable graph's tensor
         for conv in convolutions:
             _take_from_bias(conv, dequantize.inputs[1].values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from tests.calibration.single_operations import run_onnx
 from tests.graph.conftest import folded, int8, with_zero_points
 from tests.graph.conftest import images as images_of
 from tests.graph.conftest import run as run_graph
+from tests.graph.described_variants import images as variant_images
+from tests.graph.described_variants import quantized
 from tests.graph.random_graphs import Writer
 from tests.graph.test_equalize import inner
 
@@ -341,3 +344,24 @@ def test_a_convolution_without_a_bias_keeps_its_scale_for_two_readers(
     found = compile_model(lower(model, form).SerializeToString())(images)
     for mine, expected in zip(found.values(), run_onnx(model, images), strict=True):
         np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["avx2", "vnni"])
+@pytest.mark.parametrize("name", ["mobilenet", "identity", "plain"])
+def test_a_dequantized_tensor_that_keeps_its_name_keeps_its_values(
+    name: str, form: CpuForm, tmp_path: Path
+) -> None:
+    """By these names an engine's blocks are compared with those of the deployable graph."""
+    graph, x = quantized(name, tmp_path), variant_images(name)
+    lowered = lower(graph, form)
+    made = {output for node in lowered.graph.node for output in node.output}
+    weights = {tensor.name for tensor in graph.graph.initializer}
+    kept = [
+        node.output[0]
+        for node in graph.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] not in weights and node.output[0] in made
+    ]
+    expected, found = (run_graph(each, x, outputs=kept) for each in (graph, lowered))
+    assert len(kept) > 2
+    for tensor in kept:
+        assert relative_rms(expected[tensor].reshape(3, -1), found[tensor].reshape(3, -1)) < 0.02, tensor
