@@ -12,6 +12,7 @@ at most, however often one looks (Ville's inequality).
 The relative RMS is a mean without bounds, which no number of images certifies without an assumption. Here that is a
 finite variance: the mean of |error|^2 - limit^2 |reference|^2 has the bounds of Waudby-Smith et al. (2021,
 "Time-uniform central limit theory and asymptotic confidence sequences"), which hold for many images (``FIRST``).
+What a few images hide, such as errors that are far larger than those that were seen, no draw excludes: reports say so.
 docs/how-to/verdict.md says what follows for users.
 """
 
@@ -32,6 +33,10 @@ ERROR = 0.001
 FIRST, EVERY = 128, 64
 """Images before the first look, and between looks."""
 
+FOR_EACH_CLASS, MOST_FOR_CLASSES = 32, 512
+"""With labels, so many images of a class before the first look, where those of all are not more than the second number:
+with fewer, two exchanged classes often go unseen. Where there are more classes, that would take most of the set."""
+
 Finding = bool | None
 """Whether all images would meet a limit; None where that is open."""
 
@@ -47,13 +52,19 @@ class Seen:
     total: int
 
 
-def draws(count: int) -> Iterator[NDArray[np.bool_]]:
-    """Random parts of ``count`` images, always the same: ``FIRST`` of them, then ``EVERY`` at a time."""
+def draws(count: int, first: int = FIRST) -> Iterator[NDArray[np.bool_]]:
+    """Random parts of ``count`` images, always the same: ``first`` of them, then ``EVERY`` at a time."""
     order = np.random.default_rng(0).permutation(count)
-    for part in np.split(order, np.arange(FIRST, count, EVERY)):
+    for part in np.split(order, np.arange(first, count, EVERY)):
         chosen = np.zeros(count, np.bool_)
         chosen[part] = True
         yield chosen
+
+
+def before_first_look(classes: int | None) -> int:
+    """Images to compare before the first look; ``classes`` is the number of labelled classes, None without labels."""
+    wanted = FOR_EACH_CLASS * (classes or 0)
+    return max(FIRST, wanted) if wanted <= MOST_FOR_CLASSES else FIRST
 
 
 def verdict_of(seen: Seen, limits: Limits) -> Finding:

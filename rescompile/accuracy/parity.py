@@ -15,7 +15,8 @@ from calibration.errors import ImageSetError
 from calibration.file_names import text_of
 from calibration.images import ImageSet, InMemoryImages, open_image_set
 from calibration.preprocess import Preprocess, normalize
-from rescompile.accuracy.certainty import Seen, draws, verdict_of
+from rescompile.accuracy.certainty import Seen, before_first_look, draws, verdict_of
+from rescompile.accuracy.label_fit import misfit
 from rescompile.accuracy.pair_sample import PairSample
 from rescompile.accuracy.thumbnails import MOST_THUMBNAILS, thumbnail
 from rescompile.backends.fp32 import Fp32Session
@@ -177,7 +178,8 @@ def compare_logits(
     Without ``outputs`` there is one, of kind classes. Networks with several return them by name. With ``thumbnails``
     small copies of the first images that the candidate answers otherwise are kept. ``compared`` is called with each
     batch after both networks. ``until`` are limits whose verdict ends the comparison as soon as it is certain
-    (``certainty``); outputs that name no class, or several outputs, are always compared on all images.
+    (``certainty``) and the labels seem to fit the network; outputs that name no class, or several outputs, are always
+    compared on all images.
 
     Raises:
         BackendError: the candidate's outputs are not finite or of another shape than the reference's.
@@ -187,7 +189,7 @@ def compare_logits(
     collected = _Collected(outputs, thumbnails=thumbnails, preprocess=preprocess)
     limits = until if collected.kind in ONE_CLASS and not collected.others else None
     used = np.zeros(len(images), np.bool_)
-    for chosen in _until_certain(len(images), collected, limits):
+    for chosen in _until_certain(images, collected, limits):
         used |= chosen
         part = images if chosen.all() else images.part(chosen)
         collected.names += part.images.names
@@ -199,17 +201,26 @@ def compare_logits(
     return collected.measurement(images, used)
 
 
-def _until_certain(count: int, collected: _Collected, limits: Limits | None) -> Iterator[NDArray[np.bool_]]:
-    """All ``count`` images at once; with ``limits`` random parts of them, until the verdict on what is ``collected``.
+def _until_certain(
+    images: ImageSet, collected: _Collected, limits: Limits | None
+) -> Iterator[NDArray[np.bool_]]:
+    """All ``images`` at once; with ``limits`` random parts of them, until the verdict on what is ``collected``.
 
     The caller collects each part before it asks for the next.
     """
+    count = len(images)
     if limits is None:
         yield np.ones(count, np.bool_)
         return
-    for chosen in draws(count):
+    names = collected.class_names
+    for chosen in draws(count, before_first_look(None if images.labels is None else len(names))):
         yield chosen
-        if verdict_of(collected.seen(count), limits) is not None:
+        seen = collected.seen(count)
+        # labels that do not seem to fit decide the verdict, so all of them are asked
+        if (
+            verdict_of(seen, limits) is not None
+            and misfit(seen.answers, names, least=limits.min_top1) is None
+        ):
             return
 
 
@@ -223,6 +234,7 @@ class _Collected:
         self.names: list[str] = []
         self.images = 0
         self._first = outputs[0].name if outputs else ""
+        self.class_names = outputs[0].labels if outputs else ()
         self._sample = PairSample(SAMPLE_SIZE)
         self._most, self._color = MOST_THUMBNAILS if thumbnails else 0, preprocess.color
         self._thumbnails: list[bytes] = []

@@ -351,11 +351,18 @@ def _counted_images(report: BuildReport) -> str:
 
 
 def _certainty(report: BuildReport) -> str:
+    """What an early verdict claims about the images that were left out, and what it does not."""
     if report.image_set_size is None:
         return ""
+    hidden = []
+    if report.limits.max_relative_rms is not None:
+        hidden.append("errors far larger than these")
+    if report.top1_engine is not None:
+        hidden.append("labels that do not fit")
+    unless = f" unless a few of them have {' or '.join(hidden)}" if hidden else ""
     return (
-        f" drawn at random (the others would change this verdict with a probability of at most {percent(ERROR)}; "
-        "--validate all compares them, too)"
+        f" drawn at random (the others would change this verdict with a probability of at most {percent(ERROR)}"
+        f"{unless}; --validate all compares them, too)"
     )
 
 

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from calibration.images import InMemoryImages, open_image_set
 from calibration.preprocess import CIFAR
-from rescompile.accuracy.certainty import ERROR, EVERY, FIRST, count_bounds, draws, mean_bounds
+from rescompile.accuracy.certainty import (
+    ERROR,
+    EVERY,
+    FIRST,
+    before_first_look,
+    count_bounds,
+    draws,
+    mean_bounds,
+)
+from rescompile.accuracy.label_fit import misfit
 from rescompile.accuracy.limits import judge_all
 from rescompile.accuracy.parity import Measurement, compare_logits
 from rescompile.manifest import OutputKind, OutputSpec, TensorSpec
@@ -73,14 +82,21 @@ def compared(
     kind: OutputKind = "classes",
     count: int = COUNT,
     right: float = 1.0,
+    names: tuple[str, ...] = (),
+    exchange: tuple[int, int] = (0, 0),
 ) -> Measurement:
-    """Images whose first pixel is their class; the engine names the next class for a share ``wrong`` of them."""
+    """Images whose first pixel is their class; the engine names the next class for a share ``wrong`` of them.
+
+    Two classes are exchanged in the labels.
+    """
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 10, count)
     images = np.zeros((count, 32, 32, 3), np.uint8)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = labels, rng.random(count) < wrong
     images[:, 0, 0, 2] = rng.integers(0, 255, count)
     labels = np.where(rng.random(count) < right, labels, (labels + 1) % 10)
+    one, other = exchange
+    labels = np.choose((labels == one) + 2 * (labels == other), (labels, other, one, one))
 
     def reference(batch: NDArray[np.float32]) -> NDArray[np.float32]:
         steps = np.array(CIFAR.mean, np.float32), np.array(CIFAR.std, np.float32)
@@ -98,7 +114,7 @@ def compared(
         images=open_image_set(InMemoryImages(images, labels)),
         preprocess=CIFAR,
         candidate_input=PIXELS,
-        outputs=(OutputSpec("logits", (-1, 10), "float32", "NC", kind),),
+        outputs=(OutputSpec("logits", (-1, 10), "float32", "NC", kind, names),),
         progress=Silent(),
         until=limits,
     )
@@ -144,6 +160,23 @@ def test_a_comparison_stops_where_its_verdict_is_certain(
     if not stops:
         same = {"relative_rms": 0.0, "cosine": 0.0}
         assert msgspec.structs.replace(parity, **same) == msgspec.structs.replace(whole.parity, **same)
+
+
+DIGITS = tuple(map(str, range(10)))
+
+
+def test_exchanged_classes_are_seen_before_a_comparison_stops() -> None:
+    limits = Limits(min_agreement=0.9)
+    fitting = compared(limits, names=DIGITS)
+    assert fitting.parity.images == before_first_look(10) == 320
+    exchanged = compared(limits, names=DIGITS, exchange=(3, 5))
+    assert exchanged.parity.image_set_size is None
+    assert "in another order" in str(misfit(exchanged.answers, DIGITS))
+
+
+@pytest.mark.parametrize(("classes", "images"), [(None, 128), (2, 128), (5, 160), (16, 512), (17, 128)])
+def test_with_few_classes_each_is_seen_often_enough(classes: int | None, images: int) -> None:
+    assert before_first_look(classes) == images
 
 
 def test_changed_images_keep_their_names() -> None:

@@ -71,6 +71,9 @@ def test_an_early_verdict_says_on_how_many_images_it_rests() -> None:
     assert "probability of at most 0.1 %" in report_lines.explanation(early)
     assert "--validate all" in report_lines.explanation(early)
     assert dict(report_lines.measurements(early))["images"] == "128 of 10000"
+    assert "errors far larger than these or labels that do not fit;" in report_lines.explanation(early)
+    counted = report(images=128, image_set_size=10_000, limits=Limits(min_agreement=0.9), top1_engine=None)
+    assert "0.1 %; --validate all" in report_lines.explanation(counted)
     whole = report(images=128)
     assert "drawn at random" not in report_lines.explanation(whole)
     assert dict(report_lines.measurements(whole))["images"] == "128"
