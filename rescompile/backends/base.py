@@ -101,13 +101,13 @@ class RunOptions:
     """Options of running an engine; none changes an answer, and a backend ignores those that it does not have."""
 
     threads: int | None = None
-    """CPU threads; None leaves it to the library."""
+    """CPU threads; None or 0 leaves it to the library."""
     hint: Hint = "latency"
     streams: int | None = None
     """Requests that an engine works on at the same time. On a GPU each has its own CUDA stream and memory, and None
     takes 1 for latency and 2 for throughput, so that one is copied while the other is computed; on a CPU the streams
     share the threads, and None leaves the number to OpenVINO."""
-    cache: Path | None = None
+    cache: Path | str | None = None
     """Directory that keeps what the library compiles at load time, so that the next load is faster; None takes the
     user's cache. RESCOMPILE_ENGINE_CACHE=off keeps nothing."""
 
@@ -121,10 +121,29 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.hint not in get_args(Hint):
             raise UsageError(f"the hint {self.hint!r} is unknown; choose {' or '.join(get_args(Hint))}")
+        for name in ("threads", "streams", "batch"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool)):
+                raise UsageError(f"{name}={value!r} is not a whole number; pass one, or None")
+        if self.threads is not None and self.threads < 0:
+            raise UsageError(f"{self.threads} threads compute nothing; pass 1 or more, or None")
         if self.streams is not None and self.streams < 1:
             raise UsageError(f"{self.streams} streams can answer nothing; pass 1 or more")
         if self.batch is not None and self.batch < 1:
             raise UsageError(f"a batch of {self.batch} images has no answer; pass 1 or more")
+        if not isinstance(self.check_finite, (bool, np.bool_)):
+            raise UsageError(
+                f"check_finite={self.check_finite!r} is neither True nor False; pass one of them"
+            )
+        if self.cache is not None and not isinstance(self.cache, (str, Path)):
+            raise UsageError(
+                f"cache={self.cache!r} is not a path; pass the folder for compiled engines, or None"
+            )
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """``cache`` as a path; None where the user's cache is meant."""
+        return Path(self.cache) if self.cache else None
 
     @property
     def parallel(self) -> int:

@@ -61,7 +61,7 @@ def compiled_models(
 ) -> CompiledModels | None:
     """The cache of the payload ``names``, compiled with ``settings`` and what ``more`` says; None where it is switched
     off."""
-    store = compiled_engines(options.cache)
+    store = compiled_engines(options.cache_folder)
     if store is None:
         return None
     digests = [files.digest(name) for name in names]

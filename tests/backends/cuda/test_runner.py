@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rescompile.backends.base import RunOptions
 from rescompile.backends.tensorrt.runner import TensorRtRunner
-from rescompile.errors import BackendError, EngineError, UsageError
+from rescompile.errors import BackendError, EngineError
 from rescompile.manifest import Batch
 from rescompile.runtime.engine import Engine
 from tests.backends.cuda import fake_cuda
@@ -254,8 +254,3 @@ def test_the_fake_gpu_shows_what_is_read_too_early(forgotten: str, monkeypatch: 
 )
 def test_the_hint_or_a_number_gives_the_streams(options: dict[str, Any], parallel: int) -> None:
     assert RunOptions(**options).parallel == parallel
-
-
-def test_no_stream_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="0 streams can answer nothing; pass 1 or more"):
-        RunOptions(streams=0)
