@@ -117,6 +117,12 @@ def one_conv(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
 
 
+def assert_same_integers(found: NDArray[Any], expected: NDArray[Any]) -> None:
+    """Equal but for the bias of 2**-100 that a layer without one may get."""
+    np.testing.assert_array_equal(np.rint(found), expected)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2.0**-99)
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), relu=st.booleans(), lowest=st.sampled_from([-128, -127]))
 def test_integers_are_equal_for_all_weights_and_inputs(seed: int, relu: bool, lowest: int) -> None:
@@ -125,7 +131,7 @@ def test_integers_are_equal_for_all_weights_and_inputs(seed: int, relu: bool, lo
     images = random.uniform(-160, 160, (2, 3, 4, 4)).astype(np.float32)
     images.flat[:4] = [-128.5, -129, 126.5, 127.5]
     model = one_conv(weight, relu=relu)
-    np.testing.assert_array_equal(run(lower(model), images), run(model, images))
+    assert_same_integers(run(lower(model), images), run(model, images))
 
 
 @settings(max_examples=40, deadline=None)
@@ -234,7 +240,7 @@ def test_a_shared_signed_tensor_keeps_its_quantizer_for_other_readers() -> None:
     model.graph.node.append(helper.make_node("Add", ["logits", "d"], ["sum"], name="sum"))
     model.graph.output[0].name = "sum"
     images = np.random.default_rng(0).uniform(-150, 150, (2, 3, 4, 4)).astype(np.float32)
-    np.testing.assert_array_equal(run(lower(model), images), run(model, images))
+    assert_same_integers(run(lower(model), images), run(model, images))
 
 
 def test_a_grouped_convolution_of_a_signed_tensor_is_refused() -> None:
@@ -245,7 +251,7 @@ def test_a_grouped_convolution_of_a_signed_tensor_is_refused() -> None:
 def test_a_grouped_convolution_behind_a_relu_is_fine() -> None:
     model = one_conv(np.ones((4, 1, 3, 3), np.int8), group=4, relu=True)
     images = np.full((1, 4, 4, 4), 200, np.float32)
-    np.testing.assert_array_equal(run(lower(model), images), run(model, images))
+    assert_same_integers(run(lower(model), images), run(model, images))
 
 
 @pytest.mark.parametrize(
