@@ -27,6 +27,8 @@ def pad_behind_quantizer(graph: gs.Graph) -> None:
         reconnect(readers, quantize.outputs[0], padded)
         reconnect(consumers(pad.outputs[0]), pad.outputs[0], pad.inputs[0])
         pad.outputs.clear()
+        for node in chain[:-1]:
+            node.outputs[0].name += ".unpadded"  # it has another size than the deployable graph's tensor
 
 
 def _to_quantizer(graph: gs.Graph, pad: gs.Node) -> list[gs.Node]:
