@@ -55,6 +55,8 @@ MOST_WAITING = 64
 BUCKETS = 49
 """Eight of equal width for each octave of |x| / amax of the channel from 1/64 to 1, and the first for all below."""
 
+_LEAST = 1e-30
+"""Squared norm of the logits of a network that answers zeros, as one whose head was never trained may."""
 _SHIFT = 20
 """Leaves the exponent and three bits of the mantissa of a float32."""
 _FIRST = (127 - 6 << 3) - 1
@@ -205,7 +207,7 @@ class _Sums:
             {name: total / count for name, total in self.found.activations.items()},
             {name: observer.factors() for name, observer in self._observers.items()},
             {name: total / count for name, total in self.found.weights.items()},
-            self.found.logits / count,
+            max(self.found.logits / count, _LEAST),
         )
 
 

@@ -93,7 +93,7 @@ def reference_session(
     def options() -> Any:
         made, level = ort.SessionOptions(), ort.GraphOptimizationLevel
         made.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-        made.log_severity_level = 3
+        made.log_severity_level = 4  # what it would print as an error, its exception says
         made.intra_op_num_threads = threads or 0
         made.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         return made

@@ -14,6 +14,7 @@ from rescompile.backends.onnxruntime import reference_session
 from rescompile.errors import BackendError, CheckpointError, GraphError
 from rescompile.graph.image_sizes import with_open_sizes
 from rescompile.graph.simplify.ends import Intake
+from rescompile.graph.simplify.opening import leaves_batch_open
 from rescompile.manifest import SizeRange
 from rescompile.metrics import relative_rms
 
@@ -76,6 +77,7 @@ def check_against_file(
         limit: as in ``random_images``.
 
     Raises:
+        CheckpointError: the answers are not finite, or all of them are zeros.
         GraphError: an output differs by more than the tolerance, or takes one batch size alone.
     """
     outputs = [_copied(graph, output.name) for output in graph.graph.output]
@@ -86,9 +88,12 @@ def check_against_file(
         found = reference_session(graph, optimize=True).tensors(images)
         one = [reference_session(graph, optimize=True).tensors(x[None]) for x in images]
     except BackendError as refusal:
-        raise GraphError(
-            f"the network does not take two images at once ({refusal}): export it with a dynamic batch"
-        ) from None
+        raise GraphError(_one_at_a_time(original, wanted, images, intake, refusal)) from None
+    if not any(map(np.any, expected.values())):
+        raise CheckpointError(
+            "the network answers only zeros, whatever the image, so nothing can be judged: its last layer was never "
+            "trained; load trained weights, or random ones for timing"
+        )
     tolerance = HALF_TOLERANCE if _computes_in_half(original) else TOLERANCE
     for index, (name, theirs, mine) in enumerate(zip(outputs, wanted, found.values(), strict=True)):
         _check_finite(expected[theirs])
@@ -193,9 +198,40 @@ def _sizes_to_try(sizes: SizeRange) -> list[tuple[int, int]]:
 
 def _made_for_one_size(words: str, refusal: BackendError) -> str:
     """The sentence about a graph that ONNX Runtime refuses to run on images of another size."""
-    at = re.search(r"running (\w+) node\. Name:'([^']*)'", str(refusal))
-    where = f"node '{at[2]}' ({at[1]}) is made for one size" if at else str(refusal)
+    at = _refused_node(refusal)
+    where = f"node {at} is made for one size" if at else str(refusal)
     return f"the network does not take images of {words}: {where}; {_NARROW}"
+
+
+def _one_at_a_time(
+    original: onnx.ModelProto,
+    wanted: list[str],
+    images: NDArray[np.float32],
+    intake: Intake,
+    refusal: BackendError,
+) -> str:
+    """The sentence about a graph that ONNX Runtime refuses to run on two ``images``."""
+    where = _refused_node(refusal) or str(refusal)
+    takes_any = leaves_batch_open(original)
+    if takes_any:
+        try:
+            _values(original, wanted, np.concatenate([images, images[:1]]), intake)
+        except GraphError:
+            takes_any = False
+    if not takes_any:
+        return (
+            f"the file is made for one number of images, because of {where}: export it with a dynamic batch"
+        )
+    return (
+        "the network takes any number of images, but rescompile's graph of it does not, because of "
+        f"{where}: please report this network"
+    )
+
+
+def _refused_node(refusal: BackendError) -> str:
+    """Name and operator of the node that ONNX Runtime could not run; empty where it does not say it."""
+    at = re.search(r"running (\w+) node\. Name:'([^']*)'", str(refusal))
+    return f"'{at[2]}' ({at[1]})" if at else ""
 
 
 def size_tolerance(original: onnx.ModelProto) -> float:

@@ -116,6 +116,8 @@ def _timm(name: str, weights: str, asked: _Asked) -> SourceNetwork:
             "cannot be downloaded"
         ) from None
     notes = load_into(module, own, f"timm's {name}") if own else ()
+    if weights == "random":
+        _fill_zeros(module)
     cfg = timm_fields(module.pretrained_cfg)
     preprocess = timm_preprocess(cfg) if module.pretrained_cfg else None
     labels = cfg.get("label_names")
@@ -192,6 +194,8 @@ def _torchvision(name: str, weights: str, asked: _Asked) -> SourceNetwork:
             f"torchvision cannot fetch {name} ({first_line(error)}): pass --weights FILE"
         ) from None
     notes = own.install(module, name) if own else ()
+    if weights == "random":
+        _fill_zeros(module)
     labels = published.meta.get("categories") if options.get("num_classes", 1000) == 1000 else None
     return network_of(
         module,
@@ -382,6 +386,13 @@ def _import(module: str, purpose: str) -> Any:
             f"{purpose} needs torchvision, and the installed one was built for another torch than {torch.__version__} "
             f"({first_line(error)}): install both from one index, {_TORCH_LINE}"
         ) from None
+
+
+def _fill_zeros(module: nn.Module) -> None:
+    """Random weights for the classifiers that a package fills with zeros before training: they would answer zeros."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear) and not part.weight.any():
+            nn.init.normal_(part.weight, std=0.02)
 
 
 def _origin(weights: str, name: str) -> str:

@@ -8,13 +8,15 @@ casts. Each rewrite replaces one such spelling; an operator that none of them kn
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from rescompile.graph.shared.editing import write
+from rescompile.graph.simplify.batch import free_batch
 from rescompile.graph.simplify.ends import Intake, normalized_range, take_input, take_off_endings
-from rescompile.graph.simplify.opening import opened
+from rescompile.graph.simplify.opening import leaves_batch_open, opened
 from rescompile.graph.simplify.spellings import rewrite
 
 
@@ -47,6 +49,8 @@ def simplify(model: onnx.ModelProto, *, size: tuple[int, int] | None = None) -> 
     intake = take_input(graph)
     graph.cleanup().toposort()
     rewrite(graph)
+    free_batch(graph, partial(opened, model, size, batch=2) if leaves_batch_open(model) else None)
+    graph.cleanup().toposort()
     endings, notes = take_off_endings(graph)
     graph.cleanup().toposort()
     _name_nodes(graph)

@@ -15,15 +15,17 @@ OLDEST_OPSET = 7
 _OWN_DOMAINS = ("", "ai.onnx")
 
 
-def opened(model: onnx.ModelProto, size: tuple[int, int] | None) -> gs.Graph:
+def opened(model: onnx.ModelProto, size: tuple[int, int] | None, batch: int = 1) -> gs.Graph:
     """``model`` with sizes at every tensor where they can be known, and without nodes that compute constants.
+
+    ``batch`` is the number of images where the file leaves it open.
 
     Raises:
         GraphError: the opset is too old, the file was optimized or quantized by another tool, it has not one image as
             its input, or it leaves height and width open and ``size`` does not give them.
     """
     model = _in_our_opset(_expanded(model))
-    _fix_sizes(model, size)
+    _fix_sizes(model, size, batch)
     graph = read(_with_shapes(model))
     _refuse_quantized(graph)
     graph.fold_constants().cleanup(remove_unused_graph_inputs=True).toposort()
@@ -137,8 +139,8 @@ def _needed_opset(graph: gs.Graph) -> int:
     return max([OPSET, *since])
 
 
-def _fix_sizes(model: onnx.ModelProto, size: tuple[int, int] | None) -> None:
-    """Give the image input a batch of 1 and a height and width; forget sizes that the exporter wrote elsewhere."""
+def _fix_sizes(model: onnx.ModelProto, size: tuple[int, int] | None, batch: int) -> None:
+    """Give the image input a batch and a height and width; forget sizes that the exporter wrote elsewhere."""
     constants = {tensor.name for tensor in model.graph.initializer}
     images = [entry for entry in model.graph.input if entry.name not in constants]
     del model.graph.input[:]
@@ -156,7 +158,7 @@ def _fix_sizes(model: onnx.ModelProto, size: tuple[int, int] | None) -> None:
             "images [N, C, H, W]"
         )
     if not dims[0].dim_value:
-        dims[0].dim_value = 1
+        dims[0].dim_value = batch
     height, width, channels = (1, 2, 3) if _reads_nhwc(model, image.name) else (2, 3, 1)
     for axis, side in zip((height, width), size or (0, 0), strict=True):
         if not dims[axis].dim_value:
@@ -174,6 +176,13 @@ def _fix_sizes(model: onnx.ModelProto, size: tuple[int, int] | None) -> None:
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
     model.ir_version = max(model.ir_version, IR_VERSION)
+
+
+def leaves_batch_open(model: onnx.ModelProto) -> bool:
+    """Whether the file of a network of images takes any number of them."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    image = next(entry for entry in model.graph.input if entry.name not in constants)
+    return not image.type.tensor_type.shape.dim[0].dim_value
 
 
 def _reads_nhwc(model: onnx.ModelProto, name: str) -> bool:

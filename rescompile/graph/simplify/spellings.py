@@ -7,7 +7,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from rescompile.graph.shared.editing import reconnect
-from rescompile.graph.shared.links import consumers
+from rescompile.graph.shared.links import consumers, made_by
 
 _SPATIAL = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
 _FLOATS = (
@@ -25,11 +25,11 @@ def rewrite(graph: gs.Graph) -> None:
         _widen,
         _add,
         _explicit_attributes,
+        _gathered_in_order,
         _global_pool,
         _flatten,
         _classifier,
         _merge_pads,
-        _free_batch,
     ):
         step(graph)
         graph.cleanup().toposort()
@@ -139,13 +139,31 @@ def _covers_input(pool: gs.Node) -> bool:
     return bool(shape) and list(shape[2:]) == kernel and not any(pads)
 
 
+def _gathered_in_order(graph: gs.Graph) -> None:
+    """Write a Gather that takes all values in their order, as PyTorch exports ``as_strided``, as a Reshape."""
+    for node in [node for node in graph.nodes if node.op == "Gather"]:
+        flat, places = node.inputs[:2]
+        if made_by(flat) != "Reshape" or not isinstance(places, gs.Constant):
+            continue
+        source, order = flat.inputs[0].inputs[0], places.values
+        if len(flat.shape or ()) != 1 or not np.array_equal(order.ravel(), np.arange(flat.shape[0] or 0)):
+            continue
+        if list(source.shape or ()) == list(order.shape):
+            node.inputs = [source]
+            _bypass(graph, node)
+        else:
+            sizes = gs.Constant(f"{node.outputs[0].name}.sizes", np.array(order.shape, np.int64))
+            _replace(graph, node, "Reshape", [source, sizes])
+
+
 def _flatten(graph: gs.Graph) -> None:
     """Make Flatten of every node that turns [N, ...] into [N, K], and drop those that change nothing."""
+    batch = graph.inputs[0].shape[0]
     for node in list(graph.nodes):
         if node.op not in ("Reshape", "Flatten", "Squeeze"):
             continue
         before, after = node.inputs[0].shape, node.outputs[0].shape
-        if not before or not after or len(after) != 2 or before[0] != after[0]:
+        if not before or not after or len(after) != 2 or not before[0] == after[0] == batch:
             continue
         if len(before) == 2:
             _bypass(graph, node)
@@ -228,30 +246,3 @@ def _zeros_around(pad: gs.Node) -> list[int] | None:
     if np.any(value) or any(map(any, inner)) or min(found) < 0 or len(amounts) not in (2 * len(axes),):
         return None
     return found
-
-
-def _free_batch(graph: gs.Graph) -> None:
-    """Let every Reshape take the number of images from its input, and forget sizes that fix it elsewhere."""
-    batch = graph.inputs[0].shape[0]
-    for node in graph.nodes:
-        if node.op == "Resize":
-            _scale(node)
-    for node in graph.nodes:
-        if node.op != "Reshape" or not isinstance(node.inputs[1], gs.Constant):
-            continue
-        sizes, before = node.inputs[1].values.tolist(), node.inputs[0].shape
-        zero_is_a_size = node.attrs.get("allowzero", 0) and 0 in sizes
-        if sizes and before and sizes[0] == before[0] == batch and not zero_is_a_size:
-            node.inputs[1] = gs.Constant(f"{node.outputs[0].name}.shape", np.array([0, *sizes[1:]], np.int64))
-            node.attrs.pop("allowzero", None)
-
-
-def _scale(resize: gs.Node) -> None:
-    """Give a Resize to a fixed height and width its scale factors instead, so that it works for any batch."""
-    before, sizes = resize.inputs[0].shape, resize.inputs[3] if len(resize.inputs) > 3 else None
-    if not isinstance(sizes, gs.Constant) or not before or len(before) != 4 or "axes" in resize.attrs:
-        return
-    after = sizes.values.tolist()
-    scales = np.array([1, 1, after[2] / before[2], after[3] / before[3]], np.float32)
-    if after[:2] == list(before[:2]) and (np.floor(np.array(before) * scales) == after).all():
-        resize.inputs = [*resize.inputs[:2], gs.Constant(f"{resize.outputs[0].name}.scales", scales)]
