@@ -125,6 +125,7 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool)):
                 raise UsageError(f"{name}={value!r} is not a whole number; pass one, or None")
+            object.__setattr__(self, name, value if value is None else int(value))
         if self.threads is not None and self.threads < 0:
             raise UsageError(f"{self.threads} threads compute nothing; pass 1 or more, or None")
         if self.streams is not None and self.streams < 1:

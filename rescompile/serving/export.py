@@ -20,7 +20,7 @@ from rescompile.backends.openvino.compile import read_payload
 from rescompile.engine_files import EngineFiles
 from rescompile.errors import EngineError, UsageError
 from rescompile.files import atomic_directory, sha256_of
-from rescompile.manifest import MANIFEST, FileDigest, Manifest, read_manifest
+from rescompile.manifest import GRAPH, MANIFEST, FileDigest, Manifest, read_manifest
 from rescompile.manifest import OPENVINO_MODEL as MODEL
 from rescompile.report import JsonReport, read_report
 from rescompile.runtime.golden import read_golden
@@ -110,7 +110,7 @@ def export(directory: Path, config: ExportConfig) -> Export:
             engine_sha256=manifest.sha256,
             engine_passed=passed,
             notes=(
-                *_notes(manifest, payload),
+                *notes_on(manifest, payload, config.server),
                 *_rounding(folder / name / VERSION, checked, payload, config, largest),
             ),
             files=_digests(folder),
@@ -150,6 +150,8 @@ def _write_payload(checked: CheckedEngine, payload: Payload, version: Path, serv
         # this server cannot tell OpenVINO to infer in f32; the other has the setting in its configuration
         write_precise(read_payload(files), version / MODEL)
         return
+    if server == "openvino" and payload.backend == "onnxruntime":
+        model_server.check_runs(*map(files.read, payload.files.values()))
     for served, name in payload.files.items():
         (version / served).write_bytes(files.read(name))
 
@@ -182,7 +184,8 @@ def _labels(manifest: Manifest) -> bytes:
     return "".join(f"{' '.join(name.split())}\n" for name in manifest.classes).encode()
 
 
-def _notes(manifest: Manifest, payload: Payload) -> tuple[str, ...]:
+def notes_on(manifest: Manifest, payload: Payload, server: Server) -> tuple[str, ...]:
+    """Sentences about what ``server`` makes of an engine, for whoever starts it."""
     if payload.backend == "tensorrt":
         version = manifest.environment.get("tensorrt", "unknown")
         return (
@@ -194,14 +197,36 @@ def _notes(manifest: Manifest, payload: Payload) -> tuple[str, ...]:
             f"rescompile's own runtime serves this engine: install rescompile {version}, with what this engine needs "
             "to run, for the Python of the server",
         )
-    if payload.backend == "openvino" and manifest.cpu_form not in (None, "avx2"):
+    served = (
+        ""
+        if payload.backend == manifest.backend
+        else (f"the deployable graph is served, not the {manifest.backend} engine that was judged")
+    )
+    return tuple(filter(None, (served, _on_other_cpus(manifest, payload, server))))
+
+
+def _on_other_cpus(manifest: Manifest, payload: Payload, server: Server) -> str:
+    """What the server's library does with INT8 on CPUs whose form this is not; servers check no CPU."""
+    if manifest.precision != "int8":
+        return ""
+    if GRAPH not in payload.files.values():
+        if manifest.cpu_form in (None, "avx2"):
+            return ""
         return (
             f"built in the CPU form {manifest.cpu_form}, and the server does not check its CPU: one without VNNI "
-            "gives wrong answers; build with --cpu-form avx2 for such servers",
+            "gives wrong answers; build with --backend openvino --cpu-form avx2 for such servers"
         )
-    if payload.backend != manifest.backend:
-        return (f"the deployable graph is served, not the {manifest.backend} engine that was judged",)
-    return ()
+    if server == "openvino":
+        return (
+            "OpenVINO adds this graph's products exactly on CPUs with VNNI alone: others give wrong answers; for them "
+            "serve an engine of --backend openvino --cpu-form avx2, without --onnx"
+        )
+    if manifest.backend == "onnxruntime":
+        return (
+            "the server's ONNX Runtime fuses operations of this graph, which our own runtime executes as it is "
+            "written: answers are rounded otherwise than those that were judged; --python serves these"
+        )
+    return ""
 
 
 def _rounding(

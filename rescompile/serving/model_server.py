@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from rescompile.backends.openvino.compile import compile_model, error_reason
+from rescompile.errors import EngineError
+
 
 def config_of(name: str, *, instances: int) -> dict[str, Any]:
     """The configuration file for one model on the CPU; its versions are the numbered folders in ``name``.
@@ -17,3 +20,18 @@ def config_of(name: str, *, instances: int) -> dict[str, Any]:
     if instances > 1:
         model["nireq"] = instances  # requests that run at the same time
     return {"model_config_list": [{"config": model}]}
+
+
+def check_runs(graph: bytes) -> None:
+    """Refuse an ONNX ``graph`` that OpenVINO does not take as it is; our own backend lowers it first.
+
+    Raises:
+        EngineError: names what to serve instead.
+    """
+    try:
+        compile_model(graph, tuned=False)
+    except RuntimeError as error:
+        raise EngineError(
+            f"OpenVINO does not run the graph of this engine as it is ({error_reason(error)}); serve an engine of "
+            "--backend openvino, without --onnx, or pass --server triton"
+        ) from error

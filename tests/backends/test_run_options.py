@@ -36,4 +36,4 @@ def test_what_means_nothing_is_refused(options: dict[str, Any], sentence: str) -
 def test_paths_may_be_texts_and_numbers_numpy_s() -> None:
     assert RunOptions(cache="engines").cache_folder == RunOptions(cache=Path("engines")).cache_folder
     assert RunOptions().cache_folder is None
-    assert RunOptions(threads=np.int64(2), batch=np.int32(4)).batch == 4
+    assert type(RunOptions(threads=np.int64(2)).threads) is int

@@ -14,11 +14,14 @@ import pytest
 
 from rescompile.errors import EngineError, OutputError, UsageError
 from rescompile.files import sha256_of
-from rescompile.manifest import Batch, read_manifest
+from rescompile.manifest import Batch, CpuForm, FileDigest, read_manifest
 from rescompile.runtime.golden import read_golden
 from rescompile.runtime.integrity import read_engine
-from rescompile.serving.export import ExportConfig, export
+from rescompile.serving.export import ExportConfig, export, notes_on
+from rescompile.serving.model_server import check_runs
+from rescompile.serving.payload import Server, payload_of
 from rescompile.serving.triton_repository import Batching
+from tests.backends.engines import manifest
 from tests.serving.conftest import Exportable
 from tests.serving.model_config_proto import parse
 from tests.serving.triton_backend import as_triton_compiles
@@ -127,6 +130,36 @@ def test_engines_without_a_library_on_the_server_run_in_our_runtime(
     assert read_engine(served).manifest == read_manifest(folder), "complete, by its hashes"
     assert {path.name for path in served.iterdir()} == {path.name for path in folder.iterdir()}
     compile((repository / "net/1/model.py").read_text(), "model.py", "exec")
+
+
+@pytest.mark.parametrize(
+    ("server", "backend", "form", "own", "said"),
+    [
+        ("openvino", "openvino", "vnni", True, "one without VNNI gives wrong answers"),
+        ("openvino", "openvino", "avx2", True, ""),
+        ("openvino", "openvino", "avx2", False, "exactly on CPUs with VNNI alone"),
+        ("triton", "onnxruntime", "amx", True, "one without VNNI gives wrong answers"),
+        ("openvino", "onnxruntime", "vnni", True, "one without VNNI gives wrong answers"),
+        ("triton", "onnxruntime", "avx2", False, "rounded otherwise than those that were judged"),
+        ("triton", "openvino", "avx2", False, ""),
+    ],
+)
+def test_servers_check_no_cpu_so_the_export_says_what_others_compute(
+    server: Server, backend: str, form: CpuForm, own: bool, said: str, tmp_path: Path
+) -> None:
+    own_files = {"openvino": "model.xml", "onnxruntime": "onnxruntime.onnx"}
+    digest = FileDigest("0" * 64, 1)
+    files = dict.fromkeys(("model.onnx", "model.bin", *([own_files[backend]] if own else [])), digest)
+    described = msgspec.structs.replace(manifest("int8", backend, Batch(1, 1, 8)), cpu_form=form, files=files)
+    payload = payload_of(described, server, onnx=not own)
+    found = notes_on(described, payload, server)
+    assert said in " ".join(found)
+    assert len(found) == bool(said) + (payload.backend != backend)
+
+
+def test_a_graph_that_openvino_does_not_run_is_refused() -> None:
+    with pytest.raises(EngineError, match=r"OpenVINO does not run the graph .* without --onnx"):
+        check_runs(b"no graph")
 
 
 @pytest.mark.parametrize("instances", [1, 3])

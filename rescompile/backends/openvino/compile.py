@@ -112,9 +112,13 @@ def translate_errors(what: str) -> Iterator[None]:
         raise BackendError(f"{what}: {error_reason(error)}") from error
 
 
+_THROWN = "CALLBACK HAS THROWN"
+"""In a line that says which transformation failed; the reason follows."""
+
+
 def error_reason(error: RuntimeError) -> str:
     """The reason in OpenVINO's message, without the lines that say where in its source it was raised."""
     lines = [line.strip(" -") for line in str(error).splitlines()]
     where = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't", "Summary")
-    reasons = [line for line in lines if line and not line.startswith(where)]
+    reasons = [line for line in lines if line and not line.startswith(where) and _THROWN not in line]
     return (reasons or lines or ["no reason given"])[0]
