@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rescompile.manifest import OutputKind
 from rescompile.optional import require
 from rescompile.sources.fitting import OwnWeights, load_into, read_own_weights
 from rescompile.sources.frozen_norms import USUAL, norm_epsilon
+from rescompile.sources.hub import unreachable_hub
 from rescompile.sources.modules import network_of
 from rescompile.sources.network import SourceNetwork
 from rescompile.sources.sharded import SUFFIX
@@ -108,13 +110,7 @@ def _timm(name: str, weights: str, asked: _Asked) -> SourceNetwork:
         raise UsageError(f"timm has no weights called {name} ({first_line(error)})") from None
     own = None if weights in WORDS else read_own_weights(weights)
     options = _like(own.bare, timm_fields(described)) if own else {}
-    try:
-        module = timm.create_model(name, pretrained=weights == "pretrained", **options)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"timm cannot make {name} ({first_line(error)}): check the name, and pass --weights FILE if the weights "
-            "cannot be downloaded"
-        ) from None
+    module = _create(timm, name, weights, options)
     notes = load_into(module, own, f"timm's {name}") if own else ()
     if weights == "random":
         _fill_zeros(module)
@@ -132,6 +128,24 @@ def _timm(name: str, weights: str, asked: _Asked) -> SourceNetwork:
         origin=_origin(weights, f"timm:{name}"),
         notes=(*notes, *timm_notes(cfg)),
     )
+
+
+def _create(timm: Any, name: str, weights: str, options: Mapping[str, int]) -> nn.Module:
+    """timm's network, with its published weights where they are asked for."""
+    with unreachable_hub() if weights == "pretrained" else nullcontext() as unreachable:
+        try:
+            found: nn.Module = timm.create_model(name, pretrained=weights == "pretrained", **options)
+        except (RuntimeError, OSError, ValueError) as error:
+            if unreachable:
+                raise CheckpointError(
+                    f"the weights of timm:{name} are not on this machine and cannot be fetched ({unreachable}): run it "
+                    "where there is a network, or pass --weights FILE"
+                ) from None
+            raise CheckpointError(
+                f"timm cannot make {name} ({first_line(error)}): check the name, and pass --weights FILE if the "
+                "weights cannot be downloaded"
+            ) from None
+    return found
 
 
 def timm_fields(described: object) -> dict[str, Any]:
@@ -314,7 +328,10 @@ def _labels(names: dict[str, Any]) -> tuple[str, ...] | None:
 
 def _hf(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     if not Path(name).is_dir():
-        raise UsageError(f"--model hf:{name} is not a folder; download the model first (hf download {name})")
+        raise UsageError(
+            f"--model hf:{name} is not a folder; download the model first "
+            f"(hf download {name} --local-dir FOLDER) and pass that folder"
+        )
     if weights != "pretrained":
         raise UsageError(f"--model hf:{name} brings its own weights; leave --weights out")
     return open_folder(Path(name), asked)
