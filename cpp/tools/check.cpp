@@ -1,30 +1,55 @@
 // rescompile-check DIR...: loads each engine directory as an application would, hashes and golden answers included,
 // and says in one line what it is or what is wrong with it. Exit code 0 if all are good, 1 if one is not.
-#include <cstring>
 #include <iostream>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "output.hpp"
 #include "rescompile/rescompile.hpp"
 
-int main(int count, char** arguments) {
+namespace {
+
+constexpr const char* program = "rescompile-check";
+constexpr const char* usage =
+    "usage: rescompile-check [--no-verify] [--trusted-key FILE] DIR...\n"
+    "  DIR            engine directory, the --output of rescompile build\n"
+    "  --no-verify    compare neither hashes nor golden answers\n"
+    "  --trusted-key  public key of a signature that the engine must have\n";
+
+struct Arguments {
+  std::vector<std::string> folders;
   rescompile::LoadOptions options;
-  options.threads = 1;
-  int first = 1;
-  for (; first < count && std::strncmp(arguments[first], "--", 2) == 0; ++first) {
-    if (std::strcmp(arguments[first], "--no-verify") == 0)
-      options.verify = false;
-    else if (std::strcmp(arguments[first], "--trusted-key") == 0 && first + 1 < count)
-      options.trusted_keys.emplace_back(arguments[++first]);
-    else
-      first = count;
+};
+
+/// Fills `arguments`; what is wrong with the words, if something is.
+std::optional<std::string> parse(int count, char** words, Arguments& arguments) {
+  for (int index = 1; index < count; ++index) {
+    const std::string word = words[index];
+    if (word == "--no-verify") {
+      arguments.options.verify = false;
+    } else if (word == "--trusted-key") {
+      if (index + 1 == count) return "--trusted-key takes a file, not nothing";
+      arguments.options.trusted_keys.emplace_back(words[++index]);
+    } else if (word.starts_with("-")) {
+      return "there is no option " + word;
+    } else {
+      arguments.folders.push_back(word);
+    }
   }
-  if (first >= count) {
-    std::cerr << "usage: rescompile-check [--no-verify] [--trusted-key FILE] DIR...\n";
-    return 2;
-  }
+  if (arguments.folders.empty()) return "it takes engine directories, and none is named";
+  return std::nullopt;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  Arguments arguments;
+  arguments.options.threads = 1;
+  if (const auto problem = parse(count, words, arguments)) return misused(program, *problem, usage);
   int failures = 0;
-  for (int index = first; index < count; ++index) {
-    const auto engine = rescompile::Engine::load(arguments[index], options);
+  for (const auto& folder : arguments.folders) {
+    const auto engine = rescompile::Engine::load(folder, arguments.options);
     if (engine) {
       const auto& manifest = engine->manifest();
       std::cout << "good " << manifest.model << ' ' << manifest.precision << ' ' << manifest.backend << '\n';

@@ -9,7 +9,9 @@
 #include <cstring>
 #include <fstream>
 #include <iostream>
+#include <optional>
 #include <random>
+#include <string>
 #include <string_view>
 #include <thread>
 
@@ -88,17 +90,31 @@ int soak(const rescompile::Engine& engine, std::size_t thread_count, std::size_t
   return exit_code(wrong == 0 && failed == 0 && growth <= allowed_growth ? 0 : 1);
 }
 
+constexpr const char* program = "rescompile-soak";
+constexpr const char* usage =
+    "usage: rescompile-soak DIR THREADS INFERENCES\n"
+    "  DIR         engine directory, the --output of rescompile build\n"
+    "  THREADS     threads that share the engine\n"
+    "  INFERENCES  images that all of them infer together\n";
+
+/// What is wrong with the words, if something is.
+std::optional<std::string> problem_of(int count, char** words, std::size_t& threads, std::size_t& inferences) {
+  for (int index = 1; index < count; ++index)
+    if (std::string_view(words[index]).starts_with("--")) return std::string("there is no option ") + words[index];
+  if (count != 4) return "it takes DIR THREADS INFERENCES, not " + std::to_string(count - 1) + " words";
+  if (!parse(words[2], threads)) return std::string("THREADS is a whole number from 1 on, not ") + words[2];
+  if (!parse(words[3], inferences)) return std::string("INFERENCES is a whole number from 1 on, not ") + words[3];
+  return std::nullopt;
+}
+
 }  // namespace
 
-int main(int count, char** arguments) {
+int main(int count, char** words) {
   std::size_t threads = 0, inferences = 0;
-  if (count != 4 || !parse(arguments[2], threads) || !parse(arguments[3], inferences)) {
-    std::cerr << "usage: rescompile-soak DIR THREADS INFERENCES\n";
-    return 2;
-  }
+  if (const auto problem = problem_of(count, words, threads, inferences)) return misused(program, *problem, usage);
   rescompile::LoadOptions options;
   options.hint = rescompile::Hint::throughput;
-  const auto engine = rescompile::Engine::load(arguments[1], options);
+  const auto engine = rescompile::Engine::load(words[1], options);
   if (!engine) {
     std::cerr << engine.error().message << '\n';
     return 1;

@@ -15,6 +15,7 @@ from PIL import Image
 
 import rescompile
 from rescompile.backends.base import RunOptions
+from rescompile.manifest import read_manifest
 from tests.cpp.building import ROOT, Native, run
 
 pytestmark = pytest.mark.slow
@@ -171,7 +172,13 @@ def test_a_folder_gets_the_same_answers_however_it_is_divided(
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.splitlines() == [f"{100 * share:6.2f} %  {name}  {path}" for path, name, share in best]
-    assert done.stderr.startswith("5 photographs in ")
+    *said, rate = done.stderr.splitlines()
+    most = read_manifest(engines[engine_name]).batch.max
+    too_many = (
+        f"this engine takes at most {most} photographs in a request, not 100; build it with a larger --batch"
+    )
+    assert said == ([f"classify-folder: {too_many} for more"] if "100" in options else [])
+    assert rate.startswith("5 photographs in ")
 
 
 @pytest.mark.parametrize("program", ["classify", "classify-folder", "rescompile-check", "rescompile-soak"])
@@ -218,3 +225,28 @@ def test_wrong_usage_is_named_and_the_right_one_shown(native: Native, words: lis
         assert said.startswith(f"{program.name}: ")
         assert problem in said
         assert usage.startswith(f"usage: {program.name} ")
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("rescompile-check", "it takes engine directories, and none is named"),
+        ("rescompile-check --no-verfy one", "there is no option --no-verfy"),
+        ("rescompile-check one --trusted-key", "--trusted-key takes a file, not nothing"),
+        ("rescompile-soak one 2", "it takes DIR THREADS INFERENCES, not 2 words"),
+        ("rescompile-soak one two 3", "THREADS is a whole number from 1 on, not two"),
+        ("rescompile-soak one 2 0", "INFERENCES is a whole number from 1 on, not 0"),
+        ("rescompile-soak --threads one 2 3", "there is no option --threads"),
+    ],
+)
+def test_wrong_usage_of_a_tool_is_named_and_the_right_one_shown(
+    native: Native, command: str, problem: str
+) -> None:
+    tool, *words = command.split()
+    refused = subprocess.run(
+        [native.soak.with_name(tool), *words], capture_output=True, text=True, check=False
+    )
+    assert (refused.returncode, refused.stdout) == (2, "")
+    said, usage, *_ = refused.stderr.splitlines()
+    assert said == f"{tool}: {problem}"
+    assert usage.startswith(f"usage: {tool} ")

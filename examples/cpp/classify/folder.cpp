@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <thread>
+#include <utility>
 
 #include "answers.hpp"
 #include "image.hpp"
@@ -20,6 +21,7 @@ using rescompile::Prediction;
 namespace {
 
 constexpr const char* program = "classify-folder";
+constexpr std::size_t usual_batch = 8;
 constexpr const char* usage =
     "usage: classify-folder [--threads N] [--batch N] DIR FOLDER\n"
     "  DIR        engine directory, the --output of rescompile build\n"
@@ -30,7 +32,7 @@ constexpr const char* usage =
 struct Arguments {
   std::vector<std::string> paths;
   std::size_t threads = std::max(1U, std::thread::hardware_concurrency());
-  std::size_t batch = 8;
+  std::optional<std::size_t> batch;
 };
 
 /// Fills `arguments`; what is wrong with the words, if something is.
@@ -38,10 +40,14 @@ std::optional<std::string> parse(int count, char** words, Arguments& arguments) 
   for (int index = 1; index < count; ++index) {
     const std::string word = words[index];
     if (word == "--threads" || word == "--batch") {
-      std::size_t& number = word == "--batch" ? arguments.batch : arguments.threads;
       const std::string given = index + 1 < count ? words[++index] : "nothing";
+      std::size_t number = 0;
       if (!parse_number(given, number) || number == 0)
         return word + " takes a whole number from 1 on, not " + given;
+      if (word == "--batch")
+        arguments.batch = number;
+      else
+        arguments.threads = number;
     } else if (word.starts_with("-")) {
       return "there is no option " + word;
     } else {
@@ -132,15 +138,19 @@ class Work {
   std::optional<Error> failure_;
 };
 
-/// The engine, compiled for requests of `batch` photographs if it takes as many.
+/// The engine, compiled for requests of `batch` photographs, or of as many as it takes that are nearest to it.
 rescompile::Result<rescompile::Engine> load(const std::string& directory, std::size_t batch) {
   rescompile::LoadOptions options;
   options.hint = rescompile::Hint::throughput;
   options.batch = static_cast<int>(std::min(batch, std::size_t{1} << 20));
   auto engine = rescompile::Engine::load(directory, options);
   if (engine || engine.error().code != rescompile::ErrorCode::usage) return engine;
-  options.batch = 0;
-  return rescompile::Engine::load(directory, options);
+  const int wanted = std::exchange(options.batch, 0);
+  engine = rescompile::Engine::load(directory, options);
+  if (!engine) return engine;
+  const rescompile::Batch& takes = engine->manifest().batch;
+  options.batch = static_cast<int>(std::clamp<std::int64_t>(wanted, takes.min, takes.max));
+  return options.batch == takes.opt ? std::move(engine) : rescompile::Engine::load(directory, options);
 }
 
 }  // namespace
@@ -152,10 +162,14 @@ int main(int count, char** words) {
   if (!photographs) return refuse(program, photographs.error());
   // every thread shall have something to do
   const std::size_t threads = std::min(arguments.threads, photographs->size());
-  const std::size_t wanted = std::min(arguments.batch, photographs->size() / threads);
+  const std::size_t wanted = std::min(arguments.batch.value_or(usual_batch), photographs->size() / threads);
   const auto engine = load(arguments.paths[0], wanted);
   if (!engine) return refuse(program, engine.error());
-  const std::size_t batch = std::min(wanted, static_cast<std::size_t>(engine->manifest().batch.max));
+  const auto most = static_cast<std::size_t>(engine->manifest().batch.max);
+  const std::size_t batch = std::min(wanted, most);
+  if (arguments.batch && *arguments.batch > most)
+    std::cerr << program << ": this engine takes at most " << most << " photographs in a request, not "
+              << *arguments.batch << "; build it with a larger --batch for more\n";
   Work work(*engine, *photographs, batch);
   const auto begin = std::chrono::steady_clock::now();
   if (const auto error = work.run(threads)) return refuse(program, *error);
