@@ -130,6 +130,9 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
             raise ImageSetError(f"{path} holds no images: pass image files, or a folder with some")
         if not path.exists():
             raise ImageSetError(f"image {path} cannot be read (No such file or directory): pass image files")
+        if not (path.is_file() or path.is_dir()):
+            # a pipe would be waited for, and images are not read from front to back
+            raise ImageSetError(f"image {path} cannot be read (it is not a regular file): pass image files")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -69,6 +70,7 @@ def run(
             "--output", "-o", help="Write into this .csv or .jsonl (one line of JSON a photo) instead."
         ),
     ] = None,
+    skip_unreadable: SkipUnreadable = False,
     trusted_key: TrustedKeys = None,
     json: Json = False,
 ) -> None:
@@ -80,21 +82,33 @@ def run(
 
     - `rescompile run resnet50-int8-openvino photos/ --top 1 -o classes.csv`
 
+    - `rescompile run resnet50-int8-openvino photos/ --skip-unreadable --json`
+
     - `rescompile run resnet50-int8-openvino photo.jpg --size 320x256`
     """
+    from calibration.errors import ImageSetError
     from calibration.images.listing import image_files
     from rescompile.presenting.terminal.views import print_classes
     from rescompile.runtime.classify import check_predictions_file, classify, write_predictions
 
     if output is not None:
         check_predictions_file(output)
-    answers = classify(
-        directory,
-        image_files(photos),
-        top=top,
-        size=parse_size(size, "--size"),
-        trusted_keys=trusted_key or (),
-    )
+    files, left_out = image_files(photos), list[ImageSetError]()
+    try:
+        answers = classify(
+            directory,
+            files,
+            top=top,
+            size=parse_size(size, "--size"),
+            trusted_keys=trusted_key or (),
+            skip=left_out.append if skip_unreadable and len(files) > 1 else None,
+        )
+    except ImageSetError as error:
+        if skip_unreadable or len(files) == 1:
+            raise
+        raise ImageSetError(f"{error}, or --skip-unreadable to leave such images out") from None
+    for reason in sorted(map(str, left_out)):
+        warnings.warn(f"left out: {reason}", stacklevel=1)
     if output is not None:
         write_predictions(output, answers)
     if json or output is None:

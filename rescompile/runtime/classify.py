@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.cores import available_cores
+from calibration.errors import ImageSetError
 from calibration.file_names import text_of
 from calibration.preprocess import Size
 from rescompile.backends.base import Hint, RunOptions
@@ -23,9 +25,14 @@ from rescompile.runtime.answers import Prediction, most_probable, named_values
 from rescompile.runtime.engine import Engine
 from rescompile.runtime.golden import in_order
 from rescompile.runtime.loading import load_checked, read_trusted
+from rescompile.wording import counted
 
 BATCH = 8
 """Photographs per request: an INT8 engine takes a third less time for each of them than for one alone."""
+
+
+Skip = Callable[[ImageSetError], object]
+"""Called with the reason why a photograph is left out, by several threads."""
 
 
 class Classified(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,17 +53,23 @@ def classify(
     top: int,
     size: Size | None = None,
     trusted_keys: Sequence[Path] = (),
+    skip: Skip | None = None,
 ) -> tuple[Classified, ...]:
     """The ``top`` classes or labels of each photograph, or the values; ``size`` as in ``Engine.preprocess``.
+
+    ``skip`` is called for each photograph that cannot be read, which is then left out; None stops there.
 
     Raises:
         UsageError: the engine does not take this ``size``.
         EngineError, BackendUnavailable: the engine cannot be loaded.
-        ImageSetError: a photograph cannot be read.
+        ImageSetError: a photograph cannot be read, or with ``skip`` none can.
     """
     checked = read_trusted(directory, trusted_keys)
     with load_checked(checked, options=options_for(photos, checked.manifest)) as engine:
-        return classify_with(engine, photos, top=top, size=size)
+        found = classify_with(engine, photos, top=top, size=size, skip=skip)
+    if photos and not found:
+        raise ImageSetError(f"not one of {counted(len(photos), 'photograph')} can be read; pass image files")
+    return found
 
 
 def options_for(photos: Sequence[Path], manifest: Manifest) -> RunOptions:
@@ -66,14 +79,16 @@ def options_for(photos: Sequence[Path], manifest: Manifest) -> RunOptions:
 
 
 def classify_with(
-    engine: Engine, photos: Sequence[Path], *, top: int, size: Size | None = None
+    engine: Engine, photos: Sequence[Path], *, top: int, size: Size | None = None, skip: Skip | None = None
 ) -> tuple[Classified, ...]:
     """``classify`` with an engine in memory, ``BATCH`` photographs at a time in each of the CPU's threads."""
     batch = _batch_of(photos, engine.manifest)
 
     def answer(start: int) -> list[Classified]:
-        some = photos[start : start + batch]
-        images = np.concatenate([engine.preprocess(photo, size) for photo in some])
+        inputs = _inputs(engine, photos[start : start + batch], size, skip)
+        if not inputs:
+            return []
+        some, images = [photo for photo, _ in inputs], np.concatenate([each for _, each in inputs])
         # the last batch is filled up: computing a few images more takes less time than compiling for another size
         images = images[np.minimum(np.arange(batch), len(some) - 1)] if len(some) < batch else images
         found = in_order(engine(images), engine.manifest)
@@ -86,6 +101,21 @@ def classify_with(
     # each thread decodes, resizes and infers photos of its own, so neither work waits for the other
     with ThreadPoolExecutor(_threads_of(photos)) as pool:
         return tuple(each for answers in pool.map(answer, range(0, len(photos), batch)) for each in answers)
+
+
+def _inputs(
+    engine: Engine, photos: Sequence[Path], size: Size | None, skip: Skip | None
+) -> list[tuple[Path, NDArray[Any]]]:
+    """Each photograph that can be read, and the engine's input [1, ...] of it."""
+    found = []
+    for photo in photos:
+        try:
+            found.append((photo, engine.preprocess(photo, size)))
+        except ImageSetError as error:
+            if skip is None:
+                raise
+            skip(error)
+    return found
 
 
 def _threads_of(photos: Sequence[Path]) -> int:

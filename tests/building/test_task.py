@@ -147,6 +147,13 @@ def test_values_are_judged_by_their_error_and_printed_as_numbers(
     paths[5].write_bytes(b"no image")
     with pytest.raises(ImageSetError, match=r"4\.png cannot be read"):
         classify(tmp_path / "e", paths, top=5)
+    left_out: list[Exception] = []
+    rest = classify(tmp_path / "e", [*paths, paths[0]], top=5, skip=left_out.append)
+    assert [each.file for each in rest] == [str(path) for path in [*paths[:5], *paths[6:], paths[0]]]
+    assert rest[5].predictions == together[6].predictions
+    assert len(left_out) == 1
+    with pytest.raises(ImageSetError, match="not one of 2 photographs can be read"):
+        classify(tmp_path / "e", [paths[5]] * 2, top=5, skip=left_out.append)
     print_classes((answer,))
     printed = capsys.readouterr().out
     assert f"{expected[0]:.6g}" in printed

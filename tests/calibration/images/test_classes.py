@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from calibration.errors import ImageSetError
 from calibration.images import open_image_set
-from calibration.images.listing import list_folder
+from calibration.images.listing import image_files, list_folder
 from tests.calibration.images.folders import flat, save, with_csv
 
 
@@ -230,3 +231,9 @@ def test_image_files_of_other_kinds_are_said(tmp_path: Path) -> None:
     (note,) = open_image_set(tmp_path).notes
     assert note.startswith("2 image files of kinds that are not read of ")
     assert note.endswith("were left out: a.heic, b.HEIC")
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageSetError, match=r"pipe\.png cannot be read \(it is not a regular file\)"):
+        image_files([tmp_path / "pipe.png"])
