@@ -360,3 +360,66 @@ def _joined(writer: Writer, left: str, right: str, kind: str) -> str:
     if writer.sizes[sides[0]] != writer.sizes[sides[1]] or sides[0] == sides[1]:
         sides = [writer.conv(each, 8, 1) for each in sides]
     return writer.sum(*sides)
+
+
+WILD: dict[str, Step] = {
+    **STEPS,
+    "add": lambda writer, x, draw: writer.sum(x, draw(st.sampled_from(_alike(writer, x, channels=True)))),
+    "side by side": lambda writer, x, draw: writer.concat(
+        x, draw(st.sampled_from(_alike(writer, x, channels=False)))
+    ),
+    "stride": lambda writer, x, draw: writer.conv(x, 8, 3, 2),
+    "scale": lambda writer, x, draw: writer.add(
+        "Mul", [x, writer.constant(np.float32(draw(st.sampled_from([0.5, -1.5]))))], writer.sizes[x]
+    ),
+    "up": lambda writer, x, draw: _doubled(writer, x),
+    "tanh": lambda writer, x, draw: writer.add("Tanh", [x], writer.sizes[x]),
+    "silu": lambda writer, x, draw: writer.add(
+        "Mul", [x, writer.add("Sigmoid", [x], writer.sizes[x])], writer.sizes[x]
+    ),
+    "floor": lambda writer, x, draw: writer.add("Max", [x, writer.constant(np.float32(-0.3))], writer.sizes[x]),
+    "neg": lambda writer, x, draw: writer.add("Neg", [x], writer.sizes[x]),
+    "average of 3": lambda writer, x, draw: writer.pool(x, "AveragePool", 3, 1, [1, 1, 1, 1]),
+}  # fmt: skip
+SHRINKING = {"max pool", "average pool", "average of 3", "stride", "move", "resize"}
+
+
+@st.composite
+def wild(draw: st.DrawFn) -> tuple[Writer, onnx.ModelProto]:
+    """A random graph of every step, most of whose tensors are signed."""
+    writer = Writer((3, 8, 8), draw(st.integers(0, 999)))
+    made = [writer.relu(writer.conv("x", 8))]
+    for _ in range(draw(st.integers(4, 10))):
+        x = draw(st.sampled_from(made[-4:]))
+        name = draw(st.sampled_from(sorted(WILD)))
+        small = min(writer.sizes[x][1:]) < 3 and name in SHRINKING
+        x = WILD["conv" if small else name](writer, x, draw)
+        made.append(writer.conv(x, 8, 1) if writer.sizes[x][0] > 48 else x)
+    ends = [writer.head(made[-1])]
+    if draw(st.booleans()):
+        ends.append(writer.head(writer.conv(made[-2], 8), 3))
+    if draw(st.booleans()):
+        ends.append(writer.conv(made[-1], 8))
+    return writer, writer.done(*ends)
+
+
+def _alike(writer: Writer, x: str, *, channels: bool) -> list[str]:
+    """The tensors of the height and width of ``x``, and of as many ``channels``."""
+    first = 0 if channels else 1
+    return [
+        name
+        for name, size in writer.sizes.items()
+        if name != "x" and len(size) == 3 and size[first:] == writer.sizes[x][first:]
+    ]
+
+
+def _doubled(writer: Writer, x: str) -> str:
+    """Twice as high and wide, by a transposed convolution; large images stay as they are."""
+    count, height, width = writer.sizes[x]
+    if max(height, width) > 8:
+        return writer.conv(x, 8, 1)
+    weight = writer.random.normal(size=(count, 8, 2, 2)) / np.sqrt(count)
+    return writer.add(
+        "ConvTranspose", [x, writer.constant(weight)], (8, 2 * height, 2 * width),
+        kernel_shape=[2, 2], strides=[2, 2],
+    )  # fmt: skip

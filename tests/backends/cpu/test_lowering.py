@@ -206,6 +206,18 @@ def test_a_pool_whose_input_or_output_others_read_stays_where_it_is() -> None:
         assert makers["maxpool"].input[0] == "relu1"
 
 
+def test_behind_a_pool_of_signed_values_signs_are_split() -> None:
+    """Two products of an unsigned and a signed byte leave 16 bits where a value is 255 and weights are 127."""
+    model = one_conv(np.full((4, 3, 3, 3), 127, np.int8))
+    model.graph.node.insert(0, helper.make_node("MaxPool", ["images"], ["x"], kernel_shape=[2, 2]))
+    next(node for node in model.graph.node if node.op_type == "QuantizeLinear").input[0] = "x"
+    images = np.random.default_rng(0).integers(-127, 128, (2, 3, 4, 4)).astype(np.float32)
+    lowered = lower(model)
+    (quantize,) = (node for node in lowered.graph.node if node.op_type == "QuantizeLinear")
+    assert constants(lowered)[quantize.input[2]].dtype == np.uint8
+    assert_same_integers(run_onnx(lowered, images)[0], run_onnx(model, images)[0])
+
+
 @pytest.mark.parametrize(("largest", "stays"), [(64, True), (65, False)])
 def test_a_signed_tensor_stays_where_weights_are_small_and_openvino_is_exact(
     largest: int, stays: bool
