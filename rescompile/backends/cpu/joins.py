@@ -1,8 +1,8 @@
 """Signed quantizers kept apart from the Concat in front of them.
 
 OpenVINO 2026.4.1 quantizes the tensors that a Concat joins one by one where a QuantizeLinear follows, also behind a
-ReLU or a Clip between them. Of a signed quantizer the convolution behind it then reads wrong integers: 30 % of error was
-seen, with any kind of joined tensors. A maximum that changes nothing, because the quantizer saturates there, keeps the
+ReLU or a Clip between them. Of a signed quantizer the convolution behind it then reads wrong integers, with errors of
+30 % and any kind of joined tensors. A maximum that changes nothing, because the quantizer saturates there, keeps the
 two apart, and is computed by the quantizer's own pass.
 """
 
