@@ -84,15 +84,20 @@ def check_kind(limits: Limits, kind: OutputKind) -> None:
     if kind in NUMBERS and limits.min_agreement is not None:
         raise UsageError(
             f"--min-agreement compares classes, and this network's outputs are {kind}, which name none; pass "
-            "--max-relative-rms, --max-error or --min-cosine instead"
+            f"--max-relative-rms, --max-error or --min-cosine instead{_or_classes(kind)}"
         )
     if kind not in ONE_CLASS and limits.need_labels:
         option = "--min-top1" if limits.max_top1_drop is None else "--max-top1-drop"
         instead = "--max-relative-rms" if kind in NUMBERS else "--min-agreement"
         raise UsageError(
             f"{option} needs outputs that name one class for each image, and this network's are {kind}; pass {instead} "
-            "instead"
+            f"instead{_or_classes(kind)}"
         )
+
+
+def _or_classes(kind: OutputKind) -> str:
+    """What to do where a classifier was taken for features, as one that ends in a pool is."""
+    return ", or --task classes if they are classes" if kind == "features" else ""
 
 
 def check_speed_limit(limits: Limits | None, backend: str) -> None:

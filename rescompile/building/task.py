@@ -60,13 +60,21 @@ def _found(source: Source, index: int) -> tuple[OutputKind, str]:
     count = shape[1] if len(shape) == 2 and shape[1] else source.class_count
     ending = source.endings[index] if index < len(source.endings) else None
     last = ending or _last_operation(source.graph, index)
+    if last in _FEATURES and _names_of_first(source, index, shape) == count:
+        # SqueezeNet pools behind its classifier, as a backbone does behind its last block
+        return "classes", f"its {count} outputs have names of classes"
     if last in _FEATURES or len(shape) == 4:
-        return "features", "it has no classifier"
+        return "features", "nothing behind its last pool or ReLU is a classifier"
     if last == "Sigmoid" and count > 1:
         return "multilabel", "its last operation is a Sigmoid"
     if count == 1:
         return "binary", "its head has one output"
     return "classes", f"its head has {count} outputs"
+
+
+def _names_of_first(source: Source, index: int, shape: tuple[int, ...]) -> int:
+    """Names of classes that the first output has, if it is a row of numbers; 0 for others."""
+    return len(source.class_names or ()) if index == 0 and len(shape) == 2 else 0
 
 
 def _check(source: Source, kind: OutputKind) -> None:

@@ -68,7 +68,7 @@ def network_of(
     called = name or str(
         getattr(inner, "default_cfg", {}).get("architecture") or type(inner).__name__.lower()
     )
-    channels = _channels(inner, preprocess)
+    channels = _channels(inner)
     size = size or (preprocess.size if preprocess else None)
     if preprocess is not None and size is not None:
         # the same proportion of a photograph in another size
@@ -202,18 +202,13 @@ class _Features(nn.Module):
         return {output: self._found[output] for output in self._outputs}
 
 
-def _channels(module: nn.Module, preprocess: Preprocess | None) -> int:
+def _channels(module: nn.Module) -> int:
     layers = (part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d))
     # in traced modules and in user's own layers, weights of convolutions are parameters alone
     weights = (weight.shape[1] for weight in module.parameters() if weight.ndim == 4)
     channels: int | None = next(iter((*layers, *weights)), None)
     if channels is None:
         raise UsageError(f"{type(module).__name__} has no convolution; pass a network that reads images")
-    if preprocess is not None and preprocess.channels != channels:
-        raise UsageError(
-            f"{type(module).__name__} takes {channels} channels, its preprocessing makes "
-            f"{preprocess.channels}; pass a preprocessing for {channels}"
-        )
     return channels
 
 

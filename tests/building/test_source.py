@@ -227,6 +227,19 @@ def test_a_grey_network_asks_how_it_is_normalized(tmp_path: Path) -> None:
     assert (found.color, found.mean, found.crop) == ("GRAY", (0.13,), 32)
 
 
+def test_a_grey_network_of_a_package_keeps_the_size_of_its_preprocessing_in_colour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """timm's configuration stays the one of its weights, when a network is made for grey images."""
+    monkeypatch.setattr(module_export, "installed", lambda package: package != "onnxscript")
+    network = network_of(nn.Sequential(nn.Conv2d(1, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)),
+                         preprocess=CIFAR)  # fmt: skip
+    with pytest.raises(UsageError, match="of 1 channel, are normalized; pass --mean and --std"):
+        opened(network=network)
+    found = opened(network=network, preprocess=PreprocessOptions(mean=(0.13,), std=(0.31,))).preprocess
+    assert (found.color, found.mean, found.crop) == ("GRAY", (0.13,), CIFAR.crop)
+
+
 @pytest.mark.parametrize("ending", [nn.Softmax(1), nn.LogSoftmax(1), nn.Sigmoid()])
 def test_module_with_a_softmax_at_its_end_is_compared_with_it(
     ending: nn.Module, monkeypatch: pytest.MonkeyPatch

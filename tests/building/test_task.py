@@ -16,9 +16,10 @@ import rescompile
 from calibration.errors import ImageSetError
 from calibration.images import open_image_set
 from calibration.preprocess import CIFAR, normalize
+from rescompile.accuracy.limits import check_kind
 from rescompile.accuracy.verify import verify
 from rescompile.building.source import Source
-from rescompile.building.task import with_task
+from rescompile.building.task import opened, with_task
 from rescompile.config import BuildConfig, CalibrationConfig, ModelConfig
 from rescompile.errors import UsageError
 from rescompile.models.random_weights import random_model
@@ -29,6 +30,7 @@ from rescompile.presenting.terminal.views import print_classes
 from rescompile.progress import Silent
 from rescompile.report import BuildReport, Limits
 from rescompile.runtime.classify import classify
+from rescompile.sources.modules import network_of
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +297,27 @@ def test_each_of_several_outputs_is_judged(small: Path, small_source: Source, tm
     )  # fmt: skip
     failed = [check.name for check in again.checks if not check.passed]
     assert failed == ["relative RMS", f"relative RMS of {second.name}"]
+
+
+def squeezed(tmp_path: Path, names: tuple[str, ...] | None) -> Source:
+    """A classifier that ends in a ReLU and a pool, as SqueezeNet's."""
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+    config = BuildConfig(
+        model=ModelConfig(network=network_of(body, size=(8, 8)), classes=names), output=tmp_path / "e"
+    )
+    return opened(config, Silent())[0]
+
+
+def test_a_pool_behind_the_classifier_is_told_from_a_backbone_by_names_of_classes(tmp_path: Path) -> None:
+    found = squeezed(tmp_path, ("a", "b", "c", "d", "e"))
+    assert (found.kind, found.kind_reason) == ("classes", "its 5 outputs have names of classes")
+    found = squeezed(tmp_path, None)
+    assert (found.kind, found.kind_reason) == (
+        "features",
+        "nothing behind its last pool or ReLU is a classifier",
+    )
+    with pytest.raises(UsageError, match=r"instead, or --task classes if they are classes$"):
+        check_kind(Limits(min_agreement=0.9), found.kind)

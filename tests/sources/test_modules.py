@@ -175,8 +175,6 @@ def test_module_that_cannot_be_built_is_refused() -> None:
         network_of(Tiny())
     with pytest.raises(UsageError, match="no convolution"):
         network_of(nn.Linear(3, 3), size=(8, 8))
-    with pytest.raises(UsageError, match="takes 1 channels, its preprocessing makes 3"):
-        network_of(nn.Conv2d(1, 2, 3), preprocess=CIFAR)
     for form, kind in (("nothing", "NoneType"), ("names", "list")):
         with pytest.raises(GraphError, match=rf"\(its answer is a {kind} without tensors\)"):
             network_of(Tiny(form), size=(8, 8))
