@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,6 +57,7 @@ class Engine:
             )
         self.parallel = runner.parallel if isinstance(runner, Concurrent) else 1
         """Calls that the engine works on at the same time."""
+        self._process = os.getpid()
         self._submitting = threading.Lock()
         self._submitted: WeakSet[Future[Answer]] = WeakSet()
         # it starts threads when they are needed
@@ -88,8 +90,13 @@ class Engine:
 
         Raises:
             UsageError: see ``__call__``; later errors are raised by ``result``.
-            EngineError: the engine is closed, or ``MOST_WAITING`` requests wait already.
+            EngineError: the engine is closed, ``MOST_WAITING`` requests wait already, or the process was forked.
         """
+        if self._process != os.getpid():
+            raise EngineError(
+                "this engine was loaded before the process was forked, and its threads were not copied; load it in "
+                "the new process"
+            )
         checked = self._checked(images)
         with self._submitting:
             if len(self._submitted) >= MOST_WAITING:

@@ -96,7 +96,7 @@ class OpenVino:
             manifest.batch,
             fixed=compiler.fixed,
             rest=compiler.for_later().rest,
-            several=options.hint == "throughput" or options.streams is not None,
+            options=options,
         )
 
     def parts(self, directory: Path) -> OpenVinoParts:

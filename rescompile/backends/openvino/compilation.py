@@ -12,7 +12,12 @@ from typing import Any
 
 from rescompile.backends.base import RunOptions
 from rescompile.backends.openvino.cache import CompiledModels, compiled_models
-from rescompile.backends.openvino.compile import compile_noting, settings_of, translate_errors
+from rescompile.backends.openvino.compile import (
+    check_not_forked,
+    compile_noting,
+    settings_of,
+    translate_errors,
+)
 from rescompile.backends.openvino.executable import executable
 from rescompile.engine_files import EngineFiles
 from rescompile.errors import EngineError
@@ -96,6 +101,7 @@ class EngineCompiler:
         return EngineCompiler(self._files.for_later(), self._names, self._manifest, self._options)
 
     def _compilation(self, files: EngineFiles, count: int | None, *, warn: bool) -> Compilation:
+        check_not_forked()
         path = files.path(OPENVINO_MODEL)
         # the range, too, because the payload is compared with it only where it is compiled
         words = [] if count is None else [f"batch={count} of {self._manifest.batch}"]

@@ -7,6 +7,7 @@ runtime sets the same (``cpp/src/openvino_models.cpp``).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -28,7 +29,25 @@ def core() -> Any:
     """OpenVINO itself, one for the process: the libraries that read a model must outlive it."""
     import openvino as ov
 
+    _started_in.append(os.getpid())
     return ov.Core()
+
+
+_started_in: list[int] = []
+"""The process that started OpenVINO; none before that."""
+
+
+def check_not_forked() -> None:
+    """Refuse what may wait for ever: threads that OpenVINO started before a fork are not in the new process.
+
+    Raises:
+        BackendError: names what to do instead.
+    """
+    if _started_in and _started_in[0] != os.getpid():
+        raise BackendError(
+            "this process was forked from one that had used OpenVINO, whose threads it does not have; start processes "
+            "by spawn, or load no engine before the fork"
+        )
 
 
 def settings_of(options: RunOptions, *, tuned: bool = True) -> dict[str, Any]:
@@ -67,6 +86,7 @@ def compile_noting(
     """``compile_model``, and notes on settings that this OpenVINO does not know."""
     import openvino as ov
 
+    check_not_forked()
     model = core().read_model(source) if isinstance(source, (Path, bytes)) else source
     settings = settings_of(options, tuned=False) | ({"PERF_COUNT": "YES"} if counters else {})
     if not tuned:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rescompile.backends.base import Runner, check_batch
+from rescompile.backends.base import RUN_DEFAULTS, Runner, RunOptions, check_batch
 from rescompile.backends.cpu import forms
 from rescompile.backends.openvino.compilation import Compilation
-from rescompile.backends.openvino.compile import compile_model, translate_errors
+from rescompile.backends.openvino.compile import check_not_forked, compile_model, translate_errors
 from rescompile.backends.openvino.executable import executable
 from rescompile.backends.resource_pool import ResourcePool
 from rescompile.backends.zero_copy import writable_view
@@ -50,7 +51,7 @@ class OpenVinoRunner:
         batch: the batch sizes that the runner takes.
         fixed: the only batch size of the compiled model; None where it takes all.
         rest: compiles a model for all batch sizes, at the first call of another one than ``fixed``.
-        several: answer several calls at a time.
+        options: with which it was compiled.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class OpenVinoRunner:
         *,
         fixed: int | None = None,
         rest: Callable[[], Compilation] | None = None,
-        several: bool = False,
+        options: RunOptions = RUN_DEFAULTS,
     ) -> None:
         import openvino as ov
 
-        self._tensor = ov.Tensor
+        self._tensor, self._options = ov.Tensor, options
+        several = options.hint == "throughput" or options.streams is not None
         model = compilation.model
         self.parallel = int(model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if several else 1
         self._first = compilation
@@ -126,6 +128,8 @@ class OpenVinoRunner:
     def _compiled_for(self, count: int) -> Compilation:
         """The compiled model for ``count`` images, which is compiled now if it is needed for the first time."""
         check_batch(count, self._batch)
+        if self._options.threads != 1:  # one thread is the caller's own
+            check_not_forked()
         found = self._first if self.fixed in (None, count) else self._rest
         return found or self._compiled_now()
 
@@ -144,13 +148,21 @@ class OpenVinoRunner:
         if self._check is None:  # the engine was loaded without verification: nothing of it is stored
             return found
         try:
-            self._check(OpenVinoRunner(found, self._batch))
+            self._check(
+                OpenVinoRunner(
+                    found, self._batch, options=replace(self._options, hint="latency", streams=None)
+                )
+            )
         except EngineError:
             if not found.forget():
                 raise
             # what the cache held was wrong, not the engine: compile it
             found = compiled()
-            self._check(OpenVinoRunner(found, self._batch))
+            self._check(
+                OpenVinoRunner(
+                    found, self._batch, options=replace(self._options, hint="latency", streams=None)
+                )
+            )
         found.store()
         return found
 
