@@ -26,10 +26,10 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from rescompile.backends.cpu.barriers import put_barriers
 from rescompile.backends.cpu.biases import keep_zero_biases
 from rescompile.backends.cpu.clips import keeps_clip, spell_clips_apart
 from rescompile.backends.cpu.gathers import count_axes_from_the_back
-from rescompile.backends.cpu.joins import hold_joins
 from rescompile.backends.cpu.padding import pad_behind_quantizer
 from rescompile.backends.cpu.pools import quantize_before_pools
 from rescompile.backends.cpu.unsigned import shift_signed
@@ -70,7 +70,7 @@ def lower(model: onnx.ModelProto, form: CpuForm = "avx2") -> onnx.ModelProto:
         pad_behind_quantizer(graph)
     _Lowering(graph, wide=form != "avx2").run()
     spell_clips_apart(graph)
-    hold_joins(graph)
+    put_barriers(graph)
     keep_zero_biases(graph)
     return write(graph)
 
