@@ -147,11 +147,19 @@ def _reordered(found: Labels, labels: Labels, class_names: Sequence[str]) -> lis
 
 
 def _mapping(found: Labels, labels: Labels, classes: int) -> NDArray[np.int64]:
-    """The most frequent label [classes] of the images that the network puts into each class; -1 where it names none."""
+    """The label [classes] of most images that the network puts into each class, and -1 where there is none.
+
+    An order gives each label to one class alone: most answers would be right in a set of few classes, or of one that is
+    far more frequent than the others, if all classes could get that label.
+    """
     names = np.full(classes, -1)
-    for index in np.unique(found):
-        values, counts = np.unique(labels[found == index], return_counts=True)
-        names[index] = values[counts.argmax()]
+    pairs, counts = np.unique(np.stack([found, labels]), axis=1, return_counts=True)
+    taken = set()
+    for place in np.argsort(-counts, kind="stable"):
+        answer, label = pairs[:, place].tolist()
+        if names[answer] < 0 and label not in taken:
+            names[answer] = label
+            taken.add(label)
     return names
 
 
