@@ -80,7 +80,7 @@ def read_weights(path: Path, entry: str | None = None) -> Weights:
         CheckpointError: the file cannot be read, or does not hold the weights of one network.
     """
     taken = entry_of(read_payload(path), path, entry)
-    if entry is None and _has_task_head(taken.tensors):
+    if entry is None and has_task_head(taken.tensors):
         raise CheckpointError(
             f"{path} holds a detector or segmenter, whose weights alone do not say how its parts are joined: for its "
             "backbone pass --model torchvision:resnet50 (or its own depth) and --outputs c2,c3,c4,c5 beside --weights"
@@ -89,7 +89,7 @@ def read_weights(path: Path, entry: str | None = None) -> Weights:
     return Weights(named.state_dict, path, (*taken.notes, *named.notes), _unused_norms(taken.tensors))
 
 
-def _has_task_head(tensors: Mapping[str, Tensor]) -> bool:
+def has_task_head(tensors: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of torchvision's detectors and segmenters: a backbone and a head of convolutions."""
     if not any(name.startswith("backbone.") for name in tensors):
         return False

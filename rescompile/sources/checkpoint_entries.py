@@ -8,7 +8,7 @@ the user's.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +35,17 @@ class Entry:
     notes: tuple[str, ...] = ()
 
 
-def entry_of(payload: object, path: Path, wanted: str | None = None) -> Entry:
+def entry_of(payload: object, path: Path, wanted: str | None = None, *, of_any_kind: bool = False) -> Entry:
     """The network in ``payload``, or the one in the entry ``wanted`` (or the only entry, whose names begin so).
+
+    With ``of_any_kind`` it may have few convolutions, as a transformer has, or none.
 
     Raises:
         CheckpointError: there is none, or several and no rule says which one is meant.
     """
     found = {entry.path: entry for entry in _networks(payload)}
+    if not found and of_any_kind:
+        found = {entry.path: entry for entry in _networks(payload, is_network=_has_weights)}
     if not found:
         raise CheckpointError(f"{path} holds {_what_instead(payload)}")
     if wanted in found:
@@ -73,8 +77,21 @@ def _noted(entry: Entry, found: Mapping[str, Entry]) -> Entry:
     return Entry(entry.tensors, entry.path, (f"the weights are those of the entry '{entry.path}'{beside}",))
 
 
-def _networks(value: object, path: str = "", depth: int = 0) -> Iterator[Entry]:
-    """Every state_dict with convolutions in ``value``."""
+def _has_convolutions(tensors: Mapping[str, Tensor]) -> bool:
+    return sum(tensor.ndim == 4 for tensor in tensors.values()) >= _FEWEST
+
+
+def _has_weights(tensors: Mapping[str, Tensor]) -> bool:
+    return any(tensor.ndim > 1 for tensor in tensors.values())
+
+
+def _networks(
+    value: object,
+    path: str = "",
+    depth: int = 0,
+    is_network: Callable[[Mapping[str, Tensor]], bool] = _has_convolutions,
+) -> Iterator[Entry]:
+    """Every state_dict in ``value`` whose tensors are a network."""
     if isinstance(value, (list, tuple)):
         value = {str(index): item for index, item in enumerate(value)}
     if not isinstance(value, Mapping) or depth > _DEEPEST:
@@ -82,12 +99,12 @@ def _networks(value: object, path: str = "", depth: int = 0) -> Iterator[Entry]:
     tensors = {
         name: item for name, item in value.items() if isinstance(name, str) and isinstance(item, Tensor)
     }
-    if sum(tensor.ndim == 4 for tensor in tensors.values()) >= _FEWEST:
+    if is_network(tensors):
         yield Entry(tensors, path)
         return
     for name, item in value.items():
         if not _OTHERS.search(str(name)):
-            yield from _networks(item, f"{path}.{name}" if path else str(name), depth + 1)
+            yield from _networks(item, f"{path}.{name}" if path else str(name), depth + 1, is_network)
 
 
 def _what_instead(payload: object) -> str:
@@ -106,5 +123,8 @@ def _what_instead(payload: object) -> str:
     if isinstance(payload, Mapping):
         names = ", ".join(map(str, list(payload)[:3]))
         more = f" and {len(payload) - 3} more" if len(payload) > 3 else ""
-        return f"no weights of convolutions (its entries are {names or 'none'}{more}): pass a state_dict"
+        return (
+            f"no state_dict of a network of convolutions (its entries are {names or 'none'}{more}): pass one, and for "
+            "a network of another kind its --model beside it"
+        )
     return f"a {type(payload).__name__}, not a state_dict: pass a state_dict"

@@ -53,7 +53,7 @@ def read_own_weights(path: str) -> OwnWeights:
     Raises:
         CheckpointError: the file cannot be read, or does not hold the weights of one network.
     """
-    entry = entry_of(read_payload(Path(path)), Path(path))
+    entry = entry_of(read_payload(Path(path)), Path(path), of_any_kind=True)
     return OwnWeights(
         {name.replace(_COMPILED, ""): tensor for name, tensor in entry.tensors.items()}, path, entry.notes
     )
@@ -69,11 +69,7 @@ def load_into(module: nn.Module, weights: OwnWeights, network: str) -> tuple[str
     expected = module.state_dict()
     needed = [name for name in expected if not name.endswith(_COUNTER)]
     beginning = _beginning(weights, needed, network)
-    found = {
-        name.removeprefix(beginning): tensor
-        for name, tensor in weights.tensors.items()
-        if name.startswith(beginning)
-    }
+    found = _under(weights, beginning)
     left_out = [name for name in weights.tensors if not name.startswith(beginning)]
     _check_fit(found, expected, needed, weights.path, network)
     try:
@@ -86,6 +82,24 @@ def load_into(module: nn.Module, weights: OwnWeights, network: str) -> tuple[str
         return weights.notes
     return (*weights.notes, f"of {Path(weights.path).name} the weights under '{beginning[:-1]}' are taken, not "
             f"{listing(left_out)}")  # fmt: skip
+
+
+def weights_for(module: nn.Module, weights: OwnWeights, network: str) -> dict[str, Tensor]:
+    """The tensors of ``weights`` that ``module`` would take, by its names, whatever their shapes.
+
+    Raises:
+        CheckpointError: several parts of the file fit it.
+    """
+    needed = [name for name in module.state_dict() if not name.endswith(_COUNTER)]
+    return _under(weights, _beginning(weights, needed, network))
+
+
+def _under(weights: OwnWeights, beginning: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(beginning): tensor
+        for name, tensor in weights.tensors.items()
+        if name.startswith(beginning)
+    }
 
 
 def _beginning(weights: OwnWeights, needed: list[str], network: str) -> str:
@@ -123,4 +137,7 @@ def _check_fit(
         if names
     ]
     if parts:
-        raise CheckpointError(f"{path} does not fit {network}; {'; '.join(parts)}: pass its own weights")
+        raise CheckpointError(
+            f"{path} does not fit {network}; {'; '.join(parts)}: pass its own weights, or the live module with your "
+            "changes to rescompile.build (--model module:package.file:function)"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +19,8 @@ from calibration.file_names import text_of
 from rescompile.errors import CheckpointError, UsageError, did_you_mean, reason_of
 from rescompile.manifest import OutputKind
 from rescompile.optional import require
-from rescompile.sources.fitting import OwnWeights, load_into, read_own_weights
+from rescompile.sources.checkpoint import has_task_head
+from rescompile.sources.fitting import OwnWeights, load_into, read_own_weights, weights_for
 from rescompile.sources.frozen_norms import USUAL, norm_epsilon
 from rescompile.sources.hub import unreachable_hub
 from rescompile.sources.modules import network_of
@@ -109,7 +111,10 @@ def _timm(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     except RuntimeError as error:
         raise UsageError(f"timm has no weights called {name} ({first_line(error)})") from None
     own = None if weights in WORDS else read_own_weights(weights)
-    options = _like(own.bare, timm_fields(described)) if own else {}
+    fields = timm_fields(described)
+    options: dict[str, Any] = _like(own.bare, fields) if own else {}
+    if asked.size is not None and fields.get("fixed_input_size"):
+        options["img_size"] = asked.size
     module = _create(timm, name, weights, options)
     notes = load_into(module, own, f"timm's {name}") if own else ()
     if weights == "random":
@@ -130,7 +135,7 @@ def _timm(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     )
 
 
-def _create(timm: Any, name: str, weights: str, options: Mapping[str, int]) -> nn.Module:
+def _create(timm: Any, name: str, weights: str, options: Mapping[str, Any]) -> nn.Module:
     """timm's network, with its published weights where they are asked for."""
     with unreachable_hub() if weights == "pretrained" else nullcontext() as unreachable:
         try:
@@ -200,7 +205,7 @@ def _torchvision(name: str, weights: str, asked: _Asked) -> SourceNetwork:
     name, _, version = name.partition(".")
     published = _published(models, name, version, newest=weights == "pretrained")
     own = None if weights in WORDS else _for_torchvision(weights, asked)
-    options = own.options if own else {}
+    options = own.options(models, name) if own else {}
     try:
         module = models.get_model(name, weights=published if weights == "pretrained" else None, **options)
     except (OSError, RuntimeError) as error:
@@ -253,12 +258,13 @@ class _TorchvisionWeights:
     epsilon: float = USUAL
     """The epsilon of its batch norms."""
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of the module that these weights fit."""
-        rows = self.own.bare.get("fc.weight")
-        options: dict[str, Any] = {} if rows is None else {"num_classes": rows.shape[0]}
-        return options | ({"replace_stride_with_dilation": [False, True, True]} if self.is_dilated else {})
+    def options(self, models: Any, name: str) -> dict[str, Any]:
+        """Arguments of torchvision's ``name`` that these weights fit."""
+        if self.is_backbone:
+            return {"replace_stride_with_dilation": [False, True, True]} if self.is_dilated else {}
+        usual = _with_usual_weights(models, name)
+        found, expected = weights_for(usual, self.own, f"torchvision's {name}"), usual.state_dict()
+        return _classes_of(found, expected) | _inception_options(found, expected)
 
     def install(self, module: nn.Module, name: str) -> tuple[str, ...]:
         """Load these weights into ``module``, torchvision's ``name``; sentences for the user."""
@@ -268,14 +274,54 @@ class _TorchvisionWeights:
                 if isinstance(norm, nn.BatchNorm2d):
                     norm.eps = self.epsilon
         notes = load_into(module, self.own, f"torchvision's {name}")
+        if hasattr(module, "transform_input"):
+            known = "published" if module.transform_input else "no published"
+            notes += (
+                f"{name} is built with transform_input={module.transform_input}, as networks that began from {known} "
+                "weights are trained; if yours was not, pass the live module",
+            )
         if self.epsilon == USUAL:
             return notes
         return (*notes, f"its frozen batch norms have the epsilon {self.epsilon:g}, as in torchvision")
 
 
+def _with_usual_weights(models: Any, name: str) -> nn.Module:
+    """torchvision's ``name`` for 1,000 classes, without values where it can be made so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the time that initial weights take
+        try:
+            with torch.device("meta"):
+                made: nn.Module = models.get_model(name, weights=None)
+        except NotImplementedError:  # it computes sizes with tensors
+            made = models.get_model(name, weights=None)
+    return made
+
+
+def _classes_of(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, int]:
+    """The number of classes, where ``found`` differ from the ``expected`` weights in the rows of classifiers alone."""
+    rows = {
+        found[name].shape[0]
+        for name, usual in expected.items()
+        if name in found and usual.ndim and found[name].ndim == usual.ndim
+        and found[name].shape != usual.shape and found[name].shape[1:] == usual.shape[1:]
+    }  # fmt: skip
+    return {"num_classes": rows.pop()} if len(rows) == 1 else {}
+
+
+def _inception_options(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, bool]:
+    """What GoogLeNet's and Inception's weights say: published ones come without heads for training, and their network
+    normalizes once more."""
+    heads = ("aux1.", "AuxLogits.")
+    if not any(name.startswith(heads) for name in expected):
+        return {}
+    trained_so = any(name.startswith(heads) for name in found)
+    return {"aux_logits": trained_so, "transform_input": not trained_so, "init_weights": False}
+
+
 def _for_torchvision(path: str, asked: _Asked) -> _TorchvisionWeights:
     own = read_own_weights(path)
-    if not any(key.startswith(_SEGMENTERS) for key in own.bare):
+    is_part = any(key.startswith(_SEGMENTERS) for key in own.bare)
+    if not is_part or not (asked.outputs or has_task_head(own.bare)):
         return _TorchvisionWeights(own)
     if not asked.outputs:
         raise UsageError(

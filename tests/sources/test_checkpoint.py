@@ -209,7 +209,9 @@ def test_a_network_without_classifier_or_of_another_kind(save, cifar_state):
     ):
         load_checkpoint(save(headless))
     other = {"features.0.weight": torch.ones(1), "head.weight": torch.ones(1)}
-    with pytest.raises(CheckpointError, match=r"no weights of convolutions .*features\.0\.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"no state_dict of a network of convolutions .*features\.0\.weight"
+    ):
         load_checkpoint(save(other))
 
 

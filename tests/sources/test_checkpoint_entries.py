@@ -65,10 +65,10 @@ def test_any_other_pair_is_the_users_choice():
     [
         (torch.ones(3), "holds a Tensor, not a state_dict"),
         ([1, 2], "holds a list, not a state_dict"),
-        ({}, r"no weights of convolutions \(its entries are none\)"),
+        ({}, r"no state_dict of a network of convolutions \(its entries are none\)"),
         (
             {"epoch": 3, "lr": 0.1, "a": 1, "b": 2, "c": 3},
-            r"are epoch, lr, a and 2 more\): pass a state_dict",
+            r"are epoch, lr, a and 2 more\): pass one, and for",
         ),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_whole_pickled_model_is_told_how_to_be_saved(wrap):
 def test_a_dictionary_inside_itself_is_no_endless_loop():
     payload: dict[str, object] = {}
     payload["model"] = payload
-    with pytest.raises(CheckpointError, match="no weights of convolutions"):
+    with pytest.raises(CheckpointError, match="no state_dict of a network of convolutions"):
         entry_of(payload, HERE)
 
 

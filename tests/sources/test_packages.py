@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rescompile.errors import CheckpointError, UsageError
 from rescompile.files import sha256_of
 from rescompile.metrics import relative_rms
 from rescompile.sources import frozen_norms, module_export, packages
+from rescompile.sources.fitting import read_own_weights
 from rescompile.sources.modules import network_of
 from rescompile.sources.name_prefixes import has_scheme
 from rescompile.sources.network import SourceNetwork
@@ -289,3 +291,50 @@ def test_backbone_of_a_segmenters_checkpoint_is_dilated(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = segmenter.backbone(torch.from_numpy(x))["out"].numpy()
     np.testing.assert_allclose(run(network, x), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2", "densenet121", "squeezenet1_1", "regnet_y_400mf", "googlenet"]
+)
+def test_torchvisions_classifiers_take_weights_of_other_classes(name: str, tmp_path: Path) -> None:
+    """Their heads have other names than fc; GoogLeNet's published weights come without its heads for training."""
+    models = package("torchvision.models")
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        own = models.get_model(
+            name, num_classes=6, **({"init_weights": False} if name == "googlenet" else {})
+        )
+    weights = {
+        f"net.{key}": value for key, value in own.state_dict().items() if not key.startswith(("aux1", "aux2"))
+    }
+    torch.save({"state_dict": weights}, tmp_path / "own.pth")
+    made = packages._for_torchvision(str(tmp_path / "own.pth"), packages._Asked())
+    options = made.options(models, name)
+    assert options["num_classes"] == 6
+    network = models.get_model(name, weights=None, **options)
+    notes = made.install(network, name)
+    assert torch.equal(next(network.parameters()), next(own.parameters()))
+    assert any("transform_input=True" in note for note in notes) == (name == "googlenet")
+
+
+def test_a_classifier_in_a_programs_backbone_is_no_detector(tmp_path: Path) -> None:
+    models = package("torchvision.models")
+    path, own = tmp_path / "lightning.ckpt", models.resnet18(num_classes=3)
+    torch.save({"state_dict": {f"backbone.{key}": value for key, value in own.state_dict().items()}}, path)
+    check(open_named("torchvision:resnet18", str(path), size=(64, 64)))
+    head = {f"backbone.{key}": value for key, value in own.state_dict().items() if not key.startswith("fc")}
+    torch.save(head | {"classifier.weight": own.fc.weight}, path)
+    with pytest.raises(CheckpointError, match=r"does not fit torchvision's resnet18; missing: fc\.weight"):
+        open_named("torchvision:resnet18", str(path), size=(64, 64))
+
+
+def test_a_transformer_of_timm_takes_its_own_weights_at_another_size(tmp_path: Path) -> None:
+    timm = package("timm")
+    torch.manual_seed(0)
+    own = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=64, depth=1)
+    torch.save({"model": own.state_dict(), "epoch": 3}, tmp_path / "vit.pth")
+    weights = read_own_weights(str(tmp_path / "vit.pth"))
+    assert set(weights.tensors) == set(own.state_dict())
+    network = open_named("timm:test_vit", "random", size=(64, 64))
+    assert network.graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value == 64
