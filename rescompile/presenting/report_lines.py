@@ -355,9 +355,10 @@ def _certainty(report: BuildReport) -> str:
     if report.image_set_size is None:
         return ""
     hidden = []
-    if report.limits.max_relative_rms is not None:
+    # what is worse than it seems cannot make a failed engine pass
+    if report.passed and report.limits.max_relative_rms is not None:
         hidden.append("errors far larger than these")
-    if report.top1_engine is not None:
+    if report.passed and report.top1_engine is not None:
         hidden.append("labels that do not fit")
     unless = f" unless a few of them have {' or '.join(hidden)}" if hidden else ""
     return (

@@ -72,6 +72,10 @@ def test_an_early_verdict_says_on_how_many_images_it_rests() -> None:
     assert "--validate all" in report_lines.explanation(early)
     assert dict(report_lines.measurements(early))["images"] == "128 of 10000"
     assert "errors far larger than these or labels that do not fit;" in report_lines.explanation(early)
+    failed = report(
+        images=128, image_set_size=10_000, passed=False, checks=(Check("a", "", "", passed=False),)
+    )
+    assert "0.1 %; --validate all" in report_lines.explanation(failed)
     counted = report(images=128, image_set_size=10_000, limits=Limits(min_agreement=0.9), top1_engine=None)
     assert "0.1 %; --validate all" in report_lines.explanation(counted)
     whole = report(images=128)
