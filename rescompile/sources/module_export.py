@@ -87,8 +87,13 @@ def _quiet() -> Iterator[None]:
     """Keeps what exporters log and print away from the user, who gets one sentence."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    # it writes whole graphs to the process's own stdout, where --json puts its answer
+    inner: Any = torch._C
+    log = getattr(inner, "_jit_onnx_log", None)
+    inner._jit_onnx_log = lambda *_: None
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.disable(before)
+        inner._jit_onnx_log = log

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import swa_utils
 
 from calibration.file_names import text_of
@@ -107,7 +108,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A copy of ``module`` on the CPU, in float32 and eval mode.
+    """A copy of ``module`` on the CPU, in float32 and eval mode, whose weights are parameters alone.
 
     Weight norm and pruning keep tensors that were computed from parameters, which PyTorch does not copy.
     """
@@ -119,12 +120,26 @@ def _copied(module: nn.Module) -> nn.Module:
     ]
     memo: dict[int, Any] = {id(value): value.detach().clone() for value in computed}
     try:
-        return copy.deepcopy(module, memo).to("cpu", torch.float32).eval()
+        return _with_plain_weights(copy.deepcopy(module, memo).to("cpu", torch.float32).eval())
     except (RuntimeError, NotImplementedError, TypeError) as error:
         raise UsageError(
             f"the network {type(module).__name__} cannot be copied and put into eval mode ({first_line(error)}); "
             "export it to ONNX and pass that file"
         ) from None
+
+
+def _with_plain_weights(module: nn.Module) -> nn.Module:
+    """``module`` with the weights that its parametrizations compute, such as weight norm, as exporters take them."""
+    for part in list(module.modules()):
+        if parametrize.is_parametrized(part):
+            names: Any = part.parametrizations
+            values = {name: getattr(part, name).detach() for name in names}
+            # not parametrize.remove_parametrizations: the user's own module has the same class, which that changes
+            part.__class__ = type(part).__mro__[1]
+            del part.parametrizations
+            for name, value in values.items():
+                part.register_parameter(name, nn.Parameter(value))
+    return module
 
 
 def reference_of(module: nn.Module) -> Reference:
@@ -153,7 +168,7 @@ class _PlainAnswer(nn.Module):
         """The answer to a batch of images."""
         answer = self.inner(image)
         if isinstance(answer, Tensor):
-            return answer
+            return answer[:, None] if answer.ndim == 1 else answer
         if isinstance(answer, Mapping):
             for entry in _PREFERRED:
                 if isinstance(answer.get(entry), Tensor):

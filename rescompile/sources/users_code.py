@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 
 import torch
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _OTHERS = ("rescompile", "importlib", "_bootstrap")
 """Parts of paths of code that is not the user's, beside torch's."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the message, or the name of the exception."""
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    """The first line of the message without colours, or the name of the exception."""
+    return _COLOUR.sub("", str(error)).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def causes(error: BaseException) -> list[BaseException]:

@@ -113,6 +113,13 @@ def test_same_padding_is_written_as_numbers() -> None:
     assert next(list(a.ints) for a in made.attribute if a.name == "pads") == [1, 1, 1, 1]
 
 
+def test_an_output_of_one_number_for_each_image_is_a_row_of_one() -> None:
+    model = small([], w3=RNG.standard_normal((1, 8)).astype(np.float32), axis=np.array([1]))
+    model.graph.node[-1].output[0] = "row"
+    model.graph.node.append(helper.make_node("Squeeze", ["row", "axis"], ["y"]))
+    assert read(model)[2] == PLAIN
+
+
 def test_an_average_pool_over_everything_is_the_global_pool() -> None:
     model = small([])
     pool = next(node for node in model.graph.node if node.op_type == "GlobalAveragePool")

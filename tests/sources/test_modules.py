@@ -14,6 +14,7 @@ from calibration.preprocess import CIFAR
 from rescompile.errors import CheckpointError, GraphError, UsageError
 from rescompile.sources import module_export
 from rescompile.sources.modules import network_of
+from rescompile.sources.users_code import first_line
 from tests.sources.zoo import run
 
 
@@ -121,9 +122,10 @@ def test_wrappers_of_training_are_taken_off(wrapped: Callable[[nn.Module], nn.Mo
         lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
         nn.utils.weight_norm,
         nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
         lambda conv: conv.register_forward_hook(lambda module, given, answer: 2 * answer),
     ],
-    ids=["pruned", "weight norm", "parametrization", "hook"],
+    ids=["pruned", "weight norm", "parametrization", "spectral norm", "hook"],
 )
 def test_modules_whose_weights_are_computed_are_taken(change: Callable[[nn.Module], Any]) -> None:
     module = Tiny().eval()
@@ -150,6 +152,29 @@ class Functional(nn.Module):
 
 def test_weights_of_a_convolution_that_is_a_call_tell_the_channels() -> None:
     assert run(network_of(Functional(), size=(8, 8)), images(2, 2, 8, 8)).shape == (2, 4)
+
+
+@pytest.mark.usefixtures("torchscript")
+def test_one_number_for_each_image_is_a_row_of_one() -> None:
+    class Squeezed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mean((2, 3)).squeeze(1)
+
+    assert run(network_of(Squeezed(nn.Conv2d(3, 1, 3)), size=(8, 8)), images(2, 3, 8, 8)).shape == (2, 1)
+
+
+def test_an_exporter_that_refuses_says_one_sentence_and_prints_nothing(
+    capfd: pytest.CaptureFixture[str], torchscript: None
+) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(5))
+    with pytest.raises(GraphError, match=r"cannot be exported to ONNX .*adaptive_avg_pool2d") as refused:
+        network_of(module, size=(9, 9))
+    assert len(str(refused.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_colours_of_a_terminal_are_no_part_of_a_sentence() -> None:
+    assert first_line(ValueError("\x1b[96mThis is step 1/3\x1b[0m of it\nmore")) == "This is step 1/3 of it"
 
 
 def test_network_that_decides_by_values_is_refused_with_the_line(capfd: pytest.CaptureFixture[str]) -> None:

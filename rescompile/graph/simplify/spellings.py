@@ -157,12 +157,16 @@ def _gathered_in_order(graph: gs.Graph) -> None:
 
 
 def _flatten(graph: gs.Graph) -> None:
-    """Make Flatten of every node that turns [N, ...] into [N, K], and drop those that change nothing."""
+    """Make Flatten of every node that turns [N, ...] into [N, K], and drop those that change nothing, or make an output
+    [N] of [N, 1]."""
     batch = graph.inputs[0].shape[0]
     for node in list(graph.nodes):
         if node.op not in ("Reshape", "Flatten", "Squeeze"):
             continue
         before, after = node.inputs[0].shape, node.outputs[0].shape
+        if list(before or ()) == [batch, 1] and list(after or ()) == [batch] and not node.outputs[0].outputs:
+            _bypass(graph, node)  # one number for each image is a row of one
+            continue
         if not before or not after or len(after) != 2 or not before[0] == after[0] == batch:
             continue
         if len(before) == 2:
