@@ -147,9 +147,19 @@ def test_later_stages_are_estimated_by_the_pace_of_the_running_one(monkeypatch: 
     progress.advanced(100, 300)
     assert stream.getvalue().splitlines()[1::2] == [
         "load: 1 of 2, about 20 s left",
-        "calibrate: 20 of 40, about 20 s left, then about 5 min of verify",
+        "calibrate: 20 of 40, about 20 s left, then at most about 5 min of verify",
         "verify: 100 of 300, about 40 s left",
     ]
+
+
+def test_a_bar_without_an_end_does_not_say_what_is_left() -> None:
+    target, stream = console(terminal=True)
+    with TerminalProgress(target) as progress:
+        progress.stage_started("load")
+        progress.advanced(3, 0)
+        progress.stage_finished(StageRecord("load", 1.5, 2_000_000_000))
+    assert "0:00:00" in stream.getvalue()
+    assert "left" not in stream.getvalue()
 
 
 def test_progress_on_a_terminal_is_a_bar_that_gives_way_to_a_line() -> None:

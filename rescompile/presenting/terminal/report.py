@@ -15,6 +15,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -33,6 +34,8 @@ from rescompile.wording import plain, roughly
 
 LINE_SECONDS = 20.0
 """Time between two lines about a running stage, where the output is not a terminal."""
+FIRST_SHARE = 8
+"""A pace is trusted after one image in so many."""
 _STYLES = {"verified": "bold green", "failed": "bold red", NOT_JUDGED: "bold red"}
 
 
@@ -100,11 +103,21 @@ def _tried(row: tuple[str, ...]) -> str:
     )
 
 
+class _TimeLeft(TimeRemainingColumn):
+    """The time left, behind the time that passed; nothing where it is not known."""
+
+    def render(self, task: Task) -> Text:
+        """Such as ``, 0:00:07 left``."""
+        known = task.total is not None and task.time_remaining is not None
+        return Text(f", {super().render(task).plain} left" if known else "")
+
+
 class TerminalProgress:
     """Shows the running stage on stderr: a bar with the time left on a terminal; elsewhere plain lines, in a long stage
     one in ``LINE_SECONDS``.
 
-    Stages that come later and also run images are estimated from the pace of the running one. As a context manager it
+    Stages that come later and also run images are estimated from the pace of the running one; a verdict may come before
+    the last image. As a context manager it
     takes the bar away when the block ends, whatever happens inside.
     """
 
@@ -140,8 +153,7 @@ class TerminalProgress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _TimeLeft(),
             console=self._console,
             transient=True,
         )
@@ -152,26 +164,28 @@ class TerminalProgress:
         """Move the bar; a ``total`` of 0 is unknown, and the bar only pulses."""
         bar = self._bar  # another thread may remove it meanwhile
         if bar is not None:
-            later = f" (then {self._later(done)})" if self._later(done) else ""
+            later = f" (then {self._later(done, total)})" if self._later(done, total) else ""
             bar.update(
                 self._task, completed=done, total=total or None, description=plain(self._stage + later)
             )
         elif not self._console.is_terminal and total and time.monotonic() - self._said >= LINE_SECONDS:
             self._said = time.monotonic()
             left = roughly(self._pace(done) * (total - done))
-            later = f", then {self._later(done)}" if self._later(done) else ""
+            later = f", then {self._later(done, total)}" if self._later(done, total) else ""
             self._say(f"{self._stage}: {done} of {total}, about {left} left{later}")
 
     def _pace(self, done: int) -> float:
         """Seconds for each step of the running stage."""
         return (time.monotonic() - self._began) / max(done, 1)
 
-    def _later(self, done: int) -> str:
+    def _later(self, done: int, total: int) -> str:
         """Estimated time of the planned stages behind the running one, which must be one of them."""
         names = list(self._planned)
-        behind = names[names.index(self._stage) + 1 :] if self._stage in names else []
+        # the first images take longer than the others
+        known = self._stage in names and done * FIRST_SHARE >= total
+        behind = names[names.index(self._stage) + 1 :] if known else []
         return ", ".join(
-            f"about {roughly(self._pace(done) * self._planned[name])} of {name}" for name in behind
+            f"at most about {roughly(self._pace(done) * self._planned[name])} of {name}" for name in behind
         )
 
     def stage_finished(self, record: StageRecord) -> None:
