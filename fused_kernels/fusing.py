@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from fused_kernels.launch import trains_plainly
-from fused_kernels.modules.adoption import fused_form, fused_stage, looks_like_a_block
+from fused_kernels.modules.adoption import carry_hooks, fused_form, fused_stage, looks_like_a_block
 from fused_kernels.modules.block import FusedBlock
 
 OUTSIDE = "a convolution outside of a residual block"
@@ -73,6 +73,8 @@ def _fuse_children(parent: nn.Module, prefix: str, report: FuseReport) -> None:
         _fuse_children(child, f"{path}.", report)
         blocks = list(child.children()) if type(child) is nn.Sequential else []
         if blocks and all(isinstance(block, FusedBlock) for block in blocks):
-            setattr(parent, name, fused_stage(blocks, training=child.training))
+            stage = fused_stage(blocks, training=child.training)
+            carry_hooks(child, stage)
+            setattr(parent, name, stage)
         elif isinstance(child, nn.Conv2d):
             report.left[path] = OUTSIDE + (STEM if path == "conv1" and hasattr(parent, "fc") else "")

@@ -40,6 +40,7 @@ def fused_form(block: nn.Module) -> FusedBlock | str:
     if reason := _obstacle(block):
         return reason
     fused = _adopted(block)
+    carry_hooks(block, fused)
     return difference(block, fused, (2, fused.main()[0][0].in_channels, PROBE, PROBE)) or fused
 
 
@@ -50,12 +51,38 @@ def fused_stage(blocks: Iterable[nn.Module], *, training: bool) -> FusedStage:
     return stage
 
 
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+"""Where PyTorch keeps the hooks of a module, by the number that its handle knows."""
+
+
+def carry_hooks(plain: nn.Module, fused: nn.Module) -> None:
+    """Let ``fused`` call the hooks of the module that it replaces; their handles remove them from both."""
+    for name in (*HOOKS, "_is_full_backward_hook"):
+        setattr(fused, name, getattr(plain, name))
+
+
+def _forget_hooks(copied: nn.Module) -> None:
+    """Take the user's hooks from a copy, which runs on random input."""
+    for name in HOOKS:
+        getattr(copied, name).clear()
+
+
 def difference(plain: nn.Module, fused: nn.Module, size: Sequence[int]) -> str | None:
     """Compare copies of both forms on random input of ``size`` in fp32 on the CPU; return the difference, or None."""
     ours, theirs = (copy.deepcopy(module).cpu().float().eval() for module in (fused, plain))
     generator = torch.Generator().manual_seed(0)
     for module in theirs.modules():
         _randomize(module, generator)
+        _forget_hooks(module)
+    _forget_hooks(ours)
     ours.load_state_dict(theirs.state_dict(), strict=False)
     x = torch.randn(*size, generator=generator)
     with torch.no_grad(), implementation("reference"):

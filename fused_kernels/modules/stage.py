@@ -19,5 +19,16 @@ class FusedStage(nn.Sequential):
     """``nn.Sequential`` of ``FusedBlock``: same children, same state_dict."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, K, P, Q], in NHWC memory."""
-        return run([cast(FusedBlock, block) for block in self], x) if len(self) else x
+        """[N, C, H, W] to [N, K, P, Q], in NHWC memory; one block after the other where a block has hooks to call."""
+        blocks = [cast(FusedBlock, block) for block in self]
+        if any(map(_has_hooks, blocks)):
+            for block in blocks:
+                x = block(x)
+            return x
+        return run(blocks, x) if blocks else x
+
+
+def _has_hooks(block: nn.Module) -> bool:
+    return bool(
+        block._forward_hooks or block._forward_pre_hooks or block._backward_hooks or block._backward_pre_hooks
+    )

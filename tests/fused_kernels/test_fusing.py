@@ -242,6 +242,32 @@ def test_on_a_cpu_fused_blocks_train_as_their_modules_do(
         assert torch.equal(one, other), name
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_hooks_on_blocks_and_stages_are_called_and_see_no_probe(late: bool) -> None:
+    model, seen = small(BasicBlock).eval(), list[tuple[str, tuple[int, ...]]]()
+    x = activation(2, 3, 19, 17)
+    if late:
+        fuse(model)
+    handles = [
+        module.register_forward_hook(lambda _, __, out, name=name: seen.append((name, tuple(out.shape))))
+        for name, module in (("block", model.layer1[0]), ("stage", model.layer1))
+    ]
+    plain = copy.deepcopy(model)
+    expected = plain(x)
+    wanted = list(seen)
+    seen.clear()
+    if not late:
+        fuse(model)
+    torch.testing.assert_close(model(x), expected)
+    assert seen == wanted
+    assert [name for name, _ in seen] == ["block", "stage"]
+    seen.clear()
+    for handle in handles:
+        handle.remove()
+    model(x)
+    assert seen == []
+
+
 def test_padded_shortcuts_train_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     plain = cifar_resnet(OurBasicBlock, 1)

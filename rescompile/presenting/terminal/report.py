@@ -107,9 +107,9 @@ class _TimeLeft(TimeRemainingColumn):
     """The time left, behind the time that passed; nothing where it is not known."""
 
     def render(self, task: Task) -> Text:
-        """Such as ``, 0:00:07 left``."""
+        """Such as ``(0:00:07 left)``."""
         known = task.total is not None and task.time_remaining is not None
-        return Text(f", {super().render(task).plain} left" if known else "")
+        return Text(f"({super().render(task).plain} left)" if known else "")
 
 
 class TerminalProgress:
