@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rescompile.backends.base import RunOptions
+from rescompile.backends.cpu import forms
 from rescompile.backends.openvino.cache import CompiledModels, compiled_models
 from rescompile.backends.openvino.compile import (
     check_not_forked,
@@ -18,7 +19,7 @@ from rescompile.backends.openvino.compile import (
     settings_of,
     translate_errors,
 )
-from rescompile.backends.openvino.executable import executable
+from rescompile.backends.openvino.executable import executable, warn_of_another_form
 from rescompile.engine_files import EngineFiles
 from rescompile.errors import EngineError
 from rescompile.manifest import OPENVINO_MODEL, Manifest
@@ -109,6 +110,8 @@ class EngineCompiler:
         stored = None if cache is None else cache.read()
         if stored is not None:
             _check_ports(path, stored, self._manifest, count)
+            if warn and not forms.computes_exactly(self._manifest.cpu_form):
+                warn_of_another_form(path, self._manifest.cpu_form)
             return Compilation(stored, cache, from_cache=True)
         with translate_errors(f"OpenVINO cannot load {path}"):
             model = executable(files, self._manifest.cpu_form, warn=warn)

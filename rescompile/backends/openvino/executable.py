@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from rescompile.backends.cpu import forms
@@ -11,6 +12,19 @@ from rescompile.engine_files import EngineSource, files_in
 from rescompile.errors import BackendError, BackendUnavailable
 from rescompile.manifest import GRAPH, OPENVINO_MODEL, CpuForm
 from rescompile.optional import installed
+
+_ADVICE = "build with --cpu-form avx2"
+
+
+def warn_of_another_form(path: Path, form: CpuForm | None) -> None:
+    """Say at every load that an engine runs in another form than its own, and more slowly."""
+    warnings.warn(
+        f"{_refusal(path, form)}: it runs in the form avx2, which is slower; {_ADVICE}", stacklevel=3
+    )
+
+
+def _refusal(path: Path, form: CpuForm | None) -> str:
+    return f"{path} has the form {form}, which this CPU does not compute exactly"
 
 
 def executable(source: EngineSource, form: CpuForm | None, *, warn: bool = True) -> Any:
@@ -26,10 +40,10 @@ def executable(source: EngineSource, form: CpuForm | None, *, warn: bool = True)
     model, files = read_payload(source), files_in(source)
     if forms.computes_exactly(form):
         return model
-    path, advice = files.path(OPENVINO_MODEL), "build with --cpu-form avx2"
-    refusal = f"{path} has the form {form}, which this CPU does not compute exactly"
+    path = files.path(OPENVINO_MODEL)
+    refusal = _refusal(path, form)
     if not (installed("onnx") and installed("onnx_graphsurgeon")):
-        raise BackendUnavailable(f"{refusal}; {advice}, or install the extra 'build' to lower it here")
+        raise BackendUnavailable(f"{refusal}; {_ADVICE}, or install the extra 'build' to lower it here")
     import onnx
 
     from rescompile.backends.cpu.lowering import lower
@@ -37,9 +51,9 @@ def executable(source: EngineSource, form: CpuForm | None, *, warn: bool = True)
     try:
         lowered = lower(onnx.load_model_from_string(files.read(GRAPH)))
     except BackendError as error:
-        raise BackendUnavailable(f"{refusal} ({error}); {advice}") from error
+        raise BackendUnavailable(f"{refusal} ({error}); {_ADVICE}") from error
     if warn:
-        warnings.warn(f"{refusal}: it runs in the form avx2, which is slower; {advice}", stacklevel=2)
+        warn_of_another_form(path, form)
     again = core().read_model(lowered.SerializeToString())
     again.reshape(model.input(0).get_partial_shape())
     return again
