@@ -73,9 +73,10 @@ def test_what_was_lowered_anew_is_cached(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(*_: object) -> None:
         raise AssertionError("it was lowered again")
 
-    monkeypatch.setattr("rescompile.backends.cpu.lowering.lower", refuse)
-    with pytest.warns(UserWarning, match="has the form vnni"):  # it is as slow as before
-        again = OpenVino().load(folder, described("vnni"), options)
+    with monkeypatch.context() as patched:
+        patched.setattr("rescompile.backends.cpu.lowering.lower", refuse)
+        with pytest.warns(UserWarning, match="has the form vnni"):
+            again = OpenVino().load(folder, described("vnni"), options)
     np.testing.assert_array_equal(first(sample_images(2)), again(sample_images(2)))
 
 
