@@ -20,6 +20,8 @@ FEWEST = 10
 """Fewer images prove nothing about labels."""
 CHANCE = 1e-4
 """Probability with which labels that fit are taken for labels that do not."""
+SURE = 4.0
+"""Standard deviations above a guess from which on the network knows something."""
 FEW_CLASSES = 4
 """With so few, twice the share of a guess is more than a useful network may have."""
 LEAST_SHARE = 0.05
@@ -74,15 +76,31 @@ def _at_chance(found: Labels, labels: Labels, classes: int) -> bool:
     count, right = len(labels), int((found == labels).sum())
     if classes > FEW_CLASSES and right / count < max(2 / classes, LEAST_SHARE):
         return True
-    guess = 1 / classes
+    guess, spread = 1 / classes, 0.0
     if len(np.unique(labels)) > 1:
-        shares = [np.bincount(side, minlength=classes) / count for side in (found, labels)]
-        guess = max(guess, float(shares[0] @ shares[1]))
+        answered, labelled = (np.bincount(side, minlength=classes) for side in (found, labels))
+        guess = max(guess, float(answered @ labelled) / count**2)
+        spread = _spread_of_matches(answered, labelled)
     if guess >= 1.0:
         return False
-    no_better = binomial_tail(right, count, guess) > 0.01
+    # where most images have one class, most of a guess's answers are right whichever images they belong to
+    knows = spread > 0 and right - guess * count > SURE * spread
+    no_better = binomial_tail(right, count, guess) > 0.01 and not knows
     # a network halfway between a guess and the truth would hardly be right so seldom
     return no_better and 1 - binomial_tail(right + 1, count, (1 + guess) / 2) < 0.01
+
+
+def _spread_of_matches(answered: NDArray[np.int64], labelled: NDArray[np.int64]) -> float:
+    """Standard deviation of the number of right answers if the answers are given to the images at random.
+
+    ``answered`` and ``labelled`` are [classes], the number of images of each class. These are the moments of a table
+    whose margins are known.
+    """
+    count = int(labelled.sum())
+    pairs = answered.astype(float) * labelled
+    rest = (count - answered.astype(float)) * (count - labelled)
+    total = float(pairs @ rest + pairs.sum() ** 2 - pairs @ pairs)
+    return float(np.sqrt(total / (count**2 * (count - 1))))
 
 
 Better = tuple[int, str]
