@@ -94,8 +94,8 @@ class Engine:
         """
         if self._process != os.getpid():
             raise EngineError(
-                "this engine was loaded before the process was forked, and its threads were not copied; load it in "
-                "the new process"
+                "this engine was loaded before the process was forked, and its threads were not copied; start "
+                "processes by spawn"
             )
         checked = self._checked(images)
         with self._submitting:

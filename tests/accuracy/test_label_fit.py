@@ -144,7 +144,7 @@ def test_classes_that_are_often_confused_are_no_other_order() -> None:
 
 @pytest.mark.parametrize("frequent", [1.0, 0.97])
 def test_images_of_nearly_one_class_are_no_other_order(frequent: float) -> None:
-    """Whoever calls every answer by the most frequent label is right more often, but that is no order of classes."""
+    """If every answer meant the most frequent label, more would be right; but no order of classes does that."""
     random = np.random.default_rng(3)
     labels = np.where(random.random(300) < frequent, 3, random.integers(0, 10, 300))
     found = np.where(random.random(300) < 0.83, labels, random.integers(0, 10, 300))

@@ -36,7 +36,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def attention(self, x: Tensor) -> Tensor:
-        """As torch's own: the places are in front, and each head of each image is one matrix."""
+        """Attention as PyTorch computes it: of [places, images, width], with one matrix for each head of each image."""
         length, count, width = x.shape
         parts = self.inner(x).reshape(length, count * self.heads, 3 * width // self.heads).transpose(0, 1)
         query, key, value = parts.chunk(3, -1)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from calibration.operators import OPERATORS
-from rescompile.graph.shared.links import cannot_be_negative, made_by, step_above
+from rescompile.graph.shared.links import MOVING_OPS, cannot_be_negative, made_by, step_above
 
 Step = tuple[str, list[gs.Tensor]]
 """An operator and its constants."""
@@ -19,8 +18,7 @@ Step = tuple[str, list[gs.Tensor]]
 
 def keeps_clip(tensor: gs.Tensor) -> bool:
     """Whether OpenVINO computes a Clip of ``tensor`` right: its values were not put side by side."""
-    moving = {name for name, entry in OPERATORS.items() if entry.moves} - {"Concat"}
-    return made_by(step_above(tensor, {*moving, "Relu", "Clip", "Neg"})) != "Concat"
+    return made_by(step_above(tensor, {*MOVING_OPS, "Relu", "Clip", "Neg"} - {"Concat"})) != "Concat"
 
 
 def spell_clips_apart(graph: gs.Graph) -> None:

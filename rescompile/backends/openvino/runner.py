@@ -147,22 +147,16 @@ class OpenVinoRunner:
         found = compiled()
         if self._check is None:  # the engine was loaded without verification: nothing of it is stored
             return found
+        # the check calls it from one thread
+        options = replace(self._options, hint="latency", streams=None)
         try:
-            self._check(
-                OpenVinoRunner(
-                    found, self._batch, options=replace(self._options, hint="latency", streams=None)
-                )
-            )
+            self._check(OpenVinoRunner(found, self._batch, options=options))
         except EngineError:
             if not found.forget():
                 raise
             # what the cache held was wrong, not the engine: compile it
             found = compiled()
-            self._check(
-                OpenVinoRunner(
-                    found, self._batch, options=replace(self._options, hint="latency", streams=None)
-                )
-            )
+            self._check(OpenVinoRunner(found, self._batch, options=options))
         found.store()
         return found
 

@@ -11,6 +11,8 @@ from calibration import operators
 WEIGHTED_OPS = operators.WEIGHTED_OPS
 MOVEMENT_OPS = ("Slice", "Pad")
 """Operators of the option A shortcut; they only move values, so they commute with Q and DQ."""
+MOVING_OPS = frozenset(name for name, entry in operators.OPERATORS.items() if entry.moves)
+"""Operators whose outputs consist of values of their inputs."""
 QUANTIZER_OPS = ("QuantizeLinear", "DequantizeLinear")
 
 

@@ -117,8 +117,7 @@ class TerminalProgress:
     one in ``LINE_SECONDS``.
 
     Stages that come later and also run images are estimated from the pace of the running one; a verdict may come before
-    the last image. As a context manager it
-    takes the bar away when the block ends, whatever happens inside.
+    the last image. As a context manager it takes the bar away when the block ends, whatever happens inside.
     """
 
     def __init__(self, console: Console | None = None) -> None:
